@@ -1,0 +1,30 @@
+"""How both compiled modules are compiled.
+
+``GAIN_TRIO_WERROR=1`` makes warnings errors (CI does), ``GAIN_TRIO_SANITIZE=1`` builds with AddressSanitizer and UBSan.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+COMPILE_ARGUMENTS = ["-std=gnu11", "-Wall", "-Wextra", "-fvisibility=hidden"]
+LINK_ARGUMENTS: list[str] = []
+
+# PyMethodDef tables cast METH_FASTCALL and METH_NOARGS functions, and PyTypeObject is filled in part: that is the C API.
+COMPILE_ARGUMENTS += ["-Wno-cast-function-type", "-Wno-missing-field-initializers"]
+
+if os.environ.get("GAIN_TRIO_WERROR") == "1":
+    COMPILE_ARGUMENTS.append("-Werror")
+
+if os.environ.get("GAIN_TRIO_SANITIZE") == "1":
+    COMPILE_ARGUMENTS += ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
+    COMPILE_ARGUMENTS += ["-fno-sanitize-recover=undefined"]
+    LINK_ARGUMENTS += ["-fsanitize=address,undefined"]
+
+
+def fastpath_sources() -> list[str]:
+    """The C files of ``gain_trio._fastpath``, relative to the project's root as setuptools wants them."""
+    root = Path(__file__).resolve().parent.parent
+    fastpath = sorted(path.relative_to(root).as_posix() for path in (root / "_ffi/fastpath").glob("*.c"))
+    return ["_ffi/ring.c", *fastpath]

@@ -1,0 +1,364 @@
+/* awaitable.c: what `await connection.receive()` awaits.
+ *
+ * A call makes one small object, which comes from a free list and goes back to it.  The first time it is driven, it answers
+ * from memory if it can; otherwise it parks the current task by yielding the connection's trap, which is Trio's own
+ * WaitTaskRescheduled, made once per connection and direction.  It is driven again when the task is resumed: with None by
+ * the fast path (gt_trio_resume), with an Outcome by Trio's scheduler.  The data is not in that message but in the
+ * connection's queue, so whatever happens between waking and running (a cancellation, a KeyboardInterrupt) loses nothing.
+ *
+ *     NEW ──drive──> DONE                        answered from memory
+ *      └────drive──> PARKED ──drive──> DONE      the usual wait
+ *                     └──drive──> PARKED         woken, but there was nothing left: wait again
+ *                     └──throw/close──> DONE
+ *
+ * Python drives it in three ways (am_send, __next__, send), depending on its version and on whether it is being traced:
+ * all of them lead to drive().
+ */
+#include "fastpath.h"
+
+#include <errno.h>
+
+enum { NEW, PARKED, DONE };
+
+#define FREE_LIST_SIZE 256
+static gt_awaitable *free_list[FREE_LIST_SIZE];
+static int free_count;
+
+gt_awaitable *gt_awaitable_new(gt_connection *connection, enum gt_call call)
+{
+    gt_awaitable *self;
+    if (free_count > 0) {
+        self = free_list[--free_count];
+        PyObject_Init((PyObject *)self, &gt_awaitable_type);
+    } else {
+        self = PyObject_GC_New(gt_awaitable, &gt_awaitable_type);
+        if (!self)
+            return NULL;
+    }
+    Py_INCREF(connection);
+    self->connection = connection;
+    self->data = NULL;
+    self->offset = 0;
+    self->max = SIZE_MAX;
+    self->call = (uint8_t)call;
+    self->state = NEW;
+    self->has_view = false;
+    PyObject_GC_Track(self);
+    return self;
+}
+
+static gt_direction *direction_of(const gt_awaitable *self)
+{
+    bool receives = self->call == GT_RECEIVE || self->call == GT_RECEIVE_INTO;
+    return receives ? &self->connection->receiving : &self->connection->sending;
+}
+
+/* The call is over, however it ended: its task waits no more, its buffer may change. */
+static void finish(gt_awaitable *self)
+{
+    gt_direction *direction = direction_of(self);
+    if (direction->awaitable == self) {
+        direction->awaitable = NULL;
+        Py_CLEAR(direction->task);
+    }
+    self->state = DONE;
+    Py_CLEAR(self->data);
+    if (self->has_view) {
+        self->has_view = false;
+        PyBuffer_Release(&self->view);
+    }
+}
+
+static PyObject *raise_broken(const gt_awaitable *self, int error)
+{
+    PyObject *exception = PyObject_CallFunction(self->connection->reactor->make_broken, "i", error);
+    if (exception) {
+        PyErr_SetObject((PyObject *)Py_TYPE(exception), exception);
+        Py_DECREF(exception);
+    }
+    return NULL;
+}
+
+static PyObject *raise_closed(const gt_awaitable *self, const char *message)
+{
+    PyErr_SetString(self->connection->reactor->closed_error, message);
+    return NULL;
+}
+
+/* --- answering: 1 with *result set, 0 when the task has to wait, -1 with an exception --- */
+
+static int answer_receive(gt_awaitable *self, PyObject **result)
+{
+    gt_stream *stream = self->connection->stream;
+    if (gt_inbound_size(&stream->inbound) > 0) {
+        if (self->call == GT_RECEIVE) {
+            *result = gt_inbound_take(&stream->inbound, self->max);
+        } else {
+            size_t length = gt_inbound_take_into(&stream->inbound, self->view.buf, (size_t)self->view.len);
+            *result = length == SIZE_MAX ? NULL : PyLong_FromSize_t(length);
+        }
+        gt_stream_consumed(stream);
+        return *result ? 1 : -1;
+    }
+    if (stream->receive_error) {
+        raise_broken(self, stream->receive_error);
+        return -1;
+    }
+    if (stream->end_of_stream) {
+        *result = self->call == GT_RECEIVE ? PyBytes_FromStringAndSize(NULL, 0) : PyLong_FromLong(0);
+        return *result ? 1 : -1;
+    }
+    return 0;
+}
+
+#define REFERENCE 4096 /* a bytes object this large is referenced until it is sent, not copied */
+
+/* Queue as much of the data as the marks allow: all of it, unless it is a large buffer that the caller may change later. */
+static int queue_data(gt_awaitable *self)
+{
+    gt_stream *stream = self->connection->stream;
+    if (self->data && PyBytes_GET_SIZE(self->data) >= REFERENCE) {
+        if (self->offset == 0 && gt_outbound_reference(&stream->outbound, self->data) < 0)
+            return -1;
+        self->offset = (size_t)PyBytes_GET_SIZE(self->data);
+    } else {
+        const char *data = self->data ? PyBytes_AS_STRING(self->data) : self->view.buf;
+        size_t left = (self->data ? (size_t)PyBytes_GET_SIZE(self->data) : (size_t)self->view.len) - self->offset;
+        if (left > REFERENCE) {
+            size_t room = stream->outbound.size < stream->send_high ? stream->send_high - stream->outbound.size : 0;
+            if (left > room)
+                left = room;
+        }
+        if (left > 0 && gt_outbound_copy(&stream->outbound, data + self->offset, left, stream->send_in_flight) < 0)
+            return -1;
+        self->offset += left;
+    }
+    if (stream->outbound.size > 0)
+        gt_stream_want(stream);
+    return 0;
+}
+
+static int answer_send(gt_awaitable *self, PyObject **result)
+{
+    gt_connection *connection = self->connection;
+    if (connection->send_eof) {
+        raise_closed(self, "send_eof() was called on this connection");
+        return -1;
+    }
+    if (queue_data(self) < 0) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    size_t length = self->data ? (size_t)PyBytes_GET_SIZE(self->data) : (size_t)self->view.len;
+    if (self->offset < length || connection->stream->outbound.size >= connection->stream->send_high)
+        return 0;
+    *result = Py_NewRef(Py_None);
+    return 1;
+}
+
+/* Of a call on the sending side that is parked: is there a reason to resume it? */
+bool gt_awaitable_is_satisfied(const gt_awaitable *self)
+{
+    const gt_connection *connection = self->connection;
+    const gt_stream *stream = connection->stream;
+    if (!stream || stream->send_error)
+        return true;
+    if (self->call == GT_FLUSH || self->call == GT_CLOSE_FLUSH)
+        return stream->outbound.size == 0;
+    return stream->outbound.size < stream->send_high;
+}
+
+static int answer(gt_awaitable *self, PyObject **result)
+{
+    gt_connection *connection = self->connection;
+    gt_stream *stream = connection->stream;
+    if (!stream || stream->closing || (connection->closed && self->call != GT_CLOSE_FLUSH)) {
+        raise_closed(self, "this connection was closed");
+        return -1;
+    }
+    if (self->call == GT_RECEIVE || self->call == GT_RECEIVE_INTO)
+        return answer_receive(self, result);
+    if (stream->send_error) {
+        raise_broken(self, stream->send_error);
+        return -1;
+    }
+    if (self->call == GT_SEND)
+        return answer_send(self, result);
+    if (!gt_awaitable_is_satisfied(self))
+        return 0;
+    *result = Py_NewRef(Py_None);
+    return 1;
+}
+
+/* --- driving --- */
+
+static PySendResult park(gt_awaitable *self, PyObject *task, PyObject **result)
+{
+    gt_direction *direction = direction_of(self);
+    PyObject *trap = gt_direction_trap(self->connection, direction);
+    if (!trap)
+        return PYGEN_ERROR;
+    Py_XSETREF(direction->task, Py_NewRef(task));
+    direction->awaitable = self;
+    self->state = PARKED;
+    *result = Py_NewRef(trap);
+    return PYGEN_NEXT;
+}
+
+static PySendResult start(gt_awaitable *self, PyObject *task, PyObject **result)
+{
+    gt_trio *trio = &self->connection->reactor->trio;
+    if (direction_of(self)->awaitable) {
+        bool receives = direction_of(self) == &self->connection->receiving;
+        PyErr_Format(self->connection->reactor->busy_error, "another task is already %s on this connection",
+                     receives ? "receiving" : "sending");
+        return PYGEN_ERROR;
+    }
+    int cancelled = gt_trio_cancel_is_pending(trio, task);
+    if (cancelled < 0)
+        return PYGEN_ERROR;
+    if (cancelled) /* nothing has been done yet; parking lets Trio deliver it */
+        return park(self, task, result);
+    int answered = answer(self, result);
+    if (answered == 0)
+        return park(self, task, result);
+    if (answered > 0 && gt_trio_count_cancel_point(trio, task) < 0) {
+        Py_CLEAR(*result);
+        answered = -1;
+    }
+    return answered > 0 ? PYGEN_RETURN : PYGEN_ERROR;
+}
+
+static PySendResult resume(gt_awaitable *self, PyObject *task, PyObject *message, PyObject **result)
+{
+    if (message != Py_None) {
+        PyObject *value = PyObject_CallMethod(message, "unwrap", NULL);
+        if (!value)
+            return PYGEN_ERROR;
+        Py_DECREF(value);
+    }
+    int answered = answer(self, result);
+    if (answered == 0)
+        return park(self, task, result);
+    return answered > 0 ? PYGEN_RETURN : PYGEN_ERROR;
+}
+
+static PySendResult drive(PyObject *object, PyObject *message, PyObject **result)
+{
+    gt_awaitable *self = (gt_awaitable *)object;
+    *result = NULL;
+    if (self->state == DONE) {
+        PyErr_SetString(PyExc_RuntimeError, "cannot reuse an awaited receive() or send(): call it again");
+        return PYGEN_ERROR;
+    }
+    if (!gt_reactor_check_thread(self->connection->reactor))
+        return PYGEN_ERROR;
+    PyObject *task = gt_trio_current_task(&self->connection->reactor->trio);
+    if (!task)
+        return PYGEN_ERROR;
+    PySendResult sent =
+        self->state == NEW ? start(self, task, result) : resume(self, task, message, result);
+    if (sent != PYGEN_NEXT) {
+        /* finish() may run the code of whoever owns the buffer: the exception is kept out of its sight */
+        PyObject *type, *value, *traceback;
+        PyErr_Fetch(&type, &value, &traceback);
+        finish(self);
+        PyErr_Restore(type, value, traceback);
+    }
+    return sent;
+}
+
+static PyObject *drive_by_method(PyObject *object, PyObject *message)
+{
+    PyObject *result;
+    switch (drive(object, message, &result)) {
+    case PYGEN_NEXT:
+        return result;
+    case PYGEN_RETURN: {
+        /* An exception instance would be raised itself and a tuple taken apart, so both are wrapped. */
+        PyObject *stop = PyObject_CallOneArg(PyExc_StopIteration, result);
+        Py_DECREF(result);
+        if (stop) {
+            PyErr_SetObject(PyExc_StopIteration, stop);
+            Py_DECREF(stop);
+        }
+        return NULL;
+    }
+    case PYGEN_ERROR:
+        break;
+    }
+    return NULL;
+}
+
+static PyObject *awaitable_next(PyObject *self) { return drive_by_method(self, Py_None); }
+
+static PyObject *awaitable_self(PyObject *self) { return Py_NewRef(self); }
+
+static PyObject *awaitable_close(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    finish((gt_awaitable *)self);
+    Py_RETURN_NONE;
+}
+
+static PyObject *awaitable_throw(PyObject *self, PyObject *args)
+{
+    PyObject *type, *value = Py_None, *traceback = Py_None;
+    if (!PyArg_ParseTuple(args, "O|OO:throw", &type, &value, &traceback))
+        return NULL;
+    finish((gt_awaitable *)self);
+    if (PyExceptionInstance_Check(type)) {
+        PyErr_SetObject((PyObject *)Py_TYPE(type), type);
+    } else if (PyExceptionClass_Check(type)) {
+        PyErr_SetObject(type, value == Py_None ? NULL : value);
+    } else {
+        PyErr_SetString(PyExc_TypeError, "throw() takes an exception");
+    }
+    return NULL;
+}
+
+static int awaitable_traverse(gt_awaitable *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->connection);
+    Py_VISIT(self->data);
+    if (self->has_view)
+        Py_VISIT(self->view.obj);
+    return 0;
+}
+
+static void awaitable_dealloc(gt_awaitable *self)
+{
+    PyObject_GC_UnTrack(self);
+    if (self->connection)
+        finish(self);
+    Py_CLEAR(self->connection);
+    if (free_count < FREE_LIST_SIZE)
+        free_list[free_count++] = self;
+    else
+        PyObject_GC_Del(self);
+}
+
+static PyMethodDef awaitable_methods[] = {
+    {"send", drive_by_method, METH_O, PyDoc_STR("Resume with a message from Trio.")},
+    {"throw", awaitable_throw, METH_VARARGS, PyDoc_STR("End the call with an exception.")},
+    {"close", awaitable_close, METH_NOARGS, PyDoc_STR("End the call.")},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyAsyncMethods awaitable_async = {
+    .am_await = awaitable_self,
+    .am_send = drive,
+};
+
+PyTypeObject gt_awaitable_type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "gain_trio._fastpath.Call",
+    .tp_basicsize = sizeof(gt_awaitable),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_doc = PyDoc_STR("A call in progress on a connection."),
+    .tp_dealloc = (destructor)awaitable_dealloc,
+    .tp_traverse = (traverseproc)awaitable_traverse,
+    .tp_as_async = &awaitable_async,
+    .tp_iter = awaitable_self,
+    .tp_iternext = awaitable_next,
+    .tp_methods = awaitable_methods,
+};

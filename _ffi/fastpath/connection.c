@@ -1,0 +1,491 @@
+/* connection.c: the Python type behind gain_trio's connections on the ring.
+ *
+ * It is a base class: what is called once a message is here, what is called once a connection (addresses, options, the
+ * order of closing) is Python's, in gain_trio/_transports/.
+ */
+#include "fastpath.h"
+
+#include <errno.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+/* --- the abort function of one direction --- */
+
+static PyObject *abort_call(gt_abort *self, PyObject *args, PyObject *kwargs)
+{
+    PyObject *raise_cancel;
+    static char *names[] = {"raise_cancel", NULL};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O:abort", names, &raise_cancel))
+        return NULL;
+    if (self->connection) {
+        /* The call stays `in progress` until its task runs and is told of the cancellation. */
+        Py_CLEAR(self->direction->task);
+    }
+    return Py_NewRef(self->succeeded);
+}
+
+static int abort_traverse(gt_abort *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->succeeded);
+    return 0;
+}
+
+static void abort_dealloc(gt_abort *self)
+{
+    PyObject_GC_UnTrack(self);
+    Py_CLEAR(self->succeeded);
+    PyObject_GC_Del(self);
+}
+
+PyTypeObject gt_abort_type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "gain_trio._fastpath.Abort",
+    .tp_basicsize = sizeof(gt_abort),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_doc = PyDoc_STR("Trio calls this to cancel a call that waits."),
+    .tp_dealloc = (destructor)abort_dealloc,
+    .tp_traverse = (traverseproc)abort_traverse,
+    .tp_call = (ternaryfunc)abort_call,
+};
+
+PyObject *gt_direction_trap(gt_connection *connection, gt_direction *direction)
+{
+    if (direction->trap)
+        return direction->trap;
+    gt_trio *trio = &connection->reactor->trio;
+    gt_abort *abort = PyObject_GC_New(gt_abort, &gt_abort_type);
+    if (!abort)
+        return NULL;
+    abort->connection = connection;
+    abort->direction = direction;
+    abort->succeeded = Py_NewRef(trio->abort_succeeded);
+    PyObject_GC_Track(abort);
+    PyObject *trap = PyObject_CallOneArg(trio->trap_type, (PyObject *)abort);
+    if (!trap) {
+        abort->connection = NULL;
+        Py_DECREF(abort);
+        return NULL;
+    }
+    direction->trap = trap;
+    direction->abort = abort;
+    return trap;
+}
+
+static void clear_direction(gt_direction *direction)
+{
+    if (direction->abort) {
+        direction->abort->connection = NULL;
+        Py_CLEAR(direction->abort);
+    }
+    Py_CLEAR(direction->trap);
+    Py_CLEAR(direction->task);
+}
+
+/* Let the task that waits in this direction, if any, look at the state again. */
+int gt_connection_wake_direction(gt_connection *connection, gt_direction *direction, bool in_place)
+{
+    PyObject *task = direction->task;
+    if (!task)
+        return 0;
+    direction->task = NULL;
+    int result = gt_reactor_wake(connection->reactor, task, (PyObject *)direction->abort, in_place);
+    Py_DECREF(task);
+    return result;
+}
+
+/* --- life --- */
+
+static int connection_init(gt_connection *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"reactor", "descriptor", "receive_high", "receive_low", "send_high", NULL};
+    PyObject *reactor;
+    int descriptor;
+    Py_ssize_t receive_high, receive_low, send_high;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!innn:Stream", names, &gt_reactor_type, &reactor, &descriptor,
+                                     &receive_high, &receive_low, &send_high))
+        return -1;
+    if (self->reactor) {
+        PyErr_SetString(PyExc_RuntimeError, "a connection is initialised once");
+        return -1;
+    }
+    if (descriptor < 0 || receive_low < 0 || receive_high <= receive_low || send_high <= 0) {
+        PyErr_SetString(PyExc_ValueError, "need descriptor >= 0, 0 <= receive_low < receive_high, send_high > 0");
+        return -1;
+    }
+    if (((gt_reactor *)reactor)->closed) {
+        PyErr_SetString(PyExc_RuntimeError, "the run that this connection was to belong to is over");
+        return -1;
+    }
+    if (!gt_reactor_check_thread((gt_reactor *)reactor))
+        return -1;
+    self->stream = gt_stream_open((gt_reactor *)reactor, self, descriptor);
+    if (!self->stream)
+        return -1;
+    self->stream->receive_high = (size_t)receive_high;
+    self->stream->receive_low = (size_t)receive_low;
+    self->stream->send_high = (size_t)send_high;
+    self->reactor = (gt_reactor *)Py_NewRef(reactor);
+    return 0;
+}
+
+static int connection_traverse(gt_connection *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->reactor);
+    Py_VISIT(self->receiving.task);
+    Py_VISIT(self->receiving.trap);
+    Py_VISIT(self->receiving.abort);
+    Py_VISIT(self->sending.task);
+    Py_VISIT(self->sending.trap);
+    Py_VISIT(self->sending.abort);
+    Py_VISIT(self->context);
+    return 0;
+}
+
+static int connection_clear(gt_connection *self)
+{
+    clear_direction(&self->receiving);
+    clear_direction(&self->sending);
+    Py_CLEAR(self->context);
+    return 0;
+}
+
+/* Dropped without being closed.  Like a socket: say so, and close. */
+static void connection_finalize(gt_connection *self)
+{
+    if (!self->stream || self->stream->closing)
+        return;
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    if (PyErr_ResourceWarning((PyObject *)self, 1, "unclosed %R", self) < 0) {
+        if (PyErr_ExceptionMatches(PyExc_Warning))
+            PyErr_WriteUnraisable((PyObject *)self);
+        else
+            PyErr_Clear();
+    }
+    PyErr_Restore(type, value, traceback);
+    self->closed = true;
+    if (self->stream)
+        gt_stream_close(self->stream);
+}
+
+static void connection_dealloc(gt_connection *self)
+{
+    if (PyObject_CallFinalizerFromDealloc((PyObject *)self) < 0)
+        return; /* resurrected */
+    PyObject_GC_UnTrack(self);
+    if (self->weakrefs)
+        PyObject_ClearWeakRefs((PyObject *)self);
+    if (self->stream)
+        self->stream->connection = NULL;
+    connection_clear(self);
+    Py_CLEAR(self->reactor);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+/* --- calls that wait --- */
+
+static PyObject *uninitialised(void)
+{
+    PyErr_SetString(PyExc_RuntimeError, "this connection was never initialised");
+    return NULL;
+}
+
+static PyObject *new_call(gt_connection *self, enum gt_call call)
+{
+    return self->reactor ? (PyObject *)gt_awaitable_new(self, call) : uninitialised();
+}
+
+static PyObject *connection_receive(gt_connection *self, PyObject *const *args, Py_ssize_t count, PyObject *names)
+{
+    PyObject *max = count > 0 ? args[0] : Py_None;
+    Py_ssize_t named = names ? PyTuple_GET_SIZE(names) : 0;
+    if (count + named > 1) {
+        PyErr_SetString(PyExc_TypeError, "receive() takes at most one argument, max_bytes");
+        return NULL;
+    }
+    if (named) {
+        if (PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(names, 0), "max_bytes") != 0) {
+            PyErr_Format(PyExc_TypeError, "receive() got an unexpected keyword argument %R", PyTuple_GET_ITEM(names, 0));
+            return NULL;
+        }
+        max = args[0];
+    }
+    size_t max_bytes = SIZE_MAX;
+    if (max != Py_None) {
+        Py_ssize_t value = PyNumber_AsSsize_t(max, PyExc_OverflowError);
+        if (value == -1 && PyErr_Occurred())
+            return NULL;
+        if (value < 1) {
+            PyErr_SetString(PyExc_ValueError, "max_bytes must be >= 1, or None");
+            return NULL;
+        }
+        max_bytes = (size_t)value;
+    }
+    gt_awaitable *call = (gt_awaitable *)new_call(self, GT_RECEIVE);
+    if (call)
+        call->max = max_bytes;
+    return (PyObject *)call;
+}
+
+static PyObject *take_view(gt_connection *self, enum gt_call kind, PyObject *buffer, int flags)
+{
+    gt_awaitable *call = (gt_awaitable *)new_call(self, kind);
+    if (!call)
+        return NULL;
+    if (PyObject_GetBuffer(buffer, &call->view, flags) < 0) {
+        Py_DECREF(call);
+        return NULL;
+    }
+    call->has_view = true;
+    return (PyObject *)call;
+}
+
+static PyObject *connection_receive_into(gt_connection *self, PyObject *buffer)
+{
+    gt_awaitable *call = (gt_awaitable *)take_view(self, GT_RECEIVE_INTO, buffer, PyBUF_WRITABLE);
+    if (call && call->view.len == 0) {
+        Py_DECREF(call);
+        PyErr_SetString(PyExc_ValueError, "receive_into() needs a buffer of at least one byte");
+        return NULL;
+    }
+    return (PyObject *)call;
+}
+
+static PyObject *connection_send(gt_connection *self, PyObject *data)
+{
+    if (!PyBytes_CheckExact(data))
+        return take_view(self, GT_SEND, data, PyBUF_SIMPLE);
+    gt_awaitable *call = (gt_awaitable *)new_call(self, GT_SEND);
+    if (call)
+        call->data = Py_NewRef(data);
+    return (PyObject *)call;
+}
+
+static PyObject *connection_flush(gt_connection *self, PyObject *Py_UNUSED(ignored)) { return new_call(self, GT_FLUSH); }
+
+static PyObject *connection_writable(gt_connection *self, PyObject *Py_UNUSED(ignored))
+{
+    return new_call(self, GT_WRITABLE);
+}
+
+static PyObject *connection_close_flush(gt_connection *self, PyObject *Py_UNUSED(ignored))
+{
+    return new_call(self, GT_CLOSE_FLUSH);
+}
+
+/* --- what is queued, without waiting --- */
+
+static bool get_open_stream(gt_connection *self, gt_stream **stream)
+{
+    if (!self->reactor) {
+        uninitialised();
+        return false;
+    }
+    if (!gt_reactor_check_thread(self->reactor))
+        return false;
+    *stream = self->closed ? NULL : self->stream;
+    if (!*stream || (*stream)->closing) {
+        PyErr_SetString(self->reactor->closed_error, "this connection was closed");
+        return false;
+    }
+    return true;
+}
+
+/* `count` bytes, or everything that is queued for None and nothing. */
+static bool parse_count(const char *name, PyObject *const *args, Py_ssize_t given, size_t *count)
+{
+    if (given > 1) {
+        PyErr_Format(PyExc_TypeError, "%s() takes at most one argument, the number of bytes", name);
+        return false;
+    }
+    *count = SIZE_MAX;
+    if (given == 0 || args[0] == Py_None)
+        return true;
+    Py_ssize_t value = PyNumber_AsSsize_t(args[0], PyExc_OverflowError);
+    if (value == -1 && PyErr_Occurred())
+        return false;
+    if (value < 0) {
+        PyErr_Format(PyExc_ValueError, "%s() takes a number of bytes >= 0, or None", name);
+        return false;
+    }
+    *count = (size_t)value;
+    return true;
+}
+
+static PyObject *connection_peek(gt_connection *self, PyObject *const *args, Py_ssize_t given)
+{
+    gt_stream *stream;
+    size_t count;
+    if (!parse_count("peek", args, given, &count) || !get_open_stream(self, &stream))
+        return NULL;
+    return gt_inbound_peek(&stream->inbound, count);
+}
+
+static PyObject *connection_take(gt_connection *self, PyObject *const *args, Py_ssize_t given)
+{
+    gt_stream *stream;
+    size_t count;
+    if (!parse_count("next", args, given, &count) || !get_open_stream(self, &stream))
+        return NULL;
+    PyObject *taken = count == 0 ? PyBytes_FromStringAndSize(NULL, 0) : gt_inbound_take(&stream->inbound, count);
+    gt_stream_consumed(stream);
+    return taken;
+}
+
+static PyObject *connection_discard(gt_connection *self, PyObject *const *args, Py_ssize_t given)
+{
+    gt_stream *stream;
+    size_t count;
+    if (!parse_count("discard", args, given, &count) || !get_open_stream(self, &stream))
+        return NULL;
+    size_t length = gt_inbound_take_into(&stream->inbound, NULL, count);
+    gt_stream_consumed(stream);
+    return length == SIZE_MAX ? NULL : PyLong_FromSize_t(length);
+}
+
+/* --- closing --- */
+
+static PyObject *connection_refuse_calls(gt_connection *self, PyObject *Py_UNUSED(ignored))
+{
+    if (!self->reactor)
+        return uninitialised();
+    if (!gt_reactor_check_thread(self->reactor))
+        return NULL;
+    self->closed = true;
+    if (gt_connection_wake_direction(self, &self->receiving, false) < 0 ||
+        gt_connection_wake_direction(self, &self->sending, false) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *connection_refuse_sends(gt_connection *self, PyObject *Py_UNUSED(ignored))
+{
+    gt_stream *stream;
+    if (!get_open_stream(self, &stream))
+        return NULL;
+    self->send_eof = true;
+    Py_RETURN_NONE;
+}
+
+static PyObject *connection_close(gt_connection *self, PyObject *reset)
+{
+    int with_reset = PyObject_IsTrue(reset);
+    if (with_reset < 0)
+        return NULL;
+    PyObject *refused = connection_refuse_calls(self, NULL);
+    if (!refused)
+        return NULL;
+    Py_DECREF(refused);
+    gt_stream *stream = self->stream;
+    if (stream && !stream->closing) {
+        /* linger(0): close(2) sends RST and drops what the kernel has (socket(7)) */
+        struct linger linger = {.l_onoff = 1, .l_linger = 0};
+        int error = 0;
+        if (with_reset && setsockopt(stream->fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger) < 0)
+            error = errno;
+        gt_stream_close(stream);
+        if (error && error != EBADF && error != ENOTSOCK && error != EINVAL) {
+            errno = error;
+            return PyErr_SetFromErrno(PyExc_OSError);
+        }
+    }
+    Py_RETURN_NONE;
+}
+
+/* --- attributes --- */
+
+static PyObject *get_inbound_buffered(gt_connection *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromSize_t(self->stream ? gt_inbound_size(&self->stream->inbound) : 0);
+}
+
+static PyObject *get_outbound_buffered(gt_connection *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromSize_t(self->stream ? self->stream->outbound.size : 0);
+}
+
+static PyObject *get_descriptor(gt_connection *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromLong(self->stream && !self->closed ? self->stream->fd : -1);
+}
+
+static PyObject *get_send_error(gt_connection *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromLong(self->stream ? self->stream->send_error : 0);
+}
+
+/* Would receive() park its task?  Not if it can answer, and not if it is refused. */
+static PyObject *get_receive_would_wait(gt_connection *self, void *Py_UNUSED(closure))
+{
+    const gt_stream *stream = self->stream;
+    return PyBool_FromLong(stream && !self->closed && !stream->closing && !self->receiving.awaitable &&
+                           gt_inbound_size(&stream->inbound) == 0 && !stream->end_of_stream && !stream->receive_error);
+}
+
+static PyObject *get_is_closed(gt_connection *self, void *Py_UNUSED(closure)) { return PyBool_FromLong(self->closed); }
+
+static PyObject *get_is_send_eof(gt_connection *self, void *Py_UNUSED(closure)) { return PyBool_FromLong(self->send_eof); }
+
+static PyGetSetDef connection_getset[] = {
+    {"inbound_buffered", (getter)get_inbound_buffered, NULL,
+     PyDoc_STR("Bytes received and not yet taken: what next() returns without waiting."), NULL},
+    {"outbound_buffered", (getter)get_outbound_buffered, NULL,
+     PyDoc_STR("Bytes sent and not yet taken by the kernel."), NULL},
+    {"_descriptor", (getter)get_descriptor, NULL, PyDoc_STR("The descriptor, -1 when closed."), NULL},
+    {"_send_error", (getter)get_send_error, NULL, PyDoc_STR("errno of the send that failed, or 0."), NULL},
+    {"_receive_would_wait", (getter)get_receive_would_wait, NULL,
+     PyDoc_STR("Whether receive() would neither answer nor fail at once."), NULL},
+    {"_is_closed", (getter)get_is_closed, NULL, PyDoc_STR("Whether calls are refused."), NULL},
+    {"_is_send_eof", (getter)get_is_send_eof, NULL, PyDoc_STR("Whether sends are refused."), NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyMemberDef connection_members[] = {
+    {"context", T_OBJECT, offsetof(gt_connection, context), 0, PyDoc_STR("Anything: it is the program's, None at first.")},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyMethodDef connection_methods[] = {
+    {"receive", (PyCFunction)(void (*)(void))connection_receive, METH_FASTCALL | METH_KEYWORDS,
+     PyDoc_STR("receive($self, /, max_bytes=None)\n--\n\nThe next bytes; b\"\" at the end of the stream.")},
+    {"receive_into", (PyCFunction)connection_receive_into, METH_O,
+     PyDoc_STR("receive_into($self, buffer, /)\n--\n\nThe next bytes, into a writable buffer: how many, 0 at the end.")},
+    {"send", (PyCFunction)connection_send, METH_O, PyDoc_STR("send($self, data, /)\n--\n\nSend bytes, in order.")},
+    {"flush", (PyCFunction)connection_flush, METH_NOARGS,
+     PyDoc_STR("flush($self, /)\n--\n\nWait until the kernel has taken everything.")},
+    {"_wait_writable", (PyCFunction)connection_writable, METH_NOARGS,
+     PyDoc_STR("_wait_writable($self, /)\n--\n\nWait until less than the high mark is outbound.")},
+    {"_close_flush", (PyCFunction)connection_close_flush, METH_NOARGS,
+     PyDoc_STR("_close_flush($self, /)\n--\n\nflush() after _refuse_calls().")},
+    {"peek", (PyCFunction)(void (*)(void))connection_peek, METH_FASTCALL,
+     PyDoc_STR("peek($self, count=None, /)\n--\n\nUp to count queued bytes, which stay queued.")},
+    {"next", (PyCFunction)(void (*)(void))connection_take, METH_FASTCALL,
+     PyDoc_STR("next($self, count=None, /)\n--\n\nUp to count queued bytes, removed from the queue.")},
+    {"discard", (PyCFunction)(void (*)(void))connection_discard, METH_FASTCALL,
+     PyDoc_STR("discard($self, count=None, /)\n--\n\nRemove up to count queued bytes: how many.")},
+    {"_refuse_calls", (PyCFunction)connection_refuse_calls, METH_NOARGS,
+     PyDoc_STR("_refuse_calls($self, /)\n--\n\nClosed for the program: calls in progress and new ones fail.")},
+    {"_refuse_sends", (PyCFunction)connection_refuse_sends, METH_NOARGS,
+     PyDoc_STR("_refuse_sends($self, /)\n--\n\nNo more sends: send_eof() was called.")},
+    {"_close", (PyCFunction)connection_close, METH_O,
+     PyDoc_STR("_close($self, reset, /)\n--\n\nCancel what is in flight and close the descriptor.")},
+    {NULL, NULL, 0, NULL},
+};
+
+PyTypeObject gt_connection_type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "gain_trio._fastpath.Stream",
+    .tp_basicsize = sizeof(gt_connection),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
+    .tp_doc = PyDoc_STR("A connected stream socket on the ring."),
+    .tp_new = PyType_GenericNew,
+    .tp_init = (initproc)connection_init,
+    .tp_dealloc = (destructor)connection_dealloc,
+    .tp_finalize = (destructor)connection_finalize,
+    .tp_traverse = (traverseproc)connection_traverse,
+    .tp_clear = (inquiry)connection_clear,
+    .tp_weaklistoffset = offsetof(gt_connection, weakrefs),
+    .tp_methods = connection_methods,
+    .tp_getset = connection_getset,
+    .tp_members = connection_members,
+};

@@ -1,0 +1,242 @@
+/* fastpath.h: the types of gain_trio._fastpath and who owns what.
+ *
+ *     Reactor (Python object)            one a run; owns the lists below, borrows the struct gt_ring of Python's Ring
+ *       └─ gt_stream (plain C)           one a connection, as the kernel sees it: descriptor, slot, queues, what is armed
+ *            └─ gt_connection (object)   the same connection, as the program sees it
+ *                 └─ gt_awaitable        one a call of receive(), send(), flush(), ...
+ *
+ * A gt_stream lives until the final CQE of everything in flight on it, whatever the program does: all memory the kernel may
+ * touch hangs on it and on nothing else.  A gt_connection lives as long as the program holds it.  Each points to the other
+ * without owning it, and whichever goes first clears the other's pointer.
+ *
+ * Files: inbound.c and outbound.c are the two byte queues, stream.c turns the state of a connection into SQEs and CQEs into
+ * state, awaitable.c is what `await` does, connection.c the Python type, task.c resumes a Trio task, reactor.c ties them
+ * together.  What is here is mechanism; policy (what to do about an error, when to close) is Python's.
+ *
+ * All of it runs under the GIL, in the thread of the run.
+ */
+#ifndef GAIN_TRIO_FASTPATH_H
+#define GAIN_TRIO_FASTPATH_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <structmember.h>
+
+#include "../ring.h"
+
+typedef struct gt_reactor gt_reactor;
+typedef struct gt_stream gt_stream;
+typedef struct gt_connection gt_connection;
+typedef struct gt_awaitable gt_awaitable;
+typedef struct gt_abort gt_abort;
+
+/* --- inbound.c: bytes received and not yet taken --- */
+
+typedef struct {
+    PyObject *whole; /* the usual case: exactly one chunk, already a bytes object; then `length` is 0 */
+    char *data;
+    size_t start;
+    size_t length;
+    size_t capacity;
+} gt_inbound;
+
+static inline size_t gt_inbound_size(const gt_inbound *queue)
+{
+    return queue->whole ? (size_t)PyBytes_GET_SIZE(queue->whole) : queue->length;
+}
+int gt_inbound_append(gt_inbound *queue, const char *data, size_t length); /* -1: out of memory, no exception set */
+PyObject *gt_inbound_take(gt_inbound *queue, size_t max);                  /* at most `max` bytes, removed */
+PyObject *gt_inbound_peek(const gt_inbound *queue, size_t max);
+size_t gt_inbound_take_into(gt_inbound *queue, char *target, size_t max); /* NULL target: discard */
+void gt_inbound_clear(gt_inbound *queue);
+
+/* --- outbound.c: bytes sent and not yet taken by the kernel --- */
+
+typedef struct {
+    PyObject *owner; /* a bytes object that is referenced, or NULL: `data` is ours */
+    char *data;
+    size_t length;
+    size_t capacity;
+} gt_segment;
+
+typedef struct {
+    gt_segment *segments; /* a circle of `capacity` (a power of two) places */
+    uint32_t head;
+    uint32_t count;
+    uint32_t capacity;
+    size_t sent; /* of the head segment */
+    size_t size; /* bytes in all, less `sent` */
+    char *spare; /* the buffer of the last copy that was sent, for the next one */
+    size_t spare_capacity;
+} gt_outbound;
+
+/* Both: 0, or -1 out of memory, no exception set.  `head_is_in_flight`: the kernel may be reading the head segment. */
+int gt_outbound_copy(gt_outbound *queue, const char *data, size_t length, bool head_is_in_flight);
+int gt_outbound_reference(gt_outbound *queue, PyObject *bytes);
+static inline const gt_segment *gt_outbound_head(const gt_outbound *queue)
+{
+    return &queue->segments[queue->head & (queue->capacity - 1)];
+}
+void gt_outbound_sent(gt_outbound *queue, size_t length);
+void gt_outbound_clear(gt_outbound *queue, bool head_is_in_flight);
+void gt_outbound_free(gt_outbound *queue);
+
+/* --- stream.c: a connection as the kernel sees it --- */
+
+struct gt_stream {
+    gt_reactor *reactor;       /* borrowed: the reactor sees every stream of its off before it goes */
+    gt_connection *connection; /* borrowed; NULL when the program has dropped it */
+    gt_stream *previous, *next;
+    gt_stream *next_wanting;
+    uint32_t slot;
+    int fd; /* -1 once its close has been prepared */
+    bool wanting; /* on the reactor's list of streams to prepare SQEs for */
+    bool receive_armed, receive_cancelled;
+    bool send_in_flight, send_cancelled;
+    bool receive_paused; /* the queue is over its high mark */
+    bool closing;
+    bool end_of_stream;
+    int receive_error, send_error; /* errno, 0 for none */
+    size_t receive_high, receive_low, send_high;
+    gt_inbound inbound;
+    gt_outbound outbound;
+};
+
+gt_stream *gt_stream_open(gt_reactor *reactor, gt_connection *connection, int fd); /* NULL: exception set */
+void gt_stream_close(gt_stream *stream);
+void gt_stream_destroy(gt_stream *stream); /* only when nothing is in flight on it */
+void gt_stream_want(gt_stream *stream);
+bool gt_stream_prepare(gt_stream *stream);
+bool gt_stream_complete(gt_stream *stream, const struct io_uring_cqe *cqe); /* true: news for the program */
+void gt_stream_consumed(gt_stream *stream);                                 /* inbound bytes were taken */
+
+/* --- awaitable.c: what `await` does --- */
+
+enum gt_call {
+    GT_RECEIVE,
+    GT_RECEIVE_INTO,
+    GT_SEND,
+    GT_FLUSH,       /* until nothing is outbound */
+    GT_WRITABLE,    /* until outbound is below the high mark */
+    GT_CLOSE_FLUSH, /* GT_FLUSH on a connection that is closed to everybody else */
+};
+
+struct gt_awaitable {
+    PyObject_HEAD
+    gt_connection *connection;
+    PyObject *data; /* GT_SEND of bytes */
+    Py_buffer view; /* GT_SEND of anything else, GT_RECEIVE_INTO */
+    size_t offset;  /* GT_SEND: how much of it has been queued */
+    size_t max;     /* GT_RECEIVE */
+    uint8_t call;
+    uint8_t state;
+    bool has_view;
+};
+
+extern PyTypeObject gt_awaitable_type;
+gt_awaitable *gt_awaitable_new(gt_connection *connection, enum gt_call call);
+bool gt_awaitable_is_satisfied(const gt_awaitable *awaitable);
+
+/* --- connection.c --- */
+
+/* One direction of a connection: the task that waits in it, and what it yields to Trio while it does. */
+typedef struct {
+    PyObject *task;          /* parked here, or NULL */
+    gt_awaitable *awaitable; /* borrowed: the call in progress, from parking until it is resumed */
+    PyObject *trap;          /* WaitTaskRescheduled(abort), made when first needed */
+    gt_abort *abort;
+} gt_direction;
+
+struct gt_connection {
+    PyObject_HEAD
+    gt_reactor *reactor;
+    gt_stream *stream; /* NULL once the stream is gone */
+    gt_direction receiving, sending;
+    gt_connection *next_ready;
+    bool ready;          /* on the reactor's list of connections with tasks to resume */
+    bool closed;         /* refuses calls */
+    bool send_eof;       /* refuses sends */
+    PyObject *context;
+    PyObject *weakrefs;
+};
+
+/* The abort function of one direction.  Points back without owning, so that there is no reference cycle. */
+struct gt_abort {
+    PyObject_HEAD
+    gt_connection *connection; /* NULL when it is gone */
+    gt_direction *direction;
+    PyObject *succeeded; /* trio.lowlevel.Abort.SUCCEEDED */
+};
+
+extern PyTypeObject gt_connection_type;
+extern PyTypeObject gt_abort_type;
+PyObject *gt_direction_trap(gt_connection *connection, gt_direction *direction); /* borrowed; NULL: exception set */
+int gt_connection_wake_direction(gt_connection *connection, gt_direction *direction, bool in_place);
+
+/* --- task.c: Trio's tasks --- */
+
+/* An attribute of a Trio class with __slots__, read at its offset where that is possible. */
+typedef struct {
+    PyObject *name;
+    Py_ssize_t offset; /* -1: by name */
+} gt_field;
+
+typedef struct {
+    PyObject *run_context;   /* the __dict__ of trio's GLOBAL_RUN_CONTEXT in this thread; empty outside a task */
+    PyObject *runner;        /* NULL until bound */
+    PyObject *main_task;     /* NULL until known */
+    PyObject *instruments;   /* the dict of the runner's instruments, by hook */
+    PyObject *trap_type;     /* WaitTaskRescheduled */
+    PyObject *task_type;
+    PyObject *abort_succeeded;
+    PyObject *woken;         /* outcome.Value(None) */
+    PyObject *reschedule;    /* (task, outcome) */
+    PyObject *task_exited;   /* (task, value, exception or None) */
+    PyObject *unusual_yield; /* (task, message) */
+    gt_field coro, context, abort_func, custom_sleep_data, next_send_fn, cancel_points, schedule_points, cancel_status;
+    gt_field effectively_cancelled;
+    bool bound;
+} gt_trio;
+
+int gt_trio_bind(gt_trio *trio, PyObject *seam); /* takes what it needs from the attributes of `seam` */
+void gt_trio_unbind(gt_trio *trio);
+int gt_trio_traverse(gt_trio *trio, visitproc visit, void *arg);
+PyObject *gt_trio_current_task(gt_trio *trio); /* borrowed; NULL: exception set */
+int gt_trio_cancel_is_pending(gt_trio *trio, PyObject *task);
+int gt_trio_count_cancel_point(gt_trio *trio, PyObject *task);
+bool gt_trio_is_observed(gt_trio *trio);
+int gt_trio_resume(gt_trio *trio, PyObject *task, PyObject *abort); /* one step, in place */
+int gt_trio_reschedule(gt_trio *trio, PyObject *task);
+int gt_task_module_init(void);
+
+/* --- reactor.c --- */
+
+struct gt_reactor {
+    PyObject_HEAD
+    struct gt_ring *ring;
+    PyObject *ring_owner; /* keeps the memory of `ring` */
+    gt_trio trio;
+    gt_stream *streams;
+    gt_stream *wanting_first, *wanting_last;
+    gt_connection *ready_first, *ready_last;
+    PyObject *completions; /* list of (key, result, flags): single operations, for Python */
+    PyObject *make_broken; /* errno -> exception: the one place that translates errno */
+    PyObject *closed_error, *busy_error;
+    struct io_uring_cqe *batch;
+    uint32_t batch_capacity;
+    unsigned long thread;
+    uint64_t stream_count;
+    uint64_t starvations; /* receives ended by ENOBUFS */
+    uint64_t resumed_in_place;
+    uint64_t rescheduled;
+    bool in_place;
+    bool closed;
+};
+
+extern PyTypeObject gt_reactor_type;
+void gt_reactor_ready(gt_reactor *reactor, gt_connection *connection);
+void gt_reactor_link_wanting(gt_reactor *reactor, gt_stream *stream);
+bool gt_reactor_check_thread(const gt_reactor *reactor); /* false: exception set */
+int gt_reactor_wake(gt_reactor *reactor, PyObject *task, PyObject *abort, bool in_place);
+
+#endif

@@ -1,0 +1,30 @@
+/* module.c: gain_trio._fastpath.  The types are static and hold no state of their own: all of it hangs on a Reactor. */
+#include "fastpath.h"
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "gain_trio._fastpath",
+    .m_doc = PyDoc_STR("The path of a message between io_uring and a Trio task."),
+    .m_size = -1,
+};
+
+static int add_type(PyObject *module, const char *name, PyTypeObject *type)
+{
+    return PyType_Ready(type) < 0 ? -1 : PyModule_AddObjectRef(module, name, (PyObject *)type);
+}
+
+PyMODINIT_FUNC PyInit__fastpath(void)
+{
+    if (gt_task_module_init() < 0)
+        return NULL;
+    PyObject *module = PyModule_Create(&definition);
+    if (!module)
+        return NULL;
+    if (add_type(module, "Reactor", &gt_reactor_type) < 0 || add_type(module, "Stream", &gt_connection_type) < 0 ||
+        add_type(module, "Call", &gt_awaitable_type) < 0 || add_type(module, "Abort", &gt_abort_type) < 0 ||
+        PyModule_AddIntConstant(module, "RING_LAYOUT", (long)(sizeof(struct gt_ring))) < 0) {
+        Py_DECREF(module);
+        return NULL;
+    }
+    return module;
+}

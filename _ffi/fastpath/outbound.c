@@ -1,0 +1,140 @@
+/* outbound.c: bytes sent and not yet taken by the kernel.
+ *
+ * A circle of segments, sent one after the other; the head may be in flight.  Small sends are copied, one behind the other
+ * into the last segment, so that a hundred of them in one tick leave in one operation.  A large bytes object is immutable
+ * and is referenced instead.  The number of segments is bounded by the connection's high mark: a segment that is referenced
+ * is large, and two copied ones are never neighbours unless the first is full or in flight.
+ */
+#include "fastpath.h"
+
+#define SMALLEST 512U
+#define FULL 65536U      /* a copied segment is not grown beyond this, unless one send is larger */
+#define KEEP_SPARE 4096U /* an idle connection keeps no more than this */
+
+static gt_segment *last_segment(const gt_outbound *queue)
+{
+    return &queue->segments[(queue->head + queue->count - 1) & (queue->capacity - 1)];
+}
+
+static gt_segment *push_segment(gt_outbound *queue)
+{
+    if (queue->count == queue->capacity) {
+        uint32_t capacity = queue->capacity ? queue->capacity * 2 : 2;
+        gt_segment *segments = PyMem_Malloc(capacity * sizeof *segments);
+        if (!segments)
+            return NULL;
+        for (uint32_t i = 0; i < queue->count; i++)
+            segments[i] = queue->segments[(queue->head + i) & (queue->capacity - 1)];
+        PyMem_Free(queue->segments);
+        queue->segments = segments;
+        queue->capacity = capacity;
+        queue->head = 0;
+    }
+    queue->count++;
+    gt_segment *segment = last_segment(queue);
+    memset(segment, 0, sizeof *segment);
+    return segment;
+}
+
+static int grow_segment(gt_segment *segment, size_t needed)
+{
+    size_t capacity = segment->capacity ? segment->capacity : SMALLEST;
+    while (capacity < needed)
+        capacity *= 2;
+    char *data = PyMem_Realloc(segment->data, capacity);
+    if (!data)
+        return -1;
+    segment->data = data;
+    segment->capacity = capacity;
+    return 0;
+}
+
+int gt_outbound_copy(gt_outbound *queue, const char *data, size_t length, bool head_is_in_flight)
+{
+    gt_segment *segment = NULL;
+    if (queue->count > (head_is_in_flight ? 1U : 0U)) {
+        segment = last_segment(queue);
+        if (segment->owner || (segment->length + length > FULL && segment->length + length > segment->capacity))
+            segment = NULL;
+    }
+    bool pushed = !segment;
+    if (pushed) {
+        segment = push_segment(queue);
+        if (!segment)
+            return -1;
+        segment->data = queue->spare;
+        segment->capacity = queue->spare_capacity;
+        queue->spare = NULL;
+        queue->spare_capacity = 0;
+    }
+    if (segment->length + length > segment->capacity && grow_segment(segment, segment->length + length) < 0) {
+        if (pushed) {
+            PyMem_Free(segment->data);
+            queue->count--;
+        }
+        return -1;
+    }
+    memcpy(segment->data + segment->length, data, length);
+    segment->length += length;
+    queue->size += length;
+    return 0;
+}
+
+int gt_outbound_reference(gt_outbound *queue, PyObject *bytes)
+{
+    gt_segment *segment = push_segment(queue);
+    if (!segment)
+        return -1;
+    segment->owner = Py_NewRef(bytes);
+    segment->data = PyBytes_AS_STRING(bytes);
+    segment->length = (size_t)PyBytes_GET_SIZE(bytes);
+    queue->size += segment->length;
+    return 0;
+}
+
+static void release_segment(gt_outbound *queue, gt_segment *segment)
+{
+    if (segment->owner) {
+        Py_CLEAR(segment->owner);
+    } else if (segment->capacity <= KEEP_SPARE && !queue->spare) {
+        queue->spare = segment->data;
+        queue->spare_capacity = segment->capacity;
+    } else {
+        PyMem_Free(segment->data);
+    }
+    segment->data = NULL;
+}
+
+void gt_outbound_sent(gt_outbound *queue, size_t length)
+{
+    gt_segment *segment = &queue->segments[queue->head & (queue->capacity - 1)];
+    queue->sent += length;
+    queue->size -= length;
+    if (queue->sent >= segment->length) {
+        release_segment(queue, segment);
+        queue->head = (queue->head + 1) & (queue->capacity - 1);
+        queue->count--;
+        queue->sent = 0;
+    }
+}
+
+void gt_outbound_clear(gt_outbound *queue, bool head_is_in_flight)
+{
+    uint32_t keep = head_is_in_flight ? 1 : 0;
+    while (queue->count > keep) {
+        gt_segment *segment = last_segment(queue);
+        queue->size -= segment->length - (queue->count == 1 ? queue->sent : 0);
+        release_segment(queue, segment);
+        queue->count--;
+    }
+    if (!keep)
+        queue->sent = 0;
+}
+
+void gt_outbound_free(gt_outbound *queue)
+{
+    gt_outbound_clear(queue, false);
+    PyMem_Free(queue->segments);
+    PyMem_Free(queue->spare);
+    memset(queue, 0, sizeof *queue);
+}

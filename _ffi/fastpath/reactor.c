@@ -1,0 +1,443 @@
+/* reactor.c: from completions to tasks.
+ *
+ * Trio's loop calls the I/O manager twice a tick, and the manager calls here:
+ *
+ *     wait(timeout)   work off the streams that want something (prepare SQEs); one io_uring_enter that submits, waits and
+ *                     runs deferred work; copy the CQEs out, give their places back, and bring every stream's state up to
+ *                     date.  No Python code of the program runs in this phase.
+ *     process()       resume the tasks for which there is news, and hand the completions of single operations to Python.
+ *
+ * Two phases, because resuming a task runs the program, and the program may do anything: close connections further on in
+ * the batch, cancel tasks that are about to be resumed, open new connections.  It finds the state of all of them complete,
+ * and what it changes is seen before the next task is resumed.
+ *
+ * wait() returns how much news there is, and 0 only when the timeout is over: completions that are housekeeping (a cancel's
+ * acknowledgement, a send that nobody waits for) do not end the wait.  Trio's MockClock and wait_all_tasks_blocked() rely
+ * on it.
+ */
+#include "fastpath.h"
+
+#include <errno.h>
+#include <time.h>
+
+#define CLOSE_PATIENCE_NS (5LL * 1000000000) /* how long close() waits for what is in flight */
+#define MAX_PASSES 4                         /* reaps a wait: what an overflown queue still holds is for the next one */
+
+/* --- the two lists --- */
+
+void gt_reactor_link_wanting(gt_reactor *reactor, gt_stream *stream)
+{
+    stream->wanting = true;
+    stream->next_wanting = NULL;
+    if (reactor->wanting_last)
+        reactor->wanting_last->next_wanting = stream;
+    else
+        reactor->wanting_first = stream;
+    reactor->wanting_last = stream;
+}
+
+/* Prepare what the streams on the list want; one that gets no SQE stays, and ends the round. */
+static void prepare_wanting(gt_reactor *reactor)
+{
+    gt_stream *stream;
+    while ((stream = reactor->wanting_first)) {
+        if (!gt_stream_prepare(stream))
+            return;
+        reactor->wanting_first = stream->next_wanting;
+        if (!reactor->wanting_first)
+            reactor->wanting_last = NULL;
+        stream->wanting = false;
+    }
+}
+
+void gt_reactor_ready(gt_reactor *reactor, gt_connection *connection)
+{
+    if (connection->ready)
+        return;
+    connection->ready = true;
+    connection->next_ready = NULL;
+    Py_INCREF(connection);
+    if (reactor->ready_last)
+        reactor->ready_last->next_ready = connection;
+    else
+        reactor->ready_first = connection;
+    reactor->ready_last = connection;
+}
+
+static gt_connection *pop_ready(gt_reactor *reactor)
+{
+    gt_connection *connection = reactor->ready_first;
+    if (connection) {
+        reactor->ready_first = connection->next_ready;
+        if (!reactor->ready_first)
+            reactor->ready_last = NULL;
+        connection->ready = false;
+    }
+    return connection;
+}
+
+/* --- checks --- */
+
+bool gt_reactor_check_thread(const gt_reactor *reactor)
+{
+    if (reactor->ring && reactor->ring->dead && !reactor->closed) {
+        PyErr_SetString(PyExc_RuntimeError,
+                        "this run belongs to the parent process: after a fork, only exec or os._exit can follow");
+        return false;
+    }
+    if (PyThread_get_thread_ident() != reactor->thread) {
+        PyErr_SetString(PyExc_RuntimeError, "this connection belongs to a run in another thread; use trio.from_thread.run()");
+        return false;
+    }
+    return true;
+}
+
+static bool check_open(const gt_reactor *reactor)
+{
+    if (reactor->closed || !reactor->ring) {
+        PyErr_SetString(PyExc_RuntimeError, "this reactor is closed");
+        return false;
+    }
+    return gt_reactor_check_thread(reactor);
+}
+
+int gt_reactor_wake(gt_reactor *reactor, PyObject *task, PyObject *abort, bool in_place)
+{
+    if (in_place && reactor->in_place) {
+        int resumed = gt_trio_resume(&reactor->trio, task, abort);
+        if (resumed != 0) {
+            reactor->resumed_in_place++;
+            return resumed < 0 ? -1 : 0;
+        }
+    }
+    reactor->rescheduled++;
+    return gt_trio_reschedule(&reactor->trio, task);
+}
+
+/* --- reaping --- */
+
+static int collect_one(gt_reactor *reactor, const struct io_uring_cqe *cqe, bool *news)
+{
+    struct gt_slot slot;
+    if (gt_key_tag(cqe->user_data) == 0)
+        return 0;
+    if (!gt_slot_complete(reactor->ring, cqe, &slot)) {
+        if (cqe->flags & IORING_CQE_F_BUFFER) /* stale, but its buffer is real */
+            gt_buffers_recycle(&reactor->ring->buffers, cqe);
+        return 0;
+    }
+    if (slot.kind == GT_SLOT_STREAM) {
+        *news |= gt_stream_complete(slot.owner, cqe);
+        return 0;
+    }
+    if (gt_key_tag(cqe->user_data) != GT_TAG_MAIN)
+        return 0;
+    if (slot.abandoned) {
+        gt_completion_discard(&slot, cqe);
+        return 0;
+    }
+    *news = true;
+    PyObject *completion = Py_BuildValue("(KiI)", (unsigned long long)cqe->user_data, (int)cqe->res, (unsigned int)cqe->flags);
+    int result = completion ? PyList_Append(reactor->completions, completion) : -1;
+    Py_XDECREF(completion);
+    if (result < 0)
+        gt_completion_discard(&slot, cqe);
+    return result;
+}
+
+/* Bring the state up to date.  How many completions were news, -1 on error (all of the batch is accounted for even then). */
+static Py_ssize_t collect(gt_reactor *reactor)
+{
+    Py_ssize_t news = 0;
+    int result = 0;
+    for (int pass = 0; pass < MAX_PASSES; pass++) {
+        uint32_t count = gt_ring_reap(reactor->ring, reactor->batch, reactor->batch_capacity);
+        for (uint32_t i = 0; i < count; i++) {
+            bool is_news = false;
+            if (collect_one(reactor, &reactor->batch[i], &is_news) < 0)
+                result = -1;
+            news += is_news;
+        }
+        if (!gt_ring_overflown(reactor->ring))
+            break;
+        if (gt_ring_enter(reactor->ring, 0) < 0) /* moves what overflowed into the queue; an error repeats itself next tick */
+            break;
+    }
+    return result < 0 ? -1 : news;
+}
+
+/* --- wait and process --- */
+
+static int64_t monotonic_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+static int enter(gt_reactor *reactor, int64_t timeout_ns)
+{
+    prepare_wanting(reactor);
+    int result;
+    if (timeout_ns == 0 && gt_ring_unsubmitted(reactor->ring) == 0)
+        return gt_ring_enter(reactor->ring, 0); /* at most a look: not worth the GIL's hand-over */
+    Py_BEGIN_ALLOW_THREADS
+    result = gt_ring_enter(reactor->ring, timeout_ns);
+    Py_END_ALLOW_THREADS
+    return result;
+}
+
+static bool parse_timeout(PyObject *argument, int64_t *timeout_ns)
+{
+    double seconds = PyFloat_AsDouble(argument);
+    if (seconds == -1.0 && PyErr_Occurred())
+        return false;
+    if (!(seconds > 0))
+        *timeout_ns = 0;
+    else if (seconds >= 1e9)
+        *timeout_ns = GT_NO_TIMEOUT;
+    else
+        *timeout_ns = (int64_t)(seconds * 1e9) > 0 ? (int64_t)(seconds * 1e9) : 1;
+    return true;
+}
+
+static PyObject *reactor_wait(gt_reactor *self, PyObject *argument)
+{
+    int64_t timeout;
+    if (!check_open(self) || !parse_timeout(argument, &timeout))
+        return NULL;
+    const int64_t end = timeout == 0 || timeout == GT_NO_TIMEOUT ? timeout : monotonic_ns() + timeout;
+    Py_ssize_t news = PyList_GET_SIZE(self->completions) + (self->ready_first != NULL);
+    for (;;) {
+        int result = enter(self, news > 0 ? 0 : timeout);
+        Py_ssize_t collected = collect(self);
+        if (collected < 0)
+            return NULL;
+        news += collected;
+        if (result == -EINTR && PyErr_CheckSignals() < 0)
+            return NULL;
+        if (result < 0 && result != -EINTR && result != -ETIME && result != -EBUSY && result != -EAGAIN) {
+            errno = -result;
+            return PyErr_SetFromErrno(PyExc_OSError);
+        }
+        if (news > 0 || timeout == 0)
+            break;
+        if (timeout != GT_NO_TIMEOUT) {
+            timeout = end - monotonic_ns();
+            if (timeout <= 0)
+                break;
+        }
+    }
+    return PyLong_FromSsize_t(news);
+}
+
+static PyObject *reactor_process(gt_reactor *self, PyObject *Py_UNUSED(ignored))
+{
+    if (!check_open(self))
+        return NULL;
+    gt_connection *connection;
+    while ((connection = pop_ready(self))) {
+        int result = gt_connection_wake_direction(connection, &connection->receiving, true);
+        /* The sender may have been satisfied when it was put on the list, and not be any more. */
+        if (result == 0 && connection->sending.task && gt_awaitable_is_satisfied(connection->sending.awaitable))
+            result = gt_connection_wake_direction(connection, &connection->sending, true);
+        Py_DECREF(connection);
+        if (result < 0)
+            return NULL;
+    }
+    if (PyList_GET_SIZE(self->completions) == 0)
+        Py_RETURN_NONE;
+    PyObject *fresh = PyList_New(0);
+    if (!fresh)
+        return NULL;
+    PyObject *completions = self->completions;
+    self->completions = fresh;
+    return completions;
+}
+
+/* --- life --- */
+
+static int reactor_init(gt_reactor *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"ring_address", "ring_owner", "make_broken", "closed_error", "busy_error", "in_place", NULL};
+    unsigned long long address;
+    PyObject *owner, *make_broken, *closed_error, *busy_error;
+    int in_place;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "KOOOOp:Reactor", names, &address, &owner, &make_broken, &closed_error,
+                                     &busy_error, &in_place))
+        return -1;
+    struct gt_ring *ring = (struct gt_ring *)(uintptr_t)address;
+    if (self->ring || !ring || ring->magic != GT_RING_MAGIC || ring->dead) {
+        PyErr_SetString(PyExc_ValueError, "Reactor() takes the address of an open ring of this build, once");
+        return -1;
+    }
+    self->batch_capacity = ring->cq_entries;
+    self->batch = PyMem_New(struct io_uring_cqe, self->batch_capacity);
+    self->completions = PyList_New(0);
+    if (!self->batch || !self->completions) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    self->ring_owner = Py_NewRef(owner);
+    self->make_broken = Py_NewRef(make_broken);
+    self->closed_error = Py_NewRef(closed_error);
+    self->busy_error = Py_NewRef(busy_error);
+    self->in_place = in_place;
+    self->thread = PyThread_get_thread_ident();
+    self->ring = ring;
+    return 0;
+}
+
+static PyObject *reactor_bind(gt_reactor *self, PyObject *seam)
+{
+    if (!check_open(self) || gt_trio_bind(&self->trio, seam) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static void complete_while_closing(const struct io_uring_cqe *cqe, void *context)
+{
+    gt_reactor *reactor = context;
+    struct gt_slot slot;
+    if (!gt_slot_complete(reactor->ring, cqe, &slot))
+        return;
+    if (slot.kind == GT_SLOT_STREAM)
+        gt_stream_complete(slot.owner, cqe);
+    else
+        gt_completion_discard(&slot, cqe);
+}
+
+/* The connections outlive the reactor as empty shells; whoever still holds one finds it closed. */
+static void detach_streams(gt_reactor *self)
+{
+    for (gt_stream *stream = self->streams; stream; stream = stream->next) {
+        gt_stream_close(stream);
+        if (stream->connection) {
+            stream->connection->closed = true;
+            stream->connection->stream = NULL;
+            stream->connection = NULL;
+        }
+    }
+}
+
+/* Close every connection and end every operation.  How many are in flight still: 0, unless the kernel does not end them. */
+static PyObject *reactor_close(gt_reactor *self, PyObject *Py_UNUSED(ignored))
+{
+    if (self->closed || !self->ring)
+        return PyLong_FromLong(0);
+    if (!gt_reactor_check_thread(self))
+        return NULL;
+    gt_connection *connection;
+    while ((connection = pop_ready(self)))
+        Py_DECREF(connection);
+    detach_streams(self);
+    uint64_t in_flight = 0;
+    /* A full submission queue can keep streams on the list, so preparing and draining take turns, a bounded number. */
+    for (int round = 0; round < 64; round++) {
+        prepare_wanting(self);
+        in_flight = gt_ring_drain(self->ring, CLOSE_PATIENCE_NS, complete_while_closing, self);
+        if (in_flight > 0 || !self->wanting_first)
+            break;
+    }
+    self->closed = true;
+    while (self->streams && in_flight == 0)
+        gt_stream_destroy(self->streams);
+    self->streams = NULL; /* with operations in flight their memory is the kernel's still, and is leaked on purpose */
+    gt_trio_unbind(&self->trio);
+    return PyLong_FromUnsignedLongLong(in_flight);
+}
+
+/* In the child of a fork: everything belongs to the parent, nothing is in flight here. */
+static PyObject *reactor_forget(gt_reactor *self, PyObject *Py_UNUSED(ignored))
+{
+    if (!self->closed && self->ring) {
+        gt_ring_forget(self->ring);
+        for (gt_stream *stream = self->streams; stream; stream = stream->next)
+            if (stream->connection)
+                stream->connection->closed = true;
+    }
+    Py_RETURN_NONE;
+}
+
+static int reactor_traverse(gt_reactor *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->ring_owner);
+    Py_VISIT(self->completions);
+    Py_VISIT(self->make_broken);
+    Py_VISIT(self->closed_error);
+    Py_VISIT(self->busy_error);
+    return gt_trio_traverse(&self->trio, visit, arg);
+}
+
+static int reactor_clear(gt_reactor *self)
+{
+    gt_trio_unbind(&self->trio);
+    Py_CLEAR(self->completions);
+    Py_CLEAR(self->make_broken);
+    Py_CLEAR(self->closed_error);
+    Py_CLEAR(self->busy_error);
+    return 0;
+}
+
+static void reactor_dealloc(gt_reactor *self)
+{
+    PyObject_GC_UnTrack(self);
+    /* Unclosed, its streams stay: only close() may give back memory that the kernel knows. */
+    reactor_clear(self);
+    Py_CLEAR(self->ring_owner);
+    PyMem_Free(self->batch);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+/* --- attributes --- */
+
+#define COUNTER(NAME, EXPRESSION)                                                                                    \
+    static PyObject *get_##NAME(gt_reactor *self, void *Py_UNUSED(closure))                                          \
+    {                                                                                                                \
+        return PyLong_FromUnsignedLongLong((unsigned long long)(EXPRESSION));                                        \
+    }
+COUNTER(connections, self->stream_count)
+COUNTER(starvations, self->starvations)
+COUNTER(resumed_in_place, self->resumed_in_place)
+COUNTER(rescheduled, self->rescheduled)
+#undef COUNTER
+
+static PyObject *get_thread(gt_reactor *self, void *Py_UNUSED(closure)) { return PyLong_FromUnsignedLong(self->thread); }
+
+static PyGetSetDef reactor_getset[] = {
+    {"connections", (getter)get_connections, NULL, PyDoc_STR("Connections that are open or closing."), NULL},
+    {"starvations", (getter)get_starvations, NULL, PyDoc_STR("Receives ended because no buffer was free."), NULL},
+    {"resumed_in_place", (getter)get_resumed_in_place, NULL, PyDoc_STR("Tasks resumed in place."), NULL},
+    {"rescheduled", (getter)get_rescheduled, NULL, PyDoc_STR("Tasks woken through Trio's scheduler."), NULL},
+    {"thread", (getter)get_thread, NULL, PyDoc_STR("The identifier of the thread of the run."), NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyMethodDef reactor_methods[] = {
+    {"bind", (PyCFunction)reactor_bind, METH_O,
+     PyDoc_STR("bind($self, seam, /)\n--\n\nTake what belongs to the run from the attributes of seam.")},
+    {"wait", (PyCFunction)reactor_wait, METH_O,
+     PyDoc_STR("wait($self, timeout, /)\n--\n\nSubmit, wait at most timeout seconds, reap: how much news there is.")},
+    {"process", (PyCFunction)reactor_process, METH_NOARGS,
+     PyDoc_STR("process($self, /)\n--\n\nResume tasks: the completions of single operations, or None.")},
+    {"close", (PyCFunction)reactor_close, METH_NOARGS,
+     PyDoc_STR("close($self, /)\n--\n\nEnd everything: how many operations could not be ended.")},
+    {"forget", (PyCFunction)reactor_forget, METH_NOARGS,
+     PyDoc_STR("forget($self, /)\n--\n\nIn the child of a fork: let go of the parent's ring.")},
+    {NULL, NULL, 0, NULL},
+};
+
+PyTypeObject gt_reactor_type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "gain_trio._fastpath.Reactor",
+    .tp_basicsize = sizeof(gt_reactor),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_doc = PyDoc_STR("The connections of one run, on its ring."),
+    .tp_new = PyType_GenericNew,
+    .tp_init = (initproc)reactor_init,
+    .tp_dealloc = (destructor)reactor_dealloc,
+    .tp_traverse = (traverseproc)reactor_traverse,
+    .tp_clear = (inquiry)reactor_clear,
+    .tp_methods = reactor_methods,
+    .tp_getset = reactor_getset,
+};

@@ -1,0 +1,238 @@
+/* stream.c: a connection as the kernel sees it.
+ *
+ * The state of a stream says what should be in flight; gt_stream_prepare() is the one place that turns it into SQEs, and
+ * gt_stream_complete() the one place that turns CQEs into state.  Everything else changes the state and puts the stream on
+ * the reactor's list of streams that want something, which is worked off before the next io_uring_enter.  An SQE that is
+ * not to be had leaves the stream on the list, so nothing asked for is ever dropped, cancels included; and all that a task
+ * sends in one step leaves in one operation.
+ *
+ *     in flight            prepared when                               ended by
+ *     ------------------   -----------------------------------------   ------------------------------------------
+ *     receive, multishot   open, no end or error, not over high mark   EOF, error, ENOBUFS, or its cancel
+ *     cancel of receive    over the high mark, or closing              its own CQE
+ *     send                 open, something outbound                    its CQE
+ *     cancel of send       closing                                     its own CQE
+ *     close                closing                                     its CQE; the last one frees the stream
+ *
+ * Closing prepares cancel before close, in this order: an operation in flight holds a reference to the socket, and while
+ * one is held close(2) sends no FIN.  All three are submitted together, so the peer sees it at once.
+ *
+ * What is never taken for the end of the stream: ECANCELED (we asked for it), ENOBUFS (the pool was empty; by the time the
+ * receive is armed again the buffers of the batch are back), and a CQE without F_MORE (the kernel ends a multishot receive
+ * when it likes).
+ */
+#include "fastpath.h"
+
+#include <errno.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define LARGEST_SEND (1U << 26) /* bytes an operation; more is sent by the next one */
+
+gt_stream *gt_stream_open(gt_reactor *reactor, gt_connection *connection, int fd)
+{
+    gt_stream *stream = PyMem_Calloc(1, sizeof *stream);
+    if (!stream) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    stream->slot = gt_slot_open(reactor->ring, GT_SLOT_STREAM, stream);
+    if (stream->slot == GT_NO_SLOT) {
+        PyMem_Free(stream);
+        PyErr_SetString(PyExc_OSError, "the ring's table of connections is full (RingOptions.max_slots)");
+        return NULL;
+    }
+    stream->reactor = reactor;
+    stream->connection = connection;
+    stream->fd = fd;
+    stream->next = reactor->streams;
+    if (stream->next)
+        stream->next->previous = stream;
+    reactor->streams = stream;
+    reactor->stream_count++;
+    gt_stream_want(stream);
+    return stream;
+}
+
+void gt_stream_destroy(gt_stream *stream)
+{
+    gt_reactor *reactor = stream->reactor;
+    if (stream->previous)
+        stream->previous->next = stream->next;
+    else
+        reactor->streams = stream->next;
+    if (stream->next)
+        stream->next->previous = stream->previous;
+    reactor->stream_count--;
+    if (stream->connection)
+        stream->connection->stream = NULL;
+    gt_inbound_clear(&stream->inbound);
+    gt_outbound_free(&stream->outbound);
+    PyMem_Free(stream);
+}
+
+void gt_stream_want(gt_stream *stream)
+{
+    if (!stream->wanting)
+        gt_reactor_link_wanting(stream->reactor, stream);
+}
+
+void gt_stream_close(gt_stream *stream)
+{
+    if (stream->closing)
+        return;
+    stream->closing = true;
+    gt_inbound_clear(&stream->inbound);
+    gt_outbound_clear(&stream->outbound, stream->send_in_flight);
+    gt_stream_want(stream);
+}
+
+static bool prepare_cancel(gt_stream *stream, enum gt_tag tag, bool *cancelled)
+{
+    struct io_uring_sqe *sqe = gt_slot_sqe(stream->reactor->ring, stream->slot, GT_TAG_CANCEL);
+    if (!sqe)
+        return false;
+    gt_prep_cancel(sqe, gt_key(stream->reactor->ring, stream->slot, tag));
+    *cancelled = true;
+    return true;
+}
+
+static bool prepare_close(gt_stream *stream)
+{
+    if (stream->receive_armed && !stream->receive_cancelled &&
+        !prepare_cancel(stream, GT_TAG_RECV, &stream->receive_cancelled))
+        return false;
+    if (stream->send_in_flight && !stream->send_cancelled && !prepare_cancel(stream, GT_TAG_SEND, &stream->send_cancelled))
+        return false;
+    if (stream->fd < 0)
+        return true;
+    struct io_uring_sqe *sqe = gt_slot_sqe(stream->reactor->ring, stream->slot, GT_TAG_CLOSE);
+    if (!sqe)
+        return false;
+    gt_prep_close(sqe, stream->fd);
+    stream->fd = -1;
+    return true;
+}
+
+/* True when all that the state asks for is prepared, false when the ring had no SQE. */
+bool gt_stream_prepare(gt_stream *stream)
+{
+    struct gt_ring *ring = stream->reactor->ring;
+    if (stream->closing)
+        return prepare_close(stream);
+    if (!stream->send_in_flight && stream->outbound.size > 0) {
+        struct io_uring_sqe *sqe = gt_slot_sqe(ring, stream->slot, GT_TAG_SEND);
+        if (!sqe)
+            return false;
+        const gt_segment *head = gt_outbound_head(&stream->outbound);
+        size_t length = head->length - stream->outbound.sent;
+        gt_prep_send(sqe, stream->fd, head->data + stream->outbound.sent,
+                     length > LARGEST_SEND ? LARGEST_SEND : (uint32_t)length, MSG_NOSIGNAL | MSG_WAITALL);
+        stream->send_in_flight = true;
+    }
+    if (stream->receive_paused) {
+        if (stream->receive_armed && !stream->receive_cancelled)
+            return prepare_cancel(stream, GT_TAG_RECV, &stream->receive_cancelled);
+    } else if (!stream->receive_armed && !stream->end_of_stream && !stream->receive_error) {
+        struct io_uring_sqe *sqe = gt_slot_sqe(ring, stream->slot, GT_TAG_RECV);
+        if (!sqe)
+            return false;
+        gt_prep_recv_multishot(sqe, stream->fd, ring->buffers.group);
+        stream->receive_armed = true;
+    }
+    return true;
+}
+
+/* The kernel's "try again" in all its forms: the operation is over, the stream is not. */
+static bool is_retry(int error)
+{
+    return error == ECANCELED || error == EINTR || error == EAGAIN || error == ENOBUFS;
+}
+
+static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
+{
+    struct gt_buffers *buffers = &stream->reactor->ring->buffers;
+    bool news = false;
+    if (cqe->flags & IORING_CQE_F_BUFFER) {
+        if (cqe->res > 0 && !stream->closing) {
+            if (gt_inbound_append(&stream->inbound, gt_buffers_data(buffers, cqe), (size_t)cqe->res) < 0)
+                stream->receive_error = ENOMEM; /* there is a gap in the stream now, so it is broken */
+            news = true;
+        }
+        gt_buffers_recycle(buffers, cqe);
+    }
+    if (gt_completion_is_final(cqe)) {
+        stream->receive_armed = stream->receive_cancelled = false;
+        if (cqe->res == 0) {
+            stream->end_of_stream = news = true;
+        } else if (cqe->res < 0 && !is_retry(-cqe->res)) {
+            stream->receive_error = -cqe->res;
+            news = true;
+        } else {
+            if (cqe->res == -ENOBUFS)
+                stream->reactor->starvations++;
+            if (!stream->closing)
+                gt_stream_want(stream);
+        }
+    }
+    if (!stream->receive_paused && gt_inbound_size(&stream->inbound) >= stream->receive_high) {
+        stream->receive_paused = true;
+        gt_stream_want(stream);
+    }
+    if (!news || stream->closing)
+        return false;
+    gt_connection *connection = stream->connection;
+    if (connection && connection->receiving.task)
+        gt_reactor_ready(stream->reactor, connection);
+    return true;
+}
+
+static bool send_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
+{
+    stream->send_in_flight = stream->send_cancelled = false;
+    if (cqe->res > 0) {
+        gt_outbound_sent(&stream->outbound, (size_t)cqe->res);
+    } else if (cqe->res == 0) { /* send(2) of some bytes never takes none of them: this one is at its end */
+        stream->send_error = EPIPE;
+    } else if (!is_retry(-cqe->res)) {
+        stream->send_error = -cqe->res;
+    }
+    if (stream->closing || stream->send_error)
+        gt_outbound_clear(&stream->outbound, false);
+    else if (stream->outbound.size > 0)
+        gt_stream_want(stream);
+    gt_connection *connection = stream->connection;
+    if (!connection || !connection->sending.task || !gt_awaitable_is_satisfied(connection->sending.awaitable))
+        return false;
+    gt_reactor_ready(stream->reactor, connection);
+    return true;
+}
+
+/* The caller has kept the ring's books for this CQE already.  May destroy the stream. */
+bool gt_stream_complete(gt_stream *stream, const struct io_uring_cqe *cqe)
+{
+    bool news = false;
+    switch (gt_key_tag(cqe->user_data)) {
+    case GT_TAG_RECV:
+        news = receive_completed(stream, cqe);
+        break;
+    case GT_TAG_SEND:
+        news = send_completed(stream, cqe);
+        break;
+    case GT_TAG_CLOSE:  /* an error here means that somebody else closed our descriptor: nothing is left to close */
+    case GT_TAG_CANCEL: /* what it cancelled tells by its own CQE; where it found nothing, that CQE was on its way */
+    case GT_TAG_MAIN:
+        break;
+    }
+    if (stream->closing && stream->fd < 0 && !stream->wanting && gt_slot_retire(stream->reactor->ring, stream->slot))
+        gt_stream_destroy(stream);
+    return news;
+}
+
+void gt_stream_consumed(gt_stream *stream)
+{
+    if (stream->receive_paused && gt_inbound_size(&stream->inbound) <= stream->receive_low) {
+        stream->receive_paused = false;
+        gt_stream_want(stream);
+    }
+}

@@ -1,0 +1,434 @@
+/* task.c: resuming a Trio task.
+ *
+ * Trio wakes a task by putting it on its run queue; its loop then makes one step of it.  That loop is Python and costs
+ * several times what the rest of a small message does, so a task that is parked in one of our own calls is stepped here, at
+ * once, when its completion has been reaped.  gt_trio_resume() does for one step what trio._core._run.unrolled_run does:
+ *
+ *     unrolled_run                                     here
+ *     ----------------------------------------------   ---------------------------------------------
+ *     reschedule(): _abort_func, custom_sleep_data     cleared before the step
+ *     GLOBAL_RUN_CONTEXT.task                          set and deleted
+ *     task.context.run(task.coro.send, ...)            PyContext_Enter, PyIter_Send, PyContext_Exit
+ *     _schedule_points, _cancel_points                 counted
+ *     WaitTaskRescheduled: _abort_func, then a         the same, in the same order
+ *       pending KeyboardInterrupt, then a cancel
+ *     any other message                                seam.unusual_yield
+ *     return or exception: task_exited                 seam.task_exited
+ *
+ * Everything unusual takes Trio's own road, gt_trio_reschedule(): a run with instruments that watch tasks or I/O (they are
+ * to see what they always see, in the order they always see it), a coroutine that is not a native one, and a task that for
+ * whatever reason is scheduled already.
+ *
+ * Trio's Task and CancelStatus are attrs classes with __slots__, so their fields lie at fixed offsets, which are looked up
+ * once per run.  Where an attribute should not be such a slot, it is read by name.
+ */
+#include "fastpath.h"
+
+static PyObject *name_task, *name_ki_pending, *name_main_task, *name_abort_func, *name_attempt_cancel, *name_attempt_ki;
+static PyObject *observing_hooks[5];
+
+int gt_task_module_init(void)
+{
+    static const char *const hooks[] = {"task_scheduled", "before_task_step", "after_task_step", "before_io_wait",
+                                        "after_io_wait"};
+    for (size_t i = 0; i < 5; i++)
+        if (!(observing_hooks[i] = PyUnicode_InternFromString(hooks[i])))
+            return -1;
+    if (!(name_task = PyUnicode_InternFromString("task")) ||
+        !(name_ki_pending = PyUnicode_InternFromString("ki_pending")) ||
+        !(name_main_task = PyUnicode_InternFromString("main_task")) ||
+        !(name_abort_func = PyUnicode_InternFromString("abort_func")) ||
+        !(name_attempt_cancel = PyUnicode_InternFromString("_attempt_delivery_of_any_pending_cancel")) ||
+        !(name_attempt_ki = PyUnicode_InternFromString("_attempt_delivery_of_pending_ki")))
+        return -1;
+    return 0;
+}
+
+/* --- fields --- */
+
+static int field_resolve(gt_field *field, PyObject *type, const char *name)
+{
+    field->offset = -1;
+    field->name = PyUnicode_InternFromString(name);
+    if (!field->name)
+        return -1;
+    PyObject *descriptor = PyObject_GetAttr(type, field->name);
+    if (!descriptor) {
+        if (!PyErr_ExceptionMatches(PyExc_AttributeError))
+            return -1;
+        PyErr_Clear(); /* not a slot: instances may still have it */
+        return 0;
+    }
+    if (Py_IS_TYPE(descriptor, &PyMemberDescr_Type)) {
+        PyMemberDef *member = ((PyMemberDescrObject *)descriptor)->d_member;
+        if (member->type == T_OBJECT_EX && ((PyDescrObject *)descriptor)->d_type == (PyTypeObject *)type)
+            field->offset = member->offset;
+    }
+    Py_DECREF(descriptor);
+    return 0;
+}
+
+static inline PyObject *field_get(const gt_field *field, PyObject *object)
+{
+    if (field->offset >= 0) {
+        PyObject *value = *(PyObject **)((char *)object + field->offset);
+        if (value)
+            return Py_NewRef(value);
+    }
+    return PyObject_GetAttr(object, field->name);
+}
+
+static inline int field_set(const gt_field *field, PyObject *object, PyObject *value)
+{
+    if (field->offset < 0)
+        return PyObject_SetAttr(object, field->name, value);
+    PyObject **place = (PyObject **)((char *)object + field->offset);
+    PyObject *old = *place;
+    *place = Py_NewRef(value);
+    Py_XDECREF(old);
+    return 0;
+}
+
+/* 1 when the field is `expected`, 0 when not, -1 on error */
+static inline int field_is(const gt_field *field, PyObject *object, PyObject *expected)
+{
+    PyObject *value = field_get(field, object);
+    if (!value)
+        return -1;
+    int same = value == expected;
+    Py_DECREF(value);
+    return same;
+}
+
+static int field_increment(const gt_field *field, PyObject *object)
+{
+    PyObject *value = field_get(field, object);
+    if (!value)
+        return -1;
+    long long count = PyLong_AsLongLong(value);
+    Py_DECREF(value);
+    if (count == -1 && PyErr_Occurred())
+        return -1;
+    PyObject *incremented = PyLong_FromLongLong(count + 1);
+    if (!incremented)
+        return -1;
+    int result = field_set(field, object, incremented);
+    Py_DECREF(incremented);
+    return result;
+}
+
+/* --- binding to a run --- */
+
+int gt_trio_bind(gt_trio *trio, PyObject *seam)
+{
+    struct {
+        PyObject **place;
+        const char *name;
+    } objects[] = {
+        {&trio->run_context, "run_context"},       {&trio->runner, "runner"},
+        {&trio->instruments, "instruments"},       {&trio->trap_type, "trap_type"},
+        {&trio->task_type, "task_type"},           {&trio->abort_succeeded, "abort_succeeded"},
+        {&trio->woken, "woken"},                   {&trio->reschedule, "reschedule"},
+        {&trio->task_exited, "task_exited"},       {&trio->unusual_yield, "unusual_yield"},
+    };
+    for (size_t i = 0; i < sizeof objects / sizeof objects[0]; i++) {
+        PyObject *value = PyObject_GetAttrString(seam, objects[i].name);
+        if (!value)
+            return -1;
+        Py_XSETREF(*objects[i].place, value);
+    }
+    PyObject *status_type = PyObject_GetAttrString(seam, "cancel_status_type");
+    if (!status_type)
+        return -1;
+    struct {
+        gt_field *field;
+        PyObject *type;
+        const char *name;
+    } fields[] = {
+        {&trio->coro, trio->task_type, "coro"},
+        {&trio->context, trio->task_type, "context"},
+        {&trio->abort_func, trio->task_type, "_abort_func"},
+        {&trio->custom_sleep_data, trio->task_type, "custom_sleep_data"},
+        {&trio->next_send_fn, trio->task_type, "_next_send_fn"},
+        {&trio->cancel_points, trio->task_type, "_cancel_points"},
+        {&trio->schedule_points, trio->task_type, "_schedule_points"},
+        {&trio->cancel_status, trio->task_type, "_cancel_status"},
+        {&trio->effectively_cancelled, status_type, "effectively_cancelled"},
+    };
+    int result = 0;
+    for (size_t i = 0; i < sizeof fields / sizeof fields[0] && result == 0; i++)
+        result = field_resolve(fields[i].field, fields[i].type, fields[i].name);
+    Py_DECREF(status_type);
+    if (result == 0 && (!PyDict_Check(trio->run_context) || !PyDict_Check(trio->instruments))) {
+        PyErr_SetString(PyExc_TypeError, "run_context and instruments must be dicts");
+        result = -1;
+    }
+    trio->bound = result == 0;
+    return result;
+}
+
+void gt_trio_unbind(gt_trio *trio)
+{
+    trio->bound = false;
+    Py_CLEAR(trio->run_context);
+    Py_CLEAR(trio->runner);
+    Py_CLEAR(trio->main_task);
+    Py_CLEAR(trio->instruments);
+    Py_CLEAR(trio->trap_type);
+    Py_CLEAR(trio->task_type);
+    Py_CLEAR(trio->abort_succeeded);
+    Py_CLEAR(trio->woken);
+    Py_CLEAR(trio->reschedule);
+    Py_CLEAR(trio->task_exited);
+    Py_CLEAR(trio->unusual_yield);
+    gt_field *fields[] = {&trio->coro,          &trio->context,         &trio->abort_func,
+                          &trio->custom_sleep_data, &trio->next_send_fn, &trio->cancel_points,
+                          &trio->schedule_points, &trio->cancel_status, &trio->effectively_cancelled};
+    for (size_t i = 0; i < sizeof fields / sizeof fields[0]; i++)
+        Py_CLEAR(fields[i]->name);
+}
+
+int gt_trio_traverse(gt_trio *trio, visitproc visit, void *arg)
+{
+    Py_VISIT(trio->run_context);
+    Py_VISIT(trio->runner);
+    Py_VISIT(trio->main_task);
+    Py_VISIT(trio->instruments);
+    Py_VISIT(trio->trap_type);
+    Py_VISIT(trio->task_type);
+    Py_VISIT(trio->abort_succeeded);
+    Py_VISIT(trio->woken);
+    Py_VISIT(trio->reschedule);
+    Py_VISIT(trio->task_exited);
+    Py_VISIT(trio->unusual_yield);
+    return 0;
+}
+
+/* --- asking --- */
+
+PyObject *gt_trio_current_task(gt_trio *trio)
+{
+    PyObject *task = trio->bound ? PyDict_GetItemWithError(trio->run_context, name_task) : NULL;
+    if (!task && !PyErr_Occurred())
+        PyErr_SetString(PyExc_RuntimeError, "must be called from async context, in the run that the connection belongs to");
+    return task;
+}
+
+/* Only the main task is ever interrupted, and it is the same one for the whole run once there is one. */
+static int keyboard_interrupt_is_pending(gt_trio *trio, PyObject *task)
+{
+    if (!trio->main_task) {
+        PyObject *main_task = PyObject_GetAttr(trio->runner, name_main_task);
+        if (!main_task)
+            return -1;
+        if (main_task != Py_None)
+            trio->main_task = main_task;
+        else
+            Py_DECREF(main_task);
+    }
+    if (task != trio->main_task)
+        return 0;
+    PyObject *pending = PyObject_GetAttr(trio->runner, name_ki_pending);
+    if (!pending)
+        return -1;
+    int result = PyObject_IsTrue(pending);
+    Py_DECREF(pending);
+    return result;
+}
+
+static int cancel_is_effective(gt_trio *trio, PyObject *task)
+{
+    PyObject *status = field_get(&trio->cancel_status, task);
+    if (!status)
+        return -1;
+    PyObject *cancelled = field_get(&trio->effectively_cancelled, status);
+    Py_DECREF(status);
+    if (!cancelled)
+        return -1;
+    int result = PyObject_IsTrue(cancelled);
+    Py_DECREF(cancelled);
+    return result;
+}
+
+int gt_trio_cancel_is_pending(gt_trio *trio, PyObject *task)
+{
+    int result = cancel_is_effective(trio, task);
+    return result == 0 ? keyboard_interrupt_is_pending(trio, task) : result;
+}
+
+int gt_trio_count_cancel_point(gt_trio *trio, PyObject *task) { return field_increment(&trio->cancel_points, task); }
+
+/* Is there an instrument that could tell a step made here from one made by Trio's loop? */
+bool gt_trio_is_observed(gt_trio *trio)
+{
+    if (PyDict_GET_SIZE(trio->instruments) <= 1) /* "_all" is always there */
+        return false;
+    for (size_t i = 0; i < sizeof observing_hooks / sizeof observing_hooks[0]; i++) {
+        int found = PyDict_Contains(trio->instruments, observing_hooks[i]);
+        if (found < 0)
+            PyErr_Clear(); /* cannot happen with interned strings; Trio's own road is right in any case */
+        if (found != 0)
+            return true;
+    }
+    return false;
+}
+
+/* --- resuming --- */
+
+int gt_trio_reschedule(gt_trio *trio, PyObject *task)
+{
+    PyObject *result = PyObject_CallFunctionObjArgs(trio->reschedule, task, trio->woken, NULL);
+    Py_XDECREF(result);
+    return result ? 0 : -1;
+}
+
+static int call_and_drop(PyObject *function, PyObject *first, PyObject *second, PyObject *third)
+{
+    PyObject *result = PyObject_CallFunctionObjArgs(function, first, second, third, NULL);
+    Py_XDECREF(result);
+    return result ? 0 : -1;
+}
+
+static int call_method_and_drop(PyObject *object, PyObject *name)
+{
+    PyObject *result = PyObject_CallMethodNoArgs(object, name);
+    Py_XDECREF(result);
+    return result ? 0 : -1;
+}
+
+/* The exception that is set, as an instance with its traceback; no exception is set afterwards. */
+static PyObject *take_exception(void)
+{
+#if PY_VERSION_HEX >= 0x030c0000
+    return PyErr_GetRaisedException();
+#else
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    PyErr_NormalizeException(&type, &value, &traceback);
+    if (traceback) {
+        PyException_SetTraceback(value, traceback);
+        Py_DECREF(traceback);
+    }
+    Py_XDECREF(type);
+    return value;
+#endif
+}
+
+static int task_returned(gt_trio *trio, PyObject *task, PyObject *value)
+{
+    int result = call_and_drop(trio->task_exited, task, value, Py_None);
+    Py_DECREF(value);
+    return result;
+}
+
+static int task_raised(gt_trio *trio, PyObject *task)
+{
+    PyObject *exception = take_exception();
+    int result = call_and_drop(trio->task_exited, task, Py_None, exception);
+    Py_DECREF(exception);
+    return result;
+}
+
+static int task_waits(gt_trio *trio, PyObject *task, PyObject *trap)
+{
+    PyObject *abort = PyObject_GetAttr(trap, name_abort_func);
+    if (!abort)
+        return -1;
+    int result = field_set(&trio->abort_func, task, abort);
+    Py_DECREF(abort);
+    if (result < 0 || field_increment(&trio->cancel_points, task) < 0)
+        return -1;
+    /* A KeyboardInterrupt is outside all cancel scopes, so it comes first. */
+    int interrupted = keyboard_interrupt_is_pending(trio, task);
+    if (interrupted < 0 || (interrupted && call_method_and_drop(task, name_attempt_ki) < 0))
+        return -1;
+    int cancelled = cancel_is_effective(trio, task);
+    if (cancelled < 0 || (cancelled && call_method_and_drop(task, name_attempt_cancel) < 0))
+        return -1;
+    return 0;
+}
+
+static int task_yielded(gt_trio *trio, PyObject *task, PyObject *message)
+{
+    int result = field_increment(&trio->schedule_points, task);
+    if (result == 0) {
+        if ((PyObject *)Py_TYPE(message) == trio->trap_type)
+            result = task_waits(trio, task, message);
+        else
+            result = call_and_drop(trio->unusual_yield, task, message, NULL);
+    }
+    Py_DECREF(message);
+    return result;
+}
+
+/* One step of `coro` inside `context`, as Context.run(coro.send, None) would make it. */
+static int step_in_context(PyObject *coro, PyObject *context, PySendResult *sent, PyObject **result)
+{
+    if (PyContext_Enter(context) < 0)
+        return -1;
+    *sent = PyIter_Send(coro, Py_None, result);
+    PyObject *exception = *sent == PYGEN_ERROR ? take_exception() : NULL;
+    if (PyContext_Exit(context) < 0) {
+        Py_XDECREF(exception);
+        Py_CLEAR(*result);
+        return -1;
+    }
+    if (exception) {
+#if PY_VERSION_HEX >= 0x030c0000
+        PyErr_SetRaisedException(exception);
+#else
+        PyErr_Restore(Py_NewRef(Py_TYPE(exception)), exception, PyException_GetTraceback(exception));
+#endif
+    }
+    return 0;
+}
+
+static int step(gt_trio *trio, PyObject *task, PyObject *coro)
+{
+    PyObject *context = field_get(&trio->context, task);
+    if (!context)
+        return -1;
+    if (field_set(&trio->abort_func, task, Py_None) < 0 || field_set(&trio->custom_sleep_data, task, Py_None) < 0 ||
+        PyDict_SetItem(trio->run_context, name_task, task) < 0) {
+        Py_DECREF(context);
+        return -1;
+    }
+    PySendResult sent = PYGEN_ERROR;
+    PyObject *value = NULL;
+    int result = step_in_context(coro, context, &sent, &value);
+    Py_DECREF(context);
+    if (result == 0) {
+        if (sent == PYGEN_NEXT)
+            result = task_yielded(trio, task, value);
+        else if (sent == PYGEN_RETURN)
+            result = task_returned(trio, task, value);
+        else
+            result = task_raised(trio, task);
+    }
+    if (result == 0)
+        return PyDict_DelItem(trio->run_context, name_task);
+    return -1; /* Trio itself is broken; the run ends with TrioInternalError, which clears run_context */
+}
+
+/* Resume a task that is parked with `abort`.  1: stepped, 0: it has to go through Trio's scheduler, -1: error. */
+int gt_trio_resume(gt_trio *trio, PyObject *task, PyObject *abort)
+{
+    if ((PyObject *)Py_TYPE(task) != trio->task_type || gt_trio_is_observed(trio))
+        return 0;
+    int scheduled = field_is(&trio->next_send_fn, task, Py_None);
+    int parked = field_is(&trio->abort_func, task, abort);
+    if (scheduled < 0 || parked < 0)
+        return -1;
+    if (!scheduled || !parked) {
+        PyErr_SetString(PyExc_RuntimeError, "a task that waits for a connection was woken by somebody else");
+        return -1;
+    }
+    PyObject *coro = field_get(&trio->coro, task);
+    if (!coro)
+        return -1;
+    int result = 0;
+    if (PyCoro_CheckExact(coro))
+        result = step(trio, task, coro) < 0 ? -1 : 1;
+    Py_DECREF(coro);
+    return result;
+}

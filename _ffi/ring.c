@@ -1,0 +1,605 @@
+/* ring.c: see ring.h.
+ *
+ * Two rules hold everywhere below.
+ *
+ * 1. Memory the kernel may still touch is never given back.  Provided buffers are unmapped only when nothing is in flight;
+ *    a slot is freed only on the final CQE of the last operation on it.
+ * 2. Indices shared with the kernel are read with acquire and written with release order (io_uring(7), "memory ordering").
+ *    Our own tail, sq_prepared, runs ahead of the shared one until submission.
+ */
+#define _GNU_SOURCE
+#include "ring.h"
+
+#include <errno.h>
+#include <linux/types.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+static int sys_setup(unsigned int entries, struct io_uring_params *params)
+{
+    int result = (int)syscall(__NR_io_uring_setup, entries, params);
+    return result < 0 ? -errno : result;
+}
+
+static int sys_enter(int fd, unsigned int submit, unsigned int wait, unsigned int flags, void *argument, size_t size)
+{
+    int result = (int)syscall(__NR_io_uring_enter, fd, submit, wait, flags, argument, size);
+    return result < 0 ? -errno : result;
+}
+
+static int sys_register(int fd, unsigned int opcode, void *argument, unsigned int count)
+{
+    int result = (int)syscall(__NR_io_uring_register, fd, opcode, argument, count);
+    return result < 0 ? -errno : result;
+}
+
+static int64_t monotonic_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* --- life --- */
+
+/* Setup refuses unknown flags with EINVAL and does not say which, so what is optional is taken away one by one. */
+static int setup_best(struct gt_ring *ring, const struct gt_ring_options *options, struct io_uring_params *params)
+{
+    static const struct {
+        uint32_t feature;
+        uint32_t flag;
+    } optional[] = {
+        {GT_FEATURE_NO_SQARRAY, IORING_SETUP_NO_SQARRAY},
+        {GT_FEATURE_TASKRUN_FLAG, IORING_SETUP_TASKRUN_FLAG},
+    };
+    const size_t count = sizeof optional / sizeof optional[0];
+    uint32_t wanted = 0;
+    for (size_t i = 0; i < count; i++)
+        if (!(options->unwanted & optional[i].feature))
+            wanted |= optional[i].feature;
+    for (size_t without = 0;; without++) {
+        memset(params, 0, sizeof *params);
+        params->flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_SUBMIT_ALL |
+                        IORING_SETUP_CLAMP | IORING_SETUP_CQSIZE;
+        for (size_t i = 0; i < count; i++)
+            if (wanted & optional[i].feature)
+                params->flags |= optional[i].flag;
+        params->cq_entries = options->completion_entries;
+        int fd = sys_setup(options->entries, params);
+        if (fd != -EINVAL || without == count) {
+            if (fd >= 0)
+                ring->features |= wanted;
+            return fd;
+        }
+        wanted &= ~optional[without].feature;
+    }
+}
+
+static int map_queues(struct gt_ring *ring, const struct io_uring_params *params)
+{
+    const uint32_t needed = IORING_FEAT_SINGLE_MMAP | IORING_FEAT_NODROP | IORING_FEAT_EXT_ARG;
+    if ((params->features & needed) != needed)
+        return -EINVAL;
+    size_t bytes = params->cq_off.cqes + (size_t)params->cq_entries * sizeof(struct io_uring_cqe);
+    bool index_array = !(params->flags & IORING_SETUP_NO_SQARRAY);
+    if (index_array) {
+        size_t submission = params->sq_off.array + (size_t)params->sq_entries * sizeof(uint32_t);
+        bytes = submission > bytes ? submission : bytes;
+    }
+    char *map = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, ring->fd, IORING_OFF_SQ_RING);
+    if (map == MAP_FAILED)
+        return -errno;
+    ring->queues_map = map;
+    ring->queues_bytes = bytes;
+    size_t sqes_bytes = (size_t)params->sq_entries * sizeof(struct io_uring_sqe);
+    void *sqes = mmap(NULL, sqes_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, ring->fd, IORING_OFF_SQES);
+    if (sqes == MAP_FAILED)
+        return -errno;
+    ring->sqes = sqes;
+    ring->sqes_bytes = sqes_bytes;
+    /* A forked child must not be able to post into this ring: the pages are simply not there for it. */
+    if (madvise(map, bytes, MADV_DONTFORK) || madvise(sqes, sqes_bytes, MADV_DONTFORK))
+        return -errno;
+    ring->sq_head = (uint32_t *)(map + params->sq_off.head);
+    ring->sq_tail = (uint32_t *)(map + params->sq_off.tail);
+    ring->sq_flags = (uint32_t *)(map + params->sq_off.flags);
+    ring->sq_mask = *(uint32_t *)(map + params->sq_off.ring_mask);
+    ring->sq_entries = params->sq_entries;
+    ring->sq_prepared = *ring->sq_tail;
+    ring->cq_head = (uint32_t *)(map + params->cq_off.head);
+    ring->cq_tail = (uint32_t *)(map + params->cq_off.tail);
+    ring->cq_mask = *(uint32_t *)(map + params->cq_off.ring_mask);
+    ring->cq_entries = params->cq_entries;
+    ring->cqes = (struct io_uring_cqe *)(map + params->cq_off.cqes);
+    if (index_array) { /* the array maps places to SQEs; ours is the identity, for good */
+        uint32_t *array = (uint32_t *)(map + params->sq_off.array);
+        for (uint32_t i = 0; i < params->sq_entries; i++)
+            array[i] = i;
+    }
+    return 0;
+}
+
+static void register_fd(struct gt_ring *ring)
+{
+    struct gt_ring_fd_registration registration = {.offset = UINT32_MAX, .data = (uint64_t)ring->fd};
+    if (sys_register(ring->fd, GT_REGISTER_RING_FDS, &registration, 1) == 1) {
+        ring->enter_fd = (int)registration.offset;
+        ring->enter_flags = IORING_ENTER_REGISTERED_RING;
+        ring->features |= GT_FEATURE_REGISTERED_FD;
+    }
+}
+
+int gt_ring_open(struct gt_ring *ring, const struct gt_ring_options *options)
+{
+    memset(ring, 0, sizeof *ring);
+    ring->fd = -1;
+    ring->slot_free = GT_NO_SLOT;
+    ring->max_slots = options->max_slots && options->max_slots < GT_MAX_SLOTS ? options->max_slots : GT_MAX_SLOTS;
+    struct io_uring_params params;
+    int result = setup_best(ring, options, &params);
+    if (result < 0)
+        return result;
+    ring->fd = ring->enter_fd = result;
+    ring->setup_flags = params.flags;
+    ring->kernel_features = params.features;
+    result = map_queues(ring, &params);
+    if (result < 0) {
+        gt_ring_close(ring);
+        return result;
+    }
+    if (!(options->unwanted & GT_FEATURE_REGISTERED_FD))
+        register_fd(ring);
+    ring->magic = GT_RING_MAGIC;
+    return 0;
+}
+
+static void keep_books_only(const struct io_uring_cqe *cqe, void *context)
+{
+    struct gt_ring *ring = context;
+    struct gt_slot slot;
+    if (gt_slot_complete(ring, cqe, &slot))
+        gt_completion_discard(&slot, cqe);
+}
+
+uint64_t gt_ring_drain(struct gt_ring *ring, int64_t patience_ns, void (*complete)(const struct io_uring_cqe *, void *),
+                       void *context)
+{
+    const int64_t end = monotonic_ns() + patience_ns;
+    bool cancelled = false;
+    if (!complete) {
+        complete = keep_books_only;
+        context = ring;
+    }
+    while (ring->in_flight > 0) {
+        struct io_uring_sqe *sqe = cancelled ? NULL : gt_ring_sqe(ring);
+        if (sqe) {
+            gt_prep_cancel(sqe, 0); /* key 0 has no tag and so names no operation: nobody asks how this one ended */
+            sqe->rw_flags = (int)(IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_ALL);
+            cancelled = true;
+        }
+        int64_t left = end - monotonic_ns();
+        int result = gt_ring_enter(ring, left > 0 ? left : 0);
+        struct io_uring_cqe cqe;
+        uint32_t reaped = 0;
+        for (; gt_ring_reap(ring, &cqe, 1); reaped++)
+            if (gt_key_tag(cqe.user_data) != 0)
+                complete(&cqe, context);
+        bool hopeless = result < 0 && result != -EINTR && result != -ETIME && result != -EAGAIN && result != -EBUSY;
+        if (reaped == 0 && (left <= 0 || hopeless))
+            break;
+    }
+    return ring->in_flight;
+}
+
+void gt_ring_close(struct gt_ring *ring)
+{
+    if (ring->fd < 0)
+        return;
+    if (ring->in_flight == 0)
+        gt_buffers_close(ring);
+    if (ring->sqes)
+        munmap(ring->sqes, ring->sqes_bytes);
+    if (ring->queues_map)
+        munmap(ring->queues_map, ring->queues_bytes);
+    if (ring->features & GT_FEATURE_REGISTERED_FD) {
+        struct gt_ring_fd_registration registration = {.offset = (uint32_t)ring->enter_fd};
+        sys_register(ring->fd, GT_UNREGISTER_RING_FDS, &registration, 1);
+    }
+    close(ring->fd);
+    free(ring->slots);
+    ring->sqes = NULL;
+    ring->queues_map = NULL;
+    ring->slots = NULL;
+    ring->slot_count = 0;
+    ring->slot_free = GT_NO_SLOT;
+    ring->fd = ring->enter_fd = -1;
+    ring->dead = true;
+}
+
+void gt_ring_forget(struct gt_ring *ring)
+{
+    if (ring->dead)
+        return;
+    ring->dead = true;
+    /* The mappings are not there (MADV_DONTFORK), so there is nothing to unmap; the descriptor is a copy, and as long as
+     * it is open the parent's ring cannot end. */
+    close(ring->fd);
+}
+
+int gt_ring_register(struct gt_ring *ring, unsigned int opcode, void *argument, unsigned int count)
+{
+    return ring->dead ? -EBADF : sys_register(ring->fd, opcode, argument, count);
+}
+
+/* --- submit, wait, reap --- */
+
+struct io_uring_sqe *gt_ring_sqe(struct gt_ring *ring)
+{
+    if (ring->dead)
+        return NULL;
+    if (gt_ring_unsubmitted(ring) >= ring->sq_entries) {
+        gt_ring_submit(ring);
+        if (gt_ring_unsubmitted(ring) >= ring->sq_entries)
+            return NULL;
+    }
+    struct io_uring_sqe *sqe = &ring->sqes[ring->sq_prepared & ring->sq_mask];
+    ring->sq_prepared++;
+    memset(sqe, 0, sizeof *sqe);
+    return sqe;
+}
+
+int gt_ring_submit(struct gt_ring *ring)
+{
+    if (ring->dead)
+        return -EBADF;
+    uint32_t count = gt_ring_unsubmitted(ring);
+    if (count == 0)
+        return 0;
+    __atomic_store_n(ring->sq_tail, ring->sq_prepared, __ATOMIC_RELEASE);
+    gt_buffers_publish(&ring->buffers);
+    ring->enters++;
+    int result = sys_enter(ring->enter_fd, count, 0, ring->enter_flags, NULL, 0);
+    if (result > 0)
+        ring->submissions += (uint32_t)result;
+    return result;
+}
+
+int gt_ring_enter(struct gt_ring *ring, int64_t timeout_ns)
+{
+    if (ring->dead)
+        return -EBADF;
+    uint32_t count = gt_ring_unsubmitted(ring);
+    bool overflown = gt_ring_overflown(ring);
+    if (overflown)
+        ring->overflows++;
+    unsigned int wait = timeout_ns > 0 && !overflown && gt_ring_ready(ring) == 0;
+    if (count == 0 && !wait && !overflown && (ring->features & GT_FEATURE_TASKRUN_FLAG) &&
+        !(__atomic_load_n(ring->sq_flags, __ATOMIC_RELAXED) & IORING_SQ_TASKRUN))
+        return 0;
+    struct __kernel_timespec timeout = {.tv_sec = timeout_ns / 1000000000, .tv_nsec = timeout_ns % 1000000000};
+    struct io_uring_getevents_arg argument = {.ts = 0};
+    if (wait && timeout_ns != GT_NO_TIMEOUT)
+        argument.ts = (uint64_t)(uintptr_t)&timeout;
+    __atomic_store_n(ring->sq_tail, ring->sq_prepared, __ATOMIC_RELEASE);
+    gt_buffers_publish(&ring->buffers);
+    ring->enters++;
+    int result = sys_enter(ring->enter_fd, count, wait,
+                           ring->enter_flags | IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG, &argument, sizeof argument);
+    /* A wait that fails after a successful submission returns the submission's count, so the head tells better. */
+    ring->submissions += count - gt_ring_unsubmitted(ring);
+    return result < 0 ? result : 0;
+}
+
+uint32_t gt_ring_reap(struct gt_ring *ring, struct io_uring_cqe *out, uint32_t max)
+{
+    if (ring->dead)
+        return 0;
+    uint32_t head = *ring->cq_head;
+    uint32_t count = __atomic_load_n(ring->cq_tail, __ATOMIC_ACQUIRE) - head;
+    if (count > max)
+        count = max;
+    for (uint32_t i = 0; i < count; i++)
+        out[i] = ring->cqes[(head + i) & ring->cq_mask];
+    __atomic_store_n(ring->cq_head, head + count, __ATOMIC_RELEASE);
+    ring->completions += count;
+    return count;
+}
+
+/* --- slots --- */
+
+static int grow_slots(struct gt_ring *ring)
+{
+    uint32_t old = ring->slot_count;
+    uint32_t count = old ? old * 2 : 64;
+    if (count > ring->max_slots)
+        count = ring->max_slots;
+    if (count == old)
+        return -ENOSPC;
+    struct gt_slot *slots = realloc(ring->slots, count * sizeof *slots);
+    if (!slots)
+        return -ENOMEM;
+    ring->slots = slots;
+    ring->slot_count = count;
+    for (uint32_t i = count; i-- > old;) {
+        slots[i] = (struct gt_slot){.generation = 1, .next_free = ring->slot_free};
+        ring->slot_free = i;
+    }
+    return 0;
+}
+
+uint32_t gt_slot_open(struct gt_ring *ring, enum gt_slot_kind kind, void *owner)
+{
+    if (ring->dead || (ring->slot_free == GT_NO_SLOT && grow_slots(ring) < 0))
+        return GT_NO_SLOT;
+    uint32_t index = ring->slot_free;
+    struct gt_slot *slot = &ring->slots[index];
+    ring->slot_free = slot->next_free;
+    slot->kind = kind;
+    slot->owner = owner;
+    slot->abandoned = slot->finished = slot->yields_descriptor = false;
+    return index;
+}
+
+bool gt_slot_retire(struct gt_ring *ring, uint32_t index)
+{
+    struct gt_slot *slot = &ring->slots[index];
+    if (slot->in_flight > 0)
+        return false;
+    slot->kind = GT_SLOT_FREE;
+    slot->owner = NULL;
+    slot->generation++;
+    slot->next_free = ring->slot_free;
+    ring->slot_free = index;
+    return true;
+}
+
+struct io_uring_sqe *gt_slot_sqe(struct gt_ring *ring, uint32_t index, enum gt_tag tag)
+{
+    struct io_uring_sqe *sqe = gt_ring_sqe(ring);
+    if (sqe) {
+        sqe->user_data = gt_key(ring, index, tag);
+        ring->slots[index].in_flight++;
+        ring->in_flight++;
+    }
+    return sqe;
+}
+
+static struct gt_slot *find_slot(struct gt_ring *ring, uint64_t key)
+{
+    uint32_t index = gt_key_slot(key);
+    if (index >= ring->slot_count)
+        return NULL;
+    struct gt_slot *slot = &ring->slots[index];
+    return slot->kind != GT_SLOT_FREE && slot->generation == gt_key_generation(key) ? slot : NULL;
+}
+
+bool gt_slot_complete(struct gt_ring *ring, const struct io_uring_cqe *cqe, struct gt_slot *copy)
+{
+    struct gt_slot *slot = find_slot(ring, cqe->user_data);
+    if (!slot || slot->in_flight == 0) {
+        ring->stale++;
+        return false;
+    }
+    *copy = *slot;
+    if (gt_completion_is_final(cqe)) {
+        slot->in_flight--;
+        ring->in_flight--;
+        if (slot->kind == GT_SLOT_OPERATION) {
+            if (gt_key_tag(cqe->user_data) == GT_TAG_MAIN)
+                slot->finished = true;
+            if (slot->finished)
+                gt_slot_retire(ring, gt_key_slot(cqe->user_data));
+        }
+    }
+    return true;
+}
+
+void gt_completion_discard(const struct gt_slot *slot, const struct io_uring_cqe *cqe)
+{
+    if (slot->yields_descriptor && gt_key_tag(cqe->user_data) == GT_TAG_MAIN && cqe->res >= 0)
+        close(cqe->res);
+}
+
+/* --- single operations --- */
+
+static struct io_uring_sqe *open_operation(struct gt_ring *ring, uint64_t *key, int *error)
+{
+    if (ring->dead) {
+        *error = -EBADF;
+        return NULL;
+    }
+    uint32_t index = gt_slot_open(ring, GT_SLOT_OPERATION, NULL);
+    if (index == GT_NO_SLOT) {
+        *error = -ENOSPC;
+        return NULL;
+    }
+    struct io_uring_sqe *sqe = gt_slot_sqe(ring, index, GT_TAG_MAIN);
+    if (!sqe) {
+        gt_slot_retire(ring, index);
+        *error = -EBUSY;
+        return NULL;
+    }
+    *key = sqe->user_data;
+    *error = 0;
+    return sqe;
+}
+
+int gt_operation_nop(struct gt_ring *ring, uint64_t *key)
+{
+    int error;
+    struct io_uring_sqe *sqe = open_operation(ring, key, &error);
+    if (sqe)
+        gt_prep_nop(sqe);
+    return error;
+}
+
+int gt_operation_poll(struct gt_ring *ring, int fd, uint32_t events, bool multishot, uint64_t *key)
+{
+    int error;
+    struct stat status;
+    if (fstat(fd, &status) < 0)
+        return -errno;
+    if (S_ISREG(status.st_mode) || S_ISDIR(status.st_mode))
+        return -EPERM;
+    struct io_uring_sqe *sqe = open_operation(ring, key, &error);
+    if (sqe)
+        gt_prep_poll(sqe, fd, events, multishot);
+    return error;
+}
+
+int gt_operation_accept(struct gt_ring *ring, int fd, uint32_t accept_flags, uint64_t *key)
+{
+    int error;
+    struct io_uring_sqe *sqe = open_operation(ring, key, &error);
+    if (sqe) {
+        gt_prep_accept_multishot(sqe, fd, accept_flags);
+        ring->slots[gt_key_slot(*key)].yields_descriptor = true;
+    }
+    return error;
+}
+
+int gt_operation_recv(struct gt_ring *ring, int fd, uint64_t *key)
+{
+    int error;
+    struct io_uring_sqe *sqe = open_operation(ring, key, &error);
+    if (sqe)
+        gt_prep_recv_multishot(sqe, fd, ring->buffers.group);
+    return error;
+}
+
+int gt_operation_send(struct gt_ring *ring, int fd, const void *data, uint32_t length, uint32_t msg_flags, uint64_t *key)
+{
+    int error;
+    struct io_uring_sqe *sqe = open_operation(ring, key, &error);
+    if (sqe)
+        gt_prep_send(sqe, fd, data, length, msg_flags);
+    return error;
+}
+
+int gt_operation_cancel(struct gt_ring *ring, uint64_t key, bool abandon)
+{
+    if (ring->dead)
+        return -EBADF;
+    struct gt_slot *slot = find_slot(ring, key);
+    if (!slot || slot->finished)
+        return -ENOENT;
+    slot->abandoned |= abandon;
+    struct io_uring_sqe *sqe = gt_slot_sqe(ring, gt_key_slot(key), GT_TAG_CANCEL);
+    if (!sqe)
+        return -EBUSY;
+    gt_prep_cancel(sqe, key);
+    return 0;
+}
+
+/* --- provided buffers --- */
+
+static void provide(struct gt_buffers *buffers, uint16_t id)
+{
+    struct gt_provided_buffer *entry = &buffers->entries[buffers->tail & (buffers->count - 1)];
+    entry->addr = (uint64_t)(uintptr_t)(buffers->memory + (size_t)id * buffers->size);
+    entry->len = buffers->size;
+    entry->bid = id;
+    buffers->consumed[id] = 0;
+    buffers->tail++;
+}
+
+int gt_buffers_open(struct gt_ring *ring, uint32_t count, uint32_t size, bool incremental)
+{
+    struct gt_buffers *buffers = &ring->buffers;
+    if (ring->dead)
+        return -EBADF;
+    if (buffers->memory || count == 0 || count > 32768 || (count & (count - 1)) || size == 0)
+        return -EINVAL;
+    struct gt_buffers opened = {.count = count, .size = size, .incremental = incremental};
+    opened.entries_bytes = count * sizeof(struct gt_provided_buffer);
+    opened.memory_bytes = (size_t)count * size;
+    void *entries = mmap(NULL, opened.entries_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (entries == MAP_FAILED)
+        return -errno;
+    void *memory = mmap(NULL, opened.memory_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) {
+        int error = -errno;
+        munmap(entries, opened.entries_bytes);
+        return error;
+    }
+    opened.entries = entries;
+    opened.memory = memory;
+    opened.consumed = calloc(count, sizeof *opened.consumed);
+    int result = -ENOMEM;
+    if (opened.consumed) {
+        if (madvise(entries, opened.entries_bytes, MADV_DONTFORK) || madvise(memory, opened.memory_bytes, MADV_DONTFORK)) {
+            result = -errno;
+        } else {
+            struct gt_buffer_ring_registration registration = {
+                .ring_addr = (uint64_t)(uintptr_t)entries,
+                .ring_entries = count,
+                .bgid = opened.group,
+                .flags = incremental ? GT_PBUF_RING_INC : 0,
+            };
+            result = sys_register(ring->fd, GT_REGISTER_PBUF_RING, &registration, 1);
+        }
+    }
+    if (result < 0) {
+        free(opened.consumed);
+        munmap(memory, opened.memory_bytes);
+        munmap(entries, opened.entries_bytes);
+        return result;
+    }
+    *buffers = opened;
+    for (uint32_t id = 0; id < count; id++)
+        provide(buffers, (uint16_t)id);
+    gt_buffers_publish(buffers);
+    ring->features |= GT_FEATURE_BUFFER_RING | (incremental ? GT_FEATURE_BUFFER_INCREMENT : 0);
+    return 0;
+}
+
+int gt_buffers_close(struct gt_ring *ring)
+{
+    struct gt_buffers *buffers = &ring->buffers;
+    if (!buffers->memory)
+        return 0;
+    if (ring->in_flight > 0)
+        return -EBUSY;
+    struct gt_buffer_ring_registration registration = {.bgid = buffers->group};
+    int result = sys_register(ring->fd, GT_UNREGISTER_PBUF_RING, &registration, 1);
+    if (result < 0)
+        return result;
+    munmap(buffers->memory, buffers->memory_bytes);
+    munmap(buffers->entries, buffers->entries_bytes);
+    free(buffers->consumed);
+    memset(buffers, 0, sizeof *buffers);
+    return 0;
+}
+
+const char *gt_buffers_data(struct gt_buffers *buffers, const struct io_uring_cqe *cqe)
+{
+    uint32_t id = cqe->flags >> IORING_CQE_BUFFER_SHIFT;
+    return buffers->memory + (size_t)id * buffers->size + buffers->consumed[id];
+}
+
+void gt_buffers_recycle(struct gt_buffers *buffers, const struct io_uring_cqe *cqe)
+{
+    uint32_t id = cqe->flags >> IORING_CQE_BUFFER_SHIFT;
+    if (cqe->flags & IORING_CQE_F_BUF_MORE) {
+        if (cqe->res > 0)
+            buffers->consumed[id] += (uint32_t)cqe->res;
+    } else {
+        provide(buffers, (uint16_t)id);
+    }
+}
+
+uint32_t gt_buffers_free(struct gt_ring *ring)
+{
+    struct gt_buffers *buffers = &ring->buffers;
+    if (!buffers->memory || ring->dead)
+        return 0;
+    struct gt_buffer_ring_status status = {.bgid = buffers->group};
+    if (sys_register(ring->fd, GT_REGISTER_PBUF_STATUS, &status, 1) < 0)
+        return buffers->count; /* before 6.8 the kernel does not tell; between batches all of them are back */
+    return (uint16_t)(buffers->published - (uint16_t)status.head);
+}

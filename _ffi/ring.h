@@ -1,0 +1,318 @@
+/* ring.h: one io_uring, in plain C.
+ *
+ * Mechanism only: this layer sets a ring up, hands out SQEs, enters the kernel, reaps CQEs, and keeps the books that make
+ * it safe to do so.  It knows nothing of Python.  Both compiled modules and the C benchmark programs are built on it.
+ *
+ * Words: an *operation* lives from prep to its final CQE (one without IORING_CQE_F_MORE).  A *slot* is what operations are
+ * in flight on: a connection, or a single poll or accept.  A *key* is the 64-bit user_data that names an operation:
+ *
+ *      63            32 31    28 27                     0
+ *     +----------------+--------+------------------------+
+ *     |   generation   |  tag   |       slot index       |
+ *     +----------------+--------+------------------------+
+ *
+ * The tag tells apart the operations of one slot (its receive, its send, the cancel of either).  The generation is counted
+ * up whenever a slot is freed, so a completion of the slot's former life is recognised and dropped instead of being taken
+ * for news of its new one.  A slot is freed only when nothing is in flight on it: its owner calls gt_slot_retire() after
+ * every completion once it is done with the slot, and gives back its memory when that returns true.
+ *
+ * Threads: a ring belongs to the thread that opened it (IORING_SETUP_SINGLE_ISSUER).  Only gt_ring_forget() may be called
+ * from elsewhere, namely from the child of a fork.
+ *
+ * Errors are returned as negative errno, as the kernel does.
+ */
+#ifndef GAIN_TRIO_RING_H
+#define GAIN_TRIO_RING_H
+
+#include "abi.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define GT_RING_MAGIC 0x67742d72696e6731ULL /* "gt-ring1": changes with the layout of struct gt_ring */
+#define GT_NO_SLOT UINT32_MAX
+#define GT_NO_TIMEOUT INT64_MAX
+#define GT_MAX_SLOTS (1U << 20)
+
+/* What a kernel may or may not have.  Each is found out by trying it; one that is unwanted is not tried. */
+enum gt_feature {
+    GT_FEATURE_NO_SQARRAY = 1 << 0,       /* 6.6: SQEs are taken in ring order, no index array */
+    GT_FEATURE_REGISTERED_FD = 1 << 1,    /* 5.18: io_uring_enter without looking the ring's fd up */
+    GT_FEATURE_BUFFER_RING = 1 << 2,      /* 5.19: provided buffer ring */
+    GT_FEATURE_BUFFER_INCREMENT = 1 << 3, /* 6.12: buffers of that ring consumed bit by bit */
+    GT_FEATURE_TASKRUN_FLAG = 1 << 4,     /* 5.19: the kernel says when there is deferred work to collect */
+};
+
+/* Tags of a key: which of a slot's operations it names. */
+enum gt_tag {
+    GT_TAG_MAIN = 1,   /* the one operation of a GT_SLOT_OPERATION */
+    GT_TAG_CANCEL = 2, /* the cancel of another operation of the slot */
+    GT_TAG_RECV = 3,
+    GT_TAG_SEND = 4,
+    GT_TAG_CLOSE = 5,
+};
+
+enum gt_slot_kind {
+    GT_SLOT_FREE = 0,
+    GT_SLOT_OPERATION = 1, /* a single operation, owned by whoever holds its key */
+    GT_SLOT_STREAM = 2,    /* a connection of the fast path; owner points to it */
+};
+
+struct gt_slot {
+    void *owner;
+    uint32_t generation;
+    uint32_t in_flight; /* operations whose final CQE has not been seen */
+    uint32_t next_free;
+    uint8_t kind;
+    bool abandoned;      /* nobody waits for this operation any more: its completion is housekeeping */
+    bool finished;       /* a GT_SLOT_OPERATION whose main operation has completed for good */
+    bool yields_descriptor; /* a result >= 0 is a descriptor of ours, to be closed if nobody takes it */
+};
+
+/* A provided buffer ring and the memory behind it. */
+struct gt_buffers {
+    struct gt_provided_buffer *entries; /* shared with the kernel */
+    char *memory;
+    uint32_t *consumed; /* how much of each buffer has been used up, where they are used incrementally */
+    size_t entries_bytes;
+    size_t memory_bytes;
+    uint32_t count; /* a power of two */
+    uint32_t size;
+    uint16_t group;
+    uint16_t tail; /* ours; the kernel's copy follows in gt_buffers_publish() */
+    uint16_t published;
+    bool incremental;
+};
+
+struct gt_ring_options {
+    uint32_t entries;            /* SQEs */
+    uint32_t completion_entries; /* CQEs */
+    uint32_t unwanted;           /* enum gt_feature bits not to use */
+    uint32_t max_slots;
+};
+
+struct gt_ring {
+    uint64_t magic;
+    int fd;
+    int enter_fd; /* fd, or its index where it is registered */
+    uint32_t enter_flags;
+    uint32_t features; /* enum gt_feature */
+    uint32_t setup_flags;
+    uint32_t kernel_features; /* IORING_FEAT_* */
+    bool dead;                /* belongs to another process */
+
+    /* submission queue */
+    uint32_t *sq_head;
+    uint32_t *sq_tail;
+    uint32_t *sq_flags;
+    uint32_t sq_mask;
+    uint32_t sq_entries;
+    uint32_t sq_prepared; /* tail as far as SQEs have been handed out */
+    struct io_uring_sqe *sqes;
+
+    /* completion queue */
+    uint32_t *cq_head;
+    uint32_t *cq_tail;
+    uint32_t cq_mask;
+    uint32_t cq_entries;
+    struct io_uring_cqe *cqes;
+
+    void *queues_map;
+    size_t queues_bytes;
+    size_t sqes_bytes;
+
+    /* slots */
+    struct gt_slot *slots;
+    uint32_t slot_count;
+    uint32_t slot_free;
+    uint32_t max_slots;
+    uint64_t in_flight; /* over all slots */
+
+    struct gt_buffers buffers;
+
+    /* counters, never reset */
+    uint64_t submissions; /* SQEs taken by the kernel */
+    uint64_t completions; /* CQEs reaped */
+    uint64_t enters;      /* io_uring_enter calls */
+    uint64_t overflows;   /* times the completion queue was found overflown */
+    uint64_t stale;       /* completions whose slot had been freed: always 0 unless there is a bug */
+};
+
+/* --- life --- */
+
+/* Set up a ring with SINGLE_ISSUER | DEFER_TASKRUN (6.1) and what else the kernel has.  0 or -errno. */
+int gt_ring_open(struct gt_ring *ring, const struct gt_ring_options *options);
+
+/* Cancel everything in flight and reap until nothing is, for at most `patience_ns`.  Returns how many operations are still
+ * in flight.  Every CQE goes to `complete`, which must keep the books by gt_slot_complete(); NULL stands for just that. */
+uint64_t gt_ring_drain(struct gt_ring *ring, int64_t patience_ns, void (*complete)(const struct io_uring_cqe *, void *),
+                       void *context);
+
+/* Unmap and close.  With operations still in flight the provided buffers are leaked on purpose: the kernel may still write
+ * to them until the ring's last reference is gone. */
+void gt_ring_close(struct gt_ring *ring);
+
+/* In the child of a fork: let go of the parent's ring without touching it. */
+void gt_ring_forget(struct gt_ring *ring);
+
+/* --- submit, wait, reap --- */
+
+/* The next SQE, zeroed; when the queue is full it is submitted first.  NULL when the kernel takes none (out of memory). */
+struct io_uring_sqe *gt_ring_sqe(struct gt_ring *ring);
+
+/* Submit everything prepared without waiting.  SQEs taken, or -errno. */
+int gt_ring_submit(struct gt_ring *ring);
+
+/* Submit everything prepared; wait until a CQE is there or `timeout_ns` is over (0: do not wait, GT_NO_TIMEOUT: as long as
+ * it takes); run deferred work.  One io_uring_enter, or none where nothing is to be done.  0, -ETIME, -EINTR, or -errno. */
+int gt_ring_enter(struct gt_ring *ring, int64_t timeout_ns);
+
+/* Copy out up to `max` CQEs and give their places back to the kernel. */
+uint32_t gt_ring_reap(struct gt_ring *ring, struct io_uring_cqe *out, uint32_t max);
+
+static inline uint32_t gt_ring_unsubmitted(const struct gt_ring *ring)
+{
+    return ring->sq_prepared - __atomic_load_n(ring->sq_head, __ATOMIC_ACQUIRE);
+}
+
+static inline uint32_t gt_ring_ready(const struct gt_ring *ring)
+{
+    return __atomic_load_n(ring->cq_tail, __ATOMIC_ACQUIRE) - *ring->cq_head;
+}
+
+static inline bool gt_ring_overflown(const struct gt_ring *ring)
+{
+    return (__atomic_load_n(ring->sq_flags, __ATOMIC_RELAXED) & IORING_SQ_CQ_OVERFLOW) != 0;
+}
+
+/* io_uring_register(2) on this ring */
+int gt_ring_register(struct gt_ring *ring, unsigned int opcode, void *argument, unsigned int count);
+
+/* --- slots and keys --- */
+
+uint32_t gt_slot_open(struct gt_ring *ring, enum gt_slot_kind kind, void *owner);
+
+/* Free the slot if nothing is in flight on it.  True when it was freed. */
+bool gt_slot_retire(struct gt_ring *ring, uint32_t index);
+
+/* An SQE for an operation on a slot, with its key set and counted as in flight.  NULL: try again later. */
+struct io_uring_sqe *gt_slot_sqe(struct gt_ring *ring, uint32_t index, enum gt_tag tag);
+
+/* Keep the books for one CQE.  True, with a copy of the slot as it was, or false when that slot has been freed since.  The
+ * slot of a single operation is freed here; any other is its owner's to retire. */
+bool gt_slot_complete(struct gt_ring *ring, const struct io_uring_cqe *cqe, struct gt_slot *slot);
+
+/* Nobody takes the result of this completion: close the descriptor it may have brought. */
+void gt_completion_discard(const struct gt_slot *slot, const struct io_uring_cqe *cqe);
+
+static inline uint32_t gt_key_slot(uint64_t key) { return (uint32_t)key & 0x0fffffffU; }
+static inline enum gt_tag gt_key_tag(uint64_t key) { return (enum gt_tag)((key >> 28) & 0xf); }
+static inline uint32_t gt_key_generation(uint64_t key) { return (uint32_t)(key >> 32); }
+
+static inline uint64_t gt_key(const struct gt_ring *ring, uint32_t index, enum gt_tag tag)
+{
+    return (uint64_t)ring->slots[index].generation << 32 | (uint64_t)tag << 28 | index;
+}
+
+static inline bool gt_completion_is_final(const struct io_uring_cqe *cqe)
+{
+    return (cqe->flags & IORING_CQE_F_MORE) == 0;
+}
+
+/* --- preparing operations: fill an SQE from gt_slot_sqe() or gt_ring_sqe() --- */
+
+static inline void gt_prep_poll(struct io_uring_sqe *sqe, int fd, uint32_t events, bool multishot)
+{
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    events = events << 16 | events >> 16; /* poll32_events is word-reversed there */
+#endif
+    sqe->opcode = IORING_OP_POLL_ADD;
+    sqe->fd = fd;
+    sqe->poll32_events = events;
+    sqe->len = multishot ? IORING_POLL_ADD_MULTI : 0;
+}
+
+static inline void gt_prep_accept_multishot(struct io_uring_sqe *sqe, int fd, uint32_t accept_flags)
+{
+    sqe->opcode = IORING_OP_ACCEPT;
+    sqe->fd = fd;
+    sqe->ioprio = IORING_ACCEPT_MULTISHOT;
+    sqe->accept_flags = accept_flags;
+}
+
+static inline void gt_prep_recv_multishot(struct io_uring_sqe *sqe, int fd, uint16_t buffer_group)
+{
+    sqe->opcode = IORING_OP_RECV;
+    sqe->fd = fd;
+    sqe->ioprio = IORING_RECV_MULTISHOT;
+    sqe->flags = IOSQE_BUFFER_SELECT;
+    sqe->buf_group = buffer_group;
+}
+
+static inline void gt_prep_send(struct io_uring_sqe *sqe, int fd, const void *data, uint32_t length, uint32_t msg_flags)
+{
+    sqe->opcode = IORING_OP_SEND;
+    sqe->fd = fd;
+    sqe->addr = (uint64_t)(uintptr_t)data;
+    sqe->len = length;
+    sqe->msg_flags = msg_flags;
+}
+
+static inline void gt_prep_cancel(struct io_uring_sqe *sqe, uint64_t key)
+{
+    sqe->opcode = IORING_OP_ASYNC_CANCEL;
+    sqe->fd = -1;
+    sqe->addr = key;
+}
+
+static inline void gt_prep_close(struct io_uring_sqe *sqe, int fd)
+{
+    sqe->opcode = IORING_OP_CLOSE;
+    sqe->fd = fd;
+}
+
+static inline void gt_prep_nop(struct io_uring_sqe *sqe)
+{
+    sqe->opcode = IORING_OP_NOP;
+    sqe->fd = -1;
+}
+
+/* --- single operations: a slot of their own; *key names them --- */
+
+/* A poll refuses what cannot be polled, as epoll_ctl(2) does: -EPERM for regular files and directories, -EBADF. */
+int gt_operation_nop(struct gt_ring *ring, uint64_t *key);
+int gt_operation_poll(struct gt_ring *ring, int fd, uint32_t events, bool multishot, uint64_t *key);
+int gt_operation_accept(struct gt_ring *ring, int fd, uint32_t accept_flags, uint64_t *key);
+int gt_operation_recv(struct gt_ring *ring, int fd, uint64_t *key);
+int gt_operation_send(struct gt_ring *ring, int fd, const void *data, uint32_t length, uint32_t msg_flags, uint64_t *key);
+
+/* Ask for an operation's end; its final CQE still comes.  With `abandon` nobody is to be told of it.  -ENOENT when it has
+ * ended already, -EBUSY when no SQE is to be had (it is abandoned even so: ask again later). */
+int gt_operation_cancel(struct gt_ring *ring, uint64_t key, bool abandon);
+
+/* --- provided buffers: group 0 of the ring --- */
+
+/* 0, or -errno; `count` must be a power of two up to 32768. */
+int gt_buffers_open(struct gt_ring *ring, uint32_t count, uint32_t size, bool incremental);
+int gt_buffers_close(struct gt_ring *ring);
+
+/* Where the data of a CQE with IORING_CQE_F_BUFFER lies.  Valid until gt_buffers_recycle() of the same CQE. */
+const char *gt_buffers_data(struct gt_buffers *buffers, const struct io_uring_cqe *cqe);
+
+/* Done with the data of a CQE: count it as consumed, and give the buffer back once all of it is. */
+void gt_buffers_recycle(struct gt_buffers *buffers, const struct io_uring_cqe *cqe);
+
+/* Let the kernel see the buffers given back. */
+static inline void gt_buffers_publish(struct gt_buffers *buffers)
+{
+    if (buffers->tail != buffers->published) {
+        buffers->published = buffers->tail;
+        __atomic_store_n(&buffers->entries[0].tail, buffers->tail, __ATOMIC_RELEASE);
+    }
+}
+
+/* How many buffers the kernel can still pick from. */
+uint32_t gt_buffers_free(struct gt_ring *ring);
+
+#endif

@@ -1,0 +1,115 @@
+"""Builds ``gain_trio._uring``: cffi, in API mode, over ring.h.
+
+It is the door for everything that is not done per message: set-up, probing, registration, single operations.  What is
+done per message goes through ``gain_trio._fastpath``, because a cffi call costs several times a call of the C API.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import cffi
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+from compile_options import COMPILE_ARGUMENTS, LINK_ARGUMENTS  # noqa: E402  # found by the line above
+
+builder = cffi.FFI()
+
+builder.cdef(
+    """
+    #define GT_NO_TIMEOUT ...
+    #define GT_MAX_SLOTS ...
+
+    enum gt_feature {
+        GT_FEATURE_NO_SQARRAY, GT_FEATURE_REGISTERED_FD, GT_FEATURE_BUFFER_RING, GT_FEATURE_BUFFER_INCREMENT,
+        GT_FEATURE_TASKRUN_FLAG, ...
+    };
+
+    struct io_uring_cqe {
+        uint64_t user_data;
+        int32_t res;
+        uint32_t flags;
+        ...;
+    };
+
+    struct gt_ring_options {
+        uint32_t entries;
+        uint32_t completion_entries;
+        uint32_t unwanted;
+        uint32_t max_slots;
+        ...;
+    };
+
+    struct gt_buffers {
+        uint32_t count;
+        uint32_t size;
+        bool incremental;
+        ...;
+    };
+
+    struct gt_slot {
+        bool abandoned;
+        ...;
+    };
+
+    struct gt_ring {
+        int fd;
+        uint32_t features;
+        uint32_t setup_flags;
+        uint32_t kernel_features;
+        bool dead;
+        uint32_t sq_entries;
+        uint32_t cq_entries;
+        uint64_t in_flight;
+        struct gt_buffers buffers;
+        uint64_t submissions;
+        uint64_t completions;
+        uint64_t enters;
+        uint64_t overflows;
+        uint64_t stale;
+        ...;
+    };
+
+    int gt_ring_open(struct gt_ring *ring, const struct gt_ring_options *options);
+    uint64_t gt_ring_drain(struct gt_ring *ring, int64_t patience_ns, void (*complete)(const struct io_uring_cqe *, void *),
+                           void *context);
+    void gt_ring_close(struct gt_ring *ring);
+    void gt_ring_forget(struct gt_ring *ring);
+    int gt_ring_submit(struct gt_ring *ring);
+    int gt_ring_enter(struct gt_ring *ring, int64_t timeout_ns);
+    uint32_t gt_ring_reap(struct gt_ring *ring, struct io_uring_cqe *out, uint32_t max);
+    int gt_ring_register(struct gt_ring *ring, unsigned int opcode, void *argument, unsigned int count);
+
+    bool gt_slot_complete(struct gt_ring *ring, const struct io_uring_cqe *cqe, struct gt_slot *slot);
+    void gt_completion_discard(const struct gt_slot *slot, const struct io_uring_cqe *cqe);
+
+    int gt_operation_nop(struct gt_ring *ring, uint64_t *key);
+    int gt_operation_poll(struct gt_ring *ring, int fd, uint32_t events, bool multishot, uint64_t *key);
+    int gt_operation_accept(struct gt_ring *ring, int fd, uint32_t accept_flags, uint64_t *key);
+    int gt_operation_recv(struct gt_ring *ring, int fd, uint64_t *key);
+    int gt_operation_send(struct gt_ring *ring, int fd, const void *data, uint32_t length, uint32_t msg_flags,
+                          uint64_t *key);
+    int gt_operation_cancel(struct gt_ring *ring, uint64_t key, bool abandon);
+
+    int gt_buffers_open(struct gt_ring *ring, uint32_t count, uint32_t size, bool incremental);
+    int gt_buffers_close(struct gt_ring *ring);
+    const char *gt_buffers_data(struct gt_buffers *buffers, const struct io_uring_cqe *cqe);
+    void gt_buffers_recycle(struct gt_buffers *buffers, const struct io_uring_cqe *cqe);
+    uint32_t gt_buffers_free(struct gt_ring *ring);
+    """
+)
+
+builder.set_source(
+    "gain_trio._uring",
+    '#include "ring.h"',
+    sources=["_ffi/ring.c"],
+    include_dirs=["_ffi"],
+    depends=["_ffi/abi.h", "_ffi/ring.h"],
+    extra_compile_args=COMPILE_ARGUMENTS,
+    extra_link_args=LINK_ARGUMENTS,
+)
+
+if __name__ == "__main__":
+    builder.compile(verbose=True)

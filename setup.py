@@ -1,0 +1,31 @@
+"""The two compiled modules; everything else about the package is in pyproject.toml.
+
+They are built where they can run, on CPython on Linux.  Elsewhere the package installs without them.
+"""
+
+import os
+import platform
+import sys
+
+from setuptools import Extension, setup
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "_ffi"))
+
+arguments = {}
+if sys.platform == "linux" and platform.python_implementation() == "CPython":
+    from compile_options import COMPILE_ARGUMENTS, LINK_ARGUMENTS, fastpath_sources
+
+    arguments = {
+        "cffi_modules": ["_ffi/uring_build.py:builder"],
+        "ext_modules": [
+            Extension(
+                "gain_trio._fastpath",
+                sources=fastpath_sources(),
+                depends=["_ffi/abi.h", "_ffi/ring.h", "_ffi/fastpath/fastpath.h"],
+                extra_compile_args=COMPILE_ARGUMENTS,
+                extra_link_args=LINK_ARGUMENTS,
+            )
+        ],
+    }
+
+setup(**arguments)
