@@ -1,0 +1,292 @@
+"""The I/O manager: what a Trio run waits with.
+
+Trio's run loop asks its I/O manager two things a tick, ``get_events(timeout)`` and then ``process_events(events)``, and
+offers its readiness calls (``wait_readable`` and the like) to programs.  Everything below follows from four facts.
+
+*Submissions ride on the wait.*  Preparing an operation only fills a place in the submission queue; the one
+``io_uring_enter`` of the next ``get_events`` submits all of them, waits, and runs the deferred work that makes completions.
+So an operation started while tasks run costs no system call of its own, and an operation cancelled before the tick is over
+never disturbs anybody.
+
+*A poll is an operation on the file, not on the number.*  ``wait_readable(fd)`` is one POLL_ADD.  It holds a reference to
+the open file until its final completion: closing the descriptor does not end it, and while it is there a socket is not
+closed for the peer.  That is why ``notify_closing`` cancels, and why the cancel is submitted even if the descriptor has
+been closed or reused since: it goes by the operation's key.
+
+*get_events is falsy if and only if the timeout expired.*  ``MockClock`` jumps and ``wait_all_tasks_blocked`` returns when
+a wait comes back empty.  Completions that are only housekeeping (a cancel's acknowledgement, the end of an abandoned poll)
+therefore neither count nor end the wait; ``Reactor.wait`` sees to that.
+
+*The ring serves one thread.*  In guest mode Trio calls ``get_events(0)`` in the host's thread and, when that comes back
+empty, ``get_events(timeout)`` in a worker.  The worker cannot enter the ring (``EEXIST``), and a ring with deferred work
+does not wake a poll of its own descriptor.  It does count its completions on a registered eventfd, so the worker polls
+that, and whatever arrived is reaped by ``process_events``, back in the host's thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import threading
+import weakref
+from math import ceil
+from typing import TYPE_CHECKING, ClassVar, Literal, final
+
+import attrs
+import outcome
+import trio
+
+from gain_trio._kernel import CompletionFlag, PollEvent, fastpath, os_error
+from gain_trio._ring import Operation, Ring, RingOptions
+
+from ._errors import broken
+from ._seam import RunSeam
+
+if TYPE_CHECKING:
+    from trio._file_io import _HasFileNo  # only for the signature that Trio's own managers have
+
+_READ, _WRITE, _RDHUP = int(PollEvent.IN), int(PollEvent.OUT), int(PollEvent.RDHUP)
+_RESUME_VARIABLE = "GAIN_TRIO_RESUME_IN_PLACE"
+
+
+@final
+@attrs.frozen
+class UringStatistics:
+    """What ``trio.lowlevel.current_statistics().io_statistics`` is on the ring."""
+
+    tasks_waiting_read: int
+    """Tasks in ``wait_readable``."""
+    tasks_waiting_write: int
+    """Tasks in ``wait_writable``."""
+    connections: int
+    """Connections that are open, or closed and not yet let go by the kernel."""
+    submissions: int
+    """Operations handed to the kernel so far."""
+    completions: int
+    """Completions reaped so far."""
+    enter_calls: int
+    """``io_uring_enter`` system calls so far."""
+    overflows: int
+    """How often the completion queue was found overflown; nothing is lost when it is."""
+    starvations: int
+    """How often a receive ended because no buffer was free; it is started again, and nothing is lost."""
+    buffers: int
+    """Receive buffers in all."""
+    buffers_free: int
+    """Receive buffers that the kernel can pick from."""
+    operations_in_flight: int
+    """Operations that the kernel has not completed yet."""
+    resumed_in_place: int
+    """Tasks resumed at once when their completion was reaped."""
+    rescheduled: int
+    """Tasks of connections woken through Trio's scheduler."""
+    backend: Literal["io_uring"] = attrs.field(init=False, default="io_uring")
+
+
+@final
+@attrs.define(eq=False)
+class _Waiter:
+    """A task in wait_readable or wait_writable."""
+
+    task: trio.lowlevel.Task
+    operation: Operation | None = None
+
+
+def resume_in_place_default() -> bool:
+    """What the operator says: ``GAIN_TRIO_RESUME_IN_PLACE=0`` sends every wake-up through Trio's scheduler."""
+    value = os.environ.get(_RESUME_VARIABLE, "1")
+    if value not in ("0", "1"):
+        raise ValueError(f"{_RESUME_VARIABLE} must be 0 or 1, not {value!r}")
+    return value == "1"
+
+
+class UringIOManager:
+    """Trio's I/O manager on io_uring.  Made in the thread of the run.
+
+    Raises:
+      RingUnavailable: there is no io_uring to be had.
+    """
+
+    default_options: ClassVar[RingOptions] = RingOptions()
+    """What :func:`gain_trio.install` was given."""
+    default_resume_in_place: ClassVar[bool | None] = None
+
+    def __init__(self, options: RingOptions | None = None, *, resume_in_place: bool | None = None) -> None:
+        if resume_in_place is None:
+            resume_in_place = self.default_resume_in_place
+        if resume_in_place is None:
+            resume_in_place = resume_in_place_default()
+        self.ring = Ring(options if options is not None else self.default_options)
+        self.reactor = fastpath.Reactor(
+            self.ring.address, self.ring, broken, trio.ClosedResourceError, trio.BusyResourceError, resume_in_place
+        )
+        self._thread = threading.get_ident()
+        self._seam: RunSeam | None = None
+        self._waiters: dict[int, dict[int, _Waiter]] = {_READ: {}, _WRITE: {}}
+        self._closed = False
+        self._completion_eventfd: int | None = None  # guest mode only: counts completions for the worker
+        self._wakeup_eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._watch_wakeup()
+        _living.add(self)
+
+    def _watch_wakeup(self) -> None:
+        self.ring.poll(self._wakeup_eventfd, _READ, self._woken)
+
+    def _woken(self, _result: int, _flags: int) -> None:
+        _drain_eventfd(self._wakeup_eventfd)
+        self._watch_wakeup()
+
+    def _bind(self) -> None:
+        """Meet the run.  Not in the constructor, because the run does not exist yet then."""
+        self._seam = RunSeam()
+        self.reactor.bind(self._seam)
+        if self._seam.is_guest:
+            self._completion_eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            self.ring.register_eventfd(self._completion_eventfd)
+
+    # --- what Trio's run loop calls ---
+
+    def statistics(self) -> UringStatistics:
+        """A snapshot of the manager's and the ring's counters."""
+        ring = self.ring.statistics()
+        return UringStatistics(
+            tasks_waiting_read=len(self._waiters[_READ]),
+            tasks_waiting_write=len(self._waiters[_WRITE]),
+            connections=self.reactor.connections,
+            submissions=ring.submissions,
+            completions=ring.completions,
+            enter_calls=ring.enter_calls,
+            overflows=ring.overflows,
+            starvations=self.reactor.starvations,
+            buffers=ring.buffers,
+            buffers_free=ring.buffers_free,
+            operations_in_flight=ring.operations_in_flight,
+            resumed_in_place=self.reactor.resumed_in_place,
+            rescheduled=self.reactor.rescheduled,
+        )
+
+    def close(self) -> None:
+        """End of the run: close every connection, end every operation, give the ring back."""
+        if self._closed:
+            return
+        self._closed = True
+        if not self.ring.closed:  # it is in the child of a fork
+            self.reactor.close()
+            self.ring.close()
+        os.close(self._wakeup_eventfd)
+        if self._completion_eventfd is not None:
+            os.close(self._completion_eventfd)
+
+    def force_wakeup(self) -> None:
+        """End the wait in progress, or the next one.  From any thread, and from a signal handler."""
+        os.eventfd_write(self._wakeup_eventfd, 1)
+
+    def get_events(self, timeout: float) -> int | bool:
+        """Wait at most ``timeout`` seconds for news.  Falsy if and only if the timeout expired."""
+        if threading.get_ident() != self._thread:
+            return self._wait_in_worker(timeout)
+        if self._seam is None:
+            self._bind()
+        return self.reactor.wait(timeout)
+
+    def _wait_in_worker(self, timeout: float) -> bool:
+        """Guest mode: the ring cannot be entered from this thread, but its completions can be waited for."""
+        assert self._completion_eventfd is not None
+        poll = select.poll()
+        poll.register(self._completion_eventfd, select.POLLIN)
+        return bool(poll.poll(ceil(timeout * 1000)))
+
+    def process_events(self, events: object) -> None:
+        """Act on what the last wait found: resume and reschedule tasks."""
+        if self._completion_eventfd is not None:
+            _drain_eventfd(self._completion_eventfd)
+            self.reactor.wait(0)
+        completions = self.reactor.process()
+        if completions is not None:
+            complete = self.ring.complete
+            for key, result, flags in completions:
+                complete(key, result, flags)
+
+    # --- what programs call, by way of trio.lowlevel ---
+
+    async def wait_readable(self, fd: int | _HasFileNo) -> None:
+        """See :func:`trio.lowlevel.wait_readable`."""
+        await self._wait(fd, _READ)
+
+    async def wait_writable(self, fd: int | _HasFileNo) -> None:
+        """See :func:`trio.lowlevel.wait_writable`."""
+        await self._wait(fd, _WRITE)
+
+    async def _wait(self, fd: int | _HasFileNo, direction: int) -> None:
+        if not isinstance(fd, int):
+            fd = fd.fileno()
+        number = fd
+        waiters = self._waiters[direction]
+        if number in waiters:
+            raise trio.BusyResourceError("another task is already reading / writing this fd")
+        waiter = _Waiter(trio.lowlevel.current_task())
+
+        def completed(result: int, flags: int) -> None:
+            if result == _RDHUP and direction == _WRITE:
+                # The peer has half-closed, which says nothing about writing.  A single poll armed again would complete
+                # with the same at once; a multishot poll completes when something changes.
+                if not flags & CompletionFlag.MORE:
+                    waiter.operation = self.ring.poll(number, direction, completed, multishot=True)
+                return
+            del waiters[number]
+            if flags & CompletionFlag.MORE:
+                assert waiter.operation is not None
+                waiter.operation.cancel(abandon=True)
+            if result < 0:
+                trio.lowlevel.reschedule(waiter.task, outcome.Error(os_error(result)))
+            else:
+                trio.lowlevel.reschedule(waiter.task)
+
+        waiter.operation = self.ring.poll(number, direction, completed)
+        waiters[number] = waiter
+
+        def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
+            del waiters[number]
+            assert waiter.operation is not None
+            waiter.operation.cancel(abandon=True)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def notify_closing(self, fd: int | _HasFileNo) -> None:
+        """See :func:`trio.lowlevel.notify_closing`."""
+        if not isinstance(fd, int):
+            fd = fd.fileno()
+        for waiters in self._waiters.values():
+            waiter = waiters.pop(fd, None)
+            if waiter is not None and waiter.operation is not None:
+                waiter.operation.cancel(abandon=True)
+                error = trio.ClosedResourceError("another task closed this fd")
+                trio.lowlevel.reschedule(waiter.task, outcome.Error(error))
+
+    # --- fork ---
+
+    def _forget(self) -> None:
+        self.reactor.forget()
+        self.ring.forget()
+
+
+def _drain_eventfd(eventfd: int) -> None:
+    try:
+        os.eventfd_read(eventfd)
+    except OSError as error:
+        if error.errno != errno.EAGAIN:  # EAGAIN: drained already
+            raise
+
+
+_living: weakref.WeakSet[UringIOManager] = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for manager in list(_living):
+        manager._forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)

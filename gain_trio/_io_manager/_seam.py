@@ -1,0 +1,92 @@
+"""The seam to Trio: the one module that names Trio's private parts.
+
+Checked against Trio 0.25 to 0.35; the oldest and the newest run in CI, with Trio's own test suite.
+
+What is taken for granted, so that whoever checks a new release knows what to look for:
+
+- ``trio._core._run.TheIOManager`` is looked up when a run is set up, and called without arguments.
+- ``GLOBAL_RUN_CONTEXT`` is a ``threading.local`` with ``runner``, and ``task`` while a task is being stepped.  Its
+  ``__dict__`` in a thread is one and the same object for the length of a run.
+- ``Runner`` has ``io_manager``, ``instruments``, ``is_guest``, ``ki_pending``, ``main_task``, ``reschedule(task,
+  outcome)``, ``task_exited(task, outcome)``.
+- ``instruments`` is a dict, or a ``UserDict`` around one, of hook name to instruments; it always has ``"_all"`` and has a
+  hook's name only while somebody listens.
+- A parked task has ``_abort_func`` set and ``_next_send_fn`` None.  One step of it is what ``unrolled_run`` makes of it;
+  ``_ffi/fastpath/task.c`` puts the two side by side.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import outcome
+import trio
+from trio._core import _run, _traps
+
+if TYPE_CHECKING:
+    from ._manager import UringIOManager
+
+
+def current_runner() -> Any:
+    """The runner of this thread, or None."""
+    return getattr(_run.GLOBAL_RUN_CONTEXT, "runner", None)
+
+
+def current_io_manager() -> object | None:
+    """The I/O manager of this thread's run, or None."""
+    runner = current_runner()
+    return None if runner is None else runner.io_manager
+
+
+def replace_io_manager(manager: UringIOManager) -> None:
+    """Put ``manager`` in the place of the current run's own, which is closed.  Before its first tick only."""
+    runner = current_runner()
+    replaced, runner.io_manager = runner.io_manager, manager
+    replaced.close()
+
+
+def default_io_manager() -> type[Any]:
+    """The class that ``trio.run`` makes its I/O manager of."""
+    return _run.TheIOManager
+
+
+def set_default_io_manager(manager_class: type[Any]) -> None:
+    """Set the class that ``trio.run`` makes its I/O manager of, in every thread, from the next run on."""
+    setattr(_run, "TheIOManager", manager_class)  # noqa: B010  # a plain assignment to a type is an error to mypy
+
+
+class RunSeam:
+    """What the fast path needs of one run.  Made in the thread of the run, during it."""
+
+    trap_type = _traps.WaitTaskRescheduled
+    task_type = trio.lowlevel.Task
+    cancel_status_type = _run.CancelStatus
+    abort_succeeded = trio.lowlevel.Abort.SUCCEEDED
+    woken = outcome.Value(None)
+
+    def __init__(self) -> None:
+        self.runner = current_runner()
+        self.run_context = _run.GLOBAL_RUN_CONTEXT.__dict__
+        instruments = self.runner.instruments
+        self.instruments = getattr(instruments, "data", instruments)
+        self.reschedule = self.runner.reschedule
+        self.is_guest: bool = self.runner.is_guest
+
+    def task_exited(self, task: trio.lowlevel.Task, value: object, error: BaseException | None) -> None:
+        """A task that was resumed in place has come to its end."""
+        self.runner.task_exited(task, outcome.Value(value) if error is None else outcome.Error(error))
+
+    def unusual_yield(self, task: trio.lowlevel.Task, message: object) -> None:
+        """A task that was resumed in place has yielded something else than a WaitTaskRescheduled."""
+        if message is _traps.CancelShieldedCheckpoint:
+            self.runner.reschedule(task)
+        elif type(message) is _traps.PermanentlyDetachCoroutineObject:
+            self.runner.task_exited(task, message.final_outcome)
+        else:
+            error = TypeError(
+                f"trio.run received unrecognized yield message {message!r}. Are you trying to use a library written for "
+                "some other framework like asyncio? That won't work without some kind of compatibility shim."
+            )
+            # As Trio does: what yielded this does not unwrap outcomes, so the error is thrown in.
+            self.runner.reschedule(task, error)
+            task._next_send_fn = task.coro.throw

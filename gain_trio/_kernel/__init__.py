@@ -1,0 +1,23 @@
+"""Floor 1: the typed door to the two compiled modules.
+
+Nothing above this package imports ``gain_trio._uring`` or ``gain_trio._fastpath`` itself.  Both exist on CPython on Linux
+only; everywhere else :data:`load_error` says so and the rest of the package does without.
+"""
+
+from ._constants import AcceptFlag, CompletionFlag, Feature, PollEvent, RegisterOp
+from ._errors import RingUnavailable, check, os_error
+from ._modules import fastpath, load_error, uring
+
+__all__ = [
+    "AcceptFlag",
+    "CompletionFlag",
+    "Feature",
+    "PollEvent",
+    "RegisterOp",
+    "RingUnavailable",
+    "check",
+    "fastpath",
+    "load_error",
+    "os_error",
+    "uring",
+]

@@ -1,0 +1,82 @@
+"""How a ring is set up."""
+
+from __future__ import annotations
+
+import attrs
+
+from gain_trio._kernel import Feature
+
+_LARGEST_ENTRIES = 32768  # IORING_MAX_ENTRIES; twice that for completions
+_LARGEST_BUFFER_COUNT = 32768
+_LARGEST_BUFFER_SIZE = 1 << 20
+
+
+def _power_of_two(_instance: object, attribute: attrs.Attribute[int], value: int) -> None:
+    if value < 1 or value & (value - 1):
+        raise ValueError(f"RingOptions.{attribute.name} must be a power of two, not {value}")
+
+
+@attrs.frozen(kw_only=True)
+class RingOptions:
+    """How a run's ring is set up.  The defaults serve thousands of connections; a test may want a tiny one.
+
+    Raises:
+      ValueError: a number is out of range.
+      TypeError: a number is none.
+    """
+
+    entries: int = attrs.field(
+        default=1024,
+        validator=[attrs.validators.instance_of(int), attrs.validators.ge(1), attrs.validators.le(_LARGEST_ENTRIES)],
+    )
+    """Places of the submission queue (1 to 32768; the kernel rounds up to a power of two).  A full queue is submitted and
+    filled again, so this bounds the size of a batch, not of the program."""
+
+    completion_entries: int = attrs.field(
+        default=8192,
+        validator=[attrs.validators.instance_of(int), attrs.validators.ge(1), attrs.validators.le(2 * _LARGEST_ENTRIES)],
+    )
+    """Places of the completion queue (at least ``entries``, up to 65536).  What does not fit is kept by the kernel and
+    counted as an overflow; nothing is lost."""
+
+    buffer_count: int | None = attrs.field(
+        default=None,
+        validator=attrs.validators.optional(
+            [
+                attrs.validators.instance_of(int),
+                attrs.validators.ge(1),
+                attrs.validators.le(_LARGEST_BUFFER_COUNT),
+                _power_of_two,
+            ]
+        ),
+    )
+    """Buffers that all connections together receive into (a power of two up to 32768).  None: 32 where the kernel consumes
+    them bit by bit (6.12), else 256."""
+
+    buffer_size: int | None = attrs.field(
+        default=None,
+        validator=attrs.validators.optional(
+            [
+                attrs.validators.instance_of(int),
+                attrs.validators.ge(1),
+                attrs.validators.le(_LARGEST_BUFFER_SIZE),
+            ]
+        ),
+    )
+    """Bytes of each buffer (1 to 1 MiB), the most that one receive brings.  None: 65536 where the kernel consumes them bit
+    by bit (6.12), else 16384."""
+
+    max_slots: int = attrs.field(
+        default=1 << 20,
+        validator=[attrs.validators.instance_of(int), attrs.validators.ge(1), attrs.validators.le(1 << 20)],
+    )
+    """How many connections and single operations there may be at once (1 to 1048576)."""
+
+    unwanted: Feature = attrs.field(default=Feature(0), converter=Feature)
+    """Kernel features not to use even where they are there."""
+
+    def __attrs_post_init__(self) -> None:
+        if self.completion_entries < self.entries:
+            raise ValueError(
+                f"RingOptions.completion_entries ({self.completion_entries}) must be at least entries ({self.entries})"
+            )

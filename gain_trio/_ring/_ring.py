@@ -1,0 +1,321 @@
+"""The ring as a Python object: set-up, single operations, submit, wait, reap, close.
+
+What is done per message does not pass here: connections are driven by ``gain_trio._fastpath`` on the same ``struct
+gt_ring``, which this class owns.  :attr:`Ring.address` is where it lies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Any, final
+
+import attrs
+
+from gain_trio._kernel import AcceptFlag, CompletionFlag, Feature, RegisterOp, check, load_error, uring
+from gain_trio._kernel._errors import RingUnavailable, ring_unavailable
+
+from ._options import RingOptions
+
+_MORE = int(CompletionFlag.MORE)
+_ENOENT, _EBUSY = -2, -16
+_NANOSECONDS = 1_000_000_000
+
+Callback = Callable[[int, int], object]
+"""Called with ``cqe->res`` and ``cqe->flags``."""
+
+
+@final
+@attrs.define(eq=False, slots=True)
+class Operation:
+    """A single operation, from prep to its final CQE."""
+
+    key: int
+    """What its completions are named by."""
+    _ring: Ring = attrs.field(repr=False)
+    _callback: Callback = attrs.field(repr=False)
+    _keep: object = attrs.field(repr=False, default=None)  # memory that the kernel reads
+
+    def cancel(self, *, abandon: bool = False) -> None:
+        """Ask for the end of the operation.
+
+        Its final completion still comes, with ``-ECANCELED`` unless it was faster.  With ``abandon`` the callback is not
+        called any more, and a descriptor that an abandoned accept still brings is closed.  A full submission queue delays
+        the cancel to the next submission; it is never dropped.
+        """
+        self._ring._cancel(self, abandon)
+
+
+@final
+@attrs.frozen
+class Completion:
+    """What became of an operation: ``result`` is a count, a descriptor or a negative errno."""
+
+    operation: Operation
+    result: int
+    flags: CompletionFlag
+
+    @property
+    def is_final(self) -> bool:
+        """Whether this is the operation's last completion."""
+        return not self.flags & CompletionFlag.MORE
+
+
+@final
+@attrs.frozen
+class RingStatistics:
+    """What a ring has done since it was opened, and what it holds now."""
+
+    submissions: int
+    """SQEs taken by the kernel."""
+    completions: int
+    """CQEs reaped."""
+    enter_calls: int
+    """``io_uring_enter`` system calls."""
+    overflows: int
+    """How often the completion queue was found overflown; nothing is lost when it is."""
+    stale: int
+    """Completions that came for a slot freed before: 0, always."""
+    operations_in_flight: int
+    buffers: int
+    """Provided buffers in all."""
+    buffers_free: int
+    """Provided buffers that the kernel can pick from."""
+
+
+@final
+class Ring:
+    """An io_uring.  It belongs to the thread that opens it.
+
+    Raises:
+      RingUnavailable: there is no io_uring to be had; says why, and what would help.
+    """
+
+    def __init__(self, options: RingOptions | None = None) -> None:
+        if load_error is not None:
+            raise RingUnavailable(load_error)
+        self.options = options if options is not None else RingOptions()
+        self._lib: Any = uring.lib
+        self._ring: Any = uring.ffi.new("struct gt_ring *")
+        self._key: Any = uring.ffi.new("uint64_t *")
+        self._operations: dict[int, Operation] = {}
+        self._delayed_cancels: deque[tuple[Operation, bool]] = deque()
+        self._closed = False
+        request = uring.ffi.new("struct gt_ring_options *")
+        request.entries = self.options.entries
+        request.completion_entries = self.options.completion_entries
+        request.unwanted = int(self.options.unwanted)
+        request.max_slots = self.options.max_slots
+        result = self._lib.gt_ring_open(self._ring, request)
+        if result < 0:
+            raise ring_unavailable(result)
+        try:
+            self._open_buffers()
+        except BaseException:
+            self._lib.gt_ring_close(self._ring)
+            raise
+
+    def _open_buffers(self) -> None:
+        """Provided buffers, consumed bit by bit where the kernel can do that."""
+        options = self.options
+        if options.unwanted & Feature.BUFFER_RING:
+            return
+        for incremental in (True, False):
+            if incremental and options.unwanted & Feature.BUFFER_INCREMENT:
+                continue
+            count = options.buffer_count or (32 if incremental else 256)
+            size = options.buffer_size or (65536 if incremental else 16384)
+            result = self._lib.gt_buffers_open(self._ring, count, size, incremental)
+            if result >= 0:
+                return
+        raise ring_unavailable(result)
+
+    # --- what it is ---
+
+    @property
+    def address(self) -> int:
+        """Where the ``struct gt_ring`` lies: for ``gain_trio._fastpath``."""
+        return int(uring.ffi.cast("uintptr_t", self._ring))
+
+    @property
+    def features(self) -> Feature:
+        """What the kernel was found to have and is used for."""
+        return Feature(self._ring.features)
+
+    @property
+    def fd(self) -> int:
+        """The ring's file descriptor, -1 when closed."""
+        return int(self._ring.fd)
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called, or the ring was left to a parent process."""
+        return self._closed or bool(self._ring.dead)
+
+    def statistics(self) -> RingStatistics:
+        """A snapshot of the ring's counters."""
+        ring = self._ring
+        return RingStatistics(
+            submissions=ring.submissions,
+            completions=ring.completions,
+            enter_calls=ring.enters,
+            overflows=ring.overflows,
+            stale=ring.stale,
+            operations_in_flight=ring.in_flight,
+            buffers=ring.buffers.count,
+            buffers_free=self._lib.gt_buffers_free(ring),
+        )
+
+    # --- single operations ---
+
+    def _start(self, result: int, callback: Callback, keep: object = None) -> Operation:
+        check(result)
+        operation = Operation(self._key[0], self, callback, keep)
+        self._operations[operation.key] = operation
+        return operation
+
+    def nop(self, callback: Callback) -> Operation:
+        """Complete with 0 at once."""
+        return self._start(self._lib.gt_operation_nop(self._ring, self._key), callback)
+
+    def poll(self, fd: int, events: int, callback: Callback, *, multishot: bool = False) -> Operation:
+        """Complete with the poll(2) events that are there: once, or with ``multishot`` at every change until cancelled.
+
+        Besides ``events``, ``ERR``, ``HUP`` and ``RDHUP`` are always reported.
+
+        Raises:
+          OSError: ``EPERM`` for a regular file or directory, ``EBADF``, as from epoll_ctl(2).
+        """
+        return self._start(self._lib.gt_operation_poll(self._ring, fd, events, multishot, self._key), callback)
+
+    def accept(self, fd: int, callback: Callback) -> Operation:
+        """Complete with a descriptor for each connection that arrives, until cancelled or an error ends it.
+
+        The descriptors are non-blocking and close-on-exec, and belong to the callback.
+        """
+        flags = AcceptFlag.NONBLOCK | AcceptFlag.CLOEXEC
+        return self._start(self._lib.gt_operation_accept(self._ring, fd, int(flags), self._key), callback)
+
+    def receive(self, fd: int, callback: Callback) -> Operation:
+        """Complete with each piece of data that arrives, in a provided buffer, until cancelled, at the end, or starved.
+
+        Inside the callback :meth:`buffer_data` is what arrived.
+        """
+        return self._start(self._lib.gt_operation_recv(self._ring, fd, self._key), callback)
+
+    def send(self, fd: int, data: bytes, callback: Callback, *, msg_flags: int = 0) -> Operation:
+        """Complete with the number of bytes sent; ``data`` is kept alive until then."""
+        pointer = uring.ffi.from_buffer(data)
+        result = self._lib.gt_operation_send(self._ring, fd, pointer, len(data), msg_flags, self._key)
+        return self._start(result, callback, pointer)
+
+    def _cancel(self, operation: Operation, abandon: bool) -> None:
+        if self.closed:
+            return  # everything was cancelled then
+        result = self._lib.gt_operation_cancel(self._ring, operation.key, abandon)
+        if result == _EBUSY:
+            self._delayed_cancels.append((operation, abandon))
+        elif result != _ENOENT:  # it has ended already
+            check(result)
+        if abandon:
+            self._operations.pop(operation.key, None)
+            self._abandoned_keep(operation)
+
+    def _abandoned_keep(self, operation: Operation) -> None:
+        """Memory that the kernel reads outlives the interest in the operation."""
+        if operation._keep is not None:
+            raise ValueError("an operation that reads memory of ours cannot be abandoned; cancel it and wait")
+
+    # --- submit, wait, reap ---
+
+    def submit(self) -> None:
+        """Submit what was prepared, without waiting."""
+        self._retry_cancels()
+        check(self._lib.gt_ring_submit(self._ring))
+
+    def enter(self, timeout: float) -> bool:
+        """Submit, and wait at most ``timeout`` seconds for a completion (0: not at all, ``math.inf``).
+
+        Returns whether the wait ended before the timeout.  A signal ends it too (after its Python handler has run).
+        """
+        self._retry_cancels()
+        if timeout == math.inf:
+            nanoseconds = self._lib.GT_NO_TIMEOUT
+        else:
+            nanoseconds = max(0, int(timeout * _NANOSECONDS))
+        result = self._lib.gt_ring_enter(self._ring, nanoseconds)
+        if result in (-62, -4):  # ETIME, EINTR
+            return bool(result == -4)
+        check(result)
+        return True
+
+    def _retry_cancels(self) -> None:
+        for _ in range(len(self._delayed_cancels)):
+            self._cancel(*self._delayed_cancels.popleft())
+
+    def reap(self) -> list[Completion]:
+        """Take all completions there are, call their callbacks, and return them."""
+        cqe = uring.ffi.new("struct io_uring_cqe *")
+        slot = uring.ffi.new("struct gt_slot *")
+        completions = []
+        while self._lib.gt_ring_reap(self._ring, cqe, 1):
+            if not self._lib.gt_slot_complete(self._ring, cqe, slot):
+                continue
+            operation = self._operations.get(cqe.user_data)
+            if operation is None or slot.abandoned:
+                self._lib.gt_completion_discard(slot, cqe)
+            else:
+                self._current_cqe = cqe
+                self.complete(cqe.user_data, cqe.res, cqe.flags)
+                completions.append(Completion(operation, cqe.res, CompletionFlag(cqe.flags & 0xFFFF)))
+            if cqe.flags & CompletionFlag.BUFFER:
+                self._lib.gt_buffers_recycle(uring.ffi.addressof(self._ring, "buffers"), cqe)
+        return completions
+
+    def buffer_data(self) -> bytes:
+        """A copy of what the completion whose callback is running received."""
+        cqe = self._current_cqe
+        buffers = uring.ffi.addressof(self._ring, "buffers")
+        return bytes(uring.ffi.buffer(self._lib.gt_buffers_data(buffers, cqe), cqe.res))
+
+    def complete(self, key: int, result: int, flags: int) -> None:
+        """Call the callback of a completion that was reaped elsewhere (its books are kept)."""
+        operation = self._operations.get(key)
+        if operation is None:
+            return  # abandoned between its completion and now
+        if not flags & _MORE:
+            del self._operations[key]
+        operation._callback(result, flags)
+
+    # --- registration and closing ---
+
+    def register_eventfd(self, eventfd: int) -> None:
+        """Have every completion counted by an eventfd (Linux 5.2), which another thread can poll."""
+        argument = uring.ffi.new("int *", eventfd)
+        check(self._lib.gt_ring_register(self._ring, int(RegisterOp.EVENTFD), argument, 1))
+
+    def close(self, *, patience: float = 5.0) -> int:
+        """Cancel everything, wait at most ``patience`` seconds until nothing is in flight, and give all memory back.
+
+        Returns how many operations the kernel did not end: 0, unless something is very wrong; the memory that they may
+        still touch is kept then.  Closing twice is fine.
+        """
+        if self.closed:
+            return 0
+        self._closed = True
+        uring_null = uring.ffi.NULL
+        left = self._lib.gt_ring_drain(self._ring, int(patience * _NANOSECONDS), uring_null, uring_null)
+        self._lib.gt_ring_close(self._ring)
+        if left:
+            _LEAKED.append(list(self._operations.values()))
+        self._operations.clear()
+        return int(left)
+
+    def forget(self) -> None:
+        """In the child of a fork: let go of the parent's ring without touching it."""
+        self._lib.gt_ring_forget(self._ring)
+
+
+_LEAKED: list[list[Operation]] = []
+"""Operations that outlived their ring, with the memory that the kernel may read: kept for good."""
