@@ -1,0 +1,83 @@
+"""A consumer: the task whose nursery the handlers of its connections live in."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Awaitable, Callable
+from typing import final
+
+import trio
+
+from gain_trio._transports import Connection
+from gain_trio._transports._ring_connection import RingConnection
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
+
+Handler = Callable[[Connection], Awaitable[object]]
+"""What serves one connection: an async function."""
+
+logger = logging.getLogger("gain_trio")
+
+
+@final
+class Consumer:
+    """Runs handlers.
+
+    What a handler raises ends its connection and nothing else: it is logged with its traceback and counted.  With
+    ``strict`` it propagates, and so do in any case a cancellation and everything that is no :exc:`Exception`
+    (``KeyboardInterrupt``, ``SystemExit``).  A group is taken apart accordingly.
+    """
+
+    def __init__(self, handler: Handler, *, strict: bool) -> None:
+        self._handler = handler
+        self._strict = strict
+        self._nursery: trio.Nursery | None = None
+        self._name = getattr(handler, "__qualname__", None) or repr(handler)
+        self.connections = 0
+        """How many it has been handed."""
+        self.active = 0
+        """How many of them are open."""
+        self.handler_errors = 0
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Own the nursery, until cancelled."""
+        async with trio.open_nursery() as self._nursery:
+            task_status.started()
+            await trio.sleep_forever()
+
+    def hand_off(self, connection: RingConnection) -> None:
+        """Take a connection over and start its handler."""
+        assert self._nursery is not None
+        try:
+            self._nursery.start_soon(self._serve, connection, name=self._name)
+        except BaseException:
+            connection.close_now()
+            raise
+        self.connections += 1
+        self.active += 1
+
+    async def _serve(self, connection: RingConnection) -> None:
+        try:
+            await self._handler(connection)
+            if not connection.close_soon():
+                await connection.aclose()
+        except Exception as error:
+            self._failed(connection, error)
+            if self._strict:
+                raise
+        except BaseExceptionGroup as group:
+            errors, others = group.split(Exception)
+            if errors is not None:
+                self._failed(connection, errors)
+            if self._strict or others is None:
+                raise
+            raise others from None
+        finally:
+            self.active -= 1
+            connection.close_now()
+
+    def _failed(self, connection: RingConnection, error: BaseException) -> None:
+        self.handler_errors += 1
+        logger.error("handler %s failed; its connection %r is closed", self._name, connection, exc_info=error)

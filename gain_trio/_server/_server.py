@@ -1,0 +1,54 @@
+"""What a program sees of a server that runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, final
+
+import attrs
+
+from gain_trio._transports._listener import RingListener
+
+from ._consumer import Consumer
+
+
+@final
+@attrs.frozen
+class ServerStatistics:
+    """A snapshot of a server's counters."""
+
+    accepted: int
+    """Connections taken so far."""
+    active: int
+    """Connections whose handler runs."""
+    handler_errors: int
+    """Handlers that ended with an exception."""
+    connections_by_consumer: tuple[int, ...]
+    """Connections taken so far, by consumer."""
+
+
+@final
+class Server:
+    """A server that runs.  ``nursery.start(gain_trio.serve, ...)`` returns it; cancelling that nursery stops it."""
+
+    def __init__(self, listeners: Sequence[RingListener], consumers: Sequence[Consumer]) -> None:
+        self._consumers = consumers
+        self.addresses: tuple[Any, ...] = tuple(listener.local_address for listener in listeners)
+        """Where it listens: one address a listener, as from :meth:`socket.socket.getsockname`."""
+
+    def __repr__(self) -> str:
+        return f"<gain_trio.Server on {', '.join(map(str, self.addresses))}>"
+
+    @property
+    def active_connections(self) -> int:
+        """How many connections are being handled."""
+        return sum(consumer.active for consumer in self._consumers)
+
+    def statistics(self) -> ServerStatistics:
+        """A snapshot of the counters."""
+        return ServerStatistics(
+            accepted=sum(consumer.connections for consumer in self._consumers),
+            active=self.active_connections,
+            handler_errors=sum(consumer.handler_errors for consumer in self._consumers),
+            connections_by_consumer=tuple(consumer.connections for consumer in self._consumers),
+        )

@@ -1,0 +1,187 @@
+"""The contract of a connection, whatever it runs on."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any, final
+
+import attrs
+import trio
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer, Self
+
+KIBIBYTE = 1024
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Marks:
+    """How much a connection holds before it pushes back, in bytes.
+
+    Raises:
+      ValueError: not ``0 <= receive_low < receive_high`` and ``send_high > 0``.
+    """
+
+    receive_high: int = attrs.field(default=256 * KIBIBYTE, validator=attrs.validators.instance_of(int))
+    """With this much received and not taken, receiving stops; the peer is slowed down by TCP.  What arrives before the
+    stop takes effect is still queued: at most what the run's receive buffers hold (2 MiB by default)."""
+    receive_low: int = attrs.field(default=64 * KIBIBYTE, validator=attrs.validators.instance_of(int))
+    """It goes on when no more than this is left."""
+    send_high: int = attrs.field(default=256 * KIBIBYTE, validator=attrs.validators.instance_of(int))
+    """With this much sent and not taken by the kernel, ``send`` waits."""
+
+    def __attrs_post_init__(self) -> None:
+        if not 0 <= self.receive_low < self.receive_high or self.send_high <= 0:
+            raise ValueError(f"need 0 <= receive_low < receive_high and send_high > 0: {self}")
+
+
+class Connection(trio.abc.HalfCloseableStream):
+    """A connected stream socket.
+
+    A :class:`trio.abc.HalfCloseableStream`, so ``trio.SSLStream(connection)`` and everything else written for Trio's
+    streams works on it, with short names beside for the author of a server.
+
+    One task receives and one task sends at a time; a second one gets :exc:`trio.BusyResourceError`.  A connection that was
+    closed here raises :exc:`trio.ClosedResourceError`, one that broke out there :exc:`trio.BrokenResourceError`, whose
+    ``__cause__`` is the :exc:`OSError`.
+
+    :meth:`receive`, :meth:`receive_into`, :meth:`send` and :meth:`flush` are always cancellation points.  They are schedule
+    points when they have to wait; when they can be answered from memory they return at once, and the :class:`Marks` bound
+    how long a task can go on like that.  :meth:`receive_some`, :meth:`send_all` and the other methods of Trio's stream are
+    full checkpoints.
+    """
+
+    __slots__ = ()
+
+    context: Any
+    """The program's own: anything, None at first."""
+
+    # --- receiving ---
+
+    @abc.abstractmethod
+    def receive(self, max_bytes: int | None = None) -> Awaitable[bytes]:
+        """Wait for bytes and return them, at most ``max_bytes`` (None: everything that has arrived).
+
+        Returns:
+          The next bytes; ``b""`` at the end of the stream, then and ever after.
+
+        Raises:
+          ValueError: ``max_bytes`` is less than 1.
+          trio.BusyResourceError: another task is receiving.
+          trio.ClosedResourceError: the connection is, or meanwhile was, closed here.
+          trio.BrokenResourceError: it broke; what arrived before has been returned by earlier calls.
+
+        Cancelling it loses nothing: bytes are taken from the connection's queue only when the task runs.
+        """
+
+    @abc.abstractmethod
+    def receive_into(self, buffer: Buffer) -> Awaitable[int]:
+        """Like :meth:`receive`, into a writable buffer of at least one byte, which must keep its size meanwhile.
+
+        Returns:
+          How many bytes were stored; 0 at the end of the stream.
+        """
+
+    @abc.abstractmethod
+    def peek(self, count: int | None = None) -> bytes:
+        """Up to ``count`` bytes (None: all) of what has been received, without waiting and without taking them."""
+
+    @abc.abstractmethod
+    def next(self, count: int | None = None) -> bytes:
+        """Up to ``count`` bytes (None: all) of what has been received, taken from the queue without waiting."""
+
+    @abc.abstractmethod
+    def discard(self, count: int | None = None) -> int:
+        """Drop up to ``count`` bytes (None: all) of what has been received; returns how many."""
+
+    @property
+    @abc.abstractmethod
+    def inbound_buffered(self) -> int:
+        """Bytes received and not yet taken."""
+
+    # --- sending ---
+
+    @abc.abstractmethod
+    def send(self, data: Buffer) -> Awaitable[None]:
+        """Send all of ``data``, after what was sent before.
+
+        Returns when the connection holds less than its high mark, so a peer that reads slowly stops the sender.  ``data``
+        may be changed afterwards.
+
+        Raises:
+          trio.BusyResourceError: another task is sending or flushing.
+          trio.ClosedResourceError: the connection is closed here, or :meth:`send_eof` was called.
+          trio.BrokenResourceError: this or an earlier send failed.
+
+        Cancelled before it runs, nothing is sent.  Cancelled while it waits, bytes that were queued will be sent, and of a
+        large ``data`` that may be a part; there is no telling how much.
+        """
+
+    @abc.abstractmethod
+    def flush(self) -> Awaitable[None]:
+        """Wait until the kernel has taken everything that was sent.  Raises what :meth:`send` raises."""
+
+    @property
+    @abc.abstractmethod
+    def outbound_buffered(self) -> int:
+        """Bytes sent and not yet taken by the kernel."""
+
+    # --- ending ---
+
+    @abc.abstractmethod
+    async def send_eof(self) -> None:
+        """Flush, then tell the peer that nothing more will be sent.  Receiving goes on.  Twice is once."""
+
+    @abc.abstractmethod
+    async def aclose(self) -> None:
+        """Close the connection: flush what was sent, then close.
+
+        Calls in progress raise :exc:`trio.ClosedResourceError` at once.  The flush is bounded in time; when it is not
+        done then, or when this is cancelled, the connection is reset, so that the peer does not take what arrived for
+        everything.  With nothing left to send it ends with FIN in every case.  Closing twice is fine.
+        """
+
+    @abc.abstractmethod
+    def abort(self) -> None:
+        """Close at once, with a reset (RST): drop what is queued in either direction, here and in the kernel."""
+
+    # --- the socket ---
+
+    @property
+    @abc.abstractmethod
+    def local_address(self) -> Any:
+        """This end, as from :meth:`socket.socket.getsockname`; looked up when first asked for."""
+
+    @property
+    @abc.abstractmethod
+    def remote_address(self) -> Any:
+        """The other end, as from :meth:`socket.socket.getpeername`; looked up when first asked for.
+
+        Raises:
+          trio.BrokenResourceError: the connection broke before anybody asked.
+        """
+
+    @abc.abstractmethod
+    def fileno(self) -> int:
+        """The file descriptor; -1 when closed.  It stays the connection's."""
+
+    @abc.abstractmethod
+    def setsockopt(self, level: int, option: int, value: int | Buffer) -> None:
+        """:meth:`socket.socket.setsockopt`."""
+
+    @abc.abstractmethod
+    def getsockopt(self, level: int, option: int, buffersize: int = 0) -> int | bytes:
+        """:meth:`socket.socket.getsockopt`."""
+
+    # --- iteration ---
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        data = await self.receive()
+        if not data:
+            raise StopAsyncIteration
+        return data
