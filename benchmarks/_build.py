@@ -1,0 +1,75 @@
+"""Compile the C programs: the load generator and the reference server."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+SOURCES = HERE / "c"
+RING = HERE.parent / "_ffi"
+BUILD = HERE / ".build"
+
+FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", f"-I{RING}", f"-I{SOURCES}")
+LOAD_PARTS = (
+    "echo_load",
+    "options",
+    "connections",
+    "churn",
+    "idle",
+    "sockets",
+    "turns",
+    "slices",
+    "histogram",
+    "cpu",
+    "common",
+)
+SERVER_PARTS = ("echo_server", "common")
+
+
+class BuildError(Exception):
+    """The C programs cannot be compiled."""
+
+
+@dataclass(frozen=True)
+class Programs:
+    load: Path
+    reference: Path
+
+
+def _is_current(program: Path) -> bool:
+    if not program.exists():
+        return False
+    built = program.stat().st_mtime
+    inputs = [*SOURCES.iterdir(), *RING.glob("*.[ch]"), Path(__file__)]
+    return all(path.stat().st_mtime < built for path in inputs)
+
+
+def _compile(name: str, parts: tuple[str, ...]) -> Path:
+    program = BUILD / name
+    if _is_current(program):
+        return program
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    sources = [str(SOURCES / f"{part}.c") for part in parts]
+    # Under another name first: an interrupted compilation must not pass for a finished one.
+    unfinished = BUILD / f"{name}.new"
+    command = [*compiler, *FLAGS, "-o", str(unfinished), *sources, str(RING / "ring.c"), "-lm"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    except FileNotFoundError:
+        raise BuildError(f"no C compiler: {compiler[0]} not found (set CC)") from None
+    if result.returncode != 0:
+        raise BuildError(f"compiling {name} failed:\n{result.stderr.strip()}")
+    unfinished.replace(program)
+    return program
+
+
+def build() -> Programs:
+    BUILD.mkdir(exist_ok=True)
+    return Programs(
+        load=_compile("echo_load", LOAD_PARTS),
+        reference=_compile("echo_server", SERVER_PARTS),
+    )

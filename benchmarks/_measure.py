@@ -1,0 +1,220 @@
+"""Run the generator against one server at a time, round by round.
+
+Every round visits every server once, so that a change of the machine's mood in the middle of a
+run spreads over all of them instead of falling on one.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from _build import Programs
+from _servers import START_SECONDS, ServerError, Spec, end_group, pinned, running
+
+MIN_PAIRS = 3  # fewer quiet slices than this make no median
+BUSY_LIMIT = 0.08  # of the two CPUs, before a measurement is begun
+QUIET_WAIT_SECONDS = 10.0
+WARMUP_SECONDS = 0.5
+IDLE_SECONDS = 120
+SETTLE_SECONDS = 0.3
+STOP_PATIENCE = 20.0
+
+Result = dict[str, Any]
+
+
+class LoadError(Exception):
+    """The generator ended without a result."""
+
+
+@dataclass(frozen=True)
+class Config:
+    connections: int
+    size: int
+    depth: int
+
+    @classmethod
+    def parse(cls, text: str) -> Config:
+        parts = text.split(":")
+        if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+            raise ValueError(f"a configuration is connections:size:depth, not {text!r}")
+        return cls(*map(int, parts))
+
+
+@dataclass(frozen=True)
+class Settings:
+    programs: Programs
+    rounds: int
+    seconds: float
+    retries: int
+    min_quiet: float
+    server_cpu: int
+    load_cpu: int
+    churn: bool
+    keep_slices: bool
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _busy_share(cpus: set[int], seconds: float = 0.2) -> float:
+    def read() -> tuple[int, int]:
+        total = idle = 0
+        for line in Path("/proc/stat").read_text().splitlines():
+            name, *fields = line.split()
+            if name.startswith("cpu") and name[3:].isdecimal() and int(name[3:]) in cpus:
+                ticks = [int(field) for field in fields[:8]]
+                total += sum(ticks)
+                idle += ticks[3] + ticks[4]
+        return total, idle
+
+    total_before, idle_before = read()
+    time.sleep(seconds)
+    total, idle = read()
+    return 1 - (idle - idle_before) / max(1, total - total_before)
+
+
+def wait_for_quiet(settings: Settings) -> None:
+    """Let others finish what they do on our CPUs, for a while; then measure all the same."""
+    deadline = time.monotonic() + QUIET_WAIT_SECONDS
+    while time.monotonic() < deadline:
+        if _busy_share({settings.server_cpu, settings.load_cpu}) < BUSY_LIMIT:
+            return
+
+
+def _start_load(settings: Settings, arguments: list[str]) -> subprocess.Popen[str]:
+    with pinned(settings.load_cpu):
+        return subprocess.Popen(
+            [str(settings.programs.load), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+
+def _run_load(settings: Settings, arguments: list[str], patience: float) -> Result:
+    process = _start_load(settings, arguments)
+    try:
+        output, errors = process.communicate(timeout=patience)
+    except subprocess.TimeoutExpired:
+        raise LoadError(f"the generator was not done after {patience:.0f} s") from None
+    finally:
+        end_group(process)
+    if process.returncode != 0:
+        raise LoadError(errors.strip() or f"the generator ended with status {process.returncode}")
+    result: Result = json.loads(output)
+    return result
+
+
+def _reference(settings: Settings, lifetime: float) -> Spec:
+    return Spec("reference", (str(settings.programs.reference), "{port}", str(int(lifetime))))
+
+
+def measure_once(spec: Spec, config: Config, settings: Settings) -> Result:
+    """One measurement: the server and the reference beside each other, taking turns."""
+    patience = 5 * settings.seconds + 30
+    lifetime = patience + START_SECONDS + 30  # it ends by itself should we be killed
+    with (
+        running(_reference(settings, lifetime), settings.server_cpu) as reference,
+        running(spec, settings.server_cpu) as server,
+    ):
+        arguments = [
+            *("-p", str(server.port), "--pid", str(server.pid)),
+            *("--ref", str(reference.port), "--refpid", str(reference.pid)),
+            *("-c", str(config.connections), "-s", str(config.size), "-P", str(config.depth)),
+            *("-d", str(settings.seconds), "-w", str(WARMUP_SECONDS)),
+            *(["--churn"] if settings.churn else []),
+            *(["--slices"] if settings.keep_slices else []),
+        ]
+        return _run_load(settings, arguments, patience)
+
+
+def measure_memory_once(spec: Spec, connections: int, settings: Settings) -> Result:
+    """What so many idle connections, each with a handler parked in a receive, add to the RSS."""
+    with running(spec, settings.server_cpu) as server:
+        port = ["-p", str(server.port), "-d", str(IDLE_SECONDS)]
+        # One connection first: what the server loads for its first is not the price of any.
+        _run_load(settings, [*port, "--idle", "1"], patience=IDLE_SECONDS)
+        time.sleep(SETTLE_SECONDS)
+        before = server.resident_kib()
+        process = _start_load(settings, [*port, "--idle", str(connections)])
+        try:
+            # The generator itself ends after IDLE_SECONDS, so this ends, too.
+            if not process.stdout or not process.stdout.readline():
+                raise LoadError(process.communicate()[1].strip())
+            time.sleep(SETTLE_SECONDS)
+            after = server.resident_kib()
+            process.communicate(timeout=STOP_PATIENCE)
+        except subprocess.TimeoutExpired:
+            raise LoadError("the generator did not let go of its connections") from None
+        finally:
+            end_group(process)
+    return {
+        "connections": connections,
+        "before_kib": before,
+        "after_kib": after,
+        "per_connection_kib": (after - before) / connections,
+    }
+
+
+def attempt(name: str, once: Callable[[], Result]) -> Result:
+    try:
+        return once()
+    except (ServerError, LoadError) as error:
+        say(f"  {name}: {error}")
+        return {"error": str(error)}
+
+
+def _quiet_enough(result: Result, settings: Settings) -> bool:
+    turns = result["slice_count"] / 2
+    return bool(result["ratio_slices"] >= max(MIN_PAIRS, settings.min_quiet * turns))
+
+
+def measure(spec: Spec, config: Config, settings: Settings) -> Result:
+    """Measure until a run was quiet enough; the quietest one counts if none was.
+
+    Noise is a reason to measure again.  An error is not: it is the result.
+    """
+    best: Result = {"error": "never run"}
+    for number in range(settings.retries + 1):
+        wait_for_quiet(settings)
+        result = attempt(spec.name, lambda: measure_once(spec, config, settings))
+        result["attempt"] = number
+        if "error" in best or result.get("ratio_slices", -1) > best["ratio_slices"]:
+            best = result
+        if "error" in result or _quiet_enough(result, settings):
+            break
+    return best
+
+
+def run_rounds(
+    specs: list[Spec], rounds: int, measure_one: Callable[[Spec], Result]
+) -> dict[str, list[Result]]:
+    results: dict[str, list[Result]] = {spec.name: [] for spec in specs}
+    for number in range(rounds):
+        for spec in specs:
+            result = measure_one(spec)
+            results[spec.name].append(result)
+            say(f"  round {number + 1}/{rounds}, {spec.name}: {summary(result)}")
+    return results
+
+
+def summary(result: Result) -> str:
+    if "error" in result:
+        return f"failed: {result['error']}"
+    if "per_connection_kib" in result:
+        return f"{result['per_connection_kib']:.2f} KiB a connection"
+    ratio = result["ratio"] if result["ratio"] is not None else float("nan")
+    return (
+        f"{result['cpu_us']:.2f} µs, ratio {ratio:.3f} from {result['ratio_slices']} of "
+        f"{result['slice_count'] // 2} turns"
+    )

@@ -1,0 +1,229 @@
+"""The servers that can be measured: which there are, which are installed, and running one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import random
+import shlex
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from _build import BUILD, HERE, Programs
+
+SERVERS = HERE / "servers"
+START_SECONDS = 15.0
+STOP_SECONDS = 2.0
+
+PACKAGES = ("gain_trio", "trio", "anyio", "uvloop", "rloop")
+
+# name, file in servers/, its second argument, what must be importable
+PYTHON_SERVERS = (
+    ("gain_trio", "gain_trio_pull.py", None, ("gain_trio",)),
+    ("uvloop", "asyncio_protocol.py", "uvloop", ("uvloop",)),
+    ("rloop", "asyncio_protocol.py", "rloop", ("rloop",)),
+    ("asyncio", "asyncio_protocol.py", "asyncio", ()),
+    ("uvloop-streams", "asyncio_streams.py", "uvloop", ("uvloop",)),
+    ("asyncio-streams", "asyncio_streams.py", "asyncio", ()),
+    ("trio", "trio_streams.py", None, ("trio",)),
+    ("anyio-uvloop", "anyio_streams.py", "uvloop", ("anyio", "uvloop")),
+    ("anyio-trio", "anyio_streams.py", "trio", ("anyio", "trio")),
+)
+
+PROBE = """
+import importlib, importlib.metadata, json, platform, sys
+found = {}
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        found[name] = {"missing": f"{type(error).__name__}: {error}"}
+        continue
+    try:
+        found[name] = {"version": importlib.metadata.version(name)}
+    except importlib.metadata.PackageNotFoundError:
+        found[name] = {"version": "of unknown version"}
+python = f"{platform.python_implementation()} {platform.python_version()}"
+print(json.dumps({"python": python, "packages": found}))
+"""
+
+
+class ServerError(Exception):
+    """A server does not start, or ends by itself."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    name: str
+    command: tuple[str, ...]  # "{port}" stands for the port
+    needs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """The Python that runs the servers, and what it has."""
+
+    path: str
+    version: str
+    packages: dict[str, dict[str, str]]
+
+    @classmethod
+    def probe(cls, path: str) -> Interpreter:
+        # From the directory of the servers, so that exactly what they can import is found.
+        result = subprocess.run(
+            [path, "-c", PROBE, *PACKAGES],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            cwd=SERVERS,
+        )
+        if result.returncode != 0:
+            raise ServerError(f"{path} does not run: {result.stderr.strip()}")
+        found: dict[str, Any] = json.loads(result.stdout)
+        return cls(path, found["python"], found["packages"])
+
+    def why_missing(self, spec: Spec) -> str | None:
+        for name in spec.needs:
+            if "missing" in self.packages[name]:
+                return f"{name} cannot be imported ({self.packages[name]['missing']})"
+        return None
+
+    def versions(self) -> str:
+        present = [
+            f"{name} {facts['version']}"
+            for name, facts in self.packages.items()
+            if "version" in facts
+        ]
+        return ", ".join([self.version, *present])
+
+
+def known_servers(programs: Programs, python: str) -> dict[str, Spec]:
+    specs = {"c": Spec("c", (str(programs.reference), "{port}"))}
+    for name, file, argument, needs in PYTHON_SERVERS:
+        command = (python, str(SERVERS / file), "{port}", *([argument] if argument else []))
+        specs[name] = Spec(name, command, needs)
+    return specs
+
+
+def parse_extra(text: str) -> Spec:
+    name, equals, command = text.partition("=")
+    if not (name and equals and "{port}" in command):
+        raise ValueError(f"--server takes 'name=command {{port}}', not {text!r}")
+    return Spec(name, tuple(shlex.split(command)))
+
+
+def machine_line(interpreter: Interpreter, cores: int) -> str:
+    model = platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    return f"Linux {platform.release()}, {model}, {cores} cores; {interpreter.versions()}"
+
+
+@contextlib.contextmanager
+def pinned(cpu: int) -> Iterator[None]:
+    """Processes started inside run on that CPU only: a child inherits it, so there is no gap."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {cpu})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def end_group(process: subprocess.Popen[Any]) -> None:
+    """End a process started with start_new_session, and whatever it has started itself."""
+    if process.returncode is not None:
+        return  # collected already: by now the number may be somebody else's
+    os.killpg(process.pid, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_SECONDS
+    # Looked at but not collected (WNOWAIT): so long the number of the group stays ours.
+    how = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    while time.monotonic() < deadline and os.waitid(os.P_PID, process.pid, how) is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def free_port() -> int:
+    """A port below the ephemeral ones, so that no outgoing connection takes it meanwhile."""
+    for _ in range(1000):
+        port = random.randrange(20000, 32000)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise ServerError("no free port from 20000 to 32000")
+
+
+class Server:
+    """A server process; see running()."""
+
+    def __init__(self, spec: Spec, cpu: int) -> None:
+        self.spec = spec
+        self.port = free_port()
+        self.log = BUILD / f"{spec.name}.log"
+        command = [part.replace("{port}", str(self.port)) for part in spec.command]
+        with self.log.open("wb") as log, pinned(cpu):
+            try:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise ServerError(f"{spec.name}: {error}") from error
+        self.pid = self._process.pid
+
+    def end(self) -> None:
+        end_group(self._process)
+
+    def wait_until_listening(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                raise ServerError(f"{self.spec.name} ended at once: {self._last_words()}")
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            except OSError:
+                time.sleep(0.02)
+            else:
+                time.sleep(0.1)
+                return
+        raise ServerError(f"{self.spec.name} was not listening after {START_SECONDS:.0f} s")
+
+    def _last_words(self) -> str:
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else f"status {self._process.returncode}, nothing said"
+
+    def resident_kib(self) -> int:
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1])
+        raise ServerError(f"{self.spec.name} has ended: {self._last_words()}")
+
+
+@contextlib.contextmanager
+def running(spec: Spec, cpu: int) -> Iterator[Server]:
+    """The server listens inside the block, and its process group ends with it."""
+    server = Server(spec, cpu)
+    try:
+        server.wait_until_listening()
+        yield server
+    finally:
+        server.end()

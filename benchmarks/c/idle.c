@@ -1,0 +1,77 @@
+/* idle.c: many connections on which nothing happens, for measuring what one costs a server in memory.
+ *
+ * Each connection is opened and has one message echoed before the next is opened, so the server has accepted it, started
+ * its handler and parked it in a receive.  Then a line of JSON on stdout says so, and the connections are held until
+ * stdin ends or the time is over.  Nothing here is measured, so plain blocking calls do.
+ */
+#define _GNU_SOURCE
+#include "load.h"
+
+#include <poll.h>
+#include <stdio.h>
+#include <unistd.h>
+
+#define PATIENCE_SECONDS 5
+
+static void transfer_all(const char *what, ssize_t (*transfer)(int, char *, size_t), int fd, char *data, size_t length)
+{
+    while (length > 0) {
+        ssize_t count = transfer(fd, data, length);
+        if (count == 0)
+            fail("%s: closed by the server", what);
+        if (count < 0 && errno != EINTR)
+            fail("%s: %s", what, errno == EAGAIN ? "nothing came" : strerror(errno));
+        if (count > 0) {
+            data += count;
+            length -= (size_t)count;
+        }
+    }
+}
+
+static ssize_t send_some(int fd, char *data, size_t length) { return send(fd, data, length, MSG_NOSIGNAL); }
+static ssize_t recv_some(int fd, char *data, size_t length) { return recv(fd, data, length, 0); }
+
+static void open_and_echo(const struct options *options, uint32_t number, char *message, char *answer)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(options->port), .sin_addr = options->host};
+    struct timeval patience = {.tv_sec = PATIENCE_SECONDS};
+    int fd = open_socket(number);
+    if (setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience) < 0 ||
+        setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience) < 0)
+        fail("setsockopt: %s", strerror(errno));
+    if (connect(fd, (struct sockaddr *)&address, sizeof address) < 0)
+        fail("connect to port %u: %s", options->port, strerror(errno));
+    transfer_all("send", send_some, fd, message, options->size);
+    transfer_all("receive", recv_some, fd, answer, options->size);
+    if (memcmp(message, answer, options->size) != 0)
+        fail("connection %u: the message came back changed", number);
+    /* The descriptor is left open on purpose: it is held until the program ends. */
+}
+
+void hold_idle_connections(const struct options *options)
+{
+    uint64_t limit = raise_open_file_limit();
+    if (options->idle + 16 > limit)
+        fail("%u connections need more than the %llu files that may be open", options->idle, (unsigned long long)limit);
+    char *message = allocate(1, options->size);
+    char *answer = allocate(1, options->size);
+    fill_with_noise(message, options->size);
+    int64_t end = monotonic_ns() + options->duration_ns;
+    for (uint32_t i = 0; i < options->idle; i++) {
+        if (monotonic_ns() > end)
+            fail("only %u of %u connections were open when the time was over", i, options->idle);
+        open_and_echo(options, i, message, answer);
+    }
+    printf("{\"connections\": %u}\n", options->idle);
+    if (fflush(stdout) != 0)
+        fail("stdout: %s", strerror(errno));
+    for (;;) {
+        char ignored[64];
+        struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
+        int64_t left_ms = (end - monotonic_ns()) / NS_PER_MS;
+        if (left_ms <= 0 || poll(&input, 1, (int)left_ms) == 0)
+            fail("stdin did not end in time");
+        if (input.revents && read(STDIN_FILENO, ignored, sizeof ignored) <= 0)
+            return;
+    }
+}

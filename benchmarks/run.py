@@ -1,0 +1,237 @@
+"""Measure echo servers against a C reference and print Markdown tables.
+
+    python benchmarks/run.py
+    python benchmarks/run.py --servers gain_trio,uvloop --configs 64:64:1 --rounds 5
+    python benchmarks/run.py --churn
+    python benchmarks/run.py --memory
+
+README.md beside this file explains the method.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import _measure
+import _servers
+import _table
+from _build import BuildError, build
+from _measure import Config, Settings, say
+from _servers import Interpreter, ServerError, Spec
+
+DEFAULT_CONFIGS = "64:64:1,512:64:1,64:16384:1,1:64:1"
+DEFAULT_CHURN_CONFIGS = "64:64:1"
+DEFAULT_IDLE = 10_000
+SPARE_FILES = 64
+
+
+def add_choices(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--servers", metavar="NAME,...", help="which, of --list (default: all installed)")
+    add(
+        "--server",
+        action="append",
+        default=[],
+        metavar="'NAME=COMMAND {port}'",
+        help="another server, of one process, echoing on 127.0.0.1:{port}",
+    )
+    add(
+        "--python",
+        default=sys.executable,
+        metavar="PATH",
+        help="the Python that runs the servers (default: this one)",
+    )
+    add("--list", action="store_true", help="list the servers, and why any is missing")
+    add(
+        "--configs",
+        metavar="CONNECTIONS:SIZE:DEPTH,...",
+        help=f"default: {DEFAULT_CONFIGS}; with --churn {DEFAULT_CHURN_CONFIGS}",
+    )
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument(
+        "--churn", action="store_true", help="connect, echo one message, close, over and over"
+    )
+    mode.add_argument(
+        "--memory",
+        type=int,
+        nargs="?",
+        const=DEFAULT_IDLE,
+        metavar="CONNECTIONS",
+        help=f"RSS of idle connections (default: {DEFAULT_IDLE})",
+    )
+
+
+def add_conduct(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--rounds", type=int, default=3, help="over all servers (default: %(default)s)")
+    add(
+        "--seconds",
+        type=float,
+        default=3.0,
+        help="each server's and the reference's share of a measurement (default: %(default)s)",
+    )
+    add(
+        "--retries",
+        type=int,
+        default=2,
+        help="measure again so often when too few slices were quiet (default: %(default)s)",
+    )
+    add(
+        "--min-quiet",
+        type=float,
+        default=0.4,
+        help="share of slices that must be quiet (default: %(default)s)",
+    )
+    add("--server-cpu", type=int, default=0, help="default: %(default)s")
+    add("--load-cpu", type=int, default=1, help="default: %(default)s")
+    add("--json", type=Path, metavar="FILE", help="write everything measured, slice by slice")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_choices(parser)
+    add_conduct(parser)
+    arguments = parser.parse_args()
+    if not 1 <= arguments.rounds <= 1000 or not 0 <= arguments.retries <= 100:
+        parser.error("--rounds must be 1 to 1000, --retries 0 to 100")
+    if not 0.1 <= arguments.seconds <= 300:
+        parser.error("--seconds must be 0.1 to 300")
+    if arguments.memory is not None and arguments.memory < 1:
+        parser.error("--memory takes a positive number of connections")
+    return arguments
+
+
+def choose_servers(
+    arguments: argparse.Namespace, known: dict[str, Spec], interpreter: Interpreter
+) -> tuple[list[Spec], list[str]]:
+    """The servers asked for that can run, and why the others cannot."""
+    extra = [_servers.parse_extra(text) for text in arguments.server]
+    known = known | {spec.name: spec for spec in extra}
+    names = arguments.servers.split(",") if arguments.servers else list(known)
+    chosen: list[Spec] = []
+    skipped: list[str] = []
+    for name in [*names, *(spec.name for spec in extra if spec.name not in names)]:
+        if name not in known:
+            raise ValueError(f"no server {name!r}; there are {', '.join(known)}")
+        reason = interpreter.why_missing(known[name])
+        if reason:
+            skipped.append(f"skipped {name}: {reason}")
+        else:
+            chosen.append(known[name])
+    if not chosen:
+        raise ValueError("\n".join(["none of the servers can be run", *skipped]))
+    return chosen, skipped
+
+
+def list_servers(known: dict[str, Spec], interpreter: Interpreter) -> None:
+    for name, spec in known.items():
+        reason = interpreter.why_missing(spec)
+        print(f"{name:16} {'missing: ' + reason if reason else 'installed'}")
+
+
+def check_cpus(settings: Settings) -> None:
+    available = os.sched_getaffinity(0)
+    for cpu in (settings.server_cpu, settings.load_cpu):
+        if cpu not in available:
+            raise ValueError(f"CPU {cpu} is not available (of {sorted(available)})")
+    if settings.server_cpu == settings.load_cpu:
+        raise ValueError("the server and the generator need a CPU each")
+
+
+def raise_open_file_limit() -> int:
+    """For the servers, which inherit it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def run_memory(specs: list[Spec], wanted: int, limit: int, settings: Settings) -> dict[str, Any]:
+    connections = min(wanted, limit - SPARE_FILES)
+    if connections < wanted:
+        say(f"{connections} connections instead of {wanted}: no more files may be open")
+    say(f"memory, {connections} connections")
+    results = _measure.run_rounds(
+        specs,
+        settings.rounds,
+        lambda spec: _measure.attempt(
+            spec.name, lambda: _measure.measure_memory_once(spec, connections, settings)
+        ),
+    )
+    print(_table.memory_table(connections, results), flush=True)
+    return {"mode": "memory", "connections": connections, "results": results}
+
+
+def run_echo(specs: list[Spec], config: Config, settings: Settings) -> dict[str, Any]:
+    mode = "churn" if settings.churn else "echo"
+    say(f"{mode}, {config.connections}:{config.size}:{config.depth}")
+    results = _measure.run_rounds(
+        specs, settings.rounds, lambda spec: _measure.measure(spec, config, settings)
+    )
+    print(_table.echo_table(config, settings.churn, results), end="\n\n", flush=True)
+    return {"mode": mode, **dataclasses.asdict(config), "results": results}
+
+
+def run(arguments: argparse.Namespace) -> None:
+    programs = build()
+    interpreter = Interpreter.probe(arguments.python)
+    known = _servers.known_servers(programs, arguments.python)
+    if arguments.list:
+        list_servers(known, interpreter)
+        return
+    settings = Settings(
+        programs=programs,
+        rounds=arguments.rounds,
+        seconds=arguments.seconds,
+        retries=arguments.retries,
+        min_quiet=arguments.min_quiet,
+        server_cpu=arguments.server_cpu,
+        load_cpu=arguments.load_cpu,
+        churn=arguments.churn,
+        keep_slices=arguments.json is not None,
+    )
+    check_cpus(settings)
+    limit = raise_open_file_limit()
+    specs, skipped = choose_servers(arguments, known, interpreter)
+    default = DEFAULT_CHURN_CONFIGS if arguments.churn else DEFAULT_CONFIGS
+    configs = [Config.parse(text) for text in (arguments.configs or default).split(",")]
+    machine = _servers.machine_line(interpreter, os.cpu_count() or 0)
+    print("\n\n".join([machine, *skipped]), end="\n\n", flush=True)
+    runs: list[dict[str, Any]] = []
+    if arguments.memory is not None:
+        runs.append(run_memory(specs, arguments.memory, limit, settings))
+    else:
+        for config in configs:
+            runs.append(run_echo(specs, config, settings))
+    if arguments.json:
+        record = {"machine": machine, "skipped": skipped, "seconds": settings.seconds, "runs": runs}
+        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def end_on_signal(number: int, _frame: object) -> NoReturn:
+    """Leave through every `with` and `finally`, so that the servers end, too."""
+    sys.exit(128 + number)
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, end_on_signal)
+    signal.signal(signal.SIGHUP, end_on_signal)
+    try:
+        run(parse_arguments())
+    except (BuildError, ServerError, ValueError) as error:
+        sys.exit(f"run.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
