@@ -195,6 +195,9 @@ typedef struct {
     PyObject *unusual_yield; /* (task, message) */
     gt_field coro, context, abort_func, custom_sleep_data, next_send_fn, cancel_points, schedule_points, cancel_status;
     gt_field effectively_cancelled;
+    gt_field autojump_threshold, deadline_heap; /* of the runner; of its deadlines */
+    PyObject *run_queue, *waiting_for_idle, *deadlines, *infinity;
+    bool is_guest;
     bool bound;
 } gt_trio;
 
@@ -205,6 +208,14 @@ PyObject *gt_trio_current_task(gt_trio *trio); /* borrowed; NULL: exception set 
 int gt_trio_cancel_is_pending(gt_trio *trio, PyObject *task);
 int gt_trio_count_cancel_point(gt_trio *trio, PyObject *task);
 bool gt_trio_is_observed(gt_trio *trio);
+/* The earliest deadline and the number of them, as far as they tell whether Trio's loop would wait differently. */
+typedef struct {
+    PyObject *earliest; /* owned; NULL for none */
+    Py_ssize_t count;
+} gt_deadlines;
+
+int gt_trio_note_deadlines(gt_trio *trio, gt_deadlines *noted);
+int gt_trio_can_linger(gt_trio *trio, const gt_deadlines *noted);
 int gt_trio_resume(gt_trio *trio, PyObject *task, PyObject *abort); /* one step, in place */
 int gt_trio_reschedule(gt_trio *trio, PyObject *task);
 int gt_task_module_init(void);

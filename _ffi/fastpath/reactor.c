@@ -11,6 +11,9 @@
  * the batch, cancel tasks that are about to be resumed, open new connections.  It finds the state of all of them complete,
  * and what it changes is seen before the next task is resumed.
  *
+ * Between the two Trio's loop looks whether there is anything else to do.  When there is not, and it would only come back to
+ * wait again, wait() does both phases itself and waits on: see "lingering" in task.c.
+ *
  * wait() returns how much news there is, and 0 only when the timeout is over: completions that are housekeeping (a cancel's
  * acknowledgement, a send that nobody waits for) do not end the wait.  Trio's MockClock and wait_all_tasks_blocked() rely
  * on it.
@@ -201,40 +204,9 @@ static bool parse_timeout(PyObject *argument, int64_t *timeout_ns)
     return true;
 }
 
-static PyObject *reactor_wait(gt_reactor *self, PyObject *argument)
+/* Resume the tasks for which there is news. */
+static int resume_ready(gt_reactor *self)
 {
-    int64_t timeout;
-    if (!check_open(self) || !parse_timeout(argument, &timeout))
-        return NULL;
-    const int64_t end = timeout == 0 || timeout == GT_NO_TIMEOUT ? timeout : monotonic_ns() + timeout;
-    Py_ssize_t news = PyList_GET_SIZE(self->completions) + (self->ready_first != NULL);
-    for (;;) {
-        int result = enter(self, news > 0 ? 0 : timeout);
-        Py_ssize_t collected = collect(self);
-        if (collected < 0)
-            return NULL;
-        news += collected;
-        if (result == -EINTR && PyErr_CheckSignals() < 0)
-            return NULL;
-        if (result < 0 && result != -EINTR && result != -ETIME && result != -EBUSY && result != -EAGAIN) {
-            errno = -result;
-            return PyErr_SetFromErrno(PyExc_OSError);
-        }
-        if (news > 0 || timeout == 0)
-            break;
-        if (timeout != GT_NO_TIMEOUT) {
-            timeout = end - monotonic_ns();
-            if (timeout <= 0)
-                break;
-        }
-    }
-    return PyLong_FromSsize_t(news);
-}
-
-static PyObject *reactor_process(gt_reactor *self, PyObject *Py_UNUSED(ignored))
-{
-    if (!check_open(self))
-        return NULL;
     gt_connection *connection;
     while ((connection = pop_ready(self))) {
         int result = gt_connection_wake_direction(connection, &connection->receiving, true);
@@ -243,8 +215,75 @@ static PyObject *reactor_process(gt_reactor *self, PyObject *Py_UNUSED(ignored))
             result = gt_connection_wake_direction(connection, &connection->sending, true);
         Py_DECREF(connection);
         if (result < 0)
-            return NULL;
+            return -1;
     }
+    return 0;
+}
+
+/* Do what process() would do, if Trio's loop would do nothing else.  1: wait again, 0: the loop has to, -1: error. */
+static int linger(gt_reactor *self, const gt_deadlines *noted)
+{
+    if (!self->in_place || !self->trio.bound || PyList_GET_SIZE(self->completions) > 0)
+        return 0;
+    int can = gt_trio_can_linger(&self->trio, noted);
+    if (can <= 0)
+        return can;
+    if (resume_ready(self) < 0)
+        return -1;
+    return gt_trio_can_linger(&self->trio, noted);
+}
+
+/* One wait as Trio sees it: until there is something for its loop to do (how much: > 0), or the time is over (0).  -1: error. */
+static Py_ssize_t wait_for_news(gt_reactor *self, int64_t timeout, const gt_deadlines *noted)
+{
+    const int64_t end = timeout == 0 || timeout == GT_NO_TIMEOUT ? timeout : monotonic_ns() + timeout;
+    Py_ssize_t news = PyList_GET_SIZE(self->completions) + (self->ready_first != NULL);
+    for (;;) {
+        int result = enter(self, news > 0 ? 0 : timeout);
+        Py_ssize_t collected = collect(self);
+        if (collected < 0)
+            return -1;
+        news += collected;
+        if (result == -EINTR && PyErr_CheckSignals() < 0)
+            return -1;
+        if (result < 0 && result != -EINTR && result != -ETIME && result != -EBUSY && result != -EAGAIN) {
+            errno = -result;
+            PyErr_SetFromErrno(PyExc_OSError);
+            return -1;
+        }
+        if (timeout == 0)
+            return news;
+        if (news > 0) {
+            int again = linger(self, noted);
+            if (again <= 0)
+                return again < 0 ? -1 : news;
+            news = 0;
+        }
+        if (timeout != GT_NO_TIMEOUT) {
+            timeout = end - monotonic_ns();
+            if (timeout <= 0)
+                return 0;
+        }
+    }
+}
+
+static PyObject *reactor_wait(gt_reactor *self, PyObject *argument)
+{
+    int64_t timeout;
+    if (!check_open(self) || !parse_timeout(argument, &timeout))
+        return NULL;
+    gt_deadlines noted = {NULL, 0};
+    if (timeout > 0 && self->trio.bound && gt_trio_note_deadlines(&self->trio, &noted) < 0)
+        return NULL;
+    Py_ssize_t news = wait_for_news(self, timeout, &noted);
+    Py_XDECREF(noted.earliest);
+    return news < 0 ? NULL : PyLong_FromSsize_t(news);
+}
+
+static PyObject *reactor_process(gt_reactor *self, PyObject *Py_UNUSED(ignored))
+{
+    if (!check_open(self) || resume_ready(self) < 0)
+        return NULL;
     if (PyList_GET_SIZE(self->completions) == 0)
         Py_RETURN_NONE;
     PyObject *fresh = PyList_New(0);

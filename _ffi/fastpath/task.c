@@ -19,6 +19,13 @@
  * to see what they always see, in the order they always see it), a coroutine that is not a native one, and a task that for
  * whatever reason is scheduled already.
  *
+ * Lingering.  With one busy connection even a tick of Trio's loop for every message costs more than the message.  When the
+ * steps of a batch have left nothing for the loop to do, which is to say that it would compute the same timeout and wait
+ * again, the reactor waits again at once.  gt_trio_can_linger() is that condition: no task is scheduled, nobody waits for
+ * the run to fall idle (wait_all_tasks_blocked, MockClock), nobody watches, and the earliest deadline is the one it was.
+ * The wait's own end stands, so a deadline is not missed; and the number of deadlines is bounded, because only Trio's loop
+ * prunes them.
+ *
  * Trio's Task and CancelStatus are attrs classes with __slots__, so their fields lie at fixed offsets, which are looked up
  * once per run.  Where an attribute should not be such a slot, it is read by name.
  */
@@ -130,6 +137,8 @@ int gt_trio_bind(gt_trio *trio, PyObject *seam)
         {&trio->task_type, "task_type"},           {&trio->abort_succeeded, "abort_succeeded"},
         {&trio->woken, "woken"},                   {&trio->reschedule, "reschedule"},
         {&trio->task_exited, "task_exited"},       {&trio->unusual_yield, "unusual_yield"},
+        {&trio->run_queue, "run_queue"},           {&trio->waiting_for_idle, "waiting_for_idle"},
+        {&trio->deadlines, "deadlines"},           {&trio->infinity, "infinity"},
     };
     for (size_t i = 0; i < sizeof objects / sizeof objects[0]; i++) {
         PyObject *value = PyObject_GetAttrString(seam, objects[i].name);
@@ -137,6 +146,11 @@ int gt_trio_bind(gt_trio *trio, PyObject *seam)
             return -1;
         Py_XSETREF(*objects[i].place, value);
     }
+    PyObject *is_guest = PyObject_GetAttrString(seam, "is_guest");
+    if (!is_guest)
+        return -1;
+    trio->is_guest = is_guest != Py_False;
+    Py_DECREF(is_guest);
     PyObject *status_type = PyObject_GetAttrString(seam, "cancel_status_type");
     if (!status_type)
         return -1;
@@ -154,6 +168,8 @@ int gt_trio_bind(gt_trio *trio, PyObject *seam)
         {&trio->schedule_points, trio->task_type, "_schedule_points"},
         {&trio->cancel_status, trio->task_type, "_cancel_status"},
         {&trio->effectively_cancelled, status_type, "effectively_cancelled"},
+        {&trio->autojump_threshold, (PyObject *)Py_TYPE(trio->runner), "clock_autojump_threshold"},
+        {&trio->deadline_heap, (PyObject *)Py_TYPE(trio->deadlines), "_heap"},
     };
     int result = 0;
     for (size_t i = 0; i < sizeof fields / sizeof fields[0] && result == 0; i++)
@@ -181,9 +197,14 @@ void gt_trio_unbind(gt_trio *trio)
     Py_CLEAR(trio->reschedule);
     Py_CLEAR(trio->task_exited);
     Py_CLEAR(trio->unusual_yield);
+    Py_CLEAR(trio->run_queue);
+    Py_CLEAR(trio->waiting_for_idle);
+    Py_CLEAR(trio->deadlines);
+    Py_CLEAR(trio->infinity);
     gt_field *fields[] = {&trio->coro,          &trio->context,         &trio->abort_func,
                           &trio->custom_sleep_data, &trio->next_send_fn, &trio->cancel_points,
-                          &trio->schedule_points, &trio->cancel_status, &trio->effectively_cancelled};
+                          &trio->schedule_points, &trio->cancel_status, &trio->effectively_cancelled,
+                          &trio->autojump_threshold, &trio->deadline_heap};
     for (size_t i = 0; i < sizeof fields / sizeof fields[0]; i++)
         Py_CLEAR(fields[i]->name);
 }
@@ -201,6 +222,10 @@ int gt_trio_traverse(gt_trio *trio, visitproc visit, void *arg)
     Py_VISIT(trio->reschedule);
     Py_VISIT(trio->task_exited);
     Py_VISIT(trio->unusual_yield);
+    Py_VISIT(trio->run_queue);
+    Py_VISIT(trio->waiting_for_idle);
+    Py_VISIT(trio->deadlines);
+    Py_VISIT(trio->infinity);
     return 0;
 }
 
@@ -271,6 +296,53 @@ bool gt_trio_is_observed(gt_trio *trio)
             return true;
     }
     return false;
+}
+
+/* --- lingering --- */
+
+#define MAX_NEW_DEADLINES 256
+
+/* The entry on top of the heap of deadlines, owned, or NULL; their number; -1 on error. */
+static int look_at_deadlines(gt_trio *trio, gt_deadlines *found)
+{
+    PyObject *heap = field_get(&trio->deadline_heap, trio->deadlines);
+    if (!heap)
+        return -1;
+    if (!PyList_Check(heap)) {
+        PyErr_SetString(PyExc_TypeError, "Trio's heap of deadlines is not a list");
+        Py_DECREF(heap);
+        return -1;
+    }
+    found->count = PyList_GET_SIZE(heap);
+    found->earliest = found->count > 0 ? Py_NewRef(PyList_GET_ITEM(heap, 0)) : NULL;
+    Py_DECREF(heap);
+    return 0;
+}
+
+int gt_trio_note_deadlines(gt_trio *trio, gt_deadlines *noted) { return look_at_deadlines(trio, noted); }
+
+/* 1 when Trio's loop would only wait again, and for as long as it does now; 0 when not; -1 on error. */
+int gt_trio_can_linger(gt_trio *trio, const gt_deadlines *noted)
+{
+    if (trio->is_guest || gt_trio_is_observed(trio))
+        return 0;
+    Py_ssize_t scheduled = PyObject_Size(trio->run_queue);
+    Py_ssize_t idlers = PyObject_Size(trio->waiting_for_idle);
+    if (scheduled != 0 || idlers != 0)
+        return scheduled < 0 || idlers < 0 ? -1 : 0;
+    PyObject *threshold = field_get(&trio->autojump_threshold, trio->runner);
+    if (!threshold)
+        return -1;
+    int jumps = threshold == trio->infinity ? 0 : PyObject_RichCompareBool(threshold, trio->infinity, Py_NE);
+    Py_DECREF(threshold);
+    if (jumps != 0)
+        return jumps < 0 ? -1 : 0;
+    gt_deadlines now;
+    if (look_at_deadlines(trio, &now) < 0)
+        return -1;
+    bool same = now.earliest == noted->earliest && now.count < noted->count + MAX_NEW_DEADLINES;
+    Py_XDECREF(now.earliest);
+    return same;
 }
 
 /* --- resuming --- */

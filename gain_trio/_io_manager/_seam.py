@@ -11,12 +11,15 @@ What is taken for granted, so that whoever checks a new release knows what to lo
   outcome)``, ``task_exited(task, outcome)``.
 - ``instruments`` is a dict, or a ``UserDict`` around one, of hook name to instruments; it always has ``"_all"`` and has a
   hook's name only while somebody listens.
+- ``Runner`` computes its timeout from ``runq``, ``deadlines``, ``waiting_for_idle`` and ``clock_autojump_threshold``, and
+  from nothing else; ``deadlines._heap`` is a list whose first entry is the earliest deadline, registered or stale.
 - A parked task has ``_abort_func`` set and ``_next_send_fn`` None.  One step of it is what ``unrolled_run`` makes of it;
   ``_ffi/fastpath/task.c`` puts the two side by side.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import outcome
@@ -63,6 +66,7 @@ class RunSeam:
     cancel_status_type = _run.CancelStatus
     abort_succeeded = trio.lowlevel.Abort.SUCCEEDED
     woken = outcome.Value(None)
+    infinity = math.inf
 
     def __init__(self) -> None:
         self.runner = current_runner()
@@ -71,6 +75,9 @@ class RunSeam:
         self.instruments = getattr(instruments, "data", instruments)
         self.reschedule = self.runner.reschedule
         self.is_guest: bool = self.runner.is_guest
+        self.run_queue = self.runner.runq
+        self.waiting_for_idle = self.runner.waiting_for_idle
+        self.deadlines = self.runner.deadlines
 
     def task_exited(self, task: trio.lowlevel.Task, value: object, error: BaseException | None) -> None:
         """A task that was resumed in place has come to its end."""
