@@ -251,6 +251,10 @@ static PySendResult drive(PyObject *object, PyObject *message, PyObject **result
         PyErr_SetString(PyExc_RuntimeError, "cannot reuse an awaited receive() or send(): call it again");
         return PYGEN_ERROR;
     }
+    if (self->connection->reactor->closed) {
+        raise_closed(self, "this connection was closed at the end of its run");
+        return PYGEN_ERROR;
+    }
     if (!gt_reactor_check_thread(self->connection->reactor))
         return PYGEN_ERROR;
     PyObject *task = gt_trio_current_task(&self->connection->reactor->trio);
@@ -258,7 +262,9 @@ static PySendResult drive(PyObject *object, PyObject *message, PyObject **result
         return PYGEN_ERROR;
     PySendResult sent =
         self->state == NEW ? start(self, task, result) : resume(self, task, message, result);
-    if (sent != PYGEN_NEXT) {
+    if (sent == PYGEN_RETURN) {
+        finish(self);
+    } else if (sent == PYGEN_ERROR) {
         /* finish() may run the code of whoever owns the buffer: the exception is kept out of its sight */
         PyObject *type, *value, *traceback;
         PyErr_Fetch(&type, &value, &traceback);

@@ -198,6 +198,7 @@ typedef struct {
     gt_field autojump_threshold, deadline_heap; /* of the runner; of its deadlines */
     PyObject *run_queue, *waiting_for_idle, *deadlines, *infinity;
     bool is_guest;
+    bool in_task; /* run_context has a task, set here */
     bool bound;
 } gt_trio;
 
@@ -217,6 +218,7 @@ typedef struct {
 int gt_trio_note_deadlines(gt_trio *trio, gt_deadlines *noted);
 int gt_trio_can_linger(gt_trio *trio, const gt_deadlines *noted);
 int gt_trio_resume(gt_trio *trio, PyObject *task, PyObject *abort); /* one step, in place */
+int gt_trio_leave_task(gt_trio *trio); /* after the last of a batch of steps */
 int gt_trio_reschedule(gt_trio *trio, PyObject *task);
 int gt_task_module_init(void);
 

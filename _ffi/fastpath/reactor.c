@@ -217,7 +217,7 @@ static int resume_ready(gt_reactor *self)
         if (result < 0)
             return -1;
     }
-    return 0;
+    return gt_trio_leave_task(&self->trio);
 }
 
 /* Do what process() would do, if Trio's loop would do nothing else.  1: wait again, 0: the loop has to, -1: error. */

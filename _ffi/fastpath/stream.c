@@ -154,7 +154,7 @@ static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
     struct gt_buffers *buffers = &stream->reactor->ring->buffers;
     bool news = false;
     if (cqe->flags & IORING_CQE_F_BUFFER) {
-        if (cqe->res > 0 && !stream->closing) {
+        if (cqe->res > 0 && !stream->closing && !stream->receive_error) {
             if (gt_inbound_append(&stream->inbound, gt_buffers_data(buffers, cqe), (size_t)cqe->res) < 0)
                 stream->receive_error = ENOMEM; /* there is a gap in the stream now, so it is broken */
             news = true;

@@ -7,7 +7,8 @@
  *     unrolled_run                                     here
  *     ----------------------------------------------   ---------------------------------------------
  *     reschedule(): _abort_func, custom_sleep_data     cleared before the step
- *     GLOBAL_RUN_CONTEXT.task                          set and deleted
+ *     GLOBAL_RUN_CONTEXT.task                          set; deleted after the last step of a batch, because a dict
+ *                                                      that grows and shrinks for every message is resized all the time
  *     task.context.run(task.coro.send, ...)            PyContext_Enter, PyIter_Send, PyContext_Exit
  *     _schedule_points, _cancel_points                 counted
  *     WaitTaskRescheduled: _abort_func, then a         the same, in the same order
@@ -465,6 +466,7 @@ static int step(gt_trio *trio, PyObject *task, PyObject *coro)
         Py_DECREF(context);
         return -1;
     }
+    trio->in_task = true;
     PySendResult sent = PYGEN_ERROR;
     PyObject *value = NULL;
     int result = step_in_context(coro, context, &sent, &value);
@@ -477,9 +479,15 @@ static int step(gt_trio *trio, PyObject *task, PyObject *coro)
         else
             result = task_raised(trio, task);
     }
-    if (result == 0)
-        return PyDict_DelItem(trio->run_context, name_task);
-    return -1; /* Trio itself is broken; the run ends with TrioInternalError, which clears run_context */
+    return result; /* -1: Trio itself is broken, and the run ends with TrioInternalError */
+}
+
+int gt_trio_leave_task(gt_trio *trio)
+{
+    if (!trio->in_task)
+        return 0;
+    trio->in_task = false;
+    return PyDict_DelItem(trio->run_context, name_task);
 }
 
 /* Resume a task that is parked with `abort`.  1: stepped, 0: it has to go through Trio's scheduler, -1: error. */
