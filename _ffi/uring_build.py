@@ -13,7 +13,7 @@ import cffi
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from compile_options import COMPILE_ARGUMENTS, LINK_ARGUMENTS  # noqa: E402  # found by the line above
+from compile_options import COMPILE_ARGUMENTS, LINK_ARGUMENTS  # found by the line above
 
 builder = cffi.FFI()
 

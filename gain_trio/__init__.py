@@ -1,5 +1,7 @@
 """Trio's structured concurrency at the speed of io_uring.
 
+A server is a handler and a nursery::
+
     async def echo(connection):
         async for data in connection:
             await connection.send(data)

@@ -208,7 +208,12 @@ static PySendResult park(gt_awaitable *self, PyObject *task, PyObject **result)
 static PySendResult start(gt_awaitable *self, PyObject *task, PyObject **result)
 {
     gt_trio *trio = &self->connection->reactor->trio;
-    if (direction_of(self)->awaitable) {
+    if (self->connection->closed && self->call != GT_CLOSE_FLUSH) {
+        raise_closed(self, "this connection was closed");
+        return PYGEN_ERROR;
+    }
+    /* On a closed connection a call in progress has been refused, and is over but for its task's next step. */
+    if (direction_of(self)->awaitable && !self->connection->closed) {
         bool receives = direction_of(self) == &self->connection->receiving;
         PyErr_Format(self->connection->reactor->busy_error, "another task is already %s on this connection",
                      receives ? "receiving" : "sending");
@@ -231,7 +236,8 @@ static PySendResult start(gt_awaitable *self, PyObject *task, PyObject **result)
 
 static PySendResult resume(gt_awaitable *self, PyObject *task, PyObject *message, PyObject **result)
 {
-    if (message != Py_None) {
+    /* `woken` is one object for all wake-ups, and an Outcome can be unwrapped once. */
+    if (message != Py_None && message != self->connection->reactor->trio.woken) {
         PyObject *value = PyObject_CallMethod(message, "unwrap", NULL);
         if (!value)
             return PYGEN_ERROR;
@@ -257,6 +263,15 @@ static PySendResult drive(PyObject *object, PyObject *message, PyObject **result
     }
     if (!gt_reactor_check_thread(self->connection->reactor))
         return PYGEN_ERROR;
+    if (self->connection->reactor->closed) { /* the run is over, and there is no telling what it knew of tasks */
+        raise_closed(self, "this connection was closed");
+        return PYGEN_ERROR;
+    }
+    if (self->state == PARKED && message == Py_None && direction_of(self)->awaitable == self &&
+        direction_of(self)->task) { /* whoever wakes the task takes it from there first */
+        PyErr_SetString(PyExc_RuntimeError, "this receive() or send() is being awaited by another task already");
+        return PYGEN_ERROR;
+    }
     PyObject *task = gt_trio_current_task(&self->connection->reactor->trio);
     if (!task)
         return PYGEN_ERROR;

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
+import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 
 import trio
 
@@ -34,14 +35,16 @@ def _parser() -> argparse.ArgumentParser:
         help=f"what serves a connection: {', '.join(BUILT_IN)}, or an async function as package.module:function",
     )
     serve.add_argument("--workers", type=int, default=1, metavar="N", help="consumers that share the connections (1)")
-    serve.add_argument("--backlog", type=int, metavar="N", help="connections that may wait to be accepted (all the system allows)")
+    serve.add_argument(
+        "--backlog", type=int, metavar="N", help="connections that may wait to be accepted (all the system allows)"
+    )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0, or 1 for what went wrong, or 2 for a command that is none."""
     options = _parser().parse_args(arguments)
-    sys.path.insert(0, os.getcwd())  # as python -m does: a handler of one's own is found where one stands
+    sys.path.insert(0, str(Path.cwd()))  # as python -m does: a handler of one's own is found where one stands
     try:
         parse_address(options.address)
         handler = find_handler(options.handler)
@@ -50,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except (ValueError, gain_trio.RingUnavailable) as error:
         return _fail(str(error))
+    except socket.gaierror as error:
+        return _fail(f"cannot listen on {options.address}: {error.strerror}")
     except OSError as error:
         return _fail(error.strerror or str(error))
     return 0
@@ -61,16 +66,20 @@ def _fail(reason: str) -> int:
 
 
 async def _serve(handler: Handler, options: argparse.Namespace) -> None:
+    refused: Exception | None = None
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
             try:
                 server = await nursery.start(_start, handler, options)
-            except OSError:
+            except (OSError, ValueError) as error:
+                refused = error  # raised below, outside the nursery, which would put it into a group
                 nursery.cancel_scope.cancel()
-                raise
-            for host, port, *_ in server.addresses:
-                print(f"serving {options.handler} on {TcpAddress(host, port)}; Ctrl-C stops it", flush=True)
+            else:
+                for host, port, *_ in server.addresses:
+                    print(f"serving {options.handler} on {TcpAddress(host, port)}; Ctrl-C stops it", flush=True)
+    if refused is not None:
+        raise refused
 
 
 async def _start(
@@ -81,7 +90,7 @@ async def _start(
     )
 
 
-async def _cancel_on_signal(signals: object, scope: trio.CancelScope) -> None:
-    async for _signal_number in signals:  # type: ignore[attr-defined]  # trio's own type is not public
+async def _cancel_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    async for _signal_number in signals:
         scope.cancel()
         return

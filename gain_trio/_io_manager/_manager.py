@@ -46,6 +46,7 @@ from ._seam import RunSeam
 if TYPE_CHECKING:
     from trio._file_io import _HasFileNo  # only for the signature that Trio's own managers have
 
+_MORE = int(CompletionFlag.MORE)  # a plain int: an IntFlag makes a new object of every &
 _READ, _WRITE, _RDHUP = int(PollEvent.IN), int(PollEvent.OUT), int(PollEvent.RDHUP)
 _RESUME_VARIABLE = "GAIN_TRIO_RESUME_IN_PLACE"
 
@@ -197,7 +198,7 @@ class UringIOManager:
         poll.register(self._completion_eventfd, select.POLLIN)
         return bool(poll.poll(ceil(timeout * 1000)))
 
-    def process_events(self, events: object) -> None:
+    def process_events(self, events: object) -> None:  # noqa: ARG002  # the reactor has them
         """Act on what the last wait found: resume and reschedule tasks."""
         if self._completion_eventfd is not None:
             _drain_eventfd(self._completion_eventfd)
@@ -231,11 +232,11 @@ class UringIOManager:
             if result == _RDHUP and direction == _WRITE:
                 # The peer has half-closed, which says nothing about writing.  A single poll armed again would complete
                 # with the same at once; a multishot poll completes when something changes.
-                if not flags & CompletionFlag.MORE:
+                if not flags & _MORE:
                     waiter.operation = self.ring.poll(number, direction, completed, multishot=True)
                 return
             del waiters[number]
-            if flags & CompletionFlag.MORE:
+            if flags & _MORE:
                 assert waiter.operation is not None
                 waiter.operation.cancel(abandon=True)
             if result < 0:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+__all__ = ["fastpath", "load_error", "uring"]
+
 if TYPE_CHECKING:
     from gain_trio import _fastpath as fastpath
 else:

@@ -6,6 +6,7 @@ gt_ring``, which this class owns.  :attr:`Ring.address` is where it lies.
 
 from __future__ import annotations
 
+import errno
 import math
 from collections import deque
 from collections.abc import Callable
@@ -19,7 +20,6 @@ from gain_trio._kernel._errors import RingUnavailable, ring_unavailable
 from ._options import RingOptions
 
 _MORE = int(CompletionFlag.MORE)
-_ENOENT, _EBUSY = -2, -16
 _NANOSECONDS = 1_000_000_000
 
 Callback = Callable[[int, int], object]
@@ -102,6 +102,7 @@ class Ring:
         self._operations: dict[int, Operation] = {}
         self._delayed_cancels: deque[tuple[Operation, bool]] = deque()
         self._closed = False
+        self._current_cqe: Any = None  # of the callback that is running
         request = uring.ffi.new("struct gt_ring_options *")
         request.entries = self.options.entries
         request.completion_entries = self.options.completion_entries
@@ -213,19 +214,15 @@ class Ring:
     def _cancel(self, operation: Operation, abandon: bool) -> None:
         if self.closed:
             return  # everything was cancelled then
-        result = self._lib.gt_operation_cancel(self._ring, operation.key, abandon)
-        if result == _EBUSY:
-            self._delayed_cancels.append((operation, abandon))
-        elif result != _ENOENT:  # it has ended already
-            check(result)
         if abandon:
+            if operation._keep is not None:
+                raise ValueError("a send reads memory until it has completed; cancel it and wait, but do not abandon it")
             self._operations.pop(operation.key, None)
-            self._abandoned_keep(operation)
-
-    def _abandoned_keep(self, operation: Operation) -> None:
-        """Memory that the kernel reads outlives the interest in the operation."""
-        if operation._keep is not None:
-            raise ValueError("an operation that reads memory of ours cannot be abandoned; cancel it and wait")
+        result = self._lib.gt_operation_cancel(self._ring, operation.key, abandon)
+        if result == -errno.EBUSY:
+            self._delayed_cancels.append((operation, abandon))
+        elif result != -errno.ENOENT:  # it has ended already
+            check(result)
 
     # --- submit, wait, reap ---
 
@@ -245,9 +242,10 @@ class Ring:
         else:
             nanoseconds = max(0, int(timeout * _NANOSECONDS))
         result = self._lib.gt_ring_enter(self._ring, nanoseconds)
-        if result in (-62, -4):  # ETIME, EINTR
-            return bool(result == -4)
-        check(result)
+        if result == -errno.ETIME:
+            return False
+        if result != -errno.EINTR:
+            check(result)
         return True
 
     def _retry_cancels(self) -> None:
@@ -304,8 +302,8 @@ class Ring:
         if self.closed:
             return 0
         self._closed = True
-        uring_null = uring.ffi.NULL
-        left = self._lib.gt_ring_drain(self._ring, int(patience * _NANOSECONDS), uring_null, uring_null)
+        null = uring.ffi.NULL
+        left = self._lib.gt_ring_drain(self._ring, int(patience * _NANOSECONDS), null, null)
         self._lib.gt_ring_close(self._ring)
         if left:
             _LEAKED.append(list(self._operations.values()))

@@ -1,5 +1,7 @@
 """serve(): the nursery tree of a server.
 
+Whatever cancels the scope it runs in ends everything below it::
+
     serve(handler, address, ...)            cancel this scope, and everything below is gone
     └─ server nursery
        ├─ acceptor (one a listener)         listener.accept -> balancer.pick -> consumer
@@ -58,8 +60,8 @@ async def serve(
         raise TypeError(f"the handler must be an async function of one connection, not {handler!r}")
     if workers < 1:
         raise ValueError(f"workers must be at least 1, not {workers}")
-    listeners = await open_ring_listeners(address, backlog=backlog, reuse_port=reuse_port, marks=marks)
     consumers = [Consumer(handler, strict=strict) for _ in range(workers)]
+    listeners = await open_ring_listeners(address, backlog=backlog, reuse_port=reuse_port, marks=marks)
     balancer = RoundRobin()
     try:
         async with trio.open_nursery() as nursery:

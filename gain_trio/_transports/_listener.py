@@ -19,6 +19,7 @@ import abc
 import errno
 import os
 import socket
+import struct
 from collections import deque
 from collections.abc import Iterable
 from typing import Any, final
@@ -53,6 +54,8 @@ _CONNECTION_ERRNOS = frozenset(
     else {errno.ECONNABORTED, errno.EPROTO, errno.EPERM}
 )
 _RETRY_ERRNOS = frozenset({errno.EINTR, errno.EAGAIN, errno.ECANCELED})
+
+_MORE = int(CompletionFlag.MORE)
 
 QUEUE_HIGH = 128
 """Connections accepted and not yet taken, at which accepting stops."""
@@ -149,22 +152,22 @@ class RingListener(Listener):
     def _accepted(self, result: int, flags: int) -> None:
         """A completion of the accept.  Its last one is the one without MORE."""
         operation = self._operation
-        if not flags & CompletionFlag.MORE:
+        if not flags & _MORE:
             self._operation = None
+        if self._closed:
+            if result >= 0:
+                _reset(result)
+            return
         if result >= 0:
-            if self._closed:
-                os.close(result)
-                return
             self._queue.append(result)
             if len(self._queue) == QUEUE_HIGH and operation is not None:
                 operation.cancel()
             self._waiting.unpark()
-        elif not self._closed:
-            if -result not in _CONNECTION_ERRNOS and -result not in _RETRY_ERRNOS:
-                self._error = os_error(result)
-                self._waiting.unpark()
-            elif self._waiting:
-                self._arm()
+        elif -result not in _CONNECTION_ERRNOS and -result not in _RETRY_ERRNOS:
+            self._error = os_error(result)
+            self._waiting.unpark_all()  # one raises it, the others try again and get what accept(2) says to them
+        if self._waiting:
+            self._arm()
 
     async def aclose(self) -> None:
         """See :meth:`Listener.aclose`."""
@@ -180,8 +183,14 @@ class RingListener(Listener):
             self._operation.cancel()
         self._socket.close()
         while self._queue:
-            os.close(self._queue.popleft())
+            _reset(self._queue.popleft())
         self._waiting.unpark_all()
+
+
+def _reset(descriptor: int) -> None:
+    """Close a connection that nobody has accepted, as the kernel does with those in its backlog: with RST."""
+    with socket.socket(fileno=descriptor) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def close_all(listeners: Iterable[RingListener]) -> None:

@@ -86,8 +86,8 @@ class RingConnection(_Stream, Connection):
                 if self.outbound_buffered:
                     await self._close_flush()
                 flushed = True
-        except trio.BrokenResourceError:
-            flushed = True  # there is nobody left to send to, and nobody to reset
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            flushed = True  # there is nobody left to send to, or abort() was called: nobody to reset
         finally:
             self._close(not flushed and self.outbound_buffered > 0)
 
