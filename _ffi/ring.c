@@ -14,6 +14,7 @@
 #include <linux/types.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -212,6 +213,9 @@ void gt_ring_close(struct gt_ring *ring)
     }
     close(ring->fd);
     free(ring->slots);
+    free(ring->delayed_cancels);
+    ring->delayed_cancels = NULL;
+    ring->delayed_count = ring->delayed_capacity = 0;
     ring->sqes = NULL;
     ring->queues_map = NULL;
     ring->slots = NULL;
@@ -269,10 +273,20 @@ int gt_ring_submit(struct gt_ring *ring)
     return result;
 }
 
+static void retry_cancels(struct gt_ring *ring)
+{
+    uint32_t count = ring->delayed_count;
+    ring->delayed_count = 0; /* one that finds no SQE again is put back, at or before the place it is read from */
+    for (uint32_t i = 0; i < count; i++)
+        gt_operation_cancel(ring, ring->delayed_cancels[i], false);
+}
+
 int gt_ring_enter(struct gt_ring *ring, int64_t timeout_ns)
 {
     if (ring->dead)
         return -EBADF;
+    if (ring->delayed_count > 0)
+        retry_cancels(ring);
     uint32_t count = gt_ring_unsubmitted(ring);
     bool overflown = gt_ring_overflown(ring);
     if (overflown)
@@ -316,8 +330,8 @@ static int grow_slots(struct gt_ring *ring)
 {
     uint32_t old = ring->slot_count;
     uint32_t count = old ? old * 2 : 64;
-    if (count > ring->max_slots)
-        count = ring->max_slots;
+    if (count > GT_MAX_SLOTS)
+        count = GT_MAX_SLOTS;
     if (count == old)
         return -ENOSPC;
     struct gt_slot *slots = realloc(ring->slots, count * sizeof *slots);
@@ -438,14 +452,30 @@ int gt_operation_nop(struct gt_ring *ring, uint64_t *key)
     return error;
 }
 
-int gt_operation_poll(struct gt_ring *ring, int fd, uint32_t events, bool multishot, uint64_t *key)
+/* A file that cannot be polled is always ready to POLL_ADD and refused by epoll_ctl(2).  Its type does not say which it is
+ * (/dev/null cannot be polled, a terminal can; a plain file cannot, /proc/self/mounts and a pidfd can), so epoll is asked
+ * about everything that is not certain. */
+static int check_pollable(int fd)
 {
-    int error;
     struct stat status;
     if (fstat(fd, &status) < 0)
         return -errno;
-    if (S_ISREG(status.st_mode) || S_ISDIR(status.st_mode))
-        return -EPERM;
+    if (S_ISSOCK(status.st_mode) || S_ISFIFO(status.st_mode) || (status.st_mode & S_IFMT) == 0) /* 0: an eventfd or so */
+        return 0;
+    int epoll = epoll_create1(EPOLL_CLOEXEC);
+    if (epoll < 0)
+        return -errno;
+    struct epoll_event event = {.events = 0};
+    int result = epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
+    close(epoll);
+    return result;
+}
+
+int gt_operation_poll(struct gt_ring *ring, int fd, uint32_t events, bool multishot, uint64_t *key)
+{
+    int error = check_pollable(fd);
+    if (error < 0)
+        return error;
     struct io_uring_sqe *sqe = open_operation(ring, key, &error);
     if (sqe)
         gt_prep_poll(sqe, fd, events, multishot);
@@ -481,6 +511,20 @@ int gt_operation_send(struct gt_ring *ring, int fd, const void *data, uint32_t l
     return error;
 }
 
+static int delay_cancel(struct gt_ring *ring, uint64_t key)
+{
+    if (ring->delayed_count == ring->delayed_capacity) {
+        uint32_t capacity = ring->delayed_capacity ? ring->delayed_capacity * 2 : 16;
+        uint64_t *keys = realloc(ring->delayed_cancels, capacity * sizeof *keys);
+        if (!keys)
+            return -ENOMEM;
+        ring->delayed_cancels = keys;
+        ring->delayed_capacity = capacity;
+    }
+    ring->delayed_cancels[ring->delayed_count++] = key;
+    return 0;
+}
+
 int gt_operation_cancel(struct gt_ring *ring, uint64_t key, bool abandon)
 {
     if (ring->dead)
@@ -491,7 +535,7 @@ int gt_operation_cancel(struct gt_ring *ring, uint64_t key, bool abandon)
     slot->abandoned |= abandon;
     struct io_uring_sqe *sqe = gt_slot_sqe(ring, gt_key_slot(key), GT_TAG_CANCEL);
     if (!sqe)
-        return -EBUSY;
+        return delay_cancel(ring, key);
     gt_prep_cancel(sqe, key);
     return 0;
 }

@@ -55,12 +55,12 @@ enum gt_tag {
 
 enum gt_slot_kind {
     GT_SLOT_FREE = 0,
-    GT_SLOT_OPERATION = 1, /* a single operation, owned by whoever holds its key */
+    GT_SLOT_OPERATION = 1, /* a single operation */
     GT_SLOT_STREAM = 2,    /* a connection of the fast path; owner points to it */
 };
 
 struct gt_slot {
-    void *owner;
+    void *owner; /* of a GT_SLOT_OPERATION: what the fast path tells of it, or NULL */
     uint32_t generation;
     uint32_t in_flight; /* operations whose final CQE has not been seen */
     uint32_t next_free;
@@ -89,7 +89,7 @@ struct gt_ring_options {
     uint32_t entries;            /* SQEs */
     uint32_t completion_entries; /* CQEs */
     uint32_t unwanted;           /* enum gt_feature bits not to use */
-    uint32_t max_slots;
+    uint32_t max_slots;          /* streams; single operations are bounded by GT_MAX_SLOTS alone */
 };
 
 struct gt_ring {
@@ -128,6 +128,10 @@ struct gt_ring {
     uint32_t slot_free;
     uint32_t max_slots;
     uint64_t in_flight; /* over all slots */
+
+    uint64_t *delayed_cancels; /* keys whose cancel found no SQE */
+    uint32_t delayed_count;
+    uint32_t delayed_capacity;
 
     struct gt_buffers buffers;
 
@@ -280,15 +284,15 @@ static inline void gt_prep_nop(struct io_uring_sqe *sqe)
 
 /* --- single operations: a slot of their own; *key names them --- */
 
-/* A poll refuses what cannot be polled, as epoll_ctl(2) does: -EPERM for regular files and directories, -EBADF. */
+/* A poll refuses what cannot be polled, as epoll_ctl(2) does: -EPERM for most files that are neither socket nor pipe, -EBADF. */
 int gt_operation_nop(struct gt_ring *ring, uint64_t *key);
 int gt_operation_poll(struct gt_ring *ring, int fd, uint32_t events, bool multishot, uint64_t *key);
 int gt_operation_accept(struct gt_ring *ring, int fd, uint32_t accept_flags, uint64_t *key);
 int gt_operation_recv(struct gt_ring *ring, int fd, uint64_t *key);
 int gt_operation_send(struct gt_ring *ring, int fd, const void *data, uint32_t length, uint32_t msg_flags, uint64_t *key);
 
-/* Ask for an operation's end; its final CQE still comes.  With `abandon` nobody is to be told of it.  -ENOENT when it has
- * ended already, -EBUSY when no SQE is to be had (it is abandoned even so: ask again later). */
+/* Ask for an operation's end; its final CQE still comes.  With `abandon` nobody is to be told of it.  Never dropped: when no
+ * SQE is to be had, the next gt_ring_enter() asks again.  0, -ENOENT when it has ended already, or -ENOMEM. */
 int gt_operation_cancel(struct gt_ring *ring, uint64_t key, bool abandon);
 
 /* --- provided buffers: group 0 of the ring --- */

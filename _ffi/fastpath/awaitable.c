@@ -289,10 +289,10 @@ static PySendResult drive(PyObject *object, PyObject *message, PyObject **result
     return sent;
 }
 
-static PyObject *drive_by_method(PyObject *object, PyObject *message)
+PyObject *gt_drive_by_method(sendfunc drive_object, PyObject *object, PyObject *message)
 {
     PyObject *result;
-    switch (drive(object, message, &result)) {
+    switch (drive_object(object, message, &result)) {
     case PYGEN_NEXT:
         return result;
     case PYGEN_RETURN: {
@@ -311,7 +311,9 @@ static PyObject *drive_by_method(PyObject *object, PyObject *message)
     return NULL;
 }
 
-static PyObject *awaitable_next(PyObject *self) { return drive_by_method(self, Py_None); }
+static PyObject *awaitable_send(PyObject *self, PyObject *message) { return gt_drive_by_method(drive, self, message); }
+
+static PyObject *awaitable_next(PyObject *self) { return gt_drive_by_method(drive, self, Py_None); }
 
 static PyObject *awaitable_self(PyObject *self) { return Py_NewRef(self); }
 
@@ -321,12 +323,11 @@ static PyObject *awaitable_close(PyObject *self, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
-static PyObject *awaitable_throw(PyObject *self, PyObject *args)
+PyObject *gt_raise_thrown(PyObject *args)
 {
     PyObject *type, *value = Py_None, *traceback = Py_None;
     if (!PyArg_ParseTuple(args, "O|OO:throw", &type, &value, &traceback))
         return NULL;
-    finish((gt_awaitable *)self);
     if (PyExceptionInstance_Check(type)) {
         PyErr_SetObject((PyObject *)Py_TYPE(type), type);
     } else if (PyExceptionClass_Check(type)) {
@@ -335,6 +336,12 @@ static PyObject *awaitable_throw(PyObject *self, PyObject *args)
         PyErr_SetString(PyExc_TypeError, "throw() takes an exception");
     }
     return NULL;
+}
+
+static PyObject *awaitable_throw(PyObject *self, PyObject *args)
+{
+    finish((gt_awaitable *)self);
+    return gt_raise_thrown(args);
 }
 
 static int awaitable_traverse(gt_awaitable *self, visitproc visit, void *arg)
@@ -359,7 +366,7 @@ static void awaitable_dealloc(gt_awaitable *self)
 }
 
 static PyMethodDef awaitable_methods[] = {
-    {"send", drive_by_method, METH_O, PyDoc_STR("Resume with a message from Trio.")},
+    {"send", awaitable_send, METH_O, PyDoc_STR("Resume with a message from Trio.")},
     {"throw", awaitable_throw, METH_VARARGS, PyDoc_STR("End the call with an exception.")},
     {"close", awaitable_close, METH_NOARGS, PyDoc_STR("End the call.")},
     {NULL, NULL, 0, NULL},

@@ -4,13 +4,14 @@
  *       └─ gt_stream (plain C)           one a connection, as the kernel sees it: descriptor, slot, queues, what is armed
  *            └─ gt_connection (object)   the same connection, as the program sees it
  *                 └─ gt_awaitable        one a call of receive(), send(), flush(), ...
+ *       └─ gt_poll (object)              one a call of wait_readable() or wait_writable(); its slot holds a reference
  *
  * A gt_stream lives until the final CQE of everything in flight on it, whatever the program does: all memory the kernel may
  * touch hangs on it and on nothing else.  A gt_connection lives as long as the program holds it.  Each points to the other
  * without owning it, and whichever goes first clears the other's pointer.
  *
  * Files: inbound.c and outbound.c are the two byte queues, stream.c turns the state of a connection into SQEs and CQEs into
- * state, awaitable.c is what `await` does, connection.c the Python type, task.c resumes a Trio task, reactor.c ties them
+ * state, awaitable.c is what `await` does, connection.c the Python type, poll.c waits for readiness, task.c resumes a Trio task, reactor.c ties them
  * together.  What is here is mechanism; policy (what to do about an error, when to close) is Python's.
  *
  * All of it runs under the GIL, in the thread of the run.
@@ -29,6 +30,7 @@ typedef struct gt_stream gt_stream;
 typedef struct gt_connection gt_connection;
 typedef struct gt_awaitable gt_awaitable;
 typedef struct gt_abort gt_abort;
+typedef struct gt_poll gt_poll;
 
 /* --- inbound.c: bytes received and not yet taken --- */
 
@@ -93,10 +95,12 @@ struct gt_stream {
     bool wanting; /* on the reactor's list of streams to prepare SQEs for */
     bool receive_armed, receive_cancelled;
     bool send_in_flight, send_cancelled;
+    bool send_cut_short; /* by an error that the kernel has kept to itself */
     bool receive_paused; /* the queue is over its high mark */
     bool closing;
     bool end_of_stream;
     int receive_error, send_error; /* errno, 0 for none */
+    uint32_t send_length;          /* of the send in flight */
     size_t receive_high, receive_low, send_high;
     gt_inbound inbound;
     gt_outbound outbound;
@@ -134,10 +138,18 @@ struct gt_awaitable {
 };
 
 extern PyTypeObject gt_awaitable_type;
+PyObject *gt_drive_by_method(sendfunc drive, PyObject *object, PyObject *message); /* what __next__ and send() do */
+PyObject *gt_raise_thrown(PyObject *args);                                         /* what throw() ends with */
 gt_awaitable *gt_awaitable_new(gt_connection *connection, enum gt_call call);
 bool gt_awaitable_is_satisfied(const gt_awaitable *awaitable);
 
 /* --- connection.c --- */
+
+/* On the reactor's list of objects with a task to resume, or not. */
+typedef struct gt_ready {
+    struct gt_ready *next;
+    PyObject *object; /* owned while listed, else NULL */
+} gt_ready;
 
 /* One direction of a connection: the task that waits in it, and what it yields to Trio while it does. */
 typedef struct {
@@ -152,8 +164,7 @@ struct gt_connection {
     gt_reactor *reactor;
     gt_stream *stream; /* NULL once the stream is gone */
     gt_direction receiving, sending;
-    gt_connection *next_ready;
-    bool ready;          /* on the reactor's list of connections with tasks to resume */
+    gt_ready ready;
     bool closed;         /* refuses calls */
     bool send_eof;       /* refuses sends */
     PyObject *context;
@@ -172,6 +183,29 @@ extern PyTypeObject gt_connection_type;
 extern PyTypeObject gt_abort_type;
 PyObject *gt_direction_trap(gt_connection *connection, gt_direction *direction); /* borrowed; NULL: exception set */
 int gt_connection_wake_direction(gt_connection *connection, gt_direction *direction, bool in_place);
+
+/* --- poll.c: a task that waits for a descriptor to become ready --- */
+
+struct gt_poll {
+    PyObject_HEAD
+    gt_reactor *reactor;
+    PyObject *task; /* parked, or NULL */
+    gt_poll *previous, *next; /* on the reactor's list while pending */
+    gt_ready ready;
+    uint64_t key;
+    uint32_t events;
+    int fd;
+    int result; /* of the poll: events, or a negative errno */
+    uint8_t state;
+    bool pending; /* the operation is in flight and its completion is waited for */
+};
+
+extern PyTypeObject gt_poll_type;
+PyObject *gt_poll_new(gt_reactor *reactor, int fd, uint32_t events);
+bool gt_poll_complete(gt_poll *poll, const struct io_uring_cqe *cqe); /* true: its task is to be resumed */
+void gt_poll_drop(gt_poll *poll);   /* its operation has ended, and nobody will be told */
+void gt_poll_cancel(gt_poll *poll); /* nobody will be told any more */
+int gt_poll_wake(gt_poll *poll);
 
 /* --- task.c: Trio's tasks --- */
 
@@ -193,17 +227,19 @@ typedef struct {
     PyObject *reschedule;    /* (task, outcome) */
     PyObject *task_exited;   /* (task, value, exception or None) */
     PyObject *unusual_yield; /* (task, message) */
+    PyObject *step_observed; /* (task): an instrument was added during its step */
     gt_field coro, context, abort_func, custom_sleep_data, next_send_fn, cancel_points, schedule_points, cancel_status;
     gt_field effectively_cancelled;
     gt_field autojump_threshold, deadline_heap; /* of the runner; of its deadlines */
     PyObject *run_queue, *waiting_for_idle, *deadlines, *infinity;
-    bool is_guest;
+    bool may_linger;
     bool in_task; /* run_context has a task, set here */
     bool bound;
 } gt_trio;
 
 int gt_trio_bind(gt_trio *trio, PyObject *seam); /* takes what it needs from the attributes of `seam` */
-void gt_trio_unbind(gt_trio *trio);
+void gt_trio_unbind(gt_trio *trio); /* lets go of the run */
+void gt_trio_free(gt_trio *trio);
 int gt_trio_traverse(gt_trio *trio, visitproc visit, void *arg);
 PyObject *gt_trio_current_task(gt_trio *trio); /* borrowed; NULL: exception set */
 int gt_trio_cancel_is_pending(gt_trio *trio, PyObject *task);
@@ -230,8 +266,9 @@ struct gt_reactor {
     PyObject *ring_owner; /* keeps the memory of `ring` */
     gt_trio trio;
     gt_stream *streams;
+    gt_poll *polls; /* pending: the reference of each one's slot counts as the reactor's, for the garbage collector */
     gt_stream *wanting_first, *wanting_last;
-    gt_connection *ready_first, *ready_last;
+    gt_ready *ready_first, *ready_last;
     PyObject *completions; /* list of (key, result, flags): single operations, for Python */
     PyObject *make_broken; /* errno -> exception: the one place that translates errno */
     PyObject *closed_error, *busy_error;
@@ -247,7 +284,7 @@ struct gt_reactor {
 };
 
 extern PyTypeObject gt_reactor_type;
-void gt_reactor_ready(gt_reactor *reactor, gt_connection *connection);
+void gt_reactor_ready(gt_reactor *reactor, gt_ready *ready, PyObject *object);
 void gt_reactor_link_wanting(gt_reactor *reactor, gt_stream *stream);
 bool gt_reactor_check_thread(const gt_reactor *reactor); /* false: exception set */
 int gt_reactor_wake(gt_reactor *reactor, PyObject *task, PyObject *abort, bool in_place);

@@ -24,6 +24,8 @@
 #include <time.h>
 
 #define CLOSE_PATIENCE_NS (5LL * 1000000000) /* how long close() waits for what is in flight */
+#define RETRY_NS 10000000LL                  /* how long a wait may be while the ring has no SQE for what is wanted */
+#define MAX_ROUNDS 1000                      /* submissions that a look (a wait of no time) makes at most */
 #define MAX_PASSES 4                         /* reaps a wait: what an overflown queue still holds is for the next one */
 
 /* --- the two lists --- */
@@ -53,30 +55,31 @@ static void prepare_wanting(gt_reactor *reactor)
     }
 }
 
-void gt_reactor_ready(gt_reactor *reactor, gt_connection *connection)
+void gt_reactor_ready(gt_reactor *reactor, gt_ready *ready, PyObject *object)
 {
-    if (connection->ready)
+    if (ready->object)
         return;
-    connection->ready = true;
-    connection->next_ready = NULL;
-    Py_INCREF(connection);
+    ready->object = Py_NewRef(object);
+    ready->next = NULL;
     if (reactor->ready_last)
-        reactor->ready_last->next_ready = connection;
+        reactor->ready_last->next = ready;
     else
-        reactor->ready_first = connection;
-    reactor->ready_last = connection;
+        reactor->ready_first = ready;
+    reactor->ready_last = ready;
 }
 
-static gt_connection *pop_ready(gt_reactor *reactor)
+/* The next object on the list, now the caller's reference, or NULL. */
+static PyObject *pop_ready(gt_reactor *reactor)
 {
-    gt_connection *connection = reactor->ready_first;
-    if (connection) {
-        reactor->ready_first = connection->next_ready;
-        if (!reactor->ready_first)
-            reactor->ready_last = NULL;
-        connection->ready = false;
-    }
-    return connection;
+    gt_ready *ready = reactor->ready_first;
+    if (!ready)
+        return NULL;
+    reactor->ready_first = ready->next;
+    if (!reactor->ready_first)
+        reactor->ready_last = NULL;
+    PyObject *object = ready->object;
+    ready->object = NULL;
+    return object;
 }
 
 /* --- checks --- */
@@ -139,6 +142,10 @@ static int collect_one(gt_reactor *reactor, const struct io_uring_cqe *cqe, bool
         gt_completion_discard(&slot, cqe);
         return 0;
     }
+    if (slot.owner) {
+        *news |= gt_poll_complete(slot.owner, cqe);
+        return 0;
+    }
     *news = true;
     PyObject *completion = Py_BuildValue("(KiI)", (unsigned long long)cqe->user_data, (int)cqe->res, (unsigned int)cqe->flags);
     int result = completion ? PyList_Append(reactor->completions, completion) : -1;
@@ -184,6 +191,8 @@ static int enter(gt_reactor *reactor, int64_t timeout_ns)
     int result;
     if (timeout_ns == 0 && gt_ring_unsubmitted(reactor->ring) == 0)
         return gt_ring_enter(reactor->ring, 0); /* at most a look: not worth the GIL's hand-over */
+    if (reactor->wanting_first && timeout_ns > RETRY_NS)
+        timeout_ns = RETRY_NS;
     Py_BEGIN_ALLOW_THREADS
     result = gt_ring_enter(reactor->ring, timeout_ns);
     Py_END_ALLOW_THREADS
@@ -204,16 +213,24 @@ static bool parse_timeout(PyObject *argument, int64_t *timeout_ns)
     return true;
 }
 
+static int wake_connection(gt_connection *connection)
+{
+    if (gt_connection_wake_direction(connection, &connection->receiving, true) < 0)
+        return -1;
+    /* The sender may have been satisfied when it was put on the list, and not be any more. */
+    if (connection->sending.task && gt_awaitable_is_satisfied(connection->sending.awaitable))
+        return gt_connection_wake_direction(connection, &connection->sending, true);
+    return 0;
+}
+
 /* Resume the tasks for which there is news. */
 static int resume_ready(gt_reactor *self)
 {
-    gt_connection *connection;
-    while ((connection = pop_ready(self))) {
-        int result = gt_connection_wake_direction(connection, &connection->receiving, true);
-        /* The sender may have been satisfied when it was put on the list, and not be any more. */
-        if (result == 0 && connection->sending.task && gt_awaitable_is_satisfied(connection->sending.awaitable))
-            result = gt_connection_wake_direction(connection, &connection->sending, true);
-        Py_DECREF(connection);
+    PyObject *object;
+    while ((object = pop_ready(self))) {
+        int result = Py_IS_TYPE(object, &gt_poll_type) ? gt_poll_wake((gt_poll *)object)
+                                                       : wake_connection((gt_connection *)object);
+        Py_DECREF(object);
         if (result < 0)
             return -1;
     }
@@ -238,6 +255,7 @@ static Py_ssize_t wait_for_news(gt_reactor *self, int64_t timeout, const gt_dead
 {
     const int64_t end = timeout == 0 || timeout == GT_NO_TIMEOUT ? timeout : monotonic_ns() + timeout;
     Py_ssize_t news = PyList_GET_SIZE(self->completions) + (self->ready_first != NULL);
+    int rounds = 0;
     for (;;) {
         int result = enter(self, news > 0 ? 0 : timeout);
         Py_ssize_t collected = collect(self);
@@ -251,8 +269,14 @@ static Py_ssize_t wait_for_news(gt_reactor *self, int64_t timeout, const gt_dead
             PyErr_SetFromErrno(PyExc_OSError);
             return -1;
         }
-        if (timeout == 0)
+        if (timeout == 0) {
+            /* Housekeeping may have asked for more (the next piece of a long send, a receive to arm again), and what comes
+             * of it may be news, as may be what an overflown queue still holds: nothing is idle before that is done. */
+            bool more = self->wanting_first || gt_ring_overflown(self->ring) || gt_ring_ready(self->ring) > 0;
+            if (news == 0 && more && ++rounds < MAX_ROUNDS)
+                continue;
             return news;
+        }
         if (news > 0) {
             int again = linger(self, noted);
             if (again <= 0)
@@ -334,6 +358,15 @@ static PyObject *reactor_bind(gt_reactor *self, PyObject *seam)
     Py_RETURN_NONE;
 }
 
+static PyObject *reactor_poll(gt_reactor *self, PyObject *args)
+{
+    int fd;
+    unsigned int events;
+    if (!PyArg_ParseTuple(args, "iI:poll", &fd, &events) || !check_open(self))
+        return NULL;
+    return gt_poll_new(self, fd, events);
+}
+
 static void complete_while_closing(const struct io_uring_cqe *cqe, void *context)
 {
     gt_reactor *reactor = context;
@@ -342,8 +375,10 @@ static void complete_while_closing(const struct io_uring_cqe *cqe, void *context
         return;
     if (slot.kind == GT_SLOT_STREAM)
         gt_stream_complete(slot.owner, cqe);
-    else
+    else if (!slot.owner)
         gt_completion_discard(&slot, cqe);
+    else if (gt_key_tag(cqe->user_data) == GT_TAG_MAIN && gt_completion_is_final(cqe) && !slot.abandoned)
+        gt_poll_drop(slot.owner); /* an abandoned one has given its reference back already */
 }
 
 /* The connections outlive the reactor as empty shells; whoever still holds one finds it closed. */
@@ -366,9 +401,9 @@ static PyObject *reactor_close(gt_reactor *self, PyObject *Py_UNUSED(ignored))
         return PyLong_FromLong(0);
     if (!gt_reactor_check_thread(self))
         return NULL;
-    gt_connection *connection;
-    while ((connection = pop_ready(self)))
-        Py_DECREF(connection);
+    PyObject *object;
+    while ((object = pop_ready(self)))
+        Py_DECREF(object);
     detach_streams(self);
     uint64_t in_flight = 0;
     /* A full submission queue can keep streams on the list, so preparing and draining take turns, a bounded number. */
@@ -405,16 +440,16 @@ static int reactor_traverse(gt_reactor *self, visitproc visit, void *arg)
     Py_VISIT(self->make_broken);
     Py_VISIT(self->closed_error);
     Py_VISIT(self->busy_error);
+    for (gt_poll *poll = self->polls; poll; poll = poll->next)
+        Py_VISIT(poll);
     return gt_trio_traverse(&self->trio, visit, arg);
 }
 
 static int reactor_clear(gt_reactor *self)
 {
-    gt_trio_unbind(&self->trio);
-    Py_CLEAR(self->completions);
-    Py_CLEAR(self->make_broken);
-    Py_CLEAR(self->closed_error);
-    Py_CLEAR(self->busy_error);
+    gt_trio_unbind(&self->trio); /* what else there is is in no cycle */
+    while (self->polls)
+        gt_poll_cancel(self->polls);
     return 0;
 }
 
@@ -423,6 +458,11 @@ static void reactor_dealloc(gt_reactor *self)
     PyObject_GC_UnTrack(self);
     /* Unclosed, its streams stay: only close() may give back memory that the kernel knows. */
     reactor_clear(self);
+    gt_trio_free(&self->trio);
+    Py_CLEAR(self->make_broken);
+    Py_CLEAR(self->closed_error);
+    Py_CLEAR(self->busy_error);
+    Py_CLEAR(self->completions);
     Py_CLEAR(self->ring_owner);
     PyMem_Free(self->batch);
     Py_TYPE(self)->tp_free((PyObject *)self);
@@ -455,6 +495,8 @@ static PyGetSetDef reactor_getset[] = {
 static PyMethodDef reactor_methods[] = {
     {"bind", (PyCFunction)reactor_bind, METH_O,
      PyDoc_STR("bind($self, seam, /)\n--\n\nTake what belongs to the run from the attributes of seam.")},
+    {"poll", (PyCFunction)reactor_poll, METH_VARARGS,
+     PyDoc_STR("poll($self, fd, events, /)\n--\n\nAn awaitable: wait until the descriptor is ready.")},
     {"wait", (PyCFunction)reactor_wait, METH_O,
      PyDoc_STR("wait($self, timeout, /)\n--\n\nSubmit, wait at most timeout seconds, reap: how much news there is.")},
     {"process", (PyCFunction)reactor_process, METH_NOARGS,

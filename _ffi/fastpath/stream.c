@@ -31,15 +31,24 @@
 
 gt_stream *gt_stream_open(gt_reactor *reactor, gt_connection *connection, int fd)
 {
+    if (!reactor->ring->buffers.memory) { /* every receive would end with ENOBUFS at once, for ever */
+        PyErr_SetString(PyExc_RuntimeError, "a connection needs receive buffers, and RingOptions.unwanted has BUFFER_RING");
+        return NULL;
+    }
     gt_stream *stream = PyMem_Calloc(1, sizeof *stream);
     if (!stream) {
         PyErr_NoMemory();
         return NULL;
     }
-    stream->slot = gt_slot_open(reactor->ring, GT_SLOT_STREAM, stream);
+    bool room = reactor->stream_count < reactor->ring->max_slots;
+    stream->slot = room ? gt_slot_open(reactor->ring, GT_SLOT_STREAM, stream) : GT_NO_SLOT;
     if (stream->slot == GT_NO_SLOT) {
         PyMem_Free(stream);
-        PyErr_SetString(PyExc_OSError, "the ring's table of connections is full (RingOptions.max_slots)");
+        PyObject *arguments = Py_BuildValue("(is)", ENOSPC, "the ring's table of connections is full (RingOptions.max_slots)");
+        if (arguments) {
+            PyErr_SetObject(PyExc_OSError, arguments);
+            Py_DECREF(arguments);
+        }
         return NULL;
     }
     stream->reactor = reactor;
@@ -126,8 +135,8 @@ bool gt_stream_prepare(gt_stream *stream)
             return false;
         const gt_segment *head = gt_outbound_head(&stream->outbound);
         size_t length = head->length - stream->outbound.sent;
-        gt_prep_send(sqe, stream->fd, head->data + stream->outbound.sent,
-                     length > LARGEST_SEND ? LARGEST_SEND : (uint32_t)length, MSG_NOSIGNAL | MSG_WAITALL);
+        stream->send_length = length > LARGEST_SEND ? LARGEST_SEND : (uint32_t)length;
+        gt_prep_send(sqe, stream->fd, head->data + stream->outbound.sent, stream->send_length, MSG_NOSIGNAL | MSG_WAITALL);
         stream->send_in_flight = true;
     }
     if (stream->receive_paused) {
@@ -163,7 +172,11 @@ static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
     }
     if (gt_completion_is_final(cqe)) {
         stream->receive_armed = stream->receive_cancelled = false;
-        if (cqe->res == 0) {
+        if (cqe->res == 0 && (stream->send_cut_short || (stream->send_error && stream->send_error != EPIPE))) {
+            /* A socket tells of its error once.  The send was told, so to the receive a reset looks like the end. */
+            stream->receive_error = stream->send_error && stream->send_error != EPIPE ? stream->send_error : ECONNRESET;
+            news = true;
+        } else if (cqe->res == 0) {
             stream->end_of_stream = news = true;
         } else if (cqe->res < 0 && !is_retry(-cqe->res)) {
             stream->receive_error = -cqe->res;
@@ -183,12 +196,14 @@ static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
         return false;
     gt_connection *connection = stream->connection;
     if (connection && connection->receiving.task)
-        gt_reactor_ready(stream->reactor, connection);
+        gt_reactor_ready(stream->reactor, &connection->ready, (PyObject *)connection);
     return true;
 }
 
 static bool send_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
 {
+    if (cqe->res > 0 && (uint32_t)cqe->res < stream->send_length && !stream->send_cancelled)
+        stream->send_cut_short = true; /* MSG_WAITALL: only an error does that, and the count is told in its place */
     stream->send_in_flight = stream->send_cancelled = false;
     if (cqe->res > 0) {
         gt_outbound_sent(&stream->outbound, (size_t)cqe->res);
@@ -204,7 +219,7 @@ static bool send_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
     gt_connection *connection = stream->connection;
     if (!connection || !connection->sending.task || !gt_awaitable_is_satisfied(connection->sending.awaitable))
         return false;
-    gt_reactor_ready(stream->reactor, connection);
+    gt_reactor_ready(stream->reactor, &connection->ready, (PyObject *)connection);
     return true;
 }
 

@@ -15,6 +15,7 @@
  *       pending KeyboardInterrupt, then a cancel
  *     any other message                                seam.unusual_yield
  *     return or exception: task_exited                 seam.task_exited
+ *     after_task_step                                  seam.step_observed, if the step has added an instrument
  *
  * Everything unusual takes Trio's own road, gt_trio_reschedule(): a run with instruments that watch tasks or I/O (they are
  * to see what they always see, in the order they always see it), a coroutine that is not a native one, and a task that for
@@ -24,6 +25,8 @@
  * steps of a batch have left nothing for the loop to do, which is to say that it would compute the same timeout and wait
  * again, the reactor waits again at once.  gt_trio_can_linger() is that condition: no task is scheduled, nobody waits for
  * the run to fall idle (wait_all_tasks_blocked, MockClock), nobody watches, and the earliest deadline is the one it was.
+ * In guest mode, where the host loop has to be let in, and with a clock that is not Trio's own, which a step may have moved,
+ * it never holds (seam.may_linger).
  * The wait's own end stands, so a deadline is not missed; and the number of deadlines is bounded, because only Trio's loop
  * prunes them.
  *
@@ -138,6 +141,7 @@ int gt_trio_bind(gt_trio *trio, PyObject *seam)
         {&trio->task_type, "task_type"},           {&trio->abort_succeeded, "abort_succeeded"},
         {&trio->woken, "woken"},                   {&trio->reschedule, "reschedule"},
         {&trio->task_exited, "task_exited"},       {&trio->unusual_yield, "unusual_yield"},
+        {&trio->step_observed, "step_observed"},
         {&trio->run_queue, "run_queue"},           {&trio->waiting_for_idle, "waiting_for_idle"},
         {&trio->deadlines, "deadlines"},           {&trio->infinity, "infinity"},
     };
@@ -147,11 +151,11 @@ int gt_trio_bind(gt_trio *trio, PyObject *seam)
             return -1;
         Py_XSETREF(*objects[i].place, value);
     }
-    PyObject *is_guest = PyObject_GetAttrString(seam, "is_guest");
-    if (!is_guest)
+    PyObject *may_linger = PyObject_GetAttrString(seam, "may_linger");
+    if (!may_linger)
         return -1;
-    trio->is_guest = is_guest != Py_False;
-    Py_DECREF(is_guest);
+    trio->may_linger = may_linger == Py_True;
+    Py_DECREF(may_linger);
     PyObject *status_type = PyObject_GetAttrString(seam, "cancel_status_type");
     if (!status_type)
         return -1;
@@ -184,6 +188,7 @@ int gt_trio_bind(gt_trio *trio, PyObject *seam)
     return result;
 }
 
+/* Let go of the run.  What is left are constants: calls that are still parked may be told of their end with them. */
 void gt_trio_unbind(gt_trio *trio)
 {
     trio->bound = false;
@@ -191,21 +196,34 @@ void gt_trio_unbind(gt_trio *trio)
     Py_CLEAR(trio->runner);
     Py_CLEAR(trio->main_task);
     Py_CLEAR(trio->instruments);
+    Py_CLEAR(trio->reschedule);
+    Py_CLEAR(trio->task_exited);
+    Py_CLEAR(trio->unusual_yield);
+    Py_CLEAR(trio->step_observed);
+    Py_CLEAR(trio->run_queue);
+    Py_CLEAR(trio->waiting_for_idle);
+    Py_CLEAR(trio->deadlines);
+}
+
+void gt_trio_free(gt_trio *trio)
+{
+    gt_trio_unbind(trio);
     Py_CLEAR(trio->trap_type);
     Py_CLEAR(trio->task_type);
     Py_CLEAR(trio->abort_succeeded);
     Py_CLEAR(trio->woken);
-    Py_CLEAR(trio->reschedule);
-    Py_CLEAR(trio->task_exited);
-    Py_CLEAR(trio->unusual_yield);
-    Py_CLEAR(trio->run_queue);
-    Py_CLEAR(trio->waiting_for_idle);
-    Py_CLEAR(trio->deadlines);
     Py_CLEAR(trio->infinity);
-    gt_field *fields[] = {&trio->coro,          &trio->context,         &trio->abort_func,
-                          &trio->custom_sleep_data, &trio->next_send_fn, &trio->cancel_points,
-                          &trio->schedule_points, &trio->cancel_status, &trio->effectively_cancelled,
-                          &trio->autojump_threshold, &trio->deadline_heap};
+    gt_field *fields[] = {&trio->coro,
+                          &trio->context,
+                          &trio->abort_func,
+                          &trio->custom_sleep_data,
+                          &trio->next_send_fn,
+                          &trio->cancel_points,
+                          &trio->schedule_points,
+                          &trio->cancel_status,
+                          &trio->effectively_cancelled,
+                          &trio->autojump_threshold,
+                          &trio->deadline_heap};
     for (size_t i = 0; i < sizeof fields / sizeof fields[0]; i++)
         Py_CLEAR(fields[i]->name);
 }
@@ -223,6 +241,7 @@ int gt_trio_traverse(gt_trio *trio, visitproc visit, void *arg)
     Py_VISIT(trio->reschedule);
     Py_VISIT(trio->task_exited);
     Py_VISIT(trio->unusual_yield);
+    Py_VISIT(trio->step_observed);
     Py_VISIT(trio->run_queue);
     Py_VISIT(trio->waiting_for_idle);
     Py_VISIT(trio->deadlines);
@@ -325,7 +344,7 @@ int gt_trio_note_deadlines(gt_trio *trio, gt_deadlines *noted) { return look_at_
 /* 1 when Trio's loop would only wait again, and for as long as it does now; 0 when not; -1 on error. */
 int gt_trio_can_linger(gt_trio *trio, const gt_deadlines *noted)
 {
-    if (trio->is_guest || gt_trio_is_observed(trio))
+    if (!trio->may_linger || gt_trio_is_observed(trio))
         return 0;
     Py_ssize_t scheduled = PyObject_Size(trio->run_queue);
     Py_ssize_t idlers = PyObject_Size(trio->waiting_for_idle);
@@ -479,6 +498,8 @@ static int step(gt_trio *trio, PyObject *task, PyObject *coro)
         else
             result = task_raised(trio, task);
     }
+    if (result == 0 && gt_trio_is_observed(trio)) /* it was not when the step began */
+        result = call_and_drop(trio->step_observed, task, NULL, NULL);
     return result; /* -1: Trio itself is broken, and the run ends with TrioInternalError */
 }
 

@@ -8,7 +8,7 @@ offers its readiness calls (``wait_readable`` and the like) to programs.  Everyt
 So an operation started while tasks run costs no system call of its own, and an operation cancelled before the tick is over
 never disturbs anybody.
 
-*A poll is an operation on the file, not on the number.*  ``wait_readable(fd)`` is one POLL_ADD.  It holds a reference to
+*A poll is an operation on the file, not on the number.*  ``wait_readable(fd)`` is one POLL_ADD (poll.c).  It holds a reference to
 the open file until its final completion: closing the descriptor does not end it, and while it is there a socket is not
 closed for the peer.  That is why ``notify_closing`` cancels, and why the cancel is submitted even if the descriptor has
 been closed or reused since: it goes by the operation's key.
@@ -37,17 +37,17 @@ import attrs
 import outcome
 import trio
 
-from gain_trio._kernel import CompletionFlag, PollEvent, fastpath, os_error
-from gain_trio._ring import Operation, Ring, RingOptions
+from gain_trio._kernel import PollEvent, fastpath, ring_unavailable
+from gain_trio._ring import Ring, RingOptions
 
 from ._errors import broken
 from ._seam import RunSeam
 
 if TYPE_CHECKING:
+    from gain_trio._fastpath import Poll
     from trio._file_io import _HasFileNo  # only for the signature that Trio's own managers have
 
-_MORE = int(CompletionFlag.MORE)  # a plain int: an IntFlag makes a new object of every &
-_READ, _WRITE, _RDHUP = int(PollEvent.IN), int(PollEvent.OUT), int(PollEvent.RDHUP)
+_READ, _WRITE = int(PollEvent.IN), int(PollEvent.OUT)
 _RESUME_VARIABLE = "GAIN_TRIO_RESUME_IN_PLACE"
 
 
@@ -85,15 +85,6 @@ class UringStatistics:
     backend: Literal["io_uring"] = attrs.field(init=False, default="io_uring")
 
 
-@final
-@attrs.define(eq=False)
-class _Waiter:
-    """A task in wait_readable or wait_writable."""
-
-    task: trio.lowlevel.Task
-    operation: Operation | None = None
-
-
 def resume_in_place_default() -> bool:
     """What the operator says: ``GAIN_TRIO_RESUME_IN_PLACE=0`` sends every wake-up through Trio's scheduler."""
     value = os.environ.get(_RESUME_VARIABLE, "1")
@@ -124,10 +115,14 @@ class UringIOManager:
         )
         self._thread = threading.get_ident()
         self._seam: RunSeam | None = None
-        self._waiters: dict[int, dict[int, _Waiter]] = {_READ: {}, _WRITE: {}}
+        self._waiters: dict[int, dict[int, Poll]] = {_READ: {}, _WRITE: {}}
         self._closed = False
         self._completion_eventfd: int | None = None  # guest mode only: counts completions for the worker
-        self._wakeup_eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        try:
+            self._wakeup_eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        except OSError as error:  # the ring had the last free descriptor
+            self.ring.close()
+            raise ring_unavailable(error.errno or 0) from error
         self._watch_wakeup()
         _living.add(self)
 
@@ -152,8 +147,8 @@ class UringIOManager:
         """A snapshot of the manager's and the ring's counters."""
         ring = self.ring.statistics()
         return UringStatistics(
-            tasks_waiting_read=len(self._waiters[_READ]),
-            tasks_waiting_write=len(self._waiters[_WRITE]),
+            tasks_waiting_read=sum(poll.waits for poll in self._waiters[_READ].values()),
+            tasks_waiting_write=sum(poll.waits for poll in self._waiters[_WRITE].values()),
             connections=self.reactor.connections,
             submissions=ring.submissions,
             completions=ring.completions,
@@ -175,13 +170,19 @@ class UringIOManager:
         if not self.ring.closed:  # it is in the child of a fork
             self.reactor.close()
             self.ring.close()
-        os.close(self._wakeup_eventfd)
+        eventfd, self._wakeup_eventfd = self._wakeup_eventfd, -1
+        os.close(eventfd)
         if self._completion_eventfd is not None:
             os.close(self._completion_eventfd)
 
     def force_wakeup(self) -> None:
-        """End the wait in progress, or the next one.  From any thread, and from a signal handler."""
-        os.eventfd_write(self._wakeup_eventfd, 1)
+        """End the wait in progress, or the next one.  From any thread, and from a signal handler.
+
+        After :meth:`close` there is no wait to end.  It is called even so, when the tasks of an abandoned guest run are
+        garbage collected, and the descriptor's number may be somebody else's by then.
+        """
+        if self._wakeup_eventfd >= 0:
+            os.eventfd_write(self._wakeup_eventfd, 1)
 
     def get_events(self, timeout: float) -> int | bool:
         """Wait at most ``timeout`` seconds for news.  Falsy if and only if the timeout expired."""
@@ -200,6 +201,8 @@ class UringIOManager:
 
     def process_events(self, events: object) -> None:  # noqa: ARG002  # the reactor has them
         """Act on what the last wait found: resume and reschedule tasks."""
+        if self._seam is None:  # a guest run makes its first ticks without a wait
+            self._bind()
         if self._completion_eventfd is not None:
             _drain_eventfd(self._completion_eventfd)
             self.reactor.wait(0)
@@ -222,49 +225,27 @@ class UringIOManager:
     async def _wait(self, fd: int | _HasFileNo, direction: int) -> None:
         if not isinstance(fd, int):
             fd = fd.fileno()
-        number = fd
         waiters = self._waiters[direction]
-        if number in waiters:
+        other = waiters.get(fd)
+        if other is not None and other.waits:
             raise trio.BusyResourceError("another task is already reading / writing this fd")
-        waiter = _Waiter(trio.lowlevel.current_task())
-
-        def completed(result: int, flags: int) -> None:
-            if result == _RDHUP and direction == _WRITE:
-                # The peer has half-closed, which says nothing about writing.  A single poll armed again would complete
-                # with the same at once; a multishot poll completes when something changes.
-                if not flags & _MORE:
-                    waiter.operation = self.ring.poll(number, direction, completed, multishot=True)
-                return
-            del waiters[number]
-            if flags & _MORE:
-                assert waiter.operation is not None
-                waiter.operation.cancel(abandon=True)
-            if result < 0:
-                trio.lowlevel.reschedule(waiter.task, outcome.Error(os_error(result)))
-            else:
-                trio.lowlevel.reschedule(waiter.task)
-
-        waiter.operation = self.ring.poll(number, direction, completed)
-        waiters[number] = waiter
-
-        def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
-            del waiters[number]
-            assert waiter.operation is not None
-            waiter.operation.cancel(abandon=True)
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        await trio.lowlevel.wait_task_rescheduled(abort)
+        waiters[fd] = poll = self.reactor.poll(fd, direction)
+        try:
+            await poll
+        finally:
+            if waiters.get(fd) is poll:
+                del waiters[fd]
 
     def notify_closing(self, fd: int | _HasFileNo) -> None:
         """See :func:`trio.lowlevel.notify_closing`."""
         if not isinstance(fd, int):
             fd = fd.fileno()
         for waiters in self._waiters.values():
-            waiter = waiters.pop(fd, None)
-            if waiter is not None and waiter.operation is not None:
-                waiter.operation.cancel(abandon=True)
+            poll = waiters.pop(fd, None)
+            task = None if poll is None else poll.stop()
+            if task is not None:
                 error = trio.ClosedResourceError("another task closed this fd")
-                trio.lowlevel.reschedule(waiter.task, outcome.Error(error))
+                trio.lowlevel.reschedule(task, outcome.Error(error))
 
     # --- fork ---
 

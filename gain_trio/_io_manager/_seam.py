@@ -7,12 +7,13 @@ What is taken for granted, so that whoever checks a new release knows what to lo
 - ``trio._core._run.TheIOManager`` is looked up when a run is set up, and called without arguments.
 - ``GLOBAL_RUN_CONTEXT`` is a ``threading.local`` with ``runner``, and ``task`` while a task is being stepped.  Its
   ``__dict__`` in a thread is one and the same object for the length of a run.
-- ``Runner`` has ``io_manager``, ``instruments``, ``is_guest``, ``ki_pending``, ``main_task``, ``reschedule(task,
+- ``Runner`` has ``clock``, ``io_manager``, ``instruments``, ``is_guest``, ``ki_pending``, ``main_task``, ``reschedule(task,
   outcome)``, ``task_exited(task, outcome)``.
 - ``instruments`` is a dict, or a ``UserDict`` around one, of hook name to instruments; it always has ``"_all"`` and has a
   hook's name only while somebody listens.
-- ``Runner`` computes its timeout from ``runq``, ``deadlines``, ``waiting_for_idle`` and ``clock_autojump_threshold``, and
-  from nothing else; ``deadlines._heap`` is a list whose first entry is the earliest deadline, registered or stale.
+- ``Runner`` computes its timeout from its clock, ``runq``, ``deadlines``, ``waiting_for_idle`` and
+  ``clock_autojump_threshold``, and from nothing else; ``deadlines._heap`` is a list whose first entry is the earliest
+  deadline, registered or stale.
 - A parked task has ``_abort_func`` set and ``_next_send_fn`` None.  One step of it is what ``unrolled_run`` makes of it;
   ``_ffi/fastpath/task.c`` puts the two side by side.
 """
@@ -75,6 +76,8 @@ class RunSeam:
         self.instruments = getattr(instruments, "data", instruments)
         self.reschedule = self.runner.reschedule
         self.is_guest: bool = self.runner.is_guest
+        # A clock that is not the system's may be moved by a task, and only Trio's loop asks it again.
+        self.may_linger = not self.is_guest and type(self.runner.clock) is _run.SystemClock
         self.run_queue = self.runner.runq
         self.waiting_for_idle = self.runner.waiting_for_idle
         self.deadlines = self.runner.deadlines
@@ -82,6 +85,11 @@ class RunSeam:
     def task_exited(self, task: trio.lowlevel.Task, value: object, error: BaseException | None) -> None:
         """A task that was resumed in place has come to its end."""
         self.runner.task_exited(task, outcome.Value(value) if error is None else outcome.Error(error))
+
+    def step_observed(self, task: trio.lowlevel.Task) -> None:
+        """A task that was resumed in place has added an instrument, which is to see the end of the step."""
+        if "after_task_step" in self.runner.instruments:
+            self.runner.instruments.call("after_task_step", task)
 
     def unusual_yield(self, task: trio.lowlevel.Task, message: object) -> None:
         """A task that was resumed in place has yielded something else than a WaitTaskRescheduled."""

@@ -5,7 +5,7 @@ only; everywhere else :data:`load_error` says so and the rest of the package doe
 """
 
 from ._constants import AcceptFlag, CompletionFlag, Feature, PollEvent, RegisterOp
-from ._errors import RingUnavailable, check, os_error
+from ._errors import RingUnavailable, check, os_error, ring_unavailable
 from ._modules import fastpath, load_error, uring
 
 __all__ = [
@@ -19,5 +19,6 @@ __all__ = [
     "fastpath",
     "load_error",
     "os_error",
+    "ring_unavailable",
     "uring",
 ]

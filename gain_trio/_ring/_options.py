@@ -70,7 +70,8 @@ class RingOptions:
         default=1 << 20,
         validator=[attrs.validators.instance_of(int), attrs.validators.ge(1), attrs.validators.le(1 << 20)],
     )
-    """How many connections and single operations there may be at once (1 to 1048576)."""
+    """How many connections there may be at once, closing ones included (1 to 1048576).  One more is an :exc:`OSError`
+    (``ENOSPC``).  What a run itself waits with does not count: a full table of connections does not stop a run."""
 
     unwanted: Feature = attrs.field(default=Feature(0), converter=Feature)
     """Kernel features not to use even where they are there."""

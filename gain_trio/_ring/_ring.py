@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import errno
 import math
-from collections import deque
 from collections.abc import Callable
 from typing import Any, final
 
 import attrs
 
-from gain_trio._kernel import AcceptFlag, CompletionFlag, Feature, RegisterOp, check, load_error, uring
-from gain_trio._kernel._errors import RingUnavailable, ring_unavailable
+from gain_trio._kernel import (
+    AcceptFlag,
+    CompletionFlag,
+    Feature,
+    RegisterOp,
+    RingUnavailable,
+    check,
+    load_error,
+    ring_unavailable,
+    uring,
+)
 
 from ._options import RingOptions
 
@@ -100,7 +108,6 @@ class Ring:
         self._ring: Any = uring.ffi.new("struct gt_ring *")
         self._key: Any = uring.ffi.new("uint64_t *")
         self._operations: dict[int, Operation] = {}
-        self._delayed_cancels: deque[tuple[Operation, bool]] = deque()
         self._closed = False
         self._current_cqe: Any = None  # of the callback that is running
         request = uring.ffi.new("struct gt_ring_options *")
@@ -219,16 +226,13 @@ class Ring:
                 raise ValueError("a send reads memory until it has completed; cancel it and wait, but do not abandon it")
             self._operations.pop(operation.key, None)
         result = self._lib.gt_operation_cancel(self._ring, operation.key, abandon)
-        if result == -errno.EBUSY:
-            self._delayed_cancels.append((operation, abandon))
-        elif result != -errno.ENOENT:  # it has ended already
+        if result != -errno.ENOENT:  # it has ended already
             check(result)
 
     # --- submit, wait, reap ---
 
     def submit(self) -> None:
         """Submit what was prepared, without waiting."""
-        self._retry_cancels()
         check(self._lib.gt_ring_submit(self._ring))
 
     def enter(self, timeout: float) -> bool:
@@ -236,7 +240,6 @@ class Ring:
 
         Returns whether the wait ended before the timeout.  A signal ends it too (after its Python handler has run).
         """
-        self._retry_cancels()
         if timeout == math.inf:
             nanoseconds = self._lib.GT_NO_TIMEOUT
         else:
@@ -247,10 +250,6 @@ class Ring:
         if result != -errno.EINTR:
             check(result)
         return True
-
-    def _retry_cancels(self) -> None:
-        for _ in range(len(self._delayed_cancels)):
-            self._cancel(*self._delayed_cancels.popleft())
 
     def reap(self) -> list[Completion]:
         """Take all completions there are, call their callbacks, and return them."""

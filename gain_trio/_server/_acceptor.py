@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 from collections.abc import Sequence
 from typing import final
 
@@ -46,7 +45,7 @@ class Acceptor:
                     "cannot accept connections on %s: %s (%s); trying again in %s seconds",
                     self._listener.local_address,
                     errno.errorcode[error.errno],
-                    os.strerror(error.errno),
+                    error.strerror,
                     RESOURCE_PAUSE,
                 )
                 await trio.sleep(RESOURCE_PAUSE)

@@ -8,7 +8,7 @@ Errors of accept(2), surveyed in the man page and in what Trio, asyncio and Twis
 
 - of the connection, which is gone before it was taken (``ECONNABORTED``, ``EPROTO``, and on Linux any pending network error
   of the new socket): none of the server's business; the accept is armed again.  ``EPERM`` (a firewall rule) counts here.
-- of resources (``EMFILE``, ``ENFILE``, ``ENOBUFS``, ``ENOMEM``): raised from :meth:`Listener.accept`, once; the next call
+- of resources (``EMFILE``, ``ENFILE``, ``ENOBUFS``, ``ENOMEM``; ``ENOSPC`` is our own table of connections): raised from :meth:`Listener.accept`, once; the next call
   tries again.  What to do meanwhile is the caller's policy; ``gain_trio.serve`` logs it and waits 0.1 seconds, as Trio does.
 - all others are errors of the program and are raised too.
 """
@@ -33,7 +33,7 @@ from gain_trio._ring import Operation
 from ._connection import Connection, Marks
 from ._ring_connection import RingConnection
 
-RESOURCE_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+RESOURCE_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC})
 """The machine or the process is out of something, and may have it again soon."""
 
 _CONNECTION_ERRNOS = frozenset(
@@ -55,7 +55,7 @@ _CONNECTION_ERRNOS = frozenset(
 )
 _RETRY_ERRNOS = frozenset({errno.EINTR, errno.EAGAIN, errno.ECANCELED})
 
-_MORE = int(CompletionFlag.MORE)
+_MORE = int(CompletionFlag.MORE)  # a plain int: an IntFlag makes a new object of every &
 
 QUEUE_HIGH = 128
 """Connections accepted and not yet taken, at which accepting stops."""
@@ -137,6 +137,9 @@ class RingListener(Listener):
             descriptor = self._queue.popleft()
             try:
                 return RingConnection(self._manager, descriptor, self._marks)
+            except OSError:  # the table of connections is full; the next call may find a place
+                self._queue.appendleft(descriptor)
+                raise
             except BaseException:
                 os.close(descriptor)
                 raise
