@@ -21,6 +21,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#define DRAIN_ROUND_NS 100000000 /* how long gt_ring_drain() waits before it cancels once more */
+
 static int sys_setup(unsigned int entries, struct io_uring_params *params)
 {
     int result = (int)syscall(__NR_io_uring_setup, entries, params);
@@ -184,7 +186,7 @@ uint64_t gt_ring_drain(struct gt_ring *ring, int64_t patience_ns, void (*complet
             cancelled = true;
         }
         int64_t left = end - monotonic_ns();
-        int result = gt_ring_enter(ring, left > 0 ? left : 0);
+        int result = gt_ring_enter(ring, left <= 0 ? 0 : left < DRAIN_ROUND_NS ? left : DRAIN_ROUND_NS);
         struct io_uring_cqe cqe;
         uint32_t reaped = 0;
         for (; gt_ring_reap(ring, &cqe, 1); reaped++)
@@ -193,6 +195,8 @@ uint64_t gt_ring_drain(struct gt_ring *ring, int64_t patience_ns, void (*complet
         bool hopeless = result < 0 && result != -EINTR && result != -ETIME && result != -EAGAIN && result != -EBUSY;
         if (reaped == 0 && (left <= 0 || hopeless))
             break;
+        if (reaped == 0)
+            cancelled = false; /* something was started after the cancel */
     }
     return ring->in_flight;
 }

@@ -43,6 +43,7 @@ gt_awaitable *gt_awaitable_new(gt_connection *connection, enum gt_call call)
     self->call = (uint8_t)call;
     self->state = NEW;
     self->has_view = false;
+    memset(&self->view, 0, sizeof self->view);
     PyObject_GC_Track(self);
     return self;
 }
@@ -145,12 +146,15 @@ static int answer_send(gt_awaitable *self, PyObject **result)
         raise_closed(self, "send_eof() was called on this connection");
         return -1;
     }
+    gt_stream *stream = connection->stream;
+    if (self->offset == 0 && stream->outbound.size >= stream->send_high)
+        return 0; /* so that sends that are cancelled over and over do not fill the memory */
     if (queue_data(self) < 0) {
         PyErr_NoMemory();
         return -1;
     }
     size_t length = self->data ? (size_t)PyBytes_GET_SIZE(self->data) : (size_t)self->view.len;
-    if (self->offset < length || connection->stream->outbound.size >= connection->stream->send_high)
+    if (self->offset < length || stream->outbound.size >= stream->send_high)
         return 0;
     *result = Py_NewRef(Py_None);
     return 1;
@@ -242,6 +246,10 @@ static PySendResult resume(gt_awaitable *self, PyObject *task, PyObject *message
         if (!value)
             return PYGEN_ERROR;
         Py_DECREF(value);
+        if (self->state != PARKED) { /* unwrap() is somebody's code, and may have ended the call */
+            PyErr_SetString(PyExc_RuntimeError, "this receive() or send() was ended while it was resumed");
+            return PYGEN_ERROR;
+        }
     }
     int answered = answer(self, result);
     if (answered == 0)

@@ -88,6 +88,10 @@ int gt_connection_wake_direction(gt_connection *connection, gt_direction *direct
     if (!task)
         return 0;
     direction->task = NULL;
+    if (connection->reactor->closed) { /* and with it the run: there is nobody to wake the task any more */
+        Py_DECREF(task);
+        return 0;
+    }
     int result = gt_reactor_wake(connection->reactor, task, (PyObject *)direction->abort, in_place);
     Py_DECREF(task);
     return result;
@@ -164,8 +168,10 @@ static void connection_finalize(gt_connection *self)
     }
     PyErr_Restore(type, value, traceback);
     self->closed = true;
-    if (self->stream)
+    if (self->stream) {
         gt_stream_close(self->stream);
+        gt_reactor_wake_thread(self->reactor);
+    }
 }
 
 static void connection_dealloc(gt_connection *self)

@@ -212,6 +212,7 @@ int gt_poll_wake(gt_poll *poll);
 /* An attribute of a Trio class with __slots__, read at its offset where that is possible. */
 typedef struct {
     PyObject *name;
+    PyObject *type;    /* borrowed: that the offset is valid for */
     Py_ssize_t offset; /* -1: by name */
 } gt_field;
 
@@ -275,17 +276,20 @@ struct gt_reactor {
     struct io_uring_cqe *batch;
     uint32_t batch_capacity;
     unsigned long thread;
+    int wakeup_descriptor; /* an eventfd that ends the wait when it is written to */
     uint64_t stream_count;
     uint64_t starvations; /* receives ended by ENOBUFS */
     uint64_t resumed_in_place;
     uint64_t rescheduled;
     bool in_place;
+    bool running; /* in wait() or process(): they do not nest */
     bool closed;
 };
 
 extern PyTypeObject gt_reactor_type;
 void gt_reactor_ready(gt_reactor *reactor, gt_ready *ready, PyObject *object);
 void gt_reactor_link_wanting(gt_reactor *reactor, gt_stream *stream);
+void gt_reactor_wake_thread(const gt_reactor *reactor); /* from another thread: end the wait, there is work */
 bool gt_reactor_check_thread(const gt_reactor *reactor); /* false: exception set */
 int gt_reactor_wake(gt_reactor *reactor, PyObject *task, PyObject *abort, bool in_place);
 

@@ -73,43 +73,35 @@ static int cancel(gt_poll *self)
 {
     if (!self->pending)
         return 0;
+    /* Whatever becomes of the cancel, the operation is abandoned, and what it still brings is dropped. */
     int result = gt_operation_cancel(self->reactor->ring, self->key, true);
     disarm(self);
-    return result == -ENOENT ? 0 : result; /* ended already: its completion is abandoned all the same */
+    return result == -ENOMEM ? result : 0; /* ended already, or with its ring */
 }
 
 void gt_poll_drop(gt_poll *self) { disarm(self); }
 
-void gt_poll_cancel(gt_poll *self)
-{
-    if (cancel(self) < 0) /* out of memory: it stays armed, and what it still brings is dropped */
-        self->reactor->ring->slots[gt_key_slot(self->key)].abandoned = true;
-}
+void gt_poll_cancel(gt_poll *self) { cancel(self); }
 
 bool gt_poll_complete(gt_poll *self, const struct io_uring_cqe *cqe)
 {
     bool final = gt_completion_is_final(cqe);
+    bool half_closed = cqe->res == RDHUP && self->events == POLLOUT;
+    if (half_closed && !final)
+        return false;
+    Py_INCREF(self); /* disarm() and cancel() give a reference back */
     self->result = cqe->res;
-    if (cqe->res == RDHUP && self->events == POLLOUT) {
-        if (!final)
-            return false;
-        Py_INCREF(self);
-        disarm(self);
-        self->result = arm(self, true);
-        Py_DECREF(self);
-        if (self->result == 0)
-            return false;
-        Py_INCREF(self); /* for the disarm() below */
-        final = true;
-    }
-    bool waits = self->task != NULL;
-    if (waits)
-        gt_reactor_ready(self->reactor, &self->ready, (PyObject *)self);
     if (final)
         disarm(self);
     else
         gt_poll_cancel(self);
-    return waits;
+    if (half_closed)
+        self->result = arm(self, true);
+    bool news = self->task && !self->pending;
+    if (news)
+        gt_reactor_ready(self->reactor, &self->ready, (PyObject *)self);
+    Py_DECREF(self);
+    return news;
 }
 
 int gt_poll_wake(gt_poll *self)
@@ -183,10 +175,7 @@ static PyObject *poll_stop(gt_poll *self, PyObject *Py_UNUSED(ignored))
 {
     PyObject *task = self->task ? self->task : Py_NewRef(Py_None);
     self->task = NULL;
-    if (cancel(self) < 0) {
-        Py_DECREF(task);
-        return PyErr_NoMemory();
-    }
+    cancel(self); /* out of memory, the poll stays in flight, and is dropped when it completes */
     return task;
 }
 

@@ -4,7 +4,7 @@
  *
  *     wait(timeout)   work off the streams that want something (prepare SQEs); one io_uring_enter that submits, waits and
  *                     runs deferred work; copy the CQEs out, give their places back, and bring every stream's state up to
- *                     date.  No Python code of the program runs in this phase.
+ *                     date.  No task runs in this phase (a garbage collection may, with its finalizers).
  *     process()       resume the tasks for which there is news, and hand the completions of single operations to Python.
  *
  * Two phases, because resuming a task runs the program, and the program may do anything: close connections further on in
@@ -22,6 +22,7 @@
 
 #include <errno.h>
 #include <time.h>
+#include <unistd.h>
 
 #define CLOSE_PATIENCE_NS (5LL * 1000000000) /* how long close() waits for what is in flight */
 #define RETRY_NS 10000000LL                  /* how long a wait may be while the ring has no SQE for what is wanted */
@@ -98,6 +99,24 @@ bool gt_reactor_check_thread(const gt_reactor *reactor)
     return true;
 }
 
+/* A connection can be dropped in any thread, by whoever had the last reference or by the garbage collector. */
+void gt_reactor_wake_thread(const gt_reactor *reactor)
+{
+    const uint64_t one = 1;
+    if (PyThread_get_thread_ident() != reactor->thread && !reactor->ring->dead) {
+        ssize_t written = write(reactor->wakeup_descriptor, &one, sizeof one);
+        (void)written; /* EAGAIN: it is about to wake anyway (eventfd(2)) */
+    }
+}
+
+static bool check_idle(const gt_reactor *reactor)
+{
+    if (!reactor->running)
+        return true;
+    PyErr_SetString(PyExc_RuntimeError, "this reactor is waiting or processing already; tasks cannot drive it");
+    return false;
+}
+
 static bool check_open(const gt_reactor *reactor)
 {
     if (reactor->closed || !reactor->ring) {
@@ -147,7 +166,8 @@ static int collect_one(gt_reactor *reactor, const struct io_uring_cqe *cqe, bool
         return 0;
     }
     *news = true;
-    PyObject *completion = Py_BuildValue("(KiI)", (unsigned long long)cqe->user_data, (int)cqe->res, (unsigned int)cqe->flags);
+    PyObject *completion = Py_BuildValue("(KiIi)", (unsigned long long)cqe->user_data, (int)cqe->res,
+                                         (unsigned int)cqe->flags, (int)(slot.yields_descriptor && cqe->res >= 0));
     int result = completion ? PyList_Append(reactor->completions, completion) : -1;
     Py_XDECREF(completion);
     if (result < 0)
@@ -159,13 +179,17 @@ static int collect_one(gt_reactor *reactor, const struct io_uring_cqe *cqe, bool
 static Py_ssize_t collect(gt_reactor *reactor)
 {
     Py_ssize_t news = 0;
-    int result = 0;
+    PyObject *type = NULL, *value = NULL, *traceback = NULL; /* of an error, out of the way of the rest of the batch */
     for (int pass = 0; pass < MAX_PASSES; pass++) {
         uint32_t count = gt_ring_reap(reactor->ring, reactor->batch, reactor->batch_capacity);
         for (uint32_t i = 0; i < count; i++) {
             bool is_news = false;
-            if (collect_one(reactor, &reactor->batch[i], &is_news) < 0)
-                result = -1;
+            if (collect_one(reactor, &reactor->batch[i], &is_news) < 0) {
+                Py_CLEAR(type);
+                Py_CLEAR(value);
+                Py_CLEAR(traceback);
+                PyErr_Fetch(&type, &value, &traceback);
+            }
             news += is_news;
         }
         if (!gt_ring_overflown(reactor->ring))
@@ -173,7 +197,10 @@ static Py_ssize_t collect(gt_reactor *reactor)
         if (gt_ring_enter(reactor->ring, 0) < 0) /* moves what overflowed into the queue; an error repeats itself next tick */
             break;
     }
-    return result < 0 ? -1 : news;
+    if (!type)
+        return news;
+    PyErr_Restore(type, value, traceback);
+    return -1;
 }
 
 /* --- wait and process --- */
@@ -230,8 +257,10 @@ static int resume_ready(gt_reactor *self)
     while ((object = pop_ready(self))) {
         int result = Py_IS_TYPE(object, &gt_poll_type) ? gt_poll_wake((gt_poll *)object)
                                                        : wake_connection((gt_connection *)object);
+        if (result == 0 && Py_REFCNT(object) == 1) /* its finalizer runs in no task */
+            result = gt_trio_leave_task(&self->trio);
         Py_DECREF(object);
-        if (result < 0)
+        if (result < 0 || !gt_reactor_check_thread(self)) /* a task may have forked, and this may be the child */
             return -1;
     }
     return gt_trio_leave_task(&self->trio);
@@ -262,7 +291,8 @@ static Py_ssize_t wait_for_news(gt_reactor *self, int64_t timeout, const gt_dead
         if (collected < 0)
             return -1;
         news += collected;
-        if (result == -EINTR && PyErr_CheckSignals() < 0)
+        /* The kernel reports EINTR only if nothing was submitted by the same call. */
+        if (news == 0 && timeout > 0 && PyErr_CheckSignals() < 0)
             return -1;
         if (result < 0 && result != -EINTR && result != -ETIME && result != -EBUSY && result != -EAGAIN) {
             errno = -result;
@@ -294,19 +324,26 @@ static Py_ssize_t wait_for_news(gt_reactor *self, int64_t timeout, const gt_dead
 static PyObject *reactor_wait(gt_reactor *self, PyObject *argument)
 {
     int64_t timeout;
-    if (!check_open(self) || !parse_timeout(argument, &timeout))
+    if (!check_open(self) || !check_idle(self) || !parse_timeout(argument, &timeout))
         return NULL;
     gt_deadlines noted = {NULL, 0};
     if (timeout > 0 && self->trio.bound && gt_trio_note_deadlines(&self->trio, &noted) < 0)
         return NULL;
+    self->running = true;
     Py_ssize_t news = wait_for_news(self, timeout, &noted);
+    self->running = false;
     Py_XDECREF(noted.earliest);
     return news < 0 ? NULL : PyLong_FromSsize_t(news);
 }
 
 static PyObject *reactor_process(gt_reactor *self, PyObject *Py_UNUSED(ignored))
 {
-    if (!check_open(self) || resume_ready(self) < 0)
+    if (!check_open(self) || !check_idle(self))
+        return NULL;
+    self->running = true;
+    int resumed = resume_ready(self);
+    self->running = false;
+    if (resumed < 0)
         return NULL;
     if (PyList_GET_SIZE(self->completions) == 0)
         Py_RETURN_NONE;
@@ -322,12 +359,13 @@ static PyObject *reactor_process(gt_reactor *self, PyObject *Py_UNUSED(ignored))
 
 static int reactor_init(gt_reactor *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"ring_address", "ring_owner", "make_broken", "closed_error", "busy_error", "in_place", NULL};
+    static char *names[] = {"ring_address", "ring_owner", "make_broken", "closed_error",
+                            "busy_error", "in_place", "wakeup_descriptor", NULL};
     unsigned long long address;
     PyObject *owner, *make_broken, *closed_error, *busy_error;
-    int in_place;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "KOOOOp:Reactor", names, &address, &owner, &make_broken, &closed_error,
-                                     &busy_error, &in_place))
+    int in_place, wakeup_descriptor;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "KOOOOpi:Reactor", names, &address, &owner, &make_broken, &closed_error,
+                                     &busy_error, &in_place, &wakeup_descriptor))
         return -1;
     struct gt_ring *ring = (struct gt_ring *)(uintptr_t)address;
     if (self->ring || !ring || ring->magic != GT_RING_MAGIC || ring->dead) {
@@ -346,6 +384,7 @@ static int reactor_init(gt_reactor *self, PyObject *args, PyObject *kwargs)
     self->closed_error = Py_NewRef(closed_error);
     self->busy_error = Py_NewRef(busy_error);
     self->in_place = in_place;
+    self->wakeup_descriptor = wakeup_descriptor;
     self->thread = PyThread_get_thread_ident();
     self->ring = ring;
     return 0;
@@ -394,13 +433,27 @@ static void detach_streams(gt_reactor *self)
     }
 }
 
+/* Descriptors that were accepted, and that nobody will take. */
+static void discard_completions(gt_reactor *self)
+{
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(self->completions); i++) {
+        unsigned long long key;
+        unsigned int flags;
+        int result, is_descriptor;
+        if (PyArg_ParseTuple(PyList_GET_ITEM(self->completions, i), "KiIi", &key, &result, &flags, &is_descriptor) &&
+            is_descriptor)
+            close(result);
+    }
+}
+
 /* Close every connection and end every operation.  How many are in flight still: 0, unless the kernel does not end them. */
 static PyObject *reactor_close(gt_reactor *self, PyObject *Py_UNUSED(ignored))
 {
     if (self->closed || !self->ring)
         return PyLong_FromLong(0);
-    if (!gt_reactor_check_thread(self))
+    if (!gt_reactor_check_thread(self) || !check_idle(self))
         return NULL;
+    discard_completions(self);
     PyObject *object;
     while ((object = pop_ready(self)))
         Py_DECREF(object);

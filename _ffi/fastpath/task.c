@@ -7,8 +7,9 @@
  *     unrolled_run                                     here
  *     ----------------------------------------------   ---------------------------------------------
  *     reschedule(): _abort_func, custom_sleep_data     cleared before the step
- *     GLOBAL_RUN_CONTEXT.task                          set; deleted after the last step of a batch, because a dict
- *                                                      that grows and shrinks for every message is resized all the time
+ *     GLOBAL_RUN_CONTEXT.task                          set; deleted when the task has exited, when a finalizer could see
+ *                                                      it, and after the last step of a batch, but not between two steps,
+ *                                                      because a dict that grows and shrinks is resized all the time
  *     task.context.run(task.coro.send, ...)            PyContext_Enter, PyIter_Send, PyContext_Exit
  *     _schedule_points, _cancel_points                 counted
  *     WaitTaskRescheduled: _abort_func, then a         the same, in the same order
@@ -60,6 +61,7 @@ int gt_task_module_init(void)
 static int field_resolve(gt_field *field, PyObject *type, const char *name)
 {
     field->offset = -1;
+    field->type = type;
     field->name = PyUnicode_InternFromString(name);
     if (!field->name)
         return -1;
@@ -81,7 +83,7 @@ static int field_resolve(gt_field *field, PyObject *type, const char *name)
 
 static inline PyObject *field_get(const gt_field *field, PyObject *object)
 {
-    if (field->offset >= 0) {
+    if (field->offset >= 0 && (PyObject *)Py_TYPE(object) == field->type) {
         PyObject *value = *(PyObject **)((char *)object + field->offset);
         if (value)
             return Py_NewRef(value);
@@ -91,7 +93,7 @@ static inline PyObject *field_get(const gt_field *field, PyObject *object)
 
 static inline int field_set(const gt_field *field, PyObject *object, PyObject *value)
 {
-    if (field->offset < 0)
+    if (field->offset < 0 || (PyObject *)Py_TYPE(object) != field->type)
         return PyObject_SetAttr(object, field->name, value);
     PyObject **place = (PyObject **)((char *)object + field->offset);
     PyObject *old = *place;
@@ -132,6 +134,10 @@ static int field_increment(const gt_field *field, PyObject *object)
 
 int gt_trio_bind(gt_trio *trio, PyObject *seam)
 {
+    if (trio->coro.name) {
+        PyErr_SetString(PyExc_RuntimeError, "a reactor is bound to a run once");
+        return -1;
+    }
     struct {
         PyObject **place;
         const char *name;
@@ -191,7 +197,7 @@ int gt_trio_bind(gt_trio *trio, PyObject *seam)
 /* Let go of the run.  What is left are constants: calls that are still parked may be told of their end with them. */
 void gt_trio_unbind(gt_trio *trio)
 {
-    trio->bound = false;
+    trio->bound = trio->in_task = false;
     Py_CLEAR(trio->run_context);
     Py_CLEAR(trio->runner);
     Py_CLEAR(trio->main_task);
@@ -440,11 +446,12 @@ static int task_waits(gt_trio *trio, PyObject *task, PyObject *trap)
     return 0;
 }
 
-static int task_yielded(gt_trio *trio, PyObject *task, PyObject *message)
+static int task_yielded(gt_trio *trio, PyObject *task, PyObject *message, bool *waits)
 {
     int result = field_increment(&trio->schedule_points, task);
+    *waits = (PyObject *)Py_TYPE(message) == trio->trap_type;
     if (result == 0) {
-        if ((PyObject *)Py_TYPE(message) == trio->trap_type)
+        if (*waits)
             result = task_waits(trio, task, message);
         else
             result = call_and_drop(trio->unusual_yield, task, message, NULL);
@@ -486,13 +493,14 @@ static int step(gt_trio *trio, PyObject *task, PyObject *coro)
         return -1;
     }
     trio->in_task = true;
+    bool waits = false; /* else it may have exited, and must not be taken for the current task by anybody */
     PySendResult sent = PYGEN_ERROR;
     PyObject *value = NULL;
     int result = step_in_context(coro, context, &sent, &value);
     Py_DECREF(context);
     if (result == 0) {
         if (sent == PYGEN_NEXT)
-            result = task_yielded(trio, task, value);
+            result = task_yielded(trio, task, value, &waits);
         else if (sent == PYGEN_RETURN)
             result = task_returned(trio, task, value);
         else
@@ -500,6 +508,8 @@ static int step(gt_trio *trio, PyObject *task, PyObject *coro)
     }
     if (result == 0 && gt_trio_is_observed(trio)) /* it was not when the step began */
         result = call_and_drop(trio->step_observed, task, NULL, NULL);
+    if (result == 0 && !waits)
+        result = gt_trio_leave_task(trio);
     return result; /* -1: Trio itself is broken, and the run ends with TrioInternalError */
 }
 

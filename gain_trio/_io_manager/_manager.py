@@ -8,10 +8,10 @@ offers its readiness calls (``wait_readable`` and the like) to programs.  Everyt
 So an operation started while tasks run costs no system call of its own, and an operation cancelled before the tick is over
 never disturbs anybody.
 
-*A poll is an operation on the file, not on the number.*  ``wait_readable(fd)`` is one POLL_ADD (poll.c).  It holds a reference to
-the open file until its final completion: closing the descriptor does not end it, and while it is there a socket is not
-closed for the peer.  That is why ``notify_closing`` cancels, and why the cancel is submitted even if the descriptor has
-been closed or reused since: it goes by the operation's key.
+*A poll is an operation on the file, not on the number.*  ``wait_readable(fd)`` is one POLL_ADD (poll.c).  It holds a
+reference to the open file until its final completion: closing the descriptor does not end it, and while it is there a
+socket is not closed for the peer.  That is why ``notify_closing`` cancels, and why the cancel is submitted even if the
+descriptor has been closed or reused since: it goes by the operation's key.
 
 *get_events is falsy if and only if the timeout expired.*  ``MockClock`` jumps and ``wait_all_tasks_blocked`` returns when
 a wait comes back empty.  Completions that are only housekeeping (a cancel's acknowledgement, the end of an abandoned poll)
@@ -44,8 +44,9 @@ from ._errors import broken
 from ._seam import RunSeam
 
 if TYPE_CHECKING:
-    from gain_trio._fastpath import Poll
     from trio._file_io import _HasFileNo  # only for the signature that Trio's own managers have
+
+    from gain_trio._fastpath import Poll
 
 _READ, _WRITE = int(PollEvent.IN), int(PollEvent.OUT)
 _RESUME_VARIABLE = "GAIN_TRIO_RESUME_IN_PLACE"
@@ -110,19 +111,25 @@ class UringIOManager:
         if resume_in_place is None:
             resume_in_place = resume_in_place_default()
         self.ring = Ring(options if options is not None else self.default_options)
+        try:
+            self._wakeup_eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        except OSError as error:  # the ring had the last free descriptor
+            self.ring.close()
+            raise ring_unavailable(error.errno or 0) from error
         self.reactor = fastpath.Reactor(
-            self.ring.address, self.ring, broken, trio.ClosedResourceError, trio.BusyResourceError, resume_in_place
+            self.ring.address,
+            self.ring,
+            broken,
+            trio.ClosedResourceError,
+            trio.BusyResourceError,
+            resume_in_place,
+            self._wakeup_eventfd,
         )
         self._thread = threading.get_ident()
         self._seam: RunSeam | None = None
         self._waiters: dict[int, dict[int, Poll]] = {_READ: {}, _WRITE: {}}
         self._closed = False
         self._completion_eventfd: int | None = None  # guest mode only: counts completions for the worker
-        try:
-            self._wakeup_eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        except OSError as error:  # the ring had the last free descriptor
-            self.ring.close()
-            raise ring_unavailable(error.errno or 0) from error
         self._watch_wakeup()
         _living.add(self)
 
@@ -209,8 +216,8 @@ class UringIOManager:
         completions = self.reactor.process()
         if completions is not None:
             complete = self.ring.complete
-            for key, result, flags in completions:
-                complete(key, result, flags)
+            for key, result, flags, is_descriptor in completions:
+                complete(key, result, flags, is_descriptor)
 
     # --- what programs call, by way of trio.lowlevel ---
 

@@ -34,7 +34,11 @@ class RingOptions:
 
     completion_entries: int = attrs.field(
         default=8192,
-        validator=[attrs.validators.instance_of(int), attrs.validators.ge(1), attrs.validators.le(2 * _LARGEST_ENTRIES)],
+        validator=[
+            attrs.validators.instance_of(int),
+            attrs.validators.ge(1),
+            attrs.validators.le(2 * _LARGEST_ENTRIES),
+        ],
     )
     """Places of the completion queue (at least ``entries``, up to 65536).  What does not fit is kept by the kernel and
     counted as an overflow; nothing is lost."""

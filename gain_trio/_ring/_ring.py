@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import math
+import os
 from collections.abc import Callable
 from typing import Any, final
 
@@ -223,7 +224,9 @@ class Ring:
             return  # everything was cancelled then
         if abandon:
             if operation._keep is not None:
-                raise ValueError("a send reads memory until it has completed; cancel it and wait, but do not abandon it")
+                raise ValueError(
+                    "a send reads memory until it has completed; cancel it and wait, but do not abandon it"
+                )
             self._operations.pop(operation.key, None)
         result = self._lib.gt_operation_cancel(self._ring, operation.key, abandon)
         if result != -errno.ENOENT:  # it has ended already
@@ -276,11 +279,13 @@ class Ring:
         buffers = uring.ffi.addressof(self._ring, "buffers")
         return bytes(uring.ffi.buffer(self._lib.gt_buffers_data(buffers, cqe), cqe.res))
 
-    def complete(self, key: int, result: int, flags: int) -> None:
+    def complete(self, key: int, result: int, flags: int, is_descriptor: bool | int = False) -> None:
         """Call the callback of a completion that was reaped elsewhere (its books are kept)."""
         operation = self._operations.get(key)
-        if operation is None:
-            return  # abandoned between its completion and now
+        if operation is None:  # abandoned between its completion and now
+            if is_descriptor:
+                os.close(result)
+            return
         if not flags & _MORE:
             del self._operations[key]
         operation._callback(result, flags)

@@ -115,8 +115,9 @@ class Connection(trio.abc.HalfCloseableStream):
           trio.ClosedResourceError: the connection is closed here, or :meth:`send_eof` was called.
           trio.BrokenResourceError: this or an earlier send failed.
 
-        Cancelled before it runs, nothing is sent.  Cancelled while it waits, bytes that were queued will be sent, and of a
-        large ``data`` that may be a part; there is no telling how much.
+        Cancelled before it runs, or while the connection is over its high mark from before, nothing is sent.  Cancelled
+        while it waits for its own bytes to drain, those that were queued will be sent, and of a large ``data`` that may be
+        a part; there is no telling how much.
         """
 
     @abc.abstractmethod

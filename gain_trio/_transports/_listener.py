@@ -8,8 +8,9 @@ Errors of accept(2), surveyed in the man page and in what Trio, asyncio and Twis
 
 - of the connection, which is gone before it was taken (``ECONNABORTED``, ``EPROTO``, and on Linux any pending network error
   of the new socket): none of the server's business; the accept is armed again.  ``EPERM`` (a firewall rule) counts here.
-- of resources (``EMFILE``, ``ENFILE``, ``ENOBUFS``, ``ENOMEM``; ``ENOSPC`` is our own table of connections): raised from :meth:`Listener.accept`, once; the next call
-  tries again.  What to do meanwhile is the caller's policy; ``gain_trio.serve`` logs it and waits 0.1 seconds, as Trio does.
+- of resources (``EMFILE``, ``ENFILE``, ``ENOBUFS``, ``ENOMEM``; ``ENOSPC`` is our own table of connections): raised from
+  :meth:`Listener.accept`, once; the next call tries again.  What to do meanwhile is the caller's policy;
+  ``gain_trio.serve`` logs it and waits 0.1 seconds, as Trio does.
 - all others are errors of the program and are raised too.
 """
 
@@ -98,7 +99,17 @@ class Listener(trio.abc.Listener[Connection]):
 class RingListener(Listener):
     """See :class:`Listener`.  Owns the socket, which must be listening."""
 
-    __slots__ = ("_closed", "_error", "_manager", "_marks", "_operation", "_queue", "_socket", "_waiting", "local_address")
+    __slots__ = (
+        "_closed",
+        "_error",
+        "_manager",
+        "_marks",
+        "_operation",
+        "_queue",
+        "_socket",
+        "_waiting",
+        "local_address",
+    )
 
     def __init__(self, manager: UringIOManager, sock: socket.socket, marks: Marks) -> None:
         self._manager = manager

@@ -82,7 +82,8 @@ async def open_ring_listeners(
         close_all(listeners)
         raise
     if not listeners:
-        raise OSError(errno.EAFNOSUPPORT, f"this machine supports none of the addresses of {parsed}") from unsupported[0]
+        reason = f"this machine supports none of the addresses of {parsed}"
+        raise OSError(errno.EAFNOSUPPORT, reason) from unsupported[0]
     return listeners
 
 

@@ -31,9 +31,10 @@ class RingConnection(_Stream, Connection):
     __slots__ = ("_local_address", "_remote_address")
 
     def __init__(self, manager: UringIOManager, descriptor: int, marks: Marks) -> None:
-        super().__init__(manager.reactor, descriptor, marks.receive_high, marks.receive_low, marks.send_high)
         self._local_address: Any = None
         self._remote_address: Any = None
+        # Last: from here on the descriptor is the connection's, and a caller that sees an exception closes it.
+        super().__init__(manager.reactor, descriptor, marks.receive_high, marks.receive_low, marks.send_high)
 
     def __repr__(self) -> str:
         state = "closed" if self._is_closed else f"fd={self._descriptor}"
