@@ -1,0 +1,104 @@
+"""Connected pairs, and ways to wait for what has no event of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TypeAlias
+
+import trio
+
+from gain_trio import Connection, Listener, Marks, connect, open_listeners
+
+Pair: TypeAlias = tuple[Connection, Connection]
+
+MEBIBYTE = 1 << 20
+PATIENCE = 30.0
+"""Seconds after which something that should have happened counts as not happening."""
+
+
+def address_of(listener: Listener) -> str:
+    """The address to connect to."""
+    host, port, *_ = listener.local_address
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+
+async def open_pair(*, marks: Marks | None = None, client_marks: Marks | None = None) -> Pair:
+    """The client's connection and the accepted one."""
+    [listener] = await open_listeners("tcp://127.0.0.1:0", marks=marks)
+    async with listener:
+        client = await connect(address_of(listener), marks=client_marks)
+        return client, await listener.accept()
+
+
+async def open_trio_pair(*, marks: Marks | None = None) -> tuple[trio.SocketStream, Connection]:
+    """A client that is Trio's, which reads only what it is asked to, and the accepted connection."""
+    [listener] = await open_listeners("tcp://127.0.0.1:0", marks=marks)
+    async with listener:
+        client = await trio.open_tcp_stream("127.0.0.1", listener.local_address[1])
+        return client, await listener.accept()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the run go on until the condition holds."""
+    with trio.fail_after(PATIENCE):
+        while not condition():
+            await trio.lowlevel.checkpoint()
+
+
+async def until_queued(connection: Connection, count: int) -> None:
+    """Let the run go on until so many bytes have been received and not taken."""
+    await until(lambda: connection.inbound_buffered >= count)
+
+
+async def receive_exactly(connection: trio.abc.ReceiveStream, count: int) -> bytes:
+    """That many bytes."""
+    received = bytearray()
+    while len(received) < count:
+        data = await connection.receive_some(count - len(received))
+        assert data, f"the stream ended after {len(received)} of {count} bytes"
+        received += data
+    return bytes(received)
+
+
+async def receive_all(connection: trio.abc.ReceiveStream) -> bytes:
+    """Everything until the end of the stream."""
+    received = bytearray()
+    while data := await connection.receive_some():
+        received += data
+    return bytes(received)
+
+
+async def clog(connection: Connection) -> None:
+    """Send more than any peer's kernel holds, so that the connection's senders have to wait."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(connection.send, bytes(24 * MEBIBYTE))
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+
+
+def pattern(length: int) -> bytes:
+    """Bytes with no period that a buffer's size could hide."""
+    step = bytes(range(251))
+    return (step * (length // len(step) + 1))[:length]
+
+
+def open_descriptors() -> list[str]:
+    """What /proc/self/fd lists, less its own."""
+    descriptors = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:
+            continue
+        descriptors.append(f"{name} {target.partition(':')[0]}")
+    return sorted(descriptors)
+
+
+def is_open(descriptor: int) -> bool:
+    """Whether this number is a descriptor of the process."""
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True

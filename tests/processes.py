@@ -1,0 +1,93 @@
+"""Programs run for real: what they print, what they answer, how they end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TIMEOUT = 30.0
+"""Seconds after which a program that should have answered or ended is taken for stuck."""
+
+
+class Program:
+    """A Python program that runs."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def line(self) -> str:
+        """The next line it prints; empty when it has ended."""
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().rstrip("\n")
+
+    def interrupt(self, number: signal.Signals = signal.SIGINT) -> None:
+        """Send a signal."""
+        self._process.send_signal(number)
+
+    def end(self) -> tuple[int, str, str]:
+        """Wait for its end: exit status, what it printed that no :meth:`line` has returned, what it complained."""
+        out, err = self._process.communicate(timeout=TIMEOUT)
+        return self._process.returncode, out, err
+
+
+@contextlib.contextmanager
+def running(*arguments: str | Path, cwd: Path | None = None) -> Iterator[Program]:
+    """``python *arguments``, killed at the end if it still runs."""
+    command = [sys.executable, "-W", "error", *map(str, arguments)]
+    # Ctrl-C reaches it as from a terminal, even where the tests are run with SIGINT ignored, as a background job is.
+    restore = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=cwd,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+    finally:
+        signal.signal(signal.SIGINT, restore)
+    try:
+        yield Program(process)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def run(*arguments: str | Path, cwd: Path | None = None) -> tuple[int, str, str]:
+    """``python *arguments`` to its end: exit status, standard output, standard error."""
+    with running(*arguments, cwd=cwd) as program:
+        return program.end()
+
+
+def connect(host: str, port: int) -> socket.socket:
+    """A blocking client."""
+    client = socket.create_connection((host, port), timeout=TIMEOUT)
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return client
+
+
+def read_all(client: socket.socket) -> bytes:
+    """Everything to the end of the stream."""
+    received = b""
+    while data := client.recv(65536):
+        received += data
+    return received
+
+
+def read_exactly(client: socket.socket, count: int) -> bytes:
+    """So many bytes."""
+    received = b""
+    while len(received) < count:
+        data = client.recv(count - len(received))
+        assert data, f"the stream ended after {received!r}"
+        received += data
+    return received

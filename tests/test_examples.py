@@ -1,0 +1,154 @@
+"""The examples, run for real."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+from processes import ROOT, TIMEOUT, Program, connect, read_all, read_exactly, run, running
+
+EXAMPLES = ROOT / "examples"
+LARGE = bytes(range(256)) * 8192  # 2 MiB: more than the marks and the socket buffers hold
+
+
+def listening(program: Program) -> tuple[str, int]:
+    """Where an example says that it listens."""
+    line = program.line()
+    match = re.fullmatch(r"listening on (\S+) port (\d+)", line)
+    assert match, line or program.end()
+    return match[1], int(match[2])
+
+
+@contextlib.contextmanager
+def upstream() -> Iterator[tuple[str, socket.socket]]:
+    """A listening socket of the test's own, for the proxy to connect to."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(TIMEOUT)
+        yield f"tcp://127.0.0.1:{listener.getsockname()[1]}", listener
+
+
+def accept(listener: socket.socket) -> socket.socket:
+    """The connection that the proxy makes."""
+    served, _address = listener.accept()
+    served.settimeout(TIMEOUT)
+    return served
+
+
+def send_and_read(client: socket.socket, data: bytes) -> bytes:
+    """Send all and half-close while reading everything: neither side may wait for the other."""
+
+    def send() -> None:
+        client.sendall(data)
+        client.shutdown(socket.SHUT_WR)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        return read_all(client)
+    finally:
+        sender.join(TIMEOUT)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_echo_answers_every_client_and_ends_on_a_signal(number: signal.Signals) -> None:
+    with running(EXAMPLES / "echo.py") as program:
+        address = listening(program)
+        with connect(*address) as first, connect(*address) as second:
+            first.sendall(b"one")
+            second.sendall(b"two")
+            assert read_exactly(second, 3) == b"two"
+            assert read_exactly(first, 3) == b"one"
+            assert send_and_read(first, LARGE) == LARGE
+            program.interrupt(number)  # second is still open
+            assert program.end() == (0, "", "")
+
+
+def test_echo_listens_where_it_is_told() -> None:
+    with running(EXAMPLES / "echo.py", "tcp://127.0.0.2:0") as program:
+        host, port = listening(program)
+        assert host == "127.0.0.2"
+        with connect(host, port) as client:
+            client.sendall(b"here")
+            assert read_exactly(client, 4) == b"here"
+
+
+def test_the_deadline_of_a_scope_stops_the_server_and_its_handlers() -> None:
+    with running(EXAMPLES / "cancel_scope.py", "1") as program:
+        address = listening(program)
+        with connect(*address) as client:
+            assert read_exactly(client, 2) == b"0\n"
+            lines = (b"0\n" + read_all(client)).split()
+            assert lines == [str(number).encode() for number in range(len(lines))]
+        status, out, err = program.end()
+        assert (status, err) == (0, "")
+        assert out == f"a handler ended after {len(lines)} lines\nthe deadline stopped the server\n"
+        with pytest.raises(ConnectionRefusedError):
+            connect(*address)
+
+
+def test_the_proxy_passes_each_half_close_on_and_keeps_the_other_direction() -> None:
+    with upstream() as (target, listener), running(EXAMPLES / "proxy.py", target) as program:
+        with connect(*listening(program)) as client, accept(listener) as served:
+            client.sendall(b"question")
+            client.shutdown(socket.SHUT_WR)
+            assert read_all(served) == b"question"  # the end has come through
+            served.sendall(b"answer")  # and the way back is still open
+            assert read_exactly(client, 6) == b"answer"
+            served.shutdown(socket.SHUT_WR)
+            assert read_all(client) == b""
+        program.interrupt()
+        assert program.end() == (0, "", "")
+
+
+def test_the_proxy_passes_the_servers_half_close_on_first() -> None:
+    with upstream() as (target, listener), running(EXAMPLES / "proxy.py", target) as program:
+        with connect(*listening(program)) as client, accept(listener) as served:
+            served.sendall(b"greeting")
+            served.shutdown(socket.SHUT_WR)
+            assert read_all(client) == b"greeting"
+            client.sendall(b"reply")
+            client.shutdown(socket.SHUT_WR)
+            assert read_all(served) == b"reply"
+
+
+def test_the_proxy_carries_much_in_both_directions() -> None:
+    with (
+        running(EXAMPLES / "echo.py") as echo,
+        running(EXAMPLES / "proxy.py", "tcp://{}:{}".format(*listening(echo))) as program,
+        connect(*listening(program)) as client,
+    ):
+        assert send_and_read(client, LARGE) == LARGE
+
+
+def test_the_proxy_closes_the_client_when_there_is_no_upstream() -> None:
+    with upstream() as (target, listener), running(EXAMPLES / "proxy.py", target) as program:
+        address = listening(program)
+        listener.close()
+        with connect(*address) as client:
+            assert read_all(client) == b""
+        program.interrupt()
+        status, _out, err = program.end()
+        assert status == 0
+        assert "ConnectionRefusedError" in err  # logged, and the server went on
+
+
+def test_the_proxy_explains_itself() -> None:
+    status, out, err = run(EXAMPLES / "proxy.py")
+    assert (status, out) == (1, "")
+    assert "python examples/proxy.py tcp://HOST:PORT" in err
+
+
+def test_the_demonstration_shows_an_echo_and_stops_its_server() -> None:
+    status, out, err = run(EXAMPLES / "demo.py")
+    assert (status, err) == (0, "")
+    assert "client: sent 'Hello, io_uring!', got 'Hello, io_uring!'\n" in out
+    assert out.endswith("server: stopped, exit status 0\n")
+    port = re.search(r"tcp://127\.0\.0\.1:(\d+);", out)
+    assert port
+    with pytest.raises(ConnectionRefusedError):
+        connect("127.0.0.1", int(port[1]))
