@@ -7,9 +7,13 @@
  * connection's queue, so whatever happens between waking and running (a cancellation, a KeyboardInterrupt) loses nothing.
  *
  *     NEW ──drive──> DONE                        answered from memory
+ *      ├────drive──> YIELDED ──drive──> DONE     the same, after a turn of the scheduler
  *      └────drive──> PARKED ──drive──> DONE      the usual wait
  *                     └──drive──> PARKED         woken, but there was nothing left: wait again
  *                     └──throw/close──> DONE
+ *
+ * The turn of the scheduler is for answers that move no bytes: the end of the stream told again, a send of nothing.  The
+ * marks bound how long a task can go on with the others; with these it could for ever, and nobody could cancel it.
  *
  * Python drives it in three ways (am_send, __next__, send), depending on its version and on whether it is being traced:
  * all of them lead to drive().
@@ -18,7 +22,7 @@
 
 #include <errno.h>
 
-enum { NEW, PARKED, DONE };
+enum { NEW, YIELDED, PARKED, DONE };
 
 #define FREE_LIST_SIZE 256
 static gt_awaitable *free_list[FREE_LIST_SIZE];
@@ -106,6 +110,7 @@ static int answer_receive(gt_awaitable *self, PyObject **result)
         return -1;
     }
     if (stream->end_of_stream) {
+        stream->end_told = true;
         *result = self->call == GT_RECEIVE ? PyBytes_FromStringAndSize(NULL, 0) : PyLong_FromLong(0);
         return *result ? 1 : -1;
     }
@@ -209,6 +214,16 @@ static PySendResult park(gt_awaitable *self, PyObject *task, PyObject **result)
     return PYGEN_NEXT;
 }
 
+/* Would the answer move no bytes, and be the same however often it is asked for? */
+static bool moves_nothing(const gt_awaitable *self)
+{
+    const gt_stream *stream = self->connection->stream;
+    if (self->call == GT_SEND)
+        return (self->data ? PyBytes_GET_SIZE(self->data) : self->view.len) == 0;
+    return (self->call == GT_RECEIVE || self->call == GT_RECEIVE_INTO) && stream && stream->end_told &&
+           gt_inbound_size(&stream->inbound) == 0;
+}
+
 static PySendResult start(gt_awaitable *self, PyObject *task, PyObject **result)
 {
     gt_trio *trio = &self->connection->reactor->trio;
@@ -228,6 +243,11 @@ static PySendResult start(gt_awaitable *self, PyObject *task, PyObject **result)
         return PYGEN_ERROR;
     if (cancelled) /* nothing has been done yet; parking lets Trio deliver it */
         return park(self, task, result);
+    if (self->state == NEW && moves_nothing(self)) {
+        self->state = YIELDED;
+        *result = Py_NewRef(trio->checkpoint);
+        return PYGEN_NEXT;
+    }
     int answered = answer(self, result);
     if (answered == 0)
         return park(self, task, result);
@@ -246,11 +266,13 @@ static PySendResult resume(gt_awaitable *self, PyObject *task, PyObject *message
         if (!value)
             return PYGEN_ERROR;
         Py_DECREF(value);
-        if (self->state != PARKED) { /* unwrap() is somebody's code, and may have ended the call */
+        if (self->state == DONE) { /* unwrap() is somebody's code, and may have ended the call */
             PyErr_SetString(PyExc_RuntimeError, "this receive() or send() was ended while it was resumed");
             return PYGEN_ERROR;
         }
     }
+    if (self->state == YIELDED)
+        return start(self, task, result);
     int answered = answer(self, result);
     if (answered == 0)
         return park(self, task, result);

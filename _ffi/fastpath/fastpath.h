@@ -99,6 +99,7 @@ struct gt_stream {
     bool receive_paused; /* the queue is over its high mark */
     bool closing;
     bool end_of_stream;
+    bool end_told; /* a receive() has answered with the end */
     int receive_error, send_error; /* errno, 0 for none */
     uint32_t send_length;          /* of the send in flight */
     size_t receive_high, receive_low, send_high;
@@ -222,6 +223,7 @@ typedef struct {
     PyObject *main_task;     /* NULL until known */
     PyObject *instruments;   /* the dict of the runner's instruments, by hook */
     PyObject *trap_type;     /* WaitTaskRescheduled */
+    PyObject *checkpoint;    /* CancelShieldedCheckpoint: what a task yields to be scheduled again at once */
     PyObject *task_type;
     PyObject *abort_succeeded;
     PyObject *woken;         /* outcome.Value(None) */

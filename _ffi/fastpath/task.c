@@ -142,6 +142,7 @@ int gt_trio_bind(gt_trio *trio, PyObject *seam)
         PyObject **place;
         const char *name;
     } objects[] = {
+        {&trio->checkpoint, "checkpoint"},
         {&trio->run_context, "run_context"},       {&trio->runner, "runner"},
         {&trio->instruments, "instruments"},       {&trio->trap_type, "trap_type"},
         {&trio->task_type, "task_type"},           {&trio->abort_succeeded, "abort_succeeded"},
@@ -215,6 +216,7 @@ void gt_trio_free(gt_trio *trio)
 {
     gt_trio_unbind(trio);
     Py_CLEAR(trio->trap_type);
+    Py_CLEAR(trio->checkpoint);
     Py_CLEAR(trio->task_type);
     Py_CLEAR(trio->abort_succeeded);
     Py_CLEAR(trio->woken);
@@ -241,6 +243,7 @@ int gt_trio_traverse(gt_trio *trio, visitproc visit, void *arg)
     Py_VISIT(trio->main_task);
     Py_VISIT(trio->instruments);
     Py_VISIT(trio->trap_type);
+    Py_VISIT(trio->checkpoint);
     Py_VISIT(trio->task_type);
     Py_VISIT(trio->abort_succeeded);
     Py_VISIT(trio->woken);

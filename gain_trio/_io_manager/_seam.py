@@ -63,6 +63,7 @@ class RunSeam:
     """What the fast path needs of one run.  Made in the thread of the run, during it."""
 
     trap_type = _traps.WaitTaskRescheduled
+    checkpoint = _traps.CancelShieldedCheckpoint
     task_type = trio.lowlevel.Task
     cancel_status_type = _run.CancelStatus
     abort_succeeded = trio.lowlevel.Abort.SUCCEEDED
