@@ -98,6 +98,12 @@ def descriptor_limit(limit: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def mapped_bytes() -> int:
+    """The process's address space, touched or not."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
+
+
 def next_descriptor() -> int:
     """The lowest free number, which the next descriptor gets."""
     with socket.socket() as probe:

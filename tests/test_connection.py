@@ -1256,3 +1256,21 @@ def test_randomly_cancelled_receives_lose_nothing(resume_in_place: bool) -> None
         await served.aclose()
 
     gain_trio.run(main, resume_in_place=resume_in_place)
+
+
+async def test_a_loop_of_calls_that_move_nothing_can_be_cancelled(pair: Pair) -> None:
+    client, served = pair
+    await client.send_eof()
+    buffer = bytearray(1)
+
+    async def for_ever(call: Callable[[], Awaitable[object]]) -> None:
+        while True:
+            await call()
+
+    for call in (served.receive, lambda: served.receive_into(buffer), lambda: served.send(b""), lambda: served.send(buffer[:0])):
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(for_ever, call)
+                for _ in range(10):  # the others get their turns
+                    await trio.lowlevel.checkpoint()
+                nursery.cancel_scope.cancel()

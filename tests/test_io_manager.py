@@ -7,7 +7,6 @@ import errno
 import gc
 import os
 import queue
-import resource
 import socket
 import sys
 import threading
@@ -23,6 +22,7 @@ from _helpers import (
     descriptor_limit,
     echo,
     fill,
+    mapped_bytes,
     next_descriptor,
     read_available,
     ring_run,
@@ -791,16 +791,11 @@ def test_run_after_run_costs_nothing() -> None:
 
     runs(20)
     gc.collect()
-    before, objects = resident_bytes(), len(gc.get_objects())
+    before, objects = mapped_bytes(), len(gc.get_objects())
     runs(50)
     gc.collect()
     assert len(gc.get_objects()) - objects < 50, "less than an object a run"
-    assert resident_bytes() - before < 8 << 20, "the ring and its buffers of 50 runs would be 100 MiB"
-
-
-def resident_bytes() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
+    assert mapped_bytes() - before < 50 << 20, "50 rings and their buffers would be more than 100 MiB"
 
 
 # --- installing ---

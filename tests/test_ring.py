@@ -7,13 +7,12 @@ import errno
 import math
 import os
 import re
-import resource
 import socket
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from _helpers import descriptor_limit, drive, next_descriptor, ring_run, socket_pair
+from _helpers import descriptor_limit, drive, mapped_bytes, next_descriptor, ring_run, socket_pair
 from pairs import address_of, open_descriptors, pattern, receive_exactly
 
 import gain_trio
@@ -134,15 +133,10 @@ def test_many_rings_one_after_the_other_cost_no_memory() -> None:
                 ring.nop(Results())
 
     cycle(50)
-    before = resident_bytes()
-    cycle(300)  # a leak of its mappings would be 2 MiB of address space each, touched or not; of its tables, 100 KiB
-    assert resident_bytes() - before < 8 << 20
+    before = mapped_bytes()
+    cycle(100)  # of 2 MiB each, and more
+    assert mapped_bytes() - before < 50 << 20
     assert len(re.findall("io_uring", open_maps())) == 0
-
-
-def resident_bytes() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
 
 
 def open_maps() -> str:
