@@ -159,6 +159,8 @@ static int collect_one(gt_reactor *reactor, const struct io_uring_cqe *cqe, bool
         return 0;
     if (slot.abandoned) {
         gt_completion_discard(&slot, cqe);
+        if (cqe->flags & IORING_CQE_F_BUFFER)
+            gt_buffers_recycle(&reactor->ring->buffers, cqe);
         return 0;
     }
     if (slot.owner) {
@@ -218,7 +220,7 @@ static int enter(gt_reactor *reactor, int64_t timeout_ns)
     int result;
     if (timeout_ns == 0 && gt_ring_unsubmitted(reactor->ring) == 0)
         return gt_ring_enter(reactor->ring, 0); /* at most a look: not worth the GIL's hand-over */
-    if (reactor->wanting_first && timeout_ns > RETRY_NS)
+    if ((reactor->wanting_first || reactor->ring->delayed_count > 0) && timeout_ns > RETRY_NS)
         timeout_ns = RETRY_NS;
     Py_BEGIN_ALLOW_THREADS
     result = gt_ring_enter(reactor->ring, timeout_ns);

@@ -260,17 +260,18 @@ class Ring:
         slot = uring.ffi.new("struct gt_slot *")
         completions = []
         while self._lib.gt_ring_reap(self._ring, cqe, 1):
-            if not self._lib.gt_slot_complete(self._ring, cqe, slot):
-                continue
-            operation = self._operations.get(cqe.user_data)
-            if operation is None or slot.abandoned:
-                self._lib.gt_completion_discard(slot, cqe)
-            else:
-                self._current_cqe = cqe
-                self.complete(cqe.user_data, cqe.res, cqe.flags)
-                completions.append(Completion(operation, cqe.res, CompletionFlag(cqe.flags & 0xFFFF)))
-            if cqe.flags & CompletionFlag.BUFFER:
-                self._lib.gt_buffers_recycle(uring.ffi.addressof(self._ring, "buffers"), cqe)
+            is_ours = self._lib.gt_slot_complete(self._ring, cqe, slot)
+            operation = self._operations.get(cqe.user_data) if is_ours else None
+            try:
+                if operation is not None and not slot.abandoned:
+                    self._current_cqe = cqe
+                    completions.append(Completion(operation, cqe.res, CompletionFlag(cqe.flags & 0xFFFF)))
+                    self.complete(cqe.user_data, cqe.res, cqe.flags)
+                elif is_ours:
+                    self._lib.gt_completion_discard(slot, cqe)
+            finally:  # the buffer is the kernel's again, whatever the callback made of it
+                if cqe.flags & CompletionFlag.BUFFER:
+                    self._lib.gt_buffers_recycle(uring.ffi.addressof(self._ring, "buffers"), cqe)
         return completions
 
     def buffer_data(self) -> bytes:
