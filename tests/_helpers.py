@@ -18,11 +18,11 @@ from gain_trio._ring import Completion, Ring
 T = TypeVar("T")
 
 
-def bounded(async_fn: Callable[[], Awaitable[T]]) -> Callable[[], Awaitable[T]]:
+def bounded(async_fn: Callable[[], Awaitable[T]], patience: float = PATIENCE) -> Callable[[], Awaitable[T]]:
     """The same function, failing when it has not ended after a long while."""
 
     async def in_time() -> T:
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(patience):
             return await async_fn()
 
     return in_time

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import gc
 import logging
+import os
 import resource
 import signal
 import socket
@@ -20,7 +21,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 import trio
 import trio.testing
-from _helpers import descriptor_limit, echo, next_descriptor, ring_run, socket_pair, statistics
+from _helpers import bounded, descriptor_limit, echo, next_descriptor, ring_run, socket_pair, statistics
 from pairs import (
     MEBIBYTE,
     PATIENCE,
@@ -427,6 +428,11 @@ def census() -> Counter[str]:
     return Counter(type(thing).__qualname__ for thing in gc.get_objects())
 
 
+SOAK = int(os.environ.get("GAIN_TRIO_SOAK", "2000"))
+"""How many connections the next test makes; `make soak` has it make 100,000."""
+
+
+@pytest.mark.timeout(60 + SOAK // 100)
 @pytest.mark.parametrize("in_place", [True, False])
 def test_thousands_of_connections_leave_nothing_behind(in_place: bool) -> None:
     async def main() -> None:
@@ -448,14 +454,14 @@ def test_thousands_of_connections_leave_nothing_behind(in_place: bool) -> None:
             await cycles(200)
             objects, descriptors = census(), open_descriptors()
             references = [sys.getrefcount(thing) for thing in (None, trio.lowlevel.Abort.SUCCEEDED, Connection, b"")]
-            await cycles(2_000)
+            await cycles(SOAK)
             again = [sys.getrefcount(thing) for thing in (None, trio.lowlevel.Abort.SUCCEEDED, Connection, b"")]
             grown = {name: count for name, count in (census() - objects).items() if count > 250}
             assert not grown
             assert open_descriptors() == descriptors
             assert all(abs(now - then) < 200 for then, now in zip(references, again, strict=True)), (references, again)
 
-    ring_run(main, in_place=in_place)
+    gain_trio.run(bounded(main, 30 + SOAK / 100), resume_in_place=in_place)
 
 
 async def test_cancelled_and_refused_calls_leave_nothing_behind(pair: Pair) -> None:
