@@ -8,6 +8,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+RING_SOURCES = ["_ffi/ring.c", "_ffi/operations.c", "_ffi/buffers.c"]
+"""The ring itself, which each module has a copy of."""
+
 COMPILE_ARGUMENTS = ["-std=gnu11", "-Wall", "-Wextra", "-fvisibility=hidden"]
 LINK_ARGUMENTS: list[str] = []
 
@@ -27,4 +30,4 @@ def fastpath_sources() -> list[str]:
     """The C files of ``gain_trio._fastpath``, relative to the project's root as setuptools wants them."""
     root = Path(__file__).resolve().parent.parent
     fastpath = sorted(path.relative_to(root).as_posix() for path in (root / "_ffi/fastpath").glob("*.c"))
-    return ["_ffi/ring.c", *fastpath]
+    return [*RING_SOURCES, *fastpath]

@@ -13,7 +13,7 @@ import cffi
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from compile_options import COMPILE_ARGUMENTS, LINK_ARGUMENTS  # found by the line above
+from compile_options import COMPILE_ARGUMENTS, LINK_ARGUMENTS, RING_SOURCES  # found by the line above
 
 builder = cffi.FFI()
 
@@ -104,7 +104,7 @@ builder.cdef(
 builder.set_source(
     "gain_trio._uring",
     '#include "ring.h"',
-    sources=["_ffi/ring.c"],
+    sources=RING_SOURCES,
     include_dirs=["_ffi"],
     depends=["_ffi/abi.h", "_ffi/ring.h"],
     extra_compile_args=COMPILE_ARGUMENTS,

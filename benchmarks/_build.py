@@ -56,7 +56,7 @@ def _compile(name: str, parts: tuple[str, ...]) -> Path:
     sources = [str(SOURCES / f"{part}.c") for part in parts]
     # Under another name first: an interrupted compilation must not pass for a finished one.
     unfinished = BUILD / f"{name}.new"
-    command = [*compiler, *FLAGS, "-o", str(unfinished), *sources, str(RING / "ring.c"), "-lm"]
+    command = [*compiler, *FLAGS, "-o", str(unfinished), *sources, *map(str, sorted(RING.glob("*.c"))), "-lm"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     except FileNotFoundError:

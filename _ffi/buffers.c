@@ -1,0 +1,120 @@
+/* buffers.c: the provided buffer ring; see ring.h, and io_uring_register_buf_ring(3) for the protocol.
+ *
+ * The kernel picks a buffer when data arrives, not when a receive is started, so ten thousand idle connections share a few.
+ * A buffer is given back as soon as its data has been copied out.  Where the kernel consumes buffers incrementally, a buffer
+ * is used by one receive after the other, from its beginning to its end, and `consumed` follows it; this relies on
+ * completions being reaped in the order in which the buffer was consumed.
+ */
+#define _GNU_SOURCE
+#include "ring.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+static void provide(struct gt_buffers *buffers, uint16_t id)
+{
+    struct gt_provided_buffer *entry = &buffers->entries[buffers->tail & (buffers->count - 1)];
+    entry->addr = (uint64_t)(uintptr_t)(buffers->memory + (size_t)id * buffers->size);
+    entry->len = buffers->size;
+    entry->bid = id;
+    buffers->consumed[id] = 0;
+    buffers->tail++;
+}
+
+int gt_buffers_open(struct gt_ring *ring, uint32_t count, uint32_t size, bool incremental)
+{
+    struct gt_buffers *buffers = &ring->buffers;
+    if (ring->dead)
+        return -EBADF;
+    if (buffers->memory || count == 0 || count > 32768 || (count & (count - 1)) || size == 0)
+        return -EINVAL;
+    struct gt_buffers opened = {.count = count, .size = size, .incremental = incremental};
+    opened.entries_bytes = count * sizeof(struct gt_provided_buffer);
+    opened.memory_bytes = (size_t)count * size;
+    void *entries = mmap(NULL, opened.entries_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (entries == MAP_FAILED)
+        return -errno;
+    void *memory = mmap(NULL, opened.memory_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) {
+        int error = -errno;
+        munmap(entries, opened.entries_bytes);
+        return error;
+    }
+    opened.entries = entries;
+    opened.memory = memory;
+    opened.consumed = calloc(count, sizeof *opened.consumed);
+    int result = -ENOMEM;
+    if (opened.consumed) {
+        if (madvise(entries, opened.entries_bytes, MADV_DONTFORK) || madvise(memory, opened.memory_bytes, MADV_DONTFORK)) {
+            result = -errno;
+        } else {
+            struct gt_buffer_ring_registration registration = {
+                .ring_addr = (uint64_t)(uintptr_t)entries,
+                .ring_entries = count,
+                .bgid = opened.group,
+                .flags = incremental ? GT_PBUF_RING_INC : 0,
+            };
+            result = gt_ring_register(ring, GT_REGISTER_PBUF_RING, &registration, 1);
+        }
+    }
+    if (result < 0) {
+        free(opened.consumed);
+        munmap(memory, opened.memory_bytes);
+        munmap(entries, opened.entries_bytes);
+        return result;
+    }
+    *buffers = opened;
+    for (uint32_t id = 0; id < count; id++)
+        provide(buffers, (uint16_t)id);
+    gt_buffers_publish(buffers);
+    ring->features |= GT_FEATURE_BUFFER_RING | (incremental ? GT_FEATURE_BUFFER_INCREMENT : 0);
+    return 0;
+}
+
+int gt_buffers_close(struct gt_ring *ring)
+{
+    struct gt_buffers *buffers = &ring->buffers;
+    if (!buffers->memory)
+        return 0;
+    if (ring->in_flight > 0)
+        return -EBUSY;
+    struct gt_buffer_ring_registration registration = {.bgid = buffers->group};
+    int result = gt_ring_register(ring, GT_UNREGISTER_PBUF_RING, &registration, 1);
+    if (result < 0)
+        return result;
+    munmap(buffers->memory, buffers->memory_bytes);
+    munmap(buffers->entries, buffers->entries_bytes);
+    free(buffers->consumed);
+    memset(buffers, 0, sizeof *buffers);
+    return 0;
+}
+
+const char *gt_buffers_data(struct gt_buffers *buffers, const struct io_uring_cqe *cqe)
+{
+    uint32_t id = cqe->flags >> IORING_CQE_BUFFER_SHIFT;
+    return buffers->memory + (size_t)id * buffers->size + buffers->consumed[id];
+}
+
+void gt_buffers_recycle(struct gt_buffers *buffers, const struct io_uring_cqe *cqe)
+{
+    uint32_t id = cqe->flags >> IORING_CQE_BUFFER_SHIFT;
+    if (cqe->flags & IORING_CQE_F_BUF_MORE) {
+        if (cqe->res > 0)
+            buffers->consumed[id] += (uint32_t)cqe->res;
+    } else {
+        provide(buffers, (uint16_t)id);
+    }
+}
+
+uint32_t gt_buffers_free(struct gt_ring *ring)
+{
+    struct gt_buffers *buffers = &ring->buffers;
+    if (!buffers->memory || ring->dead)
+        return 0;
+    struct gt_buffer_ring_status status = {.bgid = buffers->group};
+    if (gt_ring_register(ring, GT_REGISTER_PBUF_STATUS, &status, 1) < 0)
+        return buffers->count; /* before 6.8 the kernel does not tell; between batches all of them are back */
+    return (uint16_t)(buffers->published - (uint16_t)status.head);
+}
