@@ -1,0 +1,79 @@
+"""Whether the built distributions hold what they must: ``python tools/check_package.py dist``.
+
+Run from the project's root, which the sdist is compared with.
+"""
+
+from __future__ import annotations
+
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+SDIST_MUST = {
+    "_ffi": ("*.c", "*.h", "*.py"),
+    "gain_trio": ("*.py", "*.pyi", "py.typed"),
+    "tests": ("*.py",),
+    "examples": ("*.py",),
+    "tools": ("*.py",),
+    "benchmarks": ("*.py", "*.c", "*.h", "README.md"),
+}
+SDIST_MUST_FILES = ("Makefile", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "pyproject.toml", "setup.py")
+
+
+def expected(patterns: dict[str, tuple[str, ...]]) -> set[str]:
+    """The files of the tree that match."""
+    return {
+        path.as_posix()
+        for folder, names in patterns.items()
+        for name in names
+        for path in Path(folder).rglob(name)
+        if not any(part == "__pycache__" or part.startswith(".") for part in path.parts)
+    }
+
+
+def check_sdist(path: Path) -> list[str]:
+    """What is wrong with the sdist."""
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    missing = (expected(SDIST_MUST) | set(SDIST_MUST_FILES)) - names
+    compiled = {name for name in names if name.endswith((".so", ".o", ".pyc")) or name == "gain_trio/_uring.c"}
+    return [f"{path.name} lacks {name}" for name in sorted(missing)] + [
+        f"{path.name} holds {name}, which is built" for name in sorted(compiled)
+    ]
+
+
+def check_wheel(path: Path) -> list[str]:
+    """What is wrong with the wheel."""
+    with zipfile.ZipFile(path) as archive:
+        names = set(archive.namelist())
+    wrong = [f"{path.name} lacks {name}" for name in sorted(expected({"gain_trio": SDIST_MUST["gain_trio"]}) - names)]
+    wrong += [
+        f"{path.name} lacks the module gain_trio.{module}"
+        for module in ("_uring", "_fastpath")
+        if not any(name.startswith(f"gain_trio/{module}.") and name.endswith(".so") for name in names)
+    ]
+    wrong += [
+        f"{path.name} holds {name}, which is no part of the package"
+        for name in sorted(names)
+        if not name.startswith(("gain_trio/", "gain_trio-"))
+    ]
+    if not any(name.endswith("/LICENSE") for name in names):
+        wrong.append(f"{path.name} lacks the licence")
+    return wrong
+
+
+def main(folder: Path) -> int:
+    """Check one sdist and one wheel."""
+    (sdist,) = folder.glob("*.tar.gz")
+    (wheel,) = folder.glob("*.whl")
+    wrong = check_sdist(sdist) + check_wheel(wheel)
+    for line in wrong:
+        print(line, file=sys.stderr)
+    if not wrong:
+        print(f"{sdist.name} and {wheel.name} hold what they must")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
