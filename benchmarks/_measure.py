@@ -196,9 +196,7 @@ def measure(spec: Spec, config: Config, settings: Settings) -> Result:
     return best
 
 
-def run_rounds(
-    specs: list[Spec], rounds: int, measure_one: Callable[[Spec], Result]
-) -> dict[str, list[Result]]:
+def run_rounds(specs: list[Spec], rounds: int, measure_one: Callable[[Spec], Result]) -> dict[str, list[Result]]:
     results: dict[str, list[Result]] = {spec.name: [] for spec in specs}
     for number in range(rounds):
         for spec in specs:

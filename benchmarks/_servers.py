@@ -98,11 +98,7 @@ class Interpreter:
         return None
 
     def versions(self) -> str:
-        present = [
-            f"{name} {facts['version']}"
-            for name, facts in self.packages.items()
-            if "version" in facts
-        ]
+        present = [f"{name} {facts['version']}" for name, facts in self.packages.items() if "version" in facts]
         return ", ".join([self.version, *present])
 
 

@@ -65,9 +65,7 @@ def _echo_row(name: str, runs: list[Result], baseline: list[Result] | None) -> s
     label = name if len(good) == len(runs) else f"{name} ({len(good)} of {len(runs)} rounds)"
     cost = Spread.of([cpu_us(run) for run in good])
     user = [cpu_us(run) * run["user_share"] for run in good if run["user_share"] is not None]
-    system = [
-        cpu_us(run) * (1 - run["user_share"]) for run in good if run["user_share"] is not None
-    ]
+    system = [cpu_us(run) * (1 - run["user_share"]) for run in good if run["user_share"] is not None]
     to_baseline = Spread.of(paired_ratios(runs, baseline)) if baseline else None
     quiet = sum(run["ratio_slices"] for run in good)
     turns = sum(run["slice_count"] // 2 for run in good)

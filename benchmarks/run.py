@@ -56,9 +56,7 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
         help=f"default: {DEFAULT_CONFIGS}; with --churn {DEFAULT_CHURN_CONFIGS}",
     )
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument(
-        "--churn", action="store_true", help="connect, echo one message, close, over and over"
-    )
+    mode.add_argument("--churn", action="store_true", help="connect, echo one message, close, over and over")
     mode.add_argument(
         "--memory",
         type=int,
@@ -96,9 +94,7 @@ def add_conduct(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_choices(parser)
     add_conduct(parser)
     arguments = parser.parse_args()
@@ -163,9 +159,7 @@ def run_memory(specs: list[Spec], wanted: int, limit: int, settings: Settings) -
     results = _measure.run_rounds(
         specs,
         settings.rounds,
-        lambda spec: _measure.attempt(
-            spec.name, lambda: _measure.measure_memory_once(spec, connections, settings)
-        ),
+        lambda spec: _measure.attempt(spec.name, lambda: _measure.measure_memory_once(spec, connections, settings)),
     )
     print(_table.memory_table(connections, results), flush=True)
     return {"mode": "memory", "connections": connections, "results": results}
@@ -174,9 +168,7 @@ def run_memory(specs: list[Spec], wanted: int, limit: int, settings: Settings) -
 def run_echo(specs: list[Spec], config: Config, settings: Settings) -> dict[str, Any]:
     mode = "churn" if settings.churn else "echo"
     say(f"{mode}, {config.connections}:{config.size}:{config.depth}")
-    results = _measure.run_rounds(
-        specs, settings.rounds, lambda spec: _measure.measure(spec, config, settings)
-    )
+    results = _measure.run_rounds(specs, settings.rounds, lambda spec: _measure.measure(spec, config, settings))
     print(_table.echo_table(config, settings.churn, results), end="\n\n", flush=True)
     return {"mode": mode, **dataclasses.asdict(config), "results": results}
 

@@ -1267,7 +1267,12 @@ async def test_a_loop_of_calls_that_move_nothing_can_be_cancelled(pair: Pair) ->
         while True:
             await call()
 
-    for call in (served.receive, lambda: served.receive_into(buffer), lambda: served.send(b""), lambda: served.send(buffer[:0])):
+    for call in (
+        served.receive,
+        lambda: served.receive_into(buffer),
+        lambda: served.send(b""),
+        lambda: served.send(buffer[:0]),
+    ):
         with trio.fail_after(5):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(for_ever, call)

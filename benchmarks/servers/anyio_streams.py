@@ -20,9 +20,7 @@ async def echo(stream: SocketStream) -> None:
 
 
 async def main(port: int) -> None:
-    listener = await anyio.create_tcp_listener(
-        local_host="127.0.0.1", local_port=port, backlog=BACKLOG
-    )
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=port, backlog=BACKLOG)
     await listener.serve(echo)
 
 

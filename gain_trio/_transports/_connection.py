@@ -78,7 +78,7 @@ class Connection(trio.abc.HalfCloseableStream):
         """
 
     @abc.abstractmethod
-    def receive_into(self, buffer: Buffer) -> Awaitable[int]:
+    def receive_into(self, buffer: Buffer, /) -> Awaitable[int]:
         """Like :meth:`receive`, into a writable buffer of at least one byte, which must keep its size meanwhile.
 
         Returns:
@@ -86,15 +86,15 @@ class Connection(trio.abc.HalfCloseableStream):
         """
 
     @abc.abstractmethod
-    def peek(self, count: int | None = None) -> bytes:
+    def peek(self, count: int | None = None, /) -> bytes:
         """Up to ``count`` bytes (None: all) of what has been received, without waiting and without taking them."""
 
     @abc.abstractmethod
-    def next(self, count: int | None = None) -> bytes:
+    def next(self, count: int | None = None, /) -> bytes:
         """Up to ``count`` bytes (None: all) of what has been received, taken from the queue without waiting."""
 
     @abc.abstractmethod
-    def discard(self, count: int | None = None) -> int:
+    def discard(self, count: int | None = None, /) -> int:
         """Drop up to ``count`` bytes (None: all) of what has been received; returns how many."""
 
     @property
@@ -105,7 +105,7 @@ class Connection(trio.abc.HalfCloseableStream):
     # --- sending ---
 
     @abc.abstractmethod
-    def send(self, data: Buffer) -> Awaitable[None]:
+    def send(self, data: Buffer, /) -> Awaitable[None]:
         """Send all of ``data``, after what was sent before.
 
         Returns when the connection holds less than its high mark, so a peer that reads slowly stops the sender.  ``data``

@@ -17,8 +17,13 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from gain_trio._fastpath import Stream as _Stream
-else:
+elif fastpath is not None:
     _Stream = fastpath.Stream
+else:
+
+    class _Stream:
+        """Where the compiled modules are missing, no run gets as far as having a connection."""
+
 
 CLOSE_TIMEOUT = 5.0
 """Seconds that aclose() waits for a peer that does not read."""
