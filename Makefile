@@ -26,12 +26,12 @@ build_inputs := pyproject.toml setup.py $(c_sources)
 packaged := $(build_inputs) MANIFEST.in README.md LICENSE $(shell find gain_trio -name '*.py' -o -name '*.pyi' -o -name py.typed 2>/dev/null)
 packaged += $(wildcard CHANGELOG.md CONTRIBUTING.md Makefile tools/*.py tests/*.py examples/*.py)
 
-.PHONY: help demo test test-once lint format types package sanitize test-in-tree
+.PHONY: help demo test test-once soak lint format types package sanitize test-in-tree
 .PHONY: trio-suite trio-suite-newest trio-suite-oldest bench clean FORCE
 
 help:
 	@sed -n 's/^# make \(.*\)/make \1/p' Makefile
-	@echo 'more: test-once lint format types package sanitize trio-suite bench clean'
+	@echo 'more: test-once soak lint format types package sanitize trio-suite bench clean'
 
 # --- the environment ---
 
@@ -79,6 +79,10 @@ test: test-once
 
 test-once: $(VENV)/built-strict
 	$(bin)/python -m pytest $(PYTEST_ARGUMENTS)
+
+# A hundred thousand connections must leave no object, reference or descriptor behind.
+soak: $(VENV)/built-strict
+	GAIN_TRIO_SOAK=100000 $(bin)/python -m pytest tests/test_faults.py -k test_thousands_of_connections_leave_nothing_behind
 
 lint: $(VENV)/lint
 	$(bin)/ruff check .
