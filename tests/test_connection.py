@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import gc
 import os
@@ -1279,3 +1280,35 @@ async def test_a_loop_of_calls_that_move_nothing_can_be_cancelled(pair: Pair) ->
                 for _ in range(10):  # the others get their turns
                     await trio.lowlevel.checkpoint()
                 nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("how", ["cancel", "aclose"])
+async def test_a_torn_send_never_looks_complete(pair: Pair, how: str) -> None:
+    client, served = pair
+    data = bytearray(24 * MEBIBYTE)
+    received = 0
+
+    async def read_all() -> None:
+        nonlocal received
+        while piece := await served.receive():
+            received += len(piece)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(refused_or_not, client.send, data)
+        await wait_all_tasks_blocked()  # a part of it is queued, and the peer has read nothing yet
+        if how == "cancel":
+            nursery.cancel_scope.cancel()
+        else:
+            await client.aclose()
+    if how == "cancel":
+        with pytest.raises(trio.BrokenResourceError):
+            await client.send(b"the rest, for all the peer knows")
+        await client.aclose()
+    with pytest.raises(trio.BrokenResourceError):
+        await read_all()
+    assert received < len(data)
+
+
+async def refused_or_not(send: Callable[[bytearray], Awaitable[None]], data: bytearray) -> None:
+    with contextlib.suppress(trio.ClosedResourceError):
+        await send(data)

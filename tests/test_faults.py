@@ -419,6 +419,41 @@ def test_an_interrupt_from_outside_ends_a_run_that_is_busy_with_one_connection(i
     assert leaves(caught.value) == [KeyboardInterrupt]
 
 
+def test_a_flood_over_few_buffers_starves_nobody() -> None:
+    """Decided by volume: the patient one gets its answers before the others have moved half a gigabyte."""
+    flooded = pings = 0
+
+    async def discard_or_answer(connection: Connection) -> None:
+        nonlocal flooded
+        while data := await connection.receive():
+            if data == b"?":
+                await connection.send(b"!")
+            else:
+                flooded += len(data)
+
+    async def flood(address: str) -> None:
+        async with await gain_trio.connect(address) as connection:
+            while True:
+                await connection.send(bytes(65536))
+
+    async def main() -> None:
+        nonlocal pings
+        async with trio.open_nursery() as nursery:
+            server = await nursery.start(gain_trio.serve, discard_or_answer, "tcp://127.0.0.1:0")
+            address = url(server)
+            async with await gain_trio.connect(address) as patient:
+                for _ in range(8):
+                    nursery.start_soon(flood, address)
+                while pings < 20 and flooded < 1 << 29:
+                    await patient.send(b"?")
+                    assert await patient.receive() == b"!"
+                    pings += 1
+            nursery.cancel_scope.cancel()
+
+    ring_run(main, buffer_count=2, buffer_size=4096)
+    assert pings == 20, flooded
+
+
 # --- leaks ---
 
 

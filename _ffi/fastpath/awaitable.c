@@ -58,6 +58,12 @@ static gt_direction *direction_of(const gt_awaitable *self)
     return receives ? &self->connection->receiving : &self->connection->sending;
 }
 
+/* Has it queued a part of its data, and not the rest? */
+bool gt_awaitable_is_torn(const gt_awaitable *self)
+{
+    return self->call == GT_SEND && self->has_view && self->offset > 0 && self->offset < (size_t)self->view.len;
+}
+
 /* The call is over, however it ended: its task waits no more, its buffer may change. */
 static void finish(gt_awaitable *self)
 {
@@ -67,6 +73,8 @@ static void finish(gt_awaitable *self)
         Py_CLEAR(direction->task);
     }
     self->state = DONE;
+    if (gt_awaitable_is_torn(self) && self->connection->stream)
+        self->connection->stream->send_torn = true;
     Py_CLEAR(self->data);
     if (self->has_view) {
         self->has_view = false;
@@ -187,8 +195,8 @@ static int answer(gt_awaitable *self, PyObject **result)
     }
     if (self->call == GT_RECEIVE || self->call == GT_RECEIVE_INTO)
         return answer_receive(self, result);
-    if (stream->send_error) {
-        raise_broken(self, stream->send_error);
+    if (stream->send_error || stream->send_torn) { /* what follows half of something would be taken for its other half */
+        raise_broken(self, stream->send_error ? stream->send_error : ECANCELED);
         return -1;
     }
     if (self->call == GT_SEND)

@@ -153,6 +153,20 @@ static int connection_clear(gt_connection *self)
     return 0;
 }
 
+/* Close the descriptor: with RST if asked for, or if the peer could take a part for the whole.  0 or errno. */
+static int close_stream(gt_stream *stream, bool reset)
+{
+    /* linger(0): close(2) sends RST and drops what the kernel has (socket(7)) */
+    struct linger linger = {.l_onoff = 1, .l_linger = 0};
+    int error = 0;
+    if (stream->closing)
+        return 0;
+    if ((reset || stream->send_torn) && setsockopt(stream->fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger) < 0)
+        error = errno;
+    gt_stream_close(stream);
+    return error;
+}
+
 /* Dropped without being closed.  Like a socket: say so, and close. */
 static void connection_finalize(gt_connection *self)
 {
@@ -169,7 +183,7 @@ static void connection_finalize(gt_connection *self)
     PyErr_Restore(type, value, traceback);
     self->closed = true;
     if (self->stream) {
-        gt_stream_close(self->stream);
+        close_stream(self->stream, self->stream->outbound.size > 0); /* an error leaves FIN, and nobody to tell */
         gt_reactor_wake_thread(self->reactor);
     }
 }
@@ -358,6 +372,8 @@ static PyObject *connection_refuse_calls(gt_connection *self, PyObject *Py_UNUSE
     if (!gt_reactor_check_thread(self->reactor))
         return NULL;
     self->closed = true;
+    if (self->stream && self->sending.awaitable && gt_awaitable_is_torn(self->sending.awaitable))
+        self->stream->send_torn = true; /* now, and not when its task has run: closing asks for it before */
     if (gt_connection_wake_direction(self, &self->receiving, false) < 0 ||
         gt_connection_wake_direction(self, &self->sending, false) < 0)
         return NULL;
@@ -382,18 +398,10 @@ static PyObject *connection_close(gt_connection *self, PyObject *reset)
     if (!refused)
         return NULL;
     Py_DECREF(refused);
-    gt_stream *stream = self->stream;
-    if (stream && !stream->closing) {
-        /* linger(0): close(2) sends RST and drops what the kernel has (socket(7)) */
-        struct linger linger = {.l_onoff = 1, .l_linger = 0};
-        int error = 0;
-        if (with_reset && setsockopt(stream->fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger) < 0)
-            error = errno;
-        gt_stream_close(stream);
-        if (error && error != EBADF && error != ENOTSOCK && error != EINVAL) {
-            errno = error;
-            return PyErr_SetFromErrno(PyExc_OSError);
-        }
+    int error = self->stream ? close_stream(self->stream, with_reset) : 0;
+    if (error && error != EBADF && error != ENOTSOCK && error != EINVAL) {
+        errno = error;
+        return PyErr_SetFromErrno(PyExc_OSError);
     }
     Py_RETURN_NONE;
 }
@@ -428,6 +436,11 @@ static PyObject *get_receive_would_wait(gt_connection *self, void *Py_UNUSED(clo
                            gt_inbound_size(&stream->inbound) == 0 && !stream->end_of_stream && !stream->receive_error);
 }
 
+static PyObject *get_is_send_torn(gt_connection *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(self->stream && self->stream->send_torn);
+}
+
 static PyObject *get_is_closed(gt_connection *self, void *Py_UNUSED(closure)) { return PyBool_FromLong(self->closed); }
 
 static PyObject *get_is_send_eof(gt_connection *self, void *Py_UNUSED(closure)) { return PyBool_FromLong(self->send_eof); }
@@ -441,6 +454,8 @@ static PyGetSetDef connection_getset[] = {
     {"_send_error", (getter)get_send_error, NULL, PyDoc_STR("errno of the send that failed, or 0."), NULL},
     {"_receive_would_wait", (getter)get_receive_would_wait, NULL,
      PyDoc_STR("Whether receive() would neither answer nor fail at once."), NULL},
+    {"_is_send_torn", (getter)get_is_send_torn, NULL,
+     PyDoc_STR("Whether a send ended with only a part of its data queued."), NULL},
     {"_is_closed", (getter)get_is_closed, NULL, PyDoc_STR("Whether calls are refused."), NULL},
     {"_is_send_eof", (getter)get_is_send_eof, NULL, PyDoc_STR("Whether sends are refused."), NULL},
     {NULL, NULL, NULL, NULL, NULL},

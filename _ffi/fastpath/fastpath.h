@@ -93,6 +93,8 @@ struct gt_stream {
     uint32_t slot;
     int fd; /* -1 once its close has been prepared */
     bool wanting; /* on the reactor's list of streams to prepare SQEs for */
+    bool fed;     /* the receive that is or was armed last has brought something */
+    bool send_torn; /* a send ended with only a part of its data queued: what the peer has is no whole */
     bool receive_armed, receive_cancelled;
     bool send_in_flight, send_cancelled;
     bool send_cut_short; /* by an error that the kernel has kept to itself */
@@ -111,6 +113,7 @@ gt_stream *gt_stream_open(gt_reactor *reactor, gt_connection *connection, int fd
 void gt_stream_close(gt_stream *stream);
 void gt_stream_destroy(gt_stream *stream); /* only when nothing is in flight on it */
 void gt_stream_want(gt_stream *stream);
+void gt_stream_want_first(gt_stream *stream); /* before those that have had their share */
 bool gt_stream_prepare(gt_stream *stream);
 bool gt_stream_complete(gt_stream *stream, const struct io_uring_cqe *cqe); /* true: news for the program */
 void gt_stream_consumed(gt_stream *stream);                                 /* inbound bytes were taken */
@@ -143,6 +146,7 @@ PyObject *gt_drive_by_method(sendfunc drive, PyObject *object, PyObject *message
 PyObject *gt_raise_thrown(PyObject *args);                                         /* what throw() ends with */
 gt_awaitable *gt_awaitable_new(gt_connection *connection, enum gt_call call);
 bool gt_awaitable_is_satisfied(const gt_awaitable *awaitable);
+bool gt_awaitable_is_torn(const gt_awaitable *awaitable);
 
 /* --- connection.c --- */
 
@@ -271,6 +275,7 @@ struct gt_reactor {
     gt_stream *streams;
     gt_poll *polls; /* pending: the reference of each one's slot counts as the reactor's, for the garbage collector */
     gt_stream *wanting_first, *wanting_last;
+    gt_stream *wanting_starved; /* the last of those at its head that went away with nothing, or NULL */
     gt_ready *ready_first, *ready_last;
     PyObject *completions; /* list of (key, result, flags): single operations, for Python */
     PyObject *make_broken; /* errno -> exception: the one place that translates errno */
@@ -291,6 +296,7 @@ struct gt_reactor {
 extern PyTypeObject gt_reactor_type;
 void gt_reactor_ready(gt_reactor *reactor, gt_ready *ready, PyObject *object);
 void gt_reactor_link_wanting(gt_reactor *reactor, gt_stream *stream);
+void gt_reactor_link_starved(gt_reactor *reactor, gt_stream *stream);
 void gt_reactor_wake_thread(const gt_reactor *reactor); /* from another thread: end the wait, there is work */
 bool gt_reactor_check_thread(const gt_reactor *reactor); /* false: exception set */
 int gt_reactor_wake(gt_reactor *reactor, PyObject *task, PyObject *abort, bool in_place);

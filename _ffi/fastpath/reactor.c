@@ -42,6 +42,17 @@ void gt_reactor_link_wanting(gt_reactor *reactor, gt_stream *stream)
     reactor->wanting_last = stream;
 }
 
+void gt_reactor_link_starved(gt_reactor *reactor, gt_stream *stream)
+{
+    gt_stream **place = reactor->wanting_starved ? &reactor->wanting_starved->next_wanting : &reactor->wanting_first;
+    stream->wanting = true;
+    stream->next_wanting = *place;
+    *place = stream;
+    if (!stream->next_wanting)
+        reactor->wanting_last = stream;
+    reactor->wanting_starved = stream;
+}
+
 /* Prepare what the streams on the list want; one that gets no SQE stays, and ends the round. */
 static void prepare_wanting(gt_reactor *reactor)
 {
@@ -52,6 +63,8 @@ static void prepare_wanting(gt_reactor *reactor)
         reactor->wanting_first = stream->next_wanting;
         if (!reactor->wanting_first)
             reactor->wanting_last = NULL;
+        if (reactor->wanting_starved == stream)
+            reactor->wanting_starved = NULL;
         stream->wanting = false;
     }
 }

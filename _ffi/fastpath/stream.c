@@ -17,6 +17,10 @@
  * Closing prepares cancel before close, in this order: an operation in flight holds a reference to the socket, and while
  * one is held close(2) sends no FIN.  All three are submitted together, so the peer sees it at once.
  *
+ * When more arrives than there are buffers, the receives end with ENOBUFS, in the order of their completions.  Armed again in
+ * that order, the stream that emptied the pool would be the first to empty it again, for as long as it has data, and the
+ * others would starve.  So those that got nothing go first.
+ *
  * What is never taken for the end of the stream: ECANCELED (we asked for it), ENOBUFS (the pool was empty; by the time the
  * receive is armed again the buffers of the batch are back), and a CQE without F_MORE (the kernel ends a multishot receive
  * when it likes).
@@ -86,6 +90,12 @@ void gt_stream_want(gt_stream *stream)
         gt_reactor_link_wanting(stream->reactor, stream);
 }
 
+void gt_stream_want_first(gt_stream *stream)
+{
+    if (!stream->wanting)
+        gt_reactor_link_starved(stream->reactor, stream);
+}
+
 void gt_stream_close(gt_stream *stream)
 {
     if (stream->closing)
@@ -148,6 +158,7 @@ bool gt_stream_prepare(gt_stream *stream)
             return false;
         gt_prep_recv_multishot(sqe, stream->fd, ring->buffers.group);
         stream->receive_armed = true;
+        stream->fed = false;
     }
     return true;
 }
@@ -168,6 +179,7 @@ static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
                 stream->receive_error = ENOMEM; /* there is a gap in the stream now, so it is broken */
             news = true;
         }
+        stream->fed = true;
         gt_buffers_recycle(buffers, cqe);
     }
     if (gt_completion_is_final(cqe)) {
@@ -184,7 +196,9 @@ static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
         } else {
             if (cqe->res == -ENOBUFS)
                 stream->reactor->starvations++;
-            if (!stream->closing)
+            if (!stream->closing && cqe->res == -ENOBUFS && !stream->fed)
+                gt_stream_want_first(stream);
+            else if (!stream->closing)
                 gt_stream_want(stream);
         }
     }

@@ -21,11 +21,18 @@ Handler = Callable[[Connection], Awaitable[object]]
 logger = logging.getLogger("gain_trio")
 
 
+def _is_only(kind: type[BaseException], error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(kind)[1] is None
+    return isinstance(error, kind)
+
+
 @final
 class Consumer:
     """Runs handlers.
 
-    What a handler raises ends its connection and nothing else: it is logged with its traceback and counted.  With
+    What a handler raises ends its connection and nothing else: it is logged with its traceback and counted.  Only a
+    ``trio.BrokenResourceError`` is no error of the program's: it gets a line at level info, and a count of its own.  With
     ``strict`` it propagates, and so do in any case a cancellation and everything that is no :exc:`Exception`
     (``KeyboardInterrupt``, ``SystemExit``).  A group is taken apart accordingly.
     """
@@ -40,6 +47,8 @@ class Consumer:
         self.active = 0
         """How many of them are open."""
         self.handler_errors = 0
+        self.broken = 0
+        """How many handlers ended because a connection broke."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own the nursery, until cancelled."""
@@ -79,5 +88,10 @@ class Consumer:
             connection.close_now()
 
     def _failed(self, connection: RingConnection, error: BaseException) -> None:
+        if _is_only(trio.BrokenResourceError, error):
+            # The network's doing, or the peer's, who must not be able to fill the log with tracebacks.
+            self.broken += 1
+            logger.info("connection %r of handler %s broke: %s", connection, self._name, error.__cause__ or error)
+            return
         self.handler_errors += 1
         logger.error("handler %s failed; its connection %r is closed", self._name, connection, exc_info=error)

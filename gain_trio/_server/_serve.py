@@ -38,7 +38,10 @@ async def serve(
 
     For every connection ``await handler(connection)`` runs in a task of its own.  When it returns, the connection is
     flushed and closed.  When it raises an :exc:`Exception`, the connection is closed, the error is logged to the logger
-    ``gain_trio`` with its traceback and counted, and the server goes on.
+    ``gain_trio`` with its traceback and counted, and the server goes on; a :exc:`trio.BrokenResourceError` means that the
+    peer is gone, and gets one line at level info.  When it is cancelled, its connection is closed like by a cancelled
+    :meth:`Connection.aclose`: a handler that streams in pieces and must not be taken for finished calls
+    :meth:`Connection.abort` when it is interrupted.
 
     Started by ``server = await nursery.start(gain_trio.serve, handler, address)`` it returns a :class:`Server`, which knows
     the addresses and the counters.  Cancelling the scope it runs in stops it at once: listeners, handlers and connections

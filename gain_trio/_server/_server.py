@@ -22,7 +22,9 @@ class ServerStatistics:
     active: int
     """Connections whose handler runs."""
     handler_errors: int
-    """Handlers that ended with an exception."""
+    """Handlers that ended with an exception, other than the next one."""
+    broken: int
+    """Handlers that ended with a trio.BrokenResourceError: the peer was gone."""
     connections_by_consumer: tuple[int, ...]
     """Connections taken so far, by consumer."""
 
@@ -50,5 +52,6 @@ class Server:
             accepted=sum(consumer.connections for consumer in self._consumers),
             active=self.active_connections,
             handler_errors=sum(consumer.handler_errors for consumer in self._consumers),
+            broken=sum(consumer.broken for consumer in self._consumers),
             connections_by_consumer=tuple(consumer.connections for consumer in self._consumers),
         )

@@ -117,8 +117,9 @@ class Connection(trio.abc.HalfCloseableStream):
           trio.BrokenResourceError: this or an earlier send failed.
 
         Cancelled before it runs, or while the connection is over its high mark from before, nothing is sent.  Cancelled
-        while it waits for its own bytes to drain, those that were queued will be sent, and of a large ``data`` that may be
-        a part; there is no telling how much.
+        while it waits for its own bytes to drain, all of a :class:`bytes` object will be sent.  Of a large buffer of another
+        kind a part may have been: then the connection is of no more use for sending (:exc:`trio.BrokenResourceError`), and
+        closing it resets it, so that the peer does not take the part for the whole.
         """
 
     @abc.abstractmethod
@@ -142,7 +143,9 @@ class Connection(trio.abc.HalfCloseableStream):
 
         Calls in progress raise :exc:`trio.ClosedResourceError` at once.  The flush is bounded in time; when it is not
         done then, or when this is cancelled, the connection is reset, so that the peer does not take what arrived for
-        everything.  With nothing left to send it ends with FIN in every case.  Closing twice is fine.
+        everything.  With nothing left to send it ends with FIN, unless bytes have arrived that nobody received: then the
+        kernel resets it (RFC 1122, 4.2.2.13); receive until the end of the stream first where that matters.  Closing twice
+        is fine.
         """
 
     @abc.abstractmethod

@@ -89,7 +89,7 @@ class RingConnection(_Stream, Connection):
         try:
             with trio.move_on_after(CLOSE_TIMEOUT):
                 await trio.lowlevel.checkpoint()
-                if self.outbound_buffered:
+                if self.outbound_buffered and not self._is_send_torn:
                     await self._close_flush()
                 flushed = True
         except (trio.BrokenResourceError, trio.ClosedResourceError):
