@@ -295,16 +295,12 @@ static PySendResult drive(PyObject *object, PyObject *message, PyObject **result
         PyErr_SetString(PyExc_RuntimeError, "cannot reuse an awaited receive() or send(): call it again");
         return PYGEN_ERROR;
     }
-    if (self->connection->reactor->closed) {
+    if (self->connection->reactor->closed) { /* the run is over, and there is no telling what it knew of tasks */
         raise_closed(self, "this connection was closed at the end of its run");
         return PYGEN_ERROR;
     }
     if (!gt_reactor_check_thread(self->connection->reactor))
         return PYGEN_ERROR;
-    if (self->connection->reactor->closed) { /* the run is over, and there is no telling what it knew of tasks */
-        raise_closed(self, "this connection was closed");
-        return PYGEN_ERROR;
-    }
     if (self->state == PARKED && message == Py_None && direction_of(self)->awaitable == self &&
         direction_of(self)->task) { /* whoever wakes the task takes it from there first */
         PyErr_SetString(PyExc_RuntimeError, "this receive() or send() is being awaited by another task already");
