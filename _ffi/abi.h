@@ -68,8 +68,6 @@
 #endif
 
 /* io_uring_register(2) opcodes: enumerators in the kernel's header */
-#define GT_REGISTER_EVENTFD 4U           /* 5.2 */
-#define GT_UNREGISTER_EVENTFD 5U         /* 5.2 */
 #define GT_REGISTER_RING_FDS 20U         /* 5.18 */
 #define GT_UNREGISTER_RING_FDS 21U       /* 5.18 */
 #define GT_REGISTER_PBUF_RING 22U        /* 5.19 */

@@ -332,7 +332,7 @@ bool gt_trio_is_observed(gt_trio *trio)
 #define MAX_NEW_DEADLINES 256
 
 /* The entry on top of the heap of deadlines, owned, or NULL; their number; -1 on error. */
-static int look_at_deadlines(gt_trio *trio, gt_deadlines *found)
+int gt_trio_note_deadlines(gt_trio *trio, gt_deadlines *found)
 {
     PyObject *heap = field_get(&trio->deadline_heap, trio->deadlines);
     if (!heap)
@@ -347,8 +347,6 @@ static int look_at_deadlines(gt_trio *trio, gt_deadlines *found)
     Py_DECREF(heap);
     return 0;
 }
-
-int gt_trio_note_deadlines(gt_trio *trio, gt_deadlines *noted) { return look_at_deadlines(trio, noted); }
 
 /* 1 when Trio's loop would only wait again, and for as long as it does now; 0 when not; -1 on error. */
 int gt_trio_can_linger(gt_trio *trio, const gt_deadlines *noted)
@@ -367,7 +365,7 @@ int gt_trio_can_linger(gt_trio *trio, const gt_deadlines *noted)
     if (jumps != 0)
         return jumps < 0 ? -1 : 0;
     gt_deadlines now;
-    if (look_at_deadlines(trio, &now) < 0)
+    if (gt_trio_note_deadlines(trio, &now) < 0)
         return -1;
     bool same = now.earliest == noted->earliest && now.count < noted->count + MAX_NEW_DEADLINES;
     Py_XDECREF(now.earliest);

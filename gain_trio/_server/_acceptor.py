@@ -34,7 +34,7 @@ class Acceptor:
         """Accept and hand off, until cancelled."""
         while True:
             try:
-                connection = await self._accept()
+                connection: RingConnection | None = await self._listener.accept()
                 while connection is not None:
                     self._balancer.pick(self._consumers).hand_off(connection)
                     connection = self._listener.accept_ready()
@@ -49,8 +49,3 @@ class Acceptor:
                     RESOURCE_PAUSE,
                 )
                 await trio.sleep(RESOURCE_PAUSE)
-
-    async def _accept(self) -> RingConnection | None:
-        connection = await self._listener.accept()
-        assert isinstance(connection, RingConnection)
-        return connection

@@ -129,7 +129,7 @@ class RingListener(Listener):
         """See :meth:`Listener.fileno`."""
         return self._socket.fileno()
 
-    async def accept(self) -> Connection:
+    async def accept(self) -> RingConnection:
         """See :meth:`Listener.accept`."""
         if self._queue or self._closed or self._error is not None:
             await trio.lowlevel.checkpoint()
