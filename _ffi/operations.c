@@ -71,6 +71,18 @@ struct io_uring_sqe *gt_slot_sqe(struct gt_ring *ring, uint32_t index, enum gt_t
     return sqe;
 }
 
+bool gt_slot_cancel(struct gt_ring *ring, uint64_t key)
+{
+    bool quiet = ring->features & GT_FEATURE_CQE_SKIP;
+    struct io_uring_sqe *sqe = quiet ? gt_ring_sqe(ring) : gt_slot_sqe(ring, gt_key_slot(key), GT_TAG_CANCEL);
+    if (!sqe)
+        return false;
+    gt_prep_cancel(sqe, key);
+    if (quiet)
+        sqe->flags = IOSQE_CQE_SKIP_SUCCESS; /* its user_data stays 0, which is GT_TAG_NONE */
+    return true;
+}
+
 static struct gt_slot *find_slot(struct gt_ring *ring, uint64_t key)
 {
     uint32_t index = gt_key_slot(key);
@@ -173,6 +185,8 @@ int gt_operation_poll(struct gt_ring *ring, int fd, uint32_t events, bool multis
 int gt_operation_accept(struct gt_ring *ring, int fd, uint32_t accept_flags, uint64_t *key)
 {
     int error;
+    if (!ring->dead && !(ring->features & GT_FEATURE_MULTISHOT_ACCEPT))
+        return -EOPNOTSUPP;
     struct io_uring_sqe *sqe = open_operation(ring, key, &error);
     if (sqe) {
         gt_prep_accept_multishot(sqe, fd, accept_flags);
@@ -184,6 +198,8 @@ int gt_operation_accept(struct gt_ring *ring, int fd, uint32_t accept_flags, uin
 int gt_operation_recv(struct gt_ring *ring, int fd, uint64_t *key)
 {
     int error;
+    if (!ring->dead && !(ring->features & GT_FEATURE_MULTISHOT_RECEIVE && ring->features & GT_FEATURE_BUFFER_RING))
+        return -EOPNOTSUPP;
     struct io_uring_sqe *sqe = open_operation(ring, key, &error);
     if (sqe)
         gt_prep_recv_multishot(sqe, fd, ring->buffers.group);
@@ -221,9 +237,5 @@ int gt_operation_cancel(struct gt_ring *ring, uint64_t key, bool abandon)
     if (!slot || slot->finished)
         return -ENOENT;
     slot->abandoned |= abandon;
-    struct io_uring_sqe *sqe = gt_slot_sqe(ring, gt_key_slot(key), GT_TAG_CANCEL);
-    if (!sqe)
-        return delay_cancel(ring, key);
-    gt_prep_cancel(sqe, key);
-    return 0;
+    return gt_slot_cancel(ring, key) ? 0 : delay_cancel(ring, key);
 }

@@ -19,7 +19,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#define DRAIN_ROUND_NS 100000000 /* how long gt_ring_drain() waits before it cancels once more */
+#define DRAIN_ROUND_NS 100000000     /* how long gt_ring_drain() waits before it cancels once more */
+#define PROBE_PATIENCE_NS 1000000000 /* how long a kernel may take to answer what it answers at once */
 
 static int sys_setup(unsigned int entries, struct io_uring_params *params)
 {
@@ -48,36 +49,52 @@ static int64_t monotonic_ns(void)
 
 /* --- life --- */
 
-/* Setup refuses unknown flags with EINVAL and does not say which, so what is optional is taken away one by one. */
+/* Flags of io_uring_setup(2), newest first. */
+static const struct {
+    uint32_t feature;
+    uint32_t flags;
+} setup_flags[] = {
+    {GT_FEATURE_NO_SQARRAY, IORING_SETUP_NO_SQARRAY},
+    {GT_FEATURE_DEFER_TASKRUN, IORING_SETUP_DEFER_TASKRUN},
+    {GT_FEATURE_SINGLE_ISSUER, IORING_SETUP_SINGLE_ISSUER},
+    {GT_FEATURE_TASKRUN_FLAG, IORING_SETUP_TASKRUN_FLAG},
+    {GT_FEATURE_SUBMIT_ALL, IORING_SETUP_SUBMIT_ALL},
+};
+#define SETUP_FLAGS (sizeof setup_flags / sizeof setup_flags[0])
+
+/* Setup refuses flags that it does not know with EINVAL and does not say which, so they are taken away one by one, the
+ * newest first.
+ *
+ * What a poll or a receive has to do when its file is ready is *task work* of the thread that submitted it.  With
+ * DEFER_TASKRUN the thread does it when it waits for completions.  Without, the kernel does it whenever the thread is in the
+ * kernel, and interrupts the thread for it where that is in user space; COOP_TASKRUN spares the interruption, and is safe to
+ * have when TASKRUN_FLAG tells gt_ring_enter() that there is work, so without DEFER_TASKRUN the two go together.  Then
+ * completions appear in the queue while the thread runs; nothing here relies on their not doing so. */
 static int setup_best(struct gt_ring *ring, const struct gt_ring_options *options, struct io_uring_params *params)
 {
-    static const struct {
-        uint32_t feature;
-        uint32_t flag;
-    } optional[] = {
-        {GT_FEATURE_NO_SQARRAY, IORING_SETUP_NO_SQARRAY},
-        {GT_FEATURE_TASKRUN_FLAG, IORING_SETUP_TASKRUN_FLAG},
-    };
-    const size_t count = sizeof optional / sizeof optional[0];
     uint32_t wanted = 0;
-    for (size_t i = 0; i < count; i++)
-        if (!(options->unwanted & optional[i].feature))
-            wanted |= optional[i].feature;
-    for (size_t without = 0;; without++) {
+    for (size_t i = 0; i < SETUP_FLAGS; i++)
+        if (!(options->unwanted & setup_flags[i].feature))
+            wanted |= setup_flags[i].feature;
+    for (size_t next = 0;;) {
+        if (!(wanted & GT_FEATURE_SINGLE_ISSUER))
+            wanted &= ~(uint32_t)GT_FEATURE_DEFER_TASKRUN; /* which needs it */
         memset(params, 0, sizeof *params);
-        params->flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_SUBMIT_ALL |
-                        IORING_SETUP_CLAMP | IORING_SETUP_CQSIZE;
-        for (size_t i = 0; i < count; i++)
-            if (wanted & optional[i].feature)
-                params->flags |= optional[i].flag;
+        params->flags = IORING_SETUP_CLAMP | IORING_SETUP_CQSIZE;
+        for (size_t i = 0; i < SETUP_FLAGS; i++)
+            if (wanted & setup_flags[i].feature)
+                params->flags |= setup_flags[i].flags;
+        if ((wanted & GT_FEATURE_TASKRUN_FLAG) && !(wanted & GT_FEATURE_DEFER_TASKRUN))
+            params->flags |= IORING_SETUP_COOP_TASKRUN;
         params->cq_entries = options->completion_entries;
         int fd = sys_setup(options->entries, params);
-        if (fd != -EINVAL || without == count) {
-            if (fd >= 0)
-                ring->features |= wanted;
+        if (fd >= 0)
+            ring->features |= wanted;
+        while (next < SETUP_FLAGS && !(wanted & setup_flags[next].feature))
+            next++;
+        if (fd != -EINVAL || next == SETUP_FLAGS)
             return fd;
-        }
-        wanted &= ~optional[without].feature;
+        wanted &= ~setup_flags[next].feature;
     }
 }
 
@@ -135,6 +152,77 @@ static void register_fd(struct gt_ring *ring)
     }
 }
 
+/* --- what the ring can do: found out by doing it --- */
+
+/* A kernel that does not know a flag of an operation answers -EINVAL (-EOPNOTSUPP or -EACCES where the operation as such is
+ * missing or forbidden).  One that does comes as far as the file, the ring's own descriptor, which is no socket: -ENOTSOCK.  (-1 would not do: before 5.18 the file is looked at first, and -EBADF
+ * says nothing.)  Nothing is in flight yet, so a cancel of everything has nothing to do.
+ *
+ * Before 5.19 a receive does not look at its ioprio, and the multishot flag in it passes unnoticed.  It has to be refused
+ * where it makes no sense to be known: without a buffer group. */
+enum probe { PROBE_CANCEL_ANY, PROBE_ACCEPT, PROBE_RECEIVE, PROBE_SENSELESS_RECEIVE, PROBES };
+
+static const uint32_t probed_feature[PROBES] = {
+    [PROBE_CANCEL_ANY] = GT_FEATURE_CANCEL_ANY,
+    [PROBE_ACCEPT] = GT_FEATURE_MULTISHOT_ACCEPT,
+    [PROBE_RECEIVE] = GT_FEATURE_MULTISHOT_RECEIVE,
+    [PROBE_SENSELESS_RECEIVE] = GT_FEATURE_MULTISHOT_RECEIVE, /* last: where it is refused, that stops a submission */
+};
+
+static bool is_refusal(int result) { return result == -EINVAL || result == -EOPNOTSUPP || result == -EACCES; }
+
+static void prep_probe(struct gt_ring *ring, struct io_uring_sqe *sqe, enum probe probe)
+{
+    switch (probe) {
+    case PROBE_CANCEL_ANY:
+        gt_prep_cancel_all(sqe);
+        break;
+    case PROBE_ACCEPT:
+        gt_prep_accept_multishot(sqe, ring->fd, 0);
+        break;
+    case PROBE_RECEIVE:
+        gt_prep_recv_multishot(sqe, ring->fd, ring->buffers.group);
+        break;
+    case PROBE_SENSELESS_RECEIVE:
+        gt_prep_recv_multishot(sqe, ring->fd, 0);
+        sqe->flags = 0;
+        break;
+    case PROBES:
+        break;
+    }
+    sqe->user_data = probe;
+}
+
+/* One io_uring_enter, if the queues have room for all probes and no kernel stops at one of them. */
+static int probe(struct gt_ring *ring, uint32_t unwanted)
+{
+    uint32_t supported = (GT_FEATURE_CANCEL_ANY | GT_FEATURE_MULTISHOT_ACCEPT | GT_FEATURE_MULTISHOT_RECEIVE) & ~unwanted;
+    uint32_t asked = 0, answered = 0;
+    unsigned int next = 0;
+    for (;;) {
+        for (; next < PROBES && gt_ring_unsubmitted(ring) < ring->sq_entries; next++) {
+            if (unwanted & probed_feature[next])
+                continue;
+            prep_probe(ring, gt_ring_sqe(ring), next);
+            asked++;
+        }
+        if (asked == answered && next == PROBES)
+            break;
+        int result = gt_ring_enter(ring, PROBE_PATIENCE_NS);
+        struct io_uring_cqe cqe;
+        uint32_t reaped = 0;
+        for (; gt_ring_reap(ring, &cqe, 1); reaped++)
+            if (is_refusal(cqe.res) != (cqe.user_data == PROBE_SENSELESS_RECEIVE))
+                supported &= ~probed_feature[cqe.user_data];
+        answered += reaped;
+        if (result < 0 && result != -EINTR && reaped == 0) /* a seccomp profile may allow io_uring_setup alone */
+            return result;
+    }
+    ring->features |= supported;
+    ring->submissions = ring->completions = ring->enters = ring->overflows = 0;
+    return 0;
+}
+
 int gt_ring_open(struct gt_ring *ring, const struct gt_ring_options *options)
 {
     memset(ring, 0, sizeof *ring);
@@ -149,12 +237,17 @@ int gt_ring_open(struct gt_ring *ring, const struct gt_ring_options *options)
     ring->setup_flags = params.flags;
     ring->kernel_features = params.features;
     result = map_queues(ring, &params);
+    if (result == 0) {
+        if (!(options->unwanted & GT_FEATURE_REGISTERED_FD))
+            register_fd(ring);
+        if (params.features & IORING_FEAT_CQE_SKIP)
+            ring->features |= GT_FEATURE_CQE_SKIP & ~options->unwanted;
+        result = probe(ring, options->unwanted);
+    }
     if (result < 0) {
         gt_ring_close(ring);
         return result;
     }
-    if (!(options->unwanted & GT_FEATURE_REGISTERED_FD))
-        register_fd(ring);
     ring->magic = GT_RING_MAGIC;
     return 0;
 }
@@ -167,34 +260,59 @@ static void keep_books_only(const struct io_uring_cqe *cqe, void *context)
         gt_completion_discard(&slot, cqe);
 }
 
+/* Prepare cancels for everything in flight on the slots from `*slot` on.  False: no SQE is to be had, go on from there.
+ *
+ * Where one cancel cannot stand for all, each operation is named.  This file does not know what a stream has in flight, so
+ * it names whatever can last there; a cancel that finds nothing is harmless. */
+static bool cancel_all(struct gt_ring *ring, uint32_t *slot)
+{
+    if (ring->features & GT_FEATURE_CANCEL_ANY) {
+        struct io_uring_sqe *sqe = gt_ring_sqe(ring);
+        if (sqe)
+            gt_prep_cancel_all(sqe); /* its user_data is 0: nobody asks how this one ended */
+        return sqe;
+    }
+    for (; *slot < ring->slot_count; ++*slot) {
+        if (ring->slots[*slot].in_flight == 0)
+            continue;
+        if (ring->slots[*slot].kind == GT_SLOT_OPERATION) {
+            if (!ring->slots[*slot].finished && !gt_slot_cancel(ring, gt_key(ring, *slot, GT_TAG_MAIN)))
+                return false;
+        } else if (!gt_slot_cancel(ring, gt_key(ring, *slot, GT_TAG_RECV)) ||
+                   !gt_slot_cancel(ring, gt_key(ring, *slot, GT_TAG_SEND))) {
+            return false;
+        }
+    }
+    return true;
+}
+
 uint64_t gt_ring_drain(struct gt_ring *ring, int64_t patience_ns, void (*complete)(const struct io_uring_cqe *, void *),
                        void *context)
 {
     const int64_t end = monotonic_ns() + patience_ns;
     bool cancelled = false;
+    uint32_t slot = 0;
     if (!complete) {
         complete = keep_books_only;
         context = ring;
     }
     while (ring->in_flight > 0) {
-        struct io_uring_sqe *sqe = cancelled ? NULL : gt_ring_sqe(ring);
-        if (sqe) {
-            gt_prep_cancel(sqe, 0); /* key 0 has no tag and so names no operation: nobody asks how this one ended */
-            sqe->rw_flags = (int)(IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_ALL);
-            cancelled = true;
-        }
+        if (!cancelled)
+            cancelled = cancel_all(ring, &slot);
         int64_t left = end - monotonic_ns();
         int result = gt_ring_enter(ring, left <= 0 ? 0 : left < DRAIN_ROUND_NS ? left : DRAIN_ROUND_NS);
         struct io_uring_cqe cqe;
         uint32_t reaped = 0;
         for (; gt_ring_reap(ring, &cqe, 1); reaped++)
-            if (gt_key_tag(cqe.user_data) != 0)
+            if (!gt_completion_is_nobodys(&cqe))
                 complete(&cqe, context);
         bool hopeless = result < 0 && result != -EINTR && result != -ETIME && result != -EAGAIN && result != -EBUSY;
         if (reaped == 0 && (left <= 0 || hopeless))
             break;
-        if (reaped == 0)
-            cancelled = false; /* something was started after the cancel */
+        if (reaped == 0 && cancelled) { /* something was started after the cancel */
+            cancelled = false;
+            slot = 0;
+        }
     }
     return ring->in_flight;
 }
@@ -259,6 +377,9 @@ struct io_uring_sqe *gt_ring_sqe(struct gt_ring *ring)
     return sqe;
 }
 
+/* A kernel without SUBMIT_ALL stops behind the first SQE that it cannot even prepare (a poll of a descriptor that has been
+ * closed, say): that one completes with its error, those behind it stay in the queue, and a wait that was asked for is left
+ * out.  It is entered again for the rest.  Each time it takes one SQE at least, or says why not. */
 int gt_ring_submit(struct gt_ring *ring)
 {
     if (ring->dead)
@@ -268,11 +389,16 @@ int gt_ring_submit(struct gt_ring *ring)
         return 0;
     __atomic_store_n(ring->sq_tail, ring->sq_prepared, __ATOMIC_RELEASE);
     gt_buffers_publish(&ring->buffers);
-    ring->enters++;
-    int result = sys_enter(ring->enter_fd, count, 0, ring->enter_flags, NULL, 0);
-    if (result > 0)
-        ring->submissions += (uint32_t)result;
-    return result;
+    int taken = 0, result;
+    do {
+        ring->enters++;
+        result = sys_enter(ring->enter_fd, count, 0, ring->enter_flags, NULL, 0);
+        if (result > 0)
+            taken += result;
+        count = gt_ring_unsubmitted(ring);
+    } while (result > 0 && count > 0);
+    ring->submissions += (uint32_t)taken;
+    return taken > 0 ? taken : result;
 }
 
 static void retry_cancels(struct gt_ring *ring)
@@ -303,12 +429,18 @@ int gt_ring_enter(struct gt_ring *ring, int64_t timeout_ns)
         argument.ts = (uint64_t)(uintptr_t)&timeout;
     __atomic_store_n(ring->sq_tail, ring->sq_prepared, __ATOMIC_RELEASE);
     gt_buffers_publish(&ring->buffers);
-    ring->enters++;
-    int result = sys_enter(ring->enter_fd, count, wait,
-                           ring->enter_flags | IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG, &argument, sizeof argument);
-    /* A wait that fails after a successful submission returns the submission's count, so the head tells better. */
-    ring->submissions += count - gt_ring_unsubmitted(ring);
-    return result < 0 ? result : 0;
+    for (;;) {
+        ring->enters++;
+        int result =
+            sys_enter(ring->enter_fd, count, wait, ring->enter_flags | IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG,
+                      &argument, sizeof argument);
+        /* A wait that fails after a successful submission returns the submission's count, so the head tells better. */
+        uint32_t left = gt_ring_unsubmitted(ring);
+        ring->submissions += count - left;
+        if (left == 0 || result <= 0) /* else see gt_ring_submit(); the error is there as a completion, so no wait is long */
+            return result < 0 ? result : 0;
+        count = left;
+    }
 }
 
 uint32_t gt_ring_reap(struct gt_ring *ring, struct io_uring_cqe *out, uint32_t max)

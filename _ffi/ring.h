@@ -16,8 +16,11 @@
  * for news of its new one.  A slot is freed only when nothing is in flight on it: its owner calls gt_slot_retire() after
  * every completion once it is done with the slot, and gives back its memory when that returns true.
  *
- * Threads: a ring belongs to the thread that opened it (IORING_SETUP_SINGLE_ISSUER).  Only gt_ring_forget() may be called
+ * Threads: a ring belongs to the thread that opened it, whether the kernel sees to that (SINGLE_ISSUER) or not.  Only gt_ring_forget() may be called
  * from elsewhere, namely from the child of a fork.
+ *
+ * Kernels: everything newer than Linux 5.11 is optional.  What a ring has is in its `features`; with all of it the fast
+ * path's connections can run on it, and with none of it there are still POLL_ADD, cancel and a wait with a timeout.
  *
  * Errors are returned as negative errno, as the kernel does.
  */
@@ -42,12 +45,20 @@ enum gt_feature {
     GT_FEATURE_BUFFER_RING = 1 << 2,      /* 5.19: provided buffer ring */
     GT_FEATURE_BUFFER_INCREMENT = 1 << 3, /* 6.12: buffers of that ring consumed bit by bit */
     GT_FEATURE_TASKRUN_FLAG = 1 << 4,     /* 5.19: the kernel says when there is deferred work to collect */
+    GT_FEATURE_SUBMIT_ALL = 1 << 5,       /* 5.18: a bad SQE does not keep the ones behind it from being submitted */
+    GT_FEATURE_CQE_SKIP = 1 << 6,         /* 5.17: a cancel completes only if it has failed */
+    GT_FEATURE_CANCEL_ANY = 1 << 7,       /* 5.19: one cancel for everything in flight */
+    GT_FEATURE_SINGLE_ISSUER = 1 << 8,    /* 6.0: the kernel relies on one thread to submit */
+    GT_FEATURE_DEFER_TASKRUN = 1 << 9,    /* 6.1: completions are made when we wait for them, and at no other time */
+    GT_FEATURE_MULTISHOT_ACCEPT = 1 << 10,  /* 5.19: one accept for all connections of a listener */
+    GT_FEATURE_MULTISHOT_RECEIVE = 1 << 11, /* 6.0: one receive for all data of a connection */
 };
 
 /* Tags of a key: which of a slot's operations it names. */
 enum gt_tag {
+    GT_TAG_NONE = 0,   /* no operation: see gt_slot_cancel() */
     GT_TAG_MAIN = 1,   /* the one operation of a GT_SLOT_OPERATION */
-    GT_TAG_CANCEL = 2, /* the cancel of another operation of the slot */
+    GT_TAG_CANCEL = 2, /* the cancel of another operation of the slot, where it always completes */
     GT_TAG_RECV = 3,
     GT_TAG_SEND = 4,
     GT_TAG_CLOSE = 5,
@@ -145,7 +156,8 @@ struct gt_ring {
 
 /* --- life --- */
 
-/* Set up a ring with SINGLE_ISSUER | DEFER_TASKRUN (6.1) and what else the kernel has.  0 or -errno. */
+/* Set up a ring with all that the kernel has and that is not unwanted, and find out what it can do.  0 or -errno; -EINVAL for
+ * a kernel that has not even what is necessary (5.11). */
 int gt_ring_open(struct gt_ring *ring, const struct gt_ring_options *options);
 
 /* Cancel everything in flight and reap until nothing is, for at most `patience_ns`.  Returns how many operations are still
@@ -203,8 +215,21 @@ bool gt_slot_retire(struct gt_ring *ring, uint32_t index);
 /* An SQE for an operation on a slot, with its key set and counted as in flight.  NULL: try again later. */
 struct io_uring_sqe *gt_slot_sqe(struct gt_ring *ring, uint32_t index, enum gt_tag tag);
 
-/* Keep the books for one CQE.  True, with a copy of the slot as it was, or false when that slot has been freed since.  The
- * slot of a single operation is freed here; any other is its owner's to retire. */
+/* Prepare a cancel of the operation that a key names; its own final CQE still comes.  False: no SQE, try again later.
+ *
+ * Nobody needs to hear that a cancel has found its operation, so where the kernel can keep quiet about that
+ * (GT_FEATURE_CQE_SKIP) it does, and the cancel is no operation in the sense of this file: it has no key, is not counted as
+ * in flight, and does not keep its slot.  It touches no memory, so nothing has to outlive it.  When it comes too late, its
+ * slot may be somebody else's already, but then with another generation, and the cancel finds nothing.  That it has
+ * found nothing (-ENOENT) or could not stop what it found (-EALREADY) is told by a CQE with GT_TAG_NONE, which whoever reaps
+ * has to pass over before gt_slot_complete(): it belongs to no slot.  Either way the operation's own final CQE has come or
+ * is on its way, and that one ends the wait for it.
+ *
+ * Elsewhere a cancel is an operation of the slot with GT_TAG_CANCEL, and the slot lives until its CQE too. */
+bool gt_slot_cancel(struct gt_ring *ring, uint64_t key);
+
+/* Keep the books for one CQE of an operation.  True, with a copy of the slot as it was, or false when that slot has been freed
+ * since.  The slot of a single operation is freed here; any other is its owner's to retire. */
 bool gt_slot_complete(struct gt_ring *ring, const struct io_uring_cqe *cqe, struct gt_slot *slot);
 
 /* Nobody takes the result of this completion: close the descriptor it may have brought. */
@@ -217,6 +242,12 @@ static inline uint32_t gt_key_generation(uint64_t key) { return (uint32_t)(key >
 static inline uint64_t gt_key(const struct gt_ring *ring, uint32_t index, enum gt_tag tag)
 {
     return (uint64_t)ring->slots[index].generation << 32 | (uint64_t)tag << 28 | index;
+}
+
+/* A cancel that has failed (GT_FEATURE_CQE_SKIP), or was one of everything. */
+static inline bool gt_completion_is_nobodys(const struct io_uring_cqe *cqe)
+{
+    return gt_key_tag(cqe->user_data) == GT_TAG_NONE;
 }
 
 static inline bool gt_completion_is_final(const struct io_uring_cqe *cqe)
@@ -270,6 +301,13 @@ static inline void gt_prep_cancel(struct io_uring_sqe *sqe, uint64_t key)
     sqe->addr = key;
 }
 
+/* GT_FEATURE_CANCEL_ANY */
+static inline void gt_prep_cancel_all(struct io_uring_sqe *sqe)
+{
+    gt_prep_cancel(sqe, 0);
+    sqe->rw_flags = (int)(IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_ALL);
+}
+
 static inline void gt_prep_close(struct io_uring_sqe *sqe, int fd)
 {
     sqe->opcode = IORING_OP_CLOSE;
@@ -284,7 +322,8 @@ static inline void gt_prep_nop(struct io_uring_sqe *sqe)
 
 /* --- single operations: a slot of their own; *key names them --- */
 
-/* A poll refuses what cannot be polled, as epoll_ctl(2) does: -EPERM for most files that are neither socket nor pipe, -EBADF. */
+/* A poll refuses what cannot be polled, as epoll_ctl(2) does: -EPERM for most files that are neither socket nor pipe, -EBADF.
+ * An accept and a receive are multishot: -EOPNOTSUPP on a ring without that, or without buffers to receive into. */
 int gt_operation_nop(struct gt_ring *ring, uint64_t *key);
 int gt_operation_poll(struct gt_ring *ring, int fd, uint32_t events, bool multishot, uint64_t *key);
 int gt_operation_accept(struct gt_ring *ring, int fd, uint32_t accept_flags, uint64_t *key);

@@ -24,7 +24,8 @@ builder.cdef(
 
     enum gt_feature {
         GT_FEATURE_NO_SQARRAY, GT_FEATURE_REGISTERED_FD, GT_FEATURE_BUFFER_RING, GT_FEATURE_BUFFER_INCREMENT,
-        GT_FEATURE_TASKRUN_FLAG, ...
+        GT_FEATURE_TASKRUN_FLAG, GT_FEATURE_SUBMIT_ALL, GT_FEATURE_CQE_SKIP, GT_FEATURE_CANCEL_ANY,
+        GT_FEATURE_SINGLE_ISSUER, GT_FEATURE_DEFER_TASKRUN, GT_FEATURE_MULTISHOT_ACCEPT, GT_FEATURE_MULTISHOT_RECEIVE, ...
     };
 
     struct io_uring_cqe {
@@ -82,6 +83,7 @@ builder.cdef(
     uint32_t gt_ring_reap(struct gt_ring *ring, struct io_uring_cqe *out, uint32_t max);
     int gt_ring_register(struct gt_ring *ring, unsigned int opcode, void *argument, unsigned int count);
 
+    bool gt_completion_is_nobodys(const struct io_uring_cqe *cqe);
     bool gt_slot_complete(struct gt_ring *ring, const struct io_uring_cqe *cqe, struct gt_slot *slot);
     void gt_completion_discard(const struct gt_slot *slot, const struct io_uring_cqe *cqe);
 

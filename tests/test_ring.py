@@ -12,18 +12,28 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import trio
+import trio.testing
 from _helpers import descriptor_limit, drive, mapped_bytes, next_descriptor, ring_run, socket_pair
 from pairs import address_of, open_descriptors, pattern, receive_exactly
 
 import gain_trio
-from gain_trio import Feature, RingOptions, RingUnavailable
-from gain_trio._kernel import CompletionFlag, PollEvent, uring
+from gain_trio import Feature, Marks, RingOptions, RingUnavailable
+from gain_trio._io_manager import UringIOManager
+from gain_trio._io_manager._seam import current_io_manager
+from gain_trio._kernel import FULL_TIER, CompletionFlag, PollEvent, uring
 from gain_trio._ring import Completion, Ring
+from gain_trio._transports._ring_connection import RingConnection
 
-OPTIONAL = (Feature.NO_SQARRAY, Feature.REGISTERED_FD, Feature.TASKRUN_FLAG, Feature.BUFFER_INCREMENT)
-NONE_OF_THEM = Feature(sum(OPTIONAL))
+EVERYTHING = Feature(sum(Feature))
+NEEDED = tuple(feature for feature in Feature if feature & FULL_TIER)
+"""What connections on the ring need."""
+BESIDE = tuple(feature for feature in Feature if not feature & FULL_TIER)
+"""What they can do without."""
 
-pytestmark = pytest.mark.usefixtures("no_descriptor_leak")
+needs_full_tier = pytest.mark.usefixtures("full_tier")
+
+pytestmark = [pytest.mark.ring, pytest.mark.usefixtures("no_descriptor_leak")]
 
 
 @contextlib.contextmanager
@@ -42,6 +52,14 @@ def opened(**options: Any) -> Iterator[Ring]:
 def ring() -> Iterator[Ring]:
     with opened() as ring:
         yield ring
+
+
+@pytest.fixture
+def full_tier() -> None:
+    """Accepts and receives are for a ring of tier full."""
+    with opened() as ring:
+        if ring.tier != "full":
+            pytest.skip(f"the ring has tier {ring.tier}")
 
 
 class Results:
@@ -112,6 +130,7 @@ def test_a_closed_ring_refuses_operations_and_has_nothing_to_reap() -> None:
     operation.cancel(abandon=True)
 
 
+@needs_full_tier
 def test_closing_ends_what_is_in_flight() -> None:
     with socket_pair() as (one, other):
         ring = Ring()
@@ -175,6 +194,7 @@ def test_an_option_that_is_no_number_is_refused_by_name(name: str) -> None:
         RingOptions(**{name: "8"})  # type: ignore[arg-type]
 
 
+@needs_full_tier
 @pytest.mark.parametrize(
     "options",
     [
@@ -194,7 +214,7 @@ def test_options_at_their_bounds_make_a_ring_that_works(options: dict[str, int])
 
 def test_options_keep_their_values_and_cannot_be_changed() -> None:
     options = RingOptions(entries=8, buffer_size=100)
-    assert (options.entries, options.buffer_size, options.unwanted) == (8, 100, Feature(0))
+    assert (options.entries, options.buffer_size, options.max_slots) == (8, 100, 1 << 20)
     with pytest.raises(AttributeError):
         options.entries = 9  # type: ignore[misc]
 
@@ -224,11 +244,9 @@ def test_outside_a_run_backend_info_says_why_it_would_not_be_the_ring() -> None:
 @pytest.mark.parametrize(
     ("number", "advice"),
     [
-        (errno.ENOSYS, "older than 5.1"),
-        (errno.EPERM, "kernel.io_uring_disabled"),
         (errno.EACCES, "SELinux"),
         (errno.ENOMEM, "RLIMIT_MEMLOCK"),
-        (errno.EINVAL, "older than 6.1"),
+        (errno.EINVAL, "older than"),
         (errno.ENFILE, "fs.file-max"),
         (errno.EIO, "EIO"),
     ],
@@ -248,19 +266,195 @@ def test_each_refusal_of_the_kernel_has_its_reason(monkeypatch: pytest.MonkeyPat
     assert caught.value.errno == number
 
 
+# --- what the operator does not want ---
+
+
+@pytest.mark.parametrize(
+    ("value", "unwanted"),
+    [
+        ("", Feature(0)),
+        ("cqe_skip", Feature.CQE_SKIP),
+        ("buffer_ring, submit_all", Feature.BUFFER_RING | Feature.SUBMIT_ALL),
+        ("all", EVERYTHING),
+        ("all,cqe_skip,", EVERYTHING),
+    ],
+)
+def test_the_environment_says_what_is_unwanted(monkeypatch: pytest.MonkeyPatch, value: str, unwanted: Feature) -> None:
+    monkeypatch.setenv("GAIN_TRIO_UNWANTED", value)
+    assert RingOptions().unwanted == unwanted
+    assert RingOptions(unwanted=Feature.NO_SQARRAY).unwanted == Feature.NO_SQARRAY, (
+        "who says it in the program, decides"
+    )
+    with opened() as ring:
+        assert not ring.features & unwanted
+
+
+def test_without_the_environment_nothing_is_unwanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GAIN_TRIO_UNWANTED", raising=False)
+    assert RingOptions().unwanted == Feature(0)
+
+
+@pytest.mark.parametrize("value", ["cqe_skipp", "CQE_SKIP", "none", "cqe_skip;submit_all"])
+def test_a_name_that_no_feature_has_is_refused_and_the_known_ones_are_told(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("GAIN_TRIO_UNWANTED", value)
+    known = ", ".join(str(feature.name).lower() for feature in Feature)
+    with pytest.raises(ValueError, match=f"GAIN_TRIO_UNWANTED has {value!r}; it may have: all, {known}"):
+        RingOptions()
+
+
 # --- features ---
 
+every_feature_and_all = pytest.mark.parametrize(
+    "unwanted",
+    [*Feature, EVERYTHING],
+    ids=lambda feature: str(feature.name).lower() if feature in [*Feature] else "all",
+)
 
-@pytest.mark.parametrize("unwanted", [*OPTIONAL, NONE_OF_THEM], ids=lambda feature: feature.name or "all optional")
-def test_a_feature_that_is_unwanted_is_not_used_and_connections_echo_without_it(unwanted: Feature) -> None:
+SETUP_FLAGS = {  # linux/io_uring.h
+    Feature.SUBMIT_ALL: 1 << 7,
+    Feature.TASKRUN_FLAG: 1 << 9,
+    Feature.SINGLE_ISSUER: 1 << 12,
+    Feature.DEFER_TASKRUN: 1 << 13,
+    Feature.NO_SQARRAY: 1 << 16,
+}
+COOP_TASKRUN = 1 << 8
+
+
+@pytest.mark.parametrize("feature", [*Feature], ids=lambda feature: str(feature.name).lower())
+def test_a_feature_says_which_kernel_brought_it_and_what_for(feature: Feature) -> None:
+    assert re.fullmatch(r"[56]\.\d+", feature.kernel)
+    assert 10 < len(feature.purpose) < 100
+    assert getattr(uring.lib, f"GT_FEATURE_{feature.name}") == feature
+
+
+@every_feature_and_all
+def test_a_feature_that_is_unwanted_is_not_used(unwanted: Feature) -> None:
+    with opened(unwanted=Feature(0)) as best, opened(unwanted=unwanted) as ring:
+        assert not ring.features & unwanted
+        for feature, flag in SETUP_FLAGS.items():
+            assert bool(ring._ring.setup_flags & flag) == (feature in ring.features)
+        missing = best.features & ~ring.features & ~unwanted
+        if unwanted & FULL_TIER:
+            assert ring.tier == "poll"
+            assert ring.statistics().buffers == 0
+            assert not missing & ~(Feature.BUFFER_RING | Feature.BUFFER_INCREMENT | Feature.DEFER_TASKRUN)
+        else:
+            assert ring.tier == best.tier
+            assert not missing
+
+
+@pytest.mark.parametrize("unwanted", [Feature.DEFER_TASKRUN, Feature.SINGLE_ISSUER])
+def test_where_work_is_not_deferred_it_does_not_interrupt(unwanted: Feature) -> None:
+    with opened(unwanted=unwanted) as ring, opened(unwanted=unwanted | Feature.TASKRUN_FLAG) as plain:
+        assert not (ring.features | plain.features) & Feature.DEFER_TASKRUN
+        assert bool(ring._ring.setup_flags & COOP_TASKRUN) == (Feature.TASKRUN_FLAG in ring.features)
+        assert not plain._ring.setup_flags & COOP_TASKRUN
+
+
+@every_feature_and_all
+def test_finding_out_what_a_kernel_has_leaves_nothing_behind(unwanted: Feature) -> None:
+    before = open_descriptors()
+    with opened(unwanted=unwanted) as ring:
+        assert len(open_descriptors()) == len(before) + 1
+        statistics = ring.statistics()
+        assert (statistics.submissions, statistics.completions, statistics.enter_calls) == (0, 0, 0)
+        assert statistics.operations_in_flight == 0
+        assert ring.enter(0.001) is False, "no completion is there, and none comes"
+        assert ring.reap() == []
+        assert ring.statistics().completions == 0
+
+
+def test_what_a_kernel_has_is_found_out_through_the_smallest_queues_too() -> None:
+    with opened(unwanted=Feature(0)) as large:
+        for entries, completion_entries in [(1, 1), (1, 2), (2, 2), (4, 4)]:
+            options = {"entries": entries, "completion_entries": completion_entries, "unwanted": Feature(0)}
+            with opened(**options) as small, opened(**{**options, "unwanted": Feature.SUBMIT_ALL}) as stopping:
+                assert small.features == large.features
+                assert stopping.features == large.features & ~Feature.SUBMIT_ALL
+
+
+@needs_full_tier
+def test_features_of_this_kernel_are_told() -> None:
+    with opened(unwanted=Feature(sum(BESIDE))) as plain, opened(unwanted=EVERYTHING) as bare:
+        assert (plain.features, plain.tier) == (FULL_TIER, "full")
+        assert (bare.features, bare.tier) == (Feature(0), "poll")
+
+
+@every_feature_and_all
+def test_a_ring_does_its_work_without(unwanted: Feature) -> None:
+    with opened(unwanted=unwanted) as ring, socket_pair() as (one, other), socket_pair() as (idle, _):
+        ready, late, changes, stopped, abandoned = [Results() for _ in range(5)]
+        ring.poll(one.fileno(), PollEvent.OUT, ready)
+        ring.poll(one.fileno(), PollEvent.IN, late)
+        following = ring.poll(one.fileno(), PollEvent.IN, changes, multishot=True)
+        to_stop = ring.poll(idle.fileno(), PollEvent.IN, stopped)
+        to_abandon = ring.poll(idle.fileno(), PollEvent.IN, abandoned)
+        drive(ring, lambda: ready.ended)
+        assert ready.all == [PollEvent.OUT]
+        assert not any(results.all for results in (late, changes, stopped))
+        other.send(b"x")
+        drive(ring, lambda: late.ended and len(changes.all) == 1)
+        assert late.all == [PollEvent.IN]
+        assert not changes.ended
+        to_stop.cancel()
+        to_abandon.cancel(abandon=True)
+        following.cancel()
+        drive(ring, lambda: stopped.ended and changes.ended and ring.statistics().operations_in_flight == 0)
+        assert stopped.all == [-errno.ECANCELED]
+        assert changes.final == -errno.ECANCELED
+        assert abandoned.all == []
+        sent = Results()
+        ring.send(other.fileno(), b"hello", sent)
+        drive(ring, lambda: sent.ended)
+        assert one.recv(16) == b"xhello"
+        assert ring.enter(0.001) is False, "nothing is left to be told"
+
+
+@every_feature_and_all
+def test_closing_ends_what_is_in_flight_without(unwanted: Feature) -> None:
+    with socket_pair() as (one, other):
+        ring = Ring(RingOptions(unwanted=unwanted))
+        for multishot in (True, False):
+            ring.poll(one.fileno(), PollEvent.IN, Results(), multishot=multishot)
+        ring.submit()
+        ring.poll(one.fileno(), PollEvent.IN, Results()).cancel()  # prepared, and not submitted
+        assert ring.close() == 0
+        assert ring.statistics().stale == 0
+        one.close()  # nothing holds the socket any more, so the other end sees its end
+        assert other.recv(1) == b""
+
+
+@every_feature_and_all
+def test_accepts_and_receives_are_for_rings_that_have_what_they_need(unwanted: Feature) -> None:
+    with opened(unwanted=unwanted) as ring, listening() as listener, socket_pair() as (one, other):
+        if Feature.MULTISHOT_ACCEPT not in ring.features:
+            with pytest.raises(OSError, match="not supported"):
+                ring.accept(listener.fileno(), Results())
+        if ring.tier == "poll":
+            with pytest.raises(OSError, match="not supported"):
+                ring.receive(one.fileno(), Results())
+        else:
+            receiver = Receiver(ring, one)
+            other.send(b"x")
+            drive(ring, lambda: receiver.data == b"x")
+        assert ring.statistics().operations_in_flight == (ring.tier == "full")
+
+
+@needs_full_tier
+@pytest.mark.parametrize(
+    "unwanted",
+    [*BESIDE, Feature(sum(BESIDE))],
+    ids=lambda feature: str(feature.name).lower() if feature in BESIDE else "all optional",
+)
+def test_connections_echo_without(unwanted: Feature) -> None:
     message = pattern(300_000)
 
     async def main() -> None:
         info = gain_trio.backend_info()
-        for feature in OPTIONAL:
-            assert feature.name is not None
-            if feature & unwanted:
-                assert feature.name.lower() not in info.features
+        for feature in Feature:
+            assert (str(feature.name).lower() in info.features) == (not feature & unwanted)
         [listener] = await gain_trio.open_listeners("tcp://127.0.0.1:0")
         async with listener, await gain_trio.connect(address_of(listener)) as client:
             async with await listener.accept() as served:
@@ -271,20 +465,214 @@ def test_a_feature_that_is_unwanted_is_not_used_and_connections_echo_without_it(
     ring_run(main, unwanted=unwanted)
 
 
-def test_features_of_this_kernel_are_told() -> None:
-    with opened() as full, opened(unwanted=NONE_OF_THEM) as plain:
-        assert Feature.BUFFER_RING in full.features
-        assert plain.features == Feature.BUFFER_RING
+@pytest.mark.parametrize("unwanted", [*NEEDED, EVERYTHING])
+def test_no_connection_is_put_on_a_ring_of_tier_poll(unwanted: Feature) -> None:
+    manager = UringIOManager(RingOptions(unwanted=unwanted))
+    try:
+        assert (manager.tier, manager.statistics().tier) == ("poll", "poll")
+        with socket_pair() as (one, _other):
+            with pytest.raises(RuntimeError, match=r'tier "poll".*GAIN_TRIO_UNWANTED'):
+                RingConnection(manager, one.fileno(), Marks())
+            assert one.fileno() in [int(name.split()[0]) for name in open_descriptors()], "it is its caller's still"
+    finally:
+        manager.close()
 
 
-def test_connections_need_receive_buffers_and_say_so() -> None:
-    async def main() -> None:
+# --- submissions that the kernel refuses ---
+
+
+def start_refused(ring: Ring, results: Results) -> None:
+    """An accept with flags that there are not: the kernel cannot even prepare it."""
+    ring._start(uring.lib.gt_operation_accept(ring._ring, 0, 0x40000000, ring._key), results)
+
+
+stopping_or_not = pytest.mark.parametrize(
+    "unwanted",
+    [Feature(0), Feature.SUBMIT_ALL, EVERYTHING & ~Feature.MULTISHOT_ACCEPT],
+    ids=["submitting all", "stopping", "stopping on a bare ring"],
+)
+
+
+@stopping_or_not
+@pytest.mark.parametrize("how", ["submit", "look", "wait"])
+def test_a_submission_that_is_refused_does_not_hold_up_those_behind_it(unwanted: Feature, how: str) -> None:
+    with opened(unwanted=unwanted) as ring, socket_pair() as (one, other):
+        before, refused, between, refused_too, behind = [Results() for _ in range(5)]
+        ring.poll(one.fileno(), PollEvent.IN, before)
+        start_refused(ring, refused)
+        ring.poll(one.fileno(), PollEvent.IN, between)
+        start_refused(ring, refused_too)
+        ring.poll(one.fileno(), PollEvent.IN, behind)
+        if how == "submit":
+            ring.submit()
+        else:
+            assert ring.enter(0 if how == "look" else math.inf)
+        statistics = ring.statistics()
+        assert statistics.submissions == 5
+        assert statistics.enter_calls == (1 if Feature.SUBMIT_ALL in ring.features else 3)
+        drive(ring, lambda: refused.ended and refused_too.ended)
+        assert refused.all == refused_too.all == [-errno.EINVAL]
+        assert not any(results.ended for results in (before, between, behind))
+        other.send(b"x")
+        drive(ring, lambda: before.ended and between.ended and behind.ended)
+        assert before.all == between.all == behind.all == [PollEvent.IN]
+
+
+@stopping_or_not
+def test_hundreds_of_refused_submissions_pass_a_queue_of_four(unwanted: Feature) -> None:
+    with opened(entries=4, completion_entries=8, unwanted=unwanted) as ring:
+        refused, done = [Results() for _ in range(300)], [Results() for _ in range(300)]
+        for bad, good in zip(refused, done, strict=True):
+            start_refused(ring, bad)
+            ring.nop(good)
+        drive(ring, lambda: ring.statistics().operations_in_flight == 0)
+        assert all(results.all == [-errno.EINVAL] for results in refused)
+        assert all(results.all == [0] for results in done)
+
+
+# --- cancels whose success nobody needs to hear of ---
+
+quiet_or_not = pytest.mark.parametrize("unwanted", [Feature(0), Feature.CQE_SKIP], ids=["quiet", "acknowledged"])
+
+
+def is_quiet(ring: Ring) -> bool:
+    return Feature.CQE_SKIP in ring.features
+
+
+@quiet_or_not
+def test_a_cancel_that_succeeds_completes_only_if_it_must(unwanted: Feature) -> None:
+    with opened(unwanted=unwanted) as ring, socket_pair() as (one, _other):
+        results = Results()
+        operation = ring.poll(one.fileno(), PollEvent.IN, results)
+        ring.submit()
+        operation.cancel()
+        assert ring.statistics().operations_in_flight == (1 if is_quiet(ring) else 2)
+        completions = drive(ring, lambda: ring.statistics().operations_in_flight == 0)
+        assert [completion.result for completion in completions] == [-errno.ECANCELED]
+        assert ring.statistics().completions == (1 if is_quiet(ring) else 2)
+        assert ring.enter(0.001) is False
+
+
+@quiet_or_not
+@pytest.mark.parametrize("abandon", [False, True])
+def test_a_cancel_that_comes_too_late_is_told_to_nobody(unwanted: Feature, abandon: bool) -> None:
+    with opened(unwanted=unwanted) as ring, socket_pair() as (one, other):
+        results = Results()
+        other.send(b"x")
+        operation = ring.poll(one.fileno(), PollEvent.IN, results)
+        ring.submit()  # and it completes
+        operation.cancel(abandon=abandon)
+        ring.submit()  # finds nothing
+        completions = drive(ring, lambda: ring.statistics().operations_in_flight == 0)
+        drive(ring, lambda: ring.statistics().completions == 2)
+        assert [completion.result for completion in completions] == ([] if abandon else [PollEvent.IN])
+        assert results.all == ([] if abandon else [PollEvent.IN])
+        assert ring.enter(0.001) is False
+
+
+@quiet_or_not
+def test_a_cancel_that_is_submitted_late_does_not_meet_the_slots_next_operation(unwanted: Feature) -> None:
+    with opened(unwanted=unwanted) as ring, socket_pair() as (one, other), socket_pair() as (quiet, talker):
+        first, second = Results(), Results()
+        other.send(b"x")
+        old = ring.poll(one.fileno(), PollEvent.IN, first)
+        ring.submit()  # and it completes
+        old.cancel()  # prepared
+        ring.reap()
+        assert first.all == [PollEvent.IN]
+        new = ring.poll(quiet.fileno(), PollEvent.IN, second)
+        same_slot = new.key & 0x0FFFFFFF == old.key & 0x0FFFFFFF
+        assert same_slot == is_quiet(ring), "a cancel that completes keeps its slot until then"
+        assert new.key != old.key
+        ring.submit()
+        drive(ring, lambda: ring.statistics().completions == 2)
+        assert not second.ended
+        talker.send(b"x")
+        drive(ring, lambda: second.ended)
+        assert second.all == [PollEvent.IN]
+
+
+@quiet_or_not
+@pytest.mark.parametrize("entries", [1, 4])
+def test_hundreds_of_cancels_pass_a_small_queue(unwanted: Feature, entries: int) -> None:
+    with opened(entries=entries, completion_entries=8, unwanted=unwanted) as ring, socket_pair() as (one, _other):
+        results = [Results() for _ in range(300)]
+        operations = [ring.poll(one.fileno(), PollEvent.IN, result) for result in results]
+        for number, operation in enumerate(operations):
+            operation.cancel(abandon=number % 3 == 0)
+        drive(ring, lambda: ring.statistics().operations_in_flight == 0)
+        for number, result in enumerate(results):
+            assert result.all == ([] if number % 3 == 0 else [-errno.ECANCELED])
+
+
+@quiet_or_not
+def test_a_slot_is_used_over_and_over_while_cancels_come_too_late_or_not(unwanted: Feature) -> None:
+    with opened(entries=4, unwanted=unwanted) as ring, socket_pair() as (idle, _), socket_pair() as (busy, other):
+        other.send(b"x")
+        for turn in range(500):
+            results = [Results(), Results()]
+            operations = [
+                ring.poll(busy.fileno(), PollEvent.IN, results[0]),
+                ring.poll(idle.fileno(), PollEvent.IN, results[1]),
+            ]
+            if turn % 2:
+                ring.submit()
+            for operation in operations:
+                operation.cancel()
+            drive(ring, lambda results=results: all(result.ended for result in results))  # type: ignore[misc]
+            assert results[0].all in ([PollEvent.IN], [-errno.ECANCELED])
+            assert results[1].all == [-errno.ECANCELED]
+        drive(ring, lambda: ring.statistics().operations_in_flight == 0)
+
+
+@pytest.mark.parametrize(
+    "unwanted",
+    [Feature(0), Feature.CANCEL_ANY, Feature.CANCEL_ANY | Feature.CQE_SKIP, EVERYTHING],
+    ids=["all at once", "one by one", "one by one, acknowledged", "one by one on a bare ring"],
+)
+@pytest.mark.parametrize("entries", [4, 1024])
+def test_closing_ends_hundreds_of_operations(unwanted: Feature, entries: int) -> None:
+    ring = Ring(RingOptions(entries=entries, completion_entries=entries, unwanted=unwanted))
+    with contextlib.ExitStack() as stack:
+        pairs = [stack.enter_context(socket_pair()) for _ in range(5)]
+        results = [Results() for _ in range(600)]
+        for number, result in enumerate(results):
+            one, _other = pairs[number % len(pairs)]
+            ring.poll(one.fileno(), PollEvent.IN, result, multishot=number % 7 == 0)
+        if unwanted:
+            ring.submit()  # else some of them are cancelled before they were submitted
+        pairs[0][1].send(b"x")  # and some have completed
+        assert ring.statistics().operations_in_flight == 600
+        assert ring.close() == 0
+        assert ring.statistics().operations_in_flight == 0
+        assert ring.statistics().stale == 0
+
+
+@needs_full_tier
+@pytest.mark.parametrize("unwanted", [Feature(0), Feature.CANCEL_ANY, Feature.CANCEL_ANY | Feature.CQE_SKIP])
+def test_a_run_ends_with_connections_that_receive_and_send(unwanted: Feature) -> None:
+    kept: list[Any] = []
+
+    async def main() -> UringIOManager:
         [listener] = await gain_trio.open_listeners("tcp://127.0.0.1:0")
-        async with listener:
-            with pytest.raises(RuntimeError, match="BUFFER_RING"):
-                await gain_trio.connect(address_of(listener))
+        async with listener, trio.open_nursery() as nursery:
+            for _ in range(20):
+                client = await gain_trio.connect(address_of(listener))
+                served = await listener.accept()
+                kept.extend([client, served])
+                nursery.start_soon(served.send, bytes(8 << 20))  # more than the kernel takes
+                nursery.start_soon(served.receive)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        manager = current_io_manager()
+        assert isinstance(manager, UringIOManager)
+        assert manager.ring.statistics().operations_in_flight >= 40, "receives and sends"
+        return manager
 
-    ring_run(main, unwanted=Feature.BUFFER_RING)
+    ring = ring_run(main, unwanted=unwanted).ring
+    assert ring.statistics().operations_in_flight == 0
+    assert ring.statistics().stale == 0
+    assert all(connection.fileno() == -1 for connection in kept)
 
 
 # --- single operations ---
@@ -375,6 +763,7 @@ def test_a_poll_takes_what_epoll_takes_and_looks_like_a_file(ring: Ring) -> None
     assert results.final & PollEvent.IN
 
 
+@needs_full_tier
 def test_an_accept_brings_a_descriptor_for_each_connection(ring: Ring) -> None:
     results = Results()
     with listening() as listener:
@@ -437,6 +826,7 @@ def listening() -> socket.socket:
     return socket.create_server(("127.0.0.1", 0))
 
 
+@needs_full_tier
 @pytest.mark.parametrize("incremental", [True, False])
 @pytest.mark.parametrize(("count", "size"), [(2, 64), (2, 7), (1, 4096), (4, 1000)])
 def test_what_is_received_through_a_few_small_buffers_is_whole_and_in_order(
@@ -458,6 +848,7 @@ def test_what_is_received_through_a_few_small_buffers_is_whole_and_in_order(
         drive(ring, lambda: receiver.end == 0)
 
 
+@needs_full_tier
 def test_several_receives_share_the_buffers_without_mixing_their_data() -> None:
     with contextlib.ExitStack() as stack:
         ring = stack.enter_context(opened(buffer_count=2, buffer_size=256))
@@ -473,6 +864,7 @@ def test_several_receives_share_the_buffers_without_mixing_their_data() -> None:
         assert sum(receiver.starved for receiver in receivers) > 0
 
 
+@needs_full_tier
 def test_all_buffers_are_free_again_when_their_data_has_been_taken() -> None:
     with (
         opened(buffer_count=4, buffer_size=64, unwanted=Feature.BUFFER_INCREMENT) as ring,
@@ -542,6 +934,7 @@ def test_an_abandoned_operation_calls_nobody(ring: Ring, when: str) -> None:
         assert results.all == []
 
 
+@needs_full_tier
 def test_an_abandoned_receive_gives_its_buffer_back() -> None:
     with (
         opened(buffer_count=1, buffer_size=64, unwanted=Feature.BUFFER_INCREMENT) as ring,
@@ -557,6 +950,7 @@ def test_an_abandoned_receive_gives_its_buffer_back() -> None:
         drive(ring, lambda: receiver.data == b"next")
 
 
+@needs_full_tier
 def test_an_abandoned_accept_closes_the_descriptors_it_still_brings(ring: Ring) -> None:
     results = Results()
     with listening() as listener:
@@ -576,6 +970,7 @@ def test_an_abandoned_accept_closes_the_descriptors_it_still_brings(ring: Ring) 
                 assert client.recv(1) == b""
 
 
+@needs_full_tier
 def test_closing_the_ring_closes_the_descriptors_that_nobody_took() -> None:
     with listening() as listener:
         before = open_descriptors()
@@ -674,6 +1069,7 @@ def test_completions_that_do_not_fit_are_kept_and_counted() -> None:
         assert ring.statistics().overflows > 0
 
 
+@needs_full_tier
 def test_data_that_arrives_while_completions_overflow_is_whole_and_in_order() -> None:
     with opened(entries=4, completion_entries=4) as ring, contextlib.ExitStack() as stack:
         pairs = [stack.enter_context(socket_pair()) for _ in range(16)]

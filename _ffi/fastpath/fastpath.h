@@ -203,6 +203,7 @@ struct gt_poll {
     int result; /* of the poll: events, or a negative errno */
     uint8_t state;
     bool pending; /* the operation is in flight and its completion is waited for */
+    bool again;   /* it has been armed again, as a multishot poll */
 };
 
 extern PyTypeObject gt_poll_type;

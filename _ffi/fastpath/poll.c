@@ -7,7 +7,8 @@
  *
  * io_uring reports that the peer has half-closed (POLLRDHUP) whether it was asked for or not.  That says nothing about
  * writing, so it does not end a wait for writability; and since a single poll armed again would complete with the same at
- * once, the wait goes on with a multishot poll, which completes when something changes.
+ * once, the wait goes on with a multishot poll, which completes when something changes.  A kernel that has none (before 5.13)
+ * refuses it with EINVAL.  There the task is told that it can write, as it may be at any time; it tries, and waits again.
  */
 #include "fastpath.h"
 
@@ -32,7 +33,7 @@ PyObject *gt_poll_new(gt_reactor *reactor, int fd, uint32_t events)
     self->fd = fd;
     self->result = 0;
     self->state = NEW;
-    self->pending = false;
+    self->pending = self->again = false;
     PyObject_GC_Track(self);
     return (PyObject *)self;
 }
@@ -90,13 +91,15 @@ bool gt_poll_complete(gt_poll *self, const struct io_uring_cqe *cqe)
     if (half_closed && !final)
         return false;
     Py_INCREF(self); /* disarm() and cancel() give a reference back */
-    self->result = cqe->res;
+    self->result = self->again && cqe->res == -EINVAL ? RDHUP : cqe->res;
     if (final)
         disarm(self);
     else
         gt_poll_cancel(self);
-    if (half_closed)
+    if (half_closed) {
+        self->again = true;
         self->result = arm(self, true);
+    }
     bool news = self->task && !self->pending;
     if (news)
         gt_reactor_ready(self->reactor, &self->ready, (PyObject *)self);

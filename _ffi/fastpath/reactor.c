@@ -157,7 +157,7 @@ int gt_reactor_wake(gt_reactor *reactor, PyObject *task, PyObject *abort, bool i
 static int collect_one(gt_reactor *reactor, const struct io_uring_cqe *cqe, bool *news)
 {
     struct gt_slot slot;
-    if (gt_key_tag(cqe->user_data) == 0)
+    if (gt_completion_is_nobodys(cqe))
         return 0;
     if (!gt_slot_complete(reactor->ring, cqe, &slot)) {
         if (cqe->flags & IORING_CQE_F_BUFFER) /* stale, but its buffer is real */

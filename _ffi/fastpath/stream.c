@@ -9,9 +9,9 @@
  *     in flight            prepared when                               ended by
  *     ------------------   -----------------------------------------   ------------------------------------------
  *     receive, multishot   open, no end or error, not over high mark   EOF, error, ENOBUFS, or its cancel
- *     cancel of receive    over the high mark, or closing              its own CQE
+ *     cancel of receive    over the high mark, or closing              see gt_slot_cancel()
  *     send                 open, something outbound                    its CQE
- *     cancel of send       closing                                     its own CQE
+ *     cancel of send       closing                                     see gt_slot_cancel()
  *     close                closing                                     its CQE; the last one frees the stream
  *
  * Closing prepares cancel before close, in this order: an operation in flight holds a reference to the socket, and while
@@ -35,8 +35,10 @@
 
 gt_stream *gt_stream_open(gt_reactor *reactor, gt_connection *connection, int fd)
 {
-    if (!reactor->ring->buffers.memory) { /* every receive would end with ENOBUFS at once, for ever */
-        PyErr_SetString(PyExc_RuntimeError, "a connection needs receive buffers, and RingOptions.unwanted has BUFFER_RING");
+    if (!reactor->ring->buffers.memory) { /* they are opened where the rest of what a stream needs is there, too */
+        PyErr_SetString(PyExc_RuntimeError,
+                        "this run's ring has tier \"poll\": the kernel lacks what connections on the ring need, or "
+                        "RingOptions.unwanted (GAIN_TRIO_UNWANTED) has some of it");
         return NULL;
     }
     gt_stream *stream = PyMem_Calloc(1, sizeof *stream);
@@ -108,12 +110,9 @@ void gt_stream_close(gt_stream *stream)
 
 static bool prepare_cancel(gt_stream *stream, enum gt_tag tag, bool *cancelled)
 {
-    struct io_uring_sqe *sqe = gt_slot_sqe(stream->reactor->ring, stream->slot, GT_TAG_CANCEL);
-    if (!sqe)
-        return false;
-    gt_prep_cancel(sqe, gt_key(stream->reactor->ring, stream->slot, tag));
-    *cancelled = true;
-    return true;
+    struct gt_ring *ring = stream->reactor->ring;
+    *cancelled = gt_slot_cancel(ring, gt_key(ring, stream->slot, tag));
+    return *cancelled;
 }
 
 static bool prepare_close(gt_stream *stream)
@@ -251,6 +250,7 @@ bool gt_stream_complete(gt_stream *stream, const struct io_uring_cqe *cqe)
     case GT_TAG_CLOSE:  /* an error here means that somebody else closed our descriptor: nothing is left to close */
     case GT_TAG_CANCEL: /* what it cancelled tells by its own CQE; where it found nothing, that CQE was on its way */
     case GT_TAG_MAIN:
+    case GT_TAG_NONE:
         break;
     }
     if (stream->closing && stream->fd < 0 && !stream->wanting && gt_slot_retire(stream->reactor->ring, stream->slot))

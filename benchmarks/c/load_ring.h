@@ -107,6 +107,8 @@ static inline void open_ring(struct gt_ring *ring, uint32_t entries, uint32_t co
     int result = gt_ring_open(ring, &options);
     if (result < 0)
         fail("io_uring_setup: %s (Linux 6.1 is needed)", strerror(-result));
+    if (!(ring->features & GT_FEATURE_DEFER_TASKRUN))
+        fail("this kernel's io_uring is too old for the benchmarks (Linux 6.1 is needed)");
 }
 
 #endif

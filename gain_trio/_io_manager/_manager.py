@@ -20,7 +20,8 @@ therefore neither count nor end the wait; ``Reactor.wait`` sees to that.
 *The ring serves one thread.*  In guest mode Trio calls ``get_events(0)`` in the host's thread and, when that comes back
 empty, ``get_events(timeout)`` in a worker.  The worker cannot enter the ring (``EEXIST``), and a ring with deferred work
 does not wake a poll of its own descriptor.  It does count its completions on a registered eventfd, so the worker polls
-that, and whatever arrived is reaped by ``process_events``, back in the host's thread.
+that, and whatever arrived is reaped by ``process_events``, back in the host's thread.  Without deferred work (tier
+``"poll"``) completions are made by the host's thread whenever it is in the kernel, asleep there or not, and counted as well.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ import attrs
 import outcome
 import trio
 
-from gain_trio._kernel import PollEvent, fastpath, ring_unavailable
+from gain_trio._kernel import PollEvent, Tier, fastpath, ring_unavailable
 from gain_trio._ring import Ring, RingOptions
 
 from ._errors import broken
@@ -83,6 +84,8 @@ class UringStatistics:
     """Tasks resumed at once when their completion was reaped."""
     rescheduled: int
     """Tasks of connections woken through Trio's scheduler."""
+    tier: Tier
+    """``"full"`` where connections run on the ring, ``"poll"`` where the ring only waits for readiness."""
     backend: Literal["io_uring"] = attrs.field(init=False, default="io_uring")
 
 
@@ -101,8 +104,8 @@ class UringIOManager:
       RingUnavailable: there is no io_uring to be had.
     """
 
-    default_options: ClassVar[RingOptions] = RingOptions()
-    """What :func:`gain_trio.install` was given."""
+    default_options: ClassVar[RingOptions | None] = None
+    """What :func:`gain_trio.install` was given; None for those of the environment."""
     default_resume_in_place: ClassVar[bool | None] = None
 
     def __init__(self, options: RingOptions | None = None, *, resume_in_place: bool | None = None) -> None:
@@ -111,6 +114,7 @@ class UringIOManager:
         if resume_in_place is None:
             resume_in_place = resume_in_place_default()
         self.ring = Ring(options if options is not None else self.default_options)
+        self.tier: Tier = self.ring.tier
         try:
             self._wakeup_eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         except OSError as error:  # the ring had the last free descriptor
@@ -167,6 +171,7 @@ class UringIOManager:
             operations_in_flight=ring.operations_in_flight,
             resumed_in_place=self.reactor.resumed_in_place,
             rescheduled=self.reactor.rescheduled,
+            tier=self.tier,
         )
 
     def close(self) -> None:

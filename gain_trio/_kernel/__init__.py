@@ -4,21 +4,24 @@ Nothing above this package imports ``gain_trio._uring`` or ``gain_trio._fastpath
 only; everywhere else :data:`load_error` says so and the rest of the package does without.
 """
 
-from ._constants import AcceptFlag, CompletionFlag, Feature, PollEvent, RegisterOp
+from ._constants import FULL_TIER, AcceptFlag, CompletionFlag, Feature, PollEvent, RegisterOp, Tier
 from ._errors import RingUnavailable, check, os_error, ring_unavailable
-from ._modules import fastpath, load_error, uring
+from ._modules import fastpath, load_error, ring_is_possible, uring
 
 __all__ = [
+    "FULL_TIER",
     "AcceptFlag",
     "CompletionFlag",
     "Feature",
     "PollEvent",
     "RegisterOp",
     "RingUnavailable",
+    "Tier",
     "check",
     "fastpath",
     "load_error",
     "os_error",
+    "ring_is_possible",
     "ring_unavailable",
     "uring",
 ]

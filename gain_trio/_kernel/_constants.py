@@ -3,21 +3,74 @@
 from __future__ import annotations
 
 import enum
+from typing import Literal, TypeAlias
+
+Tier: TypeAlias = Literal["full", "poll", "none"]
+"""How much of io_uring a run has.
+
+- ``"full"``: connections run on the ring, by completions.
+- ``"poll"``: the ring waits for readiness, and connections go over sockets, as on Trio's own I/O manager.
+- ``"none"``: there is no ring.
+"""
 
 
 class Feature(enum.IntFlag):
-    """What a kernel may or may not have.  Each is found out by trying it; ``enum gt_feature`` in ring.h."""
+    """What a kernel may or may not have, and what is used where it is there.
 
+    Each is found out by trying it, never by the kernel's version, and each can be left unused: see ``RingOptions.unwanted``.
+    """
+
+    # enum gt_feature in ring.h
     NO_SQARRAY = 1 << 0
-    """Linux 6.6: SQEs are taken in ring order, without an index array."""
     REGISTERED_FD = 1 << 1
-    """Linux 5.18: ``io_uring_enter`` without looking the ring's descriptor up."""
     BUFFER_RING = 1 << 2
-    """Linux 5.19: provided buffers for receives."""
     BUFFER_INCREMENT = 1 << 3
-    """Linux 6.12: provided buffers are consumed bit by bit, so that large ones serve small messages well."""
     TASKRUN_FLAG = 1 << 4
-    """Linux 5.19: the kernel says when it has work for us, so that a look costs no system call."""
+    SUBMIT_ALL = 1 << 5
+    CQE_SKIP = 1 << 6
+    CANCEL_ANY = 1 << 7
+    SINGLE_ISSUER = 1 << 8
+    DEFER_TASKRUN = 1 << 9
+    MULTISHOT_ACCEPT = 1 << 10
+    MULTISHOT_RECEIVE = 1 << 11
+
+    @property
+    def kernel(self) -> str:
+        """The Linux release that brought this feature, such as ``"6.6"``."""
+        return _FACTS[self][0]
+
+    @property
+    def purpose(self) -> str:
+        """What this feature is used for, in a line."""
+        return _FACTS[self][1]
+
+
+_FACTS = {
+    Feature.NO_SQARRAY: ("6.6", "submissions are taken in order, without an index array"),
+    Feature.REGISTERED_FD: ("5.18", "system calls need not look the ring's descriptor up"),
+    Feature.BUFFER_RING: ("5.19", "all connections receive into the same few buffers"),
+    Feature.BUFFER_INCREMENT: ("6.12", "buffers are used up bit by bit, so that large ones serve small messages, too"),
+    Feature.TASKRUN_FLAG: (
+        "5.19",
+        "the kernel says when it has completions to collect; without, a look is a system call",
+    ),
+    Feature.SUBMIT_ALL: ("5.18", "a submission that fails does not hold up the ones behind it"),
+    Feature.CQE_SKIP: ("5.17", "a cancel that succeeds has no completion of its own"),
+    Feature.CANCEL_ANY: ("5.19", "closing cancels everything at once, and not one operation after the other"),
+    Feature.SINGLE_ISSUER: ("6.0", "the kernel relies on one thread to submit"),
+    Feature.DEFER_TASKRUN: ("6.1", "completions are made when they are waited for, and do not interrupt the program"),
+    Feature.MULTISHOT_ACCEPT: ("5.19", "one operation accepts all connections of a listener"),
+    Feature.MULTISHOT_RECEIVE: ("6.0", "one operation receives all data of a connection"),
+}
+
+FULL_TIER = (
+    Feature.BUFFER_RING
+    | Feature.SINGLE_ISSUER
+    | Feature.DEFER_TASKRUN
+    | Feature.MULTISHOT_ACCEPT
+    | Feature.MULTISHOT_RECEIVE
+)
+"""What connections on the ring need."""
 
 
 class CompletionFlag(enum.IntFlag):

@@ -1,9 +1,12 @@
-"""errno to exceptions."""
+"""errno to exceptions, and the kernel's refusal of a ring to a reason that a person can act on."""
 
 from __future__ import annotations
 
 import errno
 import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
 
 
 class RingUnavailable(RuntimeError):
@@ -33,23 +36,127 @@ def check(result: int) -> int:
     return result
 
 
-_CURES = {
-    errno.ENOSYS: "the kernel is older than 5.1 or was built without io_uring; use Linux 6.1 or newer",
-    errno.EPERM: (
-        "it is forbidden here, by kernel.io_uring_disabled (read it with sysctl) or by a seccomp profile such as "
-        "Docker's default; allow io_uring_setup, io_uring_enter and io_uring_register"
+_PROC = Path("/proc")
+_SYSCALLS = "io_uring_setup, io_uring_enter and io_uring_register"
+_CAP_SYS_ADMIN = 21
+
+
+def _read(path: Path) -> str | None:
+    """The content of a file of /proc, or None where it cannot be had: before its kernel, or in a sandbox."""
+    try:
+        return path.read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        return None
+
+
+def _number(text: str | None, base: int = 10) -> int | None:
+    try:
+        return None if text is None else int(text, base)
+    except ValueError:
+        return None
+
+
+def _own_status(field: str) -> str | None:
+    """A field of proc_pid_status(5) of this thread: seccomp filters and capabilities are a thread's."""
+    for line in (_read(_PROC / "thread-self/status") or "").splitlines():
+        name, _colon, value = line.partition(":")
+        if name == field:
+            return value.strip()
+    return None
+
+
+def _seccomp_filters() -> bool:
+    """Whether system calls of this process pass a seccomp filter (mode 2; proc_pid_status(5))."""
+    return _own_status("Seccomp") == "2"
+
+
+def _may_despite_sysctl() -> bool:
+    """Whether ``kernel.io_uring_disabled=1`` lets this process through (Documentation/admin-guide/sysctl/kernel.rst)."""
+    capabilities = _number(_own_status("CapEff"), 16)
+    if capabilities is not None and capabilities >> _CAP_SYS_ADMIN & 1:
+        return True
+    group = _number(_read(_PROC / "sys/kernel/io_uring_group"))
+    return group is not None and group in {os.getegid(), *os.getgroups()}
+
+
+def _why_not_permitted() -> str:
+    """EPERM has two usual causes: the sysctl (Linux 6.6) and a seccomp profile.  The sysctl can be read."""
+    disabled = _read(_PROC / "sys/kernel/io_uring_disabled")
+    if disabled == "2":
+        return (
+            "the sysctl kernel.io_uring_disabled is 2, which forbids it to everybody; set it to 0 "
+            "(sysctl -w kernel.io_uring_disabled=0, as root of the host)"
+        )
+    if disabled == "1" and not _may_despite_sysctl():
+        return (
+            "the sysctl kernel.io_uring_disabled is 1, which forbids it to this user; set it to 0, or put the user into "
+            "the group whose number is in the sysctl kernel.io_uring_group"
+        )
+    if _seccomp_filters():
+        return (
+            "a seccomp profile forbids it, as the default ones of Docker and Kubernetes do; "
+            f"use a profile that allows {_SYSCALLS}"
+        )
+    return "a security module of this system forbids it (SELinux or another); allow io_uring in its policy"
+
+
+def _why_not_there() -> str:
+    """ENOSYS: there is no such system call, or somebody says so.  With the sysctl (Linux 6.6), it is somebody."""
+    profile = f"use a profile that allows {_SYSCALLS}"
+    if _read(_PROC / "sys/kernel/io_uring_disabled") is not None:
+        return f"the kernel has it, and a seccomp profile or a sandbox hides it, as Podman's default profile does; {profile}"
+    release = platform.release()
+    if _seccomp_filters():
+        return (
+            f"the kernel ({release}) is older than 5.1 or built without io_uring, or a seccomp profile or sandbox hides it; "
+            f"use Linux 6.1 or newer, and {profile.removeprefix('use ')}"
+        )
+    return (
+        f"the kernel ({release}) is older than 5.1, built without io_uring (CONFIG_IO_URING), or a sandbox such as gVisor; "
+        "use Linux 6.1 or newer"
+    )
+
+
+def _why_no_memory() -> str:
+    """ENOMEM: a ring counts as memory of the control group, and as locked memory of a user without CAP_IPC_LOCK.
+
+    The latter on Linux before 5.12, and again on 6.18.
+    """
+    import resource  # noqa: PLC0415  # Unix only
+
+    soft, _hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    limit = "unlimited" if soft == resource.RLIM_INFINITY else f"{soft // 1024} KiB"
+    return (
+        f"this user may not lock as much memory (RLIMIT_MEMLOCK is {limit}, and a ring of the default size takes about 210 "
+        "KiB of it), or the control group has none left; raise the limit (ulimit -l), or ask for fewer entries in "
+        "RingOptions"
+    )
+
+
+def _why_invalid() -> str:
+    """EINVAL: even the plainest set-up was refused, or is not enough."""
+    return (
+        f"the kernel ({platform.release()}) is older than 5.11, which brought the least that gain_trio needs; "
+        "use Linux 6.1 or newer"
+    )
+
+
+_WHY: dict[int, Callable[[], str]] = {
+    errno.EPERM: _why_not_permitted,
+    errno.ENOSYS: _why_not_there,
+    errno.ENOMEM: _why_no_memory,
+    errno.EINVAL: _why_invalid,
+    errno.EACCES: lambda: (
+        "a security module of this system forbids it (SELinux, AppArmor); allow io_uring in its policy"
     ),
-    errno.EACCES: "it is forbidden here by a security policy (SELinux, AppArmor); allow io_uring",
-    errno.ENOMEM: "locked memory is limited; raise RLIMIT_MEMLOCK (ulimit -l) or ask for fewer entries in RingOptions",
-    errno.EINVAL: "the kernel is older than 6.1, which brought what the ring is built on; use Linux 6.1 or newer",
-    errno.EMFILE: "the process has no free file descriptor; raise RLIMIT_NOFILE (ulimit -n)",
-    errno.ENFILE: "the system has no free file descriptor; raise fs.file-max",
+    errno.EMFILE: lambda: "the process has no free file descriptor; raise RLIMIT_NOFILE (ulimit -n)",
+    errno.ENFILE: lambda: "the system has no free file descriptor; raise the sysctl fs.file-max",
 }
 
 
 def ring_unavailable(number: int) -> RingUnavailable:
     """Why a ring could not be opened, and what would help."""
     number = abs(number)
-    cause = f"io_uring cannot be used: {errno.errorcode.get(number, number)} ({os.strerror(number)})"
-    cure = _CURES.get(number)
-    return RingUnavailable(f"{cause}: {cure}" if cure else cause, number)
+    what = f"io_uring cannot be used: {errno.errorcode.get(number, number)} ({os.strerror(number)})"
+    why = _WHY.get(number)
+    return RingUnavailable(f"{what}: {why()}" if why else what, number)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import platform
+import sys
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["fastpath", "load_error", "uring"]
+__all__ = ["fastpath", "load_error", "ring_is_possible", "uring"]
 
 if TYPE_CHECKING:
     from gain_trio import _fastpath as fastpath
@@ -17,13 +19,22 @@ uring: Any = None
 load_error: str | None = None
 """Why the compiled modules are not there, or None when they are."""
 
-try:
-    from gain_trio import _fastpath, _uring
-except ImportError as error:
+ring_is_possible: bool = sys.platform == "linux" and platform.python_implementation() == "CPython"
+"""Whether this is where a ring can be had at all.  Elsewhere nobody can do anything about it."""
+
+if not ring_is_possible:
     load_error = (
-        f"the compiled modules of gain_trio are missing ({error}); "
-        "they are built where io_uring is, on CPython on Linux, when the package is installed"
+        "io_uring is a part of Linux, and gain_trio uses it on CPython; "
+        f"this is {platform.python_implementation()} on {sys.platform}"
     )
 else:
-    fastpath = _fastpath
-    uring = _uring
+    try:
+        from gain_trio import _fastpath, _uring
+    except ImportError as error:
+        load_error = (
+            f"the compiled modules of gain_trio are missing ({error}); install gain_trio again, from a wheel for this "
+            "Python or where there is a C compiler, and without GAIN_TRIO_NO_EXTENSIONS"
+        )
+    else:
+        fastpath = _fastpath
+        uring = _uring

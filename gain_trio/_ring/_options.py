@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import attrs
 
 from gain_trio._kernel import Feature
@@ -9,6 +11,25 @@ from gain_trio._kernel import Feature
 _LARGEST_ENTRIES = 32768  # IORING_MAX_ENTRIES; twice that for completions
 _LARGEST_BUFFER_COUNT = 32768
 _LARGEST_BUFFER_SIZE = 1 << 20
+_UNWANTED_VARIABLE = "GAIN_TRIO_UNWANTED"
+
+
+def unwanted_default() -> Feature:
+    """What the operator says: ``GAIN_TRIO_UNWANTED`` has names of :class:`Feature` in lower case, with commas, or ``all``.
+
+    Raises:
+      ValueError: a name in it is none; lists the known ones.
+    """
+    known = {str(feature.name).lower(): feature for feature in Feature}
+    unwanted = Feature(0)
+    for name in os.environ.get(_UNWANTED_VARIABLE, "").replace(" ", "").split(","):
+        if name == "all":
+            unwanted |= Feature(sum(known.values()))
+        elif name in known:
+            unwanted |= known[name]
+        elif name:
+            raise ValueError(f"{_UNWANTED_VARIABLE} has {name!r}; it may have: all, {', '.join(known)}")
+    return unwanted
 
 
 def _power_of_two(_instance: object, attribute: attrs.Attribute[int], value: int) -> None:
@@ -21,7 +42,7 @@ class RingOptions:
     """How a run's ring is set up.  The defaults serve thousands of connections; a test may want a tiny one.
 
     Raises:
-      ValueError: a number is out of range.
+      ValueError: a number is out of range, or ``GAIN_TRIO_UNWANTED`` has a name that no feature has.
       TypeError: a number is none.
     """
 
@@ -77,8 +98,9 @@ class RingOptions:
     """How many connections there may be at once, closing ones included (1 to 1048576).  One more is an :exc:`OSError`
     (``ENOSPC``).  What a run itself waits with does not count: a full table of connections does not stop a run."""
 
-    unwanted: Feature = attrs.field(default=Feature(0), converter=Feature)
-    """Kernel features not to use even where they are there."""
+    unwanted: Feature = attrs.field(factory=unwanted_default, converter=Feature)
+    """Kernel features not to use even where they are there.  Default: what the environment variable
+    ``GAIN_TRIO_UNWANTED`` names, in lower case and separated by commas, or ``all``; none where it is not set."""
 
     def __attrs_post_init__(self) -> None:
         if self.completion_entries < self.entries:

@@ -15,11 +15,13 @@ from typing import Any, final
 import attrs
 
 from gain_trio._kernel import (
+    FULL_TIER,
     AcceptFlag,
     CompletionFlag,
     Feature,
     RegisterOp,
     RingUnavailable,
+    Tier,
     check,
     load_error,
     ring_unavailable,
@@ -120,13 +122,14 @@ class Ring:
         if result < 0:
             raise ring_unavailable(result)
         try:
-            self._open_buffers()
+            if FULL_TIER & ~self.features == Feature.BUFFER_RING:  # else nobody would receive into them
+                self._open_buffers()
         except BaseException:
             self._lib.gt_ring_close(self._ring)
             raise
 
     def _open_buffers(self) -> None:
-        """Provided buffers, consumed bit by bit where the kernel can do that."""
+        """Provided buffers, consumed bit by bit where the kernel can do that; none where it has none (EINVAL)."""
         options = self.options
         if options.unwanted & Feature.BUFFER_RING:
             return
@@ -138,7 +141,8 @@ class Ring:
             result = self._lib.gt_buffers_open(self._ring, count, size, incremental)
             if result >= 0:
                 return
-        raise ring_unavailable(result)
+            if result != -errno.EINVAL:
+                raise ring_unavailable(result)
 
     # --- what it is ---
 
@@ -151,6 +155,11 @@ class Ring:
     def features(self) -> Feature:
         """What the kernel was found to have and is used for."""
         return Feature(self._ring.features)
+
+    @property
+    def tier(self) -> Tier:
+        """``"full"`` where connections can run on the ring, ``"poll"`` where it can wait for readiness only."""
+        return "poll" if FULL_TIER & ~self.features else "full"
 
     @property
     def fd(self) -> int:
@@ -202,6 +211,9 @@ class Ring:
         """Complete with a descriptor for each connection that arrives, until cancelled or an error ends it.
 
         The descriptors are non-blocking and close-on-exec, and belong to the callback.
+
+        Raises:
+          OSError: ``EOPNOTSUPP`` without :attr:`Feature.MULTISHOT_ACCEPT`.
         """
         flags = AcceptFlag.NONBLOCK | AcceptFlag.CLOEXEC
         return self._start(self._lib.gt_operation_accept(self._ring, fd, int(flags), self._key), callback)
@@ -210,6 +222,9 @@ class Ring:
         """Complete with each piece of data that arrives, in a provided buffer, until cancelled, at the end, or starved.
 
         Inside the callback :meth:`buffer_data` is what arrived.
+
+        Raises:
+          OSError: ``EOPNOTSUPP`` on a ring of tier ``"poll"``.
         """
         return self._start(self._lib.gt_operation_recv(self._ring, fd, self._key), callback)
 
@@ -260,6 +275,8 @@ class Ring:
         slot = uring.ffi.new("struct gt_slot *")
         completions = []
         while self._lib.gt_ring_reap(self._ring, cqe, 1):
+            if self._lib.gt_completion_is_nobodys(cqe):
+                continue
             is_ours = self._lib.gt_slot_complete(self._ring, cqe, slot)
             operation = self._operations.get(cqe.user_data) if is_ours else None
             try:
