@@ -1,6 +1,7 @@
 """The two compiled modules; everything else about the package is in pyproject.toml.
 
-They are built where they can run, on CPython on Linux.  Elsewhere the package installs without them.
+They are built where they can run, on CPython on Linux.  Elsewhere, and with ``GAIN_TRIO_NO_EXTENSIONS=1``, the package
+installs without them, as pure Python.
 """
 
 import os
@@ -11,8 +12,12 @@ from setuptools import Extension, setup
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "_ffi"))
 
+without = os.environ.get("GAIN_TRIO_NO_EXTENSIONS", "0")
+if without not in ("0", "1", ""):
+    raise SystemExit(f"GAIN_TRIO_NO_EXTENSIONS must be 0 or 1, not {without!r}")
+
 arguments = {}
-if sys.platform == "linux" and platform.python_implementation() == "CPython":
+if sys.platform == "linux" and platform.python_implementation() == "CPython" and without != "1":
     from compile_options import COMPILE_ARGUMENTS, LINK_ARGUMENTS, fastpath_sources
 
     arguments = {

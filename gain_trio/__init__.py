@@ -13,7 +13,16 @@ A server is a handler and a nursery::
     gain_trio.run(main)
 """
 
-from ._io_manager import BackendInfo, UringStatistics, backend_info, install, run, start_guest_run, uninstall
+from ._io_manager import (
+    Backend,
+    BackendInfo,
+    UringStatistics,
+    backend_info,
+    install,
+    run,
+    start_guest_run,
+    uninstall,
+)
 from ._kernel import Feature, RingUnavailable
 from ._ring import RingOptions
 from ._server import Server, ServerStatistics, serve
@@ -22,6 +31,7 @@ from ._transports import Connection, Listener, Marks, connect, open_listeners
 __version__ = "0.1.0"
 
 __all__ = [
+    "Backend",
     "BackendInfo",
     "Connection",
     "Feature",

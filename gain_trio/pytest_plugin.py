@@ -5,25 +5,35 @@ Every :func:`trio.run` of the session is then on it, whoever calls it: pytest-tr
 
 from __future__ import annotations
 
+import os
+from typing import get_args
+
 import pytest
 
-from gain_trio import backend_info, install, uninstall
+from gain_trio import Backend, BackendInfo, RingUnavailable, backend_info, install, uninstall
+
+_chosen = pytest.StashKey[BackendInfo]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add ``--gain-trio-backend``."""
     parser.addoption(
         "--gain-trio-backend",
-        choices=("io_uring", "trio"),
-        default="io_uring",
-        help="what trio.run is on in this session: gain_trio's I/O manager (io_uring, the default) or Trio's own (trio)",
+        choices=get_args(Backend),
+        default=os.environ.get("GAIN_TRIO_BACKEND") or "io_uring",
+        help=(
+            "what trio.run is on in this session: gain_trio's I/O manager (io_uring), Trio's own (trio), or the first where "
+            "it can be had (auto); GAIN_TRIO_BACKEND, or else io_uring, by default"
+        ),
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Install the backend; without a ring, ``io_uring`` ends the session before it starts, with the reason."""
-    if config.getoption("--gain-trio-backend") == "io_uring":
-        install()
+    try:
+        config.stash[_chosen] = install(backend=config.getoption("--gain-trio-backend"))
+    except (RingUnavailable, ValueError) as error:
+        raise pytest.UsageError(f"gain_trio: {error}") from error
 
 
 def pytest_unconfigure() -> None:
@@ -33,6 +43,6 @@ def pytest_unconfigure() -> None:
 
 def pytest_report_header(config: pytest.Config) -> str:
     """Name the backend at the top of the report."""
-    if config.getoption("--gain-trio-backend") == "trio":
-        return "gain_trio: backend trio"
-    return f"gain_trio: backend io_uring ({', '.join(backend_info().features)})"
+    info = config.stash.get(_chosen, None) or backend_info()
+    features = ", ".join(info.features) or "no features"
+    return f"gain_trio: backend {info.backend}, tier {info.tier}: {info.reason} ({features})"

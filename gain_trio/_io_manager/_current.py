@@ -1,33 +1,30 @@
-"""What is running here: the current manager, and what a run would be on."""
+"""What is running here: the current manager, and what a run is on or would be on."""
 
 from __future__ import annotations
 
-from typing import final
-
-import attrs
 import sniffio
 
-from gain_trio._kernel import Feature, RingUnavailable
+from gain_trio._kernel import RingUnavailable
 from gain_trio._ring import Ring
 
-from . import _seam
+from . import _install, _seam
+from ._choice import BackendInfo, reason_of_run, resolve, ring_info, trio_info
 from ._manager import UringIOManager
 
 
-def current_manager(what: str) -> UringIOManager:
-    """The I/O manager of the run that ``what`` is called from.
+def current_manager(what: str) -> UringIOManager | None:
+    """The I/O manager that the connections of this run belong to; None when they go over sockets.
+
+    They do on Trio's own manager, and on a ring that has only the tier ``poll``.
 
     Raises:
-      RuntimeError: not called from a task of a run on the ring; says what is running instead.
+      RuntimeError: ``what`` was not called from a Trio task; says what is running instead.
     """
     manager = _seam.current_io_manager()
     if isinstance(manager, UringIOManager):
-        return manager
+        return manager if manager.tier == "full" else None
     if manager is not None:
-        raise RuntimeError(
-            f"{what} was called in a run on Trio's own I/O manager; start the program with gain_trio.run() instead of "
-            "trio.run(), or call gain_trio.install() before"
-        )
+        return None
     try:
         library = sniffio.current_async_library()
     except sniffio.AsyncLibraryNotFoundError:
@@ -37,37 +34,26 @@ def current_manager(what: str) -> UringIOManager:
     raise RuntimeError(f"{what} must be called from a Trio task, and what is running here is {library}")
 
 
-@final
-@attrs.frozen
-class BackendInfo:
-    """What a run is on, or would be on."""
-
-    backend: str
-    """``"io_uring"``, or ``"trio"`` for Trio's own I/O manager."""
-    running: bool
-    """Whether this is about the run that asked, and not about one to come."""
-    reason: str
-    """Why it is this backend, in a sentence."""
-    features: tuple[str, ...]
-    """Kernel features in use, by name."""
-
-
-def _feature_names(features: Feature) -> tuple[str, ...]:
-    return tuple(feature.name.lower() for feature in Feature if feature & features and feature.name)
-
-
 def backend_info() -> BackendInfo:
-    """What the current run is on; outside a run, what :func:`gain_trio.run` would be on (a ring is opened to find out)."""
+    """What the current run is on; outside a run, what :func:`gain_trio.run` would be on (a ring is opened to find out).
+
+    Raises:
+      ValueError: outside a run, when ``GAIN_TRIO_BACKEND`` is none of ``auto``, ``io_uring`` and ``trio``.
+    """
     manager = _seam.current_io_manager()
     if isinstance(manager, UringIOManager):
-        features = _feature_names(manager.ring.features)
-        return BackendInfo("io_uring", True, "this run's I/O manager is gain_trio's", features)
+        return ring_info(manager.ring, running=True)
     if manager is not None:
-        return BackendInfo("trio", True, "this run was started without gain_trio.run() or gain_trio.install()", ())
+        plain = trio_info("this run was started without gain_trio.run() or gain_trio.install()", running=True)
+        return reason_of_run.get(_install.refusal() or plain)
+    wish = resolve("auto")
+    if wish.backend == "trio":
+        return trio_info(f"it is asked for by {wish.origin}", running=False)
     try:
         ring = Ring()
     except RingUnavailable as error:
-        return BackendInfo("trio", False, str(error), ())
-    features = _feature_names(ring.features)
-    ring.close()
-    return BackendInfo("io_uring", False, "a ring could be opened", features)
+        return trio_info(str(error), running=False)
+    try:
+        return ring_info(ring, running=False)
+    finally:
+        ring.close()

@@ -9,7 +9,11 @@ from gain_trio._kernel import os_error
 
 def broken(number: int) -> trio.BrokenResourceError:
     """A connection's operation failed with an errno: the stream is broken, and this is why."""
-    cause = os_error(number)
+    return broken_by(os_error(number))
+
+
+def broken_by(cause: OSError) -> trio.BrokenResourceError:
+    """A connection's operation failed with this: the stream is broken, and this is why.  The cause is not changed."""
     error = trio.BrokenResourceError(f"the connection is broken: {cause.strerror}")
     error.__cause__ = cause
     return error

@@ -1,4 +1,4 @@
-"""gain_trio.run and its relatives: Trio's own, on the ring."""
+"""gain_trio.run and its relatives: Trio's own, on the ring where there is one."""
 
 from __future__ import annotations
 
@@ -11,31 +11,39 @@ import trio
 from gain_trio._ring import RingOptions
 
 from . import _seam
+from ._choice import Backend, BackendInfo, open_manager, reason_of_run, resolve
+from ._install import trios_own
 from ._manager import UringIOManager
 
 T = TypeVar("T")
 
 
-class _Swap(trio.abc.Instrument):
-    """Puts the manager in its place before the first tick, and is gone then.
+class _Place(trio.abc.Instrument):
+    """Puts the run's I/O manager in its place before the first tick, and is gone then.
 
     The ring is opened before the run, not by the instrument: Trio logs what an instrument raises and goes on, and a run
     that silently is not on the ring is what nobody must get.
     """
 
-    def __init__(self, ring: RingOptions | None, resume_in_place: bool | None) -> None:
-        self.manager = UringIOManager(ring, resume_in_place=resume_in_place)
-        self.adopted = False
+    def __init__(self, backend: Backend, ring: RingOptions | None, resume_in_place: bool | None) -> None:
+        self._opened: UringIOManager | BackendInfo | None = open_manager(resolve(backend), ring, resume_in_place)
 
     def before_run(self) -> None:
         trio.lowlevel.remove_instrument(self)
-        _seam.replace_io_manager(self.manager)
-        self.adopted = True
+        opened, self._opened = self._opened, None
+        if isinstance(opened, UringIOManager):
+            _seam.replace_io_manager(opened)
+        elif opened is not None:
+            reason_of_run.set(opened)
+            if isinstance(
+                _seam.current_io_manager(), UringIOManager
+            ):  # it is installed, and this run is not to be on it
+                _seam.replace_io_manager(trios_own()())
 
     def abandon(self) -> None:
         """The run did not come about."""
-        if not self.adopted:
-            self.manager.close()
+        if isinstance(self._opened, UringIOManager):
+            self._opened.close()
 
 
 def run(
@@ -45,14 +53,22 @@ def run(
     instruments: Sequence[trio.abc.Instrument] = (),
     restrict_keyboard_interrupt_to_checkpoints: bool = False,
     strict_exception_groups: bool = True,
+    backend: Backend = "auto",
     ring: RingOptions | None = None,
     resume_in_place: bool | None = None,
 ) -> T:
-    """:func:`trio.run` on io_uring: everything Trio can do works, and connections of gain_trio are fast.
+    """:func:`trio.run` on io_uring, where that can be had.
+
+    Everything Trio can do works, and connections of gain_trio are fast.
 
     Args:
       async_fn, args, clock, instruments, restrict_keyboard_interrupt_to_checkpoints, strict_exception_groups:
         as for :func:`trio.run`.
+      backend: ``"io_uring"``: on the ring, or not at all.  ``"trio"``: on Trio's own I/O manager, with gain_trio's
+        connections over ordinary sockets.  ``"auto"``: what the environment variable ``GAIN_TRIO_BACKEND`` says, one of
+        these words; when it is not set, the ring where it can be had, and Trio's own manager elsewhere.  The choice is
+        logged to the logger ``gain_trio``: at level info, but as a warning, with cause and cure, where the ring was wanted
+        and cannot be had.
       ring: how the ring is set up; None for the defaults.
       resume_in_place: False sends the wake-ups of tasks that wait for a connection through Trio's scheduler, which is
         slower and makes no other difference; None leaves it to the environment variable
@@ -62,21 +78,22 @@ def run(
       What ``async_fn`` returns.
 
     Raises:
-      RingUnavailable: there is no io_uring to be had; the message says why and what would help.
+      RingUnavailable: the ring was demanded and cannot be had; the message says why and what would help.
+      ValueError: ``backend``, ``GAIN_TRIO_BACKEND`` or another of this package's variables has a value that is none.
       BaseException: what ``async_fn`` raises, and what :func:`trio.run` raises.
     """
-    swap = _Swap(ring, resume_in_place)
+    place = _Place(backend, ring, resume_in_place)
     try:
         return trio.run(
             async_fn,
             *args,
             clock=clock,
-            instruments=[swap, *instruments],
+            instruments=[place, *instruments],
             restrict_keyboard_interrupt_to_checkpoints=restrict_keyboard_interrupt_to_checkpoints,
             strict_exception_groups=strict_exception_groups,
         )
     finally:
-        swap.abandon()
+        place.abandon()
 
 
 def start_guest_run(
@@ -90,19 +107,20 @@ def start_guest_run(
     instruments: Sequence[trio.abc.Instrument] = (),
     restrict_keyboard_interrupt_to_checkpoints: bool = False,
     strict_exception_groups: bool = True,
+    backend: Backend = "auto",
     ring: RingOptions | None = None,
     resume_in_place: bool | None = None,
 ) -> None:
     """:func:`trio.lowlevel.start_guest_run` on io_uring.  Call it in the thread of the host loop.
 
     Args:
-      ring, resume_in_place: as for :func:`run`.
+      backend, ring, resume_in_place: as for :func:`run`.
       The others are those of :func:`trio.lowlevel.start_guest_run`.
 
     Raises:
-      RingUnavailable: there is no io_uring to be had.
+      RingUnavailable, ValueError: as for :func:`run`.
     """
-    swap = _Swap(ring, resume_in_place)
+    place = _Place(backend, ring, resume_in_place)
     try:
         trio.lowlevel.start_guest_run(
             async_fn,
@@ -112,41 +130,10 @@ def start_guest_run(
             run_sync_soon_not_threadsafe=run_sync_soon_not_threadsafe,
             host_uses_signal_set_wakeup_fd=host_uses_signal_set_wakeup_fd,
             clock=clock,
-            instruments=[swap, *instruments],
+            instruments=[place, *instruments],
             restrict_keyboard_interrupt_to_checkpoints=restrict_keyboard_interrupt_to_checkpoints,
             strict_exception_groups=strict_exception_groups,
         )
     except BaseException:
-        swap.abandon()
+        place.abandon()
         raise
-
-
-_replaced: list[type[Any]] = []
-
-
-def install(ring: RingOptions | None = None, *, resume_in_place: bool | None = None) -> None:
-    """Have every later :func:`trio.run` of this process run on io_uring.
-
-    For programs that call ``trio.run`` themselves (servers, test suites); a program of one's own calls
-    :func:`gain_trio.run`.  Calling it again changes the options.
-
-    Args:
-      ring, resume_in_place: as for :func:`run`.
-
-    Raises:
-      RingUnavailable: there is no io_uring to be had; nothing is changed then.
-    """
-    UringIOManager(ring, resume_in_place=resume_in_place).close()  # now, rather than in the middle of somebody's run
-    UringIOManager.default_options = ring if ring is not None else RingOptions()
-    UringIOManager.default_resume_in_place = resume_in_place
-    if not _replaced:
-        _replaced.append(_seam.default_io_manager())
-        _seam.set_default_io_manager(UringIOManager)
-
-
-def uninstall() -> None:
-    """Undo :func:`install`: later runs are on Trio's own I/O manager again.  Without an install, does nothing."""
-    if _replaced:
-        _seam.set_default_io_manager(_replaced.pop())
-        UringIOManager.default_options = RingOptions()
-        UringIOManager.default_resume_in_place = None

@@ -1,0 +1,139 @@
+"""Which I/O manager a run gets: the ring's, or Trio's own, and saying so.
+
+The program chooses with ``backend=``, and leaves it to the operator with ``"auto"``, the default: then the environment
+variable ``GAIN_TRIO_BACKEND`` is asked, and when it says nothing, the ring is tried.  A ring that was wanted and cannot be
+had is a warning with the reason and the cure, one that was demanded an error.  What comes of it is logged to the logger
+``gain_trio`` in one line, and :func:`gain_trio.backend_info` tells it afterwards.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Literal, TypeAlias, cast, final, get_args
+
+import attrs
+import trio
+
+from gain_trio._kernel import FULL_TIER, Feature, RingUnavailable, Tier, ring_is_possible
+from gain_trio._ring import Ring, RingOptions
+
+from ._manager import UringIOManager
+
+Backend: TypeAlias = Literal["auto", "io_uring", "trio"]
+"""``"io_uring"``: gain_trio's I/O manager, or an error.  ``"trio"``: Trio's own.  ``"auto"``: what the environment variable
+``GAIN_TRIO_BACKEND`` says, or else the ring where it can be had."""
+
+_VARIABLE = "GAIN_TRIO_BACKEND"
+
+logger = logging.getLogger("gain_trio")
+
+
+@final
+@attrs.frozen
+class BackendInfo:
+    """What a run is on, or would be on."""
+
+    backend: str
+    """``"io_uring"``, or ``"trio"`` for Trio's own I/O manager."""
+    tier: Tier
+    """``"full"``: connections run on the ring.  ``"poll"``: the run waits on a ring, and its connections go over sockets, as
+    on Trio's own manager.  ``"none"``: there is no ring."""
+    running: bool
+    """Whether this is about the run that asked, and not about one to come."""
+    reason: str
+    """Why it is this backend and tier, in a sentence."""
+    features: tuple[str, ...]
+    """Kernel features in use, by name."""
+
+
+def feature_names(features: Feature) -> tuple[str, ...]:
+    """In the spelling of :attr:`BackendInfo.features` and of ``GAIN_TRIO_UNWANTED``."""
+    return tuple(feature.name.lower() for feature in Feature if feature & features and feature.name)
+
+
+def ring_info(ring: Ring, *, running: bool) -> BackendInfo:
+    """Of a run on this ring."""
+    features = feature_names(ring.features)
+    if ring.tier == "full":
+        reason = "a ring could be opened, and has all that connections need"
+    else:
+        lacking = ", ".join(feature_names(FULL_TIER & ~ring.features))
+        reason = (
+            f"a ring could be opened, but without {lacking}, so connections go over sockets: either the kernel is older "
+            "than 6.1, or it was asked to do without (GAIN_TRIO_UNWANTED, RingOptions.unwanted)"
+        )
+    return BackendInfo("io_uring", ring.tier, running, reason, features)
+
+
+def trio_info(reason: str, *, running: bool) -> BackendInfo:
+    """Of a run on Trio's own I/O manager."""
+    return BackendInfo("trio", "none", running, reason, ())
+
+
+@final
+@attrs.frozen
+class Wish:
+    """What a run is to be on, and who says so."""
+
+    backend: Backend
+    origin: str
+    """For messages: ``backend='trio'`` or ``GAIN_TRIO_BACKEND=trio``."""
+
+
+def resolve(backend: str) -> Wish:
+    """Ask the environment for what the program leaves open.
+
+    Raises:
+      ValueError: the program or the environment asks for something else than ``auto``, ``io_uring`` or ``trio``.
+    """
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}, not {backend!r}")
+    origin = f"backend={backend!r}"
+    if backend == "auto":
+        said = os.environ.get(_VARIABLE)
+        if said:  # set to nothing is not set
+            if said not in get_args(Backend):
+                raise ValueError(f"{_VARIABLE} must be one of {', '.join(get_args(Backend))}, not {said!r}")
+            backend, origin = said, f"{_VARIABLE}={said}"
+    return Wish(cast("Backend", backend), origin)
+
+
+def open_manager(wish: Wish, ring: RingOptions | None, resume_in_place: bool | None) -> UringIOManager | BackendInfo:
+    """An I/O manager on the ring, or why there will be Trio's own.  Says so in the log.
+
+    Raises:
+      RingUnavailable: the ring is demanded and cannot be had.
+    """
+    level = logging.INFO
+    if wish.backend == "trio":
+        info = trio_info(f"it is asked for by {wish.origin}", running=True)
+    else:
+        try:
+            manager = UringIOManager(ring, resume_in_place=resume_in_place)
+        except RingUnavailable as error:
+            if wish.backend == "io_uring":
+                raise RingUnavailable(f"{error} (the ring is demanded by {wish.origin})", error.errno) from None
+            info = trio_info(str(error), running=True)
+            if ring_is_possible:  # elsewhere there is nothing to be done about it, and so nothing to warn of
+                level = logging.WARNING
+        else:
+            _log_ring(manager)
+            return manager
+    logger.log(level, "running on Trio's own I/O manager: %s", info.reason)
+    return info
+
+
+def _log_ring(manager: UringIOManager) -> None:
+    info = ring_info(manager.ring, running=True)
+    try:
+        logger.info(
+            "running on io_uring, tier %s: %s (%s)", info.tier, info.reason, ", ".join(info.features) or "plain"
+        )
+    except BaseException:  # what a handler or a filter raises must not leave a ring open
+        manager.close()
+        raise
+
+
+reason_of_run: trio.lowlevel.RunVar[BackendInfo] = trio.lowlevel.RunVar("gain_trio.backend_info")
+"""Of a run that gain_trio started on Trio's own I/O manager."""
