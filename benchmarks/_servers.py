@@ -28,6 +28,7 @@ PACKAGES = ("gain_trio", "trio", "anyio", "uvloop", "rloop")
 # name, file in servers/, its second argument, what must be importable
 PYTHON_SERVERS = (
     ("gain_trio", "gain_trio_pull.py", None, ("gain_trio",)),
+    ("gain_trio_sockets", "gain_trio_sockets.py", None, ("gain_trio", "trio")),
     ("uvloop", "asyncio_protocol.py", "uvloop", ("uvloop",)),
     ("rloop", "asyncio_protocol.py", "rloop", ("rloop",)),
     ("asyncio", "asyncio_protocol.py", "asyncio", ()),

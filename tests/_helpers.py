@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
 import trio
-from pairs import PATIENCE
+from pairs import PATIENCE, until
 
 import gain_trio
 from gain_trio import Connection, UringStatistics
@@ -39,6 +39,23 @@ def statistics() -> UringStatistics:
     found: object = trio.lowlevel.current_statistics().io_statistics
     assert isinstance(found, UringStatistics)
     return found
+
+
+async def until_let_go() -> None:
+    """Until the kernel has let go of every connection that was closed.  Over sockets, closing does not return before."""
+    found: object = trio.lowlevel.current_statistics().io_statistics
+    if isinstance(found, UringStatistics):
+        await until(lambda: statistics().connections == 0)
+
+
+class WaitCounter(trio.abc.Instrument):
+    """Counts how often the run has waited for news: a loop that spins does little else."""
+
+    def __init__(self) -> None:
+        self.waits = 0
+
+    def before_io_wait(self, _timeout: float) -> None:
+        self.waits += 1
 
 
 def drive(ring: Ring, until: Callable[[], bool]) -> list[Completion]:

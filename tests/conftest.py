@@ -1,38 +1,107 @@
-"""What all tests share: every Trio run of the session is on the ring."""
+"""What all tests share: the backend that every Trio run of the session is on.
+
+``GAIN_TRIO_BACKEND`` chooses it: ``io_uring`` (the default: without a ring nothing is tested, and pytest says so), ``trio``
+for Trio's own I/O manager, or ``auto`` for the first of the two that there is.  The same tests make the same assertions on
+all of them.  Three markers, for what they cannot have in common, skip with a reason:
+
+- ``ring``: needs a run on the ring, of any tier.
+- ``full_ring``: looks at the inside of a ring that connections are on.
+- ``needs("buffer_increment", ...)``: needs these kernel features in use.
+"""
 
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+import trio
 from pairs import Pair, open_descriptors, open_pair
 
 import gain_trio
+from gain_trio import BackendInfo, Feature
+
+BACKEND_VARIABLE = "GAIN_TRIO_BACKEND"
+
+session_backend: pytest.StashKey[BackendInfo] = pytest.StashKey()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def on_the_ring() -> Iterator[None]:
-    """Have pytest-trio's runs, and all others, on gain_trio's I/O manager."""
-    gain_trio.install()
-    yield
+def choose_backend() -> None:
+    """Have every run of the session on the backend that the environment asks for."""
+    backend = os.environ.get(BACKEND_VARIABLE) or "io_uring"
+    try:
+        gain_trio.install(backend=backend)  # type: ignore[arg-type]  # what is none of them is refused there
+    except (gain_trio.RingUnavailable, ValueError) as error:
+        raise pytest.UsageError(
+            f"{error}.  To run the tests on Trio's own I/O manager: {BACKEND_VARIABLE}=trio"
+        ) from error
+
+
+async def ask_for_backend() -> BackendInfo:
+    return gain_trio.backend_info()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "ring: needs a run on the ring, of any tier")
+    config.addinivalue_line("markers", "full_ring: needs connections on the ring: it looks at their inside")
+    config.addinivalue_line("markers", "needs(*features): needs these kernel features, by their lower-case names")
+    choose_backend()
+    config.stash[session_backend] = trio.run(ask_for_backend)
+
+
+def pytest_unconfigure() -> None:
     gain_trio.uninstall()
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    info = config.stash[session_backend]
+    return f"gain_trio: backend {info.backend}, tier {info.tier} ({', '.join(info.features) or 'no features'})"
+
+
+def why_not(item: pytest.Item, info: BackendInfo) -> str | None:
+    """Why a test cannot be run on this backend, or None."""
+    if item.get_closest_marker("ring") and info.tier == "none":
+        return f"needs a run on the ring; this session is on Trio's own I/O manager ({BACKEND_VARIABLE})"
+    if item.get_closest_marker("full_ring") and info.tier != "full":
+        return f"needs connections on the ring; in this session they go over sockets (tier {info.tier})"
+    wanted = {name for marker in item.iter_markers("needs") for name in marker.args}
+    unknown = wanted - {name.lower() for name in Feature.__members__}
+    if unknown:
+        raise pytest.UsageError(f"{item.nodeid} needs features that do not exist: {', '.join(sorted(unknown))}")
+    missing = wanted - set(info.features)
+    return f"needs {', '.join(sorted(missing))}, not in use in this session" if missing else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        reason = why_not(item, config.stash[session_backend])
+        if reason is not None:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def backend(pytestconfig: pytest.Config) -> BackendInfo:
+    """What the runs of the session are on."""
+    return pytestconfig.stash[session_backend]
 
 
 @pytest.fixture
-def on_trios_own_manager(on_the_ring: None) -> Iterator[None]:
-    """For the runs that the test starts itself: trio.run is Trio's own again."""
+def on_trios_own_manager(backend: BackendInfo) -> Iterator[None]:
+    """For the runs that the test starts itself: trio.run is Trio's own, again or anyway."""
     gain_trio.uninstall()
     yield
-    gain_trio.install()
+    gain_trio.install(backend="io_uring" if backend.backend == "io_uring" else "trio")
 
 
 @pytest.fixture(params=[True, False], ids=["in place", "scheduled"])
-def resume_in_place(request: pytest.FixtureRequest) -> bool:
-    """Both ways of waking a task."""
+def resume_in_place(request: pytest.FixtureRequest, backend: BackendInfo) -> bool:
+    """Both ways of waking a task that waits for a connection; over sockets there is one."""
     assert isinstance(request.param, bool)
+    if backend.tier != "full" and not request.param:
+        pytest.skip("over sockets, Trio's scheduler wakes every task")
     return request.param
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 from collections.abc import Callable
 from typing import TypeAlias
 
 import trio
+import trio.testing
 
 from gain_trio import Connection, Listener, Marks, connect, open_listeners
 
 Pair: TypeAlias = tuple[Connection, Connection]
 
 MEBIBYTE = 1 << 20
+QUIET = 0.05
+"""Seconds without news after which a transfer is taken for stopped; were it not, a test would only show less."""
 PATIENCE = 30.0
 """Seconds after which something that should have happened counts as not happening."""
 
@@ -75,6 +80,21 @@ async def clog(connection: Connection) -> None:
         nursery.start_soon(connection.send, bytes(24 * MEBIBYTE))
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
+
+
+async def fill_kernel(connection: Connection) -> int:
+    """Have the kernel hold all that it takes for this connection, past its queue, and return how much that is."""
+    total = 0
+    with socket.socket(fileno=os.dup(connection.fileno())) as sock:
+        sock.setblocking(False)
+        while True:
+            before = total
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    total += sock.send(bytes(65536))
+            if total == before:
+                return total
+            await trio.testing.wait_all_tasks_blocked(QUIET)  # the peer's kernel may make room by taking some over
 
 
 def pattern(length: int) -> bytes:

@@ -35,8 +35,8 @@ from pairs import (
 from trio.testing import MockClock, assert_checkpoints, check_half_closeable_stream, wait_all_tasks_blocked
 
 import gain_trio
-from gain_trio import Connection
-from gain_trio._transports._ring_connection import CLOSE_TIMEOUT
+from gain_trio import Connection, Marks
+from gain_trio._transports._connection_base import CLOSE_TIMEOUT
 
 
 def reset(connection: trio.SocketStream) -> None:
@@ -375,7 +375,7 @@ async def test_flush_and_outbound_buffered(pair: Pair) -> None:
     assert client.outbound_buffered == 0
     await client.flush()
     await client.send(b"small")
-    assert client.outbound_buffered == 5
+    assert client.outbound_buffered in (0, 5), "the kernel may have taken it already"
     await client.flush()
     assert client.outbound_buffered == 0
     assert await served.receive() == b"small"
@@ -407,6 +407,7 @@ async def test_flush_waits(pair: Pair) -> None:
         await receive_exactly(served, 24 * MEBIBYTE)
 
 
+@pytest.mark.full_ring
 async def test_sends_in_one_step_leave_together(pair: Pair) -> None:
     client, served = pair
     for _ in range(100):
@@ -426,9 +427,11 @@ async def test_an_empty_send_sends_nothing(pair: Pair) -> None:
 
 async def test_a_send_that_is_not_awaited_does_nothing(pair: Pair) -> None:
     client, served = pair
-    client.send(b"not this")
-    call = client.send(bytearray(b"nor this"))
-    del call
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # where it is a coroutine
+        client.send(b"not this")
+        call = client.send(bytearray(b"nor this"))
+        del call
     await client.send(b"this")
     await client.aclose()
     assert await receive_all(served) == b"this"
@@ -441,11 +444,11 @@ async def test_a_call_is_awaited_once(pair: Pair) -> None:
     client, served = pair
     sending = client.send(b"once")
     await sending
-    with pytest.raises(RuntimeError, match="call it again"):
+    with pytest.raises(RuntimeError, match="cannot reuse"):
         await sending
     receiving = served.receive()
     assert await receiving == b"once"
-    with pytest.raises(RuntimeError, match="call it again"):
+    with pytest.raises(RuntimeError, match="cannot reuse"):
         await receiving
 
 
@@ -1254,6 +1257,53 @@ def test_randomly_cancelled_receives_lose_nothing(resume_in_place: bool) -> None
             nursery.cancel_scope.cancel()
         assert received == numbers
         assert cancelled > attempts / 10
+        await served.aclose()
+
+    gain_trio.run(main, resume_in_place=resume_in_place)
+
+
+def test_randomly_cancelled_sends_are_whole_or_nothing(resume_in_place: bool) -> None:
+    """Of bytes objects, small and large, with a reader that is slow: what returned is there, nothing is there in part."""
+    random_ = random.Random(4713)
+
+    async def main() -> None:
+        client, served = await open_pair(client_marks=Marks(send_high=20_000))
+        scope = trio.CancelScope()
+        outcomes: list[bool] = []  # of send number so and so: did it return?
+        done = False
+
+        async def send() -> None:
+            nonlocal scope, done
+            for number in range(1_000):
+                length = random_.choice([8, 100, 5_000, 30_000, 200_000])
+                message = struct.pack("=II", number, length) + bytes([number % 251]) * (length - 8)
+                with trio.move_on_after(random_.choice([0, 1e-5, 1e-4, 1])) as scope:
+                    await client.send(message)
+                outcomes.append(not scope.cancelled_caught)
+            done = True
+            await client.aclose()
+
+        async def cancel() -> None:
+            while not done:
+                for _ in range(random_.randrange(1, 20)):
+                    await trio.lowlevel.checkpoint()
+                scope.cancel()
+
+        arrived: list[int] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            nursery.start_soon(cancel)
+            while header := await served.receive(8):
+                header += await receive_exactly(served, 8 - len(header))
+                number, length = struct.unpack("=II", header)
+                assert await receive_exactly(served, length - 8) == bytes([number % 251]) * (length - 8)
+                arrived.append(number)
+                for _ in range(random_.randrange(4)):
+                    await trio.lowlevel.checkpoint()
+        assert arrived == sorted(arrived)
+        assert {number for number, returned in enumerate(outcomes) if returned} <= set(arrived)
+        assert outcomes.count(False) > 50
+        assert any(not outcomes[number] for number in arrived), "some were cancelled while their bytes were on the way"
         await served.aclose()
 
     gain_trio.run(main, resume_in_place=resume_in_place)

@@ -10,7 +10,9 @@ import pytest
 import trio
 from pairs import (
     MEBIBYTE,
+    QUIET,
     address_of,
+    fill_kernel,
     open_pair,
     open_trio_pair,
     pattern,
@@ -23,8 +25,6 @@ from trio.testing import wait_all_tasks_blocked
 import gain_trio
 from gain_trio import Connection, Marks, RingOptions
 
-QUIET = 0.05
-"""Seconds without news after which a transfer is taken for stopped; were it not, a test would only show less."""
 RUN_BUFFERS = 2 * MEBIBYTE
 """What the run's receive buffers hold by default."""
 MEMORY_NOISE = 24 * MEBIBYTE
@@ -87,6 +87,7 @@ async def test_a_peer_that_sends_for_ever_is_stopped(marks: Marks | None) -> Non
             await client.send_eof()
 
         nursery.start_soon(send)
+        await until(lambda: served.inbound_buffered >= high)
         await wait_all_tasks_blocked(QUIET)
         assert high <= served.inbound_buffered <= high + RUN_BUFFERS
         assert sent < total
@@ -200,11 +201,16 @@ async def test_the_smallest_marks_work(kind: type[bytes | bytearray]) -> None:
 async def test_the_high_mark_of_sending_is_what_send_waits_for() -> None:
     """It returns below the mark and waits at it, to the byte."""
     client, served = await open_trio_pair(marks=Marks(send_high=100))
+    filled = await fill_kernel(served)
     await served.send(b"x" * 99)
     assert served.outbound_buffered == 99
-    await served.send(b"y")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(served.send, b"y")
+        await wait_all_tasks_blocked()
+        assert served.outbound_buffered == 100
+        assert nursery.child_tasks, "it waits"
+        assert await receive_exactly(client, filled + 100) == bytes(filled) + b"x" * 99 + b"y"
     assert served.outbound_buffered < 100
-    assert await receive_exactly(client, 100) == b"x" * 99 + b"y"
     served.abort()
     await client.aclose()
 
@@ -254,6 +260,7 @@ async def test_a_clogged_connection_does_not_stop_others() -> None:
     await clogged_client.aclose()
 
 
+@pytest.mark.full_ring
 @pytest.mark.parametrize("entries", [1, 4, 1024])
 def test_a_tiny_ring_serves_many_connections(entries: int, resume_in_place: bool) -> None:
     """Two buffers of 64 bytes for all: receives starve and start again, and nothing is lost."""
@@ -292,7 +299,13 @@ async def test_marks_of_a_connection_and_of_a_listener() -> None:
         client = await gain_trio.connect(address_of(listener), marks=Marks(send_high=3))
         served = await listener.accept()
     for connection, high in ((client, 3), (served, 7)):
-        call = connection.send(b"x" * (high - 1))
-        await call
+        await fill_kernel(connection)
+        await connection.send(b"x" * (high - 1))
         assert connection.outbound_buffered == high - 1
-        connection.abort()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connection.send, b"x")
+            await wait_all_tasks_blocked()
+            assert nursery.child_tasks, "it waits"
+            nursery.cancel_scope.cancel()
+    client.abort()
+    served.abort()

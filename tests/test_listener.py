@@ -19,7 +19,7 @@ from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
 import gain_trio
 from gain_trio import Connection, Listener, open_listeners
-from gain_trio._transports._listener import QUEUE_HIGH, RingListener
+from gain_trio._transports._ring_listener import QUEUE_HIGH, RingListener
 
 LOCAL = "tcp://127.0.0.1:0"
 
@@ -197,15 +197,6 @@ def test_in_asyncio(call: Callable[[], Awaitable[object]], name: str) -> None:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize(("call", "name"), list(zip(FUNCTIONS, NAMES, strict=True)), ids=NAMES)
-def test_in_a_run_of_trio(on_trios_own_manager: None, call: Callable[[], Awaitable[object]], name: str) -> None:
-    async def main() -> None:
-        with pytest.raises(RuntimeError, match=rf"gain_trio\.{name}\(\) .*Trio's own I/O manager.*gain_trio\.run\(\)"):
-            await call()
-
-    trio.run(main)
-
-
 # --- accepting ---
 
 
@@ -266,6 +257,42 @@ async def test_each_of_several_waiting_tasks_gets_one() -> None:
         client.close()
 
 
+async def test_a_task_that_is_cancelled_while_it_accepts_leaves_the_others_waiting() -> None:
+    """Whichever of them it is, also when a client arrives in the same step."""
+    for cancelled in range(3):
+        for wait in (True, False):
+            [listener] = await open_listeners(LOCAL)
+            served: list[Connection] = []
+            scopes = [trio.CancelScope() for _ in range(3)]
+
+            async def accept(scope: trio.CancelScope) -> None:
+                with scope:
+                    served.append(await listener.accept())
+
+            async with listener, trio.open_nursery() as nursery:
+                for scope in scopes:
+                    nursery.start_soon(accept, scope)
+                    await wait_all_tasks_blocked()
+                clients = []
+                if not wait:
+                    clients.append(client_socket(listener))
+                scopes[cancelled].cancel()
+                if wait:
+                    await wait_all_tasks_blocked()
+                while len(clients) < 2:
+                    clients.append(client_socket(listener))
+                with trio.move_on_after(PATIENCE) as patience:
+                    await until(lambda: len(served) == 2)
+                assert not patience.cancelled_caught
+                nursery.cancel_scope.cancel()
+            assert {connection.remote_address for connection in served} == {c.getsockname() for c in clients}
+            for connection in served:
+                await connection.aclose()
+            for client in clients:
+                client.close()
+
+
+@pytest.mark.full_ring
 async def test_the_queue_is_bounded() -> None:
     """Beyond the mark, clients wait in the kernel's backlog and cost no descriptor."""
     [listener] = await open_listeners(LOCAL, backlog=4 * QUEUE_HIGH)
@@ -286,6 +313,7 @@ async def test_the_queue_is_bounded() -> None:
     clients[0].close()
 
 
+@pytest.mark.full_ring
 async def test_accept_while_the_full_queues_cancel_is_in_flight() -> None:
     """The queue is emptied in the step in which it was found full: the accept is armed again when the cancel is done."""
     [listener] = await open_listeners(LOCAL, backlog=4 * QUEUE_HIGH)
@@ -303,7 +331,7 @@ async def test_accept_while_the_full_queues_cancel_is_in_flight() -> None:
         nursery.start_soon(connect_later)
         clients += [client_socket(listener) for _ in range(QUEUE_HIGH)]
         await until(lambda: len(listener._queue) >= QUEUE_HIGH)
-        while (ready := listener.accept_ready()) is not None:
+        while (ready := listener._accept_ready()) is not None:
             served.append(ready)
         assert len(served) == 1 + QUEUE_HIGH
         assert listener._operation is not None

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import trio
-from pairs import MEBIBYTE, PATIENCE, clog, open_trio_pair, pattern, receive_all, receive_exactly, until
+from pairs import MEBIBYTE, PATIENCE, clog, fill_kernel, open_trio_pair, pattern, receive_all, receive_exactly, until
 from test_listener import no_descriptors_left
 from trio.testing import wait_all_tasks_blocked
 
 import gain_trio
 from gain_trio import Connection, Marks, Server
-from gain_trio._transports._ring_connection import CLOSE_TIMEOUT
+from gain_trio._transports._connection_base import CLOSE_TIMEOUT
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup, ExceptionGroup
@@ -119,16 +119,26 @@ async def test_several_servers_in_a_run() -> None:
 
 async def test_options_reach_the_listener() -> None:
     sizes: list[int] = []
+    filled = trio.Event()
 
     async def handler(connection: Connection) -> None:
+        await fill_kernel(connection)
         await connection.send(b"x" * 4)
         sizes.append(connection.outbound_buffered)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connection.send, b"y")
+            await wait_all_tasks_blocked()
+            sizes.append(connection.outbound_buffered)
+            assert nursery.child_tasks, "it waits"
+            nursery.cancel_scope.cancel()
+        filled.set()
 
     async with serving(handler, marks=Marks(send_high=5), reuse_port=True, backlog=3) as server:
         async with serving(handler, reuse_port=True):
             async with await connect(server) as client:
-                assert await receive_all(client) == b"xxxx"
-    assert sizes == [4]
+                await filled.wait()
+                assert (await receive_all(client)).endswith(b"\0xxxxy")
+    assert sizes == [4, 5]
 
 
 async def test_handlers_that_are_objects() -> None:

@@ -9,8 +9,8 @@ from typing import final
 
 import trio
 
-from gain_trio._transports._listener import RESOURCE_ERRNOS, RingListener
-from gain_trio._transports._ring_connection import RingConnection
+from gain_trio._transports import Connection, Listener
+from gain_trio._transports._listener import RESOURCE_ERRNOS
 
 from ._balancer import RoundRobin
 from ._consumer import Consumer
@@ -25,7 +25,7 @@ logger = logging.getLogger("gain_trio")
 class Acceptor:
     """Serves one listener."""
 
-    def __init__(self, listener: RingListener, consumers: Sequence[Consumer], balancer: RoundRobin) -> None:
+    def __init__(self, listener: Listener, consumers: Sequence[Consumer], balancer: RoundRobin) -> None:
         self._listener = listener
         self._consumers = consumers
         self._balancer = balancer
@@ -34,10 +34,10 @@ class Acceptor:
         """Accept and hand off, until cancelled."""
         while True:
             try:
-                connection: RingConnection | None = await self._listener.accept()
+                connection: Connection | None = await self._listener.accept()
                 while connection is not None:
                     self._balancer.pick(self._consumers).hand_off(connection)
-                    connection = self._listener.accept_ready()
+                    connection = self._listener._accept_ready()
             except OSError as error:
                 if error.errno not in RESOURCE_ERRNOS:
                     raise

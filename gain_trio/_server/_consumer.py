@@ -10,7 +10,6 @@ from typing import final
 import trio
 
 from gain_trio._transports import Connection
-from gain_trio._transports._ring_connection import RingConnection
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -56,21 +55,21 @@ class Consumer:
             task_status.started()
             await trio.sleep_forever()
 
-    def hand_off(self, connection: RingConnection) -> None:
+    def hand_off(self, connection: Connection) -> None:
         """Take a connection over and start its handler."""
         assert self._nursery is not None
         try:
             self._nursery.start_soon(self._serve, connection, name=self._name)
         except BaseException:
-            connection.close_now()
+            connection._close_now()
             raise
         self.connections += 1
         self.active += 1
 
-    async def _serve(self, connection: RingConnection) -> None:
+    async def _serve(self, connection: Connection) -> None:
         try:
             await self._handler(connection)
-            if not connection.close_soon():
+            if not connection._close_soon():
                 await connection.aclose()
         except Exception as error:
             self._failed(connection, error)
@@ -85,9 +84,9 @@ class Consumer:
             raise others from None
         finally:
             self.active -= 1
-            connection.close_now()
+            connection._close_now()
 
-    def _failed(self, connection: RingConnection, error: BaseException) -> None:
+    def _failed(self, connection: Connection, error: BaseException) -> None:
         if _is_only(trio.BrokenResourceError, error):
             # The network's doing, or the peer's, who must not be able to fill the log with tracebacks.
             self.broken += 1

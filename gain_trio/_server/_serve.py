@@ -13,9 +13,8 @@ from __future__ import annotations
 import trio
 
 from gain_trio._io_manager import current_manager
-from gain_trio._transports import Marks
+from gain_trio._transports import Marks, open_listeners
 from gain_trio._transports._listener import close_all
-from gain_trio._transports._open import open_ring_listeners
 
 from ._acceptor import Acceptor
 from ._balancer import RoundRobin
@@ -64,7 +63,7 @@ async def serve(
     if workers < 1:
         raise ValueError(f"workers must be at least 1, not {workers}")
     consumers = [Consumer(handler, strict=strict) for _ in range(workers)]
-    listeners = await open_ring_listeners(address, backlog=backlog, reuse_port=reuse_port, marks=marks)
+    listeners = await open_listeners(address, backlog=backlog, reuse_port=reuse_port, marks=marks)
     balancer = RoundRobin()
     try:
         async with trio.open_nursery() as nursery:

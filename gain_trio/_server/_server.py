@@ -7,7 +7,7 @@ from typing import Any, final
 
 import attrs
 
-from gain_trio._transports._listener import RingListener
+from gain_trio._transports import Listener
 
 from ._consumer import Consumer
 
@@ -33,7 +33,7 @@ class ServerStatistics:
 class Server:
     """A server that runs.  ``nursery.start(gain_trio.serve, ...)`` returns it; cancelling that nursery stops it."""
 
-    def __init__(self, listeners: Sequence[RingListener], consumers: Sequence[Consumer]) -> None:
+    def __init__(self, listeners: Sequence[Listener], consumers: Sequence[Consumer]) -> None:
         self._consumers = consumers
         self.addresses: tuple[Any, ...] = tuple(listener.local_address for listener in listeners)
         """Where it listens: one address a listener, as from :meth:`socket.socket.getsockname`."""

@@ -25,8 +25,8 @@ class Marks:
     """
 
     receive_high: int = attrs.field(default=256 * KIBIBYTE, validator=attrs.validators.instance_of(int))
-    """With this much received and not taken, receiving stops; the peer is slowed down by TCP.  What arrives before the
-    stop takes effect is still queued: at most what the run's receive buffers hold (2 MiB by default)."""
+    """With this much received and not taken, receiving stops; the peer is slowed down by TCP.  On the ring, what arrives
+    before the stop takes effect is still queued: at most what the run's receive buffers hold (2 MiB by default)."""
     receive_low: int = attrs.field(default=64 * KIBIBYTE, validator=attrs.validators.instance_of(int))
     """It goes on when no more than this is left."""
     send_high: int = attrs.field(default=256 * KIBIBYTE, validator=attrs.validators.instance_of(int))
@@ -100,7 +100,7 @@ class Connection(trio.abc.HalfCloseableStream):
     @property
     @abc.abstractmethod
     def inbound_buffered(self) -> int:
-        """Bytes received and not yet taken."""
+        """Bytes received and not yet taken: what :meth:`next` returns without waiting."""
 
     # --- sending ---
 
@@ -179,6 +179,16 @@ class Connection(trio.abc.HalfCloseableStream):
     @abc.abstractmethod
     def getsockopt(self, level: int, option: int, buffersize: int = 0) -> int | bytes:
         """:meth:`socket.socket.getsockopt`."""
+
+    # --- for the server ---
+
+    @abc.abstractmethod
+    def _close_soon(self) -> bool:
+        """Close now if that loses nothing, without a checkpoint.  False when something is left to send."""
+
+    @abc.abstractmethod
+    def _close_now(self) -> None:
+        """What a cancelled :meth:`aclose` does, without a checkpoint."""
 
     # --- iteration ---
 

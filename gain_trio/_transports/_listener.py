@@ -1,13 +1,10 @@
-"""Listeners: where connections come from.
-
-A multishot accept serves the listener: one operation, a completion for each connection.  It is armed while somebody wants
-connections, and what it brings is queued, so cancelling :meth:`Listener.accept` loses none.  The queue is bounded: beyond
-its high mark the accept is cancelled, and connections wait in the kernel's backlog, until the queue has been emptied.
+"""The contract of a listener, whatever it runs on, and what accept(2) may say.
 
 Errors of accept(2), surveyed in the man page and in what Trio, asyncio and Twisted make of them:
 
 - of the connection, which is gone before it was taken (``ECONNABORTED``, ``EPROTO``, and on Linux any pending network error
-  of the new socket): none of the server's business; the accept is armed again.  ``EPERM`` (a firewall rule) counts here.
+  of the new socket): none of the server's business; accepting goes on.  ``EPERM`` (a firewall rule) and ``ECONNRESET``
+  (what Windows says of a client that has given up) count here.
 - of resources (``EMFILE``, ``ENFILE``, ``ENOBUFS``, ``ENOMEM``; ``ENOSPC`` is our own table of connections): raised from
   :meth:`Listener.accept`, once; the next call tries again.  What to do meanwhile is the caller's policy;
   ``gain_trio.serve`` logs it and waits 0.1 seconds, as Trio does.
@@ -17,49 +14,32 @@ Errors of accept(2), surveyed in the man page and in what Trio, asyncio and Twis
 from __future__ import annotations
 
 import abc
-import errno
-import os
-import socket
-import struct
-from collections import deque
 from collections.abc import Iterable
-from typing import Any, final
+from typing import Any
 
 import trio
 
-from gain_trio._io_manager import UringIOManager
-from gain_trio._kernel import CompletionFlag, os_error
-from gain_trio._ring import Operation
+from ._connection import Connection
+from ._sockets import errnos
 
-from ._connection import Connection, Marks
-from ._ring_connection import RingConnection
-
-RESOURCE_ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC})
+RESOURCE_ERRNOS = errnos("EMFILE", "WSAEMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "ENOSPC")
 """The machine or the process is out of something, and may have it again soon."""
 
-_CONNECTION_ERRNOS = frozenset(
-    {
-        errno.ECONNABORTED,
-        errno.EPROTO,
-        errno.EPERM,
-        errno.ENETDOWN,
-        errno.ENOPROTOOPT,
-        errno.EHOSTDOWN,
-        errno.ENONET,
-        errno.EHOSTUNREACH,
-        errno.EOPNOTSUPP,
-        errno.ENETUNREACH,
-        errno.ETIMEDOUT,
-    }
-    if hasattr(errno, "ENONET")
-    else {errno.ECONNABORTED, errno.EPROTO, errno.EPERM}
+CONNECTION_ERRNOS = errnos(
+    "ECONNABORTED",
+    "ECONNRESET",
+    "EPROTO",
+    "EPERM",
+    "ENETDOWN",
+    "ENOPROTOOPT",
+    "EHOSTDOWN",
+    "ENONET",
+    "EHOSTUNREACH",
+    "EOPNOTSUPP",
+    "ENETUNREACH",
+    "ETIMEDOUT",
 )
-_RETRY_ERRNOS = frozenset({errno.EINTR, errno.EAGAIN, errno.ECANCELED})
-
-_MORE = int(CompletionFlag.MORE)  # a plain int: an IntFlag makes a new object of every &
-
-QUEUE_HIGH = 128
-"""Connections accepted and not yet taken, at which accepting stops."""
+"""The connection was gone before it could be accepted."""
 
 
 class Listener(trio.abc.Listener[Connection]):
@@ -94,120 +74,22 @@ class Listener(trio.abc.Listener[Connection]):
     def fileno(self) -> int:
         """The file descriptor; -1 when closed."""
 
+    # --- for the server ---
 
-@final
-class RingListener(Listener):
-    """See :class:`Listener`.  Owns the socket, which must be listening."""
+    @abc.abstractmethod
+    def _accept_ready(self) -> Connection | None:
+        """A connection that is here already, or None.  Raises what :meth:`accept` raises.
 
-    __slots__ = (
-        "_closed",
-        "_error",
-        "_manager",
-        "_marks",
-        "_operation",
-        "_queue",
-        "_socket",
-        "_waiting",
-        "local_address",
-    )
+        None comes between the connections, too, when there are many: the caller then goes back to :meth:`accept`, and
+        other tasks get their turn.
+        """
 
-    def __init__(self, manager: UringIOManager, sock: socket.socket, marks: Marks) -> None:
-        self._manager = manager
-        self._socket = sock
-        self._marks = marks
-        self._queue: deque[int] = deque()
-        self._waiting = trio.lowlevel.ParkingLot()
-        self._operation: Operation | None = None
-        self._error: OSError | None = None
-        self._closed = False
-        self.local_address: Any = sock.getsockname()
-
-    def __repr__(self) -> str:
-        return f"<gain_trio.Listener {'closed' if self._closed else self.local_address} at {id(self):#x}>"
-
-    def fileno(self) -> int:
-        """See :meth:`Listener.fileno`."""
-        return self._socket.fileno()
-
-    async def accept(self) -> RingConnection:
-        """See :meth:`Listener.accept`."""
-        if self._queue or self._closed or self._error is not None:
-            await trio.lowlevel.checkpoint()
-        while True:
-            connection = self.accept_ready()
-            if connection is not None:
-                return connection
-            self._arm()
-            await self._waiting.park()
-
-    def accept_ready(self) -> RingConnection | None:
-        """A connection that is here already, or None.  Raises what :meth:`accept` raises."""
-        if self._closed:
-            raise trio.ClosedResourceError("this listener was closed")
-        if self._queue:
-            descriptor = self._queue.popleft()
-            try:
-                return RingConnection(self._manager, descriptor, self._marks)
-            except OSError:  # the table of connections is full; the next call may find a place
-                self._queue.appendleft(descriptor)
-                raise
-            except BaseException:
-                os.close(descriptor)
-                raise
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
-        return None
-
-    def _arm(self) -> None:
-        if self._operation is None:
-            self._operation = self._manager.ring.accept(self._socket.fileno(), self._accepted)
-
-    def _accepted(self, result: int, flags: int) -> None:
-        """A completion of the accept.  Its last one is the one without MORE."""
-        operation = self._operation
-        if not flags & _MORE:
-            self._operation = None
-        if self._closed:
-            if result >= 0:
-                _reset(result)
-            return
-        if result >= 0:
-            self._queue.append(result)
-            if len(self._queue) == QUEUE_HIGH and operation is not None:
-                operation.cancel()
-            self._waiting.unpark()
-        elif -result not in _CONNECTION_ERRNOS and -result not in _RETRY_ERRNOS:
-            self._error = os_error(result)
-            self._waiting.unpark_all()  # one raises it, the others try again and get what accept(2) says to them
-        if self._waiting:
-            self._arm()
-
-    async def aclose(self) -> None:
-        """See :meth:`Listener.aclose`."""
-        self.close()
-        await trio.lowlevel.checkpoint()
-
-    def close(self) -> None:
+    @abc.abstractmethod
+    def _close(self) -> None:
         """:meth:`aclose` without a checkpoint."""
-        if self._closed:
-            return
-        self._closed = True
-        if self._operation is not None:
-            self._operation.cancel()
-        self._socket.close()
-        while self._queue:
-            _reset(self._queue.popleft())
-        self._waiting.unpark_all()
 
 
-def _reset(descriptor: int) -> None:
-    """Close a connection that nobody has accepted, as the kernel does with those in its backlog: with RST."""
-    with socket.socket(fileno=descriptor) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
-
-def close_all(listeners: Iterable[RingListener]) -> None:
+def close_all(listeners: Iterable[Listener]) -> None:
     """Close several listeners without a checkpoint."""
     for listener in listeners:
-        listener.close()
+        listener._close()

@@ -1,0 +1,165 @@
+"""The cold half of a connection: Trio's stream, closing, and the socket, on top of what an implementation has.
+
+An implementation gives :meth:`receive`, :meth:`send` and the queues, and the few things below that say what state it is in
+and change it.  Order and bounds of closing are here, once for all implementations.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import socket
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from gain_trio._io_manager._errors import broken_by
+
+from ._connection import Connection
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+CLOSE_TIMEOUT = 5.0
+"""Seconds that aclose() waits for a peer that does not read."""
+
+
+class ConnectionBase(Connection):
+    """See :class:`Connection`."""
+
+    __slots__ = ()
+
+    _local_address: Any
+    _remote_address: Any
+    """What was looked up, or None.  Slots of the implementation."""
+
+    # --- what an implementation has ---
+
+    @property
+    @abc.abstractmethod
+    def _is_closed(self) -> bool:
+        """Whether calls are refused."""
+
+    @property
+    @abc.abstractmethod
+    def _is_send_eof(self) -> bool:
+        """Whether sends are refused."""
+
+    @property
+    @abc.abstractmethod
+    def _is_send_torn(self) -> bool:
+        """Whether a send ended with only a part of its data sent."""
+
+    @abc.abstractmethod
+    def _wait_writable(self) -> Awaitable[None]:
+        """Wait until less than the high mark is outbound."""
+
+    @abc.abstractmethod
+    def _close_flush(self) -> Awaitable[None]:
+        """:meth:`flush` after :meth:`_refuse_calls`."""
+
+    @abc.abstractmethod
+    def _refuse_calls(self) -> None:
+        """Closed for the program: calls in progress and new ones fail."""
+
+    @abc.abstractmethod
+    def _refuse_sends(self) -> None:
+        """No more sends: :meth:`send_eof` was called."""
+
+    @abc.abstractmethod
+    def _close(self, reset: bool, /) -> None:
+        """Close the descriptor, with RST if asked for or if a send is torn.  Again: nothing."""
+
+    @abc.abstractmethod
+    def _borrowed_socket(self) -> contextlib.AbstractContextManager[socket.socket]:
+        """The socket, for the length of a with statement.  Raises :exc:`trio.ClosedResourceError` when closed."""
+
+    # --- Trio's stream ---
+
+    async def send_all(self, data: Buffer) -> None:
+        """:meth:`Connection.send` as a full checkpoint."""
+        await trio.lowlevel.checkpoint()
+        await self.send(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until less than the high mark is queued for sending.  Raises what ``send`` raises."""
+        await trio.lowlevel.checkpoint()
+        await self._wait_writable()
+
+    async def send_eof(self) -> None:
+        """See :meth:`Connection.send_eof`."""
+        await trio.lowlevel.checkpoint()
+        if self._is_send_eof and not self._is_closed:
+            return
+        await self.flush()
+        self._refuse_sends()
+        with self._borrowed_socket() as sock:
+            try:
+                sock.shutdown(socket.SHUT_WR)
+            except OSError as error:
+                raise broken_by(error) from error
+
+    async def aclose(self) -> None:
+        """See :meth:`Connection.aclose`."""
+        if self._is_closed:
+            await trio.lowlevel.checkpoint()
+            return
+        self._refuse_calls()
+        flushed = False
+        try:
+            with trio.move_on_after(CLOSE_TIMEOUT):
+                await trio.lowlevel.checkpoint()
+                if self.outbound_buffered and not self._is_send_torn:
+                    await self._close_flush()
+                flushed = True
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            flushed = True  # there is nobody left to send to, or abort() was called: nobody to reset
+        finally:
+            self._close(not flushed and self.outbound_buffered > 0)
+
+    def abort(self) -> None:
+        """See :meth:`Connection.abort`."""
+        self._close(True)
+
+    def _close_soon(self) -> bool:
+        """See :meth:`Connection._close_soon`."""
+        if not self._is_closed and self.outbound_buffered:
+            return False
+        self._close(False)
+        return True
+
+    def _close_now(self) -> None:
+        """See :meth:`Connection._close_now`."""
+        self._close(not self._is_closed and self.outbound_buffered > 0)
+
+    # --- the socket ---
+
+    @property
+    def local_address(self) -> Any:
+        """See :attr:`Connection.local_address`."""
+        if self._local_address is None:
+            with self._borrowed_socket() as sock:
+                self._local_address = sock.getsockname()
+        return self._local_address
+
+    @property
+    def remote_address(self) -> Any:
+        """See :attr:`Connection.remote_address`."""
+        if self._remote_address is None:
+            with self._borrowed_socket() as sock:
+                try:
+                    self._remote_address = sock.getpeername()
+                except OSError as error:
+                    raise broken_by(error) from error
+        return self._remote_address
+
+    def setsockopt(self, level: int, option: int, value: int | Buffer) -> None:
+        """See :meth:`Connection.setsockopt`."""
+        with self._borrowed_socket() as sock:
+            sock.setsockopt(level, option, value)
+
+    def getsockopt(self, level: int, option: int, buffersize: int = 0) -> int | bytes:
+        """See :meth:`Connection.getsockopt`."""
+        with self._borrowed_socket() as sock:
+            return sock.getsockopt(level, option, buffersize) if buffersize else sock.getsockopt(level, option)

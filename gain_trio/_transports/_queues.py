@@ -1,0 +1,87 @@
+"""What waits in a connection over a socket: bytes received and not taken, bytes sent and not taken by the kernel.
+
+Both hold little more memory than their content, however small the pieces are that come and go (a list of two-byte objects
+would cost thirty times as much), and both take time linear in what goes through them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TypeAlias, final
+
+Inbound: TypeAlias = bytes | bytearray
+"""Bytes received and not taken.  Nearly always one piece arrives and is taken whole: then it stays the object it is."""
+
+NOTHING = b""
+
+
+def joined(queue: Inbound, data: bytes) -> Inbound:
+    """The queue with ``data`` at its end."""
+    if not queue:
+        return data
+    if isinstance(queue, bytes):
+        queue = bytearray(queue)
+    queue += data
+    return queue
+
+
+def head_of(queue: Inbound, count: int) -> bytes:
+    """A copy of the first ``count`` bytes, or of all there are."""
+    if count >= len(queue):
+        return bytes(queue)  # of bytes this is the object itself
+    with memoryview(queue) as view:
+        return bytes(view[:count])
+
+
+def without_head(queue: Inbound, count: int) -> Inbound:
+    """The queue less its first ``count`` bytes, which a bytearray drops by moving its start, without copying the rest."""
+    if count >= len(queue):
+        return NOTHING
+    if isinstance(queue, bytes):
+        return bytearray(memoryview(queue)[count:])
+    del queue[:count]
+    return queue
+
+
+SMALL = 4096
+"""Less than this is copied, so that small sends lie one behind the other; a bytes object of this size is referenced."""
+_FULL = 65536
+"""What is copied fills segments of about this size."""
+
+
+@final
+class Outbound:
+    """Bytes sent and not yet taken by the kernel, in segments."""
+
+    __slots__ = ("_segments", "_taken", "size")
+
+    def __init__(self) -> None:
+        self._segments: deque[bytearray | memoryview] = deque()
+        self._taken = 0
+        self.size = 0
+        """Bytes in all."""
+
+    def add(self, data: bytes, start: int = 0) -> None:
+        """Put ``data``, from ``start`` on, at the end."""
+        length = len(data) - start
+        self.size += length
+        if length >= SMALL:
+            self._segments.append(memoryview(data)[start:])
+            return
+        last = self._segments[-1] if self._segments else None
+        if not isinstance(last, bytearray) or len(last) + length > _FULL:
+            last = bytearray()
+            self._segments.append(last)
+        last += memoryview(data)[start:]
+
+    def head(self) -> memoryview:
+        """What to send next.  To be released before anything is added."""
+        return memoryview(self._segments[0])[self._taken :]
+
+    def remove(self, count: int) -> None:
+        """The kernel has taken so much of :meth:`head`."""
+        self.size -= count
+        self._taken += count
+        if self._taken == len(self._segments[0]):
+            self._segments.popleft()
+            self._taken = 0

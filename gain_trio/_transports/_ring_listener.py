@@ -1,0 +1,144 @@
+"""A listener on the ring.
+
+A multishot accept serves it: one operation, a completion for each connection.  It is armed while somebody wants
+connections, and what it brings is queued, so cancelling :meth:`RingListener.accept` loses none.  The queue is bounded:
+beyond its high mark the accept is cancelled, and connections wait in the kernel's backlog, until the queue has been emptied.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections import deque
+from typing import Any, final
+
+import trio
+
+from gain_trio._io_manager import UringIOManager
+from gain_trio._kernel import CompletionFlag, os_error
+from gain_trio._ring import Operation
+
+from ._connection import Marks
+from ._listener import CONNECTION_ERRNOS, Listener
+from ._ring_connection import RingConnection
+from ._sockets import reset_on_close
+
+_RETRY_ERRNOS = frozenset({errno.EINTR, errno.EAGAIN, errno.ECANCELED})
+
+_MORE = int(CompletionFlag.MORE)  # a plain int: an IntFlag makes a new object of every &
+
+QUEUE_HIGH = 128
+"""Connections accepted and not yet taken, at which accepting stops."""
+
+
+@final
+class RingListener(Listener):
+    """See :class:`Listener`.  Owns the socket, which must be listening."""
+
+    __slots__ = (
+        "_closed",
+        "_error",
+        "_manager",
+        "_marks",
+        "_operation",
+        "_queue",
+        "_socket",
+        "_waiting",
+        "local_address",
+    )
+
+    def __init__(self, manager: UringIOManager, sock: socket.socket, marks: Marks) -> None:
+        self._manager = manager
+        self._socket = sock
+        self._marks = marks
+        self._queue: deque[int] = deque()
+        self._waiting = trio.lowlevel.ParkingLot()
+        self._operation: Operation | None = None
+        self._error: OSError | None = None
+        self._closed = False
+        self.local_address: Any = sock.getsockname()
+
+    def __repr__(self) -> str:
+        return f"<gain_trio.Listener {'closed' if self._closed else self.local_address} at {id(self):#x}>"
+
+    def fileno(self) -> int:
+        """See :meth:`Listener.fileno`."""
+        return self._socket.fileno()
+
+    async def accept(self) -> RingConnection:
+        """See :meth:`Listener.accept`."""
+        if self._queue or self._closed or self._error is not None:
+            await trio.lowlevel.checkpoint()
+        while True:
+            connection = self._accept_ready()
+            if connection is not None:
+                return connection
+            self._arm()
+            await self._waiting.park()
+
+    def _accept_ready(self) -> RingConnection | None:
+        """A connection that is here already, or None.  Raises what :meth:`accept` raises."""
+        if self._closed:
+            raise trio.ClosedResourceError("this listener was closed")
+        if self._queue:
+            descriptor = self._queue.popleft()
+            try:
+                return RingConnection(self._manager, descriptor, self._marks)
+            except OSError:  # the table of connections is full; the next call may find a place
+                self._queue.appendleft(descriptor)
+                raise
+            except BaseException:
+                os.close(descriptor)
+                raise
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        return None
+
+    def _arm(self) -> None:
+        if self._operation is None:
+            self._operation = self._manager.ring.accept(self._socket.fileno(), self._accepted)
+
+    def _accepted(self, result: int, flags: int) -> None:
+        """A completion of the accept.  Its last one is the one without MORE."""
+        operation = self._operation
+        if not flags & _MORE:
+            self._operation = None
+        if self._closed:
+            if result >= 0:
+                _reset(result)
+            return
+        if result >= 0:
+            self._queue.append(result)
+            if len(self._queue) == QUEUE_HIGH and operation is not None:
+                operation.cancel()
+            self._waiting.unpark()
+        elif -result not in CONNECTION_ERRNOS and -result not in _RETRY_ERRNOS:
+            self._error = os_error(result)
+            self._waiting.unpark_all()  # one raises it, the others try again and get what accept(2) says to them
+        if self._waiting:
+            self._arm()
+
+    async def aclose(self) -> None:
+        """See :meth:`Listener.aclose`."""
+        self._close()
+        await trio.lowlevel.checkpoint()
+
+    def _close(self) -> None:
+        """:meth:`aclose` without a checkpoint."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._operation is not None:
+            self._operation.cancel()
+        self._socket.close()
+        while self._queue:
+            _reset(self._queue.popleft())
+        self._waiting.unpark_all()
+
+
+def _reset(descriptor: int) -> None:
+    """Close a connection that nobody has accepted, as the kernel does with those in its backlog: with RST."""
+    with socket.socket(fileno=descriptor) as sock:
+        reset_on_close(sock)

@@ -1,0 +1,285 @@
+"""A connection over a socket, in a run whose I/O manager waits for readiness: Trio's own, or a ring that can do no more.
+
+It keeps the contract of :class:`Connection` to the letter, but not by doing what the ring does.
+
+*The kernel's buffers are the queues.*  The ring has to receive ahead, into buffers it was given; here nothing is received
+before somebody asks.  A peer that sends too much fills the kernel's receive buffer and is stopped by TCP.  Only what looks
+without waiting (``peek``, ``next``, ``discard``, ``inbound_buffered``) moves bytes into a queue here, up to the high mark,
+and ``receive`` empties that first.  Whatever is found behind the bytes, the end of the stream or an error, is kept until
+they have been taken.  While a task waits in ``receive`` the bytes are its, and looking does not take them from under it.
+
+*A task steps once a message.*  Trio's sockets try, wait, try again, and pass a checkpoint after every success.  A receive
+that returned less than it had room for has emptied the kernel's buffer, so the next one waits at once: no failing system
+call, and a turn for everybody else.  A send that the kernel takes at once does not go through the scheduler.  What keeps
+that fair is ``_unwaited``, the bytes moved since a task of this connection last waited, in either direction: from the mark
+on, the next call passes a checkpoint *before* it moves anything, so that a cancellation there loses nothing.  For the same
+economy this is a plain non-blocking ``socket.socket`` with ``trio.lowlevel.wait_readable``: what ``trio.socket`` is made
+of, without the layers of Python in between.
+
+*Sends finish behind the caller's back.*  What the kernel does not take at once is queued, and a system task, the writer,
+drains the queue and ends when it is empty.  It outlives the task that sent, because a ``bytes`` object is sent whole even if
+that task is cancelled, and while something is queued nobody else sends, so the order stays.  It ends by three things: an
+empty queue, an error, a close (which empties the queue).  An error is kept, and raised by the sender's this or next call.
+
+*The run's end closes what is open*, as on the ring, by another system task, one for all connections of a run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import warnings
+from typing import TYPE_CHECKING, final
+
+import trio
+
+from gain_trio._io_manager._errors import broken_by
+
+from ._connection import Marks
+from ._queues import NOTHING, Inbound, head_of, joined, without_head
+from ._socket_base import as_size, closed_error, current_thread, kept
+from ._socket_sending import SocketSending
+from ._sockets import reset_on_close
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+CHUNK = 65536
+"""The most bytes that one receive brings."""
+PAGE = 4096
+"""A queue is filled by no less at a time, though it may have its high mark in the middle: small marks are no small calls."""
+
+
+@final
+class SocketConnection(SocketSending):
+    """See :class:`Connection`.  Owns the socket, which must be non-blocking."""
+
+    __slots__ = ("_end_told", "_ended", "_inbound", "_is_dry", "_paused", "_receive_error", "_receiving")
+
+    def __init__(self, sock: socket.socket, marks: Marks) -> None:
+        super().__init__(sock, marks)
+        self._inbound: Inbound = NOTHING
+        self._paused = False  # the queue was at its high mark, and has not been at its low one since
+        self._is_dry = False  # nothing is queued, and the kernel had nothing left when it was asked last
+        self._ended = False
+        self._end_told = False
+        self._receive_error: OSError | None = None
+        self._receiving = False  # a call of this direction is in progress
+        self._run.connections.add(self)
+
+    def __del__(self) -> None:
+        """Dropped without being closed.  Like a socket: say so, and close.  Maybe in another thread, and after the run."""
+        if getattr(self, "_receiving", None) is None or self._descriptor < 0:
+            return
+        try:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+        finally:
+            self._is_closed = True
+            self._release(reset=self._is_send_torn)
+
+    # --- receiving ---
+
+    async def receive(self, max_bytes: int | None = None) -> bytes:
+        """See :meth:`Connection.receive`."""
+        size = CHUNK if max_bytes is None else self._size_for(max_bytes)
+        if self._is_closed or self._receiving or current_thread() != self._run.thread:
+            self._refuse("receiving")
+        self._receiving = True
+        try:
+            if not self._is_dry:
+                await self._before_receiving()
+            while True:
+                if self._is_dry:
+                    await trio.lowlevel.wait_readable(self._descriptor)
+                    self._unwaited = 0
+                if self._is_closed:
+                    raise closed_error()
+                data = self._inbound or self._read(size)
+                if data:
+                    return self._take(data, max_bytes)
+                if not self._is_dry:
+                    return self._told_the_end()
+        except trio.ClosedResourceError:
+            raise closed_error() from None
+        except OSError as error:  # from the wait: this is no descriptor any more, or none that can be waited for
+            raise broken_by(error) from error
+        finally:
+            self._receiving = False
+
+    async def _before_receiving(self) -> None:
+        """The cancellation point of a receive that may be answered at once."""
+        if self._end_told:
+            await trio.lowlevel.checkpoint()
+        else:
+            await self._pass(self._marks.receive_high)
+
+    def _size_for(self, max_bytes: int) -> int:
+        """How much to ask of the kernel for a receive of so much: what is too much for it is queued."""
+        if as_size(max_bytes) < 1:
+            raise ValueError("max_bytes must be >= 1, or None")
+        return min(CHUNK, max(max_bytes, self._marks.receive_high, PAGE))
+
+    def _read(self, size: int) -> bytes:
+        """What the kernel has.  Nothing: for now if the connection is dry then, otherwise for good."""
+        if self._ended or self._receive_error is not None:
+            return b""
+        try:
+            data = self._socket.recv(size)
+        except (BlockingIOError, InterruptedError):
+            self._is_dry = True
+            return b""
+        except OSError as error:
+            self._is_dry = False
+            self._receive_error = kept(error)
+            return b""
+        if data:
+            self._is_dry = len(data) < size
+            return data
+        self._is_dry = False
+        if self._send_error is not None and self._send_error.errno != errno.EPIPE:
+            # A socket tells of its error once.  The send was told, so to the receive a reset looks like the end.
+            self._receive_error = self._send_error
+        else:
+            self._ended = True
+        return b""
+
+    def _take(self, data: Inbound, max_bytes: int | None) -> bytes:
+        """Of ``data``, which is all that is here, as much as may be; the rest stays, or becomes, the queue."""
+        if max_bytes is None or len(data) <= max_bytes:
+            self._unwaited += len(data)
+            self._inbound = NOTHING
+            return bytes(data)  # of bytes this is the object itself
+        self._unwaited += max_bytes
+        self._is_dry = False
+        head = head_of(data, max_bytes)
+        self._inbound = without_head(data, max_bytes)
+        return head
+
+    def _told_the_end(self) -> bytes:
+        if self._receive_error is not None:
+            raise broken_by(kept(self._receive_error))
+        self._end_told = True
+        return b""
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """:meth:`Connection.receive` as a full checkpoint."""
+        if self._inbound or self._ended or self._receive_error is not None or self._is_closed or self._receiving:
+            await trio.lowlevel.checkpoint()
+        elif not self._is_dry:
+            self._is_dry = True  # so that it waits, which is a full checkpoint, and finds out what there is
+        return await self.receive(max_bytes)
+
+    async def receive_into(self, buffer: Buffer, /) -> int:
+        """See :meth:`Connection.receive_into`."""
+        with memoryview(buffer) as view:
+            if view.readonly or not view.c_contiguous:
+                raise BufferError("receive_into() needs a writable buffer, in one piece")
+            if not view.nbytes:
+                raise ValueError("receive_into() needs a buffer of at least one byte")
+            with view.cast("B") as target:
+                data = await self.receive(len(target))
+                target[: len(data)] = data
+                return len(data)
+
+    # --- what has been received, without waiting ---
+
+    def _pump(self) -> None:
+        """Move what the kernel has into the queue, up to the high mark.
+
+        Not while a task waits to receive: the bytes are its, and nothing would wake it for those that are in the queue.
+        """
+        self._check_thread()
+        if self._is_closed:
+            raise closed_error()
+        high = self._marks.receive_high
+        if self._receiving or (self._paused and len(self._inbound) > self._marks.receive_low):
+            return
+        while len(self._inbound) < high:
+            data = self._read(min(CHUNK, max(high - len(self._inbound), PAGE)))
+            if not data:
+                break
+            self._inbound = joined(self._inbound, data)
+            if self._is_dry:
+                break
+        self._paused = len(self._inbound) >= high
+        if self._inbound:
+            self._is_dry = False
+
+    def _counted(self, name: str, count: int | None) -> int:
+        """``count`` bytes, or all there are for None, of a queue that is up to date."""
+        if count is None:
+            self._pump()
+            return len(self._inbound)
+        count = as_size(count)
+        if count < 0:
+            raise ValueError(f"{name}() takes a number of bytes >= 0, or None")
+        self._pump()
+        return min(count, len(self._inbound))
+
+    def peek(self, count: int | None = None, /) -> bytes:
+        """See :meth:`Connection.peek`."""
+        count = self._counted("peek", count)  # which may move the queue
+        return head_of(self._inbound, count)
+
+    def next(self, count: int | None = None, /) -> bytes:
+        """See :meth:`Connection.next`."""
+        count = self._counted("next", count)
+        self._unwaited += count
+        taken = head_of(self._inbound, count)
+        self._inbound = without_head(self._inbound, count)
+        return taken
+
+    def discard(self, count: int | None = None, /) -> int:
+        """See :meth:`Connection.discard`."""
+        count = self._counted("discard", count)
+        self._unwaited += count
+        self._inbound = without_head(self._inbound, count)
+        return count
+
+    @property
+    def inbound_buffered(self) -> int:
+        """See :attr:`Connection.inbound_buffered`."""
+        if not self._is_closed:
+            self._pump()
+        return len(self._inbound)
+
+    # --- closing ---
+
+    def _refuse_calls(self) -> None:
+        self._check_thread()
+        self._is_closed = True
+        if self._receiving and self._descriptor >= 0:
+            trio.lowlevel.notify_closing(self._descriptor)
+        self._wake_sender()
+
+    def _close(self, reset: bool, /) -> None:
+        self._refuse_calls()
+        if self._descriptor < 0:
+            return
+        self._inbound = NOTHING
+        self._outbound = None
+        trio.lowlevel.notify_closing(self._descriptor)
+        self._release(reset=reset or self._is_send_torn)
+
+    def _release(self, *, reset: bool) -> None:
+        """Close the descriptor."""
+        self._descriptor = -1
+        try:
+            if reset:
+                reset_on_close(self._socket)
+        finally:
+            try:
+                self._socket.close()
+            except OSError as error:
+                if error.errno != errno.EBADF:  # somebody else has closed it: nothing is left to close
+                    raise
+
+    def fileno(self) -> int:
+        """See :meth:`Connection.fileno`."""
+        return -1 if self._is_closed else self._descriptor
+
+    def _borrowed_socket(self) -> contextlib.AbstractContextManager[socket.socket]:
+        if self._is_closed:
+            raise closed_error()
+        return contextlib.nullcontext(self._socket)

@@ -1,0 +1,241 @@
+"""The sending half of a connection over a socket; the essay is in ``_socket_connection.py``."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from typing import TYPE_CHECKING
+
+import outcome
+import trio
+
+from gain_trio._io_manager._errors import broken_by
+
+from ._connection import Marks
+from ._queues import SMALL, Outbound
+from ._socket_base import SocketBase, closed_error, current_thread, kept
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+
+class SocketSending(SocketBase):
+    """Sends, and a writer that finishes them."""
+
+    __slots__ = (
+        "_is_send_eof",
+        "_is_send_torn",
+        "_outbound",
+        "_send_error",
+        "_sender",
+        "_sending",
+        "_wake_below",
+        "_writing",
+    )
+
+    _is_send_eof: bool
+    _is_send_torn: bool
+
+    def __init__(self, sock: socket.socket, marks: Marks) -> None:
+        super().__init__(sock, marks)
+        self._outbound: Outbound | None = None  # None when nothing is queued
+        self._is_send_eof = False
+        self._is_send_torn = False  # also while a send waits with a part of its data sent
+        self._send_error: OSError | None = None
+        self._sending = False  # a call of this direction is in progress
+        self._sender: trio.lowlevel.Task | None = None  # its task, while it waits for less than this to be outbound:
+        self._wake_below = 0
+        self._writing = False  # the writer runs
+
+    async def send(self, data: Buffer, /) -> None:
+        """See :meth:`Connection.send`."""
+        if type(data) is not bytes:
+            await self._send_buffer(data)
+            return
+        if self._is_closed or self._sending or current_thread() != self._run.thread:
+            self._refuse("sending")
+        sent = 0
+        if data and self._outbound is None and self._unwaited < self._marks.send_high:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            self._check_sending()
+            self._check_not_eof()
+            sent = self._write(data)
+            if sent == len(data):
+                return
+        await self._send_rest(data, sent)
+
+    async def _send_buffer(self, data: Buffer) -> None:
+        with memoryview(data) as view:
+            if not view.c_contiguous:
+                raise BufferError("send() needs a buffer in one piece")
+            with view.cast("B") as flat:
+                if self._is_closed or self._sending or current_thread() != self._run.thread:
+                    self._refuse("sending")
+                await self._send_rest(flat, 0)
+
+    async def _send_rest(self, data: bytes | memoryview, done: int) -> None:
+        """Send what follows the first ``done`` bytes, which the kernel has taken: from then on there is no way back."""
+        high = self._marks.send_high
+        self._sending = True
+        try:
+            if not data:
+                await trio.lowlevel.checkpoint()
+            elif not done:
+                await self._pass(high)
+            while True:
+                self._check_sending(own_half=done > 0)
+                self._check_not_eof()
+                if (
+                    done or self.outbound_buffered < high
+                ):  # or sends that are cancelled over and over would fill the memory
+                    done = self._put(data, done)
+                    self._is_send_torn = 0 < done < len(data)
+                    if done == len(data) and self.outbound_buffered < high:
+                        return
+                await self._park(high)
+        finally:
+            self._sending = False
+
+    def _check_sending(self, *, own_half: bool = False) -> None:
+        """Raise why nothing can be sent any more.  ``own_half``: the caller has sent a part itself, and goes on."""
+        if self._is_closed:
+            raise closed_error()
+        if self._send_error is not None:
+            raise broken_by(kept(self._send_error))
+        if self._is_send_torn and not own_half:  # what follows half of something would be taken for its other half
+            raise broken_by(OSError(errno.ECANCELED, "a send was cancelled when a part of its data had been sent"))
+
+    def _check_not_eof(self) -> None:
+        if self._is_send_eof:
+            raise trio.ClosedResourceError("send_eof() was called on this connection")
+
+    def _put(self, data: bytes | memoryview, done: int) -> int:
+        """Give the kernel what it takes of the rest of ``data``, and queue as much as the mark allows of what it does not.
+
+        All of it when it is bytes, which nobody can change: they are referenced.  Returns how much is done in all.
+        """
+        if self._outbound is None and done < len(data):
+            with memoryview(data) as view, view[done:] as rest:
+                done += self._write(rest)
+        left = len(data) - done
+        if not left:
+            return done
+        outbound = self._outbound or Outbound()
+        if isinstance(data, bytes):
+            outbound.add(data, done)
+        else:
+            if left > SMALL:
+                left = min(left, max(self._marks.send_high - outbound.size, 0))
+            if not left:
+                return done
+            outbound.add(bytes(data[done : done + left]))
+        if not self._writing:
+            trio.lowlevel.spawn_system_task(self._drain, name="gain_trio writer")
+            self._writing = True
+        self._outbound = outbound
+        self._unwaited += left
+        return done + left
+
+    def _write(self, data: bytes | memoryview) -> int:
+        """How much the kernel takes."""
+        try:
+            sent = self._socket.send(data)
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except OSError as error:
+            self._send_failed(error)
+            raise broken_by(error) from error
+        self._unwaited += sent
+        return sent
+
+    async def _drain(self) -> None:
+        """The writer.  Nothing but the end of the run may end it before the queue is empty, and no error may leave it."""
+        try:
+            while self._outbound is not None:
+                # Calls in progress are refused before the queue is flushed.  Had the socket been closed, it would be empty.
+                with contextlib.suppress(trio.ClosedResourceError):
+                    await trio.lowlevel.wait_writable(self._descriptor)
+                    self._write_queued()
+        except trio.BrokenResourceError:
+            return  # _write() has kept it for the sender
+        except trio.BusyResourceError:
+            self._send_failed(OSError(errno.EBUSY, "somebody else waits for this connection's descriptor"))
+        except OSError as error:
+            self._send_failed(error)
+        finally:
+            self._writing = False
+
+    def _write_queued(self) -> None:
+        """Send what is queued until the kernel takes no more."""
+        while (outbound := self._outbound) is not None:
+            with outbound.head() as head:
+                length = len(head)
+                sent = self._write(head)
+            outbound.remove(sent)
+            if not outbound.size:
+                self._outbound = None
+            if self._sender is not None and outbound.size < self._wake_below:
+                self._wake_sender()
+            if sent < length:
+                return
+
+    def _send_failed(self, error: OSError) -> None:
+        self._send_error = kept(error)
+        self._outbound = None
+        self._wake_sender()
+
+    async def _park(self, mark: int) -> None:
+        """Wait until less than ``mark`` is outbound, or something happened that the caller finds out."""
+
+        def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
+            self._sender = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        self._sender = trio.lowlevel.current_task()
+        self._wake_below = mark
+        await trio.lowlevel.wait_task_rescheduled(abort)
+        self._unwaited = 0
+
+    def _wake_sender(self) -> None:
+        task, self._sender = self._sender, None
+        if task is not None:
+            trio.lowlevel.reschedule(task, outcome.Value(None))
+
+    @property
+    def outbound_buffered(self) -> int:
+        """See :attr:`Connection.outbound_buffered`."""
+        return 0 if self._outbound is None else self._outbound.size
+
+    def _refuse_sends(self) -> None:
+        self._check_thread()
+        if self._is_closed:
+            raise closed_error()
+        self._is_send_eof = True
+
+    async def flush(self) -> None:
+        """See :meth:`Connection.flush`."""
+        await self._wait_below(1)
+
+    async def _wait_writable(self) -> None:
+        await self._wait_below(self._marks.send_high)
+
+    async def _wait_below(self, mark: int) -> None:
+        if self._is_closed or self._sending or current_thread() != self._run.thread:
+            self._refuse("sending")
+        self._sending = True
+        try:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            while True:
+                self._check_sending()
+                if self.outbound_buffered < mark:
+                    return
+                await self._park(mark)
+        finally:
+            self._sending = False
+
+    async def _close_flush(self) -> None:
+        while self._outbound is not None:
+            await self._park(1)
+        if self._send_error is not None:
+            raise broken_by(kept(self._send_error))
