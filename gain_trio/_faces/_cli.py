@@ -1,96 +1,27 @@
-"""The command ``gain-trio``."""
+"""The command ``gain-trio``: its subcommands are a module each."""
 
 from __future__ import annotations
 
 import argparse
-import signal
-import socket
-import sys
-from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
-
-import trio
+from collections.abc import Sequence
+from typing import cast
 
 import gain_trio
-from gain_trio._server._consumer import Handler
-from gain_trio._transports import TcpAddress, parse_address
 
-from ._handlers import BUILT_IN, find_handler
+from . import _doctor_command, _seccomp_command, _serve
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="gain-trio", description="Trio servers at the speed of io_uring.")
     parser.add_argument("--version", action="version", version=f"gain-trio {gain_trio.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    serve = commands.add_parser(
-        "serve",
-        help="serve a handler until interrupted",
-        description="Serve a handler until Ctrl-C or SIGTERM, which end it with exit status 0.",
-    )
-    serve.add_argument("address", help="where to listen: tcp://HOST:PORT; port 0 lets the kernel choose")
-    serve.add_argument(
-        "--handler",
-        required=True,
-        metavar="NAME",
-        help=f"what serves a connection: {', '.join(BUILT_IN)}, or an async function as package.module:function",
-    )
-    serve.add_argument("--workers", type=int, default=1, metavar="N", help="consumers that share the connections (1)")
-    serve.add_argument(
-        "--backlog", type=int, metavar="N", help="connections that may wait to be accepted (all the system allows)"
-    )
+    _serve.add_parser(commands)
+    _doctor_command.add_parser(commands)
+    _seccomp_command.add_parser(commands)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status: 0, or 1 for what went wrong, or 2 for a command that is none."""
     options = _parser().parse_args(arguments)
-    sys.path.insert(0, str(Path.cwd()))  # as python -m does: a handler of one's own is found where one stands
-    try:
-        parse_address(options.address)
-        handler = find_handler(options.handler)
-        gain_trio.run(_serve, handler, options)
-    except KeyboardInterrupt:
-        return 0
-    except (ValueError, gain_trio.RingUnavailable) as error:
-        return _fail(str(error))
-    except socket.gaierror as error:
-        return _fail(f"cannot listen on {options.address}: {error.strerror}")
-    except OSError as error:
-        return _fail(error.strerror or str(error))
-    return 0
-
-
-def _fail(reason: str) -> int:
-    print(f"gain-trio: {reason}", file=sys.stderr)
-    return 1
-
-
-async def _serve(handler: Handler, options: argparse.Namespace) -> None:
-    refused: Exception | None = None
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
-            try:
-                server = await nursery.start(_start, handler, options)
-            except (OSError, ValueError) as error:
-                refused = error  # raised below, outside the nursery, which would put it into a group
-                nursery.cancel_scope.cancel()
-            else:
-                for host, port, *_ in server.addresses:
-                    print(f"serving {options.handler} on {TcpAddress(host, port)}; Ctrl-C stops it", flush=True)
-    if refused is not None:
-        raise refused
-
-
-async def _start(
-    handler: Handler, options: argparse.Namespace, *, task_status: trio.TaskStatus[gain_trio.Server]
-) -> None:
-    await gain_trio.serve(
-        handler, options.address, workers=options.workers, backlog=options.backlog, task_status=task_status
-    )
-
-
-async def _cancel_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
-    async for _signal_number in signals:
-        scope.cancel()
-        return
+    return cast("int", options.execute(options))
