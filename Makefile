@@ -1,5 +1,5 @@
 # make demo    set everything up in .venv, start an echo server, show it at work, stop it
-# make test    set everything up in .venv, build with warnings as errors, run the tests
+# make test    set everything up in .venv, build with warnings as errors, run the tests on the ring and on Trio's own backend
 #
 # PYTHON chooses the interpreter (make test PYTHON=python3.12); CONTRIBUTING.md explains the other targets.
 
@@ -24,14 +24,14 @@ identity := $(shell $(PYTHON) -c 'import sys; print(sys.executable, sys.version.
 c_sources := $(wildcard _ffi/*.[ch] _ffi/*.py _ffi/fastpath/*.[ch])
 build_inputs := pyproject.toml setup.py $(c_sources)
 packaged := $(build_inputs) MANIFEST.in README.md LICENSE $(shell find gain_trio -name '*.py' -o -name '*.pyi' -o -name py.typed 2>/dev/null)
-packaged += $(wildcard CHANGELOG.md CONTRIBUTING.md Makefile tools/*.py tests/*.py examples/*.py)
+packaged += $(wildcard CHANGELOG.md CONTRIBUTING.md Makefile docs/*.md tools/*.py tests/*.py examples/*.py)
 
-.PHONY: help demo test test-once soak lint format types package sanitize test-in-tree
-.PHONY: trio-suite trio-suite-newest trio-suite-oldest bench clean FORCE
+.PHONY: help demo test test-ring test-trio test-features soak lint format types package package-pure sanitize test-in-tree
+.PHONY: trio-suite trio-suite-newest trio-suite-oldest trio-suite-poll bench clean FORCE
 
 help:
 	@sed -n 's/^# make \(.*\)/make \1/p' Makefile
-	@echo 'more: test-once soak lint format types package sanitize trio-suite bench clean'
+	@echo 'more: test-ring test-trio test-features soak lint format types package package-pure sanitize trio-suite bench clean'
 
 # --- the environment ---
 
@@ -74,11 +74,33 @@ $(VENV)/lint: $(VENV)/built pyproject.toml
 demo: $(VENV)/built
 	@$(bin)/python examples/demo.py
 
-test: test-once
+# One suite, on both backends: on the ring with tasks resumed in place and by Trio's scheduler, and on Trio's own I/O manager.
+test: test-ring test-trio
+
+# Where there is no ring to be had its tests cannot run.  That is said, and is an error where GAIN_TRIO_REQUIRE_RING=1.
+test-ring: $(VENV)/built-strict
+	$(on_the_ring) $(bin)/python -m pytest $(PYTEST_ARGUMENTS); \
 	GAIN_TRIO_RESUME_IN_PLACE=0 $(bin)/python -m pytest $(PYTEST_ARGUMENTS)
 
-test-once: $(VENV)/built-strict
-	$(bin)/python -m pytest $(PYTEST_ARGUMENTS)
+test-trio: $(VENV)/built-strict
+	GAIN_TRIO_BACKEND=trio $(bin)/python -m pytest $(PYTEST_ARGUMENTS)
+
+define on_the_ring
+mkdir -p build; \
+if ! $(bin)/gain-trio doctor > build/doctor.txt; then \
+	echo 'skipped: the tests on the ring, because there is none here (make test-ring)'; cat build/doctor.txt; \
+	exit $${GAIN_TRIO_REQUIRE_RING:-0}; \
+fi; \
+export GAIN_TRIO_BACKEND=io_uring;
+endef
+
+# The suite without each of the kernel features that a ring can do without, one by one, and without all of them.
+features = $(shell $(bin)/python -c 'import gain_trio; print(*(feature.name.lower() for feature in gain_trio.Feature))')
+test-features: $(VENV)/built-strict
+	$(on_the_ring) for feature in $(features) all; do \
+		echo "without $$feature:"; \
+		GAIN_TRIO_UNWANTED=$$feature $(bin)/python -m pytest $(PYTEST_ARGUMENTS); \
+	done
 
 # A hundred thousand connections must leave no object, reference or descriptor behind.
 soak: $(VENV)/built-strict
@@ -104,6 +126,16 @@ package: dist/made
 	$(PYTHON) -m venv "$$scratch/venv"; \
 	"$$scratch/venv/bin/python" -m pip install --quiet --disable-pip-version-check dist/*.whl; \
 	cp examples/demo.py "$$scratch"; cd "$$scratch"; venv/bin/python demo.py
+
+# The same without the compiled modules, as they are missing on other systems: the wheel is pure, and passes the suite.
+package-pure: dist/made
+	$(call unpack,build/trees/pure)
+	cd build/trees/pure; \
+	$(PYTHON) -m venv .venv; \
+	GAIN_TRIO_NO_EXTENSIONS=1 .venv/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps -w pure .; \
+	ls pure/*-py3-none-any.whl; \
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls pure/*.whl)[test]"; \
+	GAIN_TRIO_BACKEND=trio .venv/bin/pytest $(PYTEST_ARGUMENTS)
 
 dist/made: $(packaged)
 	@$(PYTHON) tools/preflight.py
@@ -132,22 +164,27 @@ sanitize: dist/made
 	ASAN_OPTIONS=$$ASAN_OPTIONS:quarantine_size_mb=4:thread_local_quarantine_size_kb=64 \
 		.venv/bin/python -m pytest --timeout=300 $(memory_tests)
 
-# The tests with another Python, once, in a tree of their own: make test-in-tree PYTHON=python3.13
+# The tests with another Python, in a tree of their own: make test-in-tree PYTHON=python3.13
 test-in-tree: dist/made
 	$(call unpack,build/trees/$(notdir $(PYTHON)))
-	$(MAKE) --no-print-directory -C build/trees/$(notdir $(PYTHON)) PYTHON='$(PYTHON)' WITH='$(WITH)' test-once
+	$(MAKE) --no-print-directory -C build/trees/$(notdir $(PYTHON)) PYTHON='$(PYTHON)' WITH='$(WITH)' test
 
 define unpack
 rm -rf $(1); mkdir -p $(1); tar -xzf dist/*.tar.gz --strip-components=1 -C $(1)
 endef
 
-trio-suite: trio-suite-newest trio-suite-oldest
+trio-suite: trio-suite-newest trio-suite-oldest trio-suite-poll
 
 trio-suite-newest: dist/made
 	$(call trio_suite,newest,$(NEWEST))
 
 trio-suite-oldest: dist/made
 	$(call trio_suite,oldest,$(OLDEST))
+
+# The same where the kernel has no more than readiness to offer.
+trio-suite-poll: export GAIN_TRIO_UNWANTED := all
+trio-suite-poll: dist/made
+	$(call trio_suite,poll,$(NEWEST))
 
 # All of Trio's tests but for the one that lists the backends it knows.  A pytest.ini of its own keeps pytest from finding
 # this project's, which lies above.

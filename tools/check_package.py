@@ -16,6 +16,7 @@ SDIST_MUST = {
     "tests": ("*.py",),
     "examples": ("*.py",),
     "tools": ("*.py",),
+    "docs": ("*.md",),
     "benchmarks": ("*.py", "*.c", "*.h", "README.md"),
 }
 SDIST_MUST_FILES = ("Makefile", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "pyproject.toml", "setup.py")
