@@ -455,6 +455,7 @@ async def test_housekeeping_is_no_news(sockets: tuple[socket.socket, socket.sock
     manager.process_events([])
 
 
+@pytest.mark.ring
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_a_wait_that_ends_with_its_manager_is_let_go_once(
     sockets: tuple[socket.socket, socket.socket], when: str

@@ -89,6 +89,7 @@ class SocketSending(SocketBase):
                 if (
                     done or self.outbound_buffered < high
                 ):  # or sends that are cancelled over and over would fill the memory
+                    self._is_send_torn = True  # should what follows be interrupted
                     done = self._put(data, done)
                     self._is_send_torn = 0 < done < len(data)
                     if done == len(data) and self.outbound_buffered < high:
