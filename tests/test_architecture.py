@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import gain_trio
+from gain_trio import Feature
 
 PACKAGE = Path(gain_trio.__file__).parent
 NAME = "gain_trio"
@@ -167,3 +169,9 @@ def test_the_rule_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: 
     (imported,) = imports(path)
     assert imported.is_in(NAME)
     assert allowed(path, imported) is fine
+
+
+def test_the_makefile_tests_without_each_feature() -> None:
+    makefile = (Path(__file__).resolve().parent.parent / "Makefile").read_text()
+    named = " ".join(re.findall(r"^features [:+]= (.*)$", makefile, re.MULTILINE)).split()
+    assert named == [name.lower() for name in Feature.__members__]

@@ -652,6 +652,7 @@ def test_closing_ends_hundreds_of_operations(unwanted: Feature, entries: int) ->
 @pytest.mark.parametrize("unwanted", [Feature(0), Feature.CANCEL_ANY, Feature.CANCEL_ANY | Feature.CQE_SKIP])
 def test_a_run_ends_with_connections_that_receive_and_send(unwanted: Feature) -> None:
     kept: list[Any] = []
+    data = bytes(24 << 20)  # more than the kernel takes
 
     async def main() -> UringIOManager:
         [listener] = await gain_trio.open_listeners("tcp://127.0.0.1:0")
@@ -660,7 +661,7 @@ def test_a_run_ends_with_connections_that_receive_and_send(unwanted: Feature) ->
                 client = await gain_trio.connect(address_of(listener))
                 served = await listener.accept()
                 kept.extend([client, served])
-                nursery.start_soon(served.send, bytes(8 << 20))  # more than the kernel takes
+                nursery.start_soon(served.send, data)
                 nursery.start_soon(served.receive)
             await trio.testing.wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
