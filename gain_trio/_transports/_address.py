@@ -1,52 +1,359 @@
-"""Addresses as text: ``tcp://host:port``."""
+"""Addresses as text.
+
+    tcp://host:port                  a name, 127.0.0.1, [::1] or [fe80::1%eth0]; an empty host: all addresses
+    udp://host:port                  the same
+    unix:///run/app.sock             a path from the root; three slashes, because the host between two of them is empty
+    unix://@name                     an abstract name (Linux), which is no file; unix(7)
+    fd://3                           a descriptor that the process was started with
+    fd://systemd, fd://systemd/web   those that systemd passed, all of them or those of this FileDescriptorName=
+
+A Unix socket's path is never relative: it is looked up whenever the socket is bound, connected to or removed, and all of
+these are to mean the same file, whatever the working directory is by then.  In a shell, ``unix://$PWD/app.sock``.
+
+What a URL may have beside is not there: no user name, no path after a port, no query (options are keyword arguments,
+which a type checker sees), no fragment.  In Unix paths and systemd's names a byte is written ``%`` and two hexadecimal
+digits if it could not stand there itself: a space, ``%``, ``?``, ``#`` and everything unprintable.
+
+The classes check what they are made of, so what there is of them has a text, and ``parse_address(str(address), ...)`` is
+the same address again.
+"""
 
 from __future__ import annotations
 
+import ipaddress
+import os
 import re
-from typing import final
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Final, Literal, TypeAlias, TypeVar, final, overload
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import attrs
 
-_TCP = re.compile(r"(?:\[(?P<bracketed>[^\[\]]*)\]|(?P<plain>[^\[\]:/?#@]*)):(?P<port>[0-9]{1,5})")
-_EXAMPLES = "tcp://127.0.0.1:8080, tcp://[::1]:8080 or tcp://localhost:0"
+Scheme: TypeAlias = Literal["tcp", "udp", "unix", "fd"]
+
+_EXAMPLES: Final[dict[Scheme, tuple[str, ...]]] = {
+    "tcp": ("tcp://127.0.0.1:8080", "tcp://[::1]:8080", "tcp://localhost:0"),
+    "udp": ("udp://127.0.0.1:8080", "udp://[::1]:8080", "udp://localhost:0"),
+    "unix": ("unix:///run/app.sock", "unix://@name"),
+    "fd": ("fd://3", "fd://systemd", "fd://systemd/NAME"),
+}
+
+SUN_PATH: Final = 108 if sys.platform == "linux" else 104
+"""Bytes that the kernel has for the path of a Unix socket, with the NUL at its end; unix(7)."""
+_HAS_ABSTRACT_NAMES: Final[bool] = sys.platform == "linux"
+
+_MAX_PORT: Final = 65535
+_MAX_DESCRIPTOR: Final = 2**31 - 1
+_SYSTEMD: Final = "systemd"
+_MAX_NAME: Final = 255  # sd_listen_fds_with_names(3)
+
+_HOST_PORT = re.compile(r"(?:\[(?P<bracketed>[^\[\]]*)\]|(?P<plain>[^\[\]:]*)):(?P<port>[^:]*)")
+_NUMBERS = re.compile(r"[0-9.]+")
+_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_UNQUOTED: Final = "/!$&'()*+,;=:@"  # beside letters, digits and _.-~ (RFC 3986, pchar)
 
 
-@final
+# --- what the classes check ---
+
+
+def _check_host(_instance: object, _attribute: attrs.Attribute[str], host: str) -> None:
+    if not isinstance(host, str):
+        raise TypeError(f"a host is a string, not {host!r}")
+    if any(character.isspace() or not character.isprintable() for character in host):
+        raise ValueError(f"the host {host!r} has whitespace or an unprintable character in it")
+    if ":" in host:
+        _check_ipv6(host)
+    elif not set(host).isdisjoint("[]/\\?#@%"):
+        raise ValueError(f"the host {host!r} is neither a name nor an IP address; a host is not percent-encoded")
+    elif _NUMBERS.fullmatch(host):
+        try:
+            ipaddress.IPv4Address(host)
+        except ValueError as error:
+            reason = "write four numbers of 0 to 255, without leading zeros"
+            raise ValueError(f"the host {host!r} is no IPv4 address; {reason}") from error
+
+
+def _check_ipv6(host: str) -> None:
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError as error:
+        raise ValueError(f"the host {host!r} is no IPv6 address ({error})") from error
+    scope = host.partition("%")[2]
+    if not set(scope).isdisjoint("[]/\\?#@") or re.match(r"25[^0-9]", scope):
+        raise ValueError(f"the scope of {host!r} is not the name of an interface; write it as in fe80::1%eth0")
+
+
+def _check_int(what: str, largest: int) -> Callable[[object, attrs.Attribute[Any], Any], None]:
+    def check(_instance: object, _attribute: attrs.Attribute[Any], value: Any) -> None:
+        if not isinstance(value, int):
+            raise TypeError(f"a {what} is a number, not {value!r}")
+        if not 0 <= value <= largest:
+            raise ValueError(f"a {what} is at least 0 and at most {largest}, not {value}")
+
+    return check
+
+
+def _check_name(_instance: object, _attribute: attrs.Attribute[str], name: str) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"a name is a string, not {name!r}")
+    fine = 1 <= len(name) <= _MAX_NAME and name.isascii() and name.isprintable() and ":" not in name
+    if not fine:
+        reason = f"systemd's have 1 to {_MAX_NAME} printable ASCII characters, and no colon"
+        raise ValueError(f"{name!r} is no name of a descriptor: {reason}")
+
+
+def _encode(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> bytes:
+    try:
+        return os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{path!r} has a character in it that no file name can have") from error
+
+
+def _decode_path(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str:
+    """As :func:`os.fsdecode` gives it, so that one path has one form."""
+    return os.fsdecode(_encode(path))
+
+
+# --- the classes ---
+
+
 @attrs.frozen
-class TcpAddress:
-    """A host and a port, not looked up."""
+class _InternetAddress:
+    scheme: ClassVar[Scheme]
 
-    host: str
+    host: str = attrs.field(validator=_check_host)
     """A name, an IPv4 address, or an IPv6 address without brackets; empty for all addresses of this machine."""
-    port: int
+    port: int = attrs.field(validator=_check_int("port", _MAX_PORT))
     """0 to 65535."""
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"tcp://{host}:{self.port}"
+        return f"{self.scheme}://{host}:{self.port}"
 
 
-def parse_address(address: str) -> TcpAddress:
-    """Take ``tcp://host:port`` apart.  IPv6 addresses stand in brackets; an empty host means all addresses.
+@final
+@attrs.frozen
+class TcpAddress(_InternetAddress):
+    """A host and a TCP port, not looked up.
+
+    Raises:
+      ValueError: the host cannot be one, or the port is out of range; says what is wrong.
+    """
+
+    scheme: ClassVar[Scheme] = "tcp"
+
+
+@final
+@attrs.frozen
+class UdpAddress(_InternetAddress):
+    """A host and a UDP port, not looked up.
+
+    Raises:
+      ValueError: the host cannot be one, or the port is out of range; says what is wrong.
+    """
+
+    scheme: ClassVar[Scheme] = "udp"
+
+
+@final
+@attrs.frozen
+class UnixAddress:
+    """The path of a Unix socket, or an abstract name.
+
+    Raises:
+      ValueError: it is empty, too long, not from the root, or has a NUL in it; says what is wrong.
+    """
+
+    scheme: ClassVar[Scheme] = "unix"
+
+    path: str = attrs.field(converter=_decode_path)
+    """From the root, as :func:`os.fsdecode` gives it; made of bytes or a path as well.  If abstract: the name, without the
+    NUL before it."""
+    abstract: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        what = "abstract name" if self.abstract else "path"
+        size = len(os.fsencode(self.path))
+        if not size:
+            raise ValueError(f"the {what} of a Unix socket is empty")
+        if size > SUN_PATH - 1:
+            hint = "choose a shorter one" if self.abstract else "choose a shorter one, in /run or /tmp perhaps"
+            limit = f"at most {SUN_PATH - 1}, which is sizeof(sun_path) less its NUL"
+            raise ValueError(f"the {what} {self.path!r} has {size} bytes; a Unix socket's has {limit}: {hint}")
+        if self.abstract:
+            if not _HAS_ABSTRACT_NAMES:
+                raise ValueError(
+                    f"the abstract name {self.path!r} cannot be used here: only Linux has them; use a path"
+                )
+            return
+        if "\0" in self.path:
+            raise ValueError(
+                f"the path {self.path!r} has a NUL in it, which ends a path; an abstract name may have one"
+            )
+        if not self.path.startswith("/"):
+            hint = f"write all of it, unix:///run/{quote_from_bytes(os.fsencode(self.path), _UNQUOTED)} for example"
+            raise ValueError(f"the path {self.path!r} does not begin at the root: {hint}")
+        if self.path.endswith("/"):
+            raise ValueError(f"the path {self.path!r} names a directory; add the name of the socket")
+
+    def __str__(self) -> str:
+        at = "@" if self.abstract else ""
+        return f"unix://{at}{quote_from_bytes(os.fsencode(self.path), _UNQUOTED)}"
+
+    @property
+    def sockaddr(self) -> bytes:
+        """What :meth:`socket.socket.bind` and ``connect`` take."""
+        return (b"\0" if self.abstract else b"") + os.fsencode(self.path)
+
+
+@final
+@attrs.frozen
+class FdAddress:
+    """A socket that the process was started with: a descriptor, or what systemd has passed.
+
+    With neither a descriptor nor a name: all that systemd has passed (sd_listen_fds(3)).  Several sockets may have one
+    name, as those of one unit do unless told otherwise.
+
+    Raises:
+      ValueError: the descriptor is out of range, or the name is none, or both are given.
+    """
+
+    scheme: ClassVar[Scheme] = "fd"
+
+    descriptor: int | None = attrs.field(
+        default=None, validator=attrs.validators.optional(_check_int("descriptor", _MAX_DESCRIPTOR))
+    )
+    """Its number."""
+    name: str | None = attrs.field(default=None, validator=attrs.validators.optional(_check_name))
+    """``FileDescriptorName=`` of the socket's unit (systemd.socket(5)); by default that is the name of the unit."""
+
+    def __attrs_post_init__(self) -> None:
+        if self.descriptor is not None and self.name is not None:
+            raise ValueError(f"a descriptor has a number or a name, not both: {self.descriptor} and {self.name!r}")
+
+    def __str__(self) -> str:
+        if self.descriptor is not None:
+            return f"fd://{self.descriptor}"
+        return f"fd://{_SYSTEMD}" + (f"/{quote_from_bytes(self.name.encode(), _UNQUOTED)}" if self.name else "")
+
+
+Address: TypeAlias = TcpAddress | UdpAddress | UnixAddress | FdAddress
+
+# --- parsing ---
+
+
+@overload
+def parse_address(address: str) -> TcpAddress: ...
+
+
+@overload
+def parse_address(address: str, *, schemes: Sequence[Scheme]) -> Address: ...
+
+
+def parse_address(address: str, *, schemes: Sequence[Scheme] = ("tcp",)) -> Address:
+    """Take an address apart, of one of the kinds that the caller can use.
+
+    Args:
+      address: see the top of this module.
+      schemes: those kinds.
 
     Raises:
       TypeError: ``address`` is not a string.
-      ValueError: it is not an address; says what one looks like.
+      ValueError: it is not an address of one of these kinds; says what is wrong, and what one looks like.
     """
     if not isinstance(address, str):
-        raise TypeError(f"an address is a string such as {_EXAMPLES}, not {address!r}")
+        raise TypeError(f"an address is a string such as {_examples(schemes)}, not {address!r}")
     scheme, separator, rest = address.partition("://")
     if not separator:
-        raise ValueError(f"{address!r} is no address: it has no scheme; write {_EXAMPLES}")
-    if scheme != "tcp":
-        raise ValueError(f"{address!r} is no address gain_trio can use: the scheme must be tcp; write {_EXAMPLES}")
-    match = _TCP.fullmatch(rest)
+        meant = [known for known in schemes if address.startswith(f"{known}:")]
+        raise ValueError(f"{address!r} is no address: it has no scheme; write {_examples(meant or schemes)}")
+    for known in schemes:
+        if scheme == known:
+            break
+    else:
+        wanted = _join(schemes)
+        if scheme in _EXAMPLES:
+            raise ValueError(
+                f"{address!r} is no address that can be used here: the scheme must be {wanted}; write {_examples(schemes)}"
+            )
+        lower = ", in lower case" if scheme.lower() in schemes else ""
+        what = f"is no address gain_trio can use: the scheme must be {wanted}{lower}"
+        raise ValueError(f"{address!r} {what}; write {_examples(schemes)}")
+    try:
+        return _PARSERS[known](rest)
+    except ValueError as error:
+        raise ValueError(f"{address!r} is no address: {error}; write {_examples([known])}") from error
+
+
+def _examples(schemes: Sequence[Scheme]) -> str:
+    """All there are of one kind, and the first of each of several."""
+    return _join(_EXAMPLES[schemes[0]] if len(schemes) == 1 else [_EXAMPLES[scheme][0] for scheme in schemes])
+
+
+def _join(words: Sequence[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+_Internet = TypeVar("_Internet", TcpAddress, UdpAddress)
+
+
+def _parse_internet(kind: type[_Internet], rest: str) -> _Internet:
+    for character, what in (("@", "a user name"), ("/", "a path"), ("?", "a query"), ("#", "a fragment")):
+        if character in rest:
+            raise ValueError(f"after {kind.scheme}:// come a host and a port, and not {what} ({character!r})")
+    match = _HOST_PORT.fullmatch(rest)
     if match is None:
-        raise ValueError(f"{address!r} is no address: after tcp:// come a host and a port; write {_EXAMPLES}")
-    port = int(match["port"])
-    if port > 65535:
-        raise ValueError(f"{address!r} is no address: a port is at most 65535")
+        if rest.count(":") > 1 and "[" not in rest:
+            raise ValueError("an IPv6 address stands in brackets, so that its colons are not taken for the port's")
+        missing = ", and the port is missing" if rest.endswith("]") or ":" not in rest else ""
+        raise ValueError(f"after {kind.scheme}:// come a host and a port{missing}")
     host = match["bracketed"] if match["plain"] is None else match["plain"]
     if match["bracketed"] is not None and ":" not in host:
-        raise ValueError(f"{address!r} is no address: brackets are for IPv6 addresses; write {_EXAMPLES}")
-    return TcpAddress(host, port)
+        raise ValueError("brackets are for IPv6 addresses")
+    return kind(host, _parse_number("port", match["port"], _MAX_PORT))
+
+
+def _parse_number(what: str, text: str, largest: int) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(f"the {what} must be a number, and not {text!r}" if text else f"the {what} is missing")
+    number = int(text) if len(text) <= len(str(largest)) else largest + 1
+    if number > largest:
+        raise ValueError(f"a {what} is at most {largest}")
+    return number
+
+
+def _unquote(text: str) -> bytes:
+    for character in text:
+        if character in "?#" or character.isspace() or not character.isprintable():
+            code = "".join(f"%{byte:02X}" for byte in _encode(character))
+            raise ValueError(f"{character!r} cannot stand for itself: write {code}")
+    if _PERCENT.search(text):
+        raise ValueError("after a % come two hexadecimal digits, and the character itself is written %25")
+    return unquote_to_bytes(_encode(text))
+
+
+def _parse_unix(rest: str) -> UnixAddress:
+    if rest.startswith("@"):
+        return UnixAddress(_unquote(rest[1:]), abstract=True)
+    path = _unquote(rest)
+    if path and not path.startswith(b"/"):
+        raise ValueError(f"a path begins at the root, so there are three slashes: unix:///{rest} perhaps")
+    return UnixAddress(path)
+
+
+def _parse_fd(rest: str) -> FdAddress:
+    if rest == _SYSTEMD:
+        return FdAddress()
+    if rest.startswith(f"{_SYSTEMD}/"):
+        return FdAddress(name=_unquote(rest[len(_SYSTEMD) + 1 :]).decode("ascii", "surrogateescape"))
+    return FdAddress(_parse_number("descriptor", rest, _MAX_DESCRIPTOR))
+
+
+_PARSERS: Final[dict[Scheme, Callable[[str], Address]]] = {
+    "tcp": lambda rest: _parse_internet(TcpAddress, rest),
+    "udp": lambda rest: _parse_internet(UdpAddress, rest),
+    "unix": _parse_unix,
+    "fd": _parse_fd,
+}
