@@ -112,6 +112,14 @@ struct gt_buffer_ring_status {
     uint32_t reserved[8];
 };
 
+/* What a multishot RECVMSG puts before a datagram: struct io_uring_recvmsg_out (6.0) */
+struct gt_received_message {
+    uint32_t name_length; /* of the source address, which may be more than there is room for */
+    uint32_t control_length;
+    uint32_t payload_length; /* of the whole datagram */
+    uint32_t flags;          /* MSG_TRUNC, ... */
+};
+
 /* argument of GT_(UN)REGISTER_RING_FDS: struct io_uring_rsrc_update */
 struct gt_ring_fd_registration {
     uint32_t offset;

@@ -23,14 +23,14 @@ static void provide(struct gt_buffers *buffers, uint16_t id)
     buffers->tail++;
 }
 
-int gt_buffers_open(struct gt_ring *ring, uint32_t count, uint32_t size, bool incremental)
+int gt_buffers_open_group(struct gt_ring *ring, struct gt_buffers *buffers, uint16_t group, uint32_t count, uint32_t size,
+                          bool incremental)
 {
-    struct gt_buffers *buffers = &ring->buffers;
     if (ring->dead)
         return -EBADF;
     if (buffers->memory || count == 0 || count > 32768 || (count & (count - 1)) || size == 0)
         return -EINVAL;
-    struct gt_buffers opened = {.count = count, .size = size, .incremental = incremental};
+    struct gt_buffers opened = {.group = group, .count = count, .size = size, .incremental = incremental};
     opened.entries_bytes = count * sizeof(struct gt_provided_buffer);
     opened.memory_bytes = (size_t)count * size;
     void *entries = mmap(NULL, opened.entries_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -69,13 +69,19 @@ int gt_buffers_open(struct gt_ring *ring, uint32_t count, uint32_t size, bool in
     for (uint32_t id = 0; id < count; id++)
         provide(buffers, (uint16_t)id);
     gt_buffers_publish(buffers);
-    ring->features |= GT_FEATURE_BUFFER_RING | (incremental ? GT_FEATURE_BUFFER_INCREMENT : 0);
     return 0;
 }
 
-int gt_buffers_close(struct gt_ring *ring)
+int gt_buffers_open(struct gt_ring *ring, uint32_t count, uint32_t size, bool incremental)
 {
-    struct gt_buffers *buffers = &ring->buffers;
+    int result = gt_buffers_open_group(ring, &ring->buffers, 0, count, size, incremental);
+    if (result == 0)
+        ring->features |= GT_FEATURE_BUFFER_RING | (incremental ? GT_FEATURE_BUFFER_INCREMENT : 0);
+    return result;
+}
+
+int gt_buffers_close_group(struct gt_ring *ring, struct gt_buffers *buffers)
+{
     if (!buffers->memory)
         return 0;
     if (ring->in_flight > 0)
@@ -90,6 +96,8 @@ int gt_buffers_close(struct gt_ring *ring)
     memset(buffers, 0, sizeof *buffers);
     return 0;
 }
+
+int gt_buffers_close(struct gt_ring *ring) { return gt_buffers_close_group(ring, &ring->buffers); }
 
 const char *gt_buffers_data(struct gt_buffers *buffers, const struct io_uring_cqe *cqe)
 {

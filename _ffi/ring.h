@@ -33,6 +33,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+struct msghdr; /* <sys/socket.h> */
+
 #define GT_RING_MAGIC 0x67742d72696e6731ULL /* "gt-ring1": changes with the layout of struct gt_ring */
 #define GT_NO_SLOT UINT32_MAX
 #define GT_NO_TIMEOUT INT64_MAX
@@ -68,6 +70,7 @@ enum gt_slot_kind {
     GT_SLOT_FREE = 0,
     GT_SLOT_OPERATION = 1, /* a single operation */
     GT_SLOT_STREAM = 2,    /* a connection of the fast path; owner points to it */
+    GT_SLOT_SOCKET = 3,    /* a datagram socket of the fast path; owner points to it */
 };
 
 struct gt_slot {
@@ -285,6 +288,20 @@ static inline void gt_prep_recv_multishot(struct io_uring_sqe *sqe, int fd, uint
     sqe->buf_group = buffer_group;
 }
 
+/* One datagram a completion: struct gt_received_message, room for `header->msg_namelen` bytes of its source, its data.  The
+ * kernel may read `header` until the final CQE. */
+static inline void gt_prep_recvmsg_multishot(struct io_uring_sqe *sqe, int fd, const struct msghdr *header,
+                                             uint16_t buffer_group)
+{
+    sqe->opcode = IORING_OP_RECVMSG;
+    sqe->fd = fd;
+    sqe->addr = (uint64_t)(uintptr_t)header;
+    sqe->len = 1;
+    sqe->ioprio = IORING_RECV_MULTISHOT;
+    sqe->flags = IOSQE_BUFFER_SELECT;
+    sqe->buf_group = buffer_group;
+}
+
 static inline void gt_prep_send(struct io_uring_sqe *sqe, int fd, const void *data, uint32_t length, uint32_t msg_flags)
 {
     sqe->opcode = IORING_OP_SEND;
@@ -339,6 +356,11 @@ int gt_operation_cancel(struct gt_ring *ring, uint64_t key, bool abandon);
 /* 0, or -errno; `count` must be a power of two up to 32768. */
 int gt_buffers_open(struct gt_ring *ring, uint32_t count, uint32_t size, bool incremental);
 int gt_buffers_close(struct gt_ring *ring);
+
+/* The same for another group, whose books the caller keeps and publishes; `buffers` is zeroed before it is opened. */
+int gt_buffers_open_group(struct gt_ring *ring, struct gt_buffers *buffers, uint16_t group, uint32_t count, uint32_t size,
+                          bool incremental);
+int gt_buffers_close_group(struct gt_ring *ring, struct gt_buffers *buffers);
 
 /* Where the data of a CQE with IORING_CQE_F_BUFFER lies.  Valid until gt_buffers_recycle() of the same CQE. */
 const char *gt_buffers_data(struct gt_buffers *buffers, const struct io_uring_cqe *cqe);

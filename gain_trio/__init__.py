@@ -25,8 +25,19 @@ from ._io_manager import (
 )
 from ._kernel import Feature, RingUnavailable
 from ._ring import RingOptions
-from ._server import Server, ServerStatistics, serve
-from ._transports import Connection, Listener, Marks, connect, open_listeners
+from ._server import DatagramServer, DatagramServerStatistics, Server, ServerStatistics, serve, serve_datagrams
+from ._transports import (
+    Connection,
+    DatagramEndpoint,
+    DatagramStatistics,
+    IncompleteMessage,
+    Listener,
+    Marks,
+    MessageTooLong,
+    connect,
+    open_datagram_endpoint,
+    open_listeners,
+)
 
 __version__ = "0.1.0"
 
@@ -34,9 +45,15 @@ __all__ = [
     "Backend",
     "BackendInfo",
     "Connection",
+    "DatagramEndpoint",
+    "DatagramServer",
+    "DatagramServerStatistics",
+    "DatagramStatistics",
     "Feature",
+    "IncompleteMessage",
     "Listener",
     "Marks",
+    "MessageTooLong",
     "RingOptions",
     "RingUnavailable",
     "Server",
@@ -45,9 +62,11 @@ __all__ = [
     "backend_info",
     "connect",
     "install",
+    "open_datagram_endpoint",
     "open_listeners",
     "run",
     "serve",
+    "serve_datagrams",
     "start_guest_run",
     "uninstall",
 ]

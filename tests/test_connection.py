@@ -21,6 +21,7 @@ import trio
 import trustme
 from pairs import (
     MEBIBYTE,
+    PATIENCE,
     Pair,
     clog,
     is_open,
@@ -1362,3 +1363,32 @@ async def test_a_torn_send_never_looks_complete(pair: Pair, how: str) -> None:
 async def refused_or_not(send: Callable[[bytearray], Awaitable[None]], data: bytearray) -> None:
     with contextlib.suppress(trio.ClosedResourceError):
         await send(data)
+
+
+# --- the end of the run ---
+
+
+@pytest.mark.parametrize("size", [10, 24 * MEBIBYTE])
+def test_what_is_unsent_at_the_end_of_the_run_is_never_taken_for_everything(size: int) -> None:
+    """The peer gets all of it, or a reset."""
+    sent = pattern(size)
+
+    async def main() -> tuple[Connection, socket.socket]:
+        [listener] = await gain_trio.open_listeners("tcp://127.0.0.1:0", marks=Marks(send_high=64 * MEBIBYTE))
+        async with listener:
+            peer = socket.create_connection(listener.local_address, timeout=PATIENCE)
+            served = await listener.accept()
+            await served.send(sent)
+            return served, peer
+
+    received = b""
+    served, peer = trio.run(main)
+    assert served.fileno() == -1
+    with peer:
+        try:
+            while data := peer.recv(MEBIBYTE):
+                received += data
+        except ConnectionResetError:
+            assert len(received) <= size
+        else:
+            assert received == sent

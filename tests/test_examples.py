@@ -77,6 +77,25 @@ def test_echo_listens_where_it_is_told() -> None:
             assert read_exactly(client, 4) == b"here"
 
 
+@pytest.mark.parametrize(("where", "host"), [("udp://127.0.0.1:0", "127.0.0.1"), ("udp://[::1]:0", "::1")])
+def test_the_udp_echo_answers_every_client_and_counts(where: str, host: str) -> None:
+    with running(EXAMPLES / "udp_echo.py", where) as program:
+        address = listening(program)
+        assert address[0] == host
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as first, socket.socket(family, socket.SOCK_DGRAM) as second:
+            for client in (first, second):
+                client.settimeout(TIMEOUT)
+                client.connect(address)
+            for data in (b"one", b"", bytes(60_000)):
+                first.send(data)
+                second.send(data + b"!")
+                assert first.recv(65536) == data
+                assert second.recv(65536) == data + b"!"
+        program.interrupt()
+        assert program.end() == (0, "6 received, 6 sent, 0 dropped\n", "")
+
+
 def test_the_deadline_of_a_scope_stops_the_server_and_its_handlers() -> None:
     with running(EXAMPLES / "cancel_scope.py", "1") as program:
         address = listening(program)

@@ -465,22 +465,6 @@ def test_a_socket_that_somebody_else_has_closed() -> None:
     over_sockets(main)
 
 
-def test_what_is_unsent_at_the_end_of_the_run_is_reset() -> None:
-    """The peer does not take what arrived for everything."""
-
-    async def main() -> tuple[Connection, socket.socket]:
-        peer, served = await peer_and_served()
-        await clog(served)
-        return served, peer
-
-    served, peer = over_sockets(main)
-    assert served.fileno() == -1
-    peer.settimeout(PATIENCE)
-    with peer, pytest.raises(ConnectionResetError):
-        while peer.recv(MEBIBYTE):
-            pass
-
-
 def test_hundreds_of_connections_at_once() -> None:
     count, data = 200, pattern(100_000)
 

@@ -9,11 +9,15 @@
  *     NEW ──drive──> DONE                        answered from memory
  *      ├────drive──> YIELDED ──drive──> DONE     the same, after a turn of the scheduler
  *      └────drive──> PARKED ──drive──> DONE      the usual wait
- *                     └──drive──> PARKED         woken, but there was nothing left: wait again
+ *                     └──drive──> PARKED         woken, but there was nothing left, or not enough: wait again
  *                     └──throw/close──> DONE
  *
  * The turn of the scheduler is for answers that move no bytes: the end of the stream told again, a send of nothing.  The
- * marks bound how long a task can go on with the others; with these it could for ever, and nobody could cancel it.
+ * marks bound how long a task can go on with the others; with these it could for ever, and nobody could cancel it.  A fill
+ * moves none either, but whoever is told that the bytes are there takes them; one of nothing, or at the end, counts.
+ *
+ * A task is woken when its call is satisfied, and not for less: a fill of 64 MiB is not resumed for every chunk of them.
+ * While a fill is parked the stream knows for how much (gt_stream_fill), so that it is not paused before that is there.
  *
  * Python drives it in three ways (am_send, __next__, send), depending on its version and on whether it is being traced:
  * all of them lead to drive().
@@ -52,10 +56,11 @@ gt_awaitable *gt_awaitable_new(gt_connection *connection, enum gt_call call)
     return self;
 }
 
+static bool receives(const gt_awaitable *self) { return self->call <= GT_FILL; }
+
 static gt_direction *direction_of(const gt_awaitable *self)
 {
-    bool receives = self->call == GT_RECEIVE || self->call == GT_RECEIVE_INTO;
-    return receives ? &self->connection->receiving : &self->connection->sending;
+    return receives(self) ? &self->connection->receiving : &self->connection->sending;
 }
 
 /* Has it queued a part of its data, and not the rest? */
@@ -70,6 +75,8 @@ static void finish(gt_awaitable *self)
     gt_direction *direction = direction_of(self);
     if (direction->awaitable == self) {
         direction->awaitable = NULL;
+        if (self->call == GT_FILL && self->connection->stream)
+            self->connection->stream->fill = 0;
         Py_CLEAR(direction->task);
     }
     self->state = DONE;
@@ -125,6 +132,23 @@ static int answer_receive(gt_awaitable *self, PyObject **result)
     return 0;
 }
 
+static int answer_fill(gt_awaitable *self, PyObject **result)
+{
+    gt_stream *stream = self->connection->stream;
+    size_t queued = gt_inbound_size(&stream->inbound);
+    if (queued < self->max) {
+        if (stream->receive_error) {
+            raise_broken(self, stream->receive_error);
+            return -1;
+        }
+        if (!stream->end_of_stream)
+            return 0;
+        stream->end_told = true;
+    }
+    *result = PyLong_FromSize_t(queued);
+    return *result ? 1 : -1;
+}
+
 #define REFERENCE 4096 /* a bytes object this large is referenced until it is sent, not copied */
 
 /* Queue as much of the data as the marks allow: all of it, unless it is a large buffer that the caller may change later. */
@@ -139,7 +163,8 @@ static int queue_data(gt_awaitable *self)
         const char *data = self->data ? PyBytes_AS_STRING(self->data) : self->view.buf;
         size_t left = (self->data ? (size_t)PyBytes_GET_SIZE(self->data) : (size_t)self->view.len) - self->offset;
         if (left > REFERENCE) {
-            size_t room = stream->outbound.size < stream->send_high ? stream->send_high - stream->outbound.size : 0;
+            size_t mark = stream->send_high > REFERENCE ? stream->send_high : REFERENCE; /* small marks, but no small sends */
+            size_t room = stream->outbound.size < mark ? mark - stream->outbound.size : 0;
             if (left > room)
                 left = room;
         }
@@ -173,12 +198,18 @@ static int answer_send(gt_awaitable *self, PyObject **result)
     return 1;
 }
 
-/* Of a call on the sending side that is parked: is there a reason to resume it? */
+/* Of a call that is parked: is there a reason to resume it? */
 bool gt_awaitable_is_satisfied(const gt_awaitable *self)
 {
     const gt_connection *connection = self->connection;
     const gt_stream *stream = connection->stream;
-    if (!stream || stream->send_error)
+    if (!stream)
+        return true;
+    if (receives(self)) {
+        size_t needed = self->call == GT_FILL ? self->max : 1;
+        return gt_inbound_size(&stream->inbound) >= needed || stream->receive_error || stream->end_of_stream;
+    }
+    if (stream->send_error)
         return true;
     if (self->call == GT_FLUSH || self->call == GT_CLOSE_FLUSH)
         return stream->outbound.size == 0;
@@ -193,8 +224,8 @@ static int answer(gt_awaitable *self, PyObject **result)
         raise_closed(self, "this connection was closed");
         return -1;
     }
-    if (self->call == GT_RECEIVE || self->call == GT_RECEIVE_INTO)
-        return answer_receive(self, result);
+    if (receives(self))
+        return self->call == GT_FILL ? answer_fill(self, result) : answer_receive(self, result);
     if (stream->send_error || stream->send_torn) { /* what follows half of something would be taken for its other half */
         raise_broken(self, stream->send_error ? stream->send_error : ECANCELED);
         return -1;
@@ -207,16 +238,39 @@ static int answer(gt_awaitable *self, PyObject **result)
     return 1;
 }
 
+/* Its deadline has passed.  The connection stays good: of a send that was begun the rest is queued, and will be sent. */
+static int raise_late(gt_awaitable *self)
+{
+    if (gt_awaitable_is_torn(self)) {
+        gt_stream *stream = self->connection->stream;
+        const char *rest = (const char *)self->view.buf + self->offset;
+        if (gt_outbound_copy(&stream->outbound, rest, (size_t)self->view.len - self->offset, stream->send_in_flight) < 0) {
+            PyErr_NoMemory();
+            return -1;
+        }
+        self->offset = (size_t)self->view.len;
+        gt_stream_want(stream);
+    }
+    PyErr_SetString(self->connection->reactor->too_slow_error,
+                    receives(self) ? "the connection's read deadline has passed" : "the connection's write deadline has passed");
+    return -1;
+}
+
 /* --- driving --- */
 
 static PySendResult park(gt_awaitable *self, PyObject *task, PyObject **result)
 {
     gt_direction *direction = direction_of(self);
+    if (self->call != GT_CLOSE_FLUSH && gt_connection_watch(self->connection, direction) < 0)
+        return PYGEN_ERROR;
     PyObject *trap = gt_direction_trap(self->connection, direction);
     if (!trap)
         return PYGEN_ERROR;
     Py_XSETREF(direction->task, Py_NewRef(task));
     direction->awaitable = self;
+    direction->late = false;
+    if (self->call == GT_FILL && self->connection->stream)
+        gt_stream_fill(self->connection->stream, self->max);
     self->state = PARKED;
     *result = Py_NewRef(trap);
     return PYGEN_NEXT;
@@ -228,8 +282,9 @@ static bool moves_nothing(const gt_awaitable *self)
     const gt_stream *stream = self->connection->stream;
     if (self->call == GT_SEND)
         return (self->data ? PyBytes_GET_SIZE(self->data) : self->view.len) == 0;
-    return (self->call == GT_RECEIVE || self->call == GT_RECEIVE_INTO) && stream && stream->end_told &&
-           gt_inbound_size(&stream->inbound) == 0;
+    if (self->call == GT_FILL)
+        return self->max == 0 || (stream && stream->end_told && gt_inbound_size(&stream->inbound) < self->max);
+    return receives(self) && stream && stream->end_told && gt_inbound_size(&stream->inbound) == 0;
 }
 
 static PySendResult start(gt_awaitable *self, PyObject *task, PyObject **result)
@@ -241,9 +296,8 @@ static PySendResult start(gt_awaitable *self, PyObject *task, PyObject **result)
     }
     /* On a closed connection a call in progress has been refused, and is over but for its task's next step. */
     if (direction_of(self)->awaitable && !self->connection->closed) {
-        bool receives = direction_of(self) == &self->connection->receiving;
         PyErr_Format(self->connection->reactor->busy_error, "another task is already %s on this connection",
-                     receives ? "receiving" : "sending");
+                     receives(self) ? "receiving" : "sending");
         return PYGEN_ERROR;
     }
     int cancelled = gt_trio_cancel_is_pending(trio, task);
@@ -282,6 +336,8 @@ static PySendResult resume(gt_awaitable *self, PyObject *task, PyObject *message
     if (self->state == YIELDED)
         return start(self, task, result);
     int answered = answer(self, result);
+    if (answered == 0 && direction_of(self)->late)
+        answered = raise_late(self);
     if (answered == 0)
         return park(self, task, result);
     return answered > 0 ? PYGEN_RETURN : PYGEN_ERROR;

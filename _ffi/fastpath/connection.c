@@ -6,7 +6,6 @@
 #include "fastpath.h"
 
 #include <errno.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 /* --- the abort function of one direction --- */
@@ -129,6 +128,8 @@ static int connection_init(gt_connection *self, PyObject *args, PyObject *kwargs
     self->stream->receive_low = (size_t)receive_low;
     self->stream->send_high = (size_t)send_high;
     self->reactor = (gt_reactor *)Py_NewRef(reactor);
+    gt_direction_init(&self->receiving);
+    gt_direction_init(&self->sending);
     return 0;
 }
 
@@ -153,20 +154,6 @@ static int connection_clear(gt_connection *self)
     return 0;
 }
 
-/* Close the descriptor: with RST if asked for, or if the peer could take a part for the whole.  0 or errno. */
-static int close_stream(gt_stream *stream, bool reset)
-{
-    /* linger(0): close(2) sends RST and drops what the kernel has (socket(7)) */
-    struct linger linger = {.l_onoff = 1, .l_linger = 0};
-    int error = 0;
-    if (stream->closing)
-        return 0;
-    if ((reset || stream->send_torn) && setsockopt(stream->fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger) < 0)
-        error = errno;
-    gt_stream_close(stream);
-    return error;
-}
-
 /* Dropped without being closed.  Like a socket: say so, and close. */
 static void connection_finalize(gt_connection *self)
 {
@@ -183,7 +170,7 @@ static void connection_finalize(gt_connection *self)
     PyErr_Restore(type, value, traceback);
     self->closed = true;
     if (self->stream) {
-        close_stream(self->stream, self->stream->outbound.size > 0); /* an error leaves FIN, and nobody to tell */
+        gt_stream_close(self->stream, self->stream->outbound.size > 0); /* an error leaves FIN, and nobody to tell */
         gt_reactor_wake_thread(self->reactor);
     }
 }
@@ -268,6 +255,21 @@ static PyObject *connection_receive_into(gt_connection *self, PyObject *buffer)
         PyErr_SetString(PyExc_ValueError, "receive_into() needs a buffer of at least one byte");
         return NULL;
     }
+    return (PyObject *)call;
+}
+
+static PyObject *connection_fill(gt_connection *self, PyObject *count)
+{
+    Py_ssize_t value = PyNumber_AsSsize_t(count, PyExc_OverflowError);
+    if (value == -1 && PyErr_Occurred())
+        return NULL;
+    if (value < 0) {
+        PyErr_SetString(PyExc_ValueError, "the number of bytes to wait for must be >= 0");
+        return NULL;
+    }
+    gt_awaitable *call = (gt_awaitable *)new_call(self, GT_FILL);
+    if (call)
+        call->max = (size_t)value;
     return (PyObject *)call;
 }
 
@@ -363,6 +365,31 @@ static PyObject *connection_discard(gt_connection *self, PyObject *const *args, 
     return length == SIZE_MAX ? NULL : PyLong_FromSize_t(length);
 }
 
+static PyObject *connection_find(gt_connection *self, PyObject *const *args, Py_ssize_t given)
+{
+    gt_stream *stream;
+    if (given != 2) {
+        PyErr_Format(PyExc_TypeError, "_find() takes a separator and where to start, not %zd arguments", given);
+        return NULL;
+    }
+    if (!PyBytes_Check(args[0])) {
+        PyErr_Format(PyExc_TypeError, "a separator is bytes, not %s", Py_TYPE(args[0])->tp_name);
+        return NULL;
+    }
+    Py_ssize_t start = PyNumber_AsSsize_t(args[1], PyExc_OverflowError);
+    if (start == -1 && PyErr_Occurred())
+        return NULL;
+    if (start < 0 || PyBytes_GET_SIZE(args[0]) == 0) {
+        PyErr_SetString(PyExc_ValueError, "a search starts at 0 or later, and for a separator of at least one byte");
+        return NULL;
+    }
+    if (!get_open_stream(self, &stream))
+        return NULL;
+    size_t found = gt_inbound_find(&stream->inbound, PyBytes_AS_STRING(args[0]), (size_t)PyBytes_GET_SIZE(args[0]),
+                                   (size_t)start);
+    return found == SIZE_MAX ? PyLong_FromLong(-1) : PyLong_FromSize_t(found);
+}
+
 /* --- closing --- */
 
 static PyObject *connection_refuse_calls(gt_connection *self, PyObject *Py_UNUSED(ignored))
@@ -374,6 +401,8 @@ static PyObject *connection_refuse_calls(gt_connection *self, PyObject *Py_UNUSE
     self->closed = true;
     if (self->stream && self->sending.awaitable && gt_awaitable_is_torn(self->sending.awaitable))
         self->stream->send_torn = true; /* now, and not when its task has run: closing asks for it before */
+    if (gt_connection_unwatch(self) < 0)
+        return NULL;
     if (gt_connection_wake_direction(self, &self->receiving, false) < 0 ||
         gt_connection_wake_direction(self, &self->sending, false) < 0)
         return NULL;
@@ -398,7 +427,7 @@ static PyObject *connection_close(gt_connection *self, PyObject *reset)
     if (!refused)
         return NULL;
     Py_DECREF(refused);
-    int error = self->stream ? close_stream(self->stream, with_reset) : 0;
+    int error = self->stream ? gt_stream_close(self->stream, with_reset) : 0;
     if (error && error != EBADF && error != ENOTSOCK && error != EINVAL) {
         errno = error;
         return PyErr_SetFromErrno(PyExc_OSError);
@@ -450,6 +479,12 @@ static PyGetSetDef connection_getset[] = {
      PyDoc_STR("Bytes received and not yet taken: what next() returns without waiting."), NULL},
     {"outbound_buffered", (getter)get_outbound_buffered, NULL,
      PyDoc_STR("Bytes sent and not yet taken by the kernel."), NULL},
+    {"read_deadline", (getter)gt_connection_get_deadline, (setter)gt_connection_set_deadline,
+     PyDoc_STR("When a call that waits to receive is too slow, on Trio's clock."), NULL},
+    {"write_deadline", (getter)gt_connection_get_deadline, (setter)gt_connection_set_deadline,
+     PyDoc_STR("When a call that waits to send is too slow, on Trio's clock."), (void *)1},
+    {"_active_at", (getter)gt_connection_get_active_at, NULL,
+     PyDoc_STR("When a byte was moved last, on Trio's clock; kept while _timed(True)."), NULL},
     {"_descriptor", (getter)get_descriptor, NULL, PyDoc_STR("The descriptor, -1 when closed."), NULL},
     {"_send_error", (getter)get_send_error, NULL, PyDoc_STR("errno of the send that failed, or 0."), NULL},
     {"_receive_would_wait", (getter)get_receive_would_wait, NULL,
@@ -471,6 +506,8 @@ static PyMethodDef connection_methods[] = {
      PyDoc_STR("receive($self, /, max_bytes=None)\n--\n\nThe next bytes; b\"\" at the end of the stream.")},
     {"receive_into", (PyCFunction)connection_receive_into, METH_O,
      PyDoc_STR("receive_into($self, buffer, /)\n--\n\nThe next bytes, into a writable buffer: how many, 0 at the end.")},
+    {"_fill", (PyCFunction)connection_fill, METH_O,
+     PyDoc_STR("_fill($self, count, /)\n--\n\nWait until count bytes are queued or the stream has ended: how many are.")},
     {"send", (PyCFunction)connection_send, METH_O, PyDoc_STR("send($self, data, /)\n--\n\nSend bytes, in order.")},
     {"flush", (PyCFunction)connection_flush, METH_NOARGS,
      PyDoc_STR("flush($self, /)\n--\n\nWait until the kernel has taken everything.")},
@@ -484,10 +521,18 @@ static PyMethodDef connection_methods[] = {
      PyDoc_STR("next($self, count=None, /)\n--\n\nUp to count queued bytes, removed from the queue.")},
     {"discard", (PyCFunction)(void (*)(void))connection_discard, METH_FASTCALL,
      PyDoc_STR("discard($self, count=None, /)\n--\n\nRemove up to count queued bytes: how many.")},
+    {"_find", (PyCFunction)(void (*)(void))connection_find, METH_FASTCALL,
+     PyDoc_STR("_find($self, separator, start, /)\n--\n\nWhere in the queue a separator begins, -1 for nowhere.")},
     {"_refuse_calls", (PyCFunction)connection_refuse_calls, METH_NOARGS,
      PyDoc_STR("_refuse_calls($self, /)\n--\n\nClosed for the program: calls in progress and new ones fail.")},
     {"_refuse_sends", (PyCFunction)connection_refuse_sends, METH_NOARGS,
      PyDoc_STR("_refuse_sends($self, /)\n--\n\nNo more sends: send_eof() was called.")},
+    {"_deadline_passed", (PyCFunction)gt_connection_deadline_passed, METH_VARARGS,
+     PyDoc_STR("_deadline_passed($self, sending, now, /)\n--\n\nThe keeper's visit: when to come again.")},
+    {"_timed", (PyCFunction)gt_connection_timed, METH_O,
+     PyDoc_STR("_timed($self, wanted, /)\n--\n\nKeep _active_at up to date, or not.")},
+    {"_break", (PyCFunction)gt_connection_break, METH_O,
+     PyDoc_STR("_break($self, errno, /)\n--\n\nTell both ends that it is over; calls raise the errno.")},
     {"_close", (PyCFunction)connection_close, METH_O,
      PyDoc_STR("_close($self, reset, /)\n--\n\nCancel what is in flight and close the descriptor.")},
     {NULL, NULL, 0, NULL},

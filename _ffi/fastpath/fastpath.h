@@ -11,8 +11,8 @@
  * without owning it, and whichever goes first clears the other's pointer.
  *
  * Files: inbound.c and outbound.c are the two byte queues, stream.c turns the state of a connection into SQEs and CQEs into
- * state, awaitable.c is what `await` does, connection.c the Python type, poll.c waits for readiness, task.c resumes a Trio task, reactor.c ties them
- * together.  What is here is mechanism; policy (what to do about an error, when to close) is Python's.
+ * state, awaitable.c is what `await` does, connection.c the Python type, deadline.c its deadlines, poll.c waits for readiness,
+ * task.c resumes a Trio task, reactor.c ties them together.  What is here is mechanism; policy (what to do about an error, when to close) is Python's.
  *
  * All of it runs under the GIL, in the thread of the run.
  */
@@ -50,6 +50,8 @@ int gt_inbound_append(gt_inbound *queue, const char *data, size_t length); /* -1
 PyObject *gt_inbound_take(gt_inbound *queue, size_t max);                  /* at most `max` bytes, removed */
 PyObject *gt_inbound_peek(const gt_inbound *queue, size_t max);
 size_t gt_inbound_take_into(gt_inbound *queue, char *target, size_t max); /* NULL target: discard */
+/* Where `needle` begins, at `start` or after it; SIZE_MAX: nowhere. */
+size_t gt_inbound_find(const gt_inbound *queue, const char *needle, size_t length, size_t start);
 void gt_inbound_clear(gt_inbound *queue);
 
 /* --- outbound.c: bytes sent and not yet taken by the kernel --- */
@@ -100,29 +102,36 @@ struct gt_stream {
     bool send_cut_short; /* by an error that the kernel has kept to itself */
     bool receive_paused; /* the queue is over its high mark */
     bool closing;
+    bool timed;   /* active_at is kept up to date */
     bool end_of_stream;
-    bool end_told; /* a receive() has answered with the end */
+    bool end_told; /* a call has answered with the end */
     int receive_error, send_error; /* errno, 0 for none */
     uint32_t send_length;          /* of the send in flight */
     size_t receive_high, receive_low, send_high;
+    double active_at; /* on Trio's clock: when a byte was moved last, in either direction */
+    size_t fill; /* so many bytes are waited for, and the high mark is no less than that; 0: none are */
     gt_inbound inbound;
     gt_outbound outbound;
 };
 
 gt_stream *gt_stream_open(gt_reactor *reactor, gt_connection *connection, int fd); /* NULL: exception set */
-void gt_stream_close(gt_stream *stream);
+/* Close the descriptor: with RST if asked for, or if the peer could take a part for the whole.  0, or the errno of asking for
+ * the RST; it is closed anyhow. */
+int gt_stream_close(gt_stream *stream, bool reset);
 void gt_stream_destroy(gt_stream *stream); /* only when nothing is in flight on it */
 void gt_stream_want(gt_stream *stream);
 void gt_stream_want_first(gt_stream *stream); /* before those that have had their share */
 bool gt_stream_prepare(gt_stream *stream);
 bool gt_stream_complete(gt_stream *stream, const struct io_uring_cqe *cqe); /* true: news for the program */
 void gt_stream_consumed(gt_stream *stream);                                 /* inbound bytes were taken */
+void gt_stream_fill(gt_stream *stream, size_t count);                       /* a task waits for `count` bytes */
 
 /* --- awaitable.c: what `await` does --- */
 
 enum gt_call {
     GT_RECEIVE,
     GT_RECEIVE_INTO,
+    GT_FILL, /* until so many bytes are queued, or no more will be; takes none.  The last one of the receiving side. */
     GT_SEND,
     GT_FLUSH,       /* until nothing is outbound */
     GT_WRITABLE,    /* until outbound is below the high mark */
@@ -135,7 +144,7 @@ struct gt_awaitable {
     PyObject *data; /* GT_SEND of bytes */
     Py_buffer view; /* GT_SEND of anything else, GT_RECEIVE_INTO */
     size_t offset;  /* GT_SEND: how much of it has been queued */
-    size_t max;     /* GT_RECEIVE */
+    size_t max;     /* GT_RECEIVE: at most; GT_FILL: at least */
     uint8_t call;
     uint8_t state;
     bool has_view;
@@ -162,6 +171,9 @@ typedef struct {
     gt_awaitable *awaitable; /* borrowed: the call in progress, from parking until it is resumed */
     PyObject *trap;          /* WaitTaskRescheduled(abort), made when first needed */
     gt_abort *abort;
+    double deadline;         /* on Trio's clock */
+    double looked_at;        /* when the keeper of deadlines comes */
+    bool late;               /* the task was resumed because its deadline has passed */
 } gt_direction;
 
 struct gt_connection {
@@ -188,6 +200,18 @@ extern PyTypeObject gt_connection_type;
 extern PyTypeObject gt_abort_type;
 PyObject *gt_direction_trap(gt_connection *connection, gt_direction *direction); /* borrowed; NULL: exception set */
 int gt_connection_wake_direction(gt_connection *connection, gt_direction *direction, bool in_place);
+
+/* --- deadline.c: deadlines, and the time of the last byte --- */
+
+void gt_direction_init(gt_direction *direction);
+int gt_connection_watch(gt_connection *connection, gt_direction *direction); /* both run Python code */
+int gt_connection_unwatch(gt_connection *connection);
+PyObject *gt_connection_deadline_passed(gt_connection *self, PyObject *args);
+PyObject *gt_connection_get_deadline(gt_connection *self, void *closure); /* closure: NULL receiving, else sending */
+int gt_connection_set_deadline(gt_connection *self, PyObject *value, void *closure);
+PyObject *gt_connection_timed(gt_connection *self, PyObject *wanted);
+PyObject *gt_connection_get_active_at(gt_connection *self, void *closure);
+PyObject *gt_connection_break(gt_connection *self, PyObject *number);
 
 /* --- poll.c: a task that waits for a descriptor to become ready --- */
 
@@ -236,6 +260,7 @@ typedef struct {
     PyObject *task_exited;   /* (task, value, exception or None) */
     PyObject *unusual_yield; /* (task, message) */
     PyObject *step_observed; /* (task): an instrument was added during its step */
+    PyObject *current_time;  /* (): of the run's clock */
     gt_field coro, context, abort_func, custom_sleep_data, next_send_fn, cancel_points, schedule_points, cancel_status;
     gt_field effectively_cancelled;
     gt_field autojump_threshold, deadline_heap; /* of the runner; of its deadlines */
@@ -274,18 +299,24 @@ struct gt_reactor {
     PyObject *ring_owner; /* keeps the memory of `ring` */
     gt_trio trio;
     gt_stream *streams;
+    struct gt_socket *sockets; /* of datagram endpoints, see endpoint.h */
+    struct gt_socket *wanting_sockets, *wanting_sockets_last;
+    uint64_t socket_count;
+    struct gt_buffers datagram_buffers; /* opened with the first endpoint */
     gt_poll *polls; /* pending: the reference of each one's slot counts as the reactor's, for the garbage collector */
     gt_stream *wanting_first, *wanting_last;
     gt_stream *wanting_starved; /* the last of those at its head that went away with nothing, or NULL */
     gt_ready *ready_first, *ready_last;
     PyObject *completions; /* list of (key, result, flags): single operations, for Python */
     PyObject *make_broken; /* errno -> exception: the one place that translates errno */
-    PyObject *closed_error, *busy_error;
+    PyObject *closed_error, *busy_error, *too_slow_error;
     struct io_uring_cqe *batch;
     uint32_t batch_capacity;
     unsigned long thread;
     int wakeup_descriptor; /* an eventfd that ends the wait when it is written to */
     uint64_t stream_count;
+    uint64_t timed_streams; /* that want to know when they moved a byte last */
+    double now;             /* on Trio's clock, of the last batch; kept up to date while there are timed streams */
     uint64_t starvations; /* receives ended by ENOBUFS */
     uint64_t resumed_in_place;
     uint64_t rescheduled;
@@ -300,6 +331,15 @@ void gt_reactor_link_wanting(gt_reactor *reactor, gt_stream *stream);
 void gt_reactor_link_starved(gt_reactor *reactor, gt_stream *stream);
 void gt_reactor_wake_thread(const gt_reactor *reactor); /* from another thread: end the wait, there is work */
 bool gt_reactor_check_thread(const gt_reactor *reactor); /* false: exception set */
+int gt_reactor_look_at_clock(gt_reactor *reactor); /* sets `now`; -1: exception set */
 int gt_reactor_wake(gt_reactor *reactor, PyObject *task, PyObject *abort, bool in_place);
+
+/* --- socket.c: what the reactor does with the sockets of datagram endpoints --- */
+
+void gt_sockets_prepare(gt_reactor *reactor);
+bool gt_socket_complete(struct gt_socket *socket, const struct io_uring_cqe *cqe); /* true: news for the program */
+void gt_sockets_detach(gt_reactor *reactor);                                       /* close them all */
+void gt_sockets_free(gt_reactor *reactor, bool leak);
+void gt_sockets_forget(gt_reactor *reactor);
 
 #endif

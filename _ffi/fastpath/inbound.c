@@ -10,17 +10,20 @@
 #define SMALLEST 4096U
 #define KEEP 65536U /* an emptied buffer larger than this is given back */
 
+/* Room for `extra` bytes.  The content is moved to the front, and if that frees less than half of the used part, the buffer
+ * grows as well: else a queue that stays nearly full would be moved again for every few bytes that come and go. */
 static int reserve(gt_inbound *queue, size_t extra)
 {
     if (queue->start + queue->length + extra <= queue->capacity)
         return 0;
+    bool moving_suffices = queue->start >= queue->length && queue->length + extra <= queue->capacity;
     if (queue->start > 0) {
         memmove(queue->data, queue->data + queue->start, queue->length);
         queue->start = 0;
-        if (queue->length + extra <= queue->capacity)
-            return 0;
     }
-    size_t capacity = queue->capacity ? queue->capacity : SMALLEST;
+    if (moving_suffices)
+        return 0;
+    size_t capacity = queue->capacity ? queue->capacity * 2 : SMALLEST;
     while (capacity < queue->length + extra)
         capacity *= 2;
     char *data = PyMem_Realloc(queue->data, capacity);
@@ -127,6 +130,16 @@ size_t gt_inbound_take_into(gt_inbound *queue, char *target, size_t max)
         remove_flat(queue, length);
     }
     return length;
+}
+
+size_t gt_inbound_find(const gt_inbound *queue, const char *needle, size_t length, size_t start)
+{
+    size_t size = gt_inbound_size(queue);
+    if (start >= size)
+        return SIZE_MAX;
+    const char *data = queue->whole ? PyBytes_AS_STRING(queue->whole) : queue->data + queue->start;
+    const char *found = memmem(data + start, size - start, needle, length);
+    return found ? (size_t)(found - data) : SIZE_MAX;
 }
 
 void gt_inbound_clear(gt_inbound *queue)

@@ -1,5 +1,5 @@
 /* module.c: gain_trio._fastpath.  The types are static and hold no state of their own: all of it hangs on a Reactor. */
-#include "fastpath.h"
+#include "endpoint.h"
 
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
@@ -22,6 +22,8 @@ PyMODINIT_FUNC PyInit__fastpath(void)
         return NULL;
     if (add_type(module, "Reactor", &gt_reactor_type) < 0 || add_type(module, "Stream", &gt_connection_type) < 0 ||
         add_type(module, "Call", &gt_awaitable_type) < 0 || add_type(module, "Abort", &gt_abort_type) < 0 || add_type(module, "Poll", &gt_poll_type) < 0 ||
+        add_type(module, "Endpoint", &gt_endpoint_type) < 0 || add_type(module, "Exchange", &gt_exchange_type) < 0 ||
+        add_type(module, "Waiter", &gt_waiter_type) < 0 ||
         PyModule_AddIntConstant(module, "RING_LAYOUT", (long)(sizeof(struct gt_ring))) < 0) {
         Py_DECREF(module);
         return NULL;

@@ -18,7 +18,7 @@
  * acknowledgement, a send that nobody waits for) do not end the wait.  Trio's MockClock and wait_all_tasks_blocked() rely
  * on it.
  */
-#include "fastpath.h"
+#include "endpoint.h"
 
 #include <errno.h>
 #include <time.h>
@@ -168,6 +168,10 @@ static int collect_one(gt_reactor *reactor, const struct io_uring_cqe *cqe, bool
         *news |= gt_stream_complete(slot.owner, cqe);
         return 0;
     }
+    if (slot.kind == GT_SLOT_SOCKET) {
+        *news |= gt_socket_complete(slot.owner, cqe);
+        return 0;
+    }
     if (gt_key_tag(cqe->user_data) != GT_TAG_MAIN)
         return 0;
     if (slot.abandoned) {
@@ -190,10 +194,27 @@ static int collect_one(gt_reactor *reactor, const struct io_uring_cqe *cqe, bool
     return result;
 }
 
+int gt_reactor_look_at_clock(gt_reactor *reactor)
+{
+    if (!reactor->trio.bound)
+        return 0;
+    PyObject *now = PyObject_CallNoArgs(reactor->trio.current_time);
+    if (!now)
+        return -1;
+    double seconds = PyFloat_AsDouble(now);
+    Py_DECREF(now);
+    if (seconds == -1.0 && PyErr_Occurred())
+        return -1;
+    reactor->now = seconds;
+    return 0;
+}
+
 /* Bring the state up to date.  How many completions were news, -1 on error (all of the batch is accounted for even then). */
 static Py_ssize_t collect(gt_reactor *reactor)
 {
     Py_ssize_t news = 0;
+    if (reactor->timed_streams > 0 && gt_ring_ready(reactor->ring) > 0 && gt_reactor_look_at_clock(reactor) < 0)
+        return -1;
     PyObject *type = NULL, *value = NULL, *traceback = NULL; /* of an error, out of the way of the rest of the batch */
     for (int pass = 0; pass < MAX_PASSES; pass++) {
         uint32_t count = gt_ring_reap(reactor->ring, reactor->batch, reactor->batch_capacity);
@@ -230,10 +251,13 @@ static int64_t monotonic_ns(void)
 static int enter(gt_reactor *reactor, int64_t timeout_ns)
 {
     prepare_wanting(reactor);
+    gt_sockets_prepare(reactor);
     int result;
+    if (reactor->ready_first) /* a send() that waited can go on */
+        timeout_ns = 0;
     if (timeout_ns == 0 && gt_ring_unsubmitted(reactor->ring) == 0)
         return gt_ring_enter(reactor->ring, 0); /* at most a look: not worth the GIL's hand-over */
-    if ((reactor->wanting_first || reactor->ring->delayed_count > 0) && timeout_ns > RETRY_NS)
+    if ((reactor->wanting_first || reactor->wanting_sockets || reactor->ring->delayed_count > 0) && timeout_ns > RETRY_NS)
         timeout_ns = RETRY_NS;
     Py_BEGIN_ALLOW_THREADS
     result = gt_ring_enter(reactor->ring, timeout_ns);
@@ -257,9 +281,10 @@ static bool parse_timeout(PyObject *argument, int64_t *timeout_ns)
 
 static int wake_connection(gt_connection *connection)
 {
-    if (gt_connection_wake_direction(connection, &connection->receiving, true) < 0)
+    /* Either is on the list for one direction or for both, and may have been satisfied then, and not be any more. */
+    if (connection->receiving.task && gt_awaitable_is_satisfied(connection->receiving.awaitable) &&
+        gt_connection_wake_direction(connection, &connection->receiving, true) < 0)
         return -1;
-    /* The sender may have been satisfied when it was put on the list, and not be any more. */
     if (connection->sending.task && gt_awaitable_is_satisfied(connection->sending.awaitable))
         return gt_connection_wake_direction(connection, &connection->sending, true);
     return 0;
@@ -270,8 +295,9 @@ static int resume_ready(gt_reactor *self)
 {
     PyObject *object;
     while ((object = pop_ready(self))) {
-        int result = Py_IS_TYPE(object, &gt_poll_type) ? gt_poll_wake((gt_poll *)object)
-                                                       : wake_connection((gt_connection *)object);
+        int result = Py_IS_TYPE(object, &gt_poll_type)     ? gt_poll_wake((gt_poll *)object)
+                     : Py_IS_TYPE(object, &gt_waiter_type) ? gt_waiter_wake((gt_waiter *)object, true)
+                                                           : wake_connection((gt_connection *)object);
         if (result == 0 && Py_REFCNT(object) == 1) /* its finalizer runs in no task */
             result = gt_trio_leave_task(&self->trio);
         Py_DECREF(object);
@@ -306,6 +332,8 @@ static Py_ssize_t wait_for_news(gt_reactor *self, int64_t timeout, const gt_dead
         if (collected < 0)
             return -1;
         news += collected;
+        if (news == 0 && self->ready_first)
+            news = 1;
         /* The kernel reports EINTR only if nothing was submitted by the same call. */
         if (news == 0 && timeout > 0 && PyErr_CheckSignals() < 0)
             return -1;
@@ -317,7 +345,8 @@ static Py_ssize_t wait_for_news(gt_reactor *self, int64_t timeout, const gt_dead
         if (timeout == 0) {
             /* Housekeeping may have asked for more (the next piece of a long send, a receive to arm again), and what comes
              * of it may be news, as may be what an overflown queue still holds: nothing is idle before that is done. */
-            bool more = self->wanting_first || gt_ring_overflown(self->ring) || gt_ring_ready(self->ring) > 0;
+            bool more = self->wanting_first || self->wanting_sockets || gt_ring_overflown(self->ring) ||
+                        gt_ring_ready(self->ring) > 0;
             if (news == 0 && more && ++rounds < MAX_ROUNDS)
                 continue;
             return news;
@@ -375,12 +404,12 @@ static PyObject *reactor_process(gt_reactor *self, PyObject *Py_UNUSED(ignored))
 static int reactor_init(gt_reactor *self, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"ring_address", "ring_owner", "make_broken", "closed_error",
-                            "busy_error", "in_place", "wakeup_descriptor", NULL};
+                            "busy_error", "too_slow_error", "in_place", "wakeup_descriptor", NULL};
     unsigned long long address;
-    PyObject *owner, *make_broken, *closed_error, *busy_error;
+    PyObject *owner, *make_broken, *closed_error, *busy_error, *too_slow_error;
     int in_place, wakeup_descriptor;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "KOOOOpi:Reactor", names, &address, &owner, &make_broken, &closed_error,
-                                     &busy_error, &in_place, &wakeup_descriptor))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "KOOOOOpi:Reactor", names, &address, &owner, &make_broken, &closed_error,
+                                     &busy_error, &too_slow_error, &in_place, &wakeup_descriptor))
         return -1;
     struct gt_ring *ring = (struct gt_ring *)(uintptr_t)address;
     if (self->ring || !ring || ring->magic != GT_RING_MAGIC || ring->dead) {
@@ -398,6 +427,7 @@ static int reactor_init(gt_reactor *self, PyObject *args, PyObject *kwargs)
     self->make_broken = Py_NewRef(make_broken);
     self->closed_error = Py_NewRef(closed_error);
     self->busy_error = Py_NewRef(busy_error);
+    self->too_slow_error = Py_NewRef(too_slow_error);
     self->in_place = in_place;
     self->wakeup_descriptor = wakeup_descriptor;
     self->thread = PyThread_get_thread_ident();
@@ -429,6 +459,8 @@ static void complete_while_closing(const struct io_uring_cqe *cqe, void *context
         return;
     if (slot.kind == GT_SLOT_STREAM)
         gt_stream_complete(slot.owner, cqe);
+    else if (slot.kind == GT_SLOT_SOCKET)
+        gt_socket_complete(slot.owner, cqe);
     else if (!slot.owner)
         gt_completion_discard(&slot, cqe);
     else if (gt_key_tag(cqe->user_data) == GT_TAG_MAIN && gt_completion_is_final(cqe) && !slot.abandoned)
@@ -439,7 +471,7 @@ static void complete_while_closing(const struct io_uring_cqe *cqe, void *context
 static void detach_streams(gt_reactor *self)
 {
     for (gt_stream *stream = self->streams; stream; stream = stream->next) {
-        gt_stream_close(stream);
+        gt_stream_close(stream, stream->outbound.size > 0); /* what is unsent stays so, and the peer must see that */
         if (stream->connection) {
             stream->connection->closed = true;
             stream->connection->stream = NULL;
@@ -473,18 +505,21 @@ static PyObject *reactor_close(gt_reactor *self, PyObject *Py_UNUSED(ignored))
     while ((object = pop_ready(self)))
         Py_DECREF(object);
     detach_streams(self);
+    gt_sockets_detach(self);
     uint64_t in_flight = 0;
     /* A full submission queue can keep streams on the list, so preparing and draining take turns, a bounded number. */
     for (int round = 0; round < 64; round++) {
         prepare_wanting(self);
+        gt_sockets_prepare(self);
         in_flight = gt_ring_drain(self->ring, CLOSE_PATIENCE_NS, complete_while_closing, self);
-        if (in_flight > 0 || !self->wanting_first)
+        if (in_flight > 0 || (!self->wanting_first && !self->wanting_sockets))
             break;
     }
     self->closed = true;
     while (self->streams && in_flight == 0)
         gt_stream_destroy(self->streams);
     self->streams = NULL; /* with operations in flight their memory is the kernel's still, and is leaked on purpose */
+    gt_sockets_free(self, in_flight > 0);
     gt_trio_unbind(&self->trio);
     return PyLong_FromUnsignedLongLong(in_flight);
 }
@@ -497,6 +532,7 @@ static PyObject *reactor_forget(gt_reactor *self, PyObject *Py_UNUSED(ignored))
         for (gt_stream *stream = self->streams; stream; stream = stream->next)
             if (stream->connection)
                 stream->connection->closed = true;
+        gt_sockets_forget(self);
     }
     Py_RETURN_NONE;
 }
@@ -508,6 +544,7 @@ static int reactor_traverse(gt_reactor *self, visitproc visit, void *arg)
     Py_VISIT(self->make_broken);
     Py_VISIT(self->closed_error);
     Py_VISIT(self->busy_error);
+    Py_VISIT(self->too_slow_error);
     for (gt_poll *poll = self->polls; poll; poll = poll->next)
         Py_VISIT(poll);
     return gt_trio_traverse(&self->trio, visit, arg);
@@ -530,6 +567,7 @@ static void reactor_dealloc(gt_reactor *self)
     Py_CLEAR(self->make_broken);
     Py_CLEAR(self->closed_error);
     Py_CLEAR(self->busy_error);
+    Py_CLEAR(self->too_slow_error);
     Py_CLEAR(self->completions);
     Py_CLEAR(self->ring_owner);
     PyMem_Free(self->batch);
@@ -544,6 +582,7 @@ static void reactor_dealloc(gt_reactor *self)
         return PyLong_FromUnsignedLongLong((unsigned long long)(EXPRESSION));                                        \
     }
 COUNTER(connections, self->stream_count)
+COUNTER(endpoints, self->socket_count)
 COUNTER(starvations, self->starvations)
 COUNTER(resumed_in_place, self->resumed_in_place)
 COUNTER(rescheduled, self->rescheduled)
@@ -553,6 +592,7 @@ static PyObject *get_thread(gt_reactor *self, void *Py_UNUSED(closure)) { return
 
 static PyGetSetDef reactor_getset[] = {
     {"connections", (getter)get_connections, NULL, PyDoc_STR("Connections that are open or closing."), NULL},
+    {"endpoints", (getter)get_endpoints, NULL, PyDoc_STR("Datagram endpoints that are open or closing."), NULL},
     {"starvations", (getter)get_starvations, NULL, PyDoc_STR("Receives ended because no buffer was free."), NULL},
     {"resumed_in_place", (getter)get_resumed_in_place, NULL, PyDoc_STR("Tasks resumed in place."), NULL},
     {"rescheduled", (getter)get_rescheduled, NULL, PyDoc_STR("Tasks woken through Trio's scheduler."), NULL},

@@ -8,11 +8,18 @@
  *
  *     in flight            prepared when                               ended by
  *     ------------------   -----------------------------------------   ------------------------------------------
- *     receive, multishot   open, no end or error, not over high mark   EOF, error, ENOBUFS, or its cancel
- *     cancel of receive    over the high mark, or closing              see gt_slot_cancel()
+ *     receive, multishot   open, no end or error, not paused           EOF, error, ENOBUFS, or its cancel
+ *     cancel of receive    paused, or closing                          see gt_slot_cancel()
  *     send                 open, something outbound                    its CQE
  *     cancel of send       closing                                     see gt_slot_cancel()
  *     close                closing                                     its CQE; the last one frees the stream
+ *
+ * Receiving is paused and goes on by the size of the inbound queue.  A task that waits for `fill` bytes (0: none does) takes
+ * nothing before they are there, so until then the queue must not be what stops them:
+ *
+ *     pause    when bytes arrive       at the high mark, and at `fill` if that is more
+ *     go on    when bytes are taken    at the low mark or below, or below `fill`
+ *              when a task waits       below `fill`
  *
  * Closing prepares cancel before close, in this order: an operation in flight holds a reference to the socket, and while
  * one is held close(2) sends no FIN.  All three are submitted together, so the peer sees it at once.
@@ -79,6 +86,7 @@ void gt_stream_destroy(gt_stream *stream)
     if (stream->next)
         stream->next->previous = stream->previous;
     reactor->stream_count--;
+    reactor->timed_streams -= stream->timed;
     if (stream->connection)
         stream->connection->stream = NULL;
     gt_inbound_clear(&stream->inbound);
@@ -98,14 +106,20 @@ void gt_stream_want_first(gt_stream *stream)
         gt_reactor_link_starved(stream->reactor, stream);
 }
 
-void gt_stream_close(gt_stream *stream)
+int gt_stream_close(gt_stream *stream, bool reset)
 {
+    /* linger(0): close(2) sends RST and drops what the kernel has (socket(7)) */
+    const struct linger linger = {.l_onoff = 1, .l_linger = 0};
+    int error = 0;
     if (stream->closing)
-        return;
+        return 0;
+    if ((reset || stream->send_torn) && setsockopt(stream->fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger) < 0)
+        error = errno;
     stream->closing = true;
     gt_inbound_clear(&stream->inbound);
     gt_outbound_clear(&stream->outbound, stream->send_in_flight);
     gt_stream_want(stream);
+    return error;
 }
 
 static bool prepare_cancel(gt_stream *stream, enum gt_tag tag, bool *cancelled)
@@ -173,6 +187,8 @@ static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
     struct gt_buffers *buffers = &stream->reactor->ring->buffers;
     bool news = false;
     if (cqe->flags & IORING_CQE_F_BUFFER) {
+        if (stream->timed)
+            stream->active_at = stream->reactor->now;
         if (cqe->res > 0 && !stream->closing && !stream->receive_error) {
             if (gt_inbound_append(&stream->inbound, gt_buffers_data(buffers, cqe), (size_t)cqe->res) < 0)
                 stream->receive_error = ENOMEM; /* there is a gap in the stream now, so it is broken */
@@ -201,15 +217,19 @@ static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
                 gt_stream_want(stream);
         }
     }
-    if (!stream->receive_paused && gt_inbound_size(&stream->inbound) >= stream->receive_high) {
+    size_t size = gt_inbound_size(&stream->inbound);
+    if (!stream->receive_paused && size >= stream->receive_high && size >= stream->fill) {
         stream->receive_paused = true;
         gt_stream_want(stream);
     }
     if (!news || stream->closing)
         return false;
     gt_connection *connection = stream->connection;
-    if (connection && connection->receiving.task)
+    if (connection && connection->receiving.task) {
+        if (!gt_awaitable_is_satisfied(connection->receiving.awaitable))
+            return false;
         gt_reactor_ready(stream->reactor, &connection->ready, (PyObject *)connection);
+    }
     return true;
 }
 
@@ -219,6 +239,8 @@ static bool send_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
         stream->send_cut_short = true; /* MSG_WAITALL: only an error does that, and the count is told in its place */
     stream->send_in_flight = stream->send_cancelled = false;
     if (cqe->res > 0) {
+        if (stream->timed)
+            stream->active_at = stream->reactor->now;
         gt_outbound_sent(&stream->outbound, (size_t)cqe->res);
     } else if (cqe->res == 0) { /* send(2) of some bytes never takes none of them: this one is at its end */
         stream->send_error = EPIPE;
@@ -258,10 +280,22 @@ bool gt_stream_complete(gt_stream *stream, const struct io_uring_cqe *cqe)
     return news;
 }
 
+static void go_on(gt_stream *stream)
+{
+    stream->receive_paused = false;
+    gt_stream_want(stream);
+}
+
 void gt_stream_consumed(gt_stream *stream)
 {
-    if (stream->receive_paused && gt_inbound_size(&stream->inbound) <= stream->receive_low) {
-        stream->receive_paused = false;
-        gt_stream_want(stream);
-    }
+    size_t size = gt_inbound_size(&stream->inbound);
+    if (stream->receive_paused && (size <= stream->receive_low || size < stream->fill))
+        go_on(stream);
+}
+
+void gt_stream_fill(gt_stream *stream, size_t count)
+{
+    stream->fill = count;
+    if (stream->receive_paused && !stream->closing && gt_inbound_size(&stream->inbound) < count)
+        go_on(stream);
 }

@@ -148,7 +148,7 @@ int gt_trio_bind(gt_trio *trio, PyObject *seam)
         {&trio->task_type, "task_type"},           {&trio->abort_succeeded, "abort_succeeded"},
         {&trio->woken, "woken"},                   {&trio->reschedule, "reschedule"},
         {&trio->task_exited, "task_exited"},       {&trio->unusual_yield, "unusual_yield"},
-        {&trio->step_observed, "step_observed"},
+        {&trio->step_observed, "step_observed"},   {&trio->current_time, "current_time"},
         {&trio->run_queue, "run_queue"},           {&trio->waiting_for_idle, "waiting_for_idle"},
         {&trio->deadlines, "deadlines"},           {&trio->infinity, "infinity"},
     };
@@ -207,6 +207,7 @@ void gt_trio_unbind(gt_trio *trio)
     Py_CLEAR(trio->task_exited);
     Py_CLEAR(trio->unusual_yield);
     Py_CLEAR(trio->step_observed);
+    Py_CLEAR(trio->current_time);
     Py_CLEAR(trio->run_queue);
     Py_CLEAR(trio->waiting_for_idle);
     Py_CLEAR(trio->deadlines);
@@ -251,6 +252,7 @@ int gt_trio_traverse(gt_trio *trio, visitproc visit, void *arg)
     Py_VISIT(trio->task_exited);
     Py_VISIT(trio->unusual_yield);
     Py_VISIT(trio->step_observed);
+    Py_VISIT(trio->current_time);
     Py_VISIT(trio->run_queue);
     Py_VISIT(trio->waiting_for_idle);
     Py_VISIT(trio->deadlines);

@@ -64,6 +64,8 @@ class UringStatistics:
     """Tasks in ``wait_writable``."""
     connections: int
     """Connections that are open, or closed and not yet let go by the kernel."""
+    endpoints: int
+    """Datagram endpoints, likewise."""
     submissions: int
     """Operations handed to the kernel so far."""
     completions: int
@@ -126,6 +128,7 @@ class UringIOManager:
             broken,
             trio.ClosedResourceError,
             trio.BusyResourceError,
+            trio.TooSlowError,
             resume_in_place,
             self._wakeup_eventfd,
         )
@@ -161,6 +164,7 @@ class UringIOManager:
             tasks_waiting_read=sum(poll.waits for poll in self._waiters[_READ].values()),
             tasks_waiting_write=sum(poll.waits for poll in self._waiters[_WRITE].values()),
             connections=self.reactor.connections,
+            endpoints=self.reactor.endpoints,
             submissions=ring.submissions,
             completions=ring.completions,
             enter_calls=ring.enter_calls,

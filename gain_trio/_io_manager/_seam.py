@@ -76,6 +76,7 @@ class RunSeam:
         instruments = self.runner.instruments
         self.instruments = getattr(instruments, "data", instruments)
         self.reschedule = self.runner.reschedule
+        self.current_time = self.runner.clock.current_time
         self.is_guest: bool = self.runner.is_guest
         # A clock that is not the system's may be moved by a task, and only Trio's loop asks it again.
         self.may_linger = not self.is_guest and type(self.runner.clock) is _run.SystemClock

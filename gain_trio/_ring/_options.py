@@ -91,6 +91,19 @@ class RingOptions:
     """Bytes of each buffer (1 to 1 MiB), the most that one receive brings.  None: 65536 where the kernel consumes them bit
     by bit (6.12), else 16384."""
 
+    datagram_buffer_count: int = attrs.field(
+        default=32,
+        validator=[
+            attrs.validators.instance_of(int),
+            attrs.validators.ge(1),
+            attrs.validators.le(_LARGEST_BUFFER_COUNT),
+            _power_of_two,
+        ],
+    )
+    """Buffers that all datagram endpoints together receive into (a power of two up to 32768), of 64 KiB each, so that
+    every datagram fits.  They come with the first endpoint, and cost memory as far as they have been used: a page or
+    two each where datagrams are small."""
+
     max_slots: int = attrs.field(
         default=1 << 20,
         validator=[attrs.validators.instance_of(int), attrs.validators.ge(1), attrs.validators.le(1 << 20)],

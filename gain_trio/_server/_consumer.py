@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections.abc import Awaitable, Callable
 from typing import final
@@ -30,14 +31,16 @@ def _is_only(kind: type[BaseException], error: BaseException) -> bool:
 class Consumer:
     """Runs handlers.
 
-    What a handler raises ends its connection and nothing else: it is logged with its traceback and counted.  Only a
-    ``trio.BrokenResourceError`` is no error of the program's: it gets a line at level info, and a count of its own.  With
-    ``strict`` it propagates, and so do in any case a cancellation and everything that is no :exc:`Exception`
-    (``KeyboardInterrupt``, ``SystemExit``).  A group is taken apart accordingly.
+    What a handler raises ends its connection and nothing else: it is logged with its traceback and counted.  Only
+    ``trio.BrokenResourceError`` and ``trio.TooSlowError`` are no errors of the program's, but the peer's or the network's:
+    they get a line at level info, and counts of their own.  With ``strict`` it propagates, and so do in any case a
+    cancellation and everything that is no :exc:`Exception` (``KeyboardInterrupt``, ``SystemExit``).  A group is taken apart
+    accordingly.
     """
 
-    def __init__(self, handler: Handler, *, strict: bool) -> None:
+    def __init__(self, handler: Handler, *, strict: bool, idle_timeout: float) -> None:
         self._handler = handler
+        self._idle_timeout = idle_timeout
         self._strict = strict
         self._nursery: trio.Nursery | None = None
         self._name = getattr(handler, "__qualname__", None) or repr(handler)
@@ -48,6 +51,10 @@ class Consumer:
         self.handler_errors = 0
         self.broken = 0
         """How many handlers ended because a connection broke."""
+        self.too_slow = 0
+        """How many handlers ended because a deadline had passed."""
+        self.idle = 0
+        """How many connections moved no byte for too long."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own the nursery, until cancelled."""
@@ -68,6 +75,8 @@ class Consumer:
 
     async def _serve(self, connection: Connection) -> None:
         try:
+            if self._idle_timeout != math.inf:
+                connection.idle_timeout = self._idle_timeout
             await self._handler(connection)
             if not connection._close_soon():
                 await connection.aclose()
@@ -84,13 +93,18 @@ class Consumer:
             raise others from None
         finally:
             self.active -= 1
+            self.idle += connection._was_idle
             connection._close_now()
 
     def _failed(self, connection: Connection, error: BaseException) -> None:
+        # The network's doing, or the peer's, who must not be able to fill the log with tracebacks, is a line.
         if _is_only(trio.BrokenResourceError, error):
-            # The network's doing, or the peer's, who must not be able to fill the log with tracebacks.
             self.broken += 1
             logger.info("connection %r of handler %s broke: %s", connection, self._name, error.__cause__ or error)
+            return
+        if _is_only(trio.TooSlowError, error):
+            self.too_slow += 1
+            logger.info("connection %r of handler %s was too slow: %s", connection, self._name, error)
             return
         self.handler_errors += 1
         logger.error("handler %s failed; its connection %r is closed", self._name, connection, exc_info=error)

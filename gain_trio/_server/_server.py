@@ -22,9 +22,14 @@ class ServerStatistics:
     active: int
     """Connections whose handler runs."""
     handler_errors: int
-    """Handlers that ended with an exception, other than the next one."""
+    """Handlers that ended with an exception, other than the next two."""
     broken: int
     """Handlers that ended with a trio.BrokenResourceError: the peer was gone."""
+    too_slow: int
+    """Handlers that ended with a trio.TooSlowError: a deadline had passed."""
+    idle: int
+    """Connections that were closed because they moved no byte for too long; their handlers count as broken, if they did not
+    notice."""
     connections_by_consumer: tuple[int, ...]
     """Connections taken so far, by consumer."""
 
@@ -53,5 +58,7 @@ class Server:
             active=self.active_connections,
             handler_errors=sum(consumer.handler_errors for consumer in self._consumers),
             broken=sum(consumer.broken for consumer in self._consumers),
+            too_slow=sum(consumer.too_slow for consumer in self._consumers),
+            idle=sum(consumer.idle for consumer in self._consumers),
             connections_by_consumer=tuple(consumer.connections for consumer in self._consumers),
         )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, final
 
 import attrs
 import trio
+
+from ._framing import Framing
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer, Self
@@ -37,7 +40,23 @@ class Marks:
             raise ValueError(f"need 0 <= receive_low < receive_high and send_high > 0: {self}")
 
 
-class Connection(trio.abc.HalfCloseableStream):
+def checked_deadline(deadline: float) -> float:
+    """A time on Trio's clock, as a float."""
+    deadline = float(deadline)
+    if math.isnan(deadline):
+        raise ValueError("a deadline is a time on Trio's clock, and not nan")
+    return deadline
+
+
+def checked_idle_timeout(timeout: float) -> float:
+    """A number of seconds that can pass, as a float."""
+    timeout = float(timeout)
+    if not timeout > 0:
+        raise ValueError(f"an idle timeout is greater than 0 seconds, or math.inf, not {timeout}")
+    return timeout
+
+
+class Connection(Framing, trio.abc.HalfCloseableStream):
     """A connected stream socket.
 
     A :class:`trio.abc.HalfCloseableStream`, so ``trio.SSLStream(connection)`` and everything else written for Trio's
@@ -47,11 +66,11 @@ class Connection(trio.abc.HalfCloseableStream):
     closed here raises :exc:`trio.ClosedResourceError`, one that broke out there :exc:`trio.BrokenResourceError`, whose
     ``__cause__`` is the :exc:`OSError`.
 
-    :meth:`receive`, :meth:`receive_into`, :meth:`send` and :meth:`flush` are always cancellation points.  They are schedule
-    points when they have to wait; when they can be answered from memory they return at once, and the :class:`Marks` bound
-    how long a task can go on like that.  An answer that moves no bytes (the end of the stream once more, a send of nothing)
-    is a schedule point too.  :meth:`receive_some`, :meth:`send_all` and the other methods of Trio's stream are
-    full checkpoints.
+    :meth:`receive`, :meth:`receive_into`, :meth:`receive_exactly`, :meth:`receive_until`, :meth:`receive_line`, :meth:`send`
+    and :meth:`flush` are always cancellation points.  They are schedule points when they have to wait; when they can be
+    answered from memory they return at once, and the :class:`Marks` bound how long a task can go on like that.  An answer
+    that moves no bytes (the end of the stream once more, a send of nothing) is a schedule point too.  :meth:`receive_some`,
+    :meth:`send_all` and the other methods of Trio's stream are full checkpoints.
     """
 
     __slots__ = ()
@@ -59,11 +78,69 @@ class Connection(trio.abc.HalfCloseableStream):
     context: Any
     """The program's own: anything, None at first."""
 
+    # --- time ---
+
+    @property
+    @abc.abstractmethod
+    def read_deadline(self) -> float:
+        """When a call that waits to receive is too slow: seconds on Trio's clock, ``math.inf`` at first.
+
+        The call then raises :exc:`trio.TooSlowError`, and nothing is lost: the connection is as good as before, and what has
+        arrived stays queued.  A call that has an answer never waits, and so is never too slow.
+
+        Moving a deadline takes constant time and makes no cancel scope; it also holds for the call in progress.  Setting it
+        to what is no number raises a :exc:`TypeError` or :exc:`ValueError`.
+        """
+
+    @read_deadline.setter
+    @abc.abstractmethod
+    def read_deadline(self, deadline: float) -> None: ...
+
+    @property
+    @abc.abstractmethod
+    def write_deadline(self) -> float:
+        """The same for :meth:`send`, :meth:`flush` and the like.
+
+        A :meth:`send` that is too slow has queued all of its data, which will be sent, or none of it, if it was waiting for
+        earlier data to leave.
+        """
+
+    @write_deadline.setter
+    @abc.abstractmethod
+    def write_deadline(self, deadline: float) -> None: ...
+
+    @property
+    @abc.abstractmethod
+    def idle_timeout(self) -> float:
+        """How long the connection may move no byte in either direction: seconds, ``math.inf`` at first.
+
+        After that it is over: the peer is told, a line is logged, and calls raise :exc:`trio.BrokenResourceError` with
+        ``ETIMEDOUT`` as its cause.  It remains to be closed; if something was unsent, with a reset.  Setting it to what is
+        not greater than 0 raises a :exc:`ValueError`.
+        """
+
+    @idle_timeout.setter
+    @abc.abstractmethod
+    def idle_timeout(self, timeout: float) -> None: ...
+
+    @property
+    @abc.abstractmethod
+    def _was_idle(self) -> bool:
+        """Whether the connection is over because of its :attr:`idle_timeout`."""
+
+    @abc.abstractmethod
+    def set_deadline(self, deadline: float) -> None:
+        """Set :attr:`read_deadline` and :attr:`write_deadline`.
+
+        Raises:
+          ValueError: it is not a number.
+        """
+
     # --- receiving ---
 
     @abc.abstractmethod
     def receive(self, max_bytes: int | None = None) -> Awaitable[bytes]:
-        """Wait for bytes and return them, at most ``max_bytes`` (None: everything that has arrived).
+        """Wait for bytes and return them: at least one, and at most ``max_bytes`` (None: as many as are at hand).
 
         Returns:
           The next bytes; ``b""`` at the end of the stream, then and ever after.
@@ -143,9 +220,9 @@ class Connection(trio.abc.HalfCloseableStream):
 
         Calls in progress raise :exc:`trio.ClosedResourceError` at once.  The flush is bounded in time; when it is not
         done then, or when this is cancelled, the connection is reset, so that the peer does not take what arrived for
-        everything.  With nothing left to send it ends with FIN, unless bytes have arrived that nobody received: then the
-        kernel resets it (RFC 1122, 4.2.2.13); receive until the end of the stream first where that matters.  Closing twice
-        is fine.
+        everything.  With nothing left to send it ends with FIN, unless bytes are in the kernel that nobody received: then
+        the kernel resets it (RFC 1122, 4.2.2.13).  On the ring they may be in the connection's queue already, and it does
+        not.  Receive until the end of the stream first where that matters.  Closing twice is fine.
         """
 
     @abc.abstractmethod

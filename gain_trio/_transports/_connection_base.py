@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import math
 import socket
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,8 @@ import trio
 
 from gain_trio._io_manager._errors import broken_by
 
-from ._connection import Connection
+from ._connection import Connection, checked_idle_timeout
+from ._deadlines import Timing
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -32,7 +34,9 @@ class ConnectionBase(Connection):
 
     _local_address: Any
     _remote_address: Any
-    """What was looked up, or None.  Slots of the implementation."""
+    """What was looked up, or None.  Slots of the implementation, as is this:"""
+    _timing: Timing | None
+    """Made when the first deadline or idle timeout is to be kept."""
 
     # --- what an implementation has ---
 
@@ -74,6 +78,65 @@ class ConnectionBase(Connection):
     @abc.abstractmethod
     def _borrowed_socket(self) -> contextlib.AbstractContextManager[socket.socket]:
         """The socket, for the length of a with statement.  Raises :exc:`trio.ClosedResourceError` when closed."""
+
+    @property
+    @abc.abstractmethod
+    def _active_at(self) -> float:
+        """When a byte was moved last, on Trio's clock; kept while :meth:`_timed`."""
+
+    @abc.abstractmethod
+    def _timed(self, wanted: bool, /) -> None:
+        """Keep :attr:`_active_at`, or do not."""
+
+    @abc.abstractmethod
+    def _deadline_passed(self, sending: bool, now: float, /) -> float:
+        """The keeper's visit: have a call in progress that is past its deadline raise.  Returns when to come again."""
+
+    @abc.abstractmethod
+    def _break(self, errno: int, /) -> None:
+        """Tell both ends that it is over; calls raise the errno until somebody closes it."""
+
+    # --- deadlines ---
+
+    def set_deadline(self, deadline: float) -> None:
+        """See :meth:`Connection.set_deadline`."""
+        self.read_deadline = deadline
+        self.write_deadline = deadline
+
+    @property
+    def idle_timeout(self) -> float:
+        """See :attr:`Connection.idle_timeout`."""
+        return math.inf if self._timing is None else self._timing.idleness.timeout
+
+    @idle_timeout.setter
+    def idle_timeout(self, timeout: float) -> None:
+        timeout = checked_idle_timeout(timeout)
+        if self._is_closed or timeout == self.idle_timeout:
+            return
+        timing = self._own_timing()
+        timing.idleness.timeout = timeout
+        self._timed(timeout != math.inf)
+        if timeout != math.inf:
+            timing.watch_idleness(self._active_at + timeout)
+
+    @property
+    def _was_idle(self) -> bool:
+        """See :attr:`Connection._was_idle`."""
+        return self._timing is not None and self._timing.idleness.was_idle
+
+    def _own_timing(self) -> Timing:
+        if self._timing is None:
+            self._timing = Timing(self)  # type: ignore[misc]  # a slot of the implementation
+        return self._timing
+
+    def _watch(self, sending: bool, when: float, /) -> None:
+        """Have :meth:`_deadline_passed` called then, or before."""
+        self._own_timing().watch(sending, when)
+
+    def _unwatch(self) -> None:
+        """The connection is closed: there is nothing to look at any more."""
+        if self._timing is not None:
+            self._timing.stop()
 
     # --- Trio's stream ---
 

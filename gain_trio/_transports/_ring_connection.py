@@ -14,6 +14,7 @@ from gain_trio._kernel import fastpath
 
 from ._connection import Marks
 from ._connection_base import ConnectionBase
+from ._deadlines import Timing
 
 if TYPE_CHECKING:
     from gain_trio._fastpath import Stream as _Stream
@@ -31,11 +32,12 @@ else:
 class RingConnection(_Stream, ConnectionBase):
     """See :class:`Connection`.  Owns the descriptor."""
 
-    __slots__ = ("_local_address", "_remote_address")
+    __slots__ = ("_local_address", "_remote_address", "_timing")
 
     def __init__(self, manager: UringIOManager, descriptor: int, marks: Marks) -> None:
         self._local_address: Any = None
         self._remote_address: Any = None
+        self._timing: Timing | None = None
         # Last: from here on the descriptor is the connection's, and a caller that sees an exception closes it.
         super().__init__(manager.reactor, descriptor, marks.receive_high, marks.receive_low, marks.send_high)
 

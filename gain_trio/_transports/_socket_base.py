@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, final
 import trio
 
 from ._connection_base import ConnectionBase
+from ._deadlines import Timing
 
 if TYPE_CHECKING:
     import socket
@@ -87,19 +89,27 @@ class SocketBase(ConnectionBase):
 
     __slots__ = (
         "__weakref__",
+        "_active_at",
         "_descriptor",
         "_is_closed",
+        "_is_timed",
         "_local_address",
         "_marks",
+        "_read_deadline",
+        "_read_looked_at",
         "_remote_address",
         "_run",
         "_socket",
+        "_timing",
         "_unwaited",
+        "_write_deadline",
+        "_write_looked_at",
         "context",
     )
 
     context: Any
     _is_closed: bool
+    _active_at: float
 
     def __init__(self, sock: socket.socket, marks: Marks) -> None:
         self._run = current_run()
@@ -107,6 +117,11 @@ class SocketBase(ConnectionBase):
         self._socket = sock
         self._descriptor = sock.fileno()  # -1 once it has been closed; one that is_closed may still be flushed
         self._is_closed = False
+        self._timing: Timing | None = None
+        self._is_timed = False
+        self._active_at = 0.0
+        self._read_deadline = self._write_deadline = math.inf
+        self._read_looked_at = self._write_looked_at = math.inf  # when the keeper of deadlines comes
         self._unwaited = 0  # bytes moved in either direction since a task of this connection last waited
         self._local_address: Any = None
         self._remote_address: Any = None
@@ -129,6 +144,17 @@ class SocketBase(ConnectionBase):
         if not self._run.thread:
             raise RuntimeError("this run belongs to the parent process: after a fork, only exec or os._exit can follow")
         raise RuntimeError("this connection belongs to a run in another thread; use trio.from_thread.run()")
+
+    def _timed(self, wanted: bool, /) -> None:
+        """See :meth:`ConnectionBase._timed`."""
+        self._is_timed = wanted
+        self._active_at = trio.current_time()
+
+    def _moved(self, count: int) -> None:
+        """So many bytes, in some direction."""
+        self._unwaited += count
+        if self._is_timed:
+            self._active_at = trio.current_time()
 
     async def _pass(self, mark: int) -> None:
         """A cancellation point, before anything is moved; after much was moved without one, a schedule point, too."""

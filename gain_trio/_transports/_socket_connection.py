@@ -28,6 +28,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
+import os
 import socket
 import warnings
 from typing import TYPE_CHECKING, final
@@ -36,7 +38,7 @@ import trio
 
 from gain_trio._io_manager._errors import broken_by
 
-from ._connection import Marks
+from ._connection import Marks, checked_deadline
 from ._queues import NOTHING, Inbound, head_of, joined, without_head
 from ._socket_base import as_size, closed_error, current_thread, kept
 from ._socket_sending import SocketSending
@@ -55,7 +57,16 @@ PAGE = 4096
 class SocketConnection(SocketSending):
     """See :class:`Connection`.  Owns the socket, which must be non-blocking."""
 
-    __slots__ = ("_end_told", "_ended", "_inbound", "_is_dry", "_paused", "_receive_error", "_receiving")
+    __slots__ = (
+        "_end_told",
+        "_ended",
+        "_inbound",
+        "_is_dry",
+        "_late_receiving",
+        "_paused",
+        "_receive_error",
+        "_receiving",
+    )
 
     def __init__(self, sock: socket.socket, marks: Marks) -> None:
         super().__init__(sock, marks)
@@ -66,6 +77,7 @@ class SocketConnection(SocketSending):
         self._end_told = False
         self._receive_error: OSError | None = None
         self._receiving = False  # a call of this direction is in progress
+        self._late_receiving = False  # it was woken because its deadline has passed
         self._run.connections.add(self)
 
     def __del__(self) -> None:
@@ -80,17 +92,20 @@ class SocketConnection(SocketSending):
 
     # --- receiving ---
 
-    async def receive(self, max_bytes: int | None = None) -> bytes:
+    async def receive(self, max_bytes: int | None = None) -> bytes:  # noqa: C901  # taken apart it costs a call a message
         """See :meth:`Connection.receive`."""
         size = CHUNK if max_bytes is None else self._size_for(max_bytes)
         if self._is_closed or self._receiving or current_thread() != self._run.thread:
             self._refuse("receiving")
         self._receiving = True
+        self._late_receiving = False
         try:
             if not self._is_dry:
                 await self._before_receiving()
             while True:
                 if self._is_dry:
+                    if self._read_deadline < self._read_looked_at:
+                        self._watch_receiving()
                     await trio.lowlevel.wait_readable(self._descriptor)
                     self._unwaited = 0
                 if self._is_closed:
@@ -98,14 +113,72 @@ class SocketConnection(SocketSending):
                 data = self._inbound or self._read(size)
                 if data:
                     return self._take(data, max_bytes)
+                self._check_dry()
                 if not self._is_dry:
-                    return self._told_the_end()
+                    return b""
         except trio.ClosedResourceError:
-            raise closed_error() from None
+            self._check_late()
+            return self._read_late(size, max_bytes)
         except OSError as error:  # from the wait: this is no descriptor any more, or none that can be waited for
             raise broken_by(error) from error
         finally:
             self._receiving = False
+
+    def _read_late(self, size: int, max_bytes: int | None) -> bytes:
+        """The deadline has passed: what has come at the last moment is the answer, or the error, all the same."""
+        data = self._read(size)
+        if data:
+            return self._take(data, max_bytes)
+        self._check_dry()
+        return b""
+
+    def _watch_receiving(self) -> None:
+        """The call in progress has a deadline that the keeper does not know of."""
+        self._watch(False, self._read_deadline)
+        self._read_looked_at = self._read_deadline
+
+    def _check_late(self) -> None:
+        """The wait was ended by notify_closing(): by a close, or because the deadline has passed."""
+        if self._is_closed or not self._late_receiving:
+            raise closed_error() from None
+
+    @property
+    def read_deadline(self) -> float:
+        """See :attr:`Connection.read_deadline`."""
+        return self._read_deadline
+
+    @read_deadline.setter
+    def read_deadline(self, deadline: float) -> None:
+        self._read_deadline = checked_deadline(deadline)
+        if self._receiving and not self._is_closed and self._read_deadline < self._read_looked_at:
+            self._watch_receiving()
+
+    def _deadline_passed(self, sending: bool, now: float, /) -> float:
+        """See :meth:`ConnectionBase._deadline_passed`."""
+        if sending:
+            return self._write_deadline_passed(now)
+        self._read_looked_at = math.inf
+        if self._receiving and not self._is_closed:
+            if self._read_deadline > now:
+                self._read_looked_at = self._read_deadline
+            else:
+                self._late_receiving = True
+                trio.lowlevel.notify_closing(
+                    self._descriptor
+                )  # ends the wait; the writer, if there is one, waits again
+        return self._read_looked_at
+
+    def _break(self, number: int, /) -> None:
+        """See :meth:`ConnectionBase._break`."""
+        if self._is_closed:
+            return
+        error = OSError(number, os.strerror(number))
+        self._is_send_torn = self._is_send_torn or self.outbound_buffered > 0
+        self._receive_error = error
+        self._is_dry = False
+        self._send_failed(error)
+        with contextlib.suppress(OSError):  # one that is not connected any more needs no telling
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     async def _before_receiving(self) -> None:
         """The cancellation point of a receive that may be answered at once."""
@@ -135,6 +208,8 @@ class SocketConnection(SocketSending):
             return b""
         if data:
             self._is_dry = len(data) < size
+            if self._is_timed:
+                self._active_at = trio.current_time()
             return data
         self._is_dry = False
         if self._send_error is not None and self._send_error.errno != errno.EPIPE:
@@ -156,11 +231,15 @@ class SocketConnection(SocketSending):
         self._inbound = without_head(data, max_bytes)
         return head
 
-    def _told_the_end(self) -> bytes:
-        if self._receive_error is not None:
+    def _check_dry(self) -> None:
+        """There is nothing: raise why, if it is an error or too late; else, if this is not dry, the end has been told."""
+        if self._is_dry:
+            if self._late_receiving:
+                raise trio.TooSlowError("the connection's read deadline has passed")
+        elif self._receive_error is not None:
             raise broken_by(kept(self._receive_error))
-        self._end_told = True
-        return b""
+        else:
+            self._end_told = True
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """:meth:`Connection.receive` as a full checkpoint."""
@@ -182,7 +261,55 @@ class SocketConnection(SocketSending):
                 target[: len(data)] = data
                 return len(data)
 
+    async def _fill(self, count: int, /) -> int:
+        """See :meth:`Framing._fill`."""
+        if as_size(count) < 0:
+            raise ValueError("the number of bytes to wait for must be >= 0")
+        if self._is_closed or self._receiving or current_thread() != self._run.thread:
+            self._refuse("receiving")
+        self._receiving = True
+        self._late_receiving = False
+        try:
+            if not count or (self._end_told and len(self._inbound) < count):
+                await trio.lowlevel.checkpoint()
+            else:
+                await self._pass(self._marks.receive_high)
+            while len(self._inbound) < count and await self._read_more(count - len(self._inbound)):
+                pass
+            return len(self._inbound)
+        except OSError as error:
+            raise broken_by(error) from error
+        finally:
+            self._receiving = False
+            if self._inbound:
+                self._is_dry = False
+
+    async def _read_more(self, wanted: int) -> bool:
+        """Queue what there is next, waiting for it; False at the end of the stream."""
+        if self._is_dry:
+            if self._read_deadline < self._read_looked_at:
+                self._watch_receiving()
+            try:
+                await trio.lowlevel.wait_readable(self._descriptor)
+            except trio.ClosedResourceError:
+                self._check_late()
+            self._unwaited = 0
+        if self._is_closed:
+            raise closed_error()
+        data = self._read(min(CHUNK, max(wanted, self._marks.receive_high, PAGE)))
+        if data:
+            self._inbound = joined(self._inbound, data)
+            return True
+        self._check_dry()
+        return self._is_dry
+
     # --- what has been received, without waiting ---
+
+    def _find(self, separator: bytes, start: int, /) -> int:
+        """See :meth:`Framing._find`."""
+        if self._is_closed:
+            raise closed_error()
+        return self._inbound.find(separator, start)
 
     def _pump(self) -> None:
         """Move what the kernel has into the queue, up to the high mark.
@@ -207,14 +334,15 @@ class SocketConnection(SocketSending):
             self._is_dry = False
 
     def _counted(self, name: str, count: int | None) -> int:
-        """``count`` bytes, or all there are for None, of a queue that is up to date."""
+        """``count`` bytes, or all there are for None, of a queue that is up to date, or long enough as it is."""
         if count is None:
             self._pump()
             return len(self._inbound)
         count = as_size(count)
         if count < 0:
             raise ValueError(f"{name}() takes a number of bytes >= 0, or None")
-        self._pump()
+        if self._is_closed or count > len(self._inbound) or current_thread() != self._run.thread:
+            self._pump()
         return min(count, len(self._inbound))
 
     def peek(self, count: int | None = None, /) -> bytes:
@@ -249,6 +377,7 @@ class SocketConnection(SocketSending):
     def _refuse_calls(self) -> None:
         self._check_thread()
         self._is_closed = True
+        self._unwatch()
         if self._receiving and self._descriptor >= 0:
             trio.lowlevel.notify_closing(self._descriptor)
         self._wake_sender()

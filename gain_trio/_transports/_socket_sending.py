@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import socket
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ import trio
 
 from gain_trio._io_manager._errors import broken_by
 
-from ._connection import Marks
+from ._connection import Marks, checked_deadline
 from ._queues import SMALL, Outbound
 from ._socket_base import SocketBase, closed_error, current_thread, kept
 
@@ -26,6 +27,7 @@ class SocketSending(SocketBase):
     __slots__ = (
         "_is_send_eof",
         "_is_send_torn",
+        "_late_sending",
         "_outbound",
         "_send_error",
         "_sender",
@@ -46,6 +48,7 @@ class SocketSending(SocketBase):
         self._sending = False  # a call of this direction is in progress
         self._sender: trio.lowlevel.Task | None = None  # its task, while it waits for less than this to be outbound:
         self._wake_below = 0
+        self._late_sending = False  # it was woken because its deadline has passed
         self._writing = False  # the writer runs
 
     async def send(self, data: Buffer, /) -> None:
@@ -94,9 +97,18 @@ class SocketSending(SocketBase):
                     self._is_send_torn = 0 < done < len(data)
                     if done == len(data) and self.outbound_buffered < high:
                         return
-                await self._park(high)
+                if await self._park(high):
+                    self._finish_late(data, done)
         finally:
             self._sending = False
+
+    def _finish_late(self, data: bytes | memoryview, done: int) -> None:
+        """The deadline has passed.  The connection stays good: of a send that was begun the rest is queued."""
+        if not self._is_closed and self._send_error is None:
+            if 0 < done < len(data):
+                self._enqueue(bytes(data[done:]))
+                self._is_send_torn = False
+            raise trio.TooSlowError("the connection's write deadline has passed")
 
     def _check_sending(self, *, own_half: bool = False) -> None:
         """Raise why nothing can be sent any more.  ``own_half``: the caller has sent a part itself, and goes on."""
@@ -122,21 +134,25 @@ class SocketSending(SocketBase):
         left = len(data) - done
         if not left:
             return done
-        outbound = self._outbound or Outbound()
         if isinstance(data, bytes):
-            outbound.add(data, done)
+            self._enqueue(data, done)
         else:
             if left > SMALL:
-                left = min(left, max(self._marks.send_high - outbound.size, 0))
+                left = min(left, max(self._marks.send_high - self.outbound_buffered, 0))
             if not left:
                 return done
-            outbound.add(bytes(data[done : done + left]))
+            self._enqueue(bytes(data[done : done + left]))
+        self._unwaited += left
+        return done + left
+
+    def _enqueue(self, data: bytes, start: int = 0) -> None:
+        """Leave ``data``, from ``start`` on, to the writer."""
+        outbound = self._outbound or Outbound()
+        outbound.add(data, start)
         if not self._writing:
             trio.lowlevel.spawn_system_task(self._drain, name="gain_trio writer")
             self._writing = True
         self._outbound = outbound
-        self._unwaited += left
-        return done + left
 
     def _write(self, data: bytes | memoryview) -> int:
         """How much the kernel takes."""
@@ -147,7 +163,7 @@ class SocketSending(SocketBase):
         except OSError as error:
             self._send_failed(error)
             raise broken_by(error) from error
-        self._unwaited += sent
+        self._moved(sent)
         return sent
 
     async def _drain(self) -> None:
@@ -186,8 +202,14 @@ class SocketSending(SocketBase):
         self._outbound = None
         self._wake_sender()
 
-    async def _park(self, mark: int) -> None:
-        """Wait until less than ``mark`` is outbound, or something happened that the caller finds out."""
+    async def _park(self, mark: int) -> bool:
+        """Wait until less than ``mark`` is outbound, or something happened that the caller finds out.
+
+        Returns whether it was woken because the deadline has passed, and nothing else has happened.
+        """
+        if self._write_deadline < self._write_looked_at and not self._is_closed:
+            self._watch_sending()
+        self._late_sending = False
 
         def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
             self._sender = None
@@ -197,6 +219,33 @@ class SocketSending(SocketBase):
         self._wake_below = mark
         await trio.lowlevel.wait_task_rescheduled(abort)
         self._unwaited = 0
+        return self._late_sending and self.outbound_buffered >= mark
+
+    def _watch_sending(self) -> None:
+        """The call in progress has a deadline that the keeper does not know of."""
+        self._watch(True, self._write_deadline)
+        self._write_looked_at = self._write_deadline
+
+    @property
+    def write_deadline(self) -> float:
+        """See :attr:`Connection.write_deadline`."""
+        return self._write_deadline
+
+    @write_deadline.setter
+    def write_deadline(self, deadline: float) -> None:
+        self._write_deadline = checked_deadline(deadline)
+        if self._sender is not None and not self._is_closed and self._write_deadline < self._write_looked_at:
+            self._watch_sending()
+
+    def _write_deadline_passed(self, now: float) -> float:
+        self._write_looked_at = math.inf
+        if self._sender is not None and not self._is_closed:
+            if self._write_deadline > now:
+                self._write_looked_at = self._write_deadline
+            else:
+                self._late_sending = True
+                self._wake_sender()
+        return self._write_looked_at
 
     def _wake_sender(self) -> None:
         task, self._sender = self._sender, None
@@ -231,7 +280,8 @@ class SocketSending(SocketBase):
                 self._check_sending()
                 if self.outbound_buffered < mark:
                     return
-                await self._park(mark)
+                if await self._park(mark):
+                    self._finish_late(b"", 0)
         finally:
             self._sending = False
 

@@ -1,0 +1,176 @@
+/* endpoint.h: the types of a datagram endpoint.
+ *
+ *     gt_endpoint (object)          the endpoint as the program sees it: queues, counters, and who waits
+ *       ├─ gt_socket (plain C)      the same as the kernel sees it: descriptor, slot, what is armed
+ *       └─ gt_waiter (object)       a task parked in a call, and what it yields to Trio while it is
+ *     gt_exchange (object)          one call of receive() or send()
+ *
+ * As with connections (see fastpath.h) each of gt_endpoint and gt_socket points to the other without owning it.  A
+ * gt_socket lives until the final CQE of everything in flight on it.  It is small, because of what the kernel is given
+ * only the receive's msghdr has to outlive the call that gives it: datagrams are sent by sendmmsg(2), which is done
+ * with them when it returns.
+ *
+ * Files: datagrams.c has the two queues and the addresses, socket.c turns the state of an endpoint into SQEs and CQEs
+ * into state, and sends; exchange.c is what `await` does, endpoint.c the Python type.
+ */
+#ifndef GAIN_TRIO_ENDPOINT_H
+#define GAIN_TRIO_ENDPOINT_H
+
+#include "fastpath.h"
+
+#include <netinet/in.h>
+#include <sys/socket.h>
+
+typedef struct gt_socket gt_socket;
+typedef struct gt_endpoint gt_endpoint;
+typedef struct gt_exchange gt_exchange;
+typedef struct gt_waiter gt_waiter;
+
+/* --- datagrams.c: addresses, and datagrams that wait --- */
+
+typedef union {
+    struct sockaddr generic;
+    struct sockaddr_in v4;
+    struct sockaddr_in6 v6;
+} gt_sockaddr;
+
+/* An address in both forms.  `reached`: the last datagram to it that was sent at once has left. */
+typedef struct {
+    gt_sockaddr raw;
+    PyObject *tuple; /* NULL: the place is empty */
+    bool reached;
+} gt_peer;
+
+/* The addresses seen last.  Each has one place by its hash, where the next one of that hash takes its place. */
+typedef struct {
+    gt_peer *places;
+    uint32_t *by_tuple; /* place + 1 of the tuple of that hash of its address in memory */
+    uint32_t count;     /* a power of two */
+} gt_peers;
+
+static inline socklen_t gt_sockaddr_length(int family)
+{
+    return family == AF_INET6 ? sizeof(struct sockaddr_in6) : sizeof(struct sockaddr_in);
+}
+bool gt_sockaddr_equal(const gt_sockaddr *one, const gt_sockaddr *other);
+bool gt_sockaddr_parse(PyObject *tuple, int family, gt_sockaddr *raw); /* false: exception set */
+
+gt_peer *gt_peers_get(gt_peers *peers, const gt_sockaddr *raw); /* NULL: out of memory, exception set */
+gt_peer *gt_peers_find(gt_peers *peers, const gt_sockaddr *raw);       /* NULL: not there */
+gt_peer *gt_peers_find_tuple(gt_peers *peers, PyObject *tuple);        /* NULL: not there */
+void gt_peers_clear(gt_peers *peers);
+
+typedef struct {
+    PyObject *data;    /* bytes */
+    PyObject *address; /* received: the source as a tuple; to be sent: NULL */
+    gt_sockaddr to;    /* to be sent on an endpoint that is not connected */
+} gt_datagram;
+
+/* A circle. */
+typedef struct {
+    gt_datagram *datagrams;
+    uint32_t head;
+    uint32_t count;
+    uint32_t capacity; /* a power of two */
+    size_t bytes;
+} gt_datagrams;
+
+/* Takes a reference.  NULL: out of memory, no exception set. */
+gt_datagram *gt_datagrams_push(gt_datagrams *queue, PyObject *data);
+static inline gt_datagram *gt_datagrams_at(const gt_datagrams *queue, uint32_t index)
+{
+    return &queue->datagrams[(queue->head + index) & (queue->capacity - 1)];
+}
+gt_datagram gt_datagrams_pop(gt_datagrams *queue); /* the caller's references; the queue is not empty */
+void gt_datagrams_clear(gt_datagrams *queue);
+
+/* --- socket.c --- */
+
+struct gt_socket {
+    gt_reactor *reactor;   /* borrowed */
+    gt_endpoint *endpoint; /* borrowed; NULL when the program has dropped it */
+    gt_socket *previous, *next;
+    gt_socket *next_wanting;
+    struct msghdr header; /* of the receive */
+    uint32_t slot;
+    int fd; /* -1 once its close has been prepared */
+    bool wanting;
+    bool receive_armed, receive_cancelled;
+    bool poll_armed, poll_cancelled; /* for room to send */
+    bool closing;
+};
+
+gt_socket *gt_socket_open(gt_reactor *reactor, gt_endpoint *endpoint, int fd, int family, bool connected, uint32_t buffers);
+void gt_socket_want(gt_socket *socket);
+void gt_socket_close(gt_socket *socket);
+
+/* --- exchange.c --- */
+
+typedef struct {
+    gt_waiter *first, *last;
+    uint32_t notified; /* waiters off the list that have been told to look, and whose tasks have not run yet */
+} gt_waiters;
+
+/* A parked task, and the abort function that Trio calls to cancel it. */
+struct gt_waiter {
+    PyObject_HEAD
+    gt_endpoint *endpoint; /* borrowed, while its call has it */
+    gt_waiters *list;      /* of the endpoint, while its call has it */
+    PyObject *task;        /* NULL: not parked */
+    PyObject *trap;        /* WaitTaskRescheduled(self): a circle, opened by whoever drops the waiter */
+    PyObject *succeeded;   /* trio.lowlevel.Abort.SUCCEEDED */
+    gt_waiter *previous, *next;
+    gt_ready ready;
+    bool listed;
+    bool notified;
+};
+
+struct gt_exchange {
+    PyObject_HEAD
+    gt_endpoint *endpoint;
+    gt_waiter *waiter; /* from parking on */
+    PyObject *data;    /* to send; NULL: the call receives */
+    gt_sockaddr to;
+    bool to_reached; /* the address is one that datagrams go to */
+    uint8_t state;
+};
+
+extern PyTypeObject gt_exchange_type;
+extern PyTypeObject gt_waiter_type;
+gt_exchange *gt_exchange_new(gt_endpoint *endpoint);
+int gt_waiter_wake(gt_waiter *waiter, bool in_place);
+int gt_waiters_wake_all(gt_waiters *waiters); /* by Trio's scheduler */
+void gt_waiter_drop(gt_waiter *waiter);
+
+/* --- endpoint.c --- */
+
+struct gt_endpoint {
+    PyObject_HEAD
+    gt_reactor *reactor;
+    gt_socket *socket; /* NULL once it is gone */
+    int family;
+    PyObject *remote; /* the address that it is connected to, or NULL */
+    bool remote_reached;
+    bool closed;
+    int socket_error; /* errno that the socket has told: the next receive(), or send() if connected, raises it */
+    gt_waiters receiving, sending;
+    gt_waiter *spare; /* the next call that parks takes it */
+    gt_peers peers;
+    gt_datagrams inbound, outbound;
+    uint32_t queue_size;
+    size_t queue_bytes, max_size;
+    uint32_t turn; /* datagrams that send() has taken since the reactor waited last */
+    uint64_t received, received_bytes, sent, sent_bytes, failed, dropped, oversized;
+    PyObject *context;
+    PyObject *weakrefs;
+};
+
+extern PyTypeObject gt_endpoint_type;
+bool gt_endpoint_has_room(const gt_endpoint *endpoint);
+bool gt_endpoint_sends_at_once(const gt_exchange *call);
+int gt_endpoint_flush(gt_endpoint *endpoint); /* errno of the last datagram in the queue, 0 if it has left or waits */
+/* False: out of memory, exception set. */
+bool gt_endpoint_set_reached(gt_endpoint *endpoint, const gt_sockaddr *to, bool reached);
+void gt_endpoint_notify(gt_endpoint *endpoint);
+
+#endif

@@ -1,0 +1,423 @@
+/* socket.c: a datagram endpoint as the kernel sees it.
+ *
+ * Receiving is one multishot RECVMSG for as long as the endpoint lives, into buffers of a group of their own, each with
+ * room for the largest datagram there is.  Connections receive into buffers that are used up bit by bit; there a
+ * datagram would be cut off where its buffer ends.  The program always reads, and keeps a bounded queue: what comes
+ * when it is full is dropped and counted.  So the oldest datagrams are kept, as in the kernel's own queue, but many
+ * more than that has room for: the kernel counts several hundred bytes for the smallest one.
+ *
+ * Sending is sendmmsg(2), not an operation on the ring.  Operations of one socket may overtake each other as soon as
+ * one of them finds no room; each costs a completion; and what they send has to stay until then.  One call sends a
+ * whole batch in order, at less cost than as many operations, and has no further claim on the memory when it returns.
+ * Only when the socket has no room the ring is asked for help: a POLL_ADD tells when there is some.
+ *
+ * When it is sent:
+ *
+ *     at once, in send(), with all that was queued before    the first datagram to an address, or after a failure; a large
+ *                                                            one.  send() raises what the kernel says to it.
+ *     before the run waits next, in one batch with others    a small one to an address that datagrams have gone to
+ *
+ * In the second case the kernel has next to no reason left to refuse (a route has gone, a firewall has changed).  If it
+ * does, send() has returned already, and raising the error in the next one would blame an innocent datagram: it is
+ * counted, and the next datagram to that address is tried at once again.
+ *
+ * A connected socket also tells of errors that came back from the network (ECONNREFUSED: nobody listens there).  They are
+ * about some datagram sent before, whoever asks is told, and the socket goes on.  Such an error ends the receive; it is
+ * armed again when the program has been told, so that an error that stays does not make it spin.
+ *
+ *     in flight            prepared when                               ended by
+ *     ------------------   -----------------------------------------   --------------------------------------------------
+ *     receive, multishot   open, no error that was not told            error, ENOBUFS, a datagram of no bytes, its cancel
+ *     poll for writing     open, datagrams left unsent                 its CQE
+ *     cancel of either     closing                                     its own CQE
+ *     close                closing                                     its CQE; the last one frees the socket
+ */
+#include "endpoint.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <unistd.h>
+
+#define BUFFER_GROUP 1
+#define LARGEST_PAYLOAD 65535U
+#define BATCH 64              /* datagrams a sendmmsg() */
+#define LARGE 1024            /* bytes: what is larger is sent at once; no network refuses less for its size */
+#define SENDS_A_TURN 256U     /* send() waits for the run's next wait after so many, so that others get their turn */
+#define MOST_BYTES (1U << 18) /* unsent, when send() waits */
+
+/* Odd in cache lines: the beginnings of the buffers, which are what small datagrams use, spread over the cache. */
+#define BUFFER_SIZE (1025U * 64U)
+_Static_assert(sizeof(struct gt_received_message) + sizeof(struct sockaddr_in6) + LARGEST_PAYLOAD <= BUFFER_SIZE &&
+                   (BUFFER_SIZE / 64U) % 2 == 1,
+               "a buffer holds the largest datagram, its source and its header");
+
+/* --- life --- */
+
+static int open_buffers(gt_reactor *reactor, uint32_t count)
+{
+    if (reactor->datagram_buffers.memory)
+        return 0;
+    return gt_buffers_open_group(reactor->ring, &reactor->datagram_buffers, BUFFER_GROUP, count, BUFFER_SIZE, false);
+}
+
+static void set_os_error(int error, const char *message)
+{
+    PyObject *arguments = Py_BuildValue("(is)", error, message);
+    if (arguments) {
+        PyErr_SetObject(PyExc_OSError, arguments);
+        Py_DECREF(arguments);
+    }
+}
+
+gt_socket *gt_socket_open(gt_reactor *reactor, gt_endpoint *endpoint, int fd, int family, bool connected,
+                          uint32_t buffers)
+{
+    if (!reactor->ring->buffers.memory) { /* as for a stream: see gt_stream_open() */
+        PyErr_SetString(PyExc_RuntimeError, "this run's ring lacks what endpoints on the ring need");
+        return NULL;
+    }
+    int result = open_buffers(reactor, buffers);
+    if (result < 0) {
+        set_os_error(-result, "the ring's buffers for datagrams cannot be had");
+        return NULL;
+    }
+    gt_socket *socket = PyMem_Calloc(1, sizeof *socket);
+    if (!socket) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    bool room = reactor->socket_count < reactor->ring->max_slots;
+    socket->slot = room ? gt_slot_open(reactor->ring, GT_SLOT_SOCKET, socket) : GT_NO_SLOT;
+    if (socket->slot == GT_NO_SLOT) {
+        PyMem_Free(socket);
+        set_os_error(ENOSPC, "the ring's table of endpoints is full (RingOptions.max_slots)");
+        return NULL;
+    }
+    socket->reactor = reactor;
+    socket->endpoint = endpoint;
+    socket->fd = fd;
+    socket->header.msg_namelen = connected ? 0 : gt_sockaddr_length(family); /* connected, all have the same source */
+    socket->next = reactor->sockets;
+    if (socket->next)
+        socket->next->previous = socket;
+    reactor->sockets = socket;
+    reactor->socket_count++;
+    gt_socket_want(socket);
+    return socket;
+}
+
+static void destroy_socket(gt_socket *socket)
+{
+    gt_reactor *reactor = socket->reactor;
+    if (socket->previous)
+        socket->previous->next = socket->next;
+    else
+        reactor->sockets = socket->next;
+    if (socket->next)
+        socket->next->previous = socket->previous;
+    reactor->socket_count--;
+    if (socket->endpoint)
+        socket->endpoint->socket = NULL;
+    PyMem_Free(socket);
+}
+
+void gt_socket_want(gt_socket *socket)
+{
+    gt_reactor *reactor = socket->reactor;
+    if (socket->wanting)
+        return;
+    socket->wanting = true;
+    socket->next_wanting = NULL;
+    if (reactor->wanting_sockets_last)
+        reactor->wanting_sockets_last->next_wanting = socket;
+    else
+        reactor->wanting_sockets = socket;
+    reactor->wanting_sockets_last = socket;
+}
+
+void gt_socket_close(gt_socket *socket)
+{
+    if (socket->closing)
+        return;
+    socket->closing = true;
+    gt_socket_want(socket);
+}
+
+/* --- sending --- */
+
+bool gt_endpoint_has_room(const gt_endpoint *endpoint)
+{
+    return endpoint->turn < SENDS_A_TURN && endpoint->outbound.count < SENDS_A_TURN && endpoint->outbound.bytes < MOST_BYTES;
+}
+
+bool gt_endpoint_sends_at_once(const gt_exchange *call)
+{
+    bool reached = call->endpoint->remote ? call->endpoint->remote_reached : call->to_reached;
+    return !reached || PyBytes_GET_SIZE(call->data) > LARGE;
+}
+
+bool gt_endpoint_set_reached(gt_endpoint *endpoint, const gt_sockaddr *to, bool reached)
+{
+    if (endpoint->remote) {
+        endpoint->remote_reached = reached;
+        return true;
+    }
+    gt_peer *peer = reached ? gt_peers_get(&endpoint->peers, to) : gt_peers_find(&endpoint->peers, to);
+    if (peer)
+        peer->reached = reached;
+    return peer || !reached;
+}
+
+static int send_batch(const gt_endpoint *endpoint, uint32_t count)
+{
+    struct mmsghdr messages[BATCH];
+    struct iovec pieces[BATCH];
+    memset(messages, 0, count * sizeof messages[0]);
+    for (uint32_t i = 0; i < count; i++) {
+        gt_datagram *datagram = gt_datagrams_at(&endpoint->outbound, i);
+        pieces[i].iov_base = PyBytes_AS_STRING(datagram->data);
+        pieces[i].iov_len = (size_t)PyBytes_GET_SIZE(datagram->data);
+        messages[i].msg_hdr.msg_iov = &pieces[i];
+        messages[i].msg_hdr.msg_iovlen = 1;
+        if (!endpoint->remote) {
+            messages[i].msg_hdr.msg_name = &datagram->to;
+            messages[i].msg_hdr.msg_namelen = gt_sockaddr_length(endpoint->family);
+        }
+    }
+    int sent;
+    do {
+        sent = sendmmsg(endpoint->socket->fd, messages, count, MSG_DONTWAIT | MSG_NOSIGNAL);
+    } while (sent < 0 && errno == EINTR);
+    return sent < 0 ? -errno : sent;
+}
+
+static void account_for_sent(gt_endpoint *endpoint, int count)
+{
+    for (int i = 0; i < count; i++) {
+        gt_datagram datagram = gt_datagrams_pop(&endpoint->outbound);
+        endpoint->sent++;
+        endpoint->sent_bytes += (uint64_t)PyBytes_GET_SIZE(datagram.data);
+        Py_DECREF(datagram.data);
+    }
+}
+
+/* Hand the kernel what it takes.  The GIL is kept: a batch is a few dozen microseconds, and each call bounded. */
+int gt_endpoint_flush(gt_endpoint *endpoint)
+{
+    bool told = false; /* the socket has told of its error once, so the next one is the datagram's own */
+    while (endpoint->outbound.count > 0) {
+        uint32_t count = endpoint->outbound.count < BATCH ? endpoint->outbound.count : BATCH;
+        int sent = send_batch(endpoint, count);
+        if (sent >= 0) {
+            account_for_sent(endpoint, sent);
+            told = told && sent == 0;
+        } else if (sent == -EAGAIN) {
+            return 0;
+        } else if (endpoint->remote && !told) {
+            endpoint->socket_error = -sent;
+            told = true;
+        } else {
+            gt_datagram refused = gt_datagrams_pop(&endpoint->outbound);
+            if (told) /* it was the datagram's own the first time, too */
+                endpoint->socket_error = 0;
+            told = false;
+            endpoint->failed++;
+            gt_endpoint_set_reached(endpoint, &refused.to, false);
+            Py_DECREF(refused.data);
+            if (endpoint->outbound.count == 0)
+                return -sent;
+        }
+    }
+    return 0;
+}
+
+/* --- state to SQEs --- */
+
+static bool prepare_cancel(gt_socket *socket, enum gt_tag tag, bool *cancelled)
+{
+    struct io_uring_sqe *sqe = gt_slot_sqe(socket->reactor->ring, socket->slot, GT_TAG_CANCEL);
+    if (!sqe)
+        return false;
+    gt_prep_cancel(sqe, gt_key(socket->reactor->ring, socket->slot, tag));
+    *cancelled = true;
+    return true;
+}
+
+static bool prepare_close(gt_socket *socket)
+{
+    if (socket->receive_armed && !socket->receive_cancelled &&
+        !prepare_cancel(socket, GT_TAG_RECV, &socket->receive_cancelled))
+        return false;
+    if (socket->poll_armed && !socket->poll_cancelled && !prepare_cancel(socket, GT_TAG_SEND, &socket->poll_cancelled))
+        return false;
+    if (socket->fd < 0)
+        return true;
+    struct io_uring_sqe *sqe = gt_slot_sqe(socket->reactor->ring, socket->slot, GT_TAG_CLOSE);
+    if (!sqe)
+        return false;
+    gt_prep_close(sqe, socket->fd);
+    socket->fd = -1;
+    return true;
+}
+
+/* True when all that the state asks for is prepared, false when the ring had no SQE. */
+static bool prepare_socket(gt_socket *socket)
+{
+    struct gt_ring *ring = socket->reactor->ring;
+    if (socket->closing)
+        return prepare_close(socket);
+    gt_endpoint *endpoint = socket->endpoint;
+    endpoint->turn = 0;
+    if (!socket->poll_armed) {
+        gt_endpoint_flush(endpoint); /* nobody waits for the last one's error: it is counted */
+        if (endpoint->outbound.count > 0) {
+            struct io_uring_sqe *sqe = gt_slot_sqe(ring, socket->slot, GT_TAG_SEND);
+            if (!sqe)
+                return false;
+            gt_prep_poll(sqe, socket->fd, POLLOUT, false);
+            socket->poll_armed = true;
+        }
+    }
+    if (!socket->receive_armed && !endpoint->socket_error) {
+        struct io_uring_sqe *sqe = gt_slot_sqe(ring, socket->slot, GT_TAG_RECV);
+        if (!sqe)
+            return false;
+        gt_prep_recvmsg_multishot(sqe, socket->fd, &socket->header, BUFFER_GROUP);
+        socket->receive_armed = true;
+    }
+    gt_endpoint_notify(endpoint);
+    return true;
+}
+
+void gt_sockets_prepare(gt_reactor *reactor)
+{
+    gt_socket *socket;
+    while ((socket = reactor->wanting_sockets)) {
+        if (!prepare_socket(socket))
+            return;
+        reactor->wanting_sockets = socket->next_wanting;
+        if (!reactor->wanting_sockets)
+            reactor->wanting_sockets_last = NULL;
+        socket->wanting = false;
+    }
+}
+
+/* --- CQEs to state --- */
+
+static void queue_datagram(gt_socket *socket, const struct gt_received_message *header, const char *payload, size_t length)
+{
+    gt_endpoint *endpoint = socket->endpoint;
+    if (header->payload_length > endpoint->max_size || header->flags & MSG_TRUNC) {
+        endpoint->oversized++;
+        return;
+    }
+    const gt_datagrams *queue = &endpoint->inbound;
+    if (queue->count >= endpoint->queue_size || (queue->count > 0 && queue->bytes + length > endpoint->queue_bytes)) {
+        endpoint->dropped++;
+        return;
+    }
+    PyObject *address = endpoint->remote;
+    if (!address) {
+        gt_sockaddr source;
+        memset(&source, 0, sizeof source);
+        memcpy(&source, header + 1, gt_sockaddr_length(endpoint->family));
+        gt_peer *peer = gt_peers_get(&endpoint->peers, &source); /* may collect garbage, and so run anything */
+        address = peer ? peer->tuple : NULL;
+    }
+    PyObject *data = address ? PyBytes_FromStringAndSize(payload, (Py_ssize_t)length) : NULL;
+    gt_datagram *datagram = data && !socket->closing ? gt_datagrams_push(&endpoint->inbound, data) : NULL;
+    if (datagram) {
+        datagram->address = Py_NewRef(address);
+        endpoint->received++;
+        endpoint->received_bytes += length;
+    } else {
+        PyErr_Clear(); /* out of memory: what a full queue does */
+        endpoint->dropped++;
+    }
+    Py_XDECREF(data);
+}
+
+static void take_buffer(gt_socket *socket, const struct io_uring_cqe *cqe)
+{
+    struct gt_buffers *buffers = &socket->reactor->datagram_buffers;
+    const char *buffer = gt_buffers_data(buffers, cqe);
+    size_t before = sizeof(struct gt_received_message) + socket->header.msg_namelen;
+    if (!socket->closing && socket->endpoint && cqe->res >= 0 && (size_t)cqe->res >= before)
+        queue_datagram(socket, (const struct gt_received_message *)buffer, buffer + before, (size_t)cqe->res - before);
+    gt_buffers_recycle(buffers, cqe);
+    gt_buffers_publish(buffers);
+}
+
+static void receive_completed(gt_socket *socket, const struct io_uring_cqe *cqe)
+{
+    if (cqe->flags & IORING_CQE_F_BUFFER)
+        take_buffer(socket, cqe);
+    if (gt_completion_is_final(cqe)) {
+        int error = cqe->res < 0 ? -cqe->res : 0;
+        socket->receive_armed = socket->receive_cancelled = false;
+        if (error == ENOBUFS)
+            socket->reactor->starvations++;
+        else if (error && error != ECANCELED && error != EINTR && error != EAGAIN && socket->endpoint)
+            socket->endpoint->socket_error = error;
+        if (!socket->closing) /* else all that it wanted is prepared, and nothing may keep it */
+            gt_socket_want(socket);
+    }
+}
+
+/* The caller has kept the ring's books for this CQE already.  May destroy the socket. */
+bool gt_socket_complete(gt_socket *socket, const struct io_uring_cqe *cqe)
+{
+    gt_reactor *reactor = socket->reactor;
+    const gt_ready *before = reactor->ready_last;
+    switch (gt_key_tag(cqe->user_data)) {
+    case GT_TAG_RECV:
+        receive_completed(socket, cqe);
+        break;
+    case GT_TAG_SEND:
+        socket->poll_armed = socket->poll_cancelled = false;
+        if (!socket->closing)
+            gt_socket_want(socket);
+        break;
+    default: /* of a close or a cancel: see stream.c */
+        break;
+    }
+    if (!socket->closing && socket->endpoint)
+        gt_endpoint_notify(socket->endpoint);
+    bool news = reactor->ready_last != before;
+    if (socket->closing && socket->fd < 0 && !socket->wanting && gt_slot_retire(reactor->ring, socket->slot))
+        destroy_socket(socket);
+    return news;
+}
+
+/* --- the end of the run --- */
+
+void gt_sockets_detach(gt_reactor *reactor)
+{
+    for (gt_socket *socket = reactor->sockets; socket; socket = socket->next) {
+        gt_endpoint *endpoint = socket->endpoint;
+        if (endpoint) {
+            gt_endpoint_flush(endpoint);
+            endpoint->closed = true;
+            endpoint->socket = NULL;
+            socket->endpoint = NULL;
+        }
+        gt_socket_close(socket);
+    }
+}
+
+/* Nothing is in flight any more, or `leak` what the kernel may still touch. */
+void gt_sockets_free(gt_reactor *reactor, bool leak)
+{
+    while (reactor->sockets && !leak)
+        destroy_socket(reactor->sockets);
+    reactor->sockets = reactor->wanting_sockets = reactor->wanting_sockets_last = NULL;
+    if (!leak)
+        gt_buffers_close_group(reactor->ring, &reactor->datagram_buffers);
+}
+
+void gt_sockets_forget(gt_reactor *reactor)
+{
+    for (gt_socket *socket = reactor->sockets; socket; socket = socket->next)
+        if (socket->endpoint)
+            socket->endpoint->closed = true;
+}

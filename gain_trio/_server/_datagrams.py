@@ -1,0 +1,169 @@
+"""serve_datagrams(): a server without connections.
+
+    serve_datagrams(handler, address)       cancel this scope, and everything below is gone
+    └─ server nursery
+       └─ consumers × workers               each receives a datagram, awaits the handler, and begins again
+
+The endpoint's queue stands between the network and the consumers.  It is bounded, and what does not fit is dropped and
+counted: nobody can be told to send more slowly.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any, final
+
+import attrs
+import trio
+
+from gain_trio._transports import DatagramEndpoint, DatagramStatistics, open_datagram_endpoint
+from gain_trio._transports._sockets import errnos
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
+
+DatagramHandler = Callable[[bytes, Any, DatagramEndpoint], Awaitable[object]]
+"""What serves one datagram: an async function of its data, where it came from, and the endpoint to answer with."""
+
+UNREACHABLE_ERRNOS = errnos("ENETUNREACH", "EHOSTUNREACH", "ENETDOWN", "EHOSTDOWN", "ECONNREFUSED", "ENOBUFS")
+"""The network's doing, or that of whoever chose the source address."""
+
+logger = logging.getLogger("gain_trio")
+
+
+@final
+@attrs.frozen
+class DatagramServerStatistics:
+    """A snapshot of a datagram server's counters."""
+
+    handled: int
+    """Datagrams whose handler has ended, in whichever way."""
+    active: int
+    """Handlers that run."""
+    handler_errors: int
+    """Handlers that ended with an exception, other than the next one."""
+    unreachable: int
+    """Handlers that ended because an answer could not be sent to where the datagram came from."""
+    datagrams: DatagramStatistics
+    """The endpoint's counters."""
+
+
+@final
+class DatagramServer:
+    """A datagram server that runs.
+
+    ``nursery.start(gain_trio.serve_datagrams, ...)`` returns it; cancelling that nursery stops it.
+    """
+
+    def __init__(self, handler: DatagramHandler, endpoint: DatagramEndpoint, *, strict: bool) -> None:
+        self.endpoint = endpoint
+        """Where it receives.  Handlers get it, too."""
+        self._handler = handler
+        self._strict = strict
+        self._name = getattr(handler, "__qualname__", None) or repr(handler)
+        self._handled = self._active = self._handler_errors = self._unreachable = 0
+
+    def __repr__(self) -> str:
+        return f"<gain_trio.DatagramServer on {self.endpoint.local_address}>"
+
+    @property
+    def address(self) -> Any:
+        """Where it receives, as from :meth:`socket.socket.getsockname`."""
+        return self.endpoint.local_address
+
+    @property
+    def addresses(self) -> tuple[Any, ...]:
+        """The same in a tuple, as a :class:`Server` has it."""
+        return (self.endpoint.local_address,)
+
+    def statistics(self) -> DatagramServerStatistics:
+        """A snapshot of the counters."""
+        return DatagramServerStatistics(
+            handled=self._handled,
+            active=self._active,
+            handler_errors=self._handler_errors,
+            unreachable=self._unreachable,
+            datagrams=self.endpoint.statistics(),
+        )
+
+    async def _consume(self) -> None:
+        """Serve one datagram after the other, until cancelled."""
+        receive = self.endpoint.receive
+        while True:
+            data, address = await receive()
+            self._active += 1
+            try:
+                await self._handler(data, address, self.endpoint)
+            except Exception as error:
+                self._failed(address, error)
+                if self._strict:
+                    raise
+            except BaseExceptionGroup as group:
+                errors, others = group.split(Exception)
+                if errors is not None:
+                    self._failed(address, errors)
+                if self._strict or others is None:
+                    raise
+                raise others from None
+            finally:
+                self._active -= 1
+                self._handled += 1
+
+    def _failed(self, address: Any, error: BaseException) -> None:
+        # Source addresses can be forged; nobody must be able to fill the log with tracebacks by that.
+        no_port = isinstance(error, OSError) and error.errno == errno.EINVAL and address[1] == 0
+        if no_port or (isinstance(error, OSError) and error.errno in UNREACHABLE_ERRNOS):
+            self._unreachable += 1
+            logger.info("handler %s could not answer %s: %s", self._name, address, error)
+            return
+        self._handler_errors += 1
+        logger.error("handler %s failed on a datagram from %s", self._name, address, exc_info=error)
+
+
+async def serve_datagrams(
+    handler: DatagramHandler,
+    address: str,
+    *,
+    workers: int = 1,
+    strict: bool = False,
+    task_status: trio.TaskStatus[DatagramServer] = trio.TASK_STATUS_IGNORED,
+    **options: Any,
+) -> None:
+    """Serve ``handler`` on ``address`` until cancelled.
+
+    For every datagram ``await handler(data, address, endpoint)`` runs, which answers with ``await endpoint.send(answer,
+    address)``, or not.  By default one runs at a time, so datagrams are handled in the order of their arrival; with
+    ``workers`` as many run at once, and overtake each other.  What arrives meanwhile waits in the endpoint's queue, and
+    is dropped and counted when that is full.
+
+    When a handler raises an :exc:`Exception`, it is logged to the logger ``gain_trio`` with its traceback and counted,
+    and the server goes on; that an answer could not be sent, because the network does not lead to the source address,
+    gets one line at level info.
+
+    Started by ``server = await nursery.start(gain_trio.serve_datagrams, handler, address)`` it returns a
+    :class:`DatagramServer`, which knows the address and the counters.  Cancelling the scope it runs in stops it at once.
+
+    Args:
+      handler: an async function of the data, the source address and the endpoint.
+      address: ``udp://host:port``, see :func:`open_datagram_endpoint`.
+      workers: how many handlers may run at once.  They are run by as many tasks.
+      strict: let a handler's exception end the server and propagate.
+      options: see :func:`open_datagram_endpoint`.
+
+    Raises:
+      ValueError, OSError, RuntimeError: see :func:`open_datagram_endpoint`; an OSError also when the socket fails.
+      TypeError: ``handler`` cannot be called, or there is no such option.
+    """
+    if not callable(handler):
+        raise TypeError(f"the handler must be an async function of data, address and endpoint, not {handler!r}")
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, not {workers}")
+    async with await open_datagram_endpoint(address, **options) as endpoint:
+        server = DatagramServer(handler, endpoint, strict=strict)
+        async with trio.open_nursery() as nursery:
+            for number in range(workers):
+                nursery.start_soon(server._consume, name=f"gain_trio datagram consumer {number}")
+            task_status.started(server)

@@ -1,0 +1,284 @@
+"""A datagram endpoint over a socket and Trio's own waits: for runs that have no ring, or none that can do more than wait.
+
+A system task reads for as long as the endpoint lives, so that it does what one on the ring does: the queue fills
+whether or not somebody receives, and what comes first is kept.  Everything that the task needs is in an
+:class:`_Inbox`, and the endpoint is not, so that an endpoint that was dropped is noticed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import warnings
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final, final
+
+import trio
+
+from ._endpoint import Datagram, DatagramEndpoint, DatagramStatistics, dropped_by_kernel
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_BATCH: Final = 64
+"""Datagrams read before other tasks get their turn."""
+_SENDS_A_TURN: Final = 256
+"""The same for sending."""
+_MOST_CHECKED: Final = 4096
+"""Addresses that are known to be IP addresses."""
+
+_scratch = bytearray(65536)
+"""Where every endpoint of every run receives: nothing happens between receiving and copying what was received."""
+
+
+@final
+class _Inbox:
+    """What has arrived, and the task that reads it."""
+
+    def __init__(self, sock: socket.socket, remote: Any, queue_size: int, queue_bytes: int, max_size: int) -> None:
+        self.sock = sock
+        self.remote = remote
+        self.queue: deque[Datagram] = deque()
+        self.waiting = trio.lowlevel.ParkingLot()
+        self.error: OSError | None = None
+        self.received = self.received_bytes = self.queued_bytes = self.dropped = self.oversized = 0
+        self._queue_size = queue_size
+        self._queue_bytes = queue_bytes
+        self._max_size = max_size
+        self._error_told = trio.Event()
+        self._scope = trio.CancelScope()
+        self.closed = False
+
+    async def run(self) -> None:
+        """Read, until closed.  The end of the run closes it, too."""
+        try:
+            with self._scope, contextlib.suppress(trio.ClosedResourceError):
+                while not self.closed:
+                    try:
+                        await trio.lowlevel.wait_readable(self.sock)
+                        self._read()
+                    except OSError as error:
+                        self.error = error
+                        self.waiting.unpark_all()
+                    if self.error is not None:  # it may be there to stay
+                        self._error_told = trio.Event()
+                        await self._error_told.wait()
+        finally:
+            self.close()
+
+    def _read(self) -> None:
+        for _ in range(_BATCH):
+            try:
+                length, address = self.sock.recvfrom_into(_scratch)
+            except (BlockingIOError, InterruptedError):
+                return
+            self._put(length, address if self.remote is None else self.remote)
+
+    def _put(self, length: int, address: Any) -> None:
+        if length > self._max_size:
+            self.oversized += 1
+        elif len(self.queue) >= self._queue_size or (self.queue and self.queued_bytes + length > self._queue_bytes):
+            self.dropped += 1
+        else:
+            self.queue.append((bytes(memoryview(_scratch)[:length]), address))
+            self.received += 1
+            self.received_bytes += length
+            self.queued_bytes += length
+            self.waiting.unpark()
+
+    def take(self) -> Datagram | None:
+        """The oldest datagram, or None.  Raises what :meth:`DatagramEndpoint.receive` raises."""
+        if self.closed:
+            raise trio.ClosedResourceError("this endpoint was closed")
+        if self.queue:
+            data, address = self.queue.popleft()
+            self.queued_bytes -= len(data)
+            return data, address
+        self.tell_error()
+        return None
+
+    def tell_error(self) -> None:
+        """Raise the error that the socket has told, once."""
+        if self.error is not None:
+            error, self.error = self.error, None
+            self._error_told.set()
+            raise error
+
+    def close(self) -> None:
+        """Close the socket and wake everybody."""
+        if self.closed:
+            return
+        self.closed = True
+        self._scope.cancel()
+        trio.lowlevel.notify_closing(self.sock)
+        self.sock.close()
+        self.queue.clear()
+        self.queued_bytes = 0
+        self.waiting.unpark_all()
+
+
+@final
+class SocketEndpoint(DatagramEndpoint):
+    """See :class:`DatagramEndpoint`."""
+
+    def __init__(
+        self, sock: socket.socket, remote_address: Any, *, queue_size: int, queue_bytes: int, max_size: int
+    ) -> None:
+        self.context: Any = None
+        self._inbox = inbox = _Inbox(sock, remote_address, queue_size, queue_bytes, max_size)
+        self._local_address = sock.getsockname()
+        self._token = trio.lowlevel.current_trio_token()
+        self._room = trio.StrictFIFOLock()  # held by the task that waits for room to send
+        self._checked: OrderedDict[Any, None] = OrderedDict()
+        self._turn = 0
+        self._sent = self._sent_bytes = self._failed = 0
+        trio.lowlevel.spawn_system_task(inbox.run, name=f"gain_trio endpoint {self._local_address}")
+
+    def __del__(self) -> None:
+        inbox = getattr(self, "_inbox", None)
+        if inbox is not None and not inbox.closed:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=1)
+            with contextlib.suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(inbox.close)  # this may be any thread
+
+    def __repr__(self) -> str:
+        state = "closed" if self._inbox.closed else str(self._local_address)
+        return f"<gain_trio.DatagramEndpoint {state} at {id(self):#x}>"
+
+    # --- datagrams ---
+
+    async def receive(self) -> Datagram:
+        """See :meth:`DatagramEndpoint.receive`."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while True:
+            datagram = self._inbox.take()
+            if datagram is not None:
+                return datagram
+            await self._inbox.waiting.park()
+
+    __anext__ = receive
+
+    async def send(self, data: Buffer, /, address: Any = None) -> None:
+        """See :meth:`DatagramEndpoint.send`."""
+        self._check_address(address)
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._turn += 1
+        if self._turn == _SENDS_A_TURN:
+            self._turn = 0
+            await trio.lowlevel.checkpoint()
+        if not self._room.locked() and self._send_now(data, address):
+            return
+        async with self._room:
+            while not self._send_now(data, address):
+                await trio.lowlevel.wait_writable(self._inbox.sock)
+
+    def _send_now(self, data: Buffer, address: Any) -> bool:
+        """Whether the socket had room."""
+        inbox = self._inbox
+        if inbox.closed:
+            raise trio.ClosedResourceError("this endpoint was closed")
+        if inbox.remote is not None:
+            inbox.tell_error()
+        try:
+            sent = inbox.sock.send(data) if inbox.remote is not None else inbox.sock.sendto(data, address)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:
+            self._failed += 1
+            raise
+        self._sent += 1
+        self._sent_bytes += sent
+        return True
+
+    def _check_address(self, address: Any) -> None:
+        """Before the socket module looks up a name, and blocks meanwhile."""
+        remote = self._inbox.remote
+        if remote is not None:
+            if address is not None and address != remote:
+                raise ValueError(f"this endpoint is connected to {remote!r}, and sends nowhere else")
+            return
+        if address is None:
+            raise TypeError("send() needs an address: this endpoint is not connected to one")
+        if not isinstance(address, tuple):
+            raise TypeError(f"an address here is a tuple as receive() returns it, not {address!r}")
+        if address in self._checked:
+            return
+        check_address(address, self._inbox.sock.family)
+        self._checked[address] = None
+        if len(self._checked) > _MOST_CHECKED:
+            self._checked.popitem(last=False)
+
+    @property
+    def dropped(self) -> int:
+        """See :attr:`DatagramEndpoint.dropped`."""
+        return self._inbox.dropped
+
+    def statistics(self) -> DatagramStatistics:
+        """See :meth:`DatagramEndpoint.statistics`."""
+        inbox = self._inbox
+        return DatagramStatistics(
+            received=inbox.received,
+            received_bytes=inbox.received_bytes,
+            sent=self._sent,
+            sent_bytes=self._sent_bytes,
+            failed=self._failed,
+            dropped=inbox.dropped,
+            oversized=inbox.oversized,
+            dropped_by_kernel=None if inbox.closed else dropped_by_kernel(inbox.sock),
+            queued=len(inbox.queue),
+            unsent=0,
+        )
+
+    # --- the rest ---
+
+    def close(self) -> None:
+        """See :meth:`DatagramEndpoint.close`."""
+        self._inbox.close()
+
+    @property
+    def local_address(self) -> Any:
+        """See :attr:`DatagramEndpoint.local_address`."""
+        return self._local_address
+
+    @property
+    def remote_address(self) -> Any:
+        """See :attr:`DatagramEndpoint.remote_address`."""
+        return self._inbox.remote
+
+    def fileno(self) -> int:
+        """See :meth:`DatagramEndpoint.fileno`."""
+        return self._inbox.sock.fileno()
+
+    @contextlib.contextmanager
+    def _borrowed_socket(self) -> Iterator[socket.socket]:
+        if self._inbox.closed:
+            raise trio.ClosedResourceError("this endpoint was closed")
+        yield self._inbox.sock
+
+
+def check_address(address: tuple[Any, ...], family: int) -> None:
+    """What the C of the other implementation checks, too.
+
+    Raises:
+      TypeError: it is no address.
+      ValueError: its host is no IP address of this family, or a number is out of range.
+    """
+    is_ipv4 = family == socket.AF_INET
+    if not 2 <= len(address) <= (2 if is_ipv4 else 4) or not isinstance(address[0], str):
+        more = "" if is_ipv4 else "[, flow information[, scope]]"
+        raise TypeError(f"an address here is a tuple (host, port{more}) as receive() returns it, not {address!r}")
+    for number, what, limit in zip(
+        address[1:], ("port", "flow information", "scope"), (65535, 0xFFFFF, 0xFFFFFFFF), strict=False
+    ):
+        if not isinstance(number, int):
+            raise TypeError(f"the {what} of an address must be a number, not {number!r}")
+        if not 0 <= number <= limit:
+            raise ValueError(f"the {what} of an address must be 0 to {limit}, not {number}")
+    try:
+        socket.getaddrinfo(address[0], address[1], family, socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST)
+    except (socket.gaierror, UnicodeError) as error:
+        raise ValueError(
+            f"{address[0]!r} is not an IPv{4 if is_ipv4 else 6} address, which this endpoint sends to; names are not "
+            "looked up for every datagram: do it once, with trio.socket.getaddrinfo()"
+        ) from error

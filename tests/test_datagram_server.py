@@ -1,0 +1,207 @@
+"""serve_datagrams(): handlers, their errors, several at a time, and the end."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+from pairs import is_open, until
+from test_datagram import LOCAL, peer, receive_from, url
+from trio.testing import wait_all_tasks_blocked
+
+import gain_trio
+from gain_trio import DatagramEndpoint, DatagramServer
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup, ExceptionGroup
+
+pytestmark = pytest.mark.usefixtures("no_descriptor_leak")
+
+__all__ = ["peer"]  # the fixture
+
+
+async def echo(data: bytes, address: Any, endpoint: DatagramEndpoint) -> None:
+    await endpoint.send(data, address)
+
+
+@asynccontextmanager
+async def serving(handler: Any, **options: Any) -> AsyncIterator[DatagramServer]:
+    """A server for the length of a with statement."""
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(lambda **status: gain_trio.serve_datagrams(handler, LOCAL, **options, **status))
+        assert isinstance(server, DatagramServer)
+        yield server
+        nursery.cancel_scope.cancel()
+
+
+async def test_start_returns_a_server(peer: socket.socket) -> None:
+    async with serving(echo) as server:
+        assert server.addresses == (server.address,) == (server.endpoint.local_address,)
+        assert str(server.address[1]) in repr(server)
+        for number in range(3):
+            peer.sendto(b"%d" % number, server.address)
+            assert await receive_from(peer) == (b"%d" % number, server.address)
+        now = server.statistics()
+        assert (now.handled, now.active, now.handler_errors, now.unreachable) == (3, 0, 0, 0)
+        assert (now.datagrams.received, now.datagrams.sent) == (3, 3)
+        descriptor = server.endpoint.fileno()
+    await until(lambda: not is_open(descriptor))
+
+
+async def test_many_clients() -> None:
+    async def exchange(server: DatagramServer, name: int) -> None:
+        async with await gain_trio.open_datagram_endpoint(LOCAL, remote_address=url(server.address)) as client:
+            for number in range(20):
+                await client.send(b"%d %d" % (name, number))
+                assert (await client.receive())[0] == b"%d %d" % (name, number)
+
+    async with serving(echo, workers=3) as server:
+        async with trio.open_nursery() as clients:
+            for name in range(50):
+                clients.start_soon(exchange, server, name)
+        assert server.statistics().handled == 1000
+
+
+async def test_one_worker_handles_in_order(peer: socket.socket) -> None:
+    handled: list[bytes] = []
+
+    async def handler(data: bytes, _address: Any, _endpoint: DatagramEndpoint) -> None:
+        await trio.lowlevel.checkpoint()
+        handled.append(data)
+
+    async with serving(handler) as server:
+        for number in range(50):
+            peer.sendto(b"%d" % number, server.address)
+        await until(lambda: len(handled) == 50)
+    assert handled == [b"%d" % number for number in range(50)]
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+async def test_workers_bound_how_many_run_and_the_queue_what_waits(workers: int, peer: socket.socket) -> None:
+    go_on = trio.Event()
+
+    async def handler(data: bytes, address: Any, endpoint: DatagramEndpoint) -> None:
+        await go_on.wait()
+        await endpoint.send(data, address)
+
+    async with serving(handler, workers=workers, queue_size=5) as server:
+        for number in range(workers):
+            peer.sendto(b"%d" % number, server.address)
+            await until(lambda number=number: server.statistics().active == number + 1)  # type: ignore[misc]
+        for number in range(20):
+            peer.sendto(b"later %d" % number, server.address)
+        await until(lambda: server.endpoint.dropped == 15)
+        now = server.statistics()
+        assert (now.active, now.handled, now.datagrams.queued) == (workers, 0, 5)
+        go_on.set()
+        answers = {(await receive_from(peer))[0] for _ in range(workers + 5)}
+        assert answers == {b"%d" % number for number in range(workers)} | {b"later %d" % number for number in range(5)}
+
+
+async def fail_on_bad(data: bytes, address: Any, endpoint: DatagramEndpoint) -> None:
+    if data == b"bad":
+        raise RuntimeError("a bad datagram")
+    if data == b"group":
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail_on_bad, b"bad", address, endpoint)
+    await endpoint.send(data, address)
+
+
+@pytest.mark.parametrize("bad", [b"bad", b"group"])
+async def test_a_handlers_error_is_logged_and_the_server_goes_on(
+    bad: bytes, peer: socket.socket, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(fail_on_bad) as server:
+        for data in (b"good", bad, bad, b"good"):
+            peer.sendto(data, server.address)
+        for _ in range(2):
+            assert await receive_from(peer) == (b"good", server.address)
+        assert server.statistics().handler_errors == 2
+    records = [record for record in caplog.records if record.name == "gain_trio"]
+    assert [record.levelno for record in records] == [logging.ERROR] * 2
+    assert "fail_on_bad" in records[0].getMessage()
+    assert records[0].exc_info
+
+
+async def test_strict_propagates(peer: socket.socket) -> None:
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with serving(fail_on_bad, strict=True) as server:
+            peer.sendto(b"bad", server.address)
+            await trio.sleep_forever()
+    matching, rest = caught.value.split(RuntimeError)
+    assert matching is not None
+    assert rest is None
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+async def test_what_is_no_exception_propagates(
+    error: type[BaseException], peer: socket.socket, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def handler(_data: bytes, _address: Any, _endpoint: DatagramEndpoint) -> None:
+        raise BaseExceptionGroup("both", [error(), ExceptionGroup("one", [ValueError("logged")])])
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with serving(handler) as server:
+            peer.sendto(b"x", server.address)
+            await trio.sleep_forever()
+    matching, rest = caught.value.split(error)
+    assert matching is not None
+    assert rest is None
+    assert "logged" in caplog.text
+
+
+async def test_a_source_that_cannot_be_answered_is_no_error_of_the_handler(
+    peer: socket.socket, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Anybody can send from port 0, where nothing can be sent to."""
+    caplog.set_level(logging.INFO, "gain_trio")
+
+    async def answer_to_port_0(data: bytes, address: Any, endpoint: DatagramEndpoint) -> None:
+        await endpoint.send(data, (address[0], 0))
+
+    async with serving(answer_to_port_0) as server:
+        for _ in range(2):
+            peer.sendto(b"x", server.address)
+        await until(lambda: server.statistics().handled == 2)
+        now = server.statistics()
+        assert now.handler_errors + now.unreachable == 2
+    assert len(caplog.records) == 2
+
+
+async def test_cancelling_ends_handlers_and_closes(peer: socket.socket) -> None:
+    ended = []
+
+    async def handler(data: bytes, _address: Any, _endpoint: DatagramEndpoint) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            ended.append(data)
+
+    async with serving(handler, workers=2) as server:
+        peer.sendto(b"one", server.address)
+        peer.sendto(b"two", server.address)
+        await until(lambda: server.statistics().active == 2)
+    assert sorted(ended) == [b"one", b"two"]
+    assert server.statistics().active == 0
+    assert server.endpoint.fileno() == -1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error"),
+    [
+        (("not callable", LOCAL), {}, TypeError),
+        ((echo, LOCAL), {"workers": 0}, ValueError),
+        ((echo, "tcp://127.0.0.1:0"), {}, ValueError),
+        ((echo, LOCAL), {"no_such": 1}, TypeError),
+    ],
+)
+async def test_bad_arguments(arguments: Any, options: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        await gain_trio.serve_datagrams(*arguments, **options)
+    await wait_all_tasks_blocked()
