@@ -28,6 +28,7 @@ LOAD_PARTS = (
     "common",
 )
 SERVER_PARTS = ("echo_server", "common")
+DATAGRAM_SERVER_PARTS = ("datagram_server", "common")
 
 
 class BuildError(Exception):
@@ -38,6 +39,7 @@ class BuildError(Exception):
 class Programs:
     load: Path
     reference: Path
+    datagram_reference: Path
 
 
 def _is_current(program: Path) -> bool:
@@ -72,4 +74,5 @@ def build() -> Programs:
     return Programs(
         load=_compile("echo_load", LOAD_PARTS),
         reference=_compile("echo_server", SERVER_PARTS),
+        datagram_reference=_compile("datagram_server", DATAGRAM_SERVER_PARTS),
     )

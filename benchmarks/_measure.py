@@ -57,6 +57,7 @@ class Settings:
     server_cpu: int
     load_cpu: int
     churn: bool
+    udp: bool
     keep_slices: bool
 
 
@@ -116,7 +117,8 @@ def _run_load(settings: Settings, arguments: list[str], patience: float) -> Resu
 
 
 def _reference(settings: Settings, lifetime: float) -> Spec:
-    return Spec("reference", (str(settings.programs.reference), "{port}", str(int(lifetime))))
+    program = settings.programs.datagram_reference if settings.udp else settings.programs.reference
+    return Spec("reference", (str(program), "{port}", str(int(lifetime))), udp=settings.udp)
 
 
 def measure_once(spec: Spec, config: Config, settings: Settings) -> Result:
@@ -133,6 +135,7 @@ def measure_once(spec: Spec, config: Config, settings: Settings) -> Result:
             *("-c", str(config.connections), "-s", str(config.size), "-P", str(config.depth)),
             *("-d", str(settings.seconds), "-w", str(WARMUP_SECONDS)),
             *(["--churn"] if settings.churn else []),
+            *(["--udp"] if settings.udp else []),
             *(["--slices"] if settings.keep_slices else []),
         ]
         return _run_load(settings, arguments, patience)

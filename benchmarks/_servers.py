@@ -29,6 +29,7 @@ PACKAGES = ("gain_trio", "trio", "anyio", "uvloop", "rloop")
 PYTHON_SERVERS = (
     ("gain_trio", "gain_trio_pull.py", None, ("gain_trio",)),
     ("gain_trio_sockets", "gain_trio_sockets.py", None, ("gain_trio", "trio")),
+    ("gain_trio-deadlines", "gain_trio_deadlines.py", None, ("gain_trio", "trio")),
     ("uvloop", "asyncio_protocol.py", "uvloop", ("uvloop",)),
     ("rloop", "asyncio_protocol.py", "rloop", ("rloop",)),
     ("asyncio", "asyncio_protocol.py", "asyncio", ()),
@@ -37,6 +38,14 @@ PYTHON_SERVERS = (
     ("trio", "trio_streams.py", None, ("trio",)),
     ("anyio-uvloop", "anyio_streams.py", "uvloop", ("anyio", "uvloop")),
     ("anyio-trio", "anyio_streams.py", "trio", ("anyio", "trio")),
+)
+
+DATAGRAM_SERVERS = (
+    ("gain_trio", "gain_trio_datagrams.py", None, ("gain_trio",)),
+    ("gain_trio-handler", "gain_trio_datagram_handler.py", None, ("gain_trio",)),
+    ("uvloop", "asyncio_datagrams.py", "uvloop", ("uvloop",)),
+    ("asyncio", "asyncio_datagrams.py", "asyncio", ()),
+    ("trio", "trio_datagrams.py", None, ("trio",)),
 )
 
 PROBE = """
@@ -66,6 +75,7 @@ class Spec:
     name: str
     command: tuple[str, ...]  # "{port}" stands for the port
     needs: tuple[str, ...] = ()
+    udp: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,19 +113,20 @@ class Interpreter:
         return ", ".join([self.version, *present])
 
 
-def known_servers(programs: Programs, python: str) -> dict[str, Spec]:
-    specs = {"c": Spec("c", (str(programs.reference), "{port}"))}
-    for name, file, argument, needs in PYTHON_SERVERS:
+def known_servers(programs: Programs, python: str, *, udp: bool) -> dict[str, Spec]:
+    reference = programs.datagram_reference if udp else programs.reference
+    specs = {"c": Spec("c", (str(reference), "{port}"), udp=udp)}
+    for name, file, argument, needs in DATAGRAM_SERVERS if udp else PYTHON_SERVERS:
         command = (python, str(SERVERS / file), "{port}", *([argument] if argument else []))
-        specs[name] = Spec(name, command, needs)
+        specs[name] = Spec(name, command, needs, udp)
     return specs
 
 
-def parse_extra(text: str) -> Spec:
+def parse_extra(text: str, *, udp: bool) -> Spec:
     name, equals, command = text.partition("=")
     if not (name and equals and "{port}" in command):
         raise ValueError(f"--server takes 'name=command {{port}}', not {text!r}")
-    return Spec(name, tuple(shlex.split(command)))
+    return Spec(name, tuple(shlex.split(command)), udp=udp)
 
 
 def machine_line(interpreter: Interpreter, cores: int) -> str:
@@ -152,12 +163,13 @@ def end_group(process: subprocess.Popen[Any]) -> None:
     process.wait()
 
 
-def free_port() -> int:
+def free_port(kind: socket.SocketKind) -> int:
     """A port below the ephemeral ones, so that no outgoing connection takes it meanwhile."""
     for _ in range(1000):
         port = random.randrange(20000, 32000)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with socket.socket(type=kind) as probe:
+            if kind == socket.SOCK_STREAM:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
@@ -166,12 +178,26 @@ def free_port() -> int:
     raise ServerError("no free port from 20000 to 32000")
 
 
+def answers(port: int, *, udp: bool) -> bool:
+    """Whether a server is there: by accepting a connection, or by echoing a datagram."""
+    with socket.socket(type=socket.SOCK_DGRAM if udp else socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(("127.0.0.1", port))
+            if udp:
+                probe.send(b"?")
+                return probe.recv(1) == b"?"
+        except OSError:
+            return False
+        return True
+
+
 class Server:
     """A server process; see running()."""
 
     def __init__(self, spec: Spec, cpu: int) -> None:
         self.spec = spec
-        self.port = free_port()
+        self.port = free_port(socket.SOCK_DGRAM if spec.udp else socket.SOCK_STREAM)
         self.log = BUILD / f"{spec.name}.log"
         command = [part.replace("{port}", str(self.port)) for part in spec.command]
         with self.log.open("wb") as log, pinned(cpu):
@@ -195,13 +221,10 @@ class Server:
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 raise ServerError(f"{self.spec.name} ended at once: {self._last_words()}")
-            try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-            except OSError:
-                time.sleep(0.02)
-            else:
+            if answers(self.port, udp=self.spec.udp):
                 time.sleep(0.1)
                 return
+            time.sleep(0.02)
         raise ServerError(f"{self.spec.name} was not listening after {START_SECONDS:.0f} s")
 
     def _last_words(self) -> str:

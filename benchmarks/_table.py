@@ -84,10 +84,13 @@ def _echo_row(name: str, runs: list[Result], baseline: list[Result] | None) -> s
     return f"| {' | '.join(cells)} |"
 
 
-def echo_table(config: Config, churn: bool, results: dict[str, list[Result]]) -> str:
-    if churn:
+def echo_table(config: Config, mode: str, results: dict[str, list[Result]]) -> str:
+    if mode == "churn":
         unit, plural = "connection", "connections"
         title = f"Churn: {config.connections} at a time, one message of {config.size} B each"
+    elif mode == "udp":
+        unit, plural = "datagram", "datagrams"
+        title = f"UDP: {config.connections} clients, {config.size} B"
     else:
         unit, plural = "request", "requests"
         title = f"Echo: {config.connections} connections, {config.size} B, depth {config.depth}"

@@ -3,6 +3,7 @@
     python benchmarks/run.py
     python benchmarks/run.py --servers gain_trio,uvloop --configs 64:64:1 --rounds 5
     python benchmarks/run.py --churn
+    python benchmarks/run.py --udp
     python benchmarks/run.py --memory
 
 README.md beside this file explains the method.
@@ -29,6 +30,7 @@ from _servers import Interpreter, ServerError, Spec
 
 DEFAULT_CONFIGS = "64:64:1,512:64:1,64:16384:1,1:64:1"
 DEFAULT_CHURN_CONFIGS = "64:64:1"
+DEFAULT_UDP_CONFIGS = "64:64:1"
 DEFAULT_IDLE = 10_000
 SPARE_FILES = 64
 
@@ -53,10 +55,11 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
     add(
         "--configs",
         metavar="CONNECTIONS:SIZE:DEPTH,...",
-        help=f"default: {DEFAULT_CONFIGS}; with --churn {DEFAULT_CHURN_CONFIGS}",
+        help=f"default: {DEFAULT_CONFIGS}; with --churn {DEFAULT_CHURN_CONFIGS}, with --udp {DEFAULT_UDP_CONFIGS}",
     )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--churn", action="store_true", help="connect, echo one message, close, over and over")
+    mode.add_argument("--udp", action="store_true", help="echo datagrams")
     mode.add_argument(
         "--memory",
         type=int,
@@ -111,7 +114,7 @@ def choose_servers(
     arguments: argparse.Namespace, known: dict[str, Spec], interpreter: Interpreter
 ) -> tuple[list[Spec], list[str]]:
     """The servers asked for that can run, and why the others cannot."""
-    extra = [_servers.parse_extra(text) for text in arguments.server]
+    extra = [_servers.parse_extra(text, udp=arguments.udp) for text in arguments.server]
     known = known | {spec.name: spec for spec in extra}
     names = arguments.servers.split(",") if arguments.servers else list(known)
     chosen: list[Spec] = []
@@ -166,17 +169,17 @@ def run_memory(specs: list[Spec], wanted: int, limit: int, settings: Settings) -
 
 
 def run_echo(specs: list[Spec], config: Config, settings: Settings) -> dict[str, Any]:
-    mode = "churn" if settings.churn else "echo"
+    mode = "churn" if settings.churn else "udp" if settings.udp else "echo"
     say(f"{mode}, {config.connections}:{config.size}:{config.depth}")
     results = _measure.run_rounds(specs, settings.rounds, lambda spec: _measure.measure(spec, config, settings))
-    print(_table.echo_table(config, settings.churn, results), end="\n\n", flush=True)
+    print(_table.echo_table(config, mode, results), end="\n\n", flush=True)
     return {"mode": mode, **dataclasses.asdict(config), "results": results}
 
 
 def run(arguments: argparse.Namespace) -> None:
     programs = build()
     interpreter = Interpreter.probe(arguments.python)
-    known = _servers.known_servers(programs, arguments.python)
+    known = _servers.known_servers(programs, arguments.python, udp=arguments.udp)
     if arguments.list:
         list_servers(known, interpreter)
         return
@@ -189,12 +192,13 @@ def run(arguments: argparse.Namespace) -> None:
         server_cpu=arguments.server_cpu,
         load_cpu=arguments.load_cpu,
         churn=arguments.churn,
+        udp=arguments.udp,
         keep_slices=arguments.json is not None,
     )
     check_cpus(settings)
     limit = raise_open_file_limit()
     specs, skipped = choose_servers(arguments, known, interpreter)
-    default = DEFAULT_CHURN_CONFIGS if arguments.churn else DEFAULT_CONFIGS
+    default = DEFAULT_CHURN_CONFIGS if arguments.churn else DEFAULT_UDP_CONFIGS if arguments.udp else DEFAULT_CONFIGS
     configs = [Config.parse(text) for text in (arguments.configs or default).split(",")]
     machine = _servers.machine_line(interpreter, os.cpu_count() or 0)
     print("\n\n".join([machine, *skipped]), end="\n\n", flush=True)

@@ -31,7 +31,7 @@ static void begin(struct load *load, uint32_t index)
 {
     struct place *place = &places[index];
     enum side side = side_of(load, index);
-    place->fd = open_socket(opened++);
+    place->fd = open_socket(opened++, SOCK_STREAM);
     place->echoed = false;
     place->began = load->now;
     load->side[side].outstanding++;

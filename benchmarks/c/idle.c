@@ -35,7 +35,7 @@ static void open_and_echo(const struct options *options, uint32_t number, char *
 {
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(options->port), .sin_addr = options->host};
     struct timeval patience = {.tv_sec = PATIENCE_SECONDS};
-    int fd = open_socket(number);
+    int fd = open_socket(number, SOCK_STREAM);
     if (setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience) < 0 ||
         setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience) < 0)
         fail("setsockopt: %s", strerror(errno));

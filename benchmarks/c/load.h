@@ -61,8 +61,8 @@ static inline void count_answer(struct load *load, enum side side, int64_t asked
         histogram_add(&load->latency, (uint64_t)(load->now - asked));
 }
 
-/* A TCP socket with TCP_NODELAY, bound to the `number`-th of our source addresses. */
-int open_socket(uint64_t number);
+/* A socket (SOCK_STREAM: with TCP_NODELAY; SOCK_DGRAM), bound to the `number`-th of our source addresses. */
+int open_socket(uint64_t number, int type);
 
 /* Fill memory with bytes no two stretches of which are alike. */
 void fill_with_noise(char *memory, uint64_t length);

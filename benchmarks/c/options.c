@@ -13,29 +13,32 @@
 #define MAX_CONNECTIONS 16384
 #define MAX_MESSAGE (1 << 20)
 #define MAX_DEPTH 1024
+#define MAX_DATAGRAM 65507
 #define MAX_MESSAGE_MEMORY (1LL << 30)
 #define MAX_IDLE 100000
 #define MAX_SECONDS 300
 
 static const char usage_text[] =
     "usage: echo_load -p PORT [-H 127.0.0.1] [-c connections] [-s bytes] [-d seconds] [-P depth] [-w warm-up seconds]\n"
-    "                 [--pid PID] [--ref PORT --refpid PID] [--churn] [--slices]\n"
+    "                 [--pid PID] [--ref PORT --refpid PID] [--churn | --udp] [--slices]\n"
     "       echo_load -p PORT --idle connections [-s bytes] [-d seconds]\n"
     "\n"
     "  --pid     process of the server: account for its CPU time\n"
     "  --ref     port of a reference server: it takes turns of 100 ms with the server, and each gets -d seconds\n"
     "  --refpid  its process\n"
     "  --churn   a connection, one message echoed, closed, and again\n"
+    "  --udp     every message is a datagram, every connection a connected UDP socket\n"
     "  --idle    echo one message on each of so many connections, say so, hold them until stdin ends (at most -d seconds)\n"
     "  --slices  print every slice, too\n";
 
-enum { OPTION_PID = 256, OPTION_REFERENCE, OPTION_REFERENCE_PID, OPTION_CHURN, OPTION_IDLE, OPTION_SLICES };
+enum { OPTION_PID = 256, OPTION_REFERENCE, OPTION_REFERENCE_PID, OPTION_CHURN, OPTION_UDP, OPTION_IDLE, OPTION_SLICES };
 
 static const struct option long_options[] = {
     {"pid", required_argument, NULL, OPTION_PID},
     {"ref", required_argument, NULL, OPTION_REFERENCE},
     {"refpid", required_argument, NULL, OPTION_REFERENCE_PID},
     {"churn", no_argument, NULL, OPTION_CHURN},
+    {"udp", no_argument, NULL, OPTION_UDP},
     {"idle", required_argument, NULL, OPTION_IDLE},
     {"slices", no_argument, NULL, OPTION_SLICES},
     {"help", no_argument, NULL, 'h'},
@@ -80,6 +83,7 @@ static void parse_one(struct options *options, int option, const char *value)
     case OPTION_REFERENCE: options->reference_port = (uint16_t)parse_integer("--ref", value, 1, 65535); break;
     case OPTION_REFERENCE_PID: options->reference_pid = (pid_t)parse_integer("--refpid", value, 1, INT32_MAX); break;
     case OPTION_CHURN: options->churn = true; break;
+    case OPTION_UDP: options->udp = true; break;
     case OPTION_IDLE: options->idle = (uint32_t)parse_integer("--idle", value, 1, MAX_IDLE); break;
     case OPTION_SLICES: options->print_slices = true; break;
     case 'h': usage(0);
@@ -109,8 +113,10 @@ void options_parse(struct options *options, int count, char **arguments)
         fail("--ref, --refpid and --pid belong together");
     if (options->churn && options->depth != 1)
         fail("--churn echoes one message per connection: -P must be 1");
-    if (options->churn && options->idle)
-        fail("--churn and --idle exclude each other");
+    if (options->churn + options->udp + (options->idle > 0) > 1)
+        fail("--churn, --udp and --idle exclude each other");
+    if (options->udp && (options->depth != 1 || options->size > MAX_DATAGRAM))
+        fail("--udp sends one datagram at a time, of at most %d bytes: -P must be 1", MAX_DATAGRAM);
     if ((int64_t)options->connections * options->size * options->depth > MAX_MESSAGE_MEMORY)
         fail("connections x bytes x depth must not be over 1 GiB");
 }

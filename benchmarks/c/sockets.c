@@ -20,16 +20,17 @@ static void set_option(int fd, int level, int option)
         fail("setsockopt: %s", strerror(errno));
 }
 
-int open_socket(uint64_t number)
+int open_socket(uint64_t number, int type)
 {
     struct sockaddr_in source = {
         .sin_family = AF_INET,
         .sin_addr.s_addr = htonl(INADDR_LOOPBACK + (uint32_t)(number % SOURCE_ADDRESSES)),
     };
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    int fd = socket(AF_INET, type | SOCK_CLOEXEC, 0);
     if (fd < 0)
         fail("socket: %s", strerror(errno));
-    set_option(fd, IPPROTO_TCP, TCP_NODELAY);
+    if (type == SOCK_STREAM)
+        set_option(fd, IPPROTO_TCP, TCP_NODELAY);
     /* Choose the port in connect(), where it need only be unlike those of connections to the same server. */
     set_option(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT);
     if (bind(fd, (struct sockaddr *)&source, sizeof source) < 0)
