@@ -171,3 +171,25 @@ def test_the_demonstration_shows_an_echo_and_stops_its_server() -> None:
     assert port
     with pytest.raises(ConnectionRefusedError):
         connect("127.0.0.1", int(port[1]))
+
+
+def test_the_line_server_keeps_its_limits() -> None:
+    with running(EXAMPLES / "line_server.py", "tcp://127.0.0.1:0", "0.5") as program:
+        address = listening(program)
+        with connect(*address) as client:
+            client.sendall(b"set colour deep blue\r\nget colour\nget shape\ndance\n")
+            answers = b"ok\ndeep blue\nerror: there is no such key\nerror: write get KEY, set KEY VALUE or quit\n"
+            assert read_exactly(client, len(answers)) == answers
+            client.sendall(b"quit\n")
+            assert read_all(client) == b""
+        with connect(*address) as client:
+            client.sendall(b"get " + b"x" * 996)
+            assert read_exactly(client, 43) == b"error: a message is longer than 1000 bytes\n"
+        with connect(*address) as slow:
+            slow.sendall(b"get co")
+            assert read_all(slow) == b"error: too slow\n"
+        with connect(*address) as client:
+            client.sendall(b"get colour\n")
+            assert read_exactly(client, 10) == b"deep blue\n"
+        program.interrupt()
+        assert program.end() == (0, "", "")

@@ -1,0 +1,79 @@
+"""A key-value server of lines, with limits: how long a line may be, and how long a client may take.
+
+    python examples/line_server.py [tcp://127.0.0.1:0 [SECONDS]]
+
+    $ nc 127.0.0.1 PORT
+    set colour blue
+    ok
+    get colour
+    blue
+    quit
+
+A client has SECONDS (10) for each line and for taking each answer; then it is told so and the connection is closed.
+"""
+
+import signal
+import sys
+
+import trio
+
+import gain_trio
+
+LONGEST_LINE = 1000
+MOST_KEYS = 10_000
+
+
+class Store:
+    """The keys and what they stand for."""
+
+    def __init__(self, seconds: float) -> None:
+        self._values: dict[bytes, bytes] = {}
+        self._seconds = seconds
+
+    def answer(self, line: bytes) -> bytes:
+        """Do what a line asks for."""
+        match line.split(b" ", 2):
+            case [b"get", key]:
+                return self._values.get(key, b"error: there is no such key")
+            case [b"set", key, value]:
+                if key not in self._values and len(self._values) == MOST_KEYS:
+                    return b"error: there are too many keys"
+                self._values[key] = value
+                return b"ok"
+        return b"error: write get KEY, set KEY VALUE or quit"
+
+    async def serve(self, connection: gain_trio.Connection) -> None:
+        """One client."""
+        try:
+            connection.set_deadline(trio.current_time() + self._seconds)
+            while (line := await connection.receive_line(max_bytes=LONGEST_LINE)) not in (None, b"quit"):
+                connection.set_deadline(trio.current_time() + self._seconds)
+                await connection.send(self.answer(line) + b"\n")
+        except trio.TooSlowError:
+            await self.refuse(connection, b"error: too slow")
+        except gain_trio.MessageTooLong as error:
+            await self.refuse(connection, b"error: %s" % str(error).encode())
+        except gain_trio.IncompleteMessage:
+            pass  # the client is gone in the middle of a line: there is nobody to tell
+
+    async def refuse(self, connection: gain_trio.Connection, reason: bytes) -> None:
+        """Say why, and let go.  What the client has sent beyond is not read."""
+        connection.set_deadline(trio.current_time() + self._seconds)
+        await connection.send(reason + b"\n")
+
+
+async def main(address: str, seconds: float) -> None:
+    """Serve until Ctrl-C or SIGTERM."""
+    store = Store(seconds)
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            server = await nursery.start(gain_trio.serve, store.serve, address)
+            for host, port, *_ in server.addresses:
+                print(f"listening on {host} port {port}", flush=True)
+            await anext(signals)
+            nursery.cancel_scope.cancel()
+
+
+if __name__ == "__main__":
+    where = sys.argv[1] if len(sys.argv) > 1 else "tcp://127.0.0.1:0"
+    gain_trio.run(main, where, float(sys.argv[2]) if len(sys.argv) > 2 else 10.0)
