@@ -26,7 +26,7 @@ build_inputs := pyproject.toml setup.py $(c_sources)
 packaged := $(build_inputs) MANIFEST.in README.md LICENSE $(shell find gain_trio -name '*.py' -o -name '*.pyi' -o -name py.typed 2>/dev/null)
 packaged += $(wildcard CHANGELOG.md CONTRIBUTING.md Makefile docs/*.md tools/*.py tests/*.py examples/*.py)
 
-.PHONY: help demo test test-ring test-trio test-features soak lint format types package package-pure sanitize test-in-tree
+.PHONY: help demo test test-ring test-trio test-once test-features soak lint format types package package-pure sanitize test-in-tree
 .PHONY: trio-suite trio-suite-newest trio-suite-oldest trio-suite-poll bench clean FORCE
 
 help:
@@ -81,6 +81,11 @@ test: test-ring test-trio
 test-ring: $(VENV)/built-strict
 	$(on_the_ring) $(bin)/python -m pytest $(PYTEST_ARGUMENTS); \
 	GAIN_TRIO_RESUME_IN_PLACE=0 $(bin)/python -m pytest $(PYTEST_ARGUMENTS)
+
+# Once on each backend.
+test-once: $(VENV)/built-strict
+	$(on_the_ring) $(bin)/python -m pytest $(PYTEST_ARGUMENTS)
+	GAIN_TRIO_BACKEND=trio $(bin)/python -m pytest $(PYTEST_ARGUMENTS)
 
 test-trio: $(VENV)/built-strict
 	GAIN_TRIO_BACKEND=trio $(bin)/python -m pytest $(PYTEST_ARGUMENTS)
@@ -168,7 +173,7 @@ sanitize: dist/made
 # The tests with another Python, in a tree of their own: make test-in-tree PYTHON=python3.13
 test-in-tree: dist/made
 	$(call unpack,build/trees/$(notdir $(PYTHON)))
-	$(MAKE) --no-print-directory -C build/trees/$(notdir $(PYTHON)) PYTHON='$(PYTHON)' WITH='$(WITH)' test
+	$(MAKE) --no-print-directory -C build/trees/$(notdir $(PYTHON)) PYTHON='$(PYTHON)' WITH='$(WITH)' test-once
 
 define unpack
 rm -rf $(1); mkdir -p $(1); tar -xzf dist/*.tar.gz --strip-components=1 -C $(1)
@@ -203,6 +208,6 @@ bench: $(VENV)/built
 	$(bin)/python benchmarks/run.py
 
 clean:
-	rm -rf build dist .venv .venv-* *.egg-info gain_trio/_uring.c benchmarks/.build .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist .venv .venv-* *.egg-info gain_trio/_uring.c benchmarks/.build .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find gain_trio -name '*.so' -delete
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
