@@ -1,0 +1,142 @@
+"""TLS handshakes, of a server and of a client, and what may be wrong with the arguments for them."""
+
+from __future__ import annotations
+
+import ssl
+from typing import final
+
+import trio
+
+from ._connection import Connection, Marks
+from ._tls_connection import TlsConnection, explained, is_cut_off
+from ._tls_link import Link, marks_below
+
+__all__ = [
+    "HandshakeError",
+    "check_handshake_timeout",
+    "check_server_context",
+    "client_context",
+    "client_handshake",
+    "marks_below",
+    "server_handshake",
+]
+
+
+@final
+class HandshakeError(Exception):
+    """A client did not get through its handshake with a server here.  Says why, in a line."""
+
+
+def check_server_context(context: object) -> ssl.SSLContext:
+    """``context``, if a server can use it.
+
+    Raises:
+      TypeError: it is no context at all.
+      ValueError: it is one for clients.
+    """
+    if not isinstance(context, ssl.SSLContext):
+        raise TypeError(f"ssl_context must be an ssl.SSLContext, not {context!r}")
+    if context.protocol == ssl.PROTOCOL_TLS_CLIENT:
+        raise ValueError(
+            "ssl_context is one for clients; a server needs ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), "
+            "with load_cert_chain()"
+        )
+    return context
+
+
+def check_handshake_timeout(seconds: float) -> float:
+    """``seconds``, if a handshake can have so many."""
+    if not seconds > 0:
+        raise ValueError(f"handshake_timeout must be more than 0 seconds (math.inf for no limit), not {seconds}")
+    return seconds
+
+
+def client_context(context: object) -> ssl.SSLContext | None:
+    """The context that connect()'s ``ssl_context`` stands for; None for no TLS.
+
+    Raises:
+      TypeError: it is neither a context nor True nor None.
+      ValueError: it is one for servers.
+    """
+    if context is None:
+        return None
+    if context is True:
+        return ssl.create_default_context()
+    if not isinstance(context, ssl.SSLContext):
+        raise TypeError(f"ssl_context must be True, an ssl.SSLContext or None, not {context!r}")
+    if context.protocol == ssl.PROTOCOL_TLS_SERVER:
+        raise ValueError("ssl_context is one for servers; a client needs ssl.create_default_context()")
+    return context
+
+
+async def server_handshake(
+    below: Connection,
+    context: ssl.SSLContext,
+    marks: Marks,
+    timeout: float,  # noqa: ASYNC109 - it is reported as such
+) -> Connection:
+    """Do a server's handshake on a connection that was made with :func:`marks_below`.
+
+    Raises:
+      HandshakeError: it failed, or took longer than ``timeout`` seconds.  The connection is the caller's to close.
+    """
+    link = Link(below)
+    stream = trio.SSLStream(link, context, server_side=True)
+    with trio.move_on_after(timeout) as scope:
+        try:
+            await stream.do_handshake()
+        except trio.BrokenResourceError as error:
+            raise HandshakeError(_why(error)) from error
+        except trio.TooSlowError as error:
+            raise HandshakeError("its deadline expired") from error
+    if scope.cancelled_caught:
+        raise HandshakeError(f"it was not done within {timeout} seconds")
+    link.is_handshaking = False
+    return TlsConnection(stream, link, marks)
+
+
+async def client_handshake(
+    below: Connection, context: ssl.SSLContext, marks: Marks, peer: str, hostname: str, *, https_compatible: bool
+) -> Connection:
+    """Do a client's handshake with ``peer`` on a connection that was made with :func:`marks_below`.
+
+    Raises:
+      ssl.SSLCertVerificationError: the peer's certificate does not prove that it is ``hostname``.
+      OSError: it failed otherwise.
+
+    When it raises, the connection below is closed.
+    """
+    try:
+        link = Link(below)
+        stream = trio.SSLStream(link, context, server_hostname=hostname, https_compatible=https_compatible)
+        try:
+            await stream.do_handshake()
+        except trio.BrokenResourceError as error:
+            raise _connect_error(error, peer, hostname) from error
+        link.is_handshaking = False
+        return TlsConnection(stream, link, marks)
+    except BaseException:
+        below._close_now()
+        raise
+
+
+def _why(error: trio.BrokenResourceError) -> str:
+    cause = error.__cause__
+    if isinstance(cause, ssl.SSLError):
+        return "the peer ended the stream" if is_cut_off(cause) else explained(cause)
+    return (cause.strerror if isinstance(cause, OSError) else None) or str(cause or error)
+
+
+def _connect_error(error: trio.BrokenResourceError, peer: str, hostname: str) -> OSError:
+    cause = error.__cause__
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        refused = ssl.SSLCertVerificationError(
+            cause.errno, f"{peer} has a certificate that does not prove that it is {hostname}: {cause.verify_message}"
+        )
+        refused.verify_code = cause.verify_code
+        refused.verify_message = cause.verify_message
+        return refused
+    reason = f"the TLS handshake with {peer} failed: {_why(error)}"
+    if isinstance(cause, ssl.SSLError):
+        return type(cause)(cause.errno, reason)
+    return OSError(cause.errno if isinstance(cause, OSError) else None, reason)

@@ -1,0 +1,68 @@
+"""Certificates, contexts and connected pairs for the tests of TLS."""
+
+from __future__ import annotations
+
+import functools
+import ssl
+
+import trio
+import trustme
+from pairs import address_of
+
+from gain_trio import Connection, Marks, connect, open_listeners
+from gain_trio._transports._tls import marks_below, server_handshake
+from gain_trio._transports._tls_connection import TlsConnection
+
+TLS_1_2 = ssl.TLSVersion.TLSv1_2
+TLS_1_3 = ssl.TLSVersion.TLSv1_3
+
+
+@functools.cache
+def authority() -> trustme.CA:
+    """Who has signed every certificate here, but for those that are wrong."""
+    return trustme.CA()
+
+
+@functools.cache
+def certificate() -> trustme.LeafCert:
+    return authority().issue_cert("localhost", "127.0.0.1", "::1")
+
+
+def server_context(version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    certificate().configure_cert(context)
+    if version is not None:
+        context.minimum_version = context.maximum_version = version
+    return context
+
+
+def client_context() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority().configure_trust(context)
+    return context
+
+
+async def open_tls_pair(
+    *,
+    marks: Marks | None = None,
+    client_marks: Marks | None = None,
+    version: ssl.TLSVersion | None = None,
+    https_compatible: bool = False,
+) -> tuple[TlsConnection, TlsConnection]:
+    """The client's connection and the accepted one."""
+    found: list[Connection] = []
+    marks = marks or Marks()
+    [listener] = await open_listeners("tcp://127.0.0.1:0", marks=marks_below(marks))
+
+    async def serve() -> None:
+        found.append(await server_handshake(await listener.accept(), server_context(version), marks, 30))
+
+    async with listener, trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        client = await connect(
+            address_of(listener), marks=client_marks, ssl_context=client_context(), https_compatible=https_compatible
+        )
+    [served] = found
+    assert isinstance(client, TlsConnection)
+    assert isinstance(served, TlsConnection)
+    return client, served
