@@ -1,0 +1,107 @@
+"""The PROXY protocol in front of a handler: who may say who the client is, and what it says.
+
+A header decides what ``remote_address`` is, so it decides whom the program trusts.  It is taken from peers that were named
+and from nobody else; from them it is required, since one that may leave it out could have it written by its client.  That
+is what the specification asks for: a receiver knows which peers speak the protocol, and never guesses.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from typing import Any, Final, TypeAlias, final
+
+import trio
+
+from gain_trio._transports import Connection, ProxyHeader, ProxyProtocolError
+from gain_trio._transports._connection_base import ConnectionBase
+from gain_trio._transports._proxy_protocol import MAX_LENGTH, NeedMore, parse_proxy_header
+
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+DEFAULT_TIMEOUT: Final = 3.0
+"""Seconds that a header may take: the specification's least, which covers a segment that was lost and sent again."""
+
+_LOCAL: Final = (ipaddress.ip_address("127.0.0.1"), ipaddress.ip_address("::1"))
+"""What a peer on this machine, over a Unix socket, counts as."""
+
+
+@final
+class ProxyStep:
+    """What is done with a connection before its handler gets it.
+
+    Args:
+      senders: True for everybody, or addresses and networks such as ``"127.0.0.1"`` and ``"10.0.0.0/8"``.
+      timeout: seconds that a header may take.
+
+    Raises:
+      ValueError: one of them is no network, there are none, or the timeout is not positive.
+      TypeError: ``senders`` is neither.
+    """
+
+    def __init__(self, senders: Iterable[str] | bool, timeout: float) -> None:
+        self._networks = None if senders is True else _parse_networks(senders)
+        if not timeout > 0:
+            raise ValueError(f"proxy_timeout is a number of seconds above 0, or math.inf, not {timeout!r}")
+        self._timeout = timeout
+
+    async def prepare(self, connection: Connection) -> Connection:
+        """Take the header out of what arrives, and have the connection tell the addresses that are in it.
+
+        Raises:
+          ProxyProtocolError: the peer may not send one, or has not sent one, or not in time.
+          trio.BrokenResourceError: the connection broke.
+        """
+        assert isinstance(connection, ConnectionBase)
+        peer = connection.direct_remote_address  # looked up now, as long as there is a peer
+        if not self._may_send(peer):
+            raise ProxyProtocolError(f"{_text(peer)} is not among those who may send a PROXY protocol header")
+        with trio.move_on_after(self._timeout):
+            header = await _receive_header(connection)
+            connection.discard(header.length)
+            connection._told_by_a_proxy(header)
+            return connection
+        raise ProxyProtocolError("no PROXY protocol header came in time")
+
+    def _may_send(self, peer: Any) -> bool:
+        if self._networks is None:
+            return True
+        return any(address in network for address in _addresses(peer) for network in self._networks)
+
+
+def _parse_networks(senders: Iterable[str] | bool) -> tuple[Network, ...]:
+    if isinstance(senders, str | bytes | bool):
+        raise TypeError(f'proxy_protocol is True or a collection such as ("127.0.0.1", "10.0.0.0/8"), not {senders!r}')
+    try:
+        networks = tuple(ipaddress.ip_network(sender) for sender in senders)
+    except ValueError as error:
+        raise ValueError(f"proxy_protocol names who may send a header, by address or network: {error}") from error
+    if not networks:
+        raise ValueError("proxy_protocol names nobody who may send a header, so every connection would be refused")
+    return networks
+
+
+def _addresses(peer: Any) -> tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, ...]:
+    """What a peer counts as."""
+    if not isinstance(peer, tuple):  # of a Unix socket: a path, a name, or nothing
+        return _LOCAL
+    address = ipaddress.ip_address(str(peer[0]).partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return (address.ipv4_mapped,)
+    return (address,)
+
+
+def _text(peer: Any) -> str:
+    return str(peer[0]) if isinstance(peer, tuple) else "a peer on a Unix socket"
+
+
+async def _receive_header(connection: Connection) -> ProxyHeader:
+    found: ProxyHeader | NeedMore = parse_proxy_header(b"")
+    while isinstance(found, NeedMore):
+        queued = await connection._fill(found.count)
+        data = connection.peek(MAX_LENGTH)
+        known = parse_proxy_header(data)  # of what is no header this says so even if there is too little of it
+        if isinstance(known, NeedMore) and queued < found.count:
+            raise ProxyProtocolError(f"the connection ended after {queued} bytes of a PROXY protocol header")
+        found = known
+    return found

@@ -1,0 +1,135 @@
+"""Sockets that the process was started with: ``fd://3``, and systemd's socket activation (sd_listen_fds(3)).
+
+A service manager opens the sockets, starts the program when somebody connects, and passes them as descriptors from 3
+on.  It says so in three variables of the environment:
+
+    LISTEN_PID        the process that is meant; whoever else inherits the variables is not
+    LISTEN_FDS        how many there are
+    LISTEN_FDNAMES    their names (FileDescriptorName=), with colons between; "unknown" where it is missing
+
+As sd_listen_fds(unset_environment=1) does, the first use of an ``fd://systemd`` address takes the variables out of the
+environment, so that no program started from here is misled, and makes the descriptors close-on-exec.  What was passed
+is remembered for the addresses that come later, ``fd://systemd/web`` now and ``fd://systemd/api`` then, and each
+socket is given out once: the second time its number may be another file's.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from typing import Final, final
+
+from ._address import FdAddress
+
+FIRST: Final = 3
+"""SD_LISTEN_FDS_START."""
+VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+_CURE: Final = "start the program by a .socket unit, or try it with systemd-socket-activate"
+
+
+@final
+class Passed:
+    """What was passed to this process, and who has it."""
+
+    def __init__(self) -> None:
+        self._names: dict[int, str] = {}
+        self._given: set[int] = set()
+
+    def take(self, address: FdAddress) -> list[int]:
+        """The descriptors that an address of systemd's stands for, which are the caller's from now on.
+
+        Raises:
+          OSError: there are none.
+        """
+        self._read_environment()
+        if not self._names:
+            raise OSError(errno.ENOENT, f"systemd has passed no sockets: LISTEN_PID is not set; {_CURE}")
+        meant = [number for number, name in self._names.items() if address.name in {None, name}]
+        if not meant:
+            known = ", ".join(sorted(set(self._names.values())))
+            reason = f"no socket of this name was passed; there are: {known} (FileDescriptorName=, systemd.socket(5))"
+            raise OSError(errno.ENOENT, reason)
+        free = [number for number in meant if number not in self._given]
+        if not free:
+            raise OSError(
+                errno.EBUSY, "the sockets were opened before by another fd://systemd address, and can be once"
+            )
+        self._given.update(free)
+        return free
+
+    def put_back(self, descriptors: list[int]) -> None:
+        """They have not been used after all."""
+        self._given.difference_update(descriptors)
+
+    def _read_environment(self) -> None:
+        meant = os.environ.get("LISTEN_PID")
+        if meant is None:
+            return
+        if not meant.isdecimal():
+            raise OSError(errno.EINVAL, f"LISTEN_PID is no process: {meant!r}")
+        if int(meant) != os.getpid():
+            reason = f"the sockets were passed to process {meant} (LISTEN_PID), and this is {os.getpid()}"
+            raise OSError(errno.ENOENT, f"{reason}; a script that starts the program must do so with exec")
+        count = os.environ.get("LISTEN_FDS", "")
+        if not count.isdecimal():
+            raise OSError(errno.EINVAL, f"LISTEN_PID is set, and LISTEN_FDS is no number: {count!r}")
+        names = os.environ.get("LISTEN_FDNAMES")
+        listed = names.split(":") if names is not None else ["unknown"] * int(count)
+        if len(listed) != int(count):
+            reason = f"LISTEN_FDNAMES has {len(listed)} names for {count} descriptors (LISTEN_FDS): {names!r}"
+            raise OSError(errno.EINVAL, reason)
+        descriptors = range(FIRST, FIRST + int(count))
+        for descriptor in descriptors:
+            _check_open(descriptor)
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)
+        self._names = dict(zip(descriptors, listed, strict=True))
+        self._given = set()
+        for variable in VARIABLES:
+            os.environ.pop(variable, None)
+
+
+passed: Final = Passed()
+"""This process's."""
+
+
+def _check_open(descriptor: int) -> None:
+    try:
+        os.fstat(descriptor)
+    except OSError as error:
+        raise OSError(error.errno, f"this process has no descriptor {descriptor}: {error.strerror}") from error
+
+
+def take_sockets(address: FdAddress) -> list[socket.socket]:
+    """The sockets that an address stands for, which are the caller's from now on.
+
+    Raises:
+      OSError: there is none, or it is no socket.
+    """
+    if address.descriptor is None:
+        descriptors = passed.take(address)
+    else:
+        _check_open(address.descriptor)
+        descriptors = [address.descriptor]
+    sockets: list[socket.socket] = []
+    try:
+        for descriptor in descriptors:
+            try:
+                sockets.append(socket.socket(fileno=descriptor))
+            except OSError as error:
+                if error.errno != errno.ENOTSOCK:
+                    raise
+                raise OSError(error.errno, f"descriptor {descriptor} is no socket") from error
+            os.set_inheritable(descriptor, False)
+    except BaseException:
+        give_back(address, sockets, descriptors)
+        raise
+    return sockets
+
+
+def give_back(address: FdAddress, sockets: list[socket.socket], descriptors: list[int] | None = None) -> None:
+    """Let go of sockets without closing them: they go on being what the process was started with."""
+    numbers = [sock.detach() for sock in sockets]
+    if address.descriptor is None:
+        passed.put_back(descriptors if descriptors is not None else numbers)

@@ -1,0 +1,196 @@
+"""Connections that pass descriptors (``SCM_RIGHTS``, unix(7)).
+
+They go over a socket even where others are on the ring: a receive that is always armed, into buffers that were given
+beforehand, has no place for anything but bytes, and the kernel drops what has no place.
+
+All that is received, whoever asks for it, comes through :meth:`DescriptorSocket.recv`.  So no descriptor is dropped
+because its byte was taken by ``receive`` or looked at by ``peek``: it waits for the next ``receive_fds``.  To keep the
+two together nothing is received ahead: a call asks the kernel for no more bytes than it returns.  (``receive_until``
+then goes byte by byte.)
+
+Where descriptors could leak: the kernel makes them the process's in recvmsg(2), and from there on somebody must have
+them.  They go to the socket's queue in the same step, which no KeyboardInterrupt can end halfway; ``receive_fds``
+takes them in the step in which it returns; closing, and dropping, closes those that wait.  A message that was cut
+short (``MSG_CTRUNC``: the process could have no more) brings a part of its descriptors.  They are closed, and the
+connection is broken, since what was lost cannot be had again.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import errno
+import os
+import socket
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, final
+
+import trio
+
+from gain_trio._io_manager._errors import broken_by
+
+from ._connection import Marks
+from ._queues import head_of, without_head
+from ._socket_base import as_size, closed_error, current_thread
+from ._socket_calls import HasDescriptor
+from ._socket_connection import CHUNK, SocketConnection
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+MOST_AT_ONCE = 253
+"""Descriptors that one message passes (SCM_MAX_FD)."""
+MOST_WAITING = 1024
+"""Descriptors that wait to be taken."""
+
+_SIZE = array.array("i").itemsize
+_CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # where it is missing, it is done afterwards
+_NO_FAULT_OF_THE_STREAM = frozenset(
+    {errno.EBADF, errno.ETOOMANYREFS, errno.EINVAL, errno.ENOMEM, errno.ENOBUFS, errno.EMFILE, errno.EPERM}
+)
+"""What sendmsg(2) says of the descriptors, or of the machine, and not of the connection: nothing was sent."""
+
+
+@final
+class DescriptorSocket(socket.socket):
+    """One that keeps the descriptors that arrive."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        """Take the descriptor of ``sock`` over."""
+        self.arrived: deque[int] = deque()
+        super().__init__(sock.family, sock.type, sock.proto, sock.detach())
+        self.setblocking(False)
+
+    @trio.lowlevel.enable_ki_protection
+    def recv(self, size: int, flags: int = 0, /) -> bytes:
+        """As ever; descriptors that come with the bytes are queued."""
+        room = socket.CMSG_LEN(MOST_AT_ONCE * _SIZE)
+        data, ancillary, answer, _address = self.recvmsg(size, room, flags | _CLOSE_ON_EXEC)
+        fresh = array.array("i")
+        for level, kind, content in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                fresh.frombytes(content[: len(content) - len(content) % _SIZE])
+        if answer & socket.MSG_CTRUNC:
+            _close(fresh)
+            raise OSError(
+                errno.EMFILE, "descriptors were passed that this process cannot have: it has too many open files"
+            )
+        if len(fresh) + len(self.arrived) > MOST_WAITING:
+            _close(fresh)
+            raise OSError(errno.ENOBUFS, f"more than {MOST_WAITING} descriptors were passed that nobody has taken")
+        if not _CLOSE_ON_EXEC:
+            for descriptor in fresh:
+                os.set_inheritable(descriptor, False)
+        self.arrived.extend(fresh)
+        return data
+
+    def send_with(self, data: bytes, descriptors: array.array[int]) -> int:
+        """Send with descriptors: how many bytes the kernel takes."""
+        return self.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)])
+
+    def close(self) -> None:
+        """Close the socket, and what nobody has taken."""
+        waiting = list(self.arrived)
+        self.arrived.clear()
+        _close(waiting)
+        super().close()
+
+
+def _close(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError):  # of a file that was passed here and is wanted by nobody
+            os.close(descriptor)
+
+
+@final
+class DescriptorConnection(SocketConnection):
+    """See :class:`Connection`, opened with ``pass_fds=True``."""
+
+    __slots__ = ()
+
+    _socket: DescriptorSocket
+
+    def __init__(self, sock: socket.socket, marks: Marks) -> None:
+        super().__init__(sock, marks)
+        self._socket = DescriptorSocket(sock)
+
+    def _size_for(self, max_bytes: int) -> int:
+        return min(CHUNK, super()._size_for(max_bytes), max_bytes)
+
+    async def receive_fds(self, max_bytes: int, max_fds: int) -> tuple[bytes, list[int]]:
+        """See :meth:`Connection.receive_fds`."""
+        if as_size(max_bytes) < 1 or as_size(max_fds) < 1:
+            raise ValueError(f"max_bytes and max_fds must be >= 1, not {max_bytes} and {max_fds}")
+        if not self._socket.arrived or self._is_closed or self._receiving or current_thread() != self._run.thread:
+            data = await self.receive(max_bytes)
+        else:
+            self._receiving = True
+            try:
+                await self._pass(self._marks.receive_high)
+            finally:
+                self._receiving = False
+            data = head_of(self._inbound, max_bytes)
+            self._inbound = without_head(self._inbound, max_bytes)
+            self._unwaited += len(data)
+        arrived = self._socket.arrived
+        return data, [arrived.popleft() for _ in range(min(max_fds, len(arrived)))]
+
+    async def send_fds(self, data: Buffer, fds: Sequence[int | HasDescriptor]) -> None:
+        """See :meth:`Connection.send_fds`."""
+        with memoryview(data) as view:
+            content = bytes(view)
+        if not content:
+            raise ValueError("descriptors go with at least one byte")
+        descriptors = _numbers(fds)
+        if self._is_closed or self._sending or current_thread() != self._run.thread:
+            self._refuse("sending")
+        self._sending = True
+        try:
+            await self._pass(self._marks.send_high)
+            while not (sent := self._send_with(content, descriptors)):
+                if self._outbound is not None:
+                    await self._park(1)
+                else:
+                    await trio.lowlevel.wait_writable(self._descriptor)
+                    self._unwaited = 0
+        except trio.ClosedResourceError:
+            self._check_not_eof()
+            raise closed_error() from None
+        finally:
+            self._sending = False
+        self._unwaited += sent
+        if sent < len(content):
+            await self._send_rest(content, sent)
+
+    def _send_with(self, content: bytes, descriptors: array.array[int]) -> int:
+        """How much the kernel takes, and with it the descriptors; 0 when it is not yet this call's turn."""
+        self._check_sending()
+        self._check_not_eof()
+        if self._outbound is not None:
+            return 0
+        try:
+            return self._socket.send_with(content, descriptors)
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except OSError as error:
+            if error.errno in _NO_FAULT_OF_THE_STREAM:
+                raise OSError(error.errno, f"the descriptors cannot be sent: {error.strerror}") from error
+            self._send_failed(error)
+            raise broken_by(error) from error
+
+    async def detach(self) -> tuple[socket.socket, bytes]:
+        """See :meth:`Connection.detach`."""
+        if self._socket.arrived:
+            raise RuntimeError("descriptors have arrived that nobody has taken: call receive_fds() first")
+        return await super().detach()
+
+
+def _numbers(fds: Sequence[int | HasDescriptor]) -> array.array[int]:
+    numbers = array.array("i", [fd if isinstance(fd, int) else fd.fileno() for fd in fds])
+    if len(numbers) > MOST_AT_ONCE:
+        raise ValueError(f"{len(numbers)} descriptors do not go at once, at most {MOST_AT_ONCE}")
+    for number in numbers:
+        if number < 0:
+            raise ValueError(f"{number} is no descriptor; has what it belonged to been closed?")
+    return numbers

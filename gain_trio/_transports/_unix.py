@@ -1,0 +1,292 @@
+"""Unix sockets: listening, connecting, and who the peer is; unix(7).
+
+*Nobody gets in who is not allowed to.*  bind(2) makes the file with the mode that the umask leaves, and the umask is
+the whole process's: to set it for a moment would be felt by every other thread.  To bind at another name and to
+rename, as some do, is not needed and shows: getsockname(2) and getpeername(2) go on telling the name that was bound.
+So it is bound, then owner, group and mode are set, and then it listens.  connect(2) looks at the mode whenever it is
+called, and refuses everybody until listen(2): so there is no moment at which somebody gets in whom the mode keeps
+out.  Owner and mode are set without following links, so whoever can put a link in place of the file gains nothing by
+it.
+
+*A file that is left over is replaced, and nothing else.*  A server that was killed leaves its file, and bind(2) does
+not replace one.  What is there has to be a socket, and a connection to it has to be refused: then nobody listens.  A
+server that lives sees that one connection come and go.  Two that start at once would take each other's socket, bound
+but not yet listening, for left over: so from before bind until after listen a starter holds a lock (flock(2)) on the
+directory, which leaves no file behind as one on a file of its own would.
+
+*The file goes with the server*: at close, if it is still the same file (device and inode; the number is not used again
+while the socket is bound), and while the socket still listens, so that no other server can have begun to replace it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import socket
+import stat
+import struct
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final, Protocol, final
+
+import attrs
+import trio
+
+from ._address import UnixAddress
+
+LOCK_PATIENCE: Final = 5.0
+"""Seconds that a starter waits for the lock of the directory, which others hold for less than a millisecond."""
+_LOCK_PAUSE: Final = 0.01
+_SHORTEST_PAUSE: Final = 0.001
+_LONGEST_PAUSE: Final = 0.05
+
+logger = logging.getLogger("gain_trio")
+
+
+@final
+@attrs.frozen
+class PeerCredentials:
+    """Who the other end of a Unix connection is: what the kernel noted when it connected, or began to listen."""
+
+    pid: int
+    """The process; 0 when it is in another PID namespace that cannot be seen from here."""
+    uid: int
+    """The effective user."""
+    gid: int
+    """The effective group."""
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Access:
+    """Who may connect to a Unix socket: mode, owner and group of its file.  None leaves what the system makes it."""
+
+    mode: int | None = None
+    owner: int | str | None = None
+    group: int | str | None = None
+
+    def __attrs_post_init__(self) -> None:
+        if self.mode is not None and not 0 <= self.mode <= 0o777:
+            raise ValueError(f"the mode of a Unix socket is at most 0o777, such as 0o660, not {oct(self.mode)}")
+
+    def __bool__(self) -> bool:
+        return (self.mode, self.owner, self.group) != (None, None, None)
+
+
+def check_unix() -> None:
+    """Raise a :exc:`ValueError` where there are no Unix sockets."""
+    if not hasattr(socket, "AF_UNIX"):
+        raise ValueError(f"Python has no Unix sockets on {sys.platform}; use tcp://127.0.0.1:PORT")
+
+
+# --- listening ---
+
+
+@final
+class UnixListeningSocket(socket.socket):
+    """One that removes its file when it is closed."""
+
+    _file: tuple[str, int, int, int] | None = None
+
+    def owns(self, path: str) -> None:
+        """The socket has been bound to this path."""
+        found = os.lstat(path)
+        self._file = (path, found.st_dev, found.st_ino, os.getpid())
+
+    def close(self) -> None:
+        """Remove the file, if it is still the one that was bound, and close the socket."""
+        owned, self._file = self._file, None
+        if owned is not None:
+            _remove(*owned)
+        super().close()
+
+
+def _remove(path: str, device: int, inode: int, process: int) -> None:
+    if process != os.getpid():  # the child of a fork: the server lives on in its parent
+        return
+    try:
+        found = os.lstat(path)
+        if (found.st_dev, found.st_ino) == (device, inode):
+            Path(path).unlink()
+    except FileNotFoundError:
+        pass  # somebody has done it already
+    except OSError as error:  # privileges were dropped since, perhaps; no reason not to close
+        logger.warning("cannot remove the Unix socket %s: %s; the next server there replaces it", path, error.strerror)
+
+
+async def listen_unix(address: UnixAddress, backlog: int, access: Access) -> socket.socket:
+    """A listening socket, which removes its file when it is closed.
+
+    Raises:
+      ValueError: an owner or group is not known.
+      OSError: it cannot be had; the message does not name the address.
+    """
+    owner, group = _user_id(access.owner), _group_id(access.group)
+    sock = UnixListeningSocket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        if address.abstract:
+            sock.bind(address.sockaddr)
+            sock.listen(backlog)
+            return sock
+        async with _lock(str(Path(address.path).parent)):
+            _bind(sock, address.path)
+            sock.owns(address.path)
+            if (owner, group) != (-1, -1):
+                os.chown(address.path, owner, group, follow_symlinks=False)
+            if access.mode is not None:
+                _set_mode(address.path, access.mode)
+            sock.listen(backlog)
+        return sock
+    except BaseException:
+        sock.close()
+        raise
+
+
+@contextlib.asynccontextmanager
+async def _lock(directory: str) -> AsyncIterator[None]:
+    """Hold the lock that servers hold which start in this directory."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with trio.move_on_after(LOCK_PATIENCE) as scope:
+            while not _try_lock(descriptor):  # noqa: ASYNC110 - a lock between processes tells nobody when it is free
+                await trio.sleep(_LOCK_PAUSE)
+        if scope.cancelled_caught:
+            reason = (
+                f"another process has held the lock (flock) of the directory {directory} for {LOCK_PATIENCE} seconds"
+            )
+            raise OSError(errno.EAGAIN, reason)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    import fcntl  # noqa: PLC0415 - there is none where there are no Unix sockets
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _bind(sock: socket.socket, path: str) -> None:
+    try:
+        sock.bind(path)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+    else:
+        return
+    _remove_left_over(path)
+    sock.bind(path)
+
+
+def _remove_left_over(path: str) -> None:
+    """Make room for a socket, or raise why that cannot be."""
+    try:
+        before = os.lstat(path)
+        if not stat.S_ISSOCK(before.st_mode):
+            raise OSError(errno.EADDRINUSE, "there is something of this name that is no socket, and it is left alone")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)
+            answer = probe.connect_ex(path)
+        if answer in {0, errno.EAGAIN, errno.EPROTOTYPE}:
+            raise OSError(errno.EADDRINUSE, "a server is listening there")
+        if answer not in {errno.ECONNREFUSED, errno.ENOENT}:
+            raise OSError(
+                errno.EADDRINUSE,
+                f"there is a socket of this name, and nobody knows whether a server lives there: {os.strerror(answer)}",
+            )
+        after = os.lstat(path)
+        if (after.st_dev, after.st_ino) == (before.st_dev, before.st_ino):  # if not, bind(2) says the rest
+            Path(path).unlink()
+    except FileNotFoundError:
+        pass  # somebody has removed it: just as well
+
+
+def _set_mode(path: str, mode: int) -> None:
+    """chmod(2) that does not follow a link, which Linux learnt late (6.6), and Python's chmod does not know yet."""
+    if os.chmod in os.supports_follow_symlinks:
+        Path(path).chmod(mode, follow_symlinks=False)
+        return
+    descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            raise OSError(errno.ENOTSOCK, "somebody has put something else in the place of the socket")
+        Path(f"/proc/self/fd/{descriptor}").chmod(mode)
+    finally:
+        os.close(descriptor)
+
+
+def _user_id(owner: int | str | None) -> int:
+    if not isinstance(owner, str):
+        return -1 if owner is None else owner
+    import pwd  # noqa: PLC0415 - the same
+
+    try:
+        return pwd.getpwnam(owner).pw_uid
+    except KeyError:
+        raise ValueError(f"there is no user {owner!r} who could own the socket") from None
+
+
+def _group_id(group: int | str | None) -> int:
+    if not isinstance(group, str):
+        return -1 if group is None else group
+    import grp  # noqa: PLC0415 - the same
+
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise ValueError(f"there is no group {group!r} that could own the socket") from None
+
+
+# --- connecting ---
+
+
+async def connect_unix(address: UnixAddress) -> socket.socket:
+    """A connected, non-blocking socket.
+
+    With the server's backlog full it waits for a place there.  The kernel tells nobody that there is one (connect(2),
+    ``EAGAIN``), so it has to be tried again and again.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    pause = _SHORTEST_PAUSE
+    try:
+        sock.setblocking(False)
+        await trio.lowlevel.checkpoint()
+        while (answer := sock.connect_ex(address.sockaddr)) == errno.EAGAIN:
+            await trio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        if answer:
+            raise OSError(answer, f"cannot connect to {address}: {os.strerror(answer)}")  # noqa: TRY301 - one place closes
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+# --- who the peer is ---
+
+
+class _HasOptions(Protocol):
+    def getsockopt(self, level: int, option: int, buffersize: int = 0) -> Any: ...
+
+
+_CREDENTIALS: Final = struct.Struct("iII")  # struct ucred
+
+
+def peer_credentials(connection: _HasOptions) -> PeerCredentials:
+    """See :meth:`Connection.peer_credentials`."""
+    option = getattr(socket, "SO_PEERCRED", None)
+    if option is None:
+        raise OSError(errno.EOPNOTSUPP, f"{sys.platform} has no SO_PEERCRED, which tells who the peer is")
+    if connection.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN) != socket.AF_UNIX:
+        raise ValueError("only a Unix connection has peer credentials; of this one there is a remote_address")
+    return PeerCredentials(
+        *_CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, option, _CREDENTIALS.size)),
+    )

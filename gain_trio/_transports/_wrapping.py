@@ -1,0 +1,91 @@
+"""Connections and listeners of sockets that exist already."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+from collections.abc import Callable
+from typing import TypeVar
+
+import trio
+
+from ._connection import Connection, Marks
+from ._implementation import implementation
+from ._listener import Listener
+
+T = TypeVar("T")
+
+
+def wrap_connection(sock: object, marks: Marks | None, *, pass_fds: bool) -> Connection:
+    """See :meth:`Connection.from_socket`."""
+    make = implementation("Connection.from_socket()", pass_fds=pass_fds)
+    checked = _check(sock, "Connection.from_socket()", pass_fds=pass_fds)
+    if _is_listening(checked):
+        raise ValueError(
+            "Connection.from_socket() takes a connected socket, and this one listens; use Listener.from_socket()"
+        )
+    try:
+        checked.getpeername()
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:
+            raise
+        reason = "Connection.from_socket() takes a connected socket, and this one is not connected, or no more"
+        raise OSError(errno.ENOTCONN, reason) from error
+    return _take_over(checked, lambda own: make.connection(own, marks or Marks()))
+
+
+def wrap_listener(
+    sock: object, marks: Marks | None, *, pass_fds: bool, what: str = "Listener.from_socket()"
+) -> Listener:
+    """See :meth:`Listener.from_socket`; ``what`` is what to call it in messages."""
+    make = implementation(what, pass_fds=pass_fds)
+    checked = _check(sock, what, pass_fds=pass_fds)
+    if not _is_listening(checked):
+        raise ValueError(
+            f"{what} takes a socket that listens, and this one does not: call its listen() first; if it is connected, "
+            "Connection.from_socket() takes it"
+        )
+    return _take_over(checked, lambda own: make.listener(own, marks or Marks()))
+
+
+def _check(sock: object, what: str, *, pass_fds: bool) -> socket.socket | trio.socket.SocketType:
+    if isinstance(sock, ssl.SSLSocket):
+        raise ValueError(
+            f"{what} takes a socket without TLS; wrap that one, and put TLS above: trio.SSLStream(connection, ...)"
+        )
+    if not isinstance(sock, socket.socket | trio.socket.SocketType):
+        hint = "; pass its .socket" if isinstance(sock, trio.SocketStream | trio.SocketListener) else ""
+        raise TypeError(f"{what} takes a socket.socket or one of trio.socket, not {sock!r}{hint}")
+    if sock.fileno() < 0:
+        raise ValueError(f"{what} takes an open socket, and this one is closed")
+    if sock.type != socket.SOCK_STREAM:
+        raise ValueError(f"{what} takes a stream socket (SOCK_STREAM), and this one is {sock.type!r}")
+    if pass_fds and sock.family != getattr(socket, "AF_UNIX", None):
+        raise ValueError(
+            f"descriptors pass through Unix sockets only, and this one is {sock.family!r}: leave out pass_fds=True"
+        )
+    return sock
+
+
+def _is_listening(sock: socket.socket | trio.socket.SocketType) -> bool:
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
+@trio.lowlevel.enable_ki_protection
+def _take_over(sock: socket.socket | trio.socket.SocketType, make: Callable[[socket.socket], T]) -> T:
+    """Make something that owns the descriptor of ``sock``, which owns it no more then, and still does if this raises."""
+    own = socket.socket(sock.family, sock.type, sock.proto, sock.fileno())
+    # A socket of trio.socket is non-blocking, and says nothing of it.
+    timeout = sock.gettimeout() if isinstance(sock, socket.socket) else 0.0
+    try:
+        own.setblocking(False)
+        if sock.family in {socket.AF_INET, socket.AF_INET6}:  # a listener hands it down to its connections
+            own.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        made = make(own)
+    except BaseException:
+        own.settimeout(timeout)
+        own.detach()
+        raise
+    sock.detach()
+    return made
