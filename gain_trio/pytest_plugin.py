@@ -10,7 +10,9 @@ from typing import get_args
 
 import pytest
 
-from gain_trio import Backend, BackendInfo, RingUnavailable, backend_info, install, uninstall
+from gain_trio import Backend, BackendInfo, RingUnavailable, backend_info, uninstall
+from gain_trio._io_manager._choice import Wish, resolve
+from gain_trio._io_manager._install import install_wish
 
 _chosen = pytest.StashKey[BackendInfo]()
 
@@ -20,7 +22,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--gain-trio-backend",
         choices=get_args(Backend),
-        default=os.environ.get("GAIN_TRIO_BACKEND") or "io_uring",
         help=(
             "what trio.run is on in this session: gain_trio's I/O manager (io_uring), Trio's own (trio), or the first where "
             "it can be had (auto); GAIN_TRIO_BACKEND, or else io_uring, by default"
@@ -28,11 +29,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def _wish(asked: Backend | None) -> Wish:
+    """What the session is to be on; the command line outweighs the environment."""
+    if asked is not None:
+        return Wish(asked, f"--gain-trio-backend={asked}")
+    if os.environ.get("GAIN_TRIO_BACKEND"):
+        return resolve("auto")  # which asks the variable, and names it in what it complains of
+    return Wish("io_uring", "the pytest plugin's default")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Install the backend; without a ring, ``io_uring`` ends the session before it starts, with the reason."""
     try:
-        config.stash[_chosen] = install(backend=config.getoption("--gain-trio-backend"))
-    except (RingUnavailable, ValueError) as error:
+        config.stash[_chosen] = install_wish(_wish(config.getoption("--gain-trio-backend")))
+    except RingUnavailable as error:
+        cure = "--gain-trio-backend=auto tests without it where it cannot be had, --gain-trio-backend=trio everywhere"
+        raise pytest.UsageError(f"gain_trio: {error}; {cure}") from error
+    except ValueError as error:
         raise pytest.UsageError(f"gain_trio: {error}") from error
 
 

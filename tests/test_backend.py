@@ -82,7 +82,7 @@ FORBIDDEN = [
     ("EPERM", "a seccomp profile forbids it"),
     ("ENOSYS", "a seccomp profile or "),
     ("ENOMEM", "RLIMIT_MEMLOCK"),
-    ("EINVAL", "older than 5.11"),
+    ("EINVAL", "gain_trio needs"),
 ]
 
 
@@ -200,6 +200,24 @@ def test_a_system_call_that_is_not_there(proc: Path, files: dict[str, str], caus
     for name, content in files.items():
         (proc / name).write_text(content)
     assert cause in str(ring_unavailable(errno.ENOSYS))
+
+
+@pytest.mark.parametrize(
+    ("release", "cause"),
+    [
+        ("5.10.0-30-amd64", "the kernel (5.10.0-30-amd64) is older than 5.11"),
+        ("5.11.0", "this kernel's io_uring (5.11.0), or a sandbox's such as gVisor's, lacks what gain_trio needs"),
+        ("6.18.1", "this kernel's io_uring (6.18.1), or a sandbox's such as gVisor's, lacks what gain_trio needs"),
+        ("rolling", "lacks what gain_trio needs"),
+    ],
+)
+def test_a_kernel_is_called_old_only_where_its_release_says_so(
+    monkeypatch: pytest.MonkeyPatch, release: str, cause: str
+) -> None:
+    monkeypatch.setattr("platform.release", lambda: release)
+    reason = str(ring_unavailable(errno.EINVAL))
+    assert cause in reason
+    assert ("older than" in reason) == (release == "5.10.0-30-amd64")
 
 
 # --- choosing ---
@@ -386,3 +404,70 @@ def test_without_the_compiled_modules_a_server_serves_and_the_operator_is_told()
     assert "install gain_trio again" in line
     out, err = python("-c", MISSING, "io_uring")
     assert (out[:2], err) == (["RingUnavailable", "None"], [])
+
+
+PURE = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("gain_trio._uring", "gain_trio._fastpath"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+import gain_trio
+print(gain_trio.backend_info().reason)
+"""
+
+
+def test_a_pure_installation_says_that_a_module_is_missing() -> None:
+    [reason], err = python("-c", PURE)
+    assert err == []
+    assert "are missing (No module named 'gain_trio._fastpath');" in reason
+
+
+# --- a test session by the plugin ---
+
+
+def plugin_session(tmp_path: Path, *options: str, **environment: str) -> tuple[int, str, str]:
+    """Run pytest with gain_trio's plugin, where a ring is forbidden, on one test that runs Trio."""
+    (tmp_path / "test_it.py").write_text("import trio\n\ndef test_it():\n    trio.run(trio.sleep, 0)\n")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("GAIN_TRIO_")}
+    pytest_run = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "gain_trio.pytest_plugin", *options]
+    result = subprocess.run(
+        [sys.executable, str(HERE / "restricted.py"), "EPERM", *pytest_run, "--rootdir", str(tmp_path), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+        cwd=tmp_path,
+        env={**inherited, **environment},
+    )
+    return result.returncode, result.stdout, result.stderr
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("options", "environment", "origin"),
+    [
+        (["--gain-trio-backend=io_uring"], {}, "--gain-trio-backend=io_uring"),
+        (["--gain-trio-backend=io_uring"], {"GAIN_TRIO_BACKEND": "trio"}, "--gain-trio-backend=io_uring"),
+        ([], {"GAIN_TRIO_BACKEND": "io_uring"}, "GAIN_TRIO_BACKEND=io_uring"),
+        ([], {}, "the pytest plugin's default"),
+    ],
+)
+def test_a_session_without_its_ring_is_told_who_demanded_it_and_the_cure(
+    tmp_path: Path, options: list[str], environment: dict[str, str], origin: str
+) -> None:
+    status, _out, err = plugin_session(tmp_path, *options, **environment)
+    assert status == pytest.ExitCode.USAGE_ERROR
+    assert f"(the ring is demanded by {origin}); --gain-trio-backend=auto " in err
+    for cure in ("auto", "trio"):
+        status, _out, err = plugin_session(tmp_path, f"--gain-trio-backend={cure}", **environment)
+        assert status == pytest.ExitCode.OK, err
+
+
+def test_a_session_is_told_which_variable_is_wrong(tmp_path: Path) -> None:
+    status, _out, err = plugin_session(tmp_path, GAIN_TRIO_BACKEND="epoll")
+    assert status == pytest.ExitCode.USAGE_ERROR
+    assert "gain_trio: GAIN_TRIO_BACKEND must be one of auto, io_uring, trio, not 'epoll'" in err

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import array
 import contextlib
+import copy
 import errno
 import gc
 import os
+import pickle
 import random
 import socket
 import ssl
@@ -969,6 +971,16 @@ async def test_no_other_attributes(pair: Pair) -> None:
 
 
 # --- life ---
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
+async def test_it_has_one_owner(pair: Pair, duplicate: Callable[[Connection], object]) -> None:
+    client, served = pair
+    with pytest.raises(TypeError, match="a connection cannot be copied or pickled"):
+        duplicate(client)
+    gc.collect()  # nothing is there that would close the descriptor
+    await client.send(b"whole")
+    assert await served.receive() == b"whole"
 
 
 @pytest.mark.parametrize("used", [False, True])

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import gc
+import pickle
 import queue
 import random
 import socket
 import warnings
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -114,6 +116,16 @@ async def test_it_iterates(endpoint: DatagramEndpoint, peer: socket.socket) -> N
         if len(received) == 5:
             break
     assert received == [b"0", b"1", b"2", b"3", b"4"]
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
+async def test_it_has_one_owner(
+    endpoint: DatagramEndpoint, peer: socket.socket, duplicate: Callable[[DatagramEndpoint], object]
+) -> None:
+    with pytest.raises(TypeError, match="a datagram endpoint cannot be copied or pickled"):
+        duplicate(endpoint)
+    peer.sendto(b"whole", endpoint.local_address)
+    assert await endpoint.receive() == (b"whole", peer.getsockname())
 
 
 async def test_addresses_may_be_given_by_name(endpoint: DatagramEndpoint, peer: socket.socket) -> None:

@@ -16,7 +16,7 @@ from processes import TIMEOUT, run
 
 import gain_trio
 from gain_trio._faces import _doctor
-from gain_trio._faces._advice import Advice, advise, kernel_version
+from gain_trio._faces._advice import Advice, advise
 from gain_trio._faces._cgroup import cpu_quota
 from gain_trio._faces._doctor import (
     SYSCTLS,
@@ -35,7 +35,7 @@ from gain_trio._faces._doctor import (
     container_signs,
 )
 from gain_trio._faces._doctor_page import as_json, as_text
-from gain_trio._kernel import Feature, load_error
+from gain_trio._kernel import Feature, kernel_version, load_error
 from gain_trio._ring import Ring, RingOptions
 
 NAMES = tuple(feature.name.lower() for feature in Feature if feature.name)
@@ -58,7 +58,7 @@ HEALTHY = Facts(
         "fs.file-max": 9223372036854775807,
         "fs.nr_open": 1048576,
     },
-    security=SecurityFacts(0, False),
+    security=SecurityFacts(0, False, 0),
     environment=dict.fromkeys(VARIABLES),
     resume_in_place=True,
 )
@@ -118,6 +118,7 @@ def test_a_healthy_machine_gets_no_advice() -> None:
         ),
         (without_ring(errno.EPERM), "security_module", ["SELinux"]),
         (without_ring(errno.EACCES), "security_module", ["SELinux"]),
+        (without_ring(errno.EACCES, security__seccomp=2), "security_module", ["SELinux", "seccomp filter"]),
         (without_ring(errno.ENOSYS), "kernel", ["CONFIG_IO_URING"]),
         (without_ring(errno.ENOSYS, security__seccomp=2, system__kernel="4.19.0"), "kernel", ["5.1"]),
         (
@@ -125,7 +126,8 @@ def test_a_healthy_machine_gets_no_advice() -> None:
             "gvisor",
             ["gVisor has no"],
         ),
-        (without_ring(errno.EINVAL), "kernel", ["Linux 6.1"]),
+        (without_ring(errno.EINVAL), "kernel", ["gVisor", "Linux 6.1"]),
+        (without_ring(errno.EINVAL, system__kernel="5.4.0"), "kernel", ["This kernel's io_uring lacks", "Linux 6.1"]),
         (without_ring(errno.EMFILE), "descriptors", ["ulimit -n"]),
         (without_ring(errno.ENOMEM), "memory", ["control group"]),
         (without_ring(None, python__modules=Unknown("they are missing")), "modules", ["C compiler"]),
@@ -156,7 +158,23 @@ def test_before_5_12_locked_memory_counts(kernel: str) -> None:
     assert keys(facts) == ["memlock", "memory", "fallback"]
     assert "65536 bytes" in only(facts, "memlock").text
     assert only(machine(system__kernel=kernel, limits=limit), "memlock").level == "hint"
-    assert "memlock" not in keys(machine(system__kernel=kernel, limits=limit, system__user_id=0))
+
+
+def test_the_capability_exempts_from_the_limit_and_being_root_does_not() -> None:
+    limit = {"memlock": Limit(64 << 10, 64 << 10)}
+    exempt = machine(limits=limit, security__capabilities=1 << 14)
+    assert keys(exempt) == []
+    assert keys(machine(exempt, system__user_id=0)) == ["root"]
+    root_in_a_container = machine(limits=limit, system__user_id=0, security__capabilities=0xA80425FB)
+    assert keys(root_in_a_container) == ["memlock", "root"]
+    assert keys(machine(limits=limit, security__capabilities=GONE)) == ["memlock"]
+
+
+def test_where_memory_was_refused_a_low_limit_is_told_whoever_is_exempt() -> None:
+    """The capability may be that of a user namespace, which does not count."""
+    limit = {"memlock": Limit(64 << 10, 64 << 10)}
+    facts = without_ring(errno.ENOMEM, limits=limit, security__capabilities=1 << 14, system__user_id=0)
+    assert keys(facts) == ["memlock", "memory", "fallback"]
 
 
 @pytest.mark.parametrize("memlock", [Limit(8 << 20, 8 << 20), Limit("unlimited", "unlimited"), GONE])
@@ -215,7 +233,7 @@ def test_what_is_not_known_is_no_reason_for_advice() -> None:
         sysctls=dict.fromkeys(SYSCTLS, GONE),
         limits={"nofile": GONE, "memlock": GONE},
         cpus=CpuFacts(GONE, GONE, GONE),
-        security=SecurityFacts(GONE, GONE),
+        security=SecurityFacts(GONE, GONE, GONE),
         system__user_id=GONE,
     )
     assert advise(facts) == ()
@@ -245,8 +263,17 @@ def test_settings_that_cannot_be_obeyed_are_problems() -> None:
     advice = only(machine(choice=complaint, environment={"GAIN_TRIO_BACKEND": "tiro"}), "environment")
     assert (advice.level, complaint.reason in advice.text) == ("problem", True)
     complaint = Unknown("GAIN_TRIO_RESUME_IN_PLACE must be 0 or 1, not 'x'")
-    advice = only(machine(resume_in_place=complaint), "environment")
-    assert (advice.level, complaint.reason in advice.text) == ("problem", True)
+    for backend in (None, "", "auto", "io_uring"):
+        advice = only(machine(resume_in_place=complaint, environment={"GAIN_TRIO_BACKEND": backend}), "environment")
+        assert (advice.level, complaint.reason in advice.text) == ("problem", True)
+    assert "environment" in keys(without_ring(errno.EPERM, resume_in_place=complaint))
+
+
+def test_a_setting_of_the_ring_that_is_wrong_is_no_problem_where_no_ring_is_opened() -> None:
+    choice = Choice("trio", "none", "it was asked for by GAIN_TRIO_BACKEND=trio", ())
+    complaint = Unknown("GAIN_TRIO_RESUME_IN_PLACE must be 0 or 1, not 'x'")
+    facts = machine(choice=choice, resume_in_place=complaint, environment={"GAIN_TRIO_BACKEND": "trio"})
+    assert keys(facts) == ["turned_off"]
 
 
 def test_a_ring_that_is_demanded_and_cannot_be_had() -> None:
@@ -286,11 +313,12 @@ def write(root: Path, name: str, text: str) -> None:
 def test_facts_are_read_from_the_files_of_proc(tmp_path: Path) -> None:
     write(tmp_path, "proc/sys/kernel/io_uring_disabled", "1\n")
     write(tmp_path, "proc/sys/net/ipv4/ip_local_port_range", "32768\t60999\n")
-    write(tmp_path, "proc/self/status", "Name:\tpython\nNoNewPrivs:\t1\nSeccomp:\t2\nSeccomp_filters:\t1\n")
+    status = "Name:\tpython\nCapEff:\t00000000a80425fb\nNoNewPrivs:\t1\nSeccomp:\t2\nSeccomp_filters:\t1\n"
+    write(tmp_path, "proc/thread-self/status", status)
     facts = collect(tmp_path, {"GAIN_TRIO_UNWANTED": "buffer_ring"})
     assert facts.sysctls["kernel.io_uring_disabled"] == 1
     assert facts.sysctls["net.ipv4.ip_local_port_range"] == (32768, 60999)
-    assert facts.security == SecurityFacts(2, True)
+    assert facts.security == SecurityFacts(2, True, 0xA80425FB)
     assert facts.environment == {**dict.fromkeys(VARIABLES), "GAIN_TRIO_UNWANTED": "buffer_ring"}
 
 
@@ -301,6 +329,7 @@ def test_files_that_are_not_there_are_unknown_with_the_reason(tmp_path: Path) ->
         assert isinstance(value, Unknown)
         assert value.reason == f"No such file or directory: {tmp_path}/proc/sys/{name.replace('.', '/')}"
     assert isinstance(facts.security.seccomp, Unknown)
+    assert isinstance(facts.security.capabilities, Unknown)
     assert isinstance(facts.cpus.quota, Unknown)
     assert facts.system.container == ()
 
@@ -309,13 +338,14 @@ def test_files_that_make_no_sense_are_unknown_too(tmp_path: Path) -> None:
     write(tmp_path, "proc/sys/net/core/somaxconn", "a lot")
     write(tmp_path, "proc/sys/fs/nr_open", "")
     (tmp_path / "proc/sys/fs/file-max").mkdir()  # reading it fails, for root as well
-    write(tmp_path, "proc/self/status", "Name:\tpython\n")
+    write(tmp_path, "proc/thread-self/status", "Name:\tpython\nCapEff:\tall\n")
     write(tmp_path, "proc/self/cgroup", "nonsense\n")
     facts = collect(tmp_path, {})
     values = [facts.sysctls[name] for name in ("net.core.somaxconn", "fs.nr_open", "fs.file-max")]
-    assert all(isinstance(value, Unknown) for value in [*values, facts.security.seccomp, facts.cpus.quota])
+    values += [facts.security.seccomp, facts.security.capabilities, facts.cpus.quota]
+    assert all(isinstance(value, Unknown) for value in values)
     assert "Is a directory" in str(facts.sysctls["fs.file-max"])
-    assert facts.security.no_new_privs == Unknown("/proc/self/status has no line NoNewPrivs")
+    assert facts.security.no_new_privs == Unknown("/proc/thread-self/status has no line NoNewPrivs")
 
 
 @pytest.mark.parametrize(
@@ -420,7 +450,17 @@ def test_the_page_names_everything_and_keeps_to_its_width(facts: Facts, width: i
     lines = page.splitlines()
     assert max(map(len, lines)) <= width
     assert not any(line != line.rstrip() for line in lines)
-    words = [*NAMES, *SYSCTLS, *VARIABLES, "RLIMIT_NOFILE", "RLIMIT_MEMLOCK", "seccomp", "NoNewPrivs", "6.12.1"]
+    words = [
+        *NAMES,
+        *SYSCTLS,
+        *VARIABLES,
+        "RLIMIT_NOFILE",
+        "RLIMIT_MEMLOCK",
+        "seccomp",
+        "NoNewPrivs",
+        "CapEff",
+        "6.12.1",
+    ]
     assert [word for word in words if word not in page] == []
 
 
@@ -463,7 +503,7 @@ def test_the_keys_of_the_json_are_stable() -> None:
     assert content["sysctls"]["net.ipv4.ip_local_port_range"] == [32768, 60999]
     assert content["sysctls"]["net.core.somaxconn"] is None
     assert content["unknown"] == {"sysctls.net.core.somaxconn": GONE.reason}
-    assert set(content["security"]) == {"seccomp", "no_new_privs"}
+    assert set(content["security"]) == {"seccomp", "no_new_privs", "capabilities"}
     assert set(content["environment"]) == set(VARIABLES)
     assert content["advice"] == [{"key": "a", "level": "hint", "text": "Do."}]
 
@@ -497,13 +537,17 @@ def test_the_environment_does_not_change_what_the_machine_can_do(monkeypatch: py
     assert content["python"]["gain_trio"] == gain_trio.__version__
 
 
-def test_a_wrong_setting_is_a_finding_and_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("backend", ["auto", "io_uring", "trio"])
+def test_a_wrong_setting_is_a_finding_and_no_crash(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    monkeypatch.setenv("GAIN_TRIO_BACKEND", backend)
     monkeypatch.setenv("GAIN_TRIO_RESUME_IN_PLACE", "perhaps")
     status, out, err = run("-m", "gain_trio", "doctor", "--json")
     assert (status, err) == (0 if ring_can_run() else 1, "")
     content = json.loads(out)
     assert "'perhaps'" in content["unknown"]["resume_in_place"]
-    assert "environment" in [advice["key"] for advice in content["advice"]]
+    fails, _out, _err = run("-c", "import gain_trio, trio; gain_trio.run(trio.sleep, 0)")
+    assert ("environment" in [advice["key"] for advice in content["advice"]]) == bool(fails)
+    assert bool(fails) == (backend != "trio")
 
 
 def test_a_reader_that_has_enough_is_no_error() -> None:
@@ -522,6 +566,31 @@ def test_a_reader_that_has_enough_is_no_error() -> None:
     finally:
         os.close(writing)
     assert (result.returncode, result.stderr) == (0 if ring_can_run() else 1, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+@pytest.mark.parametrize("arguments", [["doctor"], ["doctor", "--json"]])
+@pytest.mark.parametrize(
+    ("redirection", "reason"), [(">/dev/full", "No space left on device"), (">&-", "Bad file descriptor")]
+)
+def test_a_page_that_cannot_be_written_does_not_say_that_there_is_no_ring(
+    arguments: list[str], redirection: str, reason: str
+) -> None:
+    command = ["sh", "-c", f'"$@" {redirection}', "sh", sys.executable, "-m", "gain_trio", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert (result.returncode, result.stderr) == (2, f"gain-trio: standard output: {reason}\n")
+
+
+@pytest.mark.skipif(load_error is not None, reason="there are no compiled modules to ask the kernel with")
+def test_a_ring_refused_for_lack_of_memory_to_lock_is_told_so_to_root_too() -> None:
+    if not ring_can_run():
+        pytest.skip("there is no ring to refuse")
+    restricted = Path(__file__).resolve().parent / "restricted.py"
+    status, out, err = run(restricted, "memlock", "-m", "gain_trio", "doctor", "--json")
+    content = json.loads(out)
+    assert (status, err) == (0 if content["ring"]["runs"] else 1, "")
+    assert not content["security"]["capabilities"] >> 14 & 1
+    assert "memlock" in [advice["key"] for advice in content["advice"]]
 
 
 WITHOUT_MODULES = """
@@ -576,4 +645,5 @@ def test_help_tells_what_the_exit_status_means() -> None:
     assert (status, err) == (0, "")
     assert "exit status:" in out
     assert "GAIN_TRIO_BACKEND=trio" in out
+    assert "  2  Nothing is told" in out
     assert max(map(len, out.splitlines())) <= 80

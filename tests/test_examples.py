@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import socket
+import stat
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from certificates import certificate, client_context
 from processes import ROOT, TIMEOUT, Program, connect, read_all, read_exactly, run, running
 
 EXAMPLES = ROOT / "examples"
@@ -110,6 +114,24 @@ def test_the_deadline_of_a_scope_stops_the_server_and_its_handlers() -> None:
             connect(*address)
 
 
+def test_tls_echo_speaks_tls_with_the_certificate_it_was_given(tmp_path: Path) -> None:
+    chain, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    chain.write_bytes(b"".join(blob.bytes() for blob in certificate().cert_chain_pems))
+    certificate().private_key_pem.write_to_path(key)
+    with running(EXAMPLES / "tls_echo.py", "--cert", chain, "--key", key) as program:
+        address = listening(program)
+        with client_context().wrap_socket(connect(*address), server_hostname="localhost") as client:
+            assert program.line() == f"{client.version()} with 127.0.0.1"
+            client.sendall(b"hello")
+            assert client.recv(5) == b"hello"
+            client.unwrap().close()
+        with connect(*address) as client:
+            client.sendall(b"this is no TLS\n")
+            assert read_all(client) == b""
+        program.interrupt()
+        assert program.end() == (0, "", "")
+
+
 def test_the_proxy_passes_each_half_close_on_and_keeps_the_other_direction() -> None:
     with upstream() as (target, listener), running(EXAMPLES / "proxy.py", target) as program:
         with connect(*listening(program)) as client, accept(listener) as served:
@@ -160,6 +182,27 @@ def test_the_proxy_explains_itself() -> None:
     status, out, err = run(EXAMPLES / "proxy.py")
     assert (status, out) == (1, "")
     assert "python examples/proxy.py tcp://HOST:PORT" in err
+
+
+def test_the_unix_echo_tells_who_connects_and_removes_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "echo.sock"
+    with running(EXAMPLES / "unix_echo.py", f"unix://{path}") as program:
+        assert program.line() == f"listening on {path}"
+        assert stat.S_IMODE(path.lstat().st_mode) == 0o600
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(TIMEOUT)
+            client.connect(str(path))
+            assert program.line() == f"process {os.getpid()} of user {os.geteuid()}"
+            assert send_and_read(client, LARGE) == LARGE
+        program.interrupt()
+        assert program.end() == (0, "", "")
+    assert not path.exists()
+
+
+def test_the_unix_echo_explains_itself() -> None:
+    status, out, err = run(EXAMPLES / "unix_echo.py")
+    assert (status, out) == (1, "")
+    assert "socat - UNIX-CONNECT:" in err
 
 
 def test_the_demonstration_shows_an_echo_and_stops_its_server() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import errno
 import os
+import pickle
 import random
 import resource
 import socket
@@ -195,6 +197,16 @@ def test_in_asyncio(call: Callable[[], Awaitable[object]], name: str) -> None:
             await call()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
+async def test_it_has_one_owner(duplicate: Callable[[Listener], object]) -> None:
+    [listener] = await open_listeners(LOCAL)
+    async with listener:
+        with pytest.raises(TypeError, match="a listener cannot be copied or pickled"):
+            duplicate(listener)
+        with client_socket(listener):
+            await (await listener.accept()).aclose()
 
 
 # --- accepting ---

@@ -246,7 +246,7 @@ def test_outside_a_run_backend_info_says_why_it_would_not_be_the_ring() -> None:
     [
         (errno.EACCES, "SELinux"),
         (errno.ENOMEM, "RLIMIT_MEMLOCK"),
-        (errno.EINVAL, "older than"),
+        (errno.EINVAL, "gain_trio needs"),
         (errno.ENFILE, "fs.file-max"),
         (errno.EIO, "EIO"),
     ],

@@ -291,7 +291,9 @@ def test_the_plain_form_by_the_command(base: Path) -> None:
         (["."], ".: Is a directory"),
         (["text.json"], "text.json: it is not JSON: Expecting value: line 1 column 1 (char 0)"),
         (["binary.json"], "binary.json: it is not UTF-8"),
-        (["base.json", "-o", "no/such/folder.json"], "No such file or directory"),
+        (["base.json", "-o", "no/such/folder.json"], "gain-trio: no/such/folder.json: No such file or directory\n"),
+        (["base.json", "-o", "text.json/below"], "gain-trio: text.json/below: Not a directory\n"),
+        (["base.json", "-o", "."], ". is no regular file"),
         (["base.json", "-o", "/dev/null"], "/dev/null is no regular file"),
         (["base.json", "--capability", "CAP_SYS_CHROOT"], "--architecture and --capability are for --oci"),
         (["base.json", "--oci", "--architecture", "amd64", "--capability", "chroot"], "'chroot' is no capability"),
@@ -306,6 +308,16 @@ def test_what_goes_wrong_is_one_line_and_status_1(base: Path, arguments: list[st
     assert err.startswith("gain-trio: ")
     assert reason in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+@pytest.mark.parametrize(
+    ("redirection", "reason"), [(">/dev/full", "No space left on device"), (">&-", "Bad file descriptor")]
+)
+def test_an_output_that_cannot_be_written_is_not_blamed_on_the_base(base: Path, redirection: str, reason: str) -> None:
+    command = ["sh", "-c", f'"$@" {redirection}', "sh", sys.executable, *SECCOMP, str(base)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert (result.returncode, result.stderr) == (1, f"gain-trio: standard output: {reason}\n")
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ gt_awaitable *gt_awaitable_new(gt_connection *connection, enum gt_call call)
     return self;
 }
 
-static bool receives(const gt_awaitable *self) { return self->call <= GT_FILL; }
+static bool receives(const gt_awaitable *self) { return self->call <= GT_DETACH; }
 
 static gt_direction *direction_of(const gt_awaitable *self)
 {
@@ -77,6 +77,8 @@ static void finish(gt_awaitable *self)
         direction->awaitable = NULL;
         if (self->call == GT_FILL && self->connection->stream)
             self->connection->stream->fill = 0;
+        if (self->call == GT_DETACH && self->connection->stream)
+            gt_stream_hold(self->connection->stream, false);
         Py_CLEAR(direction->task);
     }
     self->state = DONE;
@@ -149,6 +151,36 @@ static int answer_fill(gt_awaitable *self, PyObject **result)
     return *result ? 1 : -1;
 }
 
+/* The descriptor changes hands in the same step in which the caller gets it, and with all that was received. */
+static int answer_detach(gt_awaitable *self, PyObject **result)
+{
+    gt_connection *connection = self->connection;
+    gt_stream *stream = connection->stream;
+    if (stream->receive_error || stream->send_error) {
+        raise_broken(self, stream->receive_error ? stream->receive_error : stream->send_error);
+        return -1;
+    }
+    if (stream->outbound.size > 0 || stream->send_in_flight || connection->sending.awaitable) {
+        PyErr_SetString(connection->reactor->busy_error, "another task is already sending on this connection");
+        return -1;
+    }
+    if (stream->receive_armed)
+        return 0;
+    PyObject *queued = gt_inbound_peek(&stream->inbound, SIZE_MAX);
+    PyObject *taken = queued ? Py_BuildValue("(iN)", stream->fd, queued) : NULL;
+    if (!taken)
+        return -1;
+    if (stream->closing) { /* by a finalizer, in a garbage collection */
+        Py_DECREF(taken);
+        raise_closed(self, "this connection was closed");
+        return -1;
+    }
+    gt_stream_take(stream);
+    connection->closed = true;
+    *result = taken;
+    return 1;
+}
+
 #define REFERENCE 4096 /* a bytes object this large is referenced until it is sent, not copied */
 
 /* Queue as much of the data as the marks allow: all of it, unless it is a large buffer that the caller may change later. */
@@ -206,6 +238,8 @@ bool gt_awaitable_is_satisfied(const gt_awaitable *self)
     if (!stream)
         return true;
     if (receives(self)) {
+        if (self->call == GT_DETACH)
+            return !stream->receive_armed || stream->closing;
         size_t needed = self->call == GT_FILL ? self->max : 1;
         return gt_inbound_size(&stream->inbound) >= needed || stream->receive_error || stream->end_of_stream;
     }
@@ -224,6 +258,8 @@ static int answer(gt_awaitable *self, PyObject **result)
         raise_closed(self, "this connection was closed");
         return -1;
     }
+    if (self->call == GT_DETACH)
+        return answer_detach(self, result);
     if (receives(self))
         return self->call == GT_FILL ? answer_fill(self, result) : answer_receive(self, result);
     if (stream->send_error || stream->send_torn) { /* what follows half of something would be taken for its other half */
@@ -271,6 +307,8 @@ static PySendResult park(gt_awaitable *self, PyObject *task, PyObject **result)
     direction->late = false;
     if (self->call == GT_FILL && self->connection->stream)
         gt_stream_fill(self->connection->stream, self->max);
+    if (self->call == GT_DETACH && self->connection->stream)
+        gt_stream_hold(self->connection->stream, true);
     self->state = PARKED;
     *result = Py_NewRef(trap);
     return PYGEN_NEXT;
@@ -284,6 +322,8 @@ static bool moves_nothing(const gt_awaitable *self)
         return (self->data ? PyBytes_GET_SIZE(self->data) : self->view.len) == 0;
     if (self->call == GT_FILL)
         return self->max == 0 || (stream && stream->end_told && gt_inbound_size(&stream->inbound) < self->max);
+    if (self->call == GT_DETACH)
+        return false;
     return receives(self) && stream && stream->end_told && gt_inbound_size(&stream->inbound) == 0;
 }
 

@@ -285,6 +285,8 @@ static PyObject *connection_send(gt_connection *self, PyObject *data)
 
 static PyObject *connection_flush(gt_connection *self, PyObject *Py_UNUSED(ignored)) { return new_call(self, GT_FLUSH); }
 
+static PyObject *connection_detach(gt_connection *self, PyObject *Py_UNUSED(ignored)) { return new_call(self, GT_DETACH); }
+
 static PyObject *connection_writable(gt_connection *self, PyObject *Py_UNUSED(ignored))
 {
     return new_call(self, GT_WRITABLE);
@@ -513,6 +515,8 @@ static PyMethodDef connection_methods[] = {
      PyDoc_STR("flush($self, /)\n--\n\nWait until the kernel has taken everything.")},
     {"_wait_writable", (PyCFunction)connection_writable, METH_NOARGS,
      PyDoc_STR("_wait_writable($self, /)\n--\n\nWait until less than the high mark is outbound.")},
+    {"_detach", (PyCFunction)connection_detach, METH_NOARGS,
+     PyDoc_STR("_detach($self, /)\n--\n\nLet go of the descriptor, with nothing in flight: it, and what is queued.")},
     {"_close_flush", (PyCFunction)connection_close_flush, METH_NOARGS,
      PyDoc_STR("_close_flush($self, /)\n--\n\nflush() after _refuse_calls().")},
     {"peek", (PyCFunction)(void (*)(void))connection_peek, METH_FASTCALL,

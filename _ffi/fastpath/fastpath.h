@@ -101,8 +101,10 @@ struct gt_stream {
     bool send_in_flight, send_cancelled;
     bool send_cut_short; /* by an error that the kernel has kept to itself */
     bool receive_paused; /* the queue is over its high mark */
+    bool receive_held;   /* a task waits for the receive to be over, to take the descriptor away */
     bool closing;
     bool timed;   /* active_at is kept up to date */
+    bool taken; /* closing, but the descriptor is somebody else's now, and stays open */
     bool end_of_stream;
     bool end_told; /* a call has answered with the end */
     int receive_error, send_error; /* errno, 0 for none */
@@ -125,13 +127,16 @@ bool gt_stream_prepare(gt_stream *stream);
 bool gt_stream_complete(gt_stream *stream, const struct io_uring_cqe *cqe); /* true: news for the program */
 void gt_stream_consumed(gt_stream *stream);                                 /* inbound bytes were taken */
 void gt_stream_fill(gt_stream *stream, size_t count);                       /* a task waits for `count` bytes */
+void gt_stream_hold(gt_stream *stream, bool held); /* stop receiving for as long as this is so, and tell when that is done */
+int gt_stream_take(gt_stream *stream);             /* the descriptor, which the caller owns: the end of the stream */
 
 /* --- awaitable.c: what `await` does --- */
 
 enum gt_call {
     GT_RECEIVE,
     GT_RECEIVE_INTO,
-    GT_FILL, /* until so many bytes are queued, or no more will be; takes none.  The last one of the receiving side. */
+    GT_FILL, /* until so many bytes are queued, or no more will be; takes none */
+    GT_DETACH, /* until nothing is in flight: the descriptor and what is queued.  The last one of the receiving side. */
     GT_SEND,
     GT_FLUSH,       /* until nothing is outbound */
     GT_WRITABLE,    /* until outbound is below the high mark */

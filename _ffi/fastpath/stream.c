@@ -8,11 +8,12 @@
  *
  *     in flight            prepared when                               ended by
  *     ------------------   -----------------------------------------   ------------------------------------------
- *     receive, multishot   open, no end or error, not paused           EOF, error, ENOBUFS, or its cancel
- *     cancel of receive    paused, or closing                          see gt_slot_cancel()
+ *     receive, multishot   open, no end or error, not paused or held   EOF, error, ENOBUFS, or its cancel
+ *     cancel of receive    paused, held, or closing                    see gt_slot_cancel()
  *     send                 open, something outbound                    its CQE
  *     cancel of send       closing                                     see gt_slot_cancel()
  *     close                closing                                     its CQE; the last one frees the stream
+ *     nop for a close      closing, and the descriptor was taken       the same
  *
  * Receiving is paused and goes on by the size of the inbound queue.  A task that waits for `fill` bytes (0: none does) takes
  * nothing before they are there, so until then the queue must not be what stops them:
@@ -20,6 +21,11 @@
  *     pause    when bytes arrive       at the high mark, and at `fill` if that is more
  *     go on    when bytes are taken    at the low mark or below, or below `fill`
  *              when a task waits       below `fill`
+ *
+ * The descriptor can be taken away (detach).  A receive in flight would still bring bytes then, and nobody would have them:
+ * so receiving is held, which cancels the receive as a pause does, until its final CQE is in; what it brings on its way is
+ * queued as ever.  Then the descriptor changes hands in one step with the queue.  From there on it goes as with a close, in
+ * which a nop stands for the close, so that there is one way in which slots are given back.
  *
  * Closing prepares cancel before close, in this order: an operation in flight holds a reference to the socket, and while
  * one is held close(2) sends no FIN.  All three are submitted together, so the peer sees it at once.
@@ -141,7 +147,10 @@ static bool prepare_close(gt_stream *stream)
     struct io_uring_sqe *sqe = gt_slot_sqe(stream->reactor->ring, stream->slot, GT_TAG_CLOSE);
     if (!sqe)
         return false;
-    gt_prep_close(sqe, stream->fd);
+    if (stream->taken)
+        gt_prep_nop(sqe);
+    else
+        gt_prep_close(sqe, stream->fd);
     stream->fd = -1;
     return true;
 }
@@ -162,7 +171,7 @@ bool gt_stream_prepare(gt_stream *stream)
         gt_prep_send(sqe, stream->fd, head->data + stream->outbound.sent, stream->send_length, MSG_NOSIGNAL | MSG_WAITALL);
         stream->send_in_flight = true;
     }
-    if (stream->receive_paused) {
+    if (stream->receive_paused || stream->receive_held) {
         if (stream->receive_armed && !stream->receive_cancelled)
             return prepare_cancel(stream, GT_TAG_RECV, &stream->receive_cancelled);
     } else if (!stream->receive_armed && !stream->end_of_stream && !stream->receive_error) {
@@ -199,6 +208,7 @@ static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
     }
     if (gt_completion_is_final(cqe)) {
         stream->receive_armed = stream->receive_cancelled = false;
+        news |= stream->receive_held;
         if (cqe->res == 0 && (stream->send_cut_short || (stream->send_error && stream->send_error != EPIPE))) {
             /* A socket tells of its error once.  The send was told, so to the receive a reset looks like the end. */
             stream->receive_error = stream->send_error && stream->send_error != EPIPE ? stream->send_error : ECONNRESET;
@@ -298,4 +308,23 @@ void gt_stream_fill(gt_stream *stream, size_t count)
     stream->fill = count;
     if (stream->receive_paused && !stream->closing && gt_inbound_size(&stream->inbound) < count)
         go_on(stream);
+}
+
+void gt_stream_hold(gt_stream *stream, bool held)
+{
+    if (stream->receive_held == held)
+        return;
+    stream->receive_held = held;
+    if (!stream->closing)
+        gt_stream_want(stream);
+}
+
+/* Only when no receive is armed and nothing is outbound. */
+int gt_stream_take(gt_stream *stream)
+{
+    int fd = stream->fd;
+    stream->closing = stream->taken = true;
+    gt_inbound_clear(&stream->inbound);
+    gt_stream_want(stream);
+    return fd;
 }

@@ -12,6 +12,8 @@ from typing import Literal, TypeAlias, final
 
 import attrs
 
+from gain_trio._kernel import kernel_version
+
 from ._doctor import Choice, Facts, Limit, Unknown
 
 Level: TypeAlias = Literal["problem", "hint"]
@@ -23,6 +25,7 @@ _LOW_SOMAXCONN = 1024
 _LOW_PORTS = 10_000
 _ENOUGH_MEMLOCK = 1 << 20
 """Bytes.  The queues of the default ring take about 210 KiB, and other rings of the same user count too."""
+_CAP_IPC_LOCK = 14
 _PAGE = "docs/containers.md"
 
 
@@ -35,16 +38,6 @@ class Advice:
     """What it is about; stable, for machines."""
     level: Level
     text: str
-
-
-def kernel_version(release: str) -> tuple[int, int] | None:
-    """(6, 12) of "6.12.3-generic", or None for what is no Linux release."""
-    major, _dot, rest = release.partition(".")
-    minor = rest.replace("-", ".").replace("+", ".").partition(".")[0]
-    try:
-        return int(major), int(minor)
-    except ValueError:
-        return None
 
 
 def _older(facts: Facts, major: int, minor: int) -> bool:
@@ -93,10 +86,14 @@ def _not_permitted(facts: Facts) -> Iterator[Advice]:
     if by_seccomp is not None:
         yield by_seccomp
     if by_sysctl is None and by_seccomp is None:
-        text = (
-            "A security module of this system (SELinux, AppArmor) may forbid io_uring: see its log, and allow it there."
-        )
-        yield Advice("security_module", "problem", text)
+        yield _security_module(facts)
+
+
+def _security_module(facts: Facts) -> Advice:
+    text = "A security module of this system (SELinux, AppArmor) may forbid io_uring: see its log, and allow it there."
+    if facts.security.seccomp == 2:
+        text += f" Or the seccomp filter of this process does, though the usual ones answer otherwise: see {_PAGE}."
+    return Advice("security_module", "problem", text)
 
 
 def _not_there(facts: Facts) -> Iterator[Advice]:
@@ -128,12 +125,15 @@ def _no_ring(facts: Facts) -> Iterator[Advice]:
         else:
             text = "There is no ring here: io_uring is a part of Linux, and gain_trio uses it on CPython."
             yield Advice("platform", "problem", text)
-    elif number in (errno.EPERM, errno.EACCES):
+    elif number == errno.EPERM:
         yield from _not_permitted(facts)
+    elif number == errno.EACCES:
+        yield _security_module(facts)
     elif number == errno.ENOSYS:
         yield from _not_there(facts)
     elif number == errno.EINVAL:
-        yield Advice("kernel", "problem", "This kernel's io_uring lacks what gain_trio needs. Use Linux 6.1 or newer.")
+        whose = "This kernel's io_uring" if _older(facts, 5, 11) else "This kernel's io_uring, or a sandbox's (gVisor),"
+        yield Advice("kernel", "problem", f"{whose} lacks what gain_trio needs. Use Linux 6.1 or newer.")
     elif number in (errno.EMFILE, errno.ENFILE):
         text = "There is no free file descriptor. Raise RLIMIT_NOFILE (ulimit -n) or the sysctl fs.file-max."
         yield Advice("descriptors", "problem", text)
@@ -169,9 +169,9 @@ def _weak_ring(facts: Facts) -> Iterator[Advice]:
 
 
 def _memlock(facts: Facts, level: Level) -> Iterator[Advice]:
-    """Whether rings count as locked memory depends on the kernel (before 5.12, and again in 6.18); root is exempt."""
+    """Whether rings count as locked memory depends on the kernel (before 5.12, and again in 6.18)."""
     limit = facts.limits["memlock"]
-    if facts.system.user_id == 0 or isinstance(limit, Unknown) or limit.soft == "unlimited":
+    if isinstance(limit, Unknown) or limit.soft == "unlimited":
         return
     if limit.soft < _ENOUGH_MEMLOCK:
         text = (
@@ -180,6 +180,12 @@ def _memlock(facts: Facts, level: Level) -> Iterator[Advice]:
             "Raise it: ulimit -l, LimitMEMLOCK= of systemd, --ulimit memlock=-1 of Docker."
         )
         yield Advice("memlock", level, text)
+
+
+def _may_lock_any(facts: Facts) -> bool:
+    """Whether the limit is none for this process.  Being root does not say it: containers take capabilities away."""
+    capabilities = facts.security.capabilities
+    return isinstance(capabilities, int) and bool(capabilities >> _CAP_IPC_LOCK & 1)
 
 
 # --- the environment, and what servers need ---
@@ -194,7 +200,8 @@ def _environment(facts: Facts) -> Iterator[Advice]:
         else:
             text = f"gain_trio.run() would fail here: {facts.choice.reason}."
         yield Advice("environment", "problem", text)
-    if isinstance(facts.resume_in_place, Unknown):
+    # Asked for where a ring is to be opened, before it turns out whether it can be.
+    if isinstance(facts.resume_in_place, Unknown) and facts.environment["GAIN_TRIO_BACKEND"] != "trio":
         yield Advice("environment", "problem", f"gain_trio.run() would fail here: {facts.resume_in_place.reason}.")
     if not facts.ring.runs or not isinstance(facts.choice, Choice):
         return
@@ -272,7 +279,7 @@ def advise(facts: Facts) -> tuple[Advice, ...]:
     found = [
         *(_weak_ring(facts) if facts.ring.runs else _no_ring(facts)),
         *_environment(facts),
-        *(_memlock(facts, "hint") if facts.ring.runs else ()),
+        *(_memlock(facts, "hint") if facts.ring.runs and not _may_lock_any(facts) else ()),
         *_serving(facts),
         *_root(facts),
     ]

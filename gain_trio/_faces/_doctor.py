@@ -160,6 +160,8 @@ class SecurityFacts:
     seccomp: Fact[int]
     """0: nothing is filtered; 1: strict mode; 2: a filter (proc_pid_status(5))."""
     no_new_privs: Fact[bool]
+    capabilities: Fact[int]
+    """The effective ones, a bit each (capabilities(7))."""
 
 
 @final
@@ -247,12 +249,13 @@ def _sysctl(root: Path, name: str) -> int | tuple[int, ...]:
     return (first, *more) if more else first
 
 
-def _status(root: Path, field: str) -> int:
-    for line in (root / "proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+def _status(root: Path, field: str, base: int = 10) -> int:
+    # Of the thread, as all that is asked for here is a thread's own.
+    for line in (root / "proc/thread-self/status").read_text(encoding="ascii", errors="replace").splitlines():
         name, _colon, value = line.partition(":")
         if name == field:
-            return int(value)
-    raise LookupError(f"/proc/self/status has no line {field}")
+            return int(value, base)
+    raise LookupError(f"/proc/thread-self/status has no line {field}")
 
 
 def _flag(root: Path, field: str) -> bool:
@@ -363,7 +366,9 @@ def collect(root: Path = Path("/"), environment: Mapping[str, str] | None = None
         cpus=CpuFacts(probe(_cpu_count), probe(_usable_cpus), probe(cpu_quota, root)),
         limits={"nofile": probe(_limit, "RLIMIT_NOFILE"), "memlock": probe(_limit, "RLIMIT_MEMLOCK")},
         sysctls={name: probe(_sysctl, root, name) for name in SYSCTLS},
-        security=SecurityFacts(probe(_status, root, "Seccomp"), probe(_flag, root, "NoNewPrivs")),
+        security=SecurityFacts(
+            probe(_status, root, "Seccomp"), probe(_flag, root, "NoNewPrivs"), probe(_status, root, "CapEff", 16)
+        ),
         environment={name: environment.get(name) for name in VARIABLES},
         resume_in_place=probe(resume_in_place_default),
     )

@@ -8,7 +8,7 @@ import shutil
 from ._advice import advise
 from ._doctor import collect
 from ._doctor_page import SCHEMA, as_json, as_text
-from ._parsing import Subparsers, show
+from ._parsing import Subparsers, fail, show
 
 _NARROWEST, _WIDEST = 80, 100
 
@@ -24,6 +24,8 @@ exit status:
   0  The ring can run here. Also where GAIN_TRIO_BACKEND=trio turns it off: the
      page then says that it could run, and that a run would not use it.
   1  The ring cannot run here. Programs do, on Trio's own I/O manager.
+  2  Nothing is told: the arguments are wrong, or standard output cannot be
+     written.
 
 JSON (--json):
   One object of schema {SCHEMA}: ring, choice (what a run would be on), features,
@@ -53,8 +55,12 @@ def execute(options: argparse.Namespace) -> int:
     facts = collect()
     advice = advise(facts)
     if options.json:
-        show(as_json(facts, advice) + "\n")
+        page = as_json(facts, advice)
     else:
         width = min(max(shutil.get_terminal_size((_NARROWEST, 0)).columns, _NARROWEST), _WIDEST)
-        show(as_text(facts, advice, width) + "\n")
+        page = as_text(facts, advice, width)
+    try:
+        show(page + "\n")
+    except OSError as error:
+        return fail(f"{error.filename}: {error.strerror}", 2)  # not 1, which says that the ring cannot run
     return 0 if facts.ring.runs else 1

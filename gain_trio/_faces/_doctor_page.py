@@ -159,7 +159,7 @@ def _features(facts: Facts, width: int) -> Iterator[str]:
 
 def _limits(facts: Facts) -> list[tuple[str, str]]:
     names = {"kernel.io_uring_disabled": _DISABLED, "kernel.io_uring_group": {-1: "-1 (none)"}}
-    privileges = facts.security.no_new_privs
+    privileges, capabilities = facts.security.no_new_privs, facts.security.capabilities
     return [
         ("open files (RLIMIT_NOFILE)", _limit(facts.limits["nofile"])),
         ("locked memory (RLIMIT_MEMLOCK)", _limit(facts.limits["memlock"], in_bytes=True)),
@@ -169,6 +169,7 @@ def _limits(facts: Facts) -> list[tuple[str, str]]:
             "NoNewPrivs",
             {True: "yes", False: "no"}[privileges] if isinstance(privileges, bool) else _unknown(privileges),
         ),
+        ("CapEff", _unknown(capabilities) if isinstance(capabilities, Unknown) else f"{capabilities:016x}"),
     ]
 
 

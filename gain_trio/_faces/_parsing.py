@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from typing import TYPE_CHECKING, TypeAlias
@@ -14,15 +15,27 @@ else:
 
 
 def show(text: str) -> None:
-    """Write to standard output.  A reader that goes before the end, as ``head`` does, has read enough."""
+    """Write to standard output.  A reader that goes before the end, as ``head`` does, has read enough.
+
+    Raises:
+      OSError: it cannot be written; ``filename`` is "standard output".
+    """
+    if sys.stdout is None:  # it was closed when Python started
+        raise _unwritable(errno.EBADF)
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        if not isinstance(error, BrokenPipeError):
+            raise _unwritable(error.errno or errno.EIO) from error
 
 
-def fail(reason: str) -> int:
+def _unwritable(number: int) -> OSError:
+    return OSError(number, os.strerror(number), "standard output")
+
+
+def fail(reason: str, status: int = 1) -> int:
     """Say in one line what went wrong; the exit status for it."""
     print(f"gain-trio: {reason}", file=sys.stderr)
-    return 1
+    return status

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import platform
 import sys
@@ -117,9 +118,15 @@ def write_atomically(path: Path, text: str) -> None:
       OSError: it cannot be written; what was there is still there.
       ValueError: there is something at its place that is no file.
     """
-    path = path.resolve()  # of a link, what it leads to
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is no regular file")
+    try:
+        _replace(path.resolve(), text)  # of a link, what it leads to
+    except OSError as error:  # it names the file beside, which nobody knows
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _replace(path: Path, text: str) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with beside.open("x", encoding="utf-8", newline="") as file:
@@ -128,5 +135,6 @@ def write_atomically(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         beside.replace(path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where it could not be made it cannot be removed either
+            beside.unlink()
         raise

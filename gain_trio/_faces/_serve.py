@@ -13,7 +13,7 @@ import trio
 
 import gain_trio
 from gain_trio._server._consumer import Handler
-from gain_trio._transports import TcpAddress, parse_address
+from gain_trio._transports import address_text, parse_address
 
 from ._handlers import BUILT_IN, find_handler
 from ._parsing import Subparsers, fail
@@ -26,7 +26,9 @@ def add_parser(commands: Subparsers) -> None:
         help="serve a handler until interrupted",
         description="Serve a handler until Ctrl-C or SIGTERM, which end it with exit status 0.",
     )
-    serve.add_argument("address", help="where to listen: tcp://HOST:PORT; port 0 lets the kernel choose")
+    serve.add_argument(
+        "address", help="where to listen: tcp://HOST:PORT (port 0 lets the kernel choose), unix:///PATH or fd://systemd"
+    )
     serve.add_argument(
         "--handler",
         required=True,
@@ -44,7 +46,7 @@ def execute(options: argparse.Namespace) -> int:
     """Serve, and return the exit status."""
     sys.path.insert(0, str(Path.cwd()))  # as python -m does: a handler of one's own is found where one stands
     try:
-        parse_address(options.address)
+        parse_address(options.address, schemes=("tcp", "unix", "fd"))
         handler = find_handler(options.handler)
         gain_trio.run(_serve, handler, options)
     except KeyboardInterrupt:
@@ -69,8 +71,8 @@ async def _serve(handler: Handler, options: argparse.Namespace) -> None:
                 refused = error  # raised below, outside the nursery, which would put it into a group
                 nursery.cancel_scope.cancel()
             else:
-                for host, port, *_ in server.addresses:
-                    print(f"serving {options.handler} on {TcpAddress(host, port)}; Ctrl-C stops it", flush=True)
+                for address in server.addresses:
+                    print(f"serving {options.handler} on {address_text(address)}; Ctrl-C stops it", flush=True)
     if refused is not None:
         raise refused
 

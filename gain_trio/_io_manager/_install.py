@@ -7,7 +7,7 @@ from typing import Any
 from gain_trio._ring import RingOptions
 
 from . import _seam
-from ._choice import Backend, BackendInfo, open_manager, resolve, ring_info
+from ._choice import Backend, BackendInfo, Wish, open_manager, resolve, ring_info
 from ._manager import UringIOManager
 
 _replaced: list[type[Any]] = []
@@ -34,7 +34,12 @@ def install(
       RingUnavailable: with ``backend="io_uring"``, there is no io_uring to be had; nothing is changed then.
       ValueError: as for :func:`run`.
     """
-    opened = open_manager(resolve(backend), ring, resume_in_place)
+    return install_wish(resolve(backend), ring, resume_in_place)
+
+
+def install_wish(wish: Wish, ring: RingOptions | None = None, resume_in_place: bool | None = None) -> BackendInfo:
+    """:func:`install` for who has asked somebody else than the program and the environment."""
+    opened = open_manager(wish, ring, resume_in_place)
     if isinstance(opened, BackendInfo):
         uninstall()
         _refusals.append(opened)

@@ -5,7 +5,7 @@ only; everywhere else :data:`load_error` says so and the rest of the package doe
 """
 
 from ._constants import FULL_TIER, AcceptFlag, CompletionFlag, Feature, PollEvent, RegisterOp, Tier
-from ._errors import RingUnavailable, check, os_error, ring_unavailable
+from ._errors import RingUnavailable, check, kernel_version, os_error, ring_unavailable
 from ._modules import fastpath, load_error, ring_is_possible, uring
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Tier",
     "check",
     "fastpath",
+    "kernel_version",
     "load_error",
     "os_error",
     "ring_is_possible",

@@ -36,6 +36,16 @@ def check(result: int) -> int:
     return result
 
 
+def kernel_version(release: str) -> tuple[int, int] | None:
+    """(6, 12) of "6.12.3-generic", or None for what is no Linux release."""
+    major, _dot, rest = release.partition(".")
+    minor = rest.replace("-", ".").replace("+", ".").partition(".")[0]
+    try:
+        return int(major), int(minor)
+    except ValueError:
+        return None
+
+
 _PROC = Path("/proc")
 _SYSCALLS = "io_uring_setup, io_uring_enter and io_uring_register"
 _CAP_SYS_ADMIN = 21
@@ -135,9 +145,16 @@ def _why_no_memory() -> str:
 
 def _why_invalid() -> str:
     """EINVAL: even the plainest set-up was refused, or is not enough."""
+    release = platform.release()
+    version = kernel_version(release)
+    if version is not None and version < (5, 11):
+        return (
+            f"the kernel ({release}) is older than 5.11, which brought the least that gain_trio needs; "
+            "use Linux 6.1 or newer"
+        )
     return (
-        f"the kernel ({platform.release()}) is older than 5.11, which brought the least that gain_trio needs; "
-        "use Linux 6.1 or newer"
+        f"this kernel's io_uring ({release}), or a sandbox's such as gVisor's, lacks what gain_trio needs; "
+        "use Linux 6.1 or newer, and no sandbox with an io_uring of its own"
     )
 
 

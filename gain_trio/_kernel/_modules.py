@@ -29,12 +29,15 @@ if not ring_is_possible:
     )
 else:
     try:
-        from gain_trio import _fastpath, _uring
+        # Not "from gain_trio import": as gain_trio itself is being imported, that blames a circular import where a module
+        # is missing.
+        import gain_trio._fastpath
+        import gain_trio._uring
     except ImportError as error:
         load_error = (
             f"the compiled modules of gain_trio are missing ({error}); install gain_trio again, from a wheel for this "
             "Python or where there is a C compiler, and without GAIN_TRIO_NO_EXTENSIONS"
         )
     else:
-        fastpath = _fastpath
-        uring = _uring
+        fastpath = gain_trio._fastpath
+        uring = gain_trio._uring

@@ -5,18 +5,21 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import final
 
 import trio
 
-from gain_trio._transports import Connection
+from gain_trio._transports import Connection, ProxyProtocolError
+from gain_trio._transports._tls import HandshakeError
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
 Handler = Callable[[Connection], Awaitable[object]]
 """What serves one connection: an async function."""
+Prepare = Callable[[Connection], Awaitable[Connection]]
+"""What makes of an accepted connection the one that the handler gets, in the connection's own task."""
 
 logger = logging.getLogger("gain_trio")
 
@@ -25,6 +28,14 @@ def _is_only(kind: type[BaseException], error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup):
         return error.split(kind)[1] is None
     return isinstance(error, kind)
+
+
+def _peer(connection: Connection) -> object:
+    """Its address; what is gone may not have one any more."""
+    try:
+        return connection.remote_address
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        return "a client that is gone"
 
 
 @final
@@ -36,11 +47,17 @@ class Consumer:
     they get a line at level info, and counts of their own.  With ``strict`` it propagates, and so do in any case a
     cancellation and everything that is no :exc:`Exception` (``KeyboardInterrupt``, ``SystemExit``).  A group is taken apart
     accordingly.
+
+    Before the handler the steps of ``prepare`` have their turn, in the connection's task.  A connection that one of them
+    refuses gets a line and is counted, and never propagates: it is the peer's doing, or the operator's.
     """
 
-    def __init__(self, handler: Handler, *, strict: bool, idle_timeout: float) -> None:
+    def __init__(
+        self, handler: Handler, *, strict: bool, idle_timeout: float = math.inf, prepare: Sequence[Prepare] = ()
+    ) -> None:
         self._handler = handler
         self._idle_timeout = idle_timeout
+        self._prepare = prepare
         self._strict = strict
         self._nursery: trio.Nursery | None = None
         self._name = getattr(handler, "__qualname__", None) or repr(handler)
@@ -55,6 +72,9 @@ class Consumer:
         """How many handlers ended because a deadline had passed."""
         self.idle = 0
         """How many connections moved no byte for too long."""
+        self.refused = 0
+        """How many connections were closed before a handler had them."""
+        self.failed_handshakes = 0
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own the nursery, until cancelled."""
@@ -77,6 +97,11 @@ class Consumer:
         try:
             if self._idle_timeout != math.inf:
                 connection.idle_timeout = self._idle_timeout
+            for prepare in self._prepare:
+                prepared = await self._prepared(prepare, connection)
+                if prepared is None:
+                    return
+                connection = prepared
             await self._handler(connection)
             if not connection._close_soon():
                 await connection.aclose()
@@ -95,6 +120,22 @@ class Consumer:
             self.active -= 1
             self.idle += connection._was_idle
             connection._close_now()
+
+    async def _prepared(self, prepare: Prepare, connection: Connection) -> Connection | None:
+        """What a step makes of the connection.  None: it is of no use, and that is the peer's doing, or the operator's."""
+        try:
+            return await prepare(connection)
+        except HandshakeError as error:
+            self.failed_handshakes += 1
+            logger.info("TLS handshake with %s failed: %s", _peer(connection), error)
+        except ProxyProtocolError as error:
+            self.refused += 1
+            logger.warning("connection %r is refused: %s", connection, error)
+            connection.abort()
+        except trio.BrokenResourceError as error:
+            self.refused += 1
+            logger.info("connection %r is refused: %s", connection, error)
+        return None
 
     def _failed(self, connection: Connection, error: BaseException) -> None:
         # The network's doing, or the peer's, who must not be able to fill the log with tracebacks, is a line.

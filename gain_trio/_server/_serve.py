@@ -10,7 +10,10 @@ Whatever cancels the scope it runs in ends everything below it::
 
 from __future__ import annotations
 
+import functools
 import math
+import ssl
+from collections.abc import Iterable
 
 import trio
 
@@ -18,10 +21,12 @@ from gain_trio._io_manager import current_manager
 from gain_trio._transports import Marks, open_listeners
 from gain_trio._transports._connection import checked_idle_timeout
 from gain_trio._transports._listener import close_all
+from gain_trio._transports._tls import check_handshake_timeout, check_server_context, marks_below, server_handshake
 
 from ._acceptor import Acceptor
 from ._balancer import RoundRobin
-from ._consumer import Consumer, Handler
+from ._consumer import Consumer, Handler, Prepare
+from ._proxy import DEFAULT_TIMEOUT, ProxyStep
 from ._server import Server
 
 
@@ -34,7 +39,15 @@ async def serve(
     reuse_port: bool = False,
     marks: Marks | None = None,
     idle_timeout: float = math.inf,
+    mode: int | None = None,
+    owner: int | str | None = None,
+    group: int | str | None = None,
+    pass_fds: bool = False,
+    proxy_protocol: Iterable[str] | bool = False,
+    proxy_timeout: float = DEFAULT_TIMEOUT,
     strict: bool = False,
+    ssl_context: ssl.SSLContext | None = None,
+    handshake_timeout: float = 30.0,
     task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve ``handler`` on ``address`` until cancelled.
@@ -52,15 +65,26 @@ async def serve(
 
     Args:
       handler: an async function of one :class:`Connection`.
-      address: ``tcp://host:port``, see :func:`open_listeners`.
+      address: ``tcp://host:port``, ``unix:///path`` or ``fd://systemd``; see :func:`open_listeners`.
       workers: how many consumers share the connections, in turn.  They are tasks of this run, each with a nursery.
-      backlog, reuse_port, marks: see :func:`open_listeners`.
+      backlog, reuse_port, marks, mode, owner, group, pass_fds: see :func:`open_listeners`.
       idle_timeout: seconds that a connection may move no byte in either direction, see :attr:`Connection.idle_timeout`.
+      proxy_protocol: the addresses and networks of proxies that send a PROXY protocol header (version 1 or 2) in front
+        of a client's bytes, ``("127.0.0.1", "10.0.0.0/8")`` for example.  From them it is required, and all other
+        connections are refused; a peer on a Unix socket counts as 127.0.0.1 and ::1.  ``remote_address`` and
+        ``local_address`` of the connection are the client's then, :attr:`Connection.proxy_header` has the rest.  True
+        takes a header from anybody: a client that can reach the port itself can then claim to be anybody.
+      proxy_timeout: seconds that the header may take.
       strict: let a handler's exception end the server and propagate.
+      ssl_context: serve TLS with it: a server's context, ``ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)`` with
+        ``load_cert_chain()``.  Handshakes are done in the connections' own tasks, before the handler is called; one that
+        fails gets a line at level info and is counted, and its handler is not called.
+      handshake_timeout: seconds that a handshake may take; only with ``ssl_context``.
 
     Raises:
-      ValueError, OSError, RuntimeError: see :func:`open_listeners`.
-      TypeError: ``handler`` cannot be called.
+      ValueError: ``ssl_context`` is a client's, and see :func:`open_listeners`.
+      OSError, RuntimeError: see :func:`open_listeners`.
+      TypeError: ``handler`` cannot be called, ``proxy_protocol`` is no collection, or ``ssl_context`` is no context.
     """
     current_manager("gain_trio.serve()")
     if not callable(handler):
@@ -68,8 +92,26 @@ async def serve(
     if workers < 1:
         raise ValueError(f"workers must be at least 1, not {workers}")
     idle_timeout = checked_idle_timeout(idle_timeout)
-    consumers = [Consumer(handler, strict=strict, idle_timeout=idle_timeout) for _ in range(workers)]
-    listeners = await open_listeners(address, backlog=backlog, reuse_port=reuse_port, marks=marks)
+    prepare: list[Prepare] = []
+    if proxy_protocol is not False:
+        prepare.append(ProxyStep(proxy_protocol, proxy_timeout).prepare)
+    if ssl_context is not None:
+        context = check_server_context(ssl_context)
+        tls_marks = marks or Marks()
+        marks = marks_below(tls_marks)
+        check_handshake_timeout(handshake_timeout)
+        prepare.append(functools.partial(server_handshake, context=context, marks=tls_marks, timeout=handshake_timeout))
+    consumers = [Consumer(handler, strict=strict, idle_timeout=idle_timeout, prepare=prepare) for _ in range(workers)]
+    listeners = await open_listeners(
+        address,
+        backlog=backlog,
+        reuse_port=reuse_port,
+        marks=marks,
+        mode=mode,
+        owner=owner,
+        group=group,
+        pass_fds=pass_fds,
+    )
     balancer = RoundRobin()
     try:
         async with trio.open_nursery() as nursery:

@@ -20,7 +20,7 @@ class ServerStatistics:
     accepted: int
     """Connections taken so far."""
     active: int
-    """Connections whose handler runs."""
+    """Connections whose handler runs, or whose TLS handshake does."""
     handler_errors: int
     """Handlers that ended with an exception, other than the next two."""
     broken: int
@@ -30,6 +30,10 @@ class ServerStatistics:
     idle: int
     """Connections that were closed because they moved no byte for too long; their handlers count as broken, if they did not
     notice."""
+    refused: int
+    """Connections closed before a handler had them: who may send a PROXY protocol header, or what came, was wrong."""
+    failed_handshakes: int
+    """Connections that had no handler, because their TLS handshake failed or took too long."""
     connections_by_consumer: tuple[int, ...]
     """Connections taken so far, by consumer."""
 
@@ -60,5 +64,7 @@ class Server:
             broken=sum(consumer.broken for consumer in self._consumers),
             too_slow=sum(consumer.too_slow for consumer in self._consumers),
             idle=sum(consumer.idle for consumer in self._consumers),
+            refused=sum(consumer.refused for consumer in self._consumers),
+            failed_handshakes=sum(consumer.failed_handshakes for consumer in self._consumers),
             connections_by_consumer=tuple(consumer.connections for consumer in self._consumers),
         )

@@ -240,6 +240,15 @@ class FdAddress:
 
 Address: TypeAlias = TcpAddress | UdpAddress | UnixAddress | FdAddress
 
+
+def address_text(sockaddr: Any) -> str:
+    """The address of a listener, as from :meth:`socket.socket.getsockname`, as text: ``tcp://...`` or ``unix://...``."""
+    if isinstance(sockaddr, tuple):
+        return str(TcpAddress(*sockaddr[:2]))
+    name = os.fsencode(sockaddr)
+    return str(UnixAddress(name.removeprefix(b"\0"), abstract=name.startswith(b"\0")))
+
+
 # --- parsing ---
 
 

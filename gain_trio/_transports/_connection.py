@@ -11,6 +11,7 @@ import attrs
 import trio
 
 from ._framing import Framing
+from ._socket_calls import SocketCalls
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer, Self
@@ -56,7 +57,7 @@ def checked_idle_timeout(timeout: float) -> float:
     return timeout
 
 
-class Connection(Framing, trio.abc.HalfCloseableStream):
+class Connection(Framing, SocketCalls, trio.abc.HalfCloseableStream):
     """A connected stream socket.
 
     A :class:`trio.abc.HalfCloseableStream`, so ``trio.SSLStream(connection)`` and everything else written for Trio's
@@ -177,7 +178,11 @@ class Connection(Framing, trio.abc.HalfCloseableStream):
     @property
     @abc.abstractmethod
     def inbound_buffered(self) -> int:
-        """Bytes received and not yet taken: what :meth:`next` returns without waiting."""
+        """Bytes received and not yet taken: what :meth:`next` returns without waiting.
+
+        On a TLS connection that is what has been decrypted, and only a task that receives decrypts: a record, or what
+        :meth:`receive_exactly` and its kind ask for.
+        """
 
     # --- sending ---
 
@@ -196,7 +201,8 @@ class Connection(Framing, trio.abc.HalfCloseableStream):
         Cancelled before it runs, or while the connection is over its high mark from before, nothing is sent.  Cancelled
         while it waits for its own bytes to drain, all of a :class:`bytes` object will be sent.  Of a large buffer of another
         kind a part may have been: then the connection is of no more use for sending (:exc:`trio.BrokenResourceError`), and
-        closing it resets it, so that the peer does not take the part for the whole.
+        closing it resets it, so that the peer does not take the part for the whole.  On a TLS connection that is so of every
+        buffer of more than 64 KiB (or more than ``send_high``, if that is less), bytes objects too.
         """
 
     @abc.abstractmethod
@@ -212,7 +218,11 @@ class Connection(Framing, trio.abc.HalfCloseableStream):
 
     @abc.abstractmethod
     async def send_eof(self) -> None:
-        """Flush, then tell the peer that nothing more will be sent.  Receiving goes on.  Twice is once."""
+        """Flush, then tell the peer that nothing more will be sent.  Receiving goes on.  Twice is once.
+
+        Raises:
+          NotImplementedError: on a TLS connection: Python's ssl cannot do that.
+        """
 
     @abc.abstractmethod
     async def aclose(self) -> None:
@@ -227,19 +237,29 @@ class Connection(Framing, trio.abc.HalfCloseableStream):
 
     @abc.abstractmethod
     def abort(self) -> None:
-        """Close at once, with a reset (RST): drop what is queued in either direction, here and in the kernel."""
+        """Close at once, with a reset (RST): drop what is queued in either direction, here and in the kernel.
+
+        Unix sockets have no RST: what the kernel has taken still arrives, and the peer sees the end of the stream, or
+        ``ECONNRESET`` if it had sent what was not received here.
+        """
 
     # --- the socket ---
 
     @property
     @abc.abstractmethod
     def local_address(self) -> Any:
-        """This end, as from :meth:`socket.socket.getsockname`; looked up when first asked for."""
+        """This end, as from :meth:`socket.socket.getsockname`; looked up when first asked for.
+
+        Of a Unix connection it is the path, ``""`` of an end that was not bound, bytes of an abstract name.  Behind a proxy
+        (:attr:`proxy_header`) it is what the client connected to.
+        """
 
     @property
     @abc.abstractmethod
     def remote_address(self) -> Any:
         """The other end, as from :meth:`socket.socket.getpeername`; looked up when first asked for.
+
+        Behind a proxy it is the client.
 
         Raises:
           trio.BrokenResourceError: the connection broke before anybody asked.
@@ -256,6 +276,24 @@ class Connection(Framing, trio.abc.HalfCloseableStream):
     @abc.abstractmethod
     def getsockopt(self, level: int, option: int, buffersize: int = 0) -> int | bytes:
         """:meth:`socket.socket.getsockopt`."""
+
+    # --- TLS: None on a connection without ---
+
+    def selected_alpn_protocol(self) -> str | None:
+        """The protocol that both ends chose by ALPN, for example ``"h2"``; None if they chose none."""
+        return None
+
+    def getpeercert(self, binary_form: bool = False) -> dict[str, Any] | bytes | None:  # noqa: ARG002 - of TLS's
+        """The peer's certificate, as from :meth:`ssl.SSLSocket.getpeercert`; None if it has shown none."""
+        return None
+
+    def cipher(self) -> tuple[str, str, int] | None:
+        """The cipher's name, its protocol and its secret bits."""
+        return None
+
+    def tls_version(self) -> str | None:
+        """The version of TLS, for example ``"TLSv1.3"``."""
+        return None
 
     # --- for the server ---
 

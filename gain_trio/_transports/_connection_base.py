@@ -11,7 +11,7 @@ import contextlib
 import math
 import socket
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 
 import trio
 
@@ -19,6 +19,7 @@ from gain_trio._io_manager._errors import broken_by
 
 from ._connection import Connection, checked_idle_timeout
 from ._deadlines import Timing
+from ._proxy_protocol import ProxyHeader
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -34,9 +35,15 @@ class ConnectionBase(Connection):
 
     _local_address: Any
     _remote_address: Any
-    """What was looked up, or None.  Slots of the implementation, as is this:"""
+    """What was looked up, or None.  Slots of the implementation, as are these:"""
     _timing: Timing | None
     """Made when the first deadline or idle timeout is to be kept."""
+    _proxy_header: ProxyHeader | None
+    """What a proxy said; set by the server."""
+
+    def __reduce_ex__(self, _protocol: SupportsIndex, /) -> NoReturn:
+        # A copy would be a second owner of the descriptor: the first to close it closes the other's, or a stranger's.
+        raise TypeError("a connection cannot be copied or pickled")
 
     # --- what an implementation has ---
 
@@ -201,14 +208,35 @@ class ConnectionBase(Connection):
     @property
     def local_address(self) -> Any:
         """See :attr:`Connection.local_address`."""
+        header = self._proxy_header
+        return self.direct_local_address if header is None or header.destination is None else header.destination
+
+    @property
+    def remote_address(self) -> Any:
+        """See :attr:`Connection.remote_address`."""
+        header = self._proxy_header
+        return self.direct_remote_address if header is None or header.source is None else header.source
+
+    @property
+    def proxy_header(self) -> ProxyHeader | None:
+        """See :attr:`Connection.proxy_header`."""
+        return self._proxy_header
+
+    def _told_by_a_proxy(self, header: ProxyHeader) -> None:
+        """From now on the addresses are those in there, as far as it has any."""
+        self._proxy_header = header  # type: ignore[misc]  # the slot is the implementation's
+
+    @property
+    def direct_local_address(self) -> Any:
+        """See :attr:`Connection.direct_local_address`."""
         if self._local_address is None:
             with self._borrowed_socket() as sock:
                 self._local_address = sock.getsockname()
         return self._local_address
 
     @property
-    def remote_address(self) -> Any:
-        """See :attr:`Connection.remote_address`."""
+    def direct_remote_address(self) -> Any:
+        """See :attr:`Connection.direct_remote_address`."""
         if self._remote_address is None:
             with self._borrowed_socket() as sock:
                 try:

@@ -9,7 +9,7 @@ import socket
 import struct
 import sys
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any, TypeAlias, final
+from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex, TypeAlias, final
 
 import attrs
 import trio
@@ -79,6 +79,10 @@ class DatagramEndpoint(trio.abc.AsyncResource):
 
     context: Any
     """The program's own: anything, None at first."""
+
+    def __reduce_ex__(self, _protocol: SupportsIndex, /) -> NoReturn:
+        # A copy would be a second owner of the descriptor: the first to close it closes the other's, or a stranger's.
+        raise TypeError("a datagram endpoint cannot be copied or pickled")
 
     # --- datagrams ---
 

@@ -16,6 +16,7 @@ import attrs
 from gain_trio._io_manager import UringIOManager, current_manager
 
 from ._connection import Connection, Marks
+from ._descriptor_connection import DescriptorConnection
 from ._listener import Listener
 from ._ring_connection import RingConnection
 from ._ring_listener import RingListener
@@ -36,6 +37,7 @@ class Implementation:
 
 
 _SOCKETS = Implementation(SocketConnection, SocketListener)
+_WITH_DESCRIPTORS = Implementation(DescriptorConnection, functools.partial(SocketListener, make=DescriptorConnection))
 
 
 def _ring_connection(manager: UringIOManager, sock: socket.socket, marks: Marks) -> Connection:
@@ -44,13 +46,19 @@ def _ring_connection(manager: UringIOManager, sock: socket.socket, marks: Marks)
     return connection
 
 
-def implementation(what: str) -> Implementation:
+def implementation(what: str, *, pass_fds: bool = False) -> Implementation:
     """The one for the run that ``what`` is called from.
+
+    Args:
+      what: who asks, for the message.
+      pass_fds: connections that pass descriptors, which go over sockets everywhere.
 
     Raises:
       RuntimeError: not called from a Trio run; names ``what`` and says what is running instead.
     """
     manager = current_manager(what)
+    if pass_fds:
+        return _WITH_DESCRIPTORS
     if manager is None:
         return _SOCKETS
     return Implementation(functools.partial(_ring_connection, manager), functools.partial(RingListener, manager))

@@ -14,12 +14,13 @@ Errors of accept(2), surveyed in the man page and in what Trio, asyncio and Twis
 from __future__ import annotations
 
 import abc
+import socket
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn, SupportsIndex
 
 import trio
 
-from ._connection import Connection
+from ._connection import Connection, Marks
 from ._sockets import errnos
 
 RESOURCE_ERRNOS = errnos("EMFILE", "WSAEMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "ENOSPC")
@@ -50,6 +51,10 @@ class Listener(trio.abc.Listener[Connection]):
 
     __slots__ = ()
 
+    def __reduce_ex__(self, _protocol: SupportsIndex, /) -> NoReturn:
+        # A copy would be a second owner of the descriptor: the first to close it closes the other's, or a stranger's.
+        raise TypeError("a listener cannot be copied or pickled")
+
     @abc.abstractmethod
     async def accept(self) -> Connection:
         """Wait for a connection and return it.
@@ -73,6 +78,34 @@ class Listener(trio.abc.Listener[Connection]):
     @abc.abstractmethod
     def fileno(self) -> int:
         """The file descriptor; -1 when closed."""
+
+    @classmethod
+    def from_socket(
+        cls,
+        sock: socket.socket | trio.socket.SocketType,
+        *,
+        marks: Marks | None = None,
+        pass_fds: bool = False,
+    ) -> Listener:
+        """Make a listener of a stream socket that listens, whatever its family.
+
+        The descriptor is the listener's from then on, and ``sock`` is left closed, without the descriptor.  When this
+        raises, ``sock`` is as it was.  A blocking socket is made non-blocking.  As with :func:`open_listeners`,
+        ``TCP_NODELAY`` is set.  The file of a Unix socket is left alone, also at close.
+
+        Args:
+          sock: a :class:`socket.socket` or one of :mod:`trio.socket`.
+          marks: of the connections.
+          pass_fds: see :func:`open_listeners`.
+
+        Raises:
+          TypeError: it is no socket.
+          ValueError: it is one of another kind, or is closed, or does not listen.
+          RuntimeError: not called from a task of a Trio run.
+        """
+        from ._wrapping import wrap_listener  # noqa: PLC0415 - it knows the implementations, which build on this class
+
+        return wrap_listener(sock, marks, pass_fds=pass_fds)
 
     # --- for the server ---
 

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import errno
 import socket
+import ssl
 
 import trio
 
-from ._address import TcpAddress, parse_address
+from ._address import FdAddress, TcpAddress, UnixAddress, parse_address
 from ._connection import Connection, Marks
 from ._implementation import implementation
 from ._listener import Listener, close_all
+from ._open_local import check_options, open_passed, open_unix
 from ._sockets import share_address, share_port
+from ._tls import client_context, client_handshake, marks_below
+from ._unix import Access, check_unix, connect_unix
 
 LARGEST_BACKLOG = 65535
 """The kernel cuts it down to what the system allows (net.core.somaxconn); some systems do not take more than this."""
 
 
-async def open_listeners(
+async def open_listeners(  # noqa: C901 - a branch a kind of address, and what can go wrong with each of several
     address: str,
     *,
     backlog: int | None = None,
     reuse_port: bool = False,
     marks: Marks | None = None,
+    mode: int | None = None,
+    owner: int | str | None = None,
+    group: int | str | None = None,
+    pass_fds: bool = False,
 ) -> list[Listener]:
     """Listen on ``tcp://host:port``: one listener for each address that the host has, as Trio does.
 
@@ -31,22 +39,46 @@ async def open_listeners(
     :attr:`Listener.local_address`.  ``SO_REUSEADDR`` (on Windows ``SO_EXCLUSIVEADDRUSE``) and ``TCP_NODELAY`` are set, the
     latter for the connections, which inherit it.
 
+    On ``unix:///path`` and, on Linux, ``unix://@abstract-name`` there is one listener.  The file of a socket in which
+    nobody listens any more is replaced; one of a server that lives, and anything that is no socket, is ``EADDRINUSE``.
+    Closing the listener removes its file.  A lock on the directory (flock(2)), held while it is opened, keeps two that
+    start at once apart.
+
+    ``fd://3`` is a listening socket that the process was started with, ``fd://systemd`` stands for all that systemd has
+    passed (socket activation, sd_listen_fds(3)), ``fd://systemd/NAME`` for those of this ``FileDescriptorName=``.  They
+    are the listeners' from then on, so they can be opened once.  The first use of ``fd://systemd`` takes
+    ``LISTEN_PID``, ``LISTEN_FDS`` and ``LISTEN_FDNAMES`` out of the environment.
+
     Args:
-      address: ``tcp://host:port``; IPv6 addresses stand in brackets.
+      address: as above; IPv6 addresses stand in brackets.
       backlog: connections that may wait to be accepted; None for as many as the kernel allows (net.core.somaxconn).
       reuse_port: set ``SO_REUSEPORT``, so that several listeners share the port.  Windows has no such thing.
       marks: of the connections.
+      mode: of the file of a Unix socket, ``0o660`` for example: who may write to it may connect.  None leaves what the
+        umask makes of 0o777.  There is no moment at which more are let in than it says.
+      owner, group: of that file, as numbers or names; None leaves the process's own.
+      pass_fds: the connections of a Unix socket can pass descriptors: :meth:`Connection.send_fds` and ``receive_fds``.
+        They go over the socket itself then, also in a run on the ring.
 
     Raises:
-      ValueError: the address is none, or ``reuse_port`` is more than the system can do.
+      ValueError: the address is none, or the system has no such, or an option is none for this kind of address.
       OSError: it cannot be had, for example because it is in use (``EADDRINUSE``); the message names it.
       socket.gaierror: the host has no address (a kind of OSError).
       RuntimeError: not called from a task of a Trio run.
     """
-    parsed = parse_address(address)
-    make = implementation("gain_trio.open_listeners()")
+    parsed = parse_address(address, schemes=("tcp", "unix", "fd"))
+    make = implementation("gain_trio.open_listeners()", pass_fds=pass_fds)
     if backlog is not None and backlog < 1:
         raise ValueError(f"backlog must be at least 1, or None, not {backlog}")
+    places = min(backlog or LARGEST_BACKLOG, LARGEST_BACKLOG)
+    access = Access(mode=mode, owner=owner, group=group)
+    assert isinstance(parsed, TcpAddress | UnixAddress | FdAddress)
+    check_options(parsed, backlog=backlog is not None, reuse_port=reuse_port, access=access, pass_fds=pass_fds)
+    if isinstance(parsed, UnixAddress):
+        return await open_unix(parsed, make, places, access, marks or Marks())
+    if isinstance(parsed, FdAddress):
+        await trio.lowlevel.checkpoint()
+        return open_passed(parsed, marks or Marks(), pass_fds=pass_fds)
     found = await trio.socket.getaddrinfo(
         parsed.host or None, parsed.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )
@@ -62,7 +94,7 @@ async def open_listeners(
                 unsupported.append(error)
                 continue
             try:
-                _listen(sock, sockaddr, min(backlog or LARGEST_BACKLOG, LARGEST_BACKLOG), reuse_port)
+                _listen(sock, sockaddr, places, reuse_port)
                 listeners.append(make.listener(sock, marks or Marks()))
             except OSError as error:
                 sock.close()
@@ -93,25 +125,74 @@ def _listen(sock: socket.socket, sockaddr: tuple[object, ...], backlog: int, reu
     sock.listen(backlog)
 
 
-async def connect(address: str, *, marks: Marks | None = None) -> Connection:
-    """Connect to ``tcp://host:port`` and return the connection.
+async def connect(
+    address: str,
+    *,
+    marks: Marks | None = None,
+    pass_fds: bool = False,
+    ssl_context: ssl.SSLContext | bool | None = None,
+    server_hostname: str | None = None,
+    https_compatible: bool = False,
+) -> Connection:
+    """Connect to ``tcp://host:port``, ``unix:///path`` or ``unix://@abstract-name``, and return the connection.
 
-    A host with several addresses is tried by Trio's happy eyeballs (RFC 8305).  ``TCP_NODELAY`` is set.
+    A host with several addresses is tried by Trio's happy eyeballs (RFC 8305).  ``TCP_NODELAY`` is set.  A Unix
+    server with a full backlog is waited for.
+
+    With ``ssl_context`` it is a TLS connection, whose handshake is done when this returns.  One thing is not known then:
+    in TLS 1.3 a server that does not accept the client's certificate says so later, to the first receive.
+
+    Args:
+      address: as above; IPv6 addresses stand in brackets.
+      marks: of the connection.
+      pass_fds: of a Unix connection: it can pass descriptors, see :func:`open_listeners`.
+      ssl_context: None for no TLS, True for :func:`ssl.create_default_context`, or a context of your own.
+      server_hostname: who the server's certificate has to prove that it is; by default the host of the address.
+      https_compatible: neither expect nor send TLS's close_notify, as is usual in HTTPS, where messages know their length.
+        Otherwise a stream that ends without it raises :exc:`trio.BrokenResourceError`: somebody may have cut it off.
 
     Raises:
-      ValueError: the address is none.
+      ValueError: the address is none, or the system has no such; the context is a server's; something is given that only
+        TLS or only Unix sockets have a use for.
+      TypeError: ``ssl_context`` is none of the above.
       OSError: no connection came about; the cause has all attempts.
+      ssl.SSLCertVerificationError: the server did not prove that it is ``server_hostname`` (a kind of OSError, too).
+      ssl.SSLError: the handshake failed otherwise (a kind of OSError, too).
       RuntimeError: not called from a task of a Trio run.
 
     Cancelled, it leaves nothing behind.
     """
-    parsed = parse_address(address)
-    make = implementation("gain_trio.connect()")
-    stream = await trio.open_tcp_stream(parsed.host or "localhost", parsed.port)
-    sock = socket.socket(fileno=stream.socket.detach())  # TCP_NODELAY is set already: SocketStream does that
+    parsed = parse_address(address, schemes=("tcp", "unix"))
+    context = client_context(ssl_context)
+    if context is None and (server_hostname is not None or https_compatible):
+        raise ValueError(
+            "server_hostname and https_compatible are for TLS: give an ssl_context, too (True for the default)"
+        )
+    if context is not None and pass_fds:
+        raise ValueError("pass_fds=True is not for TLS: descriptors cannot be encrypted")
+    make = implementation("gain_trio.connect()", pass_fds=pass_fds)
+    marks = marks or Marks()
+    if isinstance(parsed, UnixAddress):
+        check_unix()
+        hostname = server_hostname or "localhost"
+        sock = await connect_unix(parsed)
+    else:
+        assert isinstance(parsed, TcpAddress)
+        if pass_fds:
+            raise ValueError("pass_fds=True is for Unix sockets: descriptors do not go through TCP")
+        hostname = server_hostname or parsed.host.partition("%")[0] or "localhost"
+        sock = await _connect_tcp(parsed)
     try:
         sock.setblocking(False)
-        return make.connection(sock, marks or Marks())
+        connection = make.connection(sock, marks if context is None else marks_below(marks))
     except BaseException:
         sock.close()
         raise
+    if context is None:
+        return connection
+    return await client_handshake(connection, context, marks, str(parsed), hostname, https_compatible=https_compatible)
+
+
+async def _connect_tcp(parsed: TcpAddress) -> socket.socket:
+    stream = await trio.open_tcp_stream(parsed.host or "localhost", parsed.port)
+    return socket.socket(fileno=stream.socket.detach())  # TCP_NODELAY is set already: SocketStream does that

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, final
@@ -15,6 +16,7 @@ from gain_trio._kernel import fastpath
 from ._connection import Marks
 from ._connection_base import ConnectionBase
 from ._deadlines import Timing
+from ._proxy_protocol import ProxyHeader
 
 if TYPE_CHECKING:
     from gain_trio._fastpath import Stream as _Stream
@@ -32,12 +34,13 @@ else:
 class RingConnection(_Stream, ConnectionBase):
     """See :class:`Connection`.  Owns the descriptor."""
 
-    __slots__ = ("_local_address", "_remote_address", "_timing")
+    __slots__ = ("_local_address", "_proxy_header", "_remote_address", "_timing")
 
     def __init__(self, manager: UringIOManager, descriptor: int, marks: Marks) -> None:
         self._local_address: Any = None
         self._remote_address: Any = None
         self._timing: Timing | None = None
+        self._proxy_header: ProxyHeader | None = None
         # Last: from here on the descriptor is the connection's, and a caller that sees an exception closes it.
         super().__init__(manager.reactor, descriptor, marks.receive_high, marks.receive_low, marks.send_high)
 
@@ -51,6 +54,20 @@ class RingConnection(_Stream, ConnectionBase):
         if not self._receive_would_wait:
             await trio.lowlevel.checkpoint()
         return await call
+
+    @trio.lowlevel.enable_ki_protection  # of what is nobody's for a moment
+    async def detach(self) -> tuple[socket.socket, bytes]:
+        """See :meth:`Connection.detach`."""
+        await trio.lowlevel.checkpoint()
+        await self.flush()
+        descriptor, queued = await self._detach()
+        try:
+            sock = socket.socket(fileno=descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        sock.setblocking(True)
+        return sock, queued
 
     def fileno(self) -> int:
         """See :meth:`Connection.fileno`."""

@@ -14,6 +14,7 @@ import trio
 
 from ._connection_base import ConnectionBase
 from ._deadlines import Timing
+from ._proxy_protocol import ProxyHeader
 
 if TYPE_CHECKING:
     import socket
@@ -95,6 +96,7 @@ class SocketBase(ConnectionBase):
         "_is_timed",
         "_local_address",
         "_marks",
+        "_proxy_header",
         "_read_deadline",
         "_read_looked_at",
         "_remote_address",
@@ -125,6 +127,7 @@ class SocketBase(ConnectionBase):
         self._unwaited = 0  # bytes moved in either direction since a task of this connection last waited
         self._local_address: Any = None
         self._remote_address: Any = None
+        self._proxy_header: ProxyHeader | None = None
         self.context = None
 
     def __repr__(self) -> str:

@@ -32,7 +32,7 @@ import math
 import os
 import socket
 import warnings
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -53,7 +53,6 @@ PAGE = 4096
 """A queue is filled by no less at a time, though it may have its high mark in the middle: small marks are no small calls."""
 
 
-@final
 class SocketConnection(SocketSending):
     """See :class:`Connection`.  Owns the socket, which must be non-blocking."""
 
@@ -296,7 +295,7 @@ class SocketConnection(SocketSending):
             self._unwaited = 0
         if self._is_closed:
             raise closed_error()
-        data = self._read(min(CHUNK, max(wanted, self._marks.receive_high, PAGE)))
+        data = self._read(self._size_for(wanted))
         if data:
             self._inbound = joined(self._inbound, data)
             return True
@@ -371,6 +370,26 @@ class SocketConnection(SocketSending):
         if not self._is_closed:
             self._pump()
         return len(self._inbound)
+
+    # --- giving the socket back ---
+
+    @trio.lowlevel.enable_ki_protection  # of what is nobody's for a moment
+    async def detach(self) -> tuple[socket.socket, bytes]:
+        """See :meth:`Connection.detach`."""
+        await trio.lowlevel.checkpoint()
+        await self.flush()
+        if self._receiving:
+            self._refuse("receiving")
+        if self._receive_error is not None:
+            raise broken_by(kept(self._receive_error))
+        old, queued = self._socket, bytes(self._inbound)
+        sock = socket.socket(old.family, old.type, old.proto, old.detach())
+        self._is_closed = True
+        self._descriptor = -1
+        self._inbound = NOTHING
+        self._run.connections.discard(self)
+        sock.setblocking(True)
+        return sock, queued
 
     # --- closing ---
 

@@ -11,6 +11,7 @@ sends the next one: if more connections are in the backlog, that one finds the d
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from typing import Any, final
 
 import trio
@@ -27,10 +28,16 @@ BATCH = 128
 class SocketListener(Listener):
     """See :class:`Listener`.  Owns the socket, which must be listening and non-blocking."""
 
-    __slots__ = ("_batch", "_closed", "_has_lookout", "_marks", "_parked", "_socket", "local_address")
+    __slots__ = ("_batch", "_closed", "_has_lookout", "_make", "_marks", "_parked", "_socket", "local_address")
 
-    def __init__(self, sock: socket.socket, marks: Marks) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        marks: Marks,
+        make: Callable[[socket.socket, Marks], SocketConnection] = SocketConnection,
+    ) -> None:
         self._socket = sock
+        self._make = make
         self._marks = marks
         self._parked = trio.lowlevel.ParkingLot()
         self._has_lookout = False
@@ -83,7 +90,7 @@ class SocketListener(Listener):
                 raise
             try:
                 sock.setblocking(False)
-                return SocketConnection(sock, self._marks)
+                return self._make(sock, self._marks)
             except BaseException:
                 sock.close()
                 raise
