@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import subprocess
@@ -15,7 +16,18 @@ from functools import partial
 import pytest
 import trio
 from _helpers import bounded, echo, ring_run
-from pairs import PATIENCE, Pair, address_of, open_descriptors, open_pair, open_trio_pair, pattern, receive_exactly
+from pairs import (
+    MEBIBYTE,
+    PATIENCE,
+    Pair,
+    address_of,
+    clog,
+    open_descriptors,
+    open_pair,
+    open_trio_pair,
+    pattern,
+    receive_exactly,
+)
 
 import gain_trio
 from gain_trio import Connection
@@ -224,6 +236,27 @@ async def test_a_child_forked_while_a_receive_is_parked_does_not_take_its_data(p
         await client.send(b"for the parent")  # prepared, not submitted
         in_child(lambda: None)
     assert received == [b"for the parent"]
+
+
+async def test_a_child_that_drops_a_connection_does_not_have_the_parents_reset() -> None:
+    """The socket is one, with one linger option: what the parent closes in order must not be cut off."""
+    peer, served = await open_trio_pair()
+    await clog(served)  # cancelled, and so all of it is queued
+    owners, count = [served], 24 * MEBIBYTE
+    before = served.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
+    del served
+
+    def drop() -> None:
+        owners.clear()
+        gc.collect()
+
+    in_child(drop)
+    async with peer:
+        assert owners[0].getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8) == before
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(owners[0].aclose)
+            assert await receive_exactly(peer, count) == bytes(count)
+            assert await peer.receive_some() == b""
 
 
 async def test_after_a_child_has_lived_a_close_is_seen_by_the_peer() -> None:

@@ -157,7 +157,7 @@ static int connection_clear(gt_connection *self)
 /* Dropped without being closed.  Like a socket: say so, and close. */
 static void connection_finalize(gt_connection *self)
 {
-    if (!self->stream || self->stream->closing)
+    if (!self->stream || self->stream->closing || self->reactor->ring->dead)
         return;
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);

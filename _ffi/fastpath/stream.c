@@ -119,6 +119,10 @@ int gt_stream_close(gt_stream *stream, bool reset)
     int error = 0;
     if (stream->closing)
         return 0;
+    if (stream->reactor->ring->dead) { /* the child of a fork: the socket, and so its linger option, is the parent's, too */
+        stream->closing = true;
+        return 0;
+    }
     if ((reset || stream->send_torn) && setsockopt(stream->fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger) < 0)
         error = errno;
     stream->closing = true;

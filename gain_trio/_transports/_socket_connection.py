@@ -83,6 +83,11 @@ class SocketConnection(SocketSending):
         """Dropped without being closed.  Like a socket: say so, and close.  Maybe in another thread, and after the run."""
         if getattr(self, "_receiving", None) is None or self._descriptor < 0:
             return
+        if (
+            not self._run.thread
+        ):  # the child of a fork: its copy goes, and the parent's is left alone, linger option included
+            self._socket.close()
+            return
         try:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
         finally:
