@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import trio
-from pairs import PATIENCE, pattern, receive_all, until
+from pairs import PATIENCE, pattern, receive_all, receive_exactly, until
 
 import gain_trio
 from gain_trio import Connection, Server
@@ -137,6 +137,72 @@ async def test_a_file_that_a_killed_program_left(tmp_path: Path) -> None:
     async with serving(echo, f"unix://{path}"):
         assert await run("socat", "-t", "30", "-", f"UNIX-CONNECT:{path}", data=b"x") == b"x"
     assert not is_there(path)
+
+
+# --- datagrams ---
+
+
+async def echo_datagram(data: bytes, address: Any, endpoint: gain_trio.DatagramEndpoint) -> None:
+    await endpoint.send(data, address)
+
+
+@asynccontextmanager
+async def serving_datagrams(address: str) -> AsyncIterator[gain_trio.DatagramServer]:
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(gain_trio.serve_datagrams, echo_datagram, address)
+        assert isinstance(server, gain_trio.DatagramServer)
+        yield server
+        nursery.cancel_scope.cancel()
+
+
+DATAGRAM_CLIENTS: list[tuple[str, Callable[[str, str], list[str]]]] = [
+    ("socat", lambda path, own: ["socat", "-", f"UNIX-SENDTO:{path},bind={own}"]),
+    ("socat", lambda path, own: ["socat", "-", f"UNIX-CLIENT:{path},bind={own}"]),
+    ("nc", lambda path, own: ["nc", "-u", "-U", "-s", own, path]),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "command"), [pytest.param(*client, marks=needs(client[0])) for client in DATAGRAM_CLIENTS]
+)
+async def test_a_datagram_client_of_theirs(tmp_path: Path, name: str, command: Callable[[str, str], list[str]]) -> None:
+    """It has a name of its own, and so it is answered."""
+    path = str(tmp_path / "s")
+    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    async with (
+        serving_datagrams(f"unix://{path}") as server,
+        running(*command(path, str(tmp_path / "c")), **options) as process,
+    ):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with trio.fail_after(PATIENCE):
+            for data in (b"one", b"another"):
+                await process.stdin.send_all(data)
+                assert await receive_exactly(process.stdout, len(data)) == data
+        assert server.statistics().datagrams.received == 2
+
+
+@needs("socat")
+async def test_a_datagram_client_of_theirs_without_a_name(tmp_path: Path) -> None:
+    """It cannot be answered, which is counted and no error."""
+    path = str(tmp_path / "s")
+    async with serving_datagrams(f"unix://{path}") as server:
+        await run("socat", "-u", "-", f"UNIX-SENDTO:{path}", data=b"x")
+        await until(lambda: server.statistics().unreachable == 1)
+        assert server.statistics().handler_errors == 0
+
+
+@needs("socat")
+async def test_a_datagram_server_of_theirs(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    async with running("socat", f"UNIX-RECVFROM:{path},fork", "SYSTEM:cat", stderr=subprocess.DEVNULL):
+        await until(lambda: is_there(path))
+        with pytest.raises(OSError, match="a server is listening there"):
+            await gain_trio.open_datagram_endpoint(f"unix://{path}")
+        with trio.fail_after(PATIENCE):
+            async with await gain_trio.open_datagram_endpoint(f"unix://{tmp_path}/c") as client:
+                await client.send(b"x", path)
+                assert (await client.receive())[0] == b"x"
 
 
 # --- descriptors, to and from Python's own calls in another process ---

@@ -405,7 +405,7 @@ def test_many_small_sends_cost_little_more_than_their_bytes() -> None:
         data = pattern(200_000)
         for start in range(0, len(data), 2):
             await client.send(data[start : start + 2])
-        assert client.outbound_buffered == len(data)
+        assert len(data) // 2 < client.outbound_buffered <= len(data), "the kernel may find a little more room"
         assert len(gc.get_objects()) - before < 100
         async with client, served:
             assert await receive_exactly(served, filled + len(data)) == bytes(filled) + data

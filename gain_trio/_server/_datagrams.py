@@ -31,6 +31,11 @@ DatagramHandler = Callable[[bytes, Any, DatagramEndpoint], Awaitable[object]]
 UNREACHABLE_ERRNOS = errnos("ENETUNREACH", "EHOSTUNREACH", "ENETDOWN", "EHOSTDOWN", "ECONNREFUSED", "ENOBUFS")
 """The network's doing, or that of whoever chose the source address."""
 
+UNIX_UNREACHABLE_ERRNOS = errnos(
+    "ENOENT", "ENOTDIR", "ELOOP", "ENAMETOOLONG", "ECONNREFUSED", "EPROTOTYPE", "EACCES", "EPERM", "EDESTADDRREQ"
+)
+"""The same among Unix sockets: the sender is gone, or has a name that cannot be sent to, or none."""
+
 logger = logging.getLogger("gain_trio")
 
 
@@ -114,13 +119,20 @@ class DatagramServer:
 
     def _failed(self, address: Any, error: BaseException) -> None:
         # Source addresses can be forged; nobody must be able to fill the log with tracebacks by that.
-        no_port = isinstance(error, OSError) and error.errno == errno.EINVAL and address[1] == 0
-        if no_port or (isinstance(error, OSError) and error.errno in UNREACHABLE_ERRNOS):
+        if isinstance(error, OSError) and _is_unreachable(address, error):
             self._unreachable += 1
             logger.info("handler %s could not answer %s: %s", self._name, address, error)
             return
         self._handler_errors += 1
         logger.error("handler %s failed on a datagram from %s", self._name, address, exc_info=error)
+
+
+def _is_unreachable(address: Any, error: OSError) -> bool:
+    if isinstance(address, tuple):
+        no_port = error.errno == errno.EINVAL and address[1] == 0
+        return no_port or error.errno in UNREACHABLE_ERRNOS
+    # A file that the handler itself misses is its own affair: what send() raises names the address.
+    return error.errno in UNIX_UNREACHABLE_ERRNOS and error.filename == address
 
 
 async def serve_datagrams(
@@ -141,14 +153,15 @@ async def serve_datagrams(
 
     When a handler raises an :exc:`Exception`, it is logged to the logger ``gain_trio`` with its traceback and counted,
     and the server goes on; that an answer could not be sent, because the network does not lead to the source address,
-    gets one line at level info.
+    gets one line at level info.  A Unix sender without a name cannot be answered (``address`` is None), and one that does
+    not read makes ``send`` wait: a time limit around it keeps such a sender from stopping the worker.
 
     Started by ``server = await nursery.start(gain_trio.serve_datagrams, handler, address)`` it returns a
     :class:`DatagramServer`, which knows the address and the counters.  Cancelling the scope it runs in stops it at once.
 
     Args:
       handler: an async function of the data, the source address and the endpoint.
-      address: ``udp://host:port``, see :func:`open_datagram_endpoint`.
+      address: ``udp://host:port``, ``unix:///path`` or ``unix://@abstract-name``, see :func:`open_datagram_endpoint`.
       workers: how many handlers may run at once.  They are run by as many tasks.
       strict: let a handler's exception end the server and propagate.
       options: see :func:`open_datagram_endpoint`.

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer, Self
 
 Datagram: TypeAlias = "tuple[bytes, Any]"
-"""The data, and the address it came from: ``(host, port)``, or ``(host, port, flow information, scope)`` for IPv6."""
+"""The data, and the address it came from: ``(host, port)``, or ``(host, port, flow information, scope)`` for IPv6.
+
+Of a Unix socket it is a path (str), an abstract name (bytes that begin with a NUL), or None if the sender has no name.
+"""
 
 QUEUE_SIZE = 1024
 QUEUE_BYTES = 4 << 20
@@ -61,7 +64,7 @@ class DatagramStatistics:
 
 
 class DatagramEndpoint(trio.abc.AsyncResource):
-    """A UDP socket.
+    """A UDP socket, or a Unix datagram socket.
 
     :meth:`receive` and :meth:`send` are always cancellation points.  They are schedule points when they have to wait.
     What can be answered from memory is answered at once, but not for ever: receiving, until the queue is empty, for it
@@ -94,7 +97,8 @@ class DatagramEndpoint(trio.abc.AsyncResource):
           trio.ClosedResourceError: the endpoint is, or meanwhile was, closed.
           OSError: the socket has told of an error, which is raised once, and the endpoint goes on.  A connected endpoint
             gets :exc:`ConnectionRefusedError` when the host out there has answered that nobody listens on that port (an
-            ICMP message, which may be about any datagram sent before).  It is raised by this or by :meth:`send`.
+            ICMP message, which may be about any datagram sent before).  It is raised by this or by :meth:`send`.  Of a
+            Unix socket, :meth:`send` raises it.
 
         Cancelling it loses nothing: a datagram is taken from the queue only when the task runs.
         """
@@ -106,15 +110,22 @@ class DatagramEndpoint(trio.abc.AsyncResource):
         A small datagram to an address that datagrams have gone to leaves, together with others, before the run waits
         next.  Any other leaves at once.  ``data`` may be changed afterwards.
 
+        Through a Unix socket nothing is lost on the way: a receiver who does not keep up makes senders wait, for ever if
+        he never reads.  So give the answers of a server a time limit (:func:`trio.move_on_after`).  One who is waited
+        for does not hold up what goes to others.
+
         Args:
-          data: up to 65507 bytes (65527 by IPv6), or none.
+          data: up to 65507 bytes (65527 by IPv6; to a Unix socket a little less than ``SO_SNDBUF``), or none.
           address: ``(host, port)`` as :meth:`receive` returns it.  The host is an IP address: names are not looked up
-            here.  May be left out if the endpoint is connected.
+            here.  Of a Unix socket, a path or abstract name as :meth:`receive` returns it.  May be left out if the
+            endpoint is connected.
 
         Raises:
           trio.ClosedResourceError: the endpoint is, or meanwhile was, closed.
           OSError: the kernel refuses this datagram: it is too large (``EMSGSIZE``), there is no way to the address
-            (``ENETUNREACH``), it is not allowed (``EACCES``, ``EPERM``).  Or see :meth:`receive`; this datagram is not
+            (``ENETUNREACH``), it is not allowed (``EACCES``, ``EPERM``).  To a Unix socket: nobody has that name
+            (``ENOENT``, ``ECONNREFUSED``), or it is none that can be sent to (``EDESTADDRREQ``), as that of a sender
+            without a name; ``filename`` of these errors is the address.  Or see :meth:`receive`; this datagram is not
             sent then.  Should the kernel refuse one after ``send`` has returned, it counts as ``failed`` in the
             statistics, and the next one to that address leaves at once.
           ValueError, TypeError: the address is none, or not the one that the endpoint is connected to.

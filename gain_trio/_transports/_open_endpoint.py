@@ -14,12 +14,14 @@ import trio
 
 from gain_trio._io_manager import UringIOManager, current_manager
 
-from ._address import UdpAddress, parse_address
+from ._address import UdpAddress, UnixAddress, parse_address
 from ._endpoint import MAX_SIZE, QUEUE_BYTES, QUEUE_SIZE, DatagramEndpoint
 from ._multicast import change_membership, set_multicast_options
 from ._ring_endpoint import RingEndpoint
 from ._socket_endpoint import SocketEndpoint
 from ._sockets import share_port
+from ._unix import Access
+from ._unix_endpoint import check_options, open_unix_endpoint
 
 _UNUSABLE: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.ENETUNREACH, errno.EHOSTUNREACH})
 """This machine has no such address, or no way to it; the name may have others."""
@@ -39,17 +41,26 @@ async def open_datagram_endpoint(
     max_size: int = MAX_SIZE,
     receive_buffer: int | None = None,
     send_buffer: int | None = None,
+    mode: int | None = None,
+    owner: int | str | None = None,
+    group: int | str | None = None,
 ) -> DatagramEndpoint:
-    """Open a UDP socket on ``udp://host:port``.
+    """Open a UDP socket on ``udp://host:port``, or a Unix datagram socket on ``unix:///path`` or ``unix://@abstract-name``.
 
     An endpoint has one socket, and so one address: of a name that has several, the first that can be had.  An empty
     host stands for all addresses of this machine, by IPv4 (all by IPv6: ``udp://[::]:port``, which is IPv6 alone).
     With port 0 the kernel chooses one; read it from :attr:`DatagramEndpoint.local_address`.
 
+    A Unix endpoint always has a name of its own, so that it can be answered.  Its file is treated as
+    :func:`open_listeners` treats one: a left-over file is replaced, that of a socket that lives and anything that is no
+    socket is ``EADDRINUSE``, and closing the endpoint removes it.  It goes over the socket itself also in a run on the
+    ring, whose endpoints are for IP.
+
     Args:
-      address: ``udp://host:port``; IPv6 addresses stand in brackets.
+      address: as above; IPv6 addresses stand in brackets.
       remote_address: the same.  The endpoint is connected to it: it sends there alone, and only what comes from there is
-        received.  The local address must be of the same IP version; an empty host is of both.
+        received.  The local address must be of the same IP version; an empty host is of both.  Of a Unix socket it must
+        be there already; when another socket takes its name later, what is sent goes to that one.
       reuse_port: set ``SO_REUSEPORT``, so that several sockets share the port.  A datagram to one of the machine's
         addresses goes to one of them, chosen by source address; a multicast datagram to each that has joined.
       multicast_groups: IP addresses of the groups to join; :meth:`DatagramEndpoint.join` does so later.
@@ -59,37 +70,52 @@ async def open_datagram_endpoint(
       multicast_ttl: how many networks such a datagram may cross; None: 1, this one alone.
       queue_size: datagrams kept until they are received.
       queue_bytes: bytes in them.
-      max_size: larger datagrams are dropped and counted.
+      max_size: larger datagrams are dropped and counted.  For a Unix socket up to 16 MiB.
       receive_buffer, send_buffer: bytes, of the kernel's buffers (``SO_RCVBUF``, ``SO_SNDBUF``); None: the system's
         defaults.
+      mode, owner, group: of the file of a Unix socket, see :func:`open_listeners`: who may write to it may send.  That no
+        more are let in at any moment is so on Linux.
 
     Raises:
-      ValueError: an address, or a number, is none.
+      ValueError: an address, or a number, is none, or an option is none for this kind of address.
       OSError: the address cannot be had, for example because it is in use (``EADDRINUSE``); the message names it.
       socket.gaierror: a host has no address (a kind of OSError).
       RuntimeError: not called from a Trio task.
     """
-    local = _parse(address)
-    remote = None if remote_address is None else _parse(remote_address)
+    local = parse_address(address, schemes=("udp", "unix"))
+    assert isinstance(local, UdpAddress | UnixAddress)
+    remote = None if remote_address is None else parse_address(remote_address, schemes=(local.scheme,))
+    access = Access(mode=mode, owner=owner, group=group)
+    multicast_groups = list(multicast_groups)
+    multicast = bool(multicast_groups) or (multicast_interface, multicast_loop, multicast_ttl) != (None, None, None)
+    check_options(local, access=access, reuse_port=reuse_port, multicast=multicast)
     manager = current_manager("gain_trio.open_datagram_endpoint()")
     _check_numbers(queue_size=queue_size, queue_bytes=queue_bytes, max_size=max_size)
+    limits = {"queue_size": queue_size, "queue_bytes": queue_bytes, "max_size": max_size}
+
+    def set_buffers(sock: socket.socket) -> None:
+        for option, size in ((socket.SO_RCVBUF, receive_buffer), (socket.SO_SNDBUF, send_buffer)):
+            if size is not None:
+                sock.setsockopt(socket.SOL_SOCKET, option, size)
+
+    if isinstance(local, UnixAddress):
+        assert remote is None or isinstance(remote, UnixAddress)
+        return await open_unix_endpoint(local, remote, access, set_buffers, **limits)
+    assert remote is None or isinstance(remote, UdpAddress)
     pairs = await _look_up(local, remote)
 
     def configure(sock: socket.socket) -> None:
         if reuse_port:
             share_port(sock)
-        for option, size in ((socket.SO_RCVBUF, receive_buffer), (socket.SO_SNDBUF, send_buffer)):
-            if size is not None:
-                sock.setsockopt(socket.SOL_SOCKET, option, size)
+        set_buffers(sock)
         set_multicast_options(sock, interface=multicast_interface, loop=multicast_loop, ttl=multicast_ttl)
 
     with contextlib.ExitStack() as stack:
         sock = _open_socket(pairs, configure, f"{local}" if remote is None else f"{local} to {remote}")
         stack.callback(sock.close)
-        for group in multicast_groups:
-            change_membership(sock, group, multicast_interface, member=True)
+        for multicast_group in multicast_groups:
+            change_membership(sock, multicast_group, multicast_interface, member=True)
         peer = None if remote is None else sock.getpeername()
-        limits = {"queue_size": queue_size, "queue_bytes": queue_bytes, "max_size": max_size}
         endpoint = make_endpoint(manager, sock, peer, **limits)
         stack.pop_all()
         return endpoint
@@ -105,12 +131,6 @@ def make_endpoint(manager: UringIOManager | None, sock: socket.socket, remote: A
     if manager is None:
         return SocketEndpoint(sock, remote, **limits)
     return RingEndpoint(manager, sock, remote, **limits)
-
-
-def _parse(address: str) -> UdpAddress:
-    parsed = parse_address(address, schemes=("udp",))
-    assert isinstance(parsed, UdpAddress)
-    return parsed
 
 
 def _check_numbers(*, queue_size: int, queue_bytes: int, max_size: int) -> None:

@@ -9,7 +9,7 @@ from ._address import FdAddress, TcpAddress, UnixAddress
 from ._connection import Marks
 from ._implementation import Implementation
 from ._listener import Listener, close_all
-from ._unix import Access, check_unix, listen_unix
+from ._unix import Access, check_access, check_unix, listen_unix
 from ._wrapping import wrap_listener
 
 
@@ -21,11 +21,8 @@ def check_options(
         raise ValueError("pass_fds=True is for Unix sockets: descriptors do not go through TCP")
     if not isinstance(address, UnixAddress) and access:
         raise ValueError(f"mode, owner and group are for the file of a Unix socket, and {address} has none")
-    if isinstance(address, UnixAddress) and address.abstract and access:
-        raise ValueError(
-            f"{address} is an abstract name, which is no file and has no mode: everybody here may connect; "
-            "use a path, or look at peer_credentials()"
-        )
+    if isinstance(address, UnixAddress):
+        check_access(address, access)
     if not isinstance(address, TcpAddress) and reuse_port:
         raise ValueError(f"reuse_port=True is for TCP, and {address} has no port")
     if isinstance(address, FdAddress) and backlog:

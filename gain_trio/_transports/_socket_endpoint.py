@@ -2,7 +2,7 @@
 
 A system task reads for as long as the endpoint lives, so that it does what one on the ring does: the queue fills
 whether or not somebody receives, and what comes first is kept.  Everything that the task needs is in an
-:class:`_Inbox`, and the endpoint is not, so that an endpoint that was dropped is noticed.
+:class:`Inbox`, and the endpoint is not, so that an endpoint that was dropped is noticed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import socket
 import warnings
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import trio
 
@@ -32,8 +32,7 @@ _scratch = bytearray(65536)
 """Where every endpoint of every run receives: nothing happens between receiving and copying what was received."""
 
 
-@final
-class _Inbox:
+class Inbox:
     """What has arrived, and the task that reads it."""
 
     def __init__(self, sock: socket.socket, remote: Any, queue_size: int, queue_bytes: int, max_size: int) -> None:
@@ -46,9 +45,11 @@ class _Inbox:
         self._queue_size = queue_size
         self._queue_bytes = queue_bytes
         self._max_size = max_size
+        self._scratch = _scratch
         self._error_told = trio.Event()
         self._scope = trio.CancelScope()
         self.closed = False
+        self.ended = trio.Event()
 
     async def run(self) -> None:
         """Read, until closed.  The end of the run closes it, too."""
@@ -70,18 +71,20 @@ class _Inbox:
     def _read(self) -> None:
         for _ in range(_BATCH):
             try:
-                length, address = self.sock.recvfrom_into(_scratch)
+                length, address = self.sock.recvfrom_into(self._scratch)
             except (BlockingIOError, InterruptedError):
                 return
-            self._put(length, address if self.remote is None else self.remote)
+            self._put(length, address)
 
     def _put(self, length: int, address: Any) -> None:
+        """Queue what is in the scratch buffer."""
         if length > self._max_size:
             self.oversized += 1
         elif len(self.queue) >= self._queue_size or (self.queue and self.queued_bytes + length > self._queue_bytes):
             self.dropped += 1
         else:
-            self.queue.append((bytes(memoryview(_scratch)[:length]), address))
+            data = bytes(memoryview(self._scratch)[:length])
+            self.queue.append((data, address if self.remote is None else self.remote))
             self.received += 1
             self.received_bytes += length
             self.queued_bytes += length
@@ -116,17 +119,19 @@ class _Inbox:
         self.queue.clear()
         self.queued_bytes = 0
         self.waiting.unpark_all()
+        self.ended.set()
 
 
-@final
 class SocketEndpoint(DatagramEndpoint):
     """See :class:`DatagramEndpoint`."""
+
+    _make_inbox: ClassVar[type[Inbox]] = Inbox
 
     def __init__(
         self, sock: socket.socket, remote_address: Any, *, queue_size: int, queue_bytes: int, max_size: int
     ) -> None:
         self.context: Any = None
-        self._inbox = inbox = _Inbox(sock, remote_address, queue_size, queue_bytes, max_size)
+        self._inbox = inbox = self._make_inbox(sock, remote_address, queue_size, queue_bytes, max_size)
         self._local_address = sock.getsockname()
         self._token = trio.lowlevel.current_trio_token()
         self._room = trio.StrictFIFOLock()  # held by the task that waits for room to send
@@ -167,8 +172,14 @@ class SocketEndpoint(DatagramEndpoint):
         if self._turn == _SENDS_A_TURN:
             self._turn = 0
             await trio.lowlevel.checkpoint()
-        if not self._room.locked() and self._send_now(data, address):
+        if self._nobody_waits(address) and self._send_now(data, address):
             return
+        await self._stand_in_line(data, address)
+
+    def _nobody_waits(self, _address: Any) -> bool:
+        return not self._room.locked()
+
+    async def _stand_in_line(self, data: Buffer, address: Any) -> None:
         async with self._room:
             while not self._send_now(data, address):
                 await trio.lowlevel.wait_writable(self._inbox.sock)
@@ -181,7 +192,7 @@ class SocketEndpoint(DatagramEndpoint):
         if inbox.remote is not None:
             inbox.tell_error()
         try:
-            sent = inbox.sock.send(data) if inbox.remote is not None else inbox.sock.sendto(data, address)
+            sent = self._transmit(data, address)
         except (BlockingIOError, InterruptedError):
             return False
         except OSError:
@@ -190,6 +201,10 @@ class SocketEndpoint(DatagramEndpoint):
         self._sent += 1
         self._sent_bytes += sent
         return True
+
+    def _transmit(self, data: Buffer, address: Any) -> int:
+        inbox = self._inbox
+        return inbox.sock.send(data) if inbox.remote is not None else inbox.sock.sendto(data, address)
 
     def _check_address(self, address: Any) -> None:
         """Before the socket module looks up a name, and blocks meanwhile."""

@@ -1,4 +1,4 @@
-"""Unix sockets: listening, connecting, and who the peer is; unix(7).
+"""Unix sockets: listening, datagrams, connecting, and who the peer is; unix(7).
 
 *Nobody gets in who is not allowed to.*  bind(2) makes the file with the mode that the umask leaves, and the umask is
 the whole process's: to set it for a moment would be felt by every other thread.  To bind at another name and to
@@ -8,14 +8,20 @@ called, and refuses everybody until listen(2): so there is no moment at which so
 out.  Owner and mode are set without following links, so whoever can put a link in place of the file gains nothing by
 it.
 
+A datagram socket has no listen(2): whoever may write to its file can send from bind(2) on, and who has connected by then
+stays connected whatever the mode becomes.  On Linux, bind(2) makes the file with the mode of the socket's own inode, less
+the umask, so fchmod(2) of the socket before it makes a file that nobody may write to until owner and mode are set.  Other
+systems have no such thing: there, a directory that others cannot search keeps them out for that moment.
+
 *A file that is left over is replaced, and nothing else.*  A server that was killed leaves its file, and bind(2) does
-not replace one.  What is there has to be a socket, and a connection to it has to be refused: then nobody listens.  A
-server that lives sees that one connection come and go.  Two that start at once would take each other's socket, bound
-but not yet listening, for left over: so from before bind until after listen a starter holds a lock (flock(2)) on the
-directory, which leaves no file behind as one on a file of its own would.
+not replace one.  What is there has to be a socket, and a connection to it has to be refused: then nobody has it.  A
+server that lives sees that one connection come and go; one of datagrams sees nothing, for a stream is what it is asked
+for, which the kernel refuses in another way (``EPROTOTYPE``).  Two that start at once would take each other's socket,
+bound but not yet listening, for left over: so from before bind until after listen a starter holds a lock (flock(2)) on
+the directory, which leaves no file behind as one on a file of its own would.
 
 *The file goes with the server*: at close, if it is still the same file (device and inode; the number is not used again
-while the socket is bound), and while the socket still listens, so that no other server can have begun to replace it.
+while the socket is bound), and while the socket still lives, so that no other server can have begun to replace it.
 """
 
 from __future__ import annotations
@@ -28,7 +34,7 @@ import socket
 import stat
 import struct
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Final, Protocol, final
 
@@ -42,6 +48,8 @@ LOCK_PATIENCE: Final = 5.0
 _LOCK_PAUSE: Final = 0.01
 _SHORTEST_PAUSE: Final = 0.001
 _LONGEST_PAUSE: Final = 0.05
+_BIND_TAKES_MODE: Final[bool] = sys.platform == "linux"
+"""Whether bind(2) makes the file with the mode that fchmod(2) has given the socket."""
 
 logger = logging.getLogger("gain_trio")
 
@@ -76,17 +84,26 @@ class Access:
         return (self.mode, self.owner, self.group) != (None, None, None)
 
 
-def check_unix() -> None:
+def check_unix(instead: str = "tcp://127.0.0.1:PORT") -> None:
     """Raise a :exc:`ValueError` where there are no Unix sockets."""
     if not hasattr(socket, "AF_UNIX"):
-        raise ValueError(f"Python has no Unix sockets on {sys.platform}; use tcp://127.0.0.1:PORT")
+        raise ValueError(f"Python has no Unix sockets on {sys.platform}; use {instead}")
+
+
+def check_access(address: UnixAddress, access: Access) -> None:
+    """Raise a :exc:`ValueError` where there is no file that could have a mode."""
+    if address.abstract and access:
+        raise ValueError(
+            f"{address} is an abstract name, which is no file and has no mode: everybody here may connect; "
+            "use a path, or look at peer_credentials()"
+        )
 
 
 # --- listening ---
 
 
 @final
-class UnixListeningSocket(socket.socket):
+class OwningSocket(socket.socket):
     """One that removes its file when it is closed."""
 
     _file: tuple[str, int, int, int] | None = None
@@ -125,7 +142,7 @@ async def listen_unix(address: UnixAddress, backlog: int, access: Access) -> soc
       OSError: it cannot be had; the message does not name the address.
     """
     owner, group = _user_id(access.owner), _group_id(access.group)
-    sock = UnixListeningSocket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock = OwningSocket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
         if address.abstract:
@@ -135,15 +152,62 @@ async def listen_unix(address: UnixAddress, backlog: int, access: Access) -> soc
         async with _lock(str(Path(address.path).parent)):
             _bind(sock, address.path)
             sock.owns(address.path)
-            if (owner, group) != (-1, -1):
-                os.chown(address.path, owner, group, follow_symlinks=False)
-            if access.mode is not None:
-                _set_mode(address.path, access.mode)
+            _give(address.path, owner, group, access.mode)
             sock.listen(backlog)
         return sock
     except BaseException:
         sock.close()
         raise
+
+
+async def bind_unix(
+    address: UnixAddress, remote: UnixAddress | None, access: Access, configure: Callable[[socket.socket], None]
+) -> socket.socket:
+    """A non-blocking datagram socket of this name, which removes its file when it is closed.
+
+    Raises:
+      ValueError: an owner or group is not known.
+      OSError: it cannot be had; the message does not name the address.
+    """
+    owner, group = _user_id(access.owner), _group_id(access.group)
+    await trio.lowlevel.checkpoint()
+    sock = OwningSocket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        sock.setblocking(False)
+        configure(sock)
+        if remote is not None:
+            sock.connect(remote.sockaddr)  # before it has a name, so that nobody else has a moment to send to it
+        if address.abstract:
+            sock.bind(address.sockaddr)
+            return sock
+        mode = access.mode
+        if _BIND_TAKES_MODE and (mode, owner, group) != (None, -1, -1):
+            mode = 0o777 & ~_umask() if mode is None else mode
+            os.fchmod(sock.fileno(), 0)
+        async with _lock(str(Path(address.path).parent)):
+            _bind(sock, address.path)
+            sock.owns(address.path)
+            _give(address.path, owner, group, mode)
+        return sock
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _give(path: str, owner: int, group: int, mode: int | None) -> None:
+    if (owner, group) != (-1, -1):
+        os.chown(path, owner, group, follow_symlinks=False)
+    if mode is not None:
+        _set_mode(path, mode)
+
+
+def _umask() -> int:
+    """The process's, which umask(2) does not tell without changing it for every thread."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+        name, _colon, value = line.partition(":")
+        if name == "Umask":
+            return int(value, 8)
+    raise OSError(errno.EOPNOTSUPP, "the kernel does not tell the umask (proc(5), Umask): give a mode as well")
 
 
 @contextlib.asynccontextmanager
