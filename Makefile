@@ -79,16 +79,16 @@ test: test-ring test-trio
 
 # Where there is no ring to be had its tests cannot run.  That is said, and is an error where GAIN_TRIO_REQUIRE_RING=1.
 test-ring: $(VENV)/built-strict
-	$(on_the_ring) $(bin)/python -m pytest $(PYTEST_ARGUMENTS); \
-	GAIN_TRIO_RESUME_IN_PLACE=0 $(bin)/python -m pytest $(PYTEST_ARGUMENTS)
+	$(on_the_ring) $(bin)/python tools/run_tests.py $(PYTEST_ARGUMENTS); \
+	GAIN_TRIO_RESUME_IN_PLACE=0 $(bin)/python tools/run_tests.py $(PYTEST_ARGUMENTS)
 
 # Once on each backend.
 test-once: $(VENV)/built-strict
-	$(on_the_ring) $(bin)/python -m pytest $(PYTEST_ARGUMENTS)
-	GAIN_TRIO_BACKEND=trio $(bin)/python -m pytest $(PYTEST_ARGUMENTS)
+	$(on_the_ring) $(bin)/python tools/run_tests.py $(PYTEST_ARGUMENTS)
+	GAIN_TRIO_BACKEND=trio $(bin)/python tools/run_tests.py $(PYTEST_ARGUMENTS)
 
 test-trio: $(VENV)/built-strict
-	GAIN_TRIO_BACKEND=trio $(bin)/python -m pytest $(PYTEST_ARGUMENTS)
+	GAIN_TRIO_BACKEND=trio $(bin)/python tools/run_tests.py $(PYTEST_ARGUMENTS)
 
 define on_the_ring
 mkdir -p build; \
@@ -105,11 +105,11 @@ features += defer_taskrun multishot_accept multishot_receive
 featured := ring io_manager fork_and_threads faults resume connection connection_limits listener server deadlines datagram
 test-features: $(addprefix test-without-,$(features) all)
 test-without-%: $(VENV)/built-strict
-	$(on_the_ring) GAIN_TRIO_UNWANTED=$* $(bin)/python -m pytest $(featured:%=tests/test_%.py) $(PYTEST_ARGUMENTS)
+	$(on_the_ring) GAIN_TRIO_UNWANTED=$* $(bin)/python tools/run_tests.py $(featured:%=tests/test_%.py) $(PYTEST_ARGUMENTS)
 
 # A hundred thousand connections must leave no object, reference or descriptor behind.
 soak: $(VENV)/built-strict
-	GAIN_TRIO_SOAK=100000 $(bin)/python -m pytest tests/test_faults.py -k test_thousands_of_connections_leave_nothing_behind
+	GAIN_TRIO_SOAK=100000 $(bin)/python tools/run_tests.py tests/test_faults.py -k test_thousands_of_connections_leave_nothing_behind
 
 lint: $(VENV)/lint
 	$(bin)/ruff check .
@@ -140,7 +140,7 @@ package-pure: dist/made
 	GAIN_TRIO_NO_EXTENSIONS=1 .venv/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps -w pure .; \
 	ls pure/*-py3-none-any.whl; \
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls pure/*.whl)[test]"; \
-	GAIN_TRIO_BACKEND=trio .venv/bin/pytest $(PYTEST_ARGUMENTS)
+	GAIN_TRIO_BACKEND=trio .venv/bin/python tools/run_tests.py $(PYTEST_ARGUMENTS)
 
 dist/made: $(packaged)
 	@$(PYTHON) tools/preflight.py
@@ -155,8 +155,10 @@ dist/made: $(packaged)
 # The tests on extensions built with AddressSanitizer and UndefinedBehaviorSanitizer, in a tree of their own.  Python is
 # not built with them, so their runtime comes first by LD_PRELOAD; what Python itself leaks is not looked at; and
 # objects come from malloc one by one, so that the sanitizer sees where each begins and ends.  What is freed stays in
-# quarantine, 256 MB of it, so the tests that watch the process's memory run by themselves with a small one.
+# quarantine, 256 MB of it, so the tests that watch the process's memory run by themselves with a small one.  The programs of
+# others are not made for the sanitizer's runtime, which the preload would give them, too.
 memory_tests := tests/test_connection_limits.py
+others := tests/test_interop_tls.py tests/test_interop_unix.py
 sanitize: dist/made
 	$(call unpack,build/trees/sanitize)
 	GAIN_TRIO_SANITIZE=1 $(MAKE) --no-print-directory -C build/trees/sanitize PYTHON='$(PYTHON)' WITH='$(WITH)' .venv/built-strict
@@ -165,9 +167,9 @@ sanitize: dist/made
 	export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1; \
 	export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1; \
 	export PYTHONMALLOC=malloc; \
-	.venv/bin/python -m pytest --timeout=300 --ignore $(memory_tests) $(PYTEST_ARGUMENTS); \
+	.venv/bin/python tools/run_tests.py --timeout=300 $(memory_tests:%=--ignore=%) $(others:%=--ignore=%) $(PYTEST_ARGUMENTS); \
 	ASAN_OPTIONS=$$ASAN_OPTIONS:quarantine_size_mb=4:thread_local_quarantine_size_kb=64 \
-		.venv/bin/python -m pytest --timeout=300 $(memory_tests)
+		.venv/bin/python tools/run_tests.py --timeout=300 $(memory_tests)
 
 # The tests with another Python, in a tree of their own: make test-in-tree PYTHON=python3.13
 test-in-tree: dist/made

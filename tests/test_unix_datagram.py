@@ -147,6 +147,7 @@ async def test_connected_to_a_name_that_somebody_else_takes_over(path: str, tmp_
         await client.send(b"first")
         assert (await server.receive())[0] == b"first"
         server.close()
+        await wait_all_tasks_blocked()  # a poll of it holds the socket until its cancel is submitted
         for _ in range(2):
             with pytest.raises(FileNotFoundError) as caught:
                 await client.send(b"to nobody")
