@@ -1345,12 +1345,10 @@ async def test_a_loop_of_calls_that_move_nothing_can_be_cancelled(pair: Pair) ->
                 nursery.cancel_scope.cancel()
 
 
-@pytest.mark.skipif(
-    gain_trio.backend_info().tier == "full" and "buffer_increment" not in gain_trio.backend_info().features,
-    reason="known defect: with plain provided buffers a reset behind much data may go unnoticed",
-)
 @pytest.mark.parametrize("how", ["cancel", "aclose"])
-async def test_a_torn_send_never_looks_complete(pair: Pair, how: str) -> None:
+async def test_a_torn_send_never_looks_complete(pair: Pair, how: str, backend: gain_trio.BackendInfo) -> None:
+    if backend.tier == "full" and "buffer_increment" not in backend.features:
+        pytest.skip("known defect: with plain provided buffers a reset behind much data may go unnoticed")
     client, served = pair
     data = bytearray(24 * MEBIBYTE)
     received = 0
