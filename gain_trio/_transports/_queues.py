@@ -7,7 +7,11 @@ would cost thirty times as much), and both take time linear in what goes through
 from __future__ import annotations
 
 from collections import deque
-from typing import TypeAlias, final
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeAlias, final
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 Inbound: TypeAlias = bytes | bytearray
 """Bytes received and not taken.  Nearly always one piece arrives and is taken whole: then it stays the object it is."""
@@ -41,6 +45,19 @@ def without_head(queue: Inbound, count: int) -> Inbound:
         return bytearray(memoryview(queue)[count:])
     del queue[:count]
     return queue
+
+
+async def receive_into(receive: Callable[[int], Awaitable[bytes]], buffer: Buffer) -> int:
+    """:meth:`Connection.receive_into` by way of :meth:`Connection.receive`."""
+    with memoryview(buffer) as view:
+        if view.readonly or not view.c_contiguous:
+            raise BufferError("receive_into() needs a writable buffer, in one piece")
+        if not view.nbytes:
+            raise ValueError("receive_into() needs a buffer of at least one byte")
+        with view.cast("B") as target:
+            data = await receive(len(target))
+            target[: len(data)] = data
+            return len(data)
 
 
 SMALL = 4096

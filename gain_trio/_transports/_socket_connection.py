@@ -39,7 +39,7 @@ import trio
 from gain_trio._io_manager._errors import broken_by
 
 from ._connection import Marks, checked_deadline
-from ._queues import NOTHING, Inbound, head_of, joined, without_head
+from ._queues import NOTHING, Inbound, head_of, joined, receive_into, without_head
 from ._socket_base import as_size, closed_error, current_thread, kept
 from ._socket_sending import SocketSending
 from ._sockets import reset_on_close
@@ -255,15 +255,7 @@ class SocketConnection(SocketSending):
 
     async def receive_into(self, buffer: Buffer, /) -> int:
         """See :meth:`Connection.receive_into`."""
-        with memoryview(buffer) as view:
-            if view.readonly or not view.c_contiguous:
-                raise BufferError("receive_into() needs a writable buffer, in one piece")
-            if not view.nbytes:
-                raise ValueError("receive_into() needs a buffer of at least one byte")
-            with view.cast("B") as target:
-                data = await self.receive(len(target))
-                target[: len(data)] = data
-                return len(data)
+        return await receive_into(self.receive, buffer)
 
     async def _fill(self, count: int, /) -> int:
         """See :meth:`Framing._fill`."""

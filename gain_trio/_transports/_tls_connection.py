@@ -28,7 +28,7 @@ from gain_trio._io_manager._errors import broken_by
 from ._connection import Connection, Marks
 from ._connection_base import CLOSE_TIMEOUT
 from ._proxy_protocol import ProxyHeader
-from ._queues import NOTHING, Inbound, head_of, joined, without_head
+from ._queues import NOTHING, Inbound, head_of, joined, receive_into, without_head
 from ._socket_base import as_size, closed_error, kept
 from ._tls_link import CONTROL_ROOM, PIECE, Link, MustWait
 
@@ -179,15 +179,7 @@ class TlsConnection(Connection):
 
     async def receive_into(self, buffer: Buffer, /) -> int:
         """See :meth:`Connection.receive_into`."""
-        with memoryview(buffer) as view:
-            if view.readonly or not view.c_contiguous:
-                raise BufferError("receive_into() needs a writable buffer, in one piece")
-            if not view.nbytes:
-                raise ValueError("receive_into() needs a buffer of at least one byte")
-            with view.cast("B") as target:
-                data = await self.receive(len(target))
-                target[: len(data)] = data
-                return len(data)
+        return await receive_into(self.receive, buffer)
 
     async def _fill(self, count: int, /) -> int:
         """See :meth:`Framing._fill`."""
