@@ -64,6 +64,7 @@ enum gt_tag {
     GT_TAG_RECV = 3,
     GT_TAG_SEND = 4,
     GT_TAG_CLOSE = 5,
+    GT_TAG_WATCH = 6, /* a poll for the peer's hangup */
 };
 
 enum gt_slot_kind {

@@ -164,7 +164,7 @@ static int answer_detach(gt_awaitable *self, PyObject **result)
         PyErr_SetString(connection->reactor->busy_error, "another task is already sending on this connection");
         return -1;
     }
-    if (stream->receive_armed)
+    if (stream->receive_armed || stream->watch_armed)
         return 0;
     PyObject *queued = gt_inbound_peek(&stream->inbound, SIZE_MAX);
     PyObject *taken = queued ? Py_BuildValue("(iN)", stream->fd, queued) : NULL;
@@ -239,7 +239,7 @@ bool gt_awaitable_is_satisfied(const gt_awaitable *self)
         return true;
     if (receives(self)) {
         if (self->call == GT_DETACH)
-            return !stream->receive_armed || stream->closing;
+            return (!stream->receive_armed && !stream->watch_armed) || stream->closing;
         size_t needed = self->call == GT_FILL ? self->max : 1;
         return gt_inbound_size(&stream->inbound) >= needed || stream->receive_error || stream->end_of_stream;
     }

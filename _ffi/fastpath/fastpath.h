@@ -98,6 +98,9 @@ struct gt_stream {
     bool fed;     /* the receive that is or was armed last has brought something */
     bool send_torn; /* a send ended with only a part of its data queued: what the peer has is no whole */
     bool receive_armed, receive_cancelled;
+    bool receive_deaf; /* armed since before the hangup, so it may never tell of it */
+    bool watch_armed, watch_cancelled;
+    bool hung_up; /* the watch has fired: nothing more will arrive than what is queued */
     bool send_in_flight, send_cancelled;
     bool send_cut_short; /* by an error that the kernel has kept to itself */
     bool receive_paused; /* the queue is over its high mark */

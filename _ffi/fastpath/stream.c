@@ -9,7 +9,10 @@
  *     in flight            prepared when                               ended by
  *     ------------------   -----------------------------------------   ------------------------------------------
  *     receive, multishot   open, no end or error, not paused or held   EOF, error, ENOBUFS, or its cancel
- *     cancel of receive    paused, held, or closing                    see gt_slot_cancel()
+ *     cancel of receive    paused, held, deaf, or closing              see gt_slot_cancel()
+ *     watch (a poll)       open, no end or error, not held, not        the peer's hangup or an error, or its cancel
+ *                          hung up
+ *     cancel of watch      held, or closing                            see gt_slot_cancel()
  *     send                 open, something outbound                    its CQE
  *     cancel of send       closing                                     see gt_slot_cancel()
  *     close                closing                                     its CQE; the last one frees the stream
@@ -22,9 +25,18 @@
  *     go on    when bytes are taken    at the low mark or below, or below `fill`
  *              when a task waits       below `fill`
  *
+ * The end must not be missed.  A multishot receive waits to be woken again once a socket says that nothing is queued any
+ * more, and takes one wake-up for several.  When the end is on the socket before that, nothing wakes it again, and it never
+ * tells of the end: a peer that sends and hangs up in one go (axboe/liburing issue 1549, mended in March 2026), and, seen on
+ * Linux 6.18 with that mend, a receive that is armed on a socket whose peer is gone and which holds more than the kernel's 32
+ * buffers for one go.  TCP tells of queued bytes that are not there to get a FIN out of this, but not a reset; and
+ * Unix sockets do not.  So a second operation, a poll for nothing but hangups and errors, watches the socket.  When it has
+ * fired, a receive that goes on without having told of the end is *deaf*: it is cancelled, and the next one, which looks at
+ * the socket before it waits, brings what is queued, or the end.  No more can arrive then, so this comes to an end, too.
+ *
  * The descriptor can be taken away (detach).  A receive in flight would still bring bytes then, and nobody would have them:
- * so receiving is held, which cancels the receive as a pause does, until its final CQE is in; what it brings on its way is
- * queued as ever.  Then the descriptor changes hands in one step with the queue.  From there on it goes as with a close, in
+ * so receiving is held, which cancels the receive as a pause does, and the watch with it, until their final CQEs are in; what
+ * comes on the way is queued as ever.  Then the descriptor changes hands in one step with the queue.  From there on it goes as with a close, in
  * which a nop stands for the close, so that there is one way in which slots are given back.
  *
  * Closing prepares cancel before close, in this order: an operation in flight holds a reference to the socket, and while
@@ -41,6 +53,7 @@
 #include "fastpath.h"
 
 #include <errno.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -146,6 +159,8 @@ static bool prepare_close(gt_stream *stream)
         return false;
     if (stream->send_in_flight && !stream->send_cancelled && !prepare_cancel(stream, GT_TAG_SEND, &stream->send_cancelled))
         return false;
+    if (stream->watch_armed && !stream->watch_cancelled && !prepare_cancel(stream, GT_TAG_WATCH, &stream->watch_cancelled))
+        return false;
     if (stream->fd < 0)
         return true;
     struct io_uring_sqe *sqe = gt_slot_sqe(stream->reactor->ring, stream->slot, GT_TAG_CLOSE);
@@ -156,6 +171,40 @@ static bool prepare_close(gt_stream *stream)
     else
         gt_prep_close(sqe, stream->fd);
     stream->fd = -1;
+    return true;
+}
+
+static bool prepare_receive(gt_stream *stream)
+{
+    struct gt_ring *ring = stream->reactor->ring;
+    bool over = stream->end_of_stream || stream->receive_error;
+    bool unwanted = stream->receive_paused || stream->receive_held || stream->receive_deaf;
+    if (stream->receive_armed)
+        return !unwanted || over || stream->receive_cancelled ||
+               prepare_cancel(stream, GT_TAG_RECV, &stream->receive_cancelled);
+    if (over || stream->receive_paused || stream->receive_held)
+        return true;
+    struct io_uring_sqe *sqe = gt_slot_sqe(ring, stream->slot, GT_TAG_RECV);
+    if (!sqe)
+        return false;
+    gt_prep_recv_multishot(sqe, stream->fd, ring->buffers.group);
+    stream->receive_armed = true;
+    stream->receive_deaf = stream->fed = false;
+    return true;
+}
+
+static bool prepare_watch(gt_stream *stream)
+{
+    if (stream->watch_armed)
+        return !stream->receive_held || stream->watch_cancelled ||
+               prepare_cancel(stream, GT_TAG_WATCH, &stream->watch_cancelled);
+    if (stream->receive_held || stream->hung_up || stream->end_of_stream || stream->receive_error)
+        return true;
+    struct io_uring_sqe *sqe = gt_slot_sqe(stream->reactor->ring, stream->slot, GT_TAG_WATCH);
+    if (!sqe)
+        return false;
+    gt_prep_poll(sqe, stream->fd, EPOLLRDHUP | EPOLLHUP | EPOLLERR, false);
+    stream->watch_armed = true;
     return true;
 }
 
@@ -175,24 +224,25 @@ bool gt_stream_prepare(gt_stream *stream)
         gt_prep_send(sqe, stream->fd, head->data + stream->outbound.sent, stream->send_length, MSG_NOSIGNAL | MSG_WAITALL);
         stream->send_in_flight = true;
     }
-    if (stream->receive_paused || stream->receive_held) {
-        if (stream->receive_armed && !stream->receive_cancelled)
-            return prepare_cancel(stream, GT_TAG_RECV, &stream->receive_cancelled);
-    } else if (!stream->receive_armed && !stream->end_of_stream && !stream->receive_error) {
-        struct io_uring_sqe *sqe = gt_slot_sqe(ring, stream->slot, GT_TAG_RECV);
-        if (!sqe)
-            return false;
-        gt_prep_recv_multishot(sqe, stream->fd, ring->buffers.group);
-        stream->receive_armed = true;
-        stream->fed = false;
-    }
-    return true;
+    return prepare_receive(stream) && prepare_watch(stream);
 }
 
 /* The kernel's "try again" in all its forms: the operation is over, the stream is not. */
 static bool is_retry(int error)
 {
     return error == ECANCELED || error == EINTR || error == EAGAIN || error == ENOBUFS;
+}
+
+/* True when there is news for the program.  A task that waits for more than there is gets none. */
+static bool tell_receiving(gt_stream *stream)
+{
+    gt_connection *connection = stream->connection;
+    if (connection && connection->receiving.task) {
+        if (!gt_awaitable_is_satisfied(connection->receiving.awaitable))
+            return false;
+        gt_reactor_ready(stream->reactor, &connection->ready, (PyObject *)connection);
+    }
+    return true;
 }
 
 static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
@@ -210,9 +260,13 @@ static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
         stream->fed = true;
         gt_buffers_recycle(buffers, cqe);
     }
+    if (stream->hung_up && !stream->receive_deaf && !gt_completion_is_final(cqe)) {
+        stream->receive_deaf = true;
+        gt_stream_want(stream);
+    }
     if (gt_completion_is_final(cqe)) {
         stream->receive_armed = stream->receive_cancelled = false;
-        news |= stream->receive_held;
+        news |= stream->receive_held && !stream->watch_armed;
         if (cqe->res == 0 && (stream->send_cut_short || (stream->send_error && stream->send_error != EPIPE))) {
             /* A socket tells of its error once.  The send was told, so to the receive a reset looks like the end. */
             stream->receive_error = stream->send_error && stream->send_error != EPIPE ? stream->send_error : ECONNRESET;
@@ -236,15 +290,19 @@ static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
         stream->receive_paused = true;
         gt_stream_want(stream);
     }
-    if (!news || stream->closing)
+    return news && !stream->closing && tell_receiving(stream);
+}
+
+/* The end is the receive's to tell, which may have done so in the same batch: the stream is looked at again after it. */
+static bool watch_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
+{
+    stream->watch_armed = stream->watch_cancelled = false;
+    if (stream->closing)
         return false;
-    gt_connection *connection = stream->connection;
-    if (connection && connection->receiving.task) {
-        if (!gt_awaitable_is_satisfied(connection->receiving.awaitable))
-            return false;
-        gt_reactor_ready(stream->reactor, &connection->ready, (PyObject *)connection);
-    }
-    return true;
+    stream->hung_up |= cqe->res > 0;
+    stream->receive_deaf |= cqe->res > 0;
+    gt_stream_want(stream);
+    return stream->receive_held && !stream->receive_armed && tell_receiving(stream);
 }
 
 static bool send_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
@@ -282,6 +340,9 @@ bool gt_stream_complete(gt_stream *stream, const struct io_uring_cqe *cqe)
         break;
     case GT_TAG_SEND:
         news = send_completed(stream, cqe);
+        break;
+    case GT_TAG_WATCH:
+        news = watch_completed(stream, cqe);
         break;
     case GT_TAG_CLOSE:  /* an error here means that somebody else closed our descriptor: nothing is left to close */
     case GT_TAG_CANCEL: /* what it cancelled tells by its own CQE; where it found nothing, that CQE was on its way */
@@ -323,7 +384,7 @@ void gt_stream_hold(gt_stream *stream, bool held)
         gt_stream_want(stream);
 }
 
-/* Only when no receive is armed and nothing is outbound. */
+/* Only when neither receive nor watch is armed and nothing is outbound. */
 int gt_stream_take(gt_stream *stream)
 {
     int fd = stream->fd;

@@ -1,0 +1,152 @@
+"""The end of a stream is told, however much is queued in front of it and however it came together with the last bytes.
+
+On the ring these are the cases in which the kernel does not wake a receive again; see the essay of _ffi/fastpath/stream.c.
+Small buffers make more than 32 receives of little data, which is what it takes.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterator
+from typing import Literal, TypeAlias
+
+import pytest
+import trio
+import trio.testing
+from _helpers import ring_run
+from pairs import PATIENCE
+
+from gain_trio import Connection, Feature, Marks
+
+End: TypeAlias = Literal["eof", "reset"]
+
+SMALL_BUFFERS = {"buffer_size": 100, "buffer_count": 1024}
+SIZES = [1, 3200, 3300, 5000, 12_000, 60_000]
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        one = socket.create_connection(listener.getsockname(), timeout=PATIENCE)
+        return one, listener.accept()[0]
+
+
+@pytest.fixture(params=[tcp_pair, socket.socketpair], ids=["tcp", "unix"])
+def sockets(request: pytest.FixtureRequest) -> Iterator[tuple[socket.socket, socket.socket]]:
+    one, other = request.param()
+    with one, other:
+        yield one, other
+
+
+def end(peer: socket.socket, how: End) -> None:
+    """Shut down, or let the other side see a reset."""
+    if how == "eof":
+        peer.shutdown(socket.SHUT_WR)
+        return
+    peer.setsockopt(
+        socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+    )  # TCP; a Unix socket needs unread bytes
+    peer.close()
+
+
+async def receive_to(how: End, connection: Connection) -> int:
+    received = 0
+    with trio.fail_after(PATIENCE):
+        try:
+            async for data in connection:
+                received += len(data)
+        except trio.BrokenResourceError:
+            assert how == "reset"
+        else:
+            assert how == "eof"
+    return received
+
+
+@pytest.mark.parametrize("unwanted", [Feature(0), Feature.BUFFER_INCREMENT], ids=["", "plain_buffers"])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("how", ["eof", "reset"])
+def test_the_end_was_there_before_the_receive(
+    sockets: tuple[socket.socket, socket.socket], how: End, size: int, unwanted: Feature
+) -> None:
+    peer, served = sockets
+    served.send(b"unread")
+    peer.sendall(b"x" * size)
+
+    async def main() -> int:
+        async with Connection.from_socket(served) as connection:
+            end(peer, how)  # nothing has run since, so nothing receives yet
+            return await receive_to(how, connection)
+
+    assert ring_run(main, unwanted=unwanted, **SMALL_BUFFERS) == size
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("how", ["eof", "reset"])
+def test_the_end_comes_together_with_the_last_bytes(
+    sockets: tuple[socket.socket, socket.socket], how: End, size: int
+) -> None:
+    peer, served = sockets
+    served.send(b"unread")
+
+    async def main() -> int:
+        received = 0
+
+        async def receive() -> None:
+            nonlocal received
+            received = await receive_to(how, connection)
+
+        async with Connection.from_socket(served) as connection, trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            await trio.testing.wait_all_tasks_blocked()
+            peer.sendall(b"x" * size)
+            end(peer, how)
+        return received
+
+    assert ring_run(main, **SMALL_BUFFERS) == size
+
+
+@pytest.mark.parametrize("how", ["eof", "reset"])
+def test_the_end_behind_what_is_taken_bit_by_bit(sockets: tuple[socket.socket, socket.socket], how: End) -> None:
+    """The queue is full again and again, so receiving stops and goes on, with the peer gone."""
+    peer, served = sockets
+    served.send(b"unread")
+
+    async def main() -> int:
+        marks = Marks(receive_high=5000, receive_low=100)
+        async with Connection.from_socket(served, marks=marks) as connection:
+            peer.sendall(b"x" * 60_000)
+            end(peer, how)
+            return await receive_to(how, connection)
+
+    assert ring_run(main, **SMALL_BUFFERS) == 60_000
+
+
+def test_the_end_after_a_detach_that_was_cancelled(sockets: tuple[socket.socket, socket.socket]) -> None:
+    """Whatever watches for the end goes on."""
+    peer, served = sockets
+
+    async def main() -> int:
+        async with Connection.from_socket(served) as connection:
+            await trio.testing.wait_all_tasks_blocked()
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await connection.detach()
+            peer.sendall(b"x" * 5000)
+            peer.shutdown(socket.SHUT_WR)
+            return await receive_to("eof", connection)
+
+    assert ring_run(main, **SMALL_BUFFERS) == 5000
+
+
+def test_nothing_of_ours_keeps_a_detached_socket_open(sockets: tuple[socket.socket, socket.socket]) -> None:
+    peer, served = sockets
+    peer.settimeout(PATIENCE)
+
+    async def main() -> None:
+        connection = Connection.from_socket(served)
+        await trio.testing.wait_all_tasks_blocked()
+        sock, _queued = await connection.detach()
+        sock.close()
+        assert peer.recv(1) == b""
+
+    ring_run(main)
