@@ -2,11 +2,6 @@
 
 On the ring where the run has one that can do all of it, over sockets and Trio's own waits everywhere else.  Nothing above
 this module knows which.
-
-Unix sockets go over sockets everywhere.  Since Linux 6.17 they report how much is queued, and a multishot receive that is
-armed on one with much queued, or whose peer sends and shuts down in one go, can miss the end of the stream for good: nothing
-wakes it again (axboe/liburing issue 1549, mended in the kernel in March 2026).  An end that never comes is worse than a
-slower start, and nothing tells beforehand whether a kernel has the mend.
 """
 
 from __future__ import annotations
@@ -45,20 +40,10 @@ _SOCKETS = Implementation(SocketConnection, SocketListener)
 _WITH_DESCRIPTORS = Implementation(DescriptorConnection, functools.partial(SocketListener, make=DescriptorConnection))
 
 
-def _is_unix(sock: socket.socket) -> bool:
-    return sock.family == getattr(socket, "AF_UNIX", None)
-
-
 def _ring_connection(manager: UringIOManager, sock: socket.socket, marks: Marks) -> Connection:
-    if _is_unix(sock):
-        return SocketConnection(sock, marks)
     connection = RingConnection(manager, sock.fileno(), marks)
     sock.detach()
     return connection
-
-
-def _ring_listener(manager: UringIOManager, sock: socket.socket, marks: Marks) -> Listener:
-    return SocketListener(sock, marks) if _is_unix(sock) else RingListener(manager, sock, marks)
 
 
 def implementation(what: str, *, pass_fds: bool = False) -> Implementation:
@@ -76,4 +61,4 @@ def implementation(what: str, *, pass_fds: bool = False) -> Implementation:
         return _WITH_DESCRIPTORS
     if manager is None:
         return _SOCKETS
-    return Implementation(functools.partial(_ring_connection, manager), functools.partial(_ring_listener, manager))
+    return Implementation(functools.partial(_ring_connection, manager), functools.partial(RingListener, manager))
