@@ -82,6 +82,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
+def pytest_collection_finish() -> None:
+    """What is there by now lives as long as the session: the many tests that collect garbage need not walk it each time."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def backend(pytestconfig: pytest.Config) -> BackendInfo:
     """What the runs of the session are on."""

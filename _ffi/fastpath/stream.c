@@ -29,15 +29,15 @@
  * more, and takes one wake-up for several.  When the end is on the socket before that, nothing wakes it again, and it never
  * tells of the end: a peer that sends and hangs up in one go (axboe/liburing issue 1549, mended in March 2026), and, seen on
  * Linux 6.18 with that mend, a receive that is armed on a socket whose peer is gone and which holds more than the kernel's 32
- * buffers for one go.  TCP tells of queued bytes that are not there to get a FIN out of this, but not a reset; and
- * Unix sockets do not.  So a second operation, a poll for nothing but hangups and errors, watches the socket.  When it has
- * fired, a receive that goes on without having told of the end is *deaf*: it is cancelled, and the next one, which looks at
- * the socket before it waits, brings what is queued, or the end.  No more can arrive then, so this comes to an end, too.
+ * buffers for one go.  TCP tells of queued bytes that are not there to get a FIN out of this, but not a reset; and Unix sockets
+ * do not.  So a second operation, a poll for nothing but hangups and errors, watches the socket.  When it has fired, a receive
+ * that goes on without having told of the end is *deaf*: it is cancelled, and the next one, which looks at the socket before
+ * it waits, brings what is queued, or the end.  No more can arrive then, so this comes to an end, too.
  *
  * The descriptor can be taken away (detach).  A receive in flight would still bring bytes then, and nobody would have them:
  * so receiving is held, which cancels the receive as a pause does, and the watch with it, until their final CQEs are in; what
- * comes on the way is queued as ever.  Then the descriptor changes hands in one step with the queue.  From there on it goes as with a close, in
- * which a nop stands for the close, so that there is one way in which slots are given back.
+ * comes on the way is queued as ever.  Then the descriptor changes hands in one step with the queue.  From there on it goes as
+ * with a close, in which a nop stands for the close, so that there is one way in which slots are given back.
  *
  * Closing prepares cancel before close, in this order: an operation in flight holds a reference to the socket, and while
  * one is held close(2) sends no FIN.  All three are submitted together, so the peer sees it at once.
