@@ -102,7 +102,7 @@ endef
 # The tests that a kernel feature makes a difference to, without each that a ring can do without, one by one, and without all.
 features := no_sqarray registered_fd buffer_ring buffer_increment taskrun_flag submit_all cqe_skip cancel_any single_issuer
 features += defer_taskrun multishot_accept multishot_receive
-featured := ring io_manager fork_and_threads faults resume connection connection_limits listener server deadlines datagram
+featured := ring io_manager fork_and_threads faults resume connection connection_limits hangup large_data send_file one_way slow_loris listener server deadlines datagram
 test-features: $(addprefix test-without-,$(features) all)
 test-without-%: $(VENV)/built-strict
 	$(on_the_ring) GAIN_TRIO_UNWANTED=$* $(bin)/python tools/run_tests.py $(featured:%=tests/test_%.py) $(PYTEST_ARGUMENTS)

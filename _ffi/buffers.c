@@ -4,6 +4,15 @@
  * A buffer is given back as soon as its data has been copied out.  Where the kernel consumes buffers incrementally, a buffer
  * is used by one receive after the other, from its beginning to its end, and `consumed` follows it; this relies on
  * completions being reaped in the order in which the buffer was consumed.
+ *
+ * Few buffers.  The ring is a queue: with 2 MiB of buffers in it, a fast sender's data goes through all 2 MiB, over and
+ * over, and out of the processor's cache, which doubles what it costs to receive a large transfer.  With as many buffers
+ * as are in use at a time, and no more, the same ones come back warm.  How many that is differs: one for a single sender,
+ * at least one each where two hundred connections have something at once.  So buffers that come back are held back beyond a
+ * `window`, which follows the demand: it is doubled whenever a receive found nothing although none of the buffers since it
+ * was started went to it, and halved, down to HOT bytes, when that has not happened for `patience` buffers.  A load that
+ * makes it swing pays for a few receives to be started again; each widening doubles the patience, so soon that is rare.  A
+ * receive that has had its share and finds no more is just started again.
  */
 #define _GNU_SOURCE
 #include "ring.h"
@@ -12,6 +21,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+
+#define HOT (256U * 1024)   /* what a window is not narrowed below: a good part of a core's own cache */
+#define SMALLEST_WINDOW 2U
+#define FIRST_PATIENCE 64U
+#define LONGEST_PATIENCE (1U << 20)
 
 static void provide(struct gt_buffers *buffers, uint16_t id)
 {
@@ -30,7 +44,8 @@ int gt_buffers_open_group(struct gt_ring *ring, struct gt_buffers *buffers, uint
         return -EBADF;
     if (buffers->memory || count == 0 || count > 32768 || (count & (count - 1)) || size == 0)
         return -EINVAL;
-    struct gt_buffers opened = {.group = group, .count = count, .size = size, .incremental = incremental};
+    struct gt_buffers opened = {
+        .group = group, .count = count, .size = size, .incremental = incremental, .window = count};
     opened.entries_bytes = count * sizeof(struct gt_provided_buffer);
     opened.memory_bytes = (size_t)count * size;
     void *entries = mmap(NULL, opened.entries_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -45,8 +60,9 @@ int gt_buffers_open_group(struct gt_ring *ring, struct gt_buffers *buffers, uint
     opened.entries = entries;
     opened.memory = memory;
     opened.consumed = calloc(count, sizeof *opened.consumed);
+    opened.held = calloc(count, sizeof *opened.held);
     int result = -ENOMEM;
-    if (opened.consumed) {
+    if (opened.consumed && opened.held) {
         if (madvise(entries, opened.entries_bytes, MADV_DONTFORK) || madvise(memory, opened.memory_bytes, MADV_DONTFORK)) {
             result = -errno;
         } else {
@@ -61,6 +77,7 @@ int gt_buffers_open_group(struct gt_ring *ring, struct gt_buffers *buffers, uint
     }
     if (result < 0) {
         free(opened.consumed);
+        free(opened.held);
         munmap(memory, opened.memory_bytes);
         munmap(entries, opened.entries_bytes);
         return result;
@@ -93,6 +110,7 @@ int gt_buffers_close_group(struct gt_ring *ring, struct gt_buffers *buffers)
     munmap(buffers->memory, buffers->memory_bytes);
     munmap(buffers->entries, buffers->entries_bytes);
     free(buffers->consumed);
+    free(buffers->held);
     memset(buffers, 0, sizeof *buffers);
     return 0;
 }
@@ -105,6 +123,39 @@ const char *gt_buffers_data(struct gt_buffers *buffers, const struct io_uring_cq
     return buffers->memory + (size_t)id * buffers->size + buffers->consumed[id];
 }
 
+void gt_buffers_adapt(struct gt_buffers *buffers)
+{
+    buffers->adaptive = true;
+    buffers->patience = FIRST_PATIENCE;
+}
+
+static void give_back(struct gt_buffers *buffers, uint16_t id)
+{
+    if (buffers->adaptive && ++buffers->calm >= buffers->patience) {
+        buffers->calm = 0;
+        if (buffers->window / 2 >= SMALLEST_WINDOW && (size_t)buffers->window * buffers->size > HOT)
+            buffers->window /= 2;
+    }
+    if (buffers->count - buffers->held_count > buffers->window)
+        buffers->held[buffers->held_count++] = id;
+    else
+        provide(buffers, id);
+}
+
+bool gt_buffers_widen(struct gt_buffers *buffers)
+{
+    if (buffers->held_count == 0)
+        return false;
+    while (buffers->window <= buffers->count - buffers->held_count) /* it may be narrower than what has not come back yet */
+        buffers->window *= 2;
+    while (buffers->held_count > 0 && buffers->count - buffers->held_count < buffers->window)
+        provide(buffers, buffers->held[--buffers->held_count]);
+    buffers->calm = 0;
+    if (buffers->patience < LONGEST_PATIENCE)
+        buffers->patience *= 2;
+    return true;
+}
+
 void gt_buffers_recycle(struct gt_buffers *buffers, const struct io_uring_cqe *cqe)
 {
     uint32_t id = cqe->flags >> IORING_CQE_BUFFER_SHIFT;
@@ -112,7 +163,7 @@ void gt_buffers_recycle(struct gt_buffers *buffers, const struct io_uring_cqe *c
         if (cqe->res > 0)
             buffers->consumed[id] += (uint32_t)cqe->res;
     } else {
-        provide(buffers, (uint16_t)id);
+        give_back(buffers, (uint16_t)id);
     }
 }
 
@@ -124,5 +175,5 @@ uint32_t gt_buffers_free(struct gt_ring *ring)
     struct gt_buffer_ring_status status = {.bgid = buffers->group};
     if (gt_ring_register(ring, GT_REGISTER_PBUF_STATUS, &status, 1) < 0)
         return buffers->count; /* before 6.8 the kernel does not tell; between batches all of them are back */
-    return (uint16_t)(buffers->published - (uint16_t)status.head);
+    return (uint16_t)(buffers->published - (uint16_t)status.head) + buffers->held_count;
 }

@@ -35,7 +35,7 @@
 
 struct msghdr; /* <sys/socket.h> */
 
-#define GT_RING_MAGIC 0x67742d72696e6731ULL /* "gt-ring1": changes with the layout of struct gt_ring */
+#define GT_RING_MAGIC 0x67742d72696e6732ULL /* "gt-ring2": changes with the layout of struct gt_ring */
 #define GT_NO_SLOT UINT32_MAX
 #define GT_NO_TIMEOUT INT64_MAX
 #define GT_MAX_SLOTS (1U << 20)
@@ -98,6 +98,13 @@ struct gt_buffers {
     uint16_t tail; /* ours; the kernel's copy follows in gt_buffers_publish() */
     uint16_t published;
     bool incremental;
+    /* Those that are not provided at the moment; see "few buffers" in buffers.c. */
+    bool adaptive;
+    uint16_t *held;
+    uint32_t held_count;
+    uint32_t window; /* so many are provided at most */
+    uint32_t calm;   /* buffers given back since the window changed last */
+    uint32_t patience;
 };
 
 struct gt_ring_options {
@@ -312,6 +319,15 @@ static inline void gt_prep_send(struct io_uring_sqe *sqe, int fd, const void *da
     sqe->msg_flags = msg_flags;
 }
 
+static inline void gt_prep_sendmsg(struct io_uring_sqe *sqe, int fd, const void *header, uint32_t msg_flags)
+{
+    sqe->opcode = IORING_OP_SENDMSG;
+    sqe->fd = fd;
+    sqe->addr = (uint64_t)(uintptr_t)header;
+    sqe->len = 1;
+    sqe->msg_flags = msg_flags;
+}
+
 static inline void gt_prep_cancel(struct io_uring_sqe *sqe, uint64_t key)
 {
     sqe->opcode = IORING_OP_ASYNC_CANCEL;
@@ -369,6 +385,12 @@ const char *gt_buffers_data(struct gt_buffers *buffers, const struct io_uring_cq
 /* Done with the data of a CQE: count it as consumed, and give the buffer back once all of it is. */
 void gt_buffers_recycle(struct gt_buffers *buffers, const struct io_uring_cqe *cqe);
 
+/* From now on provide no more buffers than are needed. */
+void gt_buffers_adapt(struct gt_buffers *buffers);
+
+/* A receive found no buffer, and had none before it: provide more.  False when all of them are provided already. */
+bool gt_buffers_widen(struct gt_buffers *buffers);
+
 /* Let the kernel see the buffers given back. */
 static inline void gt_buffers_publish(struct gt_buffers *buffers)
 {
@@ -378,7 +400,7 @@ static inline void gt_buffers_publish(struct gt_buffers *buffers)
     }
 }
 
-/* How many buffers the kernel can still pick from. */
+/* How many buffers the kernel can still pick from, or could at once. */
 uint32_t gt_buffers_free(struct gt_ring *ring);
 
 #endif

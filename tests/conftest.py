@@ -16,10 +16,12 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 import trio
-from pairs import Pair, open_descriptors, open_pair
+from certificates import open_tls_pair
+from pairs import Pair, open_descriptors, open_pair, open_unix_pair
 
 import gain_trio
 from gain_trio import BackendInfo, Feature
@@ -115,6 +117,18 @@ def resume_in_place(request: pytest.FixtureRequest, backend: BackendInfo) -> boo
 async def pair() -> AsyncIterator[Pair]:
     """A connected pair: the client's connection and the accepted one.  What is left of them is aborted."""
     client, served = await open_pair()
+    yield client, served
+    client.abort()
+    served.abort()
+
+
+@pytest.fixture(params=["TCP", "Unix", "TLS"])
+async def any_pair(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Pair]:
+    """The same of every kind of connection."""
+    if request.param == "Unix":
+        client, served = await open_unix_pair(f"unix://{tmp_path}/socket")
+    else:
+        client, served = await (open_pair() if request.param == "TCP" else open_tls_pair())
     yield client, served
     client.abort()
     served.abort()

@@ -36,6 +36,14 @@ async def open_pair(*, marks: Marks | None = None, client_marks: Marks | None = 
         return client, await listener.accept()
 
 
+async def open_unix_pair(address: str, *, pass_fds: bool = False) -> Pair:
+    """The same over a Unix socket with this address."""
+    [listener] = await open_listeners(address, pass_fds=pass_fds)
+    async with listener:
+        client = await connect(address, pass_fds=pass_fds)
+        return client, await listener.accept()
+
+
 async def open_trio_pair(*, marks: Marks | None = None) -> tuple[trio.SocketStream, Connection]:
     """A client that is Trio's, which reads only what it is asked to, and the accepted connection."""
     [listener] = await open_listeners("tcp://127.0.0.1:0", marks=marks)

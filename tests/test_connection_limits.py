@@ -62,7 +62,7 @@ def test_marks_are_numbers(name: str, value: Any) -> None:
 
 
 def test_marks_are_values() -> None:
-    assert Marks() == Marks(receive_high=256 * 1024, receive_low=64 * 1024, send_high=256 * 1024)
+    assert Marks() == Marks(receive_high=256 * 1024, receive_low=64 * 1024, send_high=512 * 1024)
     with pytest.raises(AttributeError):
         Marks().send_high = 1  # type: ignore[misc]
     with pytest.raises(TypeError):

@@ -6,7 +6,18 @@ import random
 
 import pytest
 
-from gain_trio._transports._queues import NOTHING, SMALL, Inbound, Outbound, head_of, joined, without_head
+from gain_trio._transports._queues import (
+    GATHERED,
+    NOTHING,
+    SMALL,
+    Inbound,
+    Message,
+    Outbound,
+    head_of,
+    joined,
+    message_of,
+    without_head,
+)
 
 LENGTHS = (0, 1, 2, 10, 1000, SMALL - 1, SMALL, SMALL + 1, 70_000)
 
@@ -37,6 +48,14 @@ def test_what_arrives_and_is_taken_whole_is_not_copied() -> None:
     assert without_head(queue, 256) is NOTHING
 
 
+def next_of(queue: Outbound | Message) -> bytes:
+    """Its head in one piece."""
+    parts = [bytes(part) for part in queue.head()]
+    assert 0 < len(parts) <= GATHERED
+    assert all(parts)
+    return b"".join(parts)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_outbound_gives_out_what_was_put_in(seed: int) -> None:
     random_ = random.Random(seed)
@@ -49,16 +68,14 @@ def test_outbound_gives_out_what_was_put_in(seed: int) -> None:
         expected += data[start:]
         assert queue.size == len(expected) - len(taken)
         while queue.size and random_.random() < 0.6:
-            with queue.head() as head:
-                assert len(head) > 0
-                count = random_.choice([1, len(head), len(head) // 2])
-                taken += head[:count]
+            head = next_of(queue)
+            count = random_.randrange(len(head) + 1)
+            taken += head[:count]
             queue.remove(count)
     while queue.size:
-        with queue.head() as head:
-            taken += head
-            count = len(head)
-        queue.remove(count)
+        head = next_of(queue)
+        taken += head
+        queue.remove(len(head))
     assert taken == expected
 
 
@@ -73,3 +90,24 @@ def test_small_pieces_lie_together_and_large_ones_are_referenced() -> None:
     assert isinstance(last, memoryview)
     assert last.obj is large
     assert queue.size == 200_000 + SMALL
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_message_gives_out_its_parts(seed: int) -> None:
+    random_ = random.Random(seed)
+    parts = [random_.randbytes(random_.choice(LENGTHS)) for _ in range(random_.randrange(200))]
+    expected, taken = b"".join(parts), b""
+    with message_of([random_.choice([bytes, bytearray, memoryview])(part) for part in parts]) as message:
+        while message.parts:
+            if random_.random() < 0.5:
+                head = next_of(message)
+                count = random_.randrange(len(head) + 1)
+                message.remove(count)
+                taken += head[:count]
+            else:
+                count = random_.choice([1, 1000, 100_000])
+                piece = message.take(count)
+                assert len(piece) == min(count, len(expected) - len(taken))
+                taken += piece
+        assert message.take(10) == b""
+    assert taken == expected

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import trio
-from pairs import MEBIBYTE, Pair, clog, pattern, receive_all, receive_exactly, until
+from pairs import MEBIBYTE, Pair, clog, open_unix_pair, pattern, receive_all, receive_exactly, until
 from trio.testing import check_half_closeable_stream, wait_all_tasks_blocked
 
 import gain_trio
@@ -41,13 +41,6 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def is_there(path: str) -> bool:
     return os.path.lexists(path)
-
-
-async def open_unix_pair(address: str, *, pass_fds: bool = False) -> Pair:
-    [listener] = await open_listeners(address, pass_fds=pass_fds)
-    async with listener:
-        client = await gain_trio.connect(address, pass_fds=pass_fds)
-        return client, await listener.accept()
 
 
 async def echo(connection: Connection) -> None:
@@ -98,6 +91,17 @@ async def test_serve_and_connect(address: str) -> None:
             assert client.remote_address == server.addresses[0]
             assert client.local_address == ""
         await until(lambda: server.active_connections == 0)
+
+
+async def test_a_usual_piece_of_a_large_transfer_fits_the_kernel(address: str) -> None:
+    client, served = await open_unix_pair(address)
+    async with client, served:
+        for connection in client, served:
+            size = connection.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+            assert isinstance(size, int)
+            assert size >= 256 * 1024
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # the program's word counts
+            assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 2 * 4096
 
 
 async def test_half_close(address: str) -> None:

@@ -47,6 +47,10 @@ gt_awaitable *gt_awaitable_new(gt_connection *connection, enum gt_call call)
     self->connection = connection;
     self->data = NULL;
     self->offset = 0;
+    self->parts = NULL;
+    self->next_part = 0;
+    self->before = 0;
+    self->length = 0;
     self->max = SIZE_MAX;
     self->call = (uint8_t)call;
     self->state = NEW;
@@ -66,7 +70,76 @@ static gt_direction *direction_of(const gt_awaitable *self)
 /* Has it queued a part of its data, and not the rest? */
 bool gt_awaitable_is_torn(const gt_awaitable *self)
 {
-    return self->call == GT_SEND && self->has_view && self->offset > 0 && self->offset < (size_t)self->view.len;
+    size_t queued = self->before + self->offset;
+    return self->call == GT_SEND && queued > 0 && queued < self->length;
+}
+
+/* A part of a message: bytes as they are, of anything else a view, which keeps it from changing its size meanwhile. */
+static PyObject *as_part(PyObject *object)
+{
+    if (PyBytes_CheckExact(object))
+        return Py_NewRef(object);
+    PyObject *view = PyMemoryView_FromObject(object);
+    if (view && !PyBuffer_IsContiguous(PyMemoryView_GET_BUFFER(view), 'C')) {
+        Py_CLEAR(view);
+        PyErr_SetString(PyExc_BufferError, "send() needs buffers in one piece each");
+    }
+    return view;
+}
+
+static size_t part_length(PyObject *part)
+{
+    return PyBytes_CheckExact(part) ? (size_t)PyBytes_GET_SIZE(part) : (size_t)PyMemoryView_GET_BUFFER(part)->len;
+}
+
+int gt_awaitable_set_parts(gt_awaitable *self, PyObject *sequence)
+{
+    PyObject *parts = PySequence_Tuple(sequence); /* of a tuple it is the tuple itself */
+    if (!parts)
+        return -1;
+    Py_ssize_t count = PyTuple_GET_SIZE(parts);
+    PyObject *taken = PyTuple_New(count);
+    for (Py_ssize_t i = 0; taken && i < count; i++) {
+        PyObject *part = as_part(PyTuple_GET_ITEM(parts, i));
+        if (!part) {
+            Py_CLEAR(taken);
+            break;
+        }
+        PyTuple_SET_ITEM(taken, i, part);
+        self->length += part_length(part);
+    }
+    Py_DECREF(parts);
+    self->parts = taken;
+    return taken ? 0 : -1;
+}
+
+static void release_view(gt_awaitable *self)
+{
+    Py_CLEAR(self->data);
+    if (self->has_view) {
+        self->has_view = false;
+        PyBuffer_Release(&self->view);
+    }
+}
+
+/* Make the next part the current one.  1, 0: there is none, -1: exception set. */
+static int next_part(gt_awaitable *self)
+{
+    if (!self->parts || self->next_part == PyTuple_GET_SIZE(self->parts))
+        return 0;
+    PyObject *part = PyTuple_GET_ITEM(self->parts, self->next_part);
+    self->next_part++;
+    self->before += self->offset;
+    self->offset = 0;
+    release_view(self);
+    if (PyBytes_CheckExact(part)) {
+        self->data = Py_NewRef(part);
+        return 1;
+    }
+    if (PyObject_GetBuffer(part, &self->view, PyBUF_SIMPLE) < 0)
+        return -1;
+    self->has_view = true;
+    return 1;
 }
 
 /* The call is over, however it ended: its task waits no more, its buffer may change. */
@@ -79,16 +152,15 @@ static void finish(gt_awaitable *self)
             self->connection->stream->fill = 0;
         if (self->call == GT_DETACH && self->connection->stream)
             gt_stream_hold(self->connection->stream, false);
+        if (self->call == GT_ROOM && self->connection->stream)
+            gt_stream_want_room(self->connection->stream, false);
         Py_CLEAR(direction->task);
     }
     self->state = DONE;
     if (gt_awaitable_is_torn(self) && self->connection->stream)
         self->connection->stream->send_torn = true;
-    Py_CLEAR(self->data);
-    if (self->has_view) {
-        self->has_view = false;
-        PyBuffer_Release(&self->view);
-    }
+    release_view(self);
+    Py_CLEAR(self->parts);
 }
 
 static PyObject *raise_broken(const gt_awaitable *self, int error)
@@ -114,10 +186,10 @@ static int answer_receive(gt_awaitable *self, PyObject **result)
     gt_stream *stream = self->connection->stream;
     if (gt_inbound_size(&stream->inbound) > 0) {
         if (self->call == GT_RECEIVE) {
-            *result = gt_inbound_take(&stream->inbound, self->max);
+            *result = gt_inbound_take_piece(&stream->inbound, self->max);
         } else {
             size_t length = gt_inbound_take_into(&stream->inbound, self->view.buf, (size_t)self->view.len);
-            *result = length == SIZE_MAX ? NULL : PyLong_FromSize_t(length);
+            *result = PyLong_FromSize_t(length);
         }
         gt_stream_consumed(stream);
         return *result ? 1 : -1;
@@ -160,11 +232,12 @@ static int answer_detach(gt_awaitable *self, PyObject **result)
         raise_broken(self, stream->receive_error ? stream->receive_error : stream->send_error);
         return -1;
     }
-    if (stream->outbound.size > 0 || stream->send_in_flight || connection->sending.awaitable) {
+    bool sends = stream->outbound.size > 0 || (stream->send_in_flight && !stream->send_polls);
+    if (sends || connection->sending.awaitable || connection->send_held) {
         PyErr_SetString(connection->reactor->busy_error, "another task is already sending on this connection");
         return -1;
     }
-    if (stream->receive_armed || stream->watch_armed)
+    if (!gt_stream_is_idle(stream))
         return 0;
     PyObject *queued = gt_inbound_peek(&stream->inbound, SIZE_MAX);
     PyObject *taken = queued ? Py_BuildValue("(iN)", stream->fd, queued) : NULL;
@@ -183,8 +256,14 @@ static int answer_detach(gt_awaitable *self, PyObject **result)
 
 #define REFERENCE 4096 /* a bytes object this large is referenced until it is sent, not copied */
 
-/* Queue as much of the data as the marks allow: all of it, unless it is a large buffer that the caller may change later. */
-static int queue_data(gt_awaitable *self)
+static size_t current_length(const gt_awaitable *self)
+{
+    return self->data ? (size_t)PyBytes_GET_SIZE(self->data) : self->has_view ? (size_t)self->view.len : 0;
+}
+
+/* Queue as much of the data as the marks allow: all of it, unless it is a large buffer that the caller may change later.  With
+ * `all` the marks do not matter. */
+static int queue_current(gt_awaitable *self, bool all)
 {
     gt_stream *stream = self->connection->stream;
     if (self->data && PyBytes_GET_SIZE(self->data) >= REFERENCE) {
@@ -193,8 +272,8 @@ static int queue_data(gt_awaitable *self)
         self->offset = (size_t)PyBytes_GET_SIZE(self->data);
     } else {
         const char *data = self->data ? PyBytes_AS_STRING(self->data) : self->view.buf;
-        size_t left = (self->data ? (size_t)PyBytes_GET_SIZE(self->data) : (size_t)self->view.len) - self->offset;
-        if (left > REFERENCE) {
+        size_t left = current_length(self) - self->offset;
+        if (left > REFERENCE && !all) {
             size_t mark = stream->send_high > REFERENCE ? stream->send_high : REFERENCE; /* small marks, but no small sends */
             size_t room = stream->outbound.size < mark ? mark - stream->outbound.size : 0;
             if (left > room)
@@ -204,9 +283,25 @@ static int queue_data(gt_awaitable *self)
             return -1;
         self->offset += left;
     }
-    if (stream->outbound.size > 0)
-        gt_stream_want(stream);
     return 0;
+}
+
+/* The same of all parts.  They are queued together, and leave together: see prepare_gathered() in stream.c. */
+static int queue_data(gt_awaitable *self, bool all)
+{
+    int more = 1;
+    while (more > 0) {
+        if (self->offset < current_length(self) && queue_current(self, all) < 0) {
+            PyErr_NoMemory();
+            return -1;
+        }
+        if (self->offset < current_length(self))
+            break;
+        more = next_part(self);
+    }
+    if (self->connection->stream->outbound.size > 0)
+        gt_stream_want(self->connection->stream);
+    return more < 0 ? -1 : 0;
 }
 
 static int answer_send(gt_awaitable *self, PyObject **result)
@@ -217,14 +312,11 @@ static int answer_send(gt_awaitable *self, PyObject **result)
         return -1;
     }
     gt_stream *stream = connection->stream;
-    if (self->offset == 0 && stream->outbound.size >= stream->send_high)
+    if (self->before + self->offset == 0 && stream->outbound.size >= stream->send_high)
         return 0; /* so that sends that are cancelled over and over do not fill the memory */
-    if (queue_data(self) < 0) {
-        PyErr_NoMemory();
+    if (queue_data(self, false) < 0)
         return -1;
-    }
-    size_t length = self->data ? (size_t)PyBytes_GET_SIZE(self->data) : (size_t)self->view.len;
-    if (self->offset < length || stream->outbound.size >= stream->send_high)
+    if (self->before + self->offset < self->length || stream->outbound.size >= stream->send_high)
         return 0;
     *result = Py_NewRef(Py_None);
     return 1;
@@ -239,12 +331,14 @@ bool gt_awaitable_is_satisfied(const gt_awaitable *self)
         return true;
     if (receives(self)) {
         if (self->call == GT_DETACH)
-            return (!stream->receive_armed && !stream->watch_armed) || stream->closing;
+            return gt_stream_is_idle(stream) || stream->closing;
         size_t needed = self->call == GT_FILL ? self->max : 1;
         return gt_inbound_size(&stream->inbound) >= needed || stream->receive_error || stream->end_of_stream;
     }
     if (stream->send_error)
         return true;
+    if (self->call == GT_ROOM)
+        return stream->room;
     if (self->call == GT_FLUSH || self->call == GT_CLOSE_FLUSH)
         return stream->outbound.size == 0;
     return stream->outbound.size < stream->send_high;
@@ -277,16 +371,8 @@ static int answer(gt_awaitable *self, PyObject **result)
 /* Its deadline has passed.  The connection stays good: of a send that was begun the rest is queued, and will be sent. */
 static int raise_late(gt_awaitable *self)
 {
-    if (gt_awaitable_is_torn(self)) {
-        gt_stream *stream = self->connection->stream;
-        const char *rest = (const char *)self->view.buf + self->offset;
-        if (gt_outbound_copy(&stream->outbound, rest, (size_t)self->view.len - self->offset, stream->send_in_flight) < 0) {
-            PyErr_NoMemory();
-            return -1;
-        }
-        self->offset = (size_t)self->view.len;
-        gt_stream_want(stream);
-    }
+    if (gt_awaitable_is_torn(self) && queue_data(self, true) < 0)
+        return -1;
     PyErr_SetString(self->connection->reactor->too_slow_error,
                     receives(self) ? "the connection's read deadline has passed" : "the connection's write deadline has passed");
     return -1;
@@ -309,6 +395,8 @@ static PySendResult park(gt_awaitable *self, PyObject *task, PyObject **result)
         gt_stream_fill(self->connection->stream, self->max);
     if (self->call == GT_DETACH && self->connection->stream)
         gt_stream_hold(self->connection->stream, true);
+    if (self->call == GT_ROOM && self->connection->stream)
+        gt_stream_want_room(self->connection->stream, true);
     self->state = PARKED;
     *result = Py_NewRef(trap);
     return PYGEN_NEXT;
@@ -319,7 +407,7 @@ static bool moves_nothing(const gt_awaitable *self)
 {
     const gt_stream *stream = self->connection->stream;
     if (self->call == GT_SEND)
-        return (self->data ? PyBytes_GET_SIZE(self->data) : self->view.len) == 0;
+        return self->length == 0;
     if (self->call == GT_FILL)
         return self->max == 0 || (stream && stream->end_told && gt_inbound_size(&stream->inbound) < self->max);
     if (self->call == GT_DETACH)
@@ -335,7 +423,7 @@ static PySendResult start(gt_awaitable *self, PyObject *task, PyObject **result)
         return PYGEN_ERROR;
     }
     /* On a closed connection a call in progress has been refused, and is over but for its task's next step. */
-    if (direction_of(self)->awaitable && !self->connection->closed) {
+    if ((direction_of(self)->awaitable || (self->connection->send_held && !receives(self))) && !self->connection->closed) {
         PyErr_Format(self->connection->reactor->busy_error, "another task is already %s on this connection",
                      receives(self) ? "receiving" : "sending");
         return PYGEN_ERROR;
@@ -480,6 +568,7 @@ static int awaitable_traverse(gt_awaitable *self, visitproc visit, void *arg)
     Py_VISIT(self->data);
     if (self->has_view)
         Py_VISIT(self->view.obj);
+    Py_VISIT(self->parts);
     return 0;
 }
 

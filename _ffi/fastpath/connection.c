@@ -273,13 +273,30 @@ static PyObject *connection_fill(gt_connection *self, PyObject *count)
     return (PyObject *)call;
 }
 
+static PyObject *send_parts(gt_connection *self, PyObject *parts)
+{
+    gt_awaitable *call = (gt_awaitable *)new_call(self, GT_SEND);
+    if (call && gt_awaitable_set_parts(call, parts) < 0)
+        Py_CLEAR(call);
+    return (PyObject *)call;
+}
+
 static PyObject *connection_send(gt_connection *self, PyObject *data)
 {
-    if (!PyBytes_CheckExact(data))
-        return take_view(self, GT_SEND, data, PyBUF_SIMPLE);
-    gt_awaitable *call = (gt_awaitable *)new_call(self, GT_SEND);
-    if (call)
-        call->data = Py_NewRef(data);
+    gt_awaitable *call;
+    if (PyBytes_CheckExact(data)) {
+        call = (gt_awaitable *)new_call(self, GT_SEND);
+        if (call) {
+            call->data = Py_NewRef(data);
+            call->length = (size_t)PyBytes_GET_SIZE(data);
+        }
+    } else if (PyList_Check(data) || PyTuple_Check(data)) {
+        return send_parts(self, data);
+    } else {
+        call = (gt_awaitable *)take_view(self, GT_SEND, data, PyBUF_SIMPLE);
+        if (call)
+            call->length = (size_t)call->view.len;
+    }
     return (PyObject *)call;
 }
 
@@ -290,6 +307,11 @@ static PyObject *connection_detach(gt_connection *self, PyObject *Py_UNUSED(igno
 static PyObject *connection_writable(gt_connection *self, PyObject *Py_UNUSED(ignored))
 {
     return new_call(self, GT_WRITABLE);
+}
+
+static PyObject *connection_wait_for_room(gt_connection *self, PyObject *Py_UNUSED(ignored))
+{
+    return new_call(self, GT_ROOM);
 }
 
 static PyObject *connection_close_flush(gt_connection *self, PyObject *Py_UNUSED(ignored))
@@ -364,7 +386,7 @@ static PyObject *connection_discard(gt_connection *self, PyObject *const *args, 
         return NULL;
     size_t length = gt_inbound_take_into(&stream->inbound, NULL, count);
     gt_stream_consumed(stream);
-    return length == SIZE_MAX ? NULL : PyLong_FromSize_t(length);
+    return PyLong_FromSize_t(length);
 }
 
 static PyObject *connection_find(gt_connection *self, PyObject *const *args, Py_ssize_t given)
@@ -387,8 +409,10 @@ static PyObject *connection_find(gt_connection *self, PyObject *const *args, Py_
     }
     if (!get_open_stream(self, &stream))
         return NULL;
-    size_t found = gt_inbound_find(&stream->inbound, PyBytes_AS_STRING(args[0]), (size_t)PyBytes_GET_SIZE(args[0]),
-                                   (size_t)start);
+    size_t found;
+    if (gt_inbound_find(&stream->inbound, PyBytes_AS_STRING(args[0]), (size_t)PyBytes_GET_SIZE(args[0]), (size_t)start,
+                        &found) < 0)
+        return NULL;
     return found == SIZE_MAX ? PyLong_FromLong(-1) : PyLong_FromSize_t(found);
 }
 
@@ -418,6 +442,34 @@ static PyObject *connection_refuse_sends(gt_connection *self, PyObject *Py_UNUSE
         return NULL;
     self->send_eof = true;
     Py_RETURN_NONE;
+}
+
+/* --- for whoever sends past this object --- */
+
+static PyObject *connection_hold_sends(gt_connection *self, PyObject *held)
+{
+    int is_held = PyObject_IsTrue(held);
+    if (is_held < 0)
+        return NULL;
+    self->send_held = is_held;
+    Py_RETURN_NONE;
+}
+
+static PyObject *connection_tear_sends(gt_connection *self, PyObject *Py_UNUSED(ignored))
+{
+    if (self->stream)
+        self->stream->send_torn = true;
+    Py_RETURN_NONE;
+}
+
+static PyObject *connection_fail_sends(gt_connection *self, PyObject *error)
+{
+    long number = PyLong_AsLong(error);
+    if (number == -1 && PyErr_Occurred())
+        return NULL;
+    if (self->stream && !self->stream->send_error)
+        self->stream->send_error = (int)number;
+    return PyLong_FromLong(self->stream ? self->stream->send_error : number);
 }
 
 static PyObject *connection_close(gt_connection *self, PyObject *reset)
@@ -510,7 +562,8 @@ static PyMethodDef connection_methods[] = {
      PyDoc_STR("receive_into($self, buffer, /)\n--\n\nThe next bytes, into a writable buffer: how many, 0 at the end.")},
     {"_fill", (PyCFunction)connection_fill, METH_O,
      PyDoc_STR("_fill($self, count, /)\n--\n\nWait until count bytes are queued or the stream has ended: how many are.")},
-    {"send", (PyCFunction)connection_send, METH_O, PyDoc_STR("send($self, data, /)\n--\n\nSend bytes, in order.")},
+    {"send", (PyCFunction)connection_send, METH_O,
+     PyDoc_STR("send($self, data, /)\n--\n\nSend bytes, or a list or tuple of them, in order.")},
     {"flush", (PyCFunction)connection_flush, METH_NOARGS,
      PyDoc_STR("flush($self, /)\n--\n\nWait until the kernel has taken everything.")},
     {"_wait_writable", (PyCFunction)connection_writable, METH_NOARGS,
@@ -537,6 +590,16 @@ static PyMethodDef connection_methods[] = {
      PyDoc_STR("_timed($self, wanted, /)\n--\n\nKeep _active_at up to date, or not.")},
     {"_break", (PyCFunction)gt_connection_break, METH_O,
      PyDoc_STR("_break($self, errno, /)\n--\n\nTell both ends that it is over; calls raise the errno.")},
+    {"_hold_sends", (PyCFunction)connection_hold_sends, METH_O,
+     PyDoc_STR("_hold_sends($self, held, /)\n--\n\nWhether somebody else sends, and sends of this object are busy.")},
+    {"_tear_sends", (PyCFunction)connection_tear_sends, METH_NOARGS,
+     PyDoc_STR("_tear_sends($self, /)\n--\n\nWhat was sent is no whole: refuse sends, and close with RST.")},
+    {"_fail_sends", (PyCFunction)connection_fail_sends, METH_O,
+     PyDoc_STR("_fail_sends($self, errno, /)\n--\n\nWhat was sent past this object has failed: why the first thing did.")},
+    {"_wait_for_room", (PyCFunction)connection_wait_for_room, METH_NOARGS,
+     PyDoc_STR("_wait_for_room($self, /)\n--\n\nWait until the kernel would take something.")},
+    {"_moved", (PyCFunction)gt_connection_moved, METH_O,
+     PyDoc_STR("_moved($self, count, /)\n--\n\nSo many bytes went past this object.")},
     {"_close", (PyCFunction)connection_close, METH_O,
      PyDoc_STR("_close($self, reset, /)\n--\n\nCancel what is in flight and close the descriptor.")},
     {NULL, NULL, 0, NULL},

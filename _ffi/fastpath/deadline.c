@@ -134,6 +134,18 @@ PyObject *gt_connection_timed(gt_connection *self, PyObject *wanted)
     Py_RETURN_NONE;
 }
 
+/* Bytes went past this object: how many does not matter. */
+PyObject *gt_connection_moved(gt_connection *self, PyObject *Py_UNUSED(count))
+{
+    gt_stream *stream = self->stream;
+    if (stream && stream->timed) {
+        if (gt_reactor_look_at_clock(stream->reactor) < 0)
+            return NULL;
+        stream->active_at = stream->reactor->now;
+    }
+    Py_RETURN_NONE;
+}
+
 PyObject *gt_connection_get_active_at(gt_connection *self, void *Py_UNUSED(closure))
 {
     return PyFloat_FromDouble(self->stream ? self->stream->active_at : 0.0);

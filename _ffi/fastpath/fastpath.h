@@ -37,21 +37,27 @@ typedef struct gt_poll gt_poll;
 typedef struct {
     PyObject *whole; /* the usual case: exactly one chunk, already a bytes object; then `length` is 0 */
     char *data;
-    size_t start;
+    size_t start; /* of what is left of `whole` or of `data` */
     size_t length;
     size_t capacity;
+    PyObject **later; /* what follows either: a circle of large chunks, as bytes objects */
+    size_t later_size; /* bytes in them */
+    uint32_t later_head, later_count, later_capacity; /* the last is a power of two, or 0 */
 } gt_inbound;
 
-static inline size_t gt_inbound_size(const gt_inbound *queue)
+/* Of what a receive without a limit can return without copying it. */
+static inline size_t gt_inbound_head_size(const gt_inbound *queue)
 {
-    return queue->whole ? (size_t)PyBytes_GET_SIZE(queue->whole) : queue->length;
+    return queue->whole ? (size_t)PyBytes_GET_SIZE(queue->whole) - queue->start : queue->length;
 }
+static inline size_t gt_inbound_size(const gt_inbound *queue) { return gt_inbound_head_size(queue) + queue->later_size; }
 int gt_inbound_append(gt_inbound *queue, const char *data, size_t length); /* -1: out of memory, no exception set */
-PyObject *gt_inbound_take(gt_inbound *queue, size_t max);                  /* at most `max` bytes, removed */
+PyObject *gt_inbound_take(gt_inbound *queue, size_t max);                  /* `max` bytes or all, removed */
+PyObject *gt_inbound_take_piece(gt_inbound *queue, size_t max);            /* at most `max`, as they lie there, removed */
 PyObject *gt_inbound_peek(const gt_inbound *queue, size_t max);
-size_t gt_inbound_take_into(gt_inbound *queue, char *target, size_t max); /* NULL target: discard */
-/* Where `needle` begins, at `start` or after it; SIZE_MAX: nowhere. */
-size_t gt_inbound_find(const gt_inbound *queue, const char *needle, size_t length, size_t start);
+size_t gt_inbound_take_into(gt_inbound *queue, char *target, size_t max); /* how much; NULL target: discard */
+/* Where `needle` begins, at `start` or after it; SIZE_MAX: nowhere.  -1: out of memory, exception set. */
+int gt_inbound_find(gt_inbound *queue, const char *needle, size_t length, size_t start, size_t *found);
 void gt_inbound_clear(gt_inbound *queue);
 
 /* --- outbound.c: bytes sent and not yet taken by the kernel --- */
@@ -74,18 +80,20 @@ typedef struct {
     size_t spare_capacity;
 } gt_outbound;
 
-/* Both: 0, or -1 out of memory, no exception set.  `head_is_in_flight`: the kernel may be reading the head segment. */
-int gt_outbound_copy(gt_outbound *queue, const char *data, size_t length, bool head_is_in_flight);
+/* Both: 0, or -1 out of memory, no exception set.  `in_flight`: the kernel may be reading so many segments from the head on. */
+int gt_outbound_copy(gt_outbound *queue, const char *data, size_t length, uint32_t in_flight);
 int gt_outbound_reference(gt_outbound *queue, PyObject *bytes);
-static inline const gt_segment *gt_outbound_head(const gt_outbound *queue)
+static inline const gt_segment *gt_outbound_at(const gt_outbound *queue, uint32_t index)
 {
-    return &queue->segments[queue->head & (queue->capacity - 1)];
+    return &queue->segments[(queue->head + index) & (queue->capacity - 1)];
 }
 void gt_outbound_sent(gt_outbound *queue, size_t length);
-void gt_outbound_clear(gt_outbound *queue, bool head_is_in_flight);
+void gt_outbound_clear(gt_outbound *queue, uint32_t in_flight);
 void gt_outbound_free(gt_outbound *queue);
 
 /* --- stream.c: a connection as the kernel sees it --- */
+
+typedef struct gt_gather gt_gather; /* what a send of several segments points to */
 
 struct gt_stream {
     gt_reactor *reactor;       /* borrowed: the reactor sees every stream of its off before it goes */
@@ -101,8 +109,11 @@ struct gt_stream {
     bool receive_deaf; /* armed since before the hangup, so it may never tell of it */
     bool watch_armed, watch_cancelled;
     bool hung_up; /* the watch has fired: nothing more will arrive than what is queued */
-    bool send_in_flight, send_cancelled;
+    bool send_cancelled;
     bool send_cut_short; /* by an error that the kernel has kept to itself */
+    bool send_polls;     /* the send in flight is none, but a poll for room */
+    bool room_wanted;    /* a call waits for room */
+    bool room;           /* there is some */
     bool receive_paused; /* the queue is over its high mark */
     bool receive_held;   /* a task waits for the receive to be over, to take the descriptor away */
     bool closing;
@@ -111,7 +122,9 @@ struct gt_stream {
     bool end_of_stream;
     bool end_told; /* a call has answered with the end */
     int receive_error, send_error; /* errno, 0 for none */
-    uint32_t send_length;          /* of the send in flight */
+    uint32_t send_in_flight;       /* segments in the send in flight, 0: there is none */
+    uint32_t send_length;          /* bytes in it */
+    gt_gather *gather;             /* its, or NULL */
     size_t receive_high, receive_low, send_high;
     double active_at; /* on Trio's clock: when a byte was moved last, in either direction */
     size_t fill; /* so many bytes are waited for, and the high mark is no less than that; 0: none are */
@@ -130,7 +143,13 @@ bool gt_stream_prepare(gt_stream *stream);
 bool gt_stream_complete(gt_stream *stream, const struct io_uring_cqe *cqe); /* true: news for the program */
 void gt_stream_consumed(gt_stream *stream);                                 /* inbound bytes were taken */
 void gt_stream_fill(gt_stream *stream, size_t count);                       /* a task waits for `count` bytes */
+void gt_stream_want_room(gt_stream *stream, bool wanted); /* `room` is to become true when the kernel would take something */
 void gt_stream_hold(gt_stream *stream, bool held); /* stop receiving for as long as this is so, and tell when that is done */
+/* Nothing is in flight but, perhaps, a send: what the one who wants to take the descriptor waits for. */
+static inline bool gt_stream_is_idle(const gt_stream *stream)
+{
+    return !stream->receive_armed && !stream->watch_armed && !stream->send_polls;
+}
 int gt_stream_take(gt_stream *stream);             /* the descriptor, which the caller owns: the end of the stream */
 
 /* --- awaitable.c: what `await` does --- */
@@ -143,6 +162,7 @@ enum gt_call {
     GT_SEND,
     GT_FLUSH,       /* until nothing is outbound */
     GT_WRITABLE,    /* until outbound is below the high mark */
+    GT_ROOM,        /* until the kernel would take something, for whoever sends past this object */
     GT_CLOSE_FLUSH, /* GT_FLUSH on a connection that is closed to everybody else */
 };
 
@@ -152,6 +172,10 @@ struct gt_awaitable {
     PyObject *data; /* GT_SEND of bytes */
     Py_buffer view; /* GT_SEND of anything else, GT_RECEIVE_INTO */
     size_t offset;  /* GT_SEND: how much of it has been queued */
+    PyObject *parts; /* GT_SEND of several: a tuple of bytes and memoryviews, of which `data` or `view` is the current one */
+    Py_ssize_t next_part;
+    size_t before;  /* GT_SEND: bytes in the parts before the current one */
+    size_t length;  /* GT_SEND: bytes in all */
     size_t max;     /* GT_RECEIVE: at most; GT_FILL: at least */
     uint8_t call;
     uint8_t state;
@@ -164,6 +188,7 @@ PyObject *gt_raise_thrown(PyObject *args);                                      
 gt_awaitable *gt_awaitable_new(gt_connection *connection, enum gt_call call);
 bool gt_awaitable_is_satisfied(const gt_awaitable *awaitable);
 bool gt_awaitable_is_torn(const gt_awaitable *awaitable);
+int gt_awaitable_set_parts(gt_awaitable *awaitable, PyObject *parts); /* a list or tuple; -1: exception set */
 
 /* --- connection.c --- */
 
@@ -192,6 +217,7 @@ struct gt_connection {
     gt_ready ready;
     bool closed;         /* refuses calls */
     bool send_eof;       /* refuses sends */
+    bool send_held;      /* somebody sends past this object: calls of the sending side are busy */
     PyObject *context;
     PyObject *weakrefs;
 };
@@ -218,6 +244,7 @@ PyObject *gt_connection_deadline_passed(gt_connection *self, PyObject *args);
 PyObject *gt_connection_get_deadline(gt_connection *self, void *closure); /* closure: NULL receiving, else sending */
 int gt_connection_set_deadline(gt_connection *self, PyObject *value, void *closure);
 PyObject *gt_connection_timed(gt_connection *self, PyObject *wanted);
+PyObject *gt_connection_moved(gt_connection *self, PyObject *count);
 PyObject *gt_connection_get_active_at(gt_connection *self, void *closure);
 PyObject *gt_connection_break(gt_connection *self, PyObject *number);
 

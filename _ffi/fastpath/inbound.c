@@ -1,14 +1,25 @@
 /* inbound.c: bytes received and not yet taken.
  *
  * Nearly always a message arrives, one task waits for it and takes it whole.  So the first chunk is made a bytes object at
- * once, in `whole`, and handed out as it is: one copy, out of the kernel's buffer.  Only when more arrives before it is
- * taken, or when less than all of it is, does the queue fall back to one flat buffer, which bounds its memory by its size
- * however small the pieces are (a list of one-byte chunks would cost fifty times its content).
+ * once, in `whole`, and handed out as it is: one copy, out of the kernel's buffer.
+ *
+ * What arrives before that is taken depends on its size.  A large chunk becomes a bytes object of its own, in `later`, and
+ * moves up to `whole` when its turn comes: a fast sender has the kernel complete several receives before the task runs,
+ * and copying them together first, and out again, would cost more than receiving them.  A small one is appended to one
+ * flat buffer, with everything before it, which bounds the memory of the queue by its size however small the pieces are (a
+ * list of one-byte chunks would cost fifty times its content).  So every byte is copied at most once on its way from
+ * `whole` or `later` to the flat buffer:
+ *
+ *     [ whole | data ]  later[0]  later[1] ...        `whole` and `data` are never both in use
  */
 #include "fastpath.h"
 
 #define SMALLEST 4096U
-#define KEEP 65536U /* an emptied buffer larger than this is given back */
+#define LARGE 4096U  /* a chunk of no less is not copied together with its neighbours */
+#define KEEP 65536U  /* an emptied buffer larger than this is given back */
+#define KEEP_LATER 8U
+
+/* --- the flat buffer --- */
 
 /* Room for `extra` bytes.  The content is moved to the front, and if that frees less than half of the used part, the buffer
  * grows as well: else a queue that stays nearly full would be moved again for every few bytes that come and go. */
@@ -40,74 +51,176 @@ static void append_flat(gt_inbound *queue, const char *data, size_t length)
     queue->length += length;
 }
 
-/* `whole` becomes the content of the flat buffer, less its first `skip` bytes. */
-static int flatten(gt_inbound *queue, size_t skip, size_t extra)
+/* --- the chunks behind it --- */
+
+static PyObject **later_at(const gt_inbound *queue, uint32_t index)
 {
-    size_t length = (size_t)PyBytes_GET_SIZE(queue->whole) - skip;
-    if (reserve(queue, length + extra) < 0)
-        return -1;
-    append_flat(queue, PyBytes_AS_STRING(queue->whole) + skip, length);
-    Py_CLEAR(queue->whole);
+    return &queue->later[(queue->later_head + index) & (queue->later_capacity - 1)];
+}
+
+static int push_later(gt_inbound *queue, PyObject *chunk)
+{
+    if (queue->later_count == queue->later_capacity) {
+        uint32_t capacity = queue->later_capacity ? queue->later_capacity * 2 : KEEP_LATER;
+        PyObject **later = PyMem_Malloc(capacity * sizeof *later);
+        if (!later)
+            return -1;
+        for (uint32_t i = 0; i < queue->later_count; i++)
+            later[i] = *later_at(queue, i);
+        PyMem_Free(queue->later);
+        queue->later = later;
+        queue->later_capacity = capacity;
+        queue->later_head = 0;
+    }
+    queue->later_count++;
+    *later_at(queue, queue->later_count - 1) = chunk;
+    queue->later_size += (size_t)PyBytes_GET_SIZE(chunk);
     return 0;
 }
 
-static void remove_flat(gt_inbound *queue, size_t length)
+/* The first of them, the caller's now.  There is one. */
+static PyObject *pop_later(gt_inbound *queue)
+{
+    PyObject *chunk = *later_at(queue, 0);
+    queue->later_head++;
+    queue->later_size -= (size_t)PyBytes_GET_SIZE(chunk);
+    if (--queue->later_count == 0 && queue->later_capacity > KEEP_LATER) {
+        PyMem_Free(queue->later);
+        queue->later = NULL;
+        queue->later_head = queue->later_capacity = 0;
+    }
+    return chunk;
+}
+
+/* Everything into the flat buffer, with room for `extra` bytes. */
+static int flatten(gt_inbound *queue, size_t extra)
+{
+    PyObject *whole = queue->whole;
+    if (whole) { /* the flat buffer is empty, and `start` is the bytes object's */
+        size_t skip = queue->start, length = (size_t)PyBytes_GET_SIZE(whole) - skip;
+        queue->start = 0;
+        if (reserve(queue, length + queue->later_size + extra) < 0) {
+            queue->start = skip;
+            return -1;
+        }
+        append_flat(queue, PyBytes_AS_STRING(whole) + skip, length);
+        Py_CLEAR(queue->whole);
+    } else if (reserve(queue, queue->later_size + extra) < 0) {
+        return -1;
+    }
+    while (queue->later_count > 0) {
+        PyObject *chunk = pop_later(queue);
+        append_flat(queue, PyBytes_AS_STRING(chunk), (size_t)PyBytes_GET_SIZE(chunk));
+        Py_DECREF(chunk);
+    }
+    return 0;
+}
+
+/* --- taking from the front --- */
+
+/* Remove `length` bytes, no more than the front has; what follows it moves up when it is used up. */
+static void remove_front(gt_inbound *queue, size_t length)
 {
     queue->start += length;
-    queue->length -= length;
-    if (queue->length == 0) {
-        queue->start = 0;
+    if (queue->whole) {
+        if (queue->start < (size_t)PyBytes_GET_SIZE(queue->whole))
+            return;
+        Py_CLEAR(queue->whole);
+    } else {
+        queue->length -= length;
+        if (queue->length > 0)
+            return;
         if (queue->capacity > KEEP) {
             PyMem_Free(queue->data);
             queue->data = NULL;
             queue->capacity = 0;
         }
     }
+    queue->start = 0;
+    if (queue->later_count > 0)
+        queue->whole = pop_later(queue);
+}
+
+static const char *front(const gt_inbound *queue)
+{
+    return (queue->whole ? PyBytes_AS_STRING(queue->whole) : queue->data) + queue->start;
 }
 
 int gt_inbound_append(gt_inbound *queue, const char *data, size_t length)
 {
-    if (gt_inbound_size(queue) == 0) {
-        queue->whole = PyBytes_FromStringAndSize(data, (Py_ssize_t)length);
-        if (!queue->whole)
-            PyErr_Clear(); /* a MemoryError: the caller says so in the connection's own terms */
-        return queue->whole ? 0 : -1;
+    if (gt_inbound_size(queue) > 0 && length < LARGE) {
+        if (flatten(queue, length) < 0)
+            return -1;
+        append_flat(queue, data, length);
+        return 0;
     }
-    if ((queue->whole ? flatten(queue, 0, length) : reserve(queue, length)) < 0)
+    PyObject *chunk = PyBytes_FromStringAndSize(data, (Py_ssize_t)length);
+    if (!chunk) {
+        PyErr_Clear(); /* a MemoryError: the caller says so in the connection's own terms */
         return -1;
-    append_flat(queue, data, length);
+    }
+    if (gt_inbound_size(queue) == 0) {
+        queue->whole = chunk;
+    } else if (push_later(queue, chunk) < 0) {
+        Py_DECREF(chunk);
+        return -1;
+    }
     return 0;
+}
+
+/* Copy the first `length` bytes, which are there. */
+static void copy_out(const gt_inbound *queue, char *target, size_t length)
+{
+    size_t part = gt_inbound_head_size(queue);
+    if (part > length)
+        part = length;
+    if (part > 0)
+        memcpy(target, front(queue), part);
+    for (uint32_t i = 0; part < length; i++) {
+        const PyObject *chunk = *later_at(queue, i);
+        size_t size = (size_t)PyBytes_GET_SIZE(chunk);
+        if (size > length - part)
+            size = length - part;
+        memcpy(target + part, PyBytes_AS_STRING(chunk), size);
+        part += size;
+    }
+}
+
+static bool is_whole(const gt_inbound *queue, size_t length)
+{
+    return queue->whole && queue->start == 0 && (size_t)PyBytes_GET_SIZE(queue->whole) == length;
 }
 
 PyObject *gt_inbound_peek(const gt_inbound *queue, size_t max)
 {
     size_t length = gt_inbound_size(queue);
-    if (queue->whole && length <= max)
+    if (length > max)
+        length = max;
+    if (is_whole(queue, length))
         return Py_NewRef(queue->whole);
-    const char *data = queue->whole ? PyBytes_AS_STRING(queue->whole) : queue->data + queue->start;
-    return PyBytes_FromStringAndSize(length ? data : NULL, (Py_ssize_t)(length < max ? length : max));
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)length);
+    if (bytes)
+        copy_out(queue, PyBytes_AS_STRING(bytes), length);
+    return bytes;
 }
 
 PyObject *gt_inbound_take(gt_inbound *queue, size_t max)
 {
-    if (queue->whole && (size_t)PyBytes_GET_SIZE(queue->whole) <= max) {
+    PyObject *taken = gt_inbound_peek(queue, max);
+    if (taken)
+        gt_inbound_take_into(queue, NULL, (size_t)PyBytes_GET_SIZE(taken));
+    return taken;
+}
+
+PyObject *gt_inbound_take_piece(gt_inbound *queue, size_t max)
+{
+    size_t length = gt_inbound_head_size(queue);
+    if (length <= max && is_whole(queue, length)) { /* the usual case, without a detour */
         PyObject *taken = queue->whole;
-        queue->whole = NULL;
+        queue->whole = queue->later_count > 0 ? pop_later(queue) : NULL;
         return taken;
     }
-    PyObject *taken = gt_inbound_peek(queue, max);
-    if (!taken)
-        return NULL;
-    size_t length = (size_t)PyBytes_GET_SIZE(taken);
-    if (queue->whole) {
-        if (flatten(queue, length, 0) < 0) {
-            Py_DECREF(taken);
-            return PyErr_NoMemory();
-        }
-    } else {
-        remove_flat(queue, length);
-    }
-    return taken;
+    return gt_inbound_take(queue, length < max ? length : max);
 }
 
 size_t gt_inbound_take_into(gt_inbound *queue, char *target, size_t max)
@@ -115,36 +228,43 @@ size_t gt_inbound_take_into(gt_inbound *queue, char *target, size_t max)
     size_t length = gt_inbound_size(queue);
     if (length > max)
         length = max;
-    if (queue->whole) {
-        if (target)
-            memcpy(target, PyBytes_AS_STRING(queue->whole), length);
-        if (length == (size_t)PyBytes_GET_SIZE(queue->whole)) {
-            Py_CLEAR(queue->whole);
-        } else if (flatten(queue, length, 0) < 0) {
-            PyErr_NoMemory();
-            return SIZE_MAX;
-        }
-    } else if (length > 0) {
-        if (target)
-            memcpy(target, queue->data + queue->start, length);
-        remove_flat(queue, length);
+    if (target)
+        copy_out(queue, target, length);
+    for (size_t left = length; left > 0;) {
+        size_t part = gt_inbound_head_size(queue);
+        if (part > left)
+            part = left;
+        remove_front(queue, part);
+        left -= part;
     }
     return length;
 }
 
-size_t gt_inbound_find(const gt_inbound *queue, const char *needle, size_t length, size_t start)
+int gt_inbound_find(gt_inbound *queue, const char *needle, size_t length, size_t start, size_t *found)
 {
     size_t size = gt_inbound_size(queue);
+    *found = SIZE_MAX;
     if (start >= size)
-        return SIZE_MAX;
-    const char *data = queue->whole ? PyBytes_AS_STRING(queue->whole) : queue->data + queue->start;
-    const char *found = memmem(data + start, size - start, needle, length);
-    return found ? (size_t)(found - data) : SIZE_MAX;
+        return 0;
+    if (queue->later_count > 0 && flatten(queue, 0) < 0) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    const char *data = front(queue);
+    const char *place = memmem(data + start, size - start, needle, length);
+    if (place)
+        *found = (size_t)(place - data);
+    return 0;
 }
 
 void gt_inbound_clear(gt_inbound *queue)
 {
     Py_CLEAR(queue->whole);
+    while (queue->later_count > 0) {
+        PyObject *chunk = pop_later(queue);
+        Py_DECREF(chunk);
+    }
+    PyMem_Free(queue->later);
     PyMem_Free(queue->data);
     memset(queue, 0, sizeof *queue);
 }

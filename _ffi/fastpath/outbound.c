@@ -1,6 +1,6 @@
 /* outbound.c: bytes sent and not yet taken by the kernel.
  *
- * A circle of segments, sent one after the other; the head may be in flight.  Small sends are copied, one behind the other
+ * A circle of segments, sent in order; those at the head may be in flight, several in one operation.  Small sends are copied, one behind the other
  * into the last segment, so that a hundred of them in one tick leave in one operation.  A large bytes object is immutable
  * and is referenced instead.  The number of segments is bounded by the connection's high mark: a segment that is referenced
  * is large, and two copied ones are never neighbours unless the first is full or in flight.
@@ -49,10 +49,10 @@ static int grow_segment(gt_segment *segment, size_t needed)
     return 0;
 }
 
-int gt_outbound_copy(gt_outbound *queue, const char *data, size_t length, bool head_is_in_flight)
+int gt_outbound_copy(gt_outbound *queue, const char *data, size_t length, uint32_t in_flight)
 {
     gt_segment *segment = NULL;
-    if (queue->count > (head_is_in_flight ? 1U : 0U)) {
+    if (queue->count > in_flight) {
         segment = last_segment(queue);
         if (segment->owner || (segment->length + length > FULL && segment->length + length > segment->capacity))
             segment = NULL;
@@ -107,33 +107,34 @@ static void release_segment(gt_outbound *queue, gt_segment *segment)
 
 void gt_outbound_sent(gt_outbound *queue, size_t length)
 {
-    gt_segment *segment = &queue->segments[queue->head & (queue->capacity - 1)];
-    queue->sent += length;
     queue->size -= length;
-    if (queue->sent >= segment->length) {
+    queue->sent += length;
+    while (queue->count > 0) {
+        gt_segment *segment = &queue->segments[queue->head & (queue->capacity - 1)];
+        if (queue->sent < segment->length)
+            return;
+        queue->sent -= segment->length;
         release_segment(queue, segment);
         queue->head = (queue->head + 1) & (queue->capacity - 1);
         queue->count--;
-        queue->sent = 0;
     }
 }
 
-void gt_outbound_clear(gt_outbound *queue, bool head_is_in_flight)
+void gt_outbound_clear(gt_outbound *queue, uint32_t in_flight)
 {
-    uint32_t keep = head_is_in_flight ? 1 : 0;
-    while (queue->count > keep) {
+    while (queue->count > in_flight) {
         gt_segment *segment = last_segment(queue);
         queue->size -= segment->length - (queue->count == 1 ? queue->sent : 0);
         release_segment(queue, segment);
         queue->count--;
     }
-    if (!keep)
+    if (queue->count == 0)
         queue->sent = 0;
 }
 
 void gt_outbound_free(gt_outbound *queue)
 {
-    gt_outbound_clear(queue, false);
+    gt_outbound_clear(queue, 0);
     PyMem_Free(queue->segments);
     PyMem_Free(queue->spare);
     memset(queue, 0, sizeof *queue);

@@ -432,6 +432,7 @@ static int reactor_init(gt_reactor *self, PyObject *args, PyObject *kwargs)
     self->wakeup_descriptor = wakeup_descriptor;
     self->thread = PyThread_get_thread_ident();
     self->ring = ring;
+    gt_buffers_adapt(&ring->buffers);
     return 0;
 }
 

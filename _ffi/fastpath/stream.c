@@ -13,8 +13,10 @@
  *     watch (a poll)       open, no end or error, not held, not        the peer's hangup or an error, or its cancel
  *                          hung up
  *     cancel of watch      held, or closing                            see gt_slot_cancel()
- *     send                 open, something outbound                    its CQE
- *     cancel of send       closing                                     see gt_slot_cancel()
+ *     send                 open, something outbound                    its CQE, for up to GATHERED segments
+ *     poll for room        open, room wanted, and no send in flight    its CQE; it stands where a send would
+ *     cancel of that       room not wanted any more, or closing        see gt_slot_cancel()
+ *     cancel of send       closing                                     the same
  *     close                closing                                     its CQE; the last one frees the stream
  *     nop for a close      closing, and the descriptor was taken       the same
  *
@@ -55,9 +57,17 @@
 #include <errno.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #define LARGEST_SEND (1U << 26) /* bytes an operation; more is sent by the next one */
+#define GATHERED 32U            /* segments an operation */
+
+/* The kernel reads it until the operation has completed. */
+struct gt_gather {
+    struct msghdr header;
+    struct iovec pieces[GATHERED];
+};
 
 gt_stream *gt_stream_open(gt_reactor *reactor, gt_connection *connection, int fd)
 {
@@ -110,6 +120,7 @@ void gt_stream_destroy(gt_stream *stream)
         stream->connection->stream = NULL;
     gt_inbound_clear(&stream->inbound);
     gt_outbound_free(&stream->outbound);
+    PyMem_Free(stream->gather);
     PyMem_Free(stream);
 }
 
@@ -208,22 +219,70 @@ static bool prepare_watch(gt_stream *stream)
     return true;
 }
 
+/* Several segments leave in one operation: a header and a body are one message to the peer, too, and not two. */
+static void prepare_gathered(gt_stream *stream, struct io_uring_sqe *sqe)
+{
+    const gt_outbound *outbound = &stream->outbound;
+    gt_gather *gather = stream->gather;
+    size_t length = 0;
+    uint32_t count = 0;
+    while (count < outbound->count && count < GATHERED && length < LARGEST_SEND) {
+        const gt_segment *segment = gt_outbound_at(outbound, count);
+        size_t sent = count == 0 ? outbound->sent : 0, piece = segment->length - sent;
+        if (piece > LARGEST_SEND - length)
+            piece = LARGEST_SEND - length;
+        gather->pieces[count++] = (struct iovec){.iov_base = segment->data + sent, .iov_len = piece};
+        length += piece;
+    }
+    gather->header = (struct msghdr){.msg_iov = gather->pieces, .msg_iovlen = count};
+    stream->send_length = (uint32_t)length;
+    stream->send_in_flight = count;
+    gt_prep_sendmsg(sqe, stream->fd, &gather->header, MSG_NOSIGNAL | MSG_WAITALL);
+}
+
+static bool prepare_send(gt_stream *stream)
+{
+    struct io_uring_sqe *sqe = gt_slot_sqe(stream->reactor->ring, stream->slot, GT_TAG_SEND);
+    if (!sqe)
+        return false;
+    if (stream->outbound.count > 1 && !stream->gather)
+        stream->gather = PyMem_Malloc(sizeof *stream->gather);
+    if (stream->outbound.count > 1 && stream->gather) { /* without memory for that, one after the other */
+        prepare_gathered(stream, sqe);
+        return true;
+    }
+    const gt_segment *head = gt_outbound_at(&stream->outbound, 0);
+    size_t length = head->length - stream->outbound.sent;
+    stream->send_length = length > LARGEST_SEND ? LARGEST_SEND : (uint32_t)length;
+    stream->send_in_flight = 1;
+    gt_prep_send(sqe, stream->fd, head->data + stream->outbound.sent, stream->send_length, MSG_NOSIGNAL | MSG_WAITALL);
+    return true;
+}
+
+/* The kernel sends something past this stream, and has no room for more: see GT_ROOM. */
+static bool prepare_poll(gt_stream *stream)
+{
+    struct io_uring_sqe *sqe = gt_slot_sqe(stream->reactor->ring, stream->slot, GT_TAG_SEND);
+    if (!sqe)
+        return false;
+    gt_prep_poll(sqe, stream->fd, EPOLLOUT, false);
+    stream->send_polls = true;
+    stream->send_in_flight = 1;
+    return true;
+}
+
 /* True when all that the state asks for is prepared, false when the ring had no SQE. */
 bool gt_stream_prepare(gt_stream *stream)
 {
-    struct gt_ring *ring = stream->reactor->ring;
     if (stream->closing)
         return prepare_close(stream);
-    if (!stream->send_in_flight && stream->outbound.size > 0) {
-        struct io_uring_sqe *sqe = gt_slot_sqe(ring, stream->slot, GT_TAG_SEND);
-        if (!sqe)
-            return false;
-        const gt_segment *head = gt_outbound_head(&stream->outbound);
-        size_t length = head->length - stream->outbound.sent;
-        stream->send_length = length > LARGEST_SEND ? LARGEST_SEND : (uint32_t)length;
-        gt_prep_send(sqe, stream->fd, head->data + stream->outbound.sent, stream->send_length, MSG_NOSIGNAL | MSG_WAITALL);
-        stream->send_in_flight = true;
-    }
+    if (!stream->send_in_flight && stream->outbound.size > 0 && !prepare_send(stream))
+        return false;
+    if (!stream->send_in_flight && stream->room_wanted && !prepare_poll(stream))
+        return false;
+    if (stream->send_polls && !stream->room_wanted && !stream->send_cancelled &&
+        !prepare_cancel(stream, GT_TAG_SEND, &stream->send_cancelled))
+        return false;
     return prepare_receive(stream) && prepare_watch(stream);
 }
 
@@ -266,7 +325,7 @@ static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
     }
     if (gt_completion_is_final(cqe)) {
         stream->receive_armed = stream->receive_cancelled = false;
-        news |= stream->receive_held && !stream->watch_armed;
+        news |= stream->receive_held;
         if (cqe->res == 0 && (stream->send_cut_short || (stream->send_error && stream->send_error != EPIPE))) {
             /* A socket tells of its error once.  The send was told, so to the receive a reset looks like the end. */
             stream->receive_error = stream->send_error && stream->send_error != EPIPE ? stream->send_error : ECONNRESET;
@@ -277,7 +336,8 @@ static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
             stream->receive_error = -cqe->res;
             news = true;
         } else {
-            if (cqe->res == -ENOBUFS)
+            /* A receive that has had some of the buffers provided may well have had all of them; others are held back. */
+            if (cqe->res == -ENOBUFS && (stream->fed ? buffers->held_count == 0 : !gt_buffers_widen(buffers)))
                 stream->reactor->starvations++;
             if (!stream->closing && cqe->res == -ENOBUFS && !stream->fed)
                 gt_stream_want_first(stream);
@@ -302,14 +362,49 @@ static bool watch_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
     stream->hung_up |= cqe->res > 0;
     stream->receive_deaf |= cqe->res > 0;
     gt_stream_want(stream);
-    return stream->receive_held && !stream->receive_armed && tell_receiving(stream);
+    return stream->receive_held && tell_receiving(stream);
+}
+
+/* After a change of the sending side: is there somebody to tell? */
+static bool tell_sender(gt_stream *stream)
+{
+    gt_connection *connection = stream->connection;
+    if (!connection || !connection->sending.task || !gt_awaitable_is_satisfied(connection->sending.awaitable))
+        return false;
+    gt_reactor_ready(stream->reactor, &connection->ready, (PyObject *)connection);
+    return true;
+}
+
+static bool poll_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
+{
+    stream->send_in_flight = 0;
+    stream->send_polls = stream->send_cancelled = false;
+    if (cqe->res < 0 && !is_retry(-cqe->res) && !stream->send_error)
+        stream->send_error = -cqe->res;
+    if (cqe->res >= 0) { /* an error of the socket, too, is for whoever sends to find */
+        stream->room = stream->room_wanted;
+        stream->room_wanted = false;
+    }
+    if (stream->closing || stream->send_error)
+        gt_outbound_clear(&stream->outbound, 0);
+    else
+        gt_stream_want(stream); /* something may have been queued behind a poll that nobody waits for any more */
+    gt_connection *connection = stream->connection;
+    if (connection && connection->receiving.task && gt_awaitable_is_satisfied(connection->receiving.awaitable)) {
+        gt_reactor_ready(stream->reactor, &connection->ready, (PyObject *)connection); /* a detach has waited for its end */
+        return true;
+    }
+    return tell_sender(stream);
 }
 
 static bool send_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
 {
+    if (stream->send_polls)
+        return poll_completed(stream, cqe);
     if (cqe->res > 0 && (uint32_t)cqe->res < stream->send_length && !stream->send_cancelled)
         stream->send_cut_short = true; /* MSG_WAITALL: only an error does that, and the count is told in its place */
-    stream->send_in_flight = stream->send_cancelled = false;
+    stream->send_in_flight = 0;
+    stream->send_cancelled = false;
     if (cqe->res > 0) {
         if (stream->timed)
             stream->active_at = stream->reactor->now;
@@ -320,14 +415,14 @@ static bool send_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
         stream->send_error = -cqe->res;
     }
     if (stream->closing || stream->send_error)
-        gt_outbound_clear(&stream->outbound, false);
+        gt_outbound_clear(&stream->outbound, 0);
     else if (stream->outbound.size > 0)
         gt_stream_want(stream);
-    gt_connection *connection = stream->connection;
-    if (!connection || !connection->sending.task || !gt_awaitable_is_satisfied(connection->sending.awaitable))
-        return false;
-    gt_reactor_ready(stream->reactor, &connection->ready, (PyObject *)connection);
-    return true;
+    if (stream->gather && stream->outbound.size == 0) { /* an idle connection keeps none */
+        PyMem_Free(stream->gather);
+        stream->gather = NULL;
+    }
+    return tell_sender(stream);
 }
 
 /* The caller has kept the ring's books for this CQE already.  May destroy the stream. */
@@ -375,6 +470,14 @@ void gt_stream_fill(gt_stream *stream, size_t count)
         go_on(stream);
 }
 
+void gt_stream_want_room(gt_stream *stream, bool wanted)
+{
+    stream->room_wanted = wanted;
+    stream->room = false;
+    if (!stream->closing)
+        gt_stream_want(stream);
+}
+
 void gt_stream_hold(gt_stream *stream, bool held)
 {
     if (stream->receive_held == held)
@@ -384,7 +487,7 @@ void gt_stream_hold(gt_stream *stream, bool held)
         gt_stream_want(stream);
 }
 
-/* Only when neither receive nor watch is armed and nothing is outbound. */
+/* Only when it is idle and nothing is outbound. */
 int gt_stream_take(gt_stream *stream)
 {
     int fd = stream->fd;

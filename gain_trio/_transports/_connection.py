@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, Any, final
 
 import attrs
 import trio
 
+from ._files import File
 from ._framing import Framing
 from ._socket_calls import SocketCalls
 
@@ -33,8 +34,9 @@ class Marks:
     before the stop takes effect is still queued: at most what the run's receive buffers hold (2 MiB by default)."""
     receive_low: int = attrs.field(default=64 * KIBIBYTE, validator=attrs.validators.instance_of(int))
     """It goes on when no more than this is left."""
-    send_high: int = attrs.field(default=256 * KIBIBYTE, validator=attrs.validators.instance_of(int))
-    """With this much sent and not taken by the kernel, ``send`` waits."""
+    send_high: int = attrs.field(default=512 * KIBIBYTE, validator=attrs.validators.instance_of(int))
+    """With this much sent and not taken by the kernel, ``send`` waits.  Twice the usual piece of a large transfer, so
+    that there is one to go on with when the kernel has taken another."""
 
     def __attrs_post_init__(self) -> None:
         if not 0 <= self.receive_low < self.receive_high or self.send_high <= 0:
@@ -141,7 +143,9 @@ class Connection(Framing, SocketCalls, trio.abc.HalfCloseableStream):
 
     @abc.abstractmethod
     def receive(self, max_bytes: int | None = None) -> Awaitable[bytes]:
-        """Wait for bytes and return them: at least one, and at most ``max_bytes`` (None: as many as are at hand).
+        """Wait for bytes and return them, at most ``max_bytes`` (None: as many as lie in one piece).
+
+        What has arrived in small pieces lies in one; large ones (of 4 KiB and more) are returned one by one, uncopied.
 
         Returns:
           The next bytes; ``b""`` at the end of the stream, then and ever after.
@@ -187,8 +191,10 @@ class Connection(Framing, SocketCalls, trio.abc.HalfCloseableStream):
     # --- sending ---
 
     @abc.abstractmethod
-    def send(self, data: Buffer, /) -> Awaitable[None]:
+    def send(self, data: Buffer | Sequence[Buffer], /) -> Awaitable[None]:
         """Send all of ``data``, after what was sent before.
+
+        A list or tuple of buffers is sent as one message, in their order, without joining large ones first.
 
         Returns when the connection holds less than its high mark, so a peer that reads slowly stops the sender.  ``data``
         may be changed afterwards.
@@ -199,10 +205,38 @@ class Connection(Framing, SocketCalls, trio.abc.HalfCloseableStream):
           trio.BrokenResourceError: this or an earlier send failed.
 
         Cancelled before it runs, or while the connection is over its high mark from before, nothing is sent.  Cancelled
-        while it waits for its own bytes to drain, all of a :class:`bytes` object will be sent.  Of a large buffer of another
-        kind a part may have been: then the connection is of no more use for sending (:exc:`trio.BrokenResourceError`), and
-        closing it resets it, so that the peer does not take the part for the whole.  On a TLS connection that is so of every
-        buffer of more than 64 KiB (or more than ``send_high``, if that is less), bytes objects too.
+        while it waits for its own bytes to drain, all of a :class:`bytes` object will be sent, and of a list of them.  Of a
+        large buffer of another kind, or of a list with such a one, a part may have been: then the connection is of no more
+        use for sending (:exc:`trio.BrokenResourceError`), and closing it resets it, so that the peer does not take the part
+        for the whole.  On a TLS connection that is so of everything of more than 64 KiB (or more than ``send_high``, if that
+        is less), bytes objects and lists of them, too.
+        """
+
+    @abc.abstractmethod
+    async def send_file(self, file: File, offset: int = 0, count: int | None = None, /) -> int:
+        """Send ``count`` bytes of a file from ``offset`` on (None: up to where it ends now), after what was sent before.
+
+        Returns when the kernel has taken all of them.  Where the connection is plain TCP the kernel sends the file
+        itself (sendfile(2)), and no byte of it passes through the program.  It reads in a worker thread
+        (:func:`trio.to_thread.run_sync`), a piece of at most 1 MiB at a time, so a slow disk keeps nobody else waiting.
+
+        Args:
+          file: a path, which is opened and closed; or a descriptor, or anything with a ``fileno()``, which must stay open
+            meanwhile.  Where that one stands does not matter, and it is not moved.
+          offset, count: of the bytes to send.
+
+        Returns:
+          How many bytes were sent: ``count``.
+
+        Raises:
+          ValueError: it is no regular file (a pipe, a device, a directory), or has fewer bytes than that; nothing is sent.
+          EOFError: it was shortened meanwhile; the message says how much was sent.
+          OSError: it cannot be opened or read.
+          trio.BusyResourceError, trio.ClosedResourceError, trio.BrokenResourceError, trio.TooSlowError: see :meth:`send`.
+
+        What ends it early, be it an error, :attr:`write_deadline` or a cancellation (which takes effect after the current
+        piece), leaves a part of the file sent: then the connection is of no more use for sending, and closing it resets
+        it, as with :meth:`send`.  Unix sockets have no reset: there the peer sees the end.
         """
 
     @abc.abstractmethod

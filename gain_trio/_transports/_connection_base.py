@@ -10,7 +10,7 @@ import abc
 import contextlib
 import math
 import socket
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 
 import trio
@@ -147,7 +147,7 @@ class ConnectionBase(Connection):
 
     # --- Trio's stream ---
 
-    async def send_all(self, data: Buffer) -> None:
+    async def send_all(self, data: Buffer | Sequence[Buffer]) -> None:
         """:meth:`Connection.send` as a full checkpoint."""
         await trio.lowlevel.checkpoint()
         await self.send(data)

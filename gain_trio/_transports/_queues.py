@@ -6,8 +6,10 @@ would cost thirty times as much), and both take time linear in what goes through
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, TypeAlias, final
 
 if TYPE_CHECKING:
@@ -62,6 +64,8 @@ async def receive_into(receive: Callable[[int], Awaitable[bytes]], buffer: Buffe
 
 SMALL = 4096
 """Less than this is copied, so that small sends lie one behind the other; a bytes object of this size is referenced."""
+GATHERED = 64
+"""So many parts are sent in one call at most; Linux and macOS take 1024 (IOV_MAX)."""
 _FULL = 65536
 """What is copied fills segments of about this size."""
 
@@ -91,14 +95,66 @@ class Outbound:
             self._segments.append(last)
         last += memoryview(data)[start:]
 
-    def head(self) -> memoryview:
+    def head(self) -> list[memoryview]:
         """What to send next.  To be released before anything is added."""
-        return memoryview(self._segments[0])[self._taken :]
+        head = [memoryview(segment) for segment in islice(self._segments, GATHERED)]
+        head[0] = head[0][self._taken :]
+        return head
 
     def remove(self, count: int) -> None:
         """The kernel has taken so much of :meth:`head`."""
         self.size -= count
         self._taken += count
-        if self._taken == len(self._segments[0]):
-            self._segments.popleft()
-            self._taken = 0
+        while self._segments and self._taken >= len(self._segments[0]):
+            self._taken -= len(self._segments.popleft())
+
+
+@final
+class Message:
+    """What is left of a message in several parts, none of them empty."""
+
+    __slots__ = ("done", "parts")
+
+    def __init__(self, parts: Iterable[bytes | memoryview]) -> None:
+        self.parts: deque[bytes | memoryview] = deque(parts)
+        self.done = 0
+        """Bytes of the first part that are done."""
+
+    def head(self) -> list[memoryview]:
+        """The first parts, less what is done."""
+        head = [memoryview(part) for part in islice(self.parts, GATHERED)]
+        head[0] = head[0][self.done :]
+        return head
+
+    def remove(self, count: int) -> None:
+        """So many more bytes are done."""
+        self.done += count
+        while self.parts and self.done >= len(self.parts[0]):
+            self.done -= len(self.parts.popleft())
+
+    def take(self, count: int) -> bytes:
+        """The next bytes in one piece, at most so many; they are done."""
+        taken = []
+        while count and self.parts:
+            with memoryview(self.parts[0]) as part, part[self.done : self.done + count] as piece:
+                taken.append(bytes(piece))
+            self.remove(len(taken[-1]))
+            count -= len(taken[-1])
+        return taken[0] if len(taken) == 1 else b"".join(taken)
+
+
+@contextlib.contextmanager
+def message_of(buffers: Sequence[Buffer]) -> Iterator[Message]:
+    """A message of these, which keep their size meanwhile."""
+    with contextlib.ExitStack() as stack:
+        parts: list[bytes | memoryview] = []
+        for buffer in buffers:
+            if type(buffer) is bytes:
+                parts.append(buffer)
+                continue
+            view = stack.enter_context(memoryview(buffer))
+            if not view.c_contiguous:
+                raise BufferError("send() needs buffers in one piece each")
+            if view.nbytes:
+                parts.append(stack.enter_context(view.cast("B")))
+        yield Message(part for part in parts if part)

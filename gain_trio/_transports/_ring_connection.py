@@ -14,8 +14,8 @@ from gain_trio._io_manager import UringIOManager
 from gain_trio._kernel import fastpath
 
 from ._connection import Marks
-from ._connection_base import ConnectionBase
 from ._deadlines import Timing
+from ._file_sending import KernelFileSending
 from ._proxy_protocol import ProxyHeader
 
 if TYPE_CHECKING:
@@ -31,16 +31,17 @@ else:
 
 
 @final
-class RingConnection(_Stream, ConnectionBase):
+class RingConnection(_Stream, KernelFileSending):
     """See :class:`Connection`.  Owns the descriptor."""
 
-    __slots__ = ("_local_address", "_proxy_header", "_remote_address", "_timing")
+    __slots__ = ("_local_address", "_proxy_header", "_remote_address", "_timing", "_transfer")
 
     def __init__(self, manager: UringIOManager, descriptor: int, marks: Marks) -> None:
         self._local_address: Any = None
         self._remote_address: Any = None
         self._timing: Timing | None = None
         self._proxy_header: ProxyHeader | None = None
+        self._transfer: trio.CancelScope | None = None
         # Last: from here on the descriptor is the connection's, and a caller that sees an exception closes it.
         super().__init__(manager.reactor, descriptor, marks.receive_high, marks.receive_low, marks.send_high)
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, final
 
 import trio
 
-from ._connection_base import ConnectionBase
 from ._deadlines import Timing
+from ._file_sending import KernelFileSending
 from ._proxy_protocol import ProxyHeader
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def current_run() -> Run:
         return run
 
 
-class SocketBase(ConnectionBase):
+class SocketBase(KernelFileSending):
     """A socket, which must be non-blocking, in a run."""
 
     __slots__ = (
@@ -103,6 +103,7 @@ class SocketBase(ConnectionBase):
         "_run",
         "_socket",
         "_timing",
+        "_transfer",
         "_unwaited",
         "_write_deadline",
         "_write_looked_at",
@@ -128,6 +129,7 @@ class SocketBase(ConnectionBase):
         self._local_address: Any = None
         self._remote_address: Any = None
         self._proxy_header: ProxyHeader | None = None
+        self._transfer: trio.CancelScope | None = None
         self.context = None
 
     def __repr__(self) -> str:

@@ -48,7 +48,10 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 CHUNK = 65536
-"""The most bytes that one receive brings."""
+"""The most bytes that one receive brings, but for:"""
+LARGE_CHUNK = 4 * CHUNK
+"""The most of one after a receive that brought as much as CHUNK: a large transfer, and what a Unix socket holds.  Not of
+all, because Python makes room for so much before it knows how little has come."""
 PAGE = 4096
 """A queue is filled by no less at a time, though it may have its high mark in the middle: small marks are no small calls."""
 
@@ -57,6 +60,7 @@ class SocketConnection(SocketSending):
     """See :class:`Connection`.  Owns the socket, which must be non-blocking."""
 
     __slots__ = (
+        "_chunk",
         "_end_told",
         "_ended",
         "_inbound",
@@ -70,6 +74,7 @@ class SocketConnection(SocketSending):
     def __init__(self, sock: socket.socket, marks: Marks) -> None:
         super().__init__(sock, marks)
         self._inbound: Inbound = NOTHING
+        self._chunk = CHUNK
         self._paused = False  # the queue was at its high mark, and has not been at its low one since
         self._is_dry = False  # nothing is queued, and the kernel had nothing left when it was asked last
         self._ended = False
@@ -98,7 +103,7 @@ class SocketConnection(SocketSending):
 
     async def receive(self, max_bytes: int | None = None) -> bytes:  # noqa: C901  # taken apart it costs a call a message
         """See :meth:`Connection.receive`."""
-        size = CHUNK if max_bytes is None else self._size_for(max_bytes)
+        size = self._chunk if max_bytes is None else self._size_for(max_bytes)
         if self._is_closed or self._receiving or current_thread() != self._run.thread:
             self._refuse("receiving")
         self._receiving = True
@@ -212,6 +217,7 @@ class SocketConnection(SocketSending):
             return b""
         if data:
             self._is_dry = len(data) < size
+            self._chunk = LARGE_CHUNK if len(data) >= CHUNK else CHUNK
             if self._is_timed:
                 self._active_at = trio.current_time()
             return data
@@ -404,6 +410,7 @@ class SocketConnection(SocketSending):
             return
         self._inbound = NOTHING
         self._outbound = None
+        self._room_wanted = False
         trio.lowlevel.notify_closing(self._descriptor)
         self._release(reset=reset or self._is_send_torn)
 

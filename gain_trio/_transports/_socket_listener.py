@@ -19,6 +19,7 @@ import trio
 from ._connection import Marks
 from ._listener import CONNECTION_ERRNOS, Listener
 from ._socket_connection import SocketConnection
+from ._sockets import deepen_send_buffer
 
 BATCH = 128
 """Connections accepted without waiting, after which other tasks get their turn."""
@@ -28,7 +29,17 @@ BATCH = 128
 class SocketListener(Listener):
     """See :class:`Listener`.  Owns the socket, which must be listening and non-blocking."""
 
-    __slots__ = ("_batch", "_closed", "_has_lookout", "_make", "_marks", "_parked", "_socket", "local_address")
+    __slots__ = (
+        "_batch",
+        "_closed",
+        "_has_lookout",
+        "_is_unix",
+        "_make",
+        "_marks",
+        "_parked",
+        "_socket",
+        "local_address",
+    )
 
     def __init__(
         self,
@@ -38,6 +49,7 @@ class SocketListener(Listener):
     ) -> None:
         self._socket = sock
         self._make = make
+        self._is_unix = sock.family == getattr(socket, "AF_UNIX", None)
         self._marks = marks
         self._parked = trio.lowlevel.ParkingLot()
         self._has_lookout = False
@@ -90,6 +102,8 @@ class SocketListener(Listener):
                 raise
             try:
                 sock.setblocking(False)
+                if self._is_unix:
+                    deepen_send_buffer(sock)
                 return self._make(sock, self._marks)
             except BaseException:
                 sock.close()

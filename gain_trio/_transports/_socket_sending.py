@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import math
+import os
 import socket
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import outcome
@@ -14,8 +16,10 @@ import trio
 from gain_trio._io_manager._errors import broken_by
 
 from ._connection import Marks, checked_deadline
-from ._queues import SMALL, Outbound
+from ._queues import SMALL, Message, Outbound, message_of
 from ._socket_base import SocketBase, closed_error, current_thread, kept
+
+checkpoint_if_cancelled = trio.lowlevel.checkpoint_if_cancelled
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -29,6 +33,7 @@ class SocketSending(SocketBase):
         "_is_send_torn",
         "_late_sending",
         "_outbound",
+        "_room_wanted",
         "_send_error",
         "_sender",
         "_sending",
@@ -50,23 +55,38 @@ class SocketSending(SocketBase):
         self._wake_below = 0
         self._late_sending = False  # it was woken because its deadline has passed
         self._writing = False  # the writer runs
+        self._room_wanted = False  # a call waits for it to find that the kernel would take something
 
-    async def send(self, data: Buffer, /) -> None:
+    async def send(self, data: Buffer | Sequence[Buffer], /) -> None:
         """See :meth:`Connection.send`."""
         if type(data) is not bytes:
-            await self._send_buffer(data)
+            if isinstance(data, (list, tuple)):
+                await self._send_parts(data)
+            else:
+                await self._send_buffer(data)  # type: ignore[arg-type]  # what is no buffer is refused there
             return
         if self._is_closed or self._sending or current_thread() != self._run.thread:
             self._refuse("sending")
         sent = 0
-        if data and self._outbound is None and self._unwaited < self._marks.send_high:
-            await trio.lowlevel.checkpoint_if_cancelled()
+        if data and self._outbound is None:
+            if self._unwaited < self._marks.send_high:
+                await checkpoint_if_cancelled()
+            else:
+                await self._take_turn()
             self._check_sending()
             self._check_not_eof()
             sent = self._write(data)
             if sent == len(data):
                 return
         await self._send_rest(data, sent)
+
+    async def _take_turn(self) -> None:
+        """Much was moved without one."""
+        self._sending = True
+        try:
+            await self._pass(self._marks.send_high)
+        finally:
+            self._sending = False
 
     async def _send_buffer(self, data: Buffer) -> None:
         with memoryview(data) as view:
@@ -76,6 +96,71 @@ class SocketSending(SocketBase):
                 if self._is_closed or self._sending or current_thread() != self._run.thread:
                     self._refuse("sending")
                 await self._send_rest(flat, 0)
+
+    async def _send_parts(self, data: Sequence[Buffer]) -> None:
+        with message_of(data) as message:
+            if self._is_closed or self._sending or current_thread() != self._run.thread:
+                self._refuse("sending")
+            await self._send_message(message)
+
+    async def _send_message(self, message: Message) -> None:
+        """As :meth:`_send_rest`, of a message in several parts."""
+        high = self._marks.send_high
+        begun = False
+        self._sending = True
+        try:
+            if message.parts:
+                await self._pass(high)
+            else:
+                await trio.lowlevel.checkpoint()
+            while True:
+                self._check_sending(own_half=begun)
+                self._check_not_eof()
+                if begun or self.outbound_buffered < high:
+                    self._is_send_torn = True  # should what follows be interrupted
+                    begun |= self._put_message(message)
+                    self._is_send_torn = begun and bool(message.parts)
+                    if not message.parts and self.outbound_buffered < high:
+                        return
+                if await self._park(high):
+                    self._finish_late(message.parts if begun else (), message.done)
+        finally:
+            self._sending = False
+
+    def _put_message(self, message: Message) -> bool:
+        """Send of it what the kernel takes, queue of the rest what the mark allows; whether any of it is done now."""
+        begun = False
+        while self._outbound is None and message.parts:
+            with contextlib.ExitStack() as stack:
+                head = [stack.enter_context(part) for part in message.head()]
+                length = sum(map(len, head))
+                sent = self._write_parts(head)
+            begun |= sent > 0
+            message.remove(sent)
+            if sent < length:
+                break
+        while message.parts:
+            part = message.parts[0]
+            done = self._queue(part, message.done)
+            begun |= done > message.done
+            message.remove(done - message.done)
+            if done < len(part):
+                break
+        return begun
+
+    def _write_parts(self, parts: Sequence[memoryview]) -> int:
+        """How much the kernel takes of all of them together."""
+        if len(parts) == 1 or not hasattr(self._socket, "sendmsg"):  # Windows has none
+            return self._write(parts[0])
+        try:
+            sent = self._socket.sendmsg(parts)
+        except (BlockingIOError, InterruptedError):
+            return 0
+        except OSError as error:
+            self._send_failed(error)
+            raise broken_by(error) from error
+        self._moved(sent)
+        return sent
 
     async def _send_rest(self, data: bytes | memoryview, done: int) -> None:
         """Send what follows the first ``done`` bytes, which the kernel has taken: from then on there is no way back."""
@@ -98,15 +183,21 @@ class SocketSending(SocketBase):
                     if done == len(data) and self.outbound_buffered < high:
                         return
                 if await self._park(high):
-                    self._finish_late(data, done)
+                    self._finish_late((data,) if done else (), done)
         finally:
             self._sending = False
 
-    def _finish_late(self, data: bytes | memoryview, done: int) -> None:
-        """The deadline has passed.  The connection stays good: of a send that was begun the rest is queued."""
+    def _finish_late(self, parts: Collection[bytes | memoryview], done: int) -> None:
+        """The deadline has passed.  The connection stays good: the rest of a send that was begun is queued.
+
+        The rest is ``parts``, less the first ``done`` bytes.
+        """
         if not self._is_closed and self._send_error is None:
-            if 0 < done < len(data):
-                self._enqueue(bytes(data[done:]))
+            for part in parts:
+                if done < len(part):
+                    self._enqueue(bytes(part[done:]))
+                done = 0
+            if parts:
                 self._is_send_torn = False
             raise trio.TooSlowError("the connection's write deadline has passed")
 
@@ -131,6 +222,10 @@ class SocketSending(SocketBase):
         if self._outbound is None and done < len(data):
             with memoryview(data) as view, view[done:] as rest:
                 done += self._write(rest)
+        return self._queue(data, done)
+
+    def _queue(self, data: bytes | memoryview, done: int) -> int:
+        """Queue as much of what follows the first ``done`` bytes as the mark allows; returns how much is done in all."""
         left = len(data) - done
         if not left:
             return done
@@ -149,10 +244,13 @@ class SocketSending(SocketBase):
         """Leave ``data``, from ``start`` on, to the writer."""
         outbound = self._outbound or Outbound()
         outbound.add(data, start)
+        self._start_writer()
+        self._outbound = outbound
+
+    def _start_writer(self) -> None:
         if not self._writing:
             trio.lowlevel.spawn_system_task(self._drain, name="gain_trio writer")
             self._writing = True
-        self._outbound = outbound
 
     def _write(self, data: bytes | memoryview) -> int:
         """How much the kernel takes."""
@@ -166,14 +264,47 @@ class SocketSending(SocketBase):
         self._moved(sent)
         return sent
 
+    def _hold_sends(self, held: bool, /) -> None:
+        self._sending = held
+
+    def _tear_sends(self) -> None:
+        self._is_send_torn = True
+
+    def _fail_sends(self, number: int, /) -> int:
+        if self._send_error is None:
+            self._send_failed(OSError(number, os.strerror(number)))
+        assert self._send_error is not None
+        return self._send_error.errno or number
+
+    async def _wait_for_room(self) -> None:
+        """See :meth:`KernelFileSending._wait_for_room`."""
+        if self._is_closed or self._sending or current_thread() != self._run.thread:
+            self._refuse("sending")
+        self._sending = True
+        try:
+            self._room_wanted = True
+            self._start_writer()
+            while True:
+                self._check_sending()
+                if not self._room_wanted:
+                    return
+                if await self._park(0) and self._room_wanted:
+                    self._finish_late((), 0)
+        finally:
+            self._room_wanted = False
+            self._sending = False
+
     async def _drain(self) -> None:
         """The writer.  Nothing but the end of the run may end it before the queue is empty, and no error may leave it."""
         try:
-            while self._outbound is not None:
+            while self._outbound is not None or self._room_wanted:
                 # Calls in progress are refused before the queue is flushed.  Had the socket been closed, it would be empty.
                 with contextlib.suppress(trio.ClosedResourceError):
                     await trio.lowlevel.wait_writable(self._descriptor)
                     self._write_queued()
+                    if self._room_wanted:
+                        self._room_wanted = False
+                        self._wake_sender()
         except trio.BrokenResourceError:
             return  # _write() has kept it for the sender
         except trio.BusyResourceError:
@@ -186,9 +317,11 @@ class SocketSending(SocketBase):
     def _write_queued(self) -> None:
         """Send what is queued until the kernel takes no more."""
         while (outbound := self._outbound) is not None:
-            with outbound.head() as head:
-                length = len(head)
-                sent = self._write(head)
+            head = outbound.head()
+            length = sum(map(len, head))
+            sent = self._write_parts(head)
+            for view in head:
+                view.release()
             outbound.remove(sent)
             if not outbound.size:
                 self._outbound = None
@@ -281,7 +414,7 @@ class SocketSending(SocketBase):
                 if self.outbound_buffered < mark:
                     return
                 if await self._park(mark):
-                    self._finish_late(b"", 0)
+                    self._finish_late((), 0)
         finally:
             self._sending = False
 

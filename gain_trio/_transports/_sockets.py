@@ -28,6 +28,21 @@ def reset_on_close(sock: socket.socket) -> None:
             raise
 
 
+UNIX_SEND_BUFFER = 256 * 1024
+"""Bytes; Linux doubles it, after cutting it to net.core.wmem_max (208 KiB unless somebody has changed it)."""
+
+
+def deepen_send_buffer(sock: socket.socket) -> None:
+    """Have the kernel hold a usual piece of a large transfer for a Unix stream, and some more to go on with.
+
+    By default it holds 208 KiB (8 KiB on macOS), and wakes the sender when three quarters of that are read (Linux,
+    unix_writable()): what is left keeps the reader busy for less time than it takes to wake a task.  TCP's buffers grow by
+    themselves, and those of Unix sockets do not (socket(7), ``SO_SNDBUF``).  A larger buffer is left as it is.
+    """
+    if sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) < UNIX_SEND_BUFFER:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNIX_SEND_BUFFER)
+
+
 def share_address(sock: socket.socket) -> None:
     """Allow to listen where connections of an earlier server linger in TIME_WAIT, but never where another one listens.
 

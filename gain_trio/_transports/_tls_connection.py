@@ -19,16 +19,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import ssl
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, final
 
 import trio
 
 from gain_trio._io_manager._errors import broken_by
 
-from ._connection import Connection, Marks
+from ._connection import Marks
 from ._connection_base import CLOSE_TIMEOUT
+from ._file_sending import FileSending
 from ._proxy_protocol import ProxyHeader
-from ._queues import NOTHING, Inbound, head_of, joined, receive_into, without_head
+from ._queues import NOTHING, Inbound, Message, head_of, joined, message_of, receive_into, without_head
 from ._socket_base import as_size, closed_error, kept
 from ._tls_link import CONTROL_ROOM, PIECE, Link, MustWait
 
@@ -62,7 +64,7 @@ def broken_tls(error: OSError) -> trio.BrokenResourceError:
 
 
 @final
-class TlsConnection(Connection):
+class TlsConnection(FileSending):
     """See :class:`Connection`.  ``stream`` has done its handshake over ``link``.  Owns the connection below."""
 
     __slots__ = (
@@ -78,10 +80,13 @@ class TlsConnection(Connection):
         "_receiving",
         "_sending",
         "_stream",
+        "_transfer",
         "context",
     )
 
     context: Any
+    _is_closed: bool
+    _is_send_eof = False  # see send_eof()
 
     def __init__(self, stream: trio.SSLStream[Link], link: Link, marks: Marks) -> None:
         self.context = None
@@ -96,6 +101,7 @@ class TlsConnection(Connection):
         self._is_send_torn = False  # also while a send waits with a part of its data sent
         self._receiving = False  # a call of this direction is in progress
         self._sending = False
+        self._transfer: trio.CancelScope | None = None
 
     def __repr__(self) -> str:
         state = "closed" if self._is_closed else f"{self._stream.version()} fd={self.fileno()}"
@@ -289,27 +295,23 @@ class TlsConnection(Connection):
 
     # --- sending ---
 
-    async def send(self, data: Buffer, /) -> None:
+    async def send(self, data: Buffer | Sequence[Buffer], /) -> None:
         """See :meth:`Connection.send`."""
-        with memoryview(data) as view:
-            if not view.c_contiguous:
-                raise BufferError("send() needs a buffer in one piece")
-            with view.cast("B") as flat:
-                self._begin_sending()
-                try:
-                    await self._send(flat)
-                finally:
-                    self._sending = False
+        buffers = data if isinstance(data, (list, tuple)) else (data,)
+        with message_of(buffers) as message:
+            self._begin_sending()
+            try:
+                await self._send(message)
+            finally:
+                self._sending = False
 
-    async def _send(self, data: memoryview) -> None:
-        if not data:
+    async def _send(self, message: Message) -> None:
+        if not message.parts:
             await trio.lowlevel.checkpoint()
         await self._wait_below(self._marks.send_high)
-        done = 0
-        while done < len(data):
-            piece = bytes(data[done : done + self._piece])
-            done += len(piece)
-            self._is_send_torn = done < len(data)  # should anything interrupt this
+        while message.parts:
+            piece = message.take(self._piece)
+            self._is_send_torn = bool(message.parts)  # should anything interrupt this
             await self._encrypt(piece)
             await self._wait_below(self._marks.send_high, own_half=True)
 
@@ -330,7 +332,7 @@ class TlsConnection(Connection):
             else:
                 return
 
-    async def send_all(self, data: Buffer) -> None:
+    async def send_all(self, data: Buffer | Sequence[Buffer]) -> None:
         """:meth:`Connection.send` as a full checkpoint."""
         await trio.lowlevel.checkpoint()
         await self.send(data)
@@ -351,6 +353,12 @@ class TlsConnection(Connection):
             await self._wait_below(self._marks.send_high)
         finally:
             self._sending = False
+
+    def _hold_sends(self, held: bool, /) -> None:
+        self._sending = held
+
+    def _tear_sends(self) -> None:
+        self._is_send_torn = True
 
     def _begin_sending(self) -> None:
         self._check_open()
@@ -397,6 +405,7 @@ class TlsConnection(Connection):
         if self._is_closed:
             await trio.lowlevel.checkpoint()
             return
+        self._end_transfer()
         self._is_closed = True
         below = self._link.below
         self._link.stop_draining()
@@ -409,7 +418,7 @@ class TlsConnection(Connection):
                     below.discard()  # of TLS's own, mostly; left unread it would turn FIN into a reset
                     await below.aclose()
         finally:
-            self._close_below(reset=self._is_send_torn)
+            self._close_below()
 
     async def _close_notify(self) -> None:
         """Queue it, behind all that was sent.  SSLStream does nothing if TLS is broken, or with https_compatible."""
@@ -417,11 +426,12 @@ class TlsConnection(Connection):
         with trio.CancelScope(shield=True):  # it does not wait
             await self._stream.aclose()
 
-    def _close_below(self, *, reset: bool) -> None:
+    def _close_below(self, *, reset: bool = False) -> None:
+        self._end_transfer()
         self._is_closed = True
         self._inbound = NOTHING
         self._link.stop_draining()
-        if reset:
+        if reset or self._is_send_torn:
             self._link.below.abort()
         else:
             self._link.below._close_now()
@@ -439,7 +449,7 @@ class TlsConnection(Connection):
 
     def _close_now(self) -> None:
         """See :meth:`Connection._close_now`."""
-        self._close_below(reset=self._is_send_torn)
+        self._close_below()
 
     def _check_open(self) -> None:
         if self._is_closed:

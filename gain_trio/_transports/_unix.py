@@ -42,6 +42,7 @@ import attrs
 import trio
 
 from ._address import UnixAddress
+from ._sockets import deepen_send_buffer
 
 LOCK_PATIENCE: Final = 5.0
 """Seconds that a starter waits for the lock of the directory, which others hold for less than a millisecond."""
@@ -322,6 +323,7 @@ async def connect_unix(address: UnixAddress) -> socket.socket:
     pause = _SHORTEST_PAUSE
     try:
         sock.setblocking(False)
+        deepen_send_buffer(sock)
         await trio.lowlevel.checkpoint()
         while (answer := sock.connect_ex(address.sockaddr)) == errno.EAGAIN:
             await trio.sleep(pause)

@@ -1,0 +1,205 @@
+"""Sending files on a connection; the essay is in ``_files.py``."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import errno
+import os
+import socket
+from collections.abc import Awaitable, Iterator
+from typing import Any, NoReturn, final
+
+import attrs
+import trio
+
+from gain_trio._io_manager._errors import broken_by
+
+from ._connection import Connection
+from ._connection_base import ConnectionBase
+from ._files import PIECE, File, Source, opened
+from ._sockets import errnos
+
+_NOT_THIS_FILE = errnos("EINVAL", "ENOSYS", "ENOTSUP", "EOPNOTSUPP")
+"""From the first call: sendfile(2) cannot read files of this file system."""
+_OF_THE_FILE = errnos("EIO", "ESTALE", "EUCLEAN", "EBADMSG", "ENOMEM", "EOVERFLOW", "EACCES", "EPERM")
+"""Of the file, or of the machine: the connection itself is sound."""
+
+
+@final
+@attrs.define
+class Progress:
+    """How much of a file has been sent."""
+
+    sent: int = 0
+
+
+class FileSending(Connection):
+    """:meth:`Connection.send_file` by reading and sending, on any connection.
+
+    While it lasts, the sending side is held: other calls are busy, also while it reads and nothing is being sent.  Whatever
+    closes the connection tears its sends first, so that it is reset, and cancels the transfer.
+    """
+
+    __slots__ = ()
+
+    _transfer: Any
+    """The :class:`trio.CancelScope` of the send_file() in progress, or None.  A slot of the implementation."""
+
+    @property
+    @abc.abstractmethod
+    def _is_closed(self) -> bool:
+        """Whether calls are refused."""
+
+    @property
+    @abc.abstractmethod
+    def _is_send_eof(self) -> bool:
+        """Whether sends are refused."""
+
+    @abc.abstractmethod
+    def _hold_sends(self, held: bool, /) -> None:
+        """Whether there is a transfer, and other calls of the sending side are busy."""
+
+    @abc.abstractmethod
+    def _tear_sends(self) -> None:
+        """What was sent is a part of something, and no whole."""
+
+    async def send_file(self, file: File, offset: int = 0, count: int | None = None, /) -> int:
+        """See :meth:`Connection.send_file`."""
+        async with opened(file, offset, count) as source:
+            await self.flush()
+            if self._is_send_eof:
+                raise trio.ClosedResourceError("send_eof() was called on this connection")
+            if not source.count:
+                return 0
+            progress = Progress()
+            with trio.CancelScope() as scope:
+                self._transfer = scope
+                self._hold_sends(True)
+                try:
+                    await self._send_source(source, progress)
+                except BaseException:
+                    if progress.sent:
+                        self._tear_sends()
+                    raise
+                finally:
+                    self._transfer = None
+                    self._hold_sends(False)
+            if progress.sent < source.count or self._is_closed:
+                raise trio.ClosedResourceError("this connection was closed while it sent a file")
+            await self.flush()
+            return source.count
+
+    async def _send_source(self, source: Source, progress: Progress) -> None:
+        while progress.sent < source.count:
+            piece = await trio.to_thread.run_sync(source.read, progress.sent)
+            if not piece:
+                raise source.shortened(progress.sent)
+            progress.sent += len(piece)
+            with self._calls_allowed():
+                await self.send(piece)
+
+    @contextlib.contextmanager
+    def _calls_allowed(self) -> Iterator[None]:
+        """For a call of the transfer's own, which keeps others away itself."""
+        self._hold_sends(False)
+        try:
+            yield
+        finally:
+            self._hold_sends(True)
+
+    def _end_transfer(self) -> None:
+        """The connection is to be closed: what a transfer in progress has sent is no whole."""
+        if self._transfer is not None:
+            self._tear_sends()
+            self._transfer.cancel()
+
+
+class KernelFileSending(FileSending, ConnectionBase):
+    """:meth:`Connection.send_file` by sendfile(2), where the system has it and it pays."""
+
+    __slots__ = ()
+
+    @abc.abstractmethod
+    def _wait_for_room(self) -> Awaitable[None]:
+        """Wait until the kernel would take something.  Raises what :meth:`send` raises, and keeps its deadline."""
+
+    @abc.abstractmethod
+    def _fail_sends(self, number: int, /) -> int:
+        """What was sent past this object has failed with this errno.  Returns why the first of all sends failed."""
+
+    @abc.abstractmethod
+    def _moved(self, count: int, /) -> None:
+        """So many bytes were sent past this object."""
+
+    async def _send_source(self, source: Source, progress: Progress) -> None:
+        if not self._has_sendfile() or not await self._send_by_kernel(source, progress):
+            await super()._send_source(source, progress)
+
+    def _has_sendfile(self) -> bool:
+        """Whether it pays.  A Unix socket takes about 200 KiB at a time, each of which would be handed to a thread."""
+        with self._borrowed_socket() as sock:
+            return hasattr(os, "sendfile") and sock.family in (socket.AF_INET, socket.AF_INET6)
+
+    async def _send_by_kernel(self, source: Source, progress: Progress) -> bool:
+        """False: it can send nothing of this file."""
+        with self._borrowed_socket() as sock:
+            descriptor = os.dup(sock.fileno())
+        try:
+            while progress.sent < source.count:
+                size = min(PIECE, source.count - progress.sent)
+                try:
+                    sent = await trio.to_thread.run_sync(_send_piece, descriptor, source, progress.sent, size)
+                except OSError as error:
+                    if not progress.sent and error.errno in _NOT_THIS_FILE:
+                        return False
+                    if error.errno not in _OF_THE_FILE:
+                        self._raise_broken(error)
+                    raise
+                if sent == 0:
+                    raise source.shortened(progress.sent)
+                if sent > 0:
+                    progress.sent += sent
+                    self._moved(sent)
+                if sent < size and progress.sent < source.count:
+                    with self._calls_allowed():
+                        await self._wait_for_room()
+        finally:
+            os.close(descriptor)
+        return True
+
+    def _raise_broken(self, error: OSError) -> NoReturn:
+        """sendfile(2) has failed because of the connection."""
+        if self._is_closed:
+            raise trio.ClosedResourceError("this connection was closed while it sent a file") from None
+        number = self._fail_sends(error.errno or errno.EIO)
+        first = error if number == error.errno else OSError(number, os.strerror(number))
+        raise broken_by(first) from first
+
+    async def aclose(self) -> None:
+        """See :meth:`Connection.aclose`."""
+        self._end_transfer()
+        await super().aclose()
+
+    def abort(self) -> None:
+        """See :meth:`Connection.abort`."""
+        self._end_transfer()
+        super().abort()
+
+    def _close_soon(self) -> bool:
+        """See :meth:`Connection._close_soon`."""
+        self._end_transfer()
+        return super()._close_soon()
+
+    def _close_now(self) -> None:
+        """See :meth:`Connection._close_now`."""
+        self._end_transfer()
+        super()._close_now()
+
+
+def _send_piece(descriptor: int, source: Source, done: int, size: int) -> int:
+    """How much the kernel has taken, 0 at the end of the file, -1 when it takes nothing at the moment."""
+    try:
+        return os.sendfile(descriptor, source.descriptor, source.offset + done, size)
+    except BlockingIOError:
+        return -1

@@ -1,0 +1,120 @@
+"""Sending files: which bytes of which file, and the two ways to send them.
+
+The kernel's way is sendfile(2): page cache to socket, without a copy in between that the program would pay for.  It costs
+less than reading and sending, but it blocks while the disk is read, and io_uring has nothing to put in
+its place: its splice needs a pipe, so two operations where this is one call, and hands both to the kernel's own worker
+threads, because they may block.  So sendfile runs in a worker thread of Trio's, for at most PIECE bytes a call; the socket
+does not block, so a call takes no longer than the disk does.
+
+When the kernel's buffer is full, the task waits for room without a thread, in a call of the connection's sending side like
+any other (``_wait_for_room``): so the write deadline, an idle timeout and a close do to it what they do to a send.  Bytes
+that went past the connection are told to it, or a transfer would count as idleness.
+
+A thread cannot be interrupted, and the connection may be closed while one is at work.  Therefore it works on a duplicate
+of the descriptor: the number of the original may be somebody else's by then.  Closing sets SO_LINGER, which belongs to the
+socket and not to the number, so the reset is sent when the duplicate is closed, right after the call.
+
+Every other connection (TLS, whose bytes the kernel does not have; Unix sockets, whose small buffers would want a thread
+every 200 KiB), and every other system, reads in a thread and sends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import AsyncIterator
+from typing import Protocol, TypeAlias, final
+
+import attrs
+import trio
+
+PIECE = 1 << 20
+"""Bytes that a thread is asked to send at a time, or to read: then so much is in memory.
+
+Handing a piece to a thread costs as much as sending 300 KiB, so less would be slower; more would gain nothing, and have a
+slow disk delay a cancellation.
+"""
+
+
+class HasFileno(Protocol):
+    """An open file."""
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+
+
+File: TypeAlias = "int | str | bytes | os.PathLike[str] | os.PathLike[bytes] | HasFileno"
+
+
+@final
+@attrs.frozen
+class Source:
+    """Bytes of a file that is open."""
+
+    name: str
+    descriptor: int
+    offset: int
+    count: int
+
+    def shortened(self, sent: int) -> EOFError:
+        """What to raise when the file ends too early."""
+        return EOFError(f"{self.name} was shortened while it was sent: {sent} of {self.count} bytes were sent")
+
+    def read(self, done: int) -> bytes:
+        """What follows the first ``done`` bytes, a piece of it.  For a worker thread."""
+        size = min(PIECE, self.count - done)
+        if hasattr(os, "pread"):
+            return os.pread(self.descriptor, size, self.offset + done)
+        os.lseek(self.descriptor, self.offset + done, os.SEEK_SET)  # Windows
+        return os.read(self.descriptor, size)
+
+
+def _open(file: File) -> tuple[int, bool]:
+    """The descriptor, and whether it is to be closed."""
+    if isinstance(file, int):
+        return file, False
+    if isinstance(file, (str, bytes, os.PathLike)):
+        # O_NONBLOCK: opening a FIFO would wait for a writer, only to be refused.
+        flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        return os.open(file, flags), True
+    return file.fileno(), False
+
+
+def _measure(name: str, descriptor: int, offset: int, count: int | None) -> Source:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"send_file() sends regular files, and {name} is none; read it, and send what was read")
+    available = status.st_size - offset
+    if available < 0 or (count is not None and count > available):
+        wanted = "" if count is None else f"{count} bytes "
+        raise ValueError(f"send_file() was asked for {wanted}from {offset} on, and {name} has {status.st_size} bytes")
+    return Source(name, descriptor, offset, available if count is None else count)
+
+
+@contextlib.asynccontextmanager
+async def opened(file: File, offset: int, count: int | None) -> AsyncIterator[Source]:
+    """The file as something to send.  A full checkpoint.
+
+    Raises:
+      ValueError, OSError: see :meth:`Connection.send_file`.
+    """
+    if offset < 0 or (count is not None and count < 0):
+        raise ValueError(f"send_file() takes an offset and a count >= 0, not {offset} and {count}")
+    name = f"descriptor {file}" if isinstance(file, int) else repr(file)
+
+    def begin() -> tuple[Source, bool]:
+        descriptor, is_ours = _open(file)
+        try:
+            return _measure(name, descriptor, offset, count), is_ours
+        except BaseException:
+            if is_ours:
+                os.close(descriptor)
+            raise
+
+    source, is_ours = await trio.to_thread.run_sync(begin)
+    try:
+        yield source
+    finally:
+        if is_ours:
+            os.close(source.descriptor)
