@@ -205,6 +205,53 @@ def test_the_unix_echo_explains_itself() -> None:
     assert "socat - UNIX-CONNECT:" in err
 
 
+def test_the_chat_tells_everybody_what_one_says() -> None:
+    with running(EXAMPLES / "chat.py") as program:
+        address = listening(program)
+        with connect(*address) as first, first.makefile("rb") as first_lines:
+            first.sendall(b"hello\n")
+            assert first_lines.readline() == b"guest 1: hello\n"
+            with connect(*address) as second, second.makefile("rb") as second_lines:
+                assert first_lines.readline() == b"* guest 2 has joined\n"
+                second.sendall("grüß ".encode() + b"Gott\r\nand more\n")
+                for lines in (first_lines, second_lines):
+                    assert lines.readline() == "guest 2: grüß Gott\n".encode()
+                    assert lines.readline() == b"guest 2: and more\n"
+            assert first_lines.readline() == b"* guest 2 has left\n"
+            first.sendall(b"x" * 10_000)  # no line is as long as that
+            assert program.line().startswith("guest 1: ")
+        program.interrupt()
+        assert program.end() == (0, "", "")
+
+
+def test_the_chat_drops_who_reads_too_slowly_and_nobody_waits_for_it() -> None:
+    line = b"x" * 8000 + b"\n"
+    with running(EXAMPLES / "chat.py") as program:
+        address = listening(program)
+        with connect(*address) as talker, talker.makefile("rb") as heard_lines:
+            talker.sendall(b"first\n")
+            assert heard_lines.readline() == b"guest 1: first\n"
+            with connect(*address) as slow:
+                assert heard_lines.readline() == b"* guest 2 has joined\n"
+                said = 0
+                while True:  # as much as it takes: the kernel holds megabytes for a reader that does not read
+                    talker.sendall(line)
+                    said += 1
+                    heard = heard_lines.readline()
+                    if heard == b"* guest 2 has left\n":
+                        break
+                    assert heard == b"guest 1: " + line
+                    assert said < 10_000
+                assert program.line() == "guest 2 reads too slowly"
+                with pytest.raises(ConnectionResetError):
+                    read_all(slow)
+            assert heard_lines.readline() == b"guest 1: " + line
+            talker.sendall(b"still here\n")
+            assert heard_lines.readline() == b"guest 1: still here\n"
+        program.interrupt()
+        assert program.end() == (0, "", "")
+
+
 def test_the_demonstration_shows_an_echo_and_stops_its_server() -> None:
     status, out, err = run(EXAMPLES / "demo.py")
     assert (status, err) == (0, "")
