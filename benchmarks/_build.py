@@ -1,4 +1,4 @@
-"""Compile the C programs: the load generator and the reference server."""
+"""Compile the C programs: the load generators and the reference server."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ LOAD_PARTS = (
 )
 SERVER_PARTS = ("echo_server", "common")
 DATAGRAM_SERVER_PARTS = ("datagram_server", "common")
+TRANSFER_PARTS = ("transfer_load", "cpu", "common")
 
 
 class BuildError(Exception):
@@ -40,6 +41,7 @@ class Programs:
     load: Path
     reference: Path
     datagram_reference: Path
+    transfer: Path
 
 
 def _is_current(program: Path) -> bool:
@@ -75,4 +77,5 @@ def build() -> Programs:
         load=_compile("echo_load", LOAD_PARTS),
         reference=_compile("echo_server", SERVER_PARTS),
         datagram_reference=_compile("datagram_server", DATAGRAM_SERVER_PARTS),
+        transfer=_compile("transfer_load", TRANSFER_PARTS),
     )

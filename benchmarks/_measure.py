@@ -90,10 +90,10 @@ def wait_for_quiet(settings: Settings) -> None:
             return
 
 
-def _start_load(settings: Settings, arguments: list[str]) -> subprocess.Popen[str]:
+def _start_load(settings: Settings, arguments: list[str], program: Path | None = None) -> subprocess.Popen[str]:
     with pinned(settings.load_cpu):
         return subprocess.Popen(
-            [str(settings.programs.load), *arguments],
+            [str(program or settings.programs.load), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -102,8 +102,9 @@ def _start_load(settings: Settings, arguments: list[str]) -> subprocess.Popen[st
         )
 
 
-def _run_load(settings: Settings, arguments: list[str], patience: float) -> Result:
-    process = _start_load(settings, arguments)
+def run_load(settings: Settings, arguments: list[str], patience: float, program: Path | None = None) -> Result:
+    """What a generator (the one of echoes, or another program) has to say."""
+    process = _start_load(settings, arguments, program)
     try:
         output, errors = process.communicate(timeout=patience)
     except subprocess.TimeoutExpired:
@@ -138,7 +139,7 @@ def measure_once(spec: Spec, config: Config, settings: Settings) -> Result:
             *(["--udp"] if settings.udp else []),
             *(["--slices"] if settings.keep_slices else []),
         ]
-        return _run_load(settings, arguments, patience)
+        return run_load(settings, arguments, patience)
 
 
 def measure_memory_once(spec: Spec, connections: int, settings: Settings) -> Result:
@@ -146,7 +147,7 @@ def measure_memory_once(spec: Spec, connections: int, settings: Settings) -> Res
     with running(spec, settings.server_cpu) as server:
         port = ["-p", str(server.port), "-d", str(IDLE_SECONDS)]
         # One connection first: what the server loads for its first is not the price of any.
-        _run_load(settings, [*port, "--idle", "1"], patience=IDLE_SECONDS)
+        run_load(settings, [*port, "--idle", "1"], patience=IDLE_SECONDS)
         time.sleep(SETTLE_SECONDS)
         before = server.resident_kib()
         process = _start_load(settings, [*port, "--idle", str(connections)])

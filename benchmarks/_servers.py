@@ -48,6 +48,16 @@ DATAGRAM_SERVERS = (
     ("trio", "trio_datagrams.py", None, ("trio",)),
 )
 
+# The same of the servers of large transfers; all take the address and the file that they send.
+TRANSFER_SERVERS = (
+    ("gain_trio", "transfer_gain_trio.py", None, ("gain_trio",)),
+    ("gain_trio-sockets", "transfer_gain_trio.py", "sockets", ("gain_trio", "trio")),
+    ("uvloop", "transfer_protocol.py", "uvloop", ("uvloop",)),
+    ("uvloop-streams", "transfer_streams.py", "uvloop", ("uvloop",)),
+    ("asyncio", "transfer_protocol.py", "asyncio", ()),
+    ("trio", "transfer_trio.py", None, ("trio",)),
+)
+
 PROBE = """
 import importlib, importlib.metadata, json, platform, sys
 found = {}
@@ -120,6 +130,13 @@ def known_servers(programs: Programs, python: str, *, udp: bool) -> dict[str, Sp
         command = (python, str(SERVERS / file), "{port}", *([argument] if argument else []))
         specs[name] = Spec(name, command, needs, udp)
     return specs
+
+
+def transfer_servers(python: str, file: Path) -> dict[str, Spec]:
+    return {
+        name: Spec(name, (python, str(SERVERS / script), "{port}", str(file), *([argument] if argument else [])), needs)
+        for name, script, argument, needs in TRANSFER_SERVERS
+    }
 
 
 def parse_extra(text: str, *, udp: bool) -> Spec:
@@ -195,11 +212,12 @@ def answers(port: int, *, udp: bool) -> bool:
 class Server:
     """A server process; see running()."""
 
-    def __init__(self, spec: Spec, cpu: int) -> None:
+    def __init__(self, spec: Spec, cpu: int, path: str | None, variables: dict[str, str]) -> None:
         self.spec = spec
-        self.port = free_port(socket.SOCK_DGRAM if spec.udp else socket.SOCK_STREAM)
+        self.port = 0 if path else free_port(socket.SOCK_DGRAM if spec.udp else socket.SOCK_STREAM)
+        self.address = path or str(self.port)
         self.log = BUILD / f"{spec.name}.log"
-        command = [part.replace("{port}", str(self.port)) for part in spec.command]
+        command = [part.replace("{port}", self.address) for part in spec.command]
         with self.log.open("wb") as log, pinned(cpu):
             try:
                 self._process = subprocess.Popen(
@@ -208,6 +226,7 @@ class Server:
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
+                    env=os.environ | variables,
                 )
             except OSError as error:
                 raise ServerError(f"{spec.name}: {error}") from error
@@ -221,11 +240,17 @@ class Server:
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 raise ServerError(f"{self.spec.name} ended at once: {self._last_words()}")
-            if answers(self.port, udp=self.spec.udp):
+            if self._is_there():
                 time.sleep(0.1)
                 return
             time.sleep(0.02)
         raise ServerError(f"{self.spec.name} was not listening after {START_SECONDS:.0f} s")
+
+    def _is_there(self) -> bool:
+        if self.port:
+            return answers(self.port, udp=self.spec.udp)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            return probe.connect_ex(self.address) == 0
 
     def _last_words(self) -> str:
         lines = self.log.read_text(errors="replace").strip().splitlines()
@@ -239,9 +264,16 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(spec: Spec, cpu: int) -> Iterator[Server]:
-    """The server listens inside the block, and its process group ends with it."""
-    server = Server(spec, cpu)
+def running(
+    spec: Spec, cpu: int, *, path: str | None = None, variables: dict[str, str] | None = None
+) -> Iterator[Server]:
+    """The server listens inside the block and ends with it, and so does its process group.
+
+    Args:
+      path: of the Unix socket to listen at; TCP without.
+      variables: of its environment, beside those of this process.
+    """
+    server = Server(spec, cpu, path, variables or {})
     try:
         server.wait_until_listening()
         yield server

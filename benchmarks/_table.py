@@ -145,3 +145,44 @@ def memory_table(connections: int, results: dict[str, list[Result]]) -> str:
             *rows,
         ]
     )
+
+
+TRANSFER_TITLES = {
+    "up": "received by the server",
+    "down": "sent by the server, from memory",
+    "file": "sent by the server, from a file in the page cache",
+}
+
+
+def _transfer_row(name: str, runs: list[Result], baseline: list[Result] | None) -> str:
+    good = [run for run in runs if "error" not in run]
+    if not good:
+        return f"| {name} | failed: {runs[0]['error']} |" + " |" * 4
+    ratios: list[float] = []
+    if baseline:
+        pairs = zip(runs, baseline, strict=True)
+        ratios = [a["cpu_per_gib"] / b["cpu_per_gib"] for a, b in pairs if "error" not in a and "error" not in b]
+    user, system = (sum(run[key] for run in good) for key in ("user_seconds", "system_seconds"))
+    cells = (
+        name if len(good) == len(runs) else f"{name} ({len(good)} of {len(runs)} rounds)",
+        show(Spread.of([run["mib_per_second"] for run in good]), 0),
+        show(Spread.of([run["cpu_per_gib"] for run in good]), 3),
+        show(Spread.of(ratios)),
+        f"{user / (user + system):.0%}" if user + system else DASH,
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def transfer_tables(mebibytes: int, results: dict[tuple[str, str], dict[str, list[Result]]]) -> str:
+    lines: list[str] = []
+    for (kind, direction), servers in results.items():
+        header = ("server", "MiB/s", "CPU s/GiB", f"CPU ratio to {BASELINE}", "user")
+        lines += [
+            f"### Transfer: {mebibytes:,} MiB over {kind}, {TRANSFER_TITLES[direction]}",
+            "",
+            f"| {' | '.join(header)} |",
+            "|---|" + "--:|" * 4,
+            *[_transfer_row(name, runs, servers.get(BASELINE)) for name, runs in servers.items()],
+            "",
+        ]
+    return "\n".join(lines)

@@ -5,6 +5,7 @@
     python benchmarks/run.py --churn
     python benchmarks/run.py --udp
     python benchmarks/run.py --memory
+    python benchmarks/run.py --transfer
 
 README.md beside this file explains the method.
 """
@@ -24,6 +25,7 @@ from typing import Any, NoReturn
 import _measure
 import _servers
 import _table
+import _transfer
 from _build import BuildError, build
 from _measure import Config, Settings, say
 from _servers import Interpreter, ServerError, Spec
@@ -32,6 +34,7 @@ DEFAULT_CONFIGS = "64:64:1,512:64:1,64:16384:1,1:64:1"
 DEFAULT_CHURN_CONFIGS = "64:64:1"
 DEFAULT_UDP_CONFIGS = "64:64:1"
 DEFAULT_IDLE = 10_000
+DEFAULT_TRANSFER = 1024
 SPARE_FILES = 64
 
 
@@ -68,6 +71,14 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
         metavar="CONNECTIONS",
         help=f"RSS of idle connections (default: {DEFAULT_IDLE})",
     )
+    mode.add_argument(
+        "--transfer",
+        type=int,
+        nargs="?",
+        const=DEFAULT_TRANSFER,
+        metavar="MIB",
+        help=f"large transfers, over TCP, Unix sockets and TLS, of so many MiB (default: {DEFAULT_TRANSFER})",
+    )
 
 
 def add_conduct(parser: argparse.ArgumentParser) -> None:
@@ -93,6 +104,7 @@ def add_conduct(parser: argparse.ArgumentParser) -> None:
     )
     add("--server-cpu", type=int, default=0, help="default: %(default)s")
     add("--load-cpu", type=int, default=1, help="default: %(default)s")
+    add("--kinds", default=",".join(_transfer.KINDS), metavar="KIND,...", help="of --transfer (default: %(default)s)")
     add("--json", type=Path, metavar="FILE", help="write everything measured, slice by slice")
 
 
@@ -107,6 +119,10 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--seconds must be 0.1 to 300")
     if arguments.memory is not None and arguments.memory < 1:
         parser.error("--memory takes a positive number of connections")
+    if arguments.transfer is not None and arguments.transfer < 1:
+        parser.error("--transfer takes a positive number of MiB")
+    if not set(arguments.kinds.split(",")) <= set(_transfer.KINDS):
+        parser.error(f"--kinds takes some of {','.join(_transfer.KINDS)}")
     return arguments
 
 
@@ -176,10 +192,20 @@ def run_echo(specs: list[Spec], config: Config, settings: Settings) -> dict[str,
     return {"mode": mode, **dataclasses.asdict(config), "results": results}
 
 
+def run_transfer(specs: list[Spec], mebibytes: int, kinds: list[str], settings: Settings) -> dict[str, Any]:
+    say(f"transfers of {mebibytes} MiB")
+    results = _transfer.run_rounds(specs, mebibytes << 20, kinds, settings)
+    print(_table.transfer_tables(mebibytes, results), flush=True)
+    return {"mode": "transfer", "mebibytes": mebibytes, "results": results}
+
+
 def run(arguments: argparse.Namespace) -> None:
     programs = build()
     interpreter = Interpreter.probe(arguments.python)
-    known = _servers.known_servers(programs, arguments.python, udp=arguments.udp)
+    if arguments.transfer:
+        known = _servers.transfer_servers(arguments.python, _transfer.FILE)
+    else:
+        known = _servers.known_servers(programs, arguments.python, udp=arguments.udp)
     if arguments.list:
         list_servers(known, interpreter)
         return
@@ -205,6 +231,8 @@ def run(arguments: argparse.Namespace) -> None:
     runs: list[dict[str, Any]] = []
     if arguments.memory is not None:
         runs.append(run_memory(specs, arguments.memory, limit, settings))
+    elif arguments.transfer is not None:
+        runs.append(run_transfer(specs, arguments.transfer, arguments.kinds.split(","), settings))
     else:
         for config in configs:
             runs.append(run_echo(specs, config, settings))

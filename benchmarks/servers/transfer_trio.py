@@ -1,0 +1,51 @@
+"""transfer_trio.py ADDRESS FILE: large transfers, on Trio's own streams."""
+
+import contextlib
+import sys
+
+import trio
+from listener import CHUNK
+from transfer_request import DONE, HEADER, PIECE, open_listener, pieces, server_context
+
+Stream = trio.abc.Stream
+
+
+async def send_file(stream: Stream, count: int) -> None:
+    """Trio has nothing for it: the file is read in threads, piece by piece."""
+    async with await trio.open_file(sys.argv[2], "rb", buffering=0) as file:
+        for length in pieces(count):
+            await stream.send_all(await file.read(length))
+
+
+async def transfer(stream: Stream) -> None:
+    header = b""
+    while len(header) < HEADER.size:
+        header += await stream.receive_some(HEADER.size - len(header))
+    direction, count = HEADER.unpack(header)
+    if direction == b"d":
+        for length in pieces(count):
+            await stream.send_all(PIECE[:length])
+    elif direction == b"f":
+        await send_file(stream, count)
+    else:
+        while count:
+            count -= len(await stream.receive_some(CHUNK))
+        await stream.send_all(DONE)
+    await stream.receive_some(1)  # the client closes
+
+
+async def serve(stream: Stream) -> None:
+    """With TLS, whoever leaves without its close_notify is an error: the generator, and the probe for the server."""
+    with contextlib.suppress(trio.BrokenResourceError):
+        await transfer(stream)
+
+
+async def main(address: str) -> None:
+    listener: trio.abc.Listener[Stream] = trio.SocketListener(trio.socket.from_stdlib_socket(open_listener(address)))
+    context = server_context()
+    if context is not None:
+        listener = trio.SSLListener(listener, context)
+    await trio.serve_listeners(serve, [listener])
+
+
+trio.run(main, sys.argv[1])
