@@ -25,7 +25,18 @@ from ._io_manager import (
 )
 from ._kernel import Feature, RingUnavailable
 from ._ring import RingOptions
-from ._server import DatagramServer, DatagramServerStatistics, Server, ServerStatistics, serve, serve_datagrams
+from ._server import (
+    Balancer,
+    ConsumerView,
+    DatagramServer,
+    DatagramServerStatistics,
+    Server,
+    ServerConfig,
+    ServerOptions,
+    ServerStatistics,
+    serve,
+    serve_datagrams,
+)
 from ._transports import (
     Connection,
     DatagramEndpoint,
@@ -46,7 +57,9 @@ __version__ = "0.1.0"
 __all__ = [
     "Backend",
     "BackendInfo",
+    "Balancer",
     "Connection",
+    "ConsumerView",
     "DatagramEndpoint",
     "DatagramServer",
     "DatagramServerStatistics",
@@ -61,6 +74,8 @@ __all__ = [
     "RingOptions",
     "RingUnavailable",
     "Server",
+    "ServerConfig",
+    "ServerOptions",
     "ServerStatistics",
     "UringStatistics",
     "backend_info",

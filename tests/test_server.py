@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -33,10 +33,12 @@ async def echo(connection: Connection) -> None:
 
 
 @asynccontextmanager
-async def serving(handler: Callable[[Connection], Awaitable[object]], **options: Any) -> AsyncIterator[Server]:
+async def serving(
+    handler: Callable[[Connection], Awaitable[object]], address: str | Sequence[str] = LOCAL, **options: Any
+) -> AsyncIterator[Server]:
     """A server for the length of a with statement."""
     async with trio.open_nursery() as nursery:
-        server = await nursery.start(lambda **status: gain_trio.serve(handler, LOCAL, **options, **status))
+        server = await nursery.start(lambda **status: gain_trio.serve(handler, address, **options, **status))
         assert isinstance(server, Server)
         yield server
         nursery.cancel_scope.cancel()

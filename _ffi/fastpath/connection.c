@@ -552,6 +552,10 @@ static PyGetSetDef connection_getset[] = {
 
 static PyMemberDef connection_members[] = {
     {"context", T_OBJECT, offsetof(gt_connection, context), 0, PyDoc_STR("Anything: it is the program's, None at first.")},
+    {"bytes_received", T_ULONGLONG, offsetof(gt_connection, bytes_received), READONLY,
+     PyDoc_STR("Bytes that have arrived, taken or not.")},
+    {"bytes_sent", T_ULONGLONG, offsetof(gt_connection, bytes_sent), READONLY,
+     PyDoc_STR("Bytes that the kernel has taken.")},
     {NULL, 0, 0, 0, NULL},
 };
 
@@ -598,8 +602,8 @@ static PyMethodDef connection_methods[] = {
      PyDoc_STR("_fail_sends($self, errno, /)\n--\n\nWhat was sent past this object has failed: why the first thing did.")},
     {"_wait_for_room", (PyCFunction)connection_wait_for_room, METH_NOARGS,
      PyDoc_STR("_wait_for_room($self, /)\n--\n\nWait until the kernel would take something.")},
-    {"_moved", (PyCFunction)gt_connection_moved, METH_O,
-     PyDoc_STR("_moved($self, count, /)\n--\n\nSo many bytes went past this object.")},
+    {"_has_sent", (PyCFunction)gt_connection_has_sent, METH_O,
+     PyDoc_STR("_has_sent($self, count, /)\n--\n\nThe kernel has sent so many bytes past this object.")},
     {"_close", (PyCFunction)connection_close, METH_O,
      PyDoc_STR("_close($self, reset, /)\n--\n\nCancel what is in flight and close the descriptor.")},
     {NULL, NULL, 0, NULL},

@@ -134,9 +134,13 @@ PyObject *gt_connection_timed(gt_connection *self, PyObject *wanted)
     Py_RETURN_NONE;
 }
 
-/* Bytes went past this object: how many does not matter. */
-PyObject *gt_connection_moved(gt_connection *self, PyObject *Py_UNUSED(count))
+/* The kernel has sent so many bytes past this object. */
+PyObject *gt_connection_has_sent(gt_connection *self, PyObject *count)
 {
+    unsigned long long sent = PyLong_AsUnsignedLongLong(count);
+    if (sent == (unsigned long long)-1 && PyErr_Occurred())
+        return NULL;
+    self->bytes_sent += sent;
     gt_stream *stream = self->stream;
     if (stream && stream->timed) {
         if (gt_reactor_look_at_clock(stream->reactor) < 0)

@@ -215,6 +215,7 @@ struct gt_connection {
     gt_stream *stream; /* NULL once the stream is gone */
     gt_direction receiving, sending;
     gt_ready ready;
+    uint64_t bytes_received, bytes_sent; /* here, because they are asked for when the stream is gone, too */
     bool closed;         /* refuses calls */
     bool send_eof;       /* refuses sends */
     bool send_held;      /* somebody sends past this object: calls of the sending side are busy */
@@ -244,7 +245,7 @@ PyObject *gt_connection_deadline_passed(gt_connection *self, PyObject *args);
 PyObject *gt_connection_get_deadline(gt_connection *self, void *closure); /* closure: NULL receiving, else sending */
 int gt_connection_set_deadline(gt_connection *self, PyObject *value, void *closure);
 PyObject *gt_connection_timed(gt_connection *self, PyObject *wanted);
-PyObject *gt_connection_moved(gt_connection *self, PyObject *count);
+PyObject *gt_connection_has_sent(gt_connection *self, PyObject *count);
 PyObject *gt_connection_get_active_at(gt_connection *self, void *closure);
 PyObject *gt_connection_break(gt_connection *self, PyObject *number);
 
@@ -350,6 +351,7 @@ struct gt_reactor {
     unsigned long thread;
     int wakeup_descriptor; /* an eventfd that ends the wait when it is written to */
     uint64_t stream_count;
+    uint64_t closing_count; /* of them, those that the kernel has not let go yet */
     uint64_t timed_streams; /* that want to know when they moved a byte last */
     double now;             /* on Trio's clock, of the last batch; kept up to date while there are timed streams */
     uint64_t starvations; /* receives ended by ENOBUFS */

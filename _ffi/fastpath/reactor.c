@@ -583,6 +583,7 @@ static void reactor_dealloc(gt_reactor *self)
         return PyLong_FromUnsignedLongLong((unsigned long long)(EXPRESSION));                                        \
     }
 COUNTER(connections, self->stream_count)
+COUNTER(closing, self->closing_count)
 COUNTER(endpoints, self->socket_count)
 COUNTER(starvations, self->starvations)
 COUNTER(resumed_in_place, self->resumed_in_place)
@@ -593,6 +594,7 @@ static PyObject *get_thread(gt_reactor *self, void *Py_UNUSED(closure)) { return
 
 static PyGetSetDef reactor_getset[] = {
     {"connections", (getter)get_connections, NULL, PyDoc_STR("Connections that are open or closing."), NULL},
+    {"closing", (getter)get_closing, NULL, PyDoc_STR("Connections that were closed and the kernel has yet to let go."), NULL},
     {"endpoints", (getter)get_endpoints, NULL, PyDoc_STR("Datagram endpoints that are open or closing."), NULL},
     {"starvations", (getter)get_starvations, NULL, PyDoc_STR("Receives ended because no buffer was free."), NULL},
     {"resumed_in_place", (getter)get_resumed_in_place, NULL, PyDoc_STR("Tasks resumed in place."), NULL},

@@ -115,6 +115,7 @@ void gt_stream_destroy(gt_stream *stream)
     if (stream->next)
         stream->next->previous = stream->previous;
     reactor->stream_count--;
+    reactor->closing_count -= stream->closing;
     reactor->timed_streams -= stream->timed;
     if (stream->connection)
         stream->connection->stream = NULL;
@@ -136,6 +137,12 @@ void gt_stream_want_first(gt_stream *stream)
         gt_reactor_link_starved(stream->reactor, stream);
 }
 
+static void begin_closing(gt_stream *stream)
+{
+    stream->closing = true;
+    stream->reactor->closing_count++;
+}
+
 int gt_stream_close(gt_stream *stream, bool reset)
 {
     /* linger(0): close(2) sends RST and drops what the kernel has (socket(7)) */
@@ -144,12 +151,12 @@ int gt_stream_close(gt_stream *stream, bool reset)
     if (stream->closing)
         return 0;
     if (stream->reactor->ring->dead) { /* the child of a fork: the socket, and so its linger option, is the parent's, too */
-        stream->closing = true;
+        begin_closing(stream);
         return 0;
     }
     if ((reset || stream->send_torn) && setsockopt(stream->fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger) < 0)
         error = errno;
-    stream->closing = true;
+    begin_closing(stream);
     gt_inbound_clear(&stream->inbound);
     gt_outbound_clear(&stream->outbound, stream->send_in_flight);
     gt_stream_want(stream);
@@ -312,6 +319,8 @@ static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
         if (stream->timed)
             stream->active_at = stream->reactor->now;
         if (cqe->res > 0 && !stream->closing && !stream->receive_error) {
+            if (stream->connection)
+                stream->connection->bytes_received += (uint64_t)cqe->res;
             if (gt_inbound_append(&stream->inbound, gt_buffers_data(buffers, cqe), (size_t)cqe->res) < 0)
                 stream->receive_error = ENOMEM; /* there is a gap in the stream now, so it is broken */
             news = true;
@@ -408,6 +417,8 @@ static bool send_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
     if (cqe->res > 0) {
         if (stream->timed)
             stream->active_at = stream->reactor->now;
+        if (stream->connection)
+            stream->connection->bytes_sent += (uint64_t)cqe->res;
         gt_outbound_sent(&stream->outbound, (size_t)cqe->res);
     } else if (cqe->res == 0) { /* send(2) of some bytes never takes none of them: this one is at its end */
         stream->send_error = EPIPE;
@@ -491,7 +502,8 @@ void gt_stream_hold(gt_stream *stream, bool held)
 int gt_stream_take(gt_stream *stream)
 {
     int fd = stream->fd;
-    stream->closing = stream->taken = true;
+    stream->taken = true;
+    begin_closing(stream);
     gt_inbound_clear(&stream->inbound);
     gt_stream_want(stream);
     return fd;

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import sniffio
 
 from gain_trio._kernel import RingUnavailable
@@ -9,7 +11,7 @@ from gain_trio._ring import Ring
 
 from . import _install, _seam
 from ._choice import BackendInfo, reason_of_run, resolve, ring_info, trio_info
-from ._manager import UringIOManager
+from ._manager import UringIOManager, UringStatistics
 
 
 def current_manager(what: str) -> UringIOManager | None:
@@ -32,6 +34,15 @@ def current_manager(what: str) -> UringIOManager | None:
             f"{what} must be called from a Trio task, and no async library is running here; start one with gain_trio.run()"
         ) from None
     raise RuntimeError(f"{what} must be called from a Trio task, and what is running here is {library}")
+
+
+def current_ring_statistics() -> Callable[[], tuple[UringStatistics, ...]]:
+    """What gives the counters of this run's ring, of any tier; an empty tuple if it has none."""
+    manager = _seam.current_io_manager()
+    if not isinstance(manager, UringIOManager):
+        return tuple
+    ring = manager
+    return lambda: (ring.statistics(),)
 
 
 def backend_info() -> BackendInfo:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import final
 
 import trio
@@ -12,8 +12,8 @@ import trio
 from gain_trio._transports import Connection, Listener
 from gain_trio._transports._listener import RESOURCE_ERRNOS
 
-from ._balancer import RoundRobin
-from ._consumer import Consumer
+from ._dispatcher import Dispatcher
+from ._limits import Places
 
 RESOURCE_PAUSE = 0.1
 """Seconds without accepting when the process or the machine is out of descriptors or memory: Trio's policy."""
@@ -23,29 +23,92 @@ logger = logging.getLogger("gain_trio")
 
 @final
 class Acceptor:
-    """Serves one listener."""
+    """Serves one listener.
 
-    def __init__(self, listener: Listener, consumers: Sequence[Consumer], balancer: RoundRobin) -> None:
+    With ``places`` the listener is one that takes nothing ahead (``exact_listener``).
+    """
+
+    def __init__(
+        self, listener: Listener, dispatcher: Dispatcher, places: Places | None, ended: Callable[[], object]
+    ) -> None:
         self._listener = listener
-        self._consumers = consumers
-        self._balancer = balancer
+        self._dispatcher = dispatcher
+        self._places = places
+        self._ended = ended  # called when it is over
+        self._stopped = False
+        self.is_over = False
+        """Whether it has handed off its last connection."""
+
+    def stop(self) -> None:
+        """Listen no more; what has been accepted is handed off still.  Again: nothing."""
+        if not self._stopped:
+            self._stopped = True
+            self._listener._stop()
+            if self._places is not None:
+                self._places.wake()
 
     async def run(self) -> None:
-        """Accept and hand off, until cancelled."""
-        while True:
+        """Accept and hand off, until cancelled or stopped.
+
+        Only what accepting says is a matter of retrying: what a balancer raises propagates, be it an OSError.
+        """
+        hand_off = self._dispatcher.hand_off
+        while not self.is_over:
             try:
-                connection: Connection | None = await self._listener.accept()
+                connection = await self._wait()
                 while connection is not None:
-                    self._balancer.pick(self._consumers).hand_off(connection)
-                    connection = self._listener._accept_ready()
-            except OSError as error:
-                if error.errno not in RESOURCE_ERRNOS:
-                    raise
-                logger.error(
-                    "cannot accept connections on %s: %s (%s); trying again in %s seconds",
-                    self._listener.local_address,
-                    errno.errorcode[error.errno],
-                    error.strerror,
-                    RESOURCE_PAUSE,
-                )
-                await trio.sleep(RESOURCE_PAUSE)
+                    hand_off(connection)
+                    connection = self._next()
+            except _Trouble as trouble:
+                await self._recover(trouble.cause)
+
+    async def _wait(self) -> Connection | None:
+        """A connection, or None where it is worth while to try again."""
+        try:
+            if self._places is None:
+                return await self._listener.accept()
+            await self._places.wait()
+            await self._listener._wait_acceptable()
+        except (trio.ClosedResourceError, OSError) as error:
+            raise _Trouble(error) from error
+        return self._next()
+
+    def _next(self) -> Connection | None:
+        """A connection that is here already, if there is a place for it.  None: there is not."""
+        places = self._places
+        if places is not None and not places.take():
+            return None
+        connection = None
+        try:
+            connection = self._listener._accept_ready()
+        except (trio.ClosedResourceError, OSError) as error:
+            raise _Trouble(error) from error
+        finally:
+            if places is not None and connection is None:
+                places.give_back()
+        return connection
+
+    async def _recover(self, error: Exception) -> None:
+        if isinstance(error, trio.ClosedResourceError) and self._stopped:
+            self.is_over = True
+            self._ended()
+        elif isinstance(error, OSError) and error.errno in RESOURCE_ERRNOS:
+            logger.error(
+                "cannot accept connections on %s: %s (%s); trying again in %s seconds",
+                self._listener.local_address,
+                errno.errorcode[error.errno],
+                error.strerror,
+                RESOURCE_PAUSE,
+            )
+            await trio.sleep(RESOURCE_PAUSE)
+        else:
+            raise error from None
+
+
+@final
+class _Trouble(Exception):
+    """What accepting raised."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(cause)
+        self.cause = cause

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from typing import final
+from typing import TypeAlias, cast, final, get_args
 
+import attrs
 import trio
 
 from gain_trio._transports import Connection, ProxyProtocolError
+from gain_trio._transports._connection_base import ConnectionBase
 from gain_trio._transports._tls import HandshakeError
+
+from ._limits import Places
+from ._log import ConnectionLog, peer_text
+from ._statistics import CloseCause
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
-Handler = Callable[[Connection], Awaitable[object]]
+Handler: TypeAlias = Callable[[Connection], Awaitable[object]]
 """What serves one connection: an async function."""
-Prepare = Callable[[Connection], Awaitable[Connection]]
+Prepare: TypeAlias = Callable[[Connection], Awaitable[Connection]]
 """What makes of an accepted connection the one that the handler gets, in the connection's own task."""
-
-logger = logging.getLogger("gain_trio")
 
 
 def _is_only(kind: type[BaseException], error: BaseException) -> bool:
@@ -30,12 +35,28 @@ def _is_only(kind: type[BaseException], error: BaseException) -> bool:
     return isinstance(error, kind)
 
 
-def _peer(connection: Connection) -> object:
-    """Its address; what is gone may not have one any more."""
-    try:
-        return connection.remote_address
-    except (trio.BrokenResourceError, trio.ClosedResourceError):
-        return "a client that is gone"
+@final
+@attrs.define
+class Terms:
+    """What holds for all connections of a server in this process, whichever consumer has them."""
+
+    handler: Handler
+    strict: bool = False
+    idle_timeout: float = math.inf
+    prepare: Sequence[Prepare] = ()
+    """Steps before the handler."""
+    places: Places | None = None
+    """Where each connection's place is given back."""
+    draining: trio.Event = attrs.field(factory=trio.Event)
+    ended: Callable[[], object] = lambda: None
+    """Called when a connection has ended while the server drains."""
+    name: str = attrs.field(init=False)
+    """The handler's."""
+    numbers: itertools.count[int] = attrs.field(init=False, factory=lambda: itertools.count(1))
+    """What connections are called in the log."""
+
+    def __attrs_post_init__(self) -> None:
+        self.name = getattr(self.handler, "__qualname__", None) or repr(self.handler)
 
 
 @final
@@ -52,29 +73,35 @@ class Consumer:
     refuses gets a line and is counted, and never propagates: it is the peer's doing, or the operator's.
     """
 
-    def __init__(
-        self, handler: Handler, *, strict: bool, idle_timeout: float = math.inf, prepare: Sequence[Prepare] = ()
-    ) -> None:
-        self._handler = handler
-        self._idle_timeout = idle_timeout
-        self._prepare = prepare
-        self._strict = strict
+    def __init__(self, index: int, terms: Terms) -> None:
+        self.index = index
+        """Its place among the consumers."""
+        self._terms = terms
         self._nursery: trio.Nursery | None = None
-        self._name = getattr(handler, "__qualname__", None) or repr(handler)
+        self._open: set[Connection] = set()  # as they were accepted, below TLS
         self.connections = 0
         """How many it has been handed."""
-        self.active = 0
-        """How many of them are open."""
-        self.handler_errors = 0
-        self.broken = 0
-        """How many handlers ended because a connection broke."""
-        self.too_slow = 0
-        """How many handlers ended because a deadline had passed."""
-        self.idle = 0
-        """How many connections moved no byte for too long."""
-        self.refused = 0
-        """How many connections were closed before a handler had them."""
-        self.failed_handshakes = 0
+        self.closed: dict[CloseCause, int] = dict.fromkeys(get_args(CloseCause), 0)
+        """How many of them are over, by cause."""
+        self._bytes_received = self._bytes_sent = 0  # of those that are over
+
+    def __repr__(self) -> str:
+        return f"<gain_trio consumer {self.index}: {self.active} of {self.connections} connections are open>"
+
+    @property
+    def active(self) -> int:
+        """How many of its connections are open."""
+        return len(self._open)
+
+    @property
+    def bytes_received(self) -> int:
+        """Of all its connections."""
+        return self._bytes_received + sum(connection.bytes_received for connection in self._open)
+
+    @property
+    def bytes_sent(self) -> int:
+        """Of all its connections."""
+        return self._bytes_sent + sum(connection.bytes_sent for connection in self._open)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own the nursery, until cancelled."""
@@ -83,69 +110,97 @@ class Consumer:
             await trio.sleep_forever()
 
     def hand_off(self, connection: Connection) -> None:
-        """Take a connection over and start its handler."""
-        assert self._nursery is not None
-        try:
-            self._nursery.start_soon(self._serve, connection, name=self._name)
-        except BaseException:
-            connection._close_now()
-            raise
-        self.connections += 1
-        self.active += 1
+        """Take a connection over, and the place that was taken for it, and start its handler.
 
-    async def _serve(self, connection: Connection) -> None:
+        When it raises, the connection is the caller's still.
+        """
+        assert self._nursery is not None
+        self._nursery.start_soon(self._serve, connection, next(self._terms.numbers), name=self._terms.name)
+        self.connections += 1
+        self._open.add(connection)
+
+    async def _serve(self, accepted: Connection, number: int) -> None:
+        terms = self._terms
+        log = ConnectionLog(number, self.index)
+        cause: CloseCause = "cancelled"
+        connection = accepted
         try:
-            if self._idle_timeout != math.inf:
-                connection.idle_timeout = self._idle_timeout
-            for prepare in self._prepare:
-                prepared = await self._prepared(prepare, connection)
-                if prepared is None:
-                    return
-                connection = prepared
-            await self._handler(connection)
+            log.opened(accepted)
+            prepared = await self._prepared(accepted, log)
+            if isinstance(prepared, str):
+                cause = prepared
+                return
+            connection = prepared
+            await terms.handler(connection)
             if not connection._close_soon():
                 await connection.aclose()
+            cause = "finished"
         except Exception as error:
-            self._failed(connection, error)
-            if self._strict:
+            cause = self._failed(connection, log, error)
+            if terms.strict:
                 raise
         except BaseExceptionGroup as group:
             errors, others = group.split(Exception)
             if errors is not None:
-                self._failed(connection, errors)
-            if self._strict or others is None:
+                cause = self._failed(connection, log, errors)
+            if terms.strict or others is None:
                 raise
             raise others from None
         finally:
-            self.active -= 1
-            self.idle += connection._was_idle
-            connection._close_now()
+            try:
+                if connection._was_idle:
+                    cause = "idle"
+                connection._close_now()
+            finally:
+                self._ended(accepted, log, cause)
 
-    async def _prepared(self, prepare: Prepare, connection: Connection) -> Connection | None:
-        """What a step makes of the connection.  None: it is of no use, and that is the peer's doing, or the operator's."""
+    def _ended(self, accepted: Connection, log: ConnectionLog, cause: CloseCause) -> None:
+        """It is closed: keep the books."""
+        self._open.discard(accepted)
+        self.closed[cause] += 1
+        self._bytes_received += accepted.bytes_received
+        self._bytes_sent += accepted.bytes_sent
+        log.closed(accepted, cause)
+        terms = self._terms
+        if terms.places is not None:
+            terms.places.give_back()
+        if terms.draining.is_set():
+            terms.ended()
+
+    async def _prepared(self, connection: Connection, log: ConnectionLog) -> Connection | CloseCause:
+        """The connection as its handler gets it, or why it gets none: that is the peer's doing, or the operator's."""
+        terms = self._terms
+        cast("ConnectionBase", connection)._drains_with(terms.draining)
+        if terms.idle_timeout != math.inf:
+            connection.idle_timeout = terms.idle_timeout
         try:
-            return await prepare(connection)
+            prepared: Connection = connection
+            for prepare in terms.prepare:
+                prepared = await prepare(prepared)
         except HandshakeError as error:
-            self.failed_handshakes += 1
-            logger.info("TLS handshake with %s failed: %s", _peer(connection), error)
+            text, peer = "TLS handshake with %s failed: %s", peer_text(connection)
+            log.over(logging.INFO, connection, "failed_handshake", text, peer, error)
+            return "failed_handshake"
         except ProxyProtocolError as error:
-            self.refused += 1
-            logger.warning("connection %r is refused: %s", connection, error)
+            log.over(logging.WARNING, connection, "refused", "connection %r is refused: %s", connection, error)
             connection.abort()
+            return "refused"
         except trio.BrokenResourceError as error:
-            self.refused += 1
-            logger.info("connection %r is refused: %s", connection, error)
-        return None
+            log.over(logging.INFO, connection, "refused", "connection %r is refused: %s", connection, error)
+            return "refused"
+        return prepared
 
-    def _failed(self, connection: Connection, error: BaseException) -> None:
+    def _failed(self, connection: Connection, log: ConnectionLog, error: BaseException) -> CloseCause:
         # The network's doing, or the peer's, who must not be able to fill the log with tracebacks, is a line.
+        name = self._terms.name
         if _is_only(trio.BrokenResourceError, error):
-            self.broken += 1
-            logger.info("connection %r of handler %s broke: %s", connection, self._name, error.__cause__ or error)
-            return
+            why = error.__cause__ or error
+            log.over(logging.INFO, connection, "broken", "connection %r of handler %s broke: %s", connection, name, why)
+            return "broken"
         if _is_only(trio.TooSlowError, error):
-            self.too_slow += 1
-            logger.info("connection %r of handler %s was too slow: %s", connection, self._name, error)
-            return
-        self.handler_errors += 1
-        logger.error("handler %s failed; its connection %r is closed", self._name, connection, exc_info=error)
+            text = "connection %r of handler %s was too slow: %s"
+            log.over(logging.INFO, connection, "too_slow", text, connection, name, error)
+            return "too_slow"
+        text = "handler %s failed; its connection %r is closed"
+        log.over(logging.ERROR, connection, "error", text, name, connection, exc_info=error)
+        return "error"

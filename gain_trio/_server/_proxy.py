@@ -40,10 +40,8 @@ class ProxyStep:
     """
 
     def __init__(self, senders: Iterable[str] | bool, timeout: float) -> None:
-        self._networks = None if senders is True else _parse_networks(senders)
-        if not timeout > 0:
-            raise ValueError(f"proxy_timeout is a number of seconds above 0, or math.inf, not {timeout!r}")
-        self._timeout = timeout
+        self._networks = None if senders is True else parse_networks(senders)
+        self._timeout = check_proxy_timeout(timeout)
 
     async def prepare(self, connection: Connection) -> Connection:
         """Take the header out of what arrives, and have the connection tell the addresses that are in it.
@@ -69,7 +67,20 @@ class ProxyStep:
         return any(address in network for address in _addresses(peer) for network in self._networks)
 
 
-def _parse_networks(senders: Iterable[str] | bool) -> tuple[Network, ...]:
+def check_proxy_timeout(seconds: float) -> float:
+    """``seconds``, if a header can have so many."""
+    if not seconds > 0:
+        raise ValueError(f"proxy_timeout is a number of seconds above 0, or math.inf, not {seconds!r}")
+    return seconds
+
+
+def parse_networks(senders: Iterable[str] | bool) -> tuple[Network, ...]:
+    """The networks that ``senders`` stand for.
+
+    Raises:
+      ValueError: one of them is no network, or there are none.
+      TypeError: it is no collection.
+    """
     if isinstance(senders, str | bytes | bool):
         raise TypeError(f'proxy_protocol is True or a collection such as ("127.0.0.1", "10.0.0.0/8"), not {senders!r}')
     try:

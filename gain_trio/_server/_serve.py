@@ -4,53 +4,65 @@ Whatever cancels the scope it runs in ends everything below it::
 
     serve(handler, address, ...)            cancel this scope, and everything below is gone
     └─ server nursery
-       ├─ acceptor (one a listener)         listener.accept -> balancer.pick -> consumer
+       ├─ acceptors (one a listener)        listener.accept -> balancer.pick(peer) -> consumer
        └─ consumers × workers               each owns the nursery its connections' handler tasks live in
+
+There is one acceptor, one consumer and one way from the one to the other; an architecture is how they are put together:
+
+    reactor            a listener for each address; its acceptor's dispatcher has all consumers and the balancer
+    socket_sharding    a listener for each address and consumer; its acceptor's dispatcher has this consumer alone
+
+After the hand-off nothing stands between a handler and its connection in either.
+
+*Three ends.*  A cancellation is immediate: everything below is cancelled, and connections are closed like by a cancelled
+``aclose``.  A drain closes the listeners, sets an event, and leaves the rest to the handlers and to the deadline of the
+server nursery's own scope, so that it does not depend on the task that asked for it.  An error ends the server like every
+nursery.  In each case this returns when nothing is left: handlers, descriptors, and what was in flight on the ring.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import math
+import socket
 import ssl
-from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from gain_trio._io_manager import current_manager
-from gain_trio._transports import Marks, open_listeners
-from gain_trio._transports._connection import checked_idle_timeout
+from gain_trio._io_manager._current import current_ring_statistics
+from gain_trio._transports import Listener, Marks
+from gain_trio._transports._implementation import implementation, make_listeners, until_let_go
 from gain_trio._transports._listener import close_all
-from gain_trio._transports._tls import check_handshake_timeout, check_server_context, marks_below, server_handshake
+from gain_trio._transports._open_sockets import close_sockets, open_sockets
+from gain_trio._transports._tls import check_server_context, marks_below, server_handshake
 
 from ._acceptor import Acceptor
-from ._balancer import RoundRobin
-from ._consumer import Consumer, Handler, Prepare
-from ._proxy import DEFAULT_TIMEOUT, ProxyStep
+from ._balancer import RoundRobin, balancer_of
+from ._config import ServerConfig, merged
+from ._consumer import Consumer, Handler, Prepare, Terms
+from ._dispatcher import Dispatcher
+from ._limits import Places
+from ._proxy import ProxyStep
 from ._server import Server
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ._config import ServerOptions
 
 
 async def serve(
     handler: Handler,
-    address: str,
+    address: str | Sequence[str],
     *,
-    workers: int = 1,
-    backlog: int | None = None,
-    reuse_port: bool = False,
-    marks: Marks | None = None,
-    idle_timeout: float = math.inf,
-    mode: int | None = None,
-    owner: int | str | None = None,
-    group: int | str | None = None,
-    pass_fds: bool = False,
-    proxy_protocol: Iterable[str] | bool = False,
-    proxy_timeout: float = DEFAULT_TIMEOUT,
-    strict: bool = False,
-    ssl_context: ssl.SSLContext | None = None,
-    handshake_timeout: float = 30.0,
+    config: ServerConfig | None = None,
     task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
+    **options: Unpack[ServerOptions],
 ) -> None:
-    """Serve ``handler`` on ``address`` until cancelled.
+    """Serve ``handler`` on ``address`` until cancelled or drained.
 
     For every connection ``await handler(connection)`` runs in a task of its own.  When it returns, the connection is
     flushed and closed.  When it raises an :exc:`Exception`, the connection is closed, the error is logged to the logger
@@ -61,65 +73,121 @@ async def serve(
 
     Started by ``server = await nursery.start(gain_trio.serve, handler, address)`` it returns a :class:`Server`, which knows
     the addresses and the counters.  Cancelling the scope it runs in stops it at once: listeners, handlers and connections
-    are gone when it has ended.
+    are gone when it has ended.  :meth:`Server.drain` lets connections finish; this returns normally then.
 
     Args:
       handler: an async function of one :class:`Connection`.
-      address: ``tcp://host:port``, ``unix:///path`` or ``fd://systemd``; see :func:`open_listeners`.
-      workers: how many consumers share the connections, in turn.  They are tasks of this run, each with a nursery.
-      backlog, reuse_port, marks, mode, owner, group, pass_fds: see :func:`open_listeners`.
-      idle_timeout: seconds that a connection may move no byte in either direction, see :attr:`Connection.idle_timeout`.
-      proxy_protocol: the addresses and networks of proxies that send a PROXY protocol header (version 1 or 2) in front
-        of a client's bytes, ``("127.0.0.1", "10.0.0.0/8")`` for example.  From them it is required, and all other
-        connections are refused; a peer on a Unix socket counts as 127.0.0.1 and ::1.  ``remote_address`` and
-        ``local_address`` of the connection are the client's then, :attr:`Connection.proxy_header` has the rest.  True
-        takes a header from anybody: a client that can reach the port itself can then claim to be anybody.
-      proxy_timeout: seconds that the header may take.
-      strict: let a handler's exception end the server and propagate.
-      ssl_context: serve TLS with it: a server's context, ``ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)`` with
-        ``load_cert_chain()``.  Handshakes are done in the connections' own tasks, before the handler is called; one that
-        fails gets a line at level info and is counted, and its handler is not called.
-      handshake_timeout: seconds that a handshake may take; only with ``ssl_context``.
+      address: ``tcp://host:port``, ``unix:///path`` or ``fd://systemd``, see :func:`open_listeners`; or several of them.
+      config: a :class:`ServerConfig`, whose values are taken but for those given here.
+      options: the fields of :class:`ServerConfig`, each described there.  Of several addresses, each takes the options that
+        it has a use for.
+
+    About ``proxy_protocol``: the addresses and networks of proxies that send a PROXY protocol header (version 1 or 2) in
+    front of a client's bytes, ``("127.0.0.1", "10.0.0.0/8")`` for example.  From them it is required, and all other
+    connections are refused; a peer on a Unix socket counts as 127.0.0.1 and ::1.  ``remote_address`` and
+    ``local_address`` of the connection are the client's then, :attr:`Connection.proxy_header` has the rest.  True
+    takes a header from anybody: a client that can reach the port itself can then claim to be anybody.
+
+    About ``ssl_context``: a server's context, ``ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)`` with
+    ``load_cert_chain()``, or a function that makes it.  Handshakes are done in the connections' own tasks, before the
+    handler is called; one that fails gets a line at level info and is counted, and its handler is not called.
+
+    About a ``balancer`` of your own: what it raises ends the server, and so does an answer that is no consumer
+    (:exc:`ValueError`).
 
     Raises:
-      ValueError: ``ssl_context`` is a client's, and see :func:`open_listeners`.
+      ValueError, TypeError: an option makes no sense (:class:`ServerConfig`), or has no use for any of the addresses, or an
+        address is none, or ``handler`` cannot be called.
       OSError, RuntimeError: see :func:`open_listeners`.
-      TypeError: ``handler`` cannot be called, ``proxy_protocol`` is no collection, or ``ssl_context`` is no context.
     """
     current_manager("gain_trio.serve()")
     if not callable(handler):
         raise TypeError(f"the handler must be an async function of one connection, not {handler!r}")
-    if workers < 1:
-        raise ValueError(f"workers must be at least 1, not {workers}")
-    idle_timeout = checked_idle_timeout(idle_timeout)
-    prepare: list[Prepare] = []
-    if proxy_protocol is not False:
-        prepare.append(ProxyStep(proxy_protocol, proxy_timeout).prepare)
-    if ssl_context is not None:
-        context = check_server_context(ssl_context)
-        tls_marks = marks or Marks()
-        marks = marks_below(tls_marks)
-        check_handshake_timeout(handshake_timeout)
-        prepare.append(functools.partial(server_handshake, context=context, marks=tls_marks, timeout=handshake_timeout))
-    consumers = [Consumer(handler, strict=strict, idle_timeout=idle_timeout, prepare=prepare) for _ in range(workers)]
-    listeners = await open_listeners(
-        address,
-        backlog=backlog,
-        reuse_port=reuse_port,
-        marks=marks,
-        mode=mode,
-        owner=owner,
-        group=group,
-        pass_fds=pass_fds,
-    )
-    balancer = RoundRobin()
+    config = merged(config, **options)
+    addresses = _as_list(address)
+    if not addresses:
+        raise ValueError("serve() needs an address, and the sequence that it was given is empty")
+    shards = config.workers if config.architecture == "socket_sharding" else None
+    groups = await open_sockets(addresses, config.socket_options(), shards=shards, by_cpu=config.cbpf)
+    await serve_listeners(handler, groups, config, task_status=task_status)
+
+
+def _as_list(address: Any) -> list[Any]:
+    """Several addresses; what is none at all is told where it is parsed."""
+    return list(address) if isinstance(address, Sequence) and not isinstance(address, str) else [address]
+
+
+async def serve_listeners(
+    handler: Handler,
+    groups: Sequence[Sequence[socket.socket]],
+    config: ServerConfig,
+    *,
+    task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve on listening sockets that are open already, in this process; they are closed at the end, whatever it is.
+
+    ``groups`` is what :func:`open_sockets` gives: with socket sharding one group of sockets for each worker, otherwise one
+    group for all of them, which may be empty where connections come by :meth:`Server._hand_off`.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.callback(close_sockets, groups)
+        prepare, marks = _steps(config)
+        places = None if config.max_connections is None else Places(config.max_connections)
+        make = implementation("gain_trio.serve()", pass_fds=config.pass_fds)
+        by_group = [make_listeners(make, group, marks, exact=places is not None) for group in groups]
+        listeners = [listener for group in by_group for listener in group]
+        stack.callback(close_all, listeners)
+        terms = Terms(handler, strict=config.strict, idle_timeout=config.idle_timeout, prepare=prepare, places=places)
+        await _run(by_group, config, terms, task_status)
+
+
+def _steps(config: ServerConfig) -> tuple[list[Prepare], Marks]:
+    """What is done with a connection before its handler gets it, and the marks that it is accepted with."""
+    steps: list[Prepare] = []
+    marks = config.marks or Marks()
+    if config.proxy_protocol is not False:
+        steps.append(ProxyStep(config.proxy_protocol, config.proxy_timeout).prepare)
+    if config.ssl_context is None:
+        return steps, marks
+    source = config.ssl_context
+    context = check_server_context(source if isinstance(source, ssl.SSLContext) else source())
+    steps.append(functools.partial(server_handshake, context=context, marks=marks, timeout=config.handshake_timeout))
+    return steps, marks_below(marks)
+
+
+async def _run(
+    by_group: Sequence[Sequence[Listener]],
+    config: ServerConfig,
+    terms: Terms,
+    task_status: trio.TaskStatus[Server],
+) -> None:
+    consumers = [Consumer(index, terms) for index in range(config.workers)]
+    listeners = [listener for group in by_group for listener in group]
+    server: Server | None = None
     try:
         async with trio.open_nursery() as nursery:
-            for number, consumer in enumerate(consumers):
-                await nursery.start(consumer.run, name=f"gain_trio consumer {number}")
-            for listener in listeners:
-                acceptor = Acceptor(listener, consumers, balancer)
-                nursery.start_soon(acceptor.run, name=f"gain_trio acceptor {listener.local_address}")
-            task_status.started(Server(listeners, consumers))
+            server = Server(listeners, consumers, terms.draining, nursery.cancel_scope, current_ring_statistics())
+            terms.ended = server._end_if_drained
+            for consumer in consumers:
+                await nursery.start(consumer.run, name=f"gain_trio consumer {consumer.index}")
+            if config.architecture == "socket_sharding":
+                dispatchers = [Dispatcher([consumer], RoundRobin()) for consumer in consumers]
+            else:
+                dispatchers = [Dispatcher(consumers, balancer_of(config.balancer))]
+            server._dispatcher = dispatchers[0]
+            for group, dispatcher in zip(by_group, dispatchers, strict=True):
+                for listener in group:
+                    acceptor = Acceptor(listener, dispatcher, terms.places, server._end_if_drained)
+                    server._acceptors.append(acceptor)
+                    nursery.start_soon(acceptor.run, name=_acceptor_name(listener, dispatcher))
+            task_status.started(server)
     finally:
         close_all(listeners)
+        await until_let_go(listeners)
+        if server is not None:
+            server._is_over()
+
+
+def _acceptor_name(listener: Listener, dispatcher: Dispatcher) -> str:
+    shard = f" shard {dispatcher.only.index}" if dispatcher.only is not None else ""
+    return f"gain_trio acceptor {listener.local_address}{shard}"

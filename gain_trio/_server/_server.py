@@ -2,50 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
-import attrs
+import trio
 
-from gain_trio._transports import Listener
+from gain_trio._io_manager import UringStatistics
+from gain_trio._transports import Connection, Listener
 
+from ._acceptor import Acceptor
+from ._checks import check_timeout
 from ._consumer import Consumer
+from ._dispatcher import Dispatcher
+from ._statistics import ServerStatistics
 
-
-@final
-@attrs.frozen
-class ServerStatistics:
-    """A snapshot of a server's counters."""
-
-    accepted: int
-    """Connections taken so far."""
-    active: int
-    """Connections whose handler runs, or whose TLS handshake does."""
-    handler_errors: int
-    """Handlers that ended with an exception, other than the next two."""
-    broken: int
-    """Handlers that ended with a trio.BrokenResourceError: the peer was gone."""
-    too_slow: int
-    """Handlers that ended with a trio.TooSlowError: a deadline had passed."""
-    idle: int
-    """Connections that were closed because they moved no byte for too long; their handlers count as broken, if they did not
-    notice."""
-    refused: int
-    """Connections closed before a handler had them: who may send a PROXY protocol header, or what came, was wrong."""
-    failed_handshakes: int
-    """Connections that had no handler, because their TLS handshake failed or took too long."""
-    connections_by_consumer: tuple[int, ...]
-    """Connections taken so far, by consumer."""
+logger = logging.getLogger("gain_trio")
 
 
 @final
 class Server:
     """A server that runs.  ``nursery.start(gain_trio.serve, ...)`` returns it; cancelling that nursery stops it."""
 
-    def __init__(self, listeners: Sequence[Listener], consumers: Sequence[Consumer]) -> None:
+    def __init__(
+        self,
+        listeners: Sequence[Listener],
+        consumers: Sequence[Consumer],
+        draining: trio.Event,
+        scope: trio.CancelScope,
+        rings: Callable[[], tuple[UringStatistics, ...]],
+    ) -> None:
         self._consumers = consumers
-        self.addresses: tuple[Any, ...] = tuple(listener.local_address for listener in listeners)
-        """Where it listens: one address a listener, as from :meth:`socket.socket.getsockname`."""
+        self._acceptors: list[Acceptor] = []
+        self._dispatcher: Dispatcher | None = None
+        self._scope = scope
+        self._rings = rings
+        self._ended = trio.Event()
+        self.addresses: tuple[Any, ...] = tuple(dict.fromkeys(listener.local_address for listener in listeners))
+        """Where it listens, as from :meth:`socket.socket.getsockname`: one address a listener, or a group of them that
+        share a port."""
+        self.draining = draining
+        """Set when :meth:`drain` was called.  It is the same as :attr:`Connection.draining` of all its connections."""
 
     def __repr__(self) -> str:
         return f"<gain_trio.Server on {', '.join(map(str, self.addresses))}>"
@@ -55,16 +52,75 @@ class Server:
         """How many connections are being handled."""
         return sum(consumer.active for consumer in self._consumers)
 
+    def stop_accepting(self) -> None:
+        """Close the listeners: from now on nobody can connect.  Again: nothing.
+
+        Connections go on, those that were accepted and not yet handed to a handler too; the kernel resets those that
+        waited in its backlog.  The server goes on until it is cancelled, or drained.
+        """
+        for acceptor in self._acceptors:
+            acceptor.stop()
+
+    async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 - the time that the connections have, not this call
+        """End gracefully: close the listeners, tell the connections, and wait for their handlers.
+
+        First :meth:`stop_accepting`.  Then :attr:`Connection.draining` is set for all connections, and their handlers have
+        ``timeout`` seconds to return; 0 gives them none, ``math.inf`` all they want.  What is left then is cancelled.  When
+        all have ended, ``serve`` and this return.
+
+        Called again, it can only shorten the time that is left.  When it is cancelled, the server goes on draining.  A
+        handler that waits for it waits for itself, until the time is up.
+
+        Raises:
+          TypeError: ``timeout`` is no number.
+          ValueError: it is negative, or nan.
+        """
+        check_timeout("timeout", timeout)
+        self.stop_accepting()
+        if not self.draining.is_set():
+            logger.info("%r drains: %d connections have %g seconds", self, self.active_connections, timeout)
+            self.draining.set()
+        self._scope.deadline = min(self._scope.deadline, trio.current_time() + timeout)
+        self._end_if_drained()
+        await self._ended.wait()
+
+    def _end_if_drained(self) -> None:
+        """Called whenever a connection or an acceptor has ended."""
+        if self.draining.is_set() and not self.active_connections and all(a.is_over for a in self._acceptors):
+            self._scope.cancel()
+
+    def _is_over(self) -> None:
+        """Nothing of it is left."""
+        if self.draining.is_set():
+            logger.info("%r is drained", self)
+        self._ended.set()
+
+    def _hand_off(self, connection: Connection) -> None:
+        """Serve a connection that was accepted elsewhere, as if it had come by a listener of this server's.
+
+        Raises what the balancer raises, after closing the connection.
+        """
+        assert self._dispatcher is not None
+        self._dispatcher.hand_off(connection)
+
     def statistics(self) -> ServerStatistics:
         """A snapshot of the counters."""
+        consumers = self._consumers
+        closed = {cause: sum(consumer.closed[cause] for consumer in consumers) for cause in consumers[0].closed}
         return ServerStatistics(
-            accepted=sum(consumer.connections for consumer in self._consumers),
+            accepted=sum(consumer.connections for consumer in consumers),
             active=self.active_connections,
-            handler_errors=sum(consumer.handler_errors for consumer in self._consumers),
-            broken=sum(consumer.broken for consumer in self._consumers),
-            too_slow=sum(consumer.too_slow for consumer in self._consumers),
-            idle=sum(consumer.idle for consumer in self._consumers),
-            refused=sum(consumer.refused for consumer in self._consumers),
-            failed_handshakes=sum(consumer.failed_handshakes for consumer in self._consumers),
-            connections_by_consumer=tuple(consumer.connections for consumer in self._consumers),
+            finished=closed["finished"],
+            handler_errors=closed["error"],
+            broken=closed["broken"],
+            too_slow=closed["too_slow"],
+            idle=closed["idle"],
+            cancelled=closed["cancelled"],
+            refused=closed["refused"],
+            failed_handshakes=closed["failed_handshake"],
+            bytes_received=sum(consumer.bytes_received for consumer in consumers),
+            bytes_sent=sum(consumer.bytes_sent for consumer in consumers),
+            connections_by_consumer=tuple(consumer.connections for consumer in consumers),
+            active_by_consumer=tuple(consumer.active for consumer in consumers),
+            rings=self._rings(),
         )

@@ -248,7 +248,33 @@ class Connection(Framing, SocketCalls, trio.abc.HalfCloseableStream):
     def outbound_buffered(self) -> int:
         """Bytes sent and not yet taken by the kernel."""
 
+    # --- counters ---
+
+    @property
+    @abc.abstractmethod
+    def bytes_received(self) -> int:
+        """Bytes that have come from the kernel so far, taken or not; also when the connection is closed.
+
+        On the ring they come when they arrive, over a socket when somebody receives.  Of a TLS connection they are
+        those on the wire.
+        """
+
+    @property
+    @abc.abstractmethod
+    def bytes_sent(self) -> int:
+        """Bytes that the kernel has taken so far, likewise."""
+
     # --- ending ---
+
+    @property
+    @abc.abstractmethod
+    def draining(self) -> trio.Event:
+        """Set when the connection's server drains (:meth:`Server.drain`): finish what is being done, and return.
+
+        A handler can look at it between two messages, ``if connection.draining.is_set(): break``, or wait for it beside
+        :meth:`receive`, in a task of its own.  It is one event for all connections of the server, and of one that has no
+        server it is never set.
+        """
 
     @abc.abstractmethod
     async def send_eof(self) -> None:

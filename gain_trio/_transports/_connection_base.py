@@ -40,6 +40,8 @@ class ConnectionBase(Connection):
     """Made when the first deadline or idle timeout is to be kept."""
     _proxy_header: ProxyHeader | None
     """What a proxy said; set by the server."""
+    _draining: trio.Event | None
+    """The server's; one of its own, made when asked for, of a connection that has no server."""
 
     def __reduce_ex__(self, _protocol: SupportsIndex, /) -> NoReturn:
         # A copy would be a second owner of the descriptor: the first to close it closes the other's, or a stranger's.
@@ -102,6 +104,19 @@ class ConnectionBase(Connection):
     @abc.abstractmethod
     def _break(self, errno: int, /) -> None:
         """Tell both ends that it is over; calls raise the errno until somebody closes it."""
+
+    # --- its server ---
+
+    @property
+    def draining(self) -> trio.Event:
+        """See :attr:`Connection.draining`."""
+        if self._draining is None:
+            self._draining = trio.Event()  # type: ignore[misc]  # a slot of the implementation
+        return self._draining
+
+    def _drains_with(self, event: trio.Event) -> None:
+        """The server's event is the connection's."""
+        self._draining = event  # type: ignore[misc]  # the slot is the implementation's
 
     # --- deadlines ---
 

@@ -159,7 +159,7 @@ class DescriptorConnection(SocketConnection):
             raise closed_error() from None
         finally:
             self._sending = False
-        self._unwaited += sent
+        self._has_sent(sent)
         if sent < len(content):
             await self._send_rest(content, sent)
 

@@ -129,7 +129,7 @@ class KernelFileSending(FileSending, ConnectionBase):
         """What was sent past this object has failed with this errno.  Returns why the first of all sends failed."""
 
     @abc.abstractmethod
-    def _moved(self, count: int, /) -> None:
+    def _has_sent(self, count: int, /) -> None:
         """So many bytes were sent past this object."""
 
     async def _send_source(self, source: Source, progress: Progress) -> None:
@@ -160,7 +160,7 @@ class KernelFileSending(FileSending, ConnectionBase):
                     raise source.shortened(progress.sent)
                 if sent > 0:
                     progress.sent += sent
-                    self._moved(sent)
+                    self._has_sent(sent)
                 if sent < size and progress.sent < source.count:
                     with self._calls_allowed():
                         await self._wait_for_room()

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import functools
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import final
 
 import attrs
+import trio
 
 from gain_trio._io_manager import UringIOManager, current_manager
 
 from ._connection import Connection, Marks
 from ._descriptor_connection import DescriptorConnection
-from ._listener import Listener
+from ._listener import Listener, close_all
 from ._ring_connection import RingConnection
 from ._ring_listener import RingListener
 from ._socket_connection import SocketConnection
@@ -34,10 +35,14 @@ class Implementation:
 
     connection: Callable[[socket.socket, Marks], Connection]
     listener: Callable[[socket.socket, Marks], Listener]
+    """One that may accept ahead of those who ask."""
+    exact_listener: Callable[[socket.socket, Marks], Listener]
+    """One that accepts nothing before somebody asks: the rest waits in the kernel's backlog."""
 
 
-_SOCKETS = Implementation(SocketConnection, SocketListener)
-_WITH_DESCRIPTORS = Implementation(DescriptorConnection, functools.partial(SocketListener, make=DescriptorConnection))
+_SOCKETS = Implementation(SocketConnection, SocketListener, SocketListener)
+_descriptor_listener = functools.partial(SocketListener, make=DescriptorConnection)
+_WITH_DESCRIPTORS = Implementation(DescriptorConnection, _descriptor_listener, _descriptor_listener)
 
 
 def _ring_connection(manager: UringIOManager, sock: socket.socket, marks: Marks) -> Connection:
@@ -61,4 +66,40 @@ def implementation(what: str, *, pass_fds: bool = False) -> Implementation:
         return _WITH_DESCRIPTORS
     if manager is None:
         return _SOCKETS
-    return Implementation(functools.partial(_ring_connection, manager), functools.partial(RingListener, manager))
+    make = functools.partial(_ring_connection, manager)
+    return Implementation(make, functools.partial(RingListener, manager), functools.partial(SocketListener, make=make))
+
+
+_MOST_TURNS = 100
+"""Of the loop, that the kernel gets to let go of what was closed; two or three do."""
+
+
+async def until_let_go(listeners: Iterable[Listener]) -> None:
+    """Wait until the kernel has let go of these listeners and of all connections of the run that were closed.
+
+    Closing one on the ring only prepares it: the next turn of the loop submits the cancels and the close, and one or two
+    further on the last completions are there.  This takes these turns, cancelled or not, a bounded number.
+    """
+    manager = current_manager("until_let_go()")
+    for _turn in range(_MOST_TURNS):
+        if all(listener._is_let_go for listener in listeners) and (manager is None or not manager.reactor.closing):
+            return
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+
+def make_listeners(
+    make: Implementation, sockets: Iterable[socket.socket], marks: Marks, *, exact: bool = False
+) -> list[Listener]:
+    """Listeners that own the sockets; when this raises, all of them are closed."""
+    listeners: list[Listener] = []
+    left = list(sockets)
+    try:
+        while left:
+            listeners.append((make.exact_listener if exact else make.listener)(left[0], marks))
+            left.pop(0)
+    except BaseException:
+        close_all(listeners)
+        for sock in left:
+            sock.close()
+        raise
+    return listeners

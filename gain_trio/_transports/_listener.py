@@ -118,8 +118,26 @@ class Listener(trio.abc.Listener[Connection]):
         """
 
     @abc.abstractmethod
+    async def _wait_acceptable(self) -> None:
+        """Wait until :meth:`_accept_ready` probably has a connection, without taking one from the kernel: full checkpoint.
+
+        For a listener that takes nothing ahead, and one task at a time, which does not mix it with :meth:`accept`.
+        """
+
+    @abc.abstractmethod
+    def _stop(self) -> None:
+        """Listen no more, at once.  What has been accepted already can still be had from :meth:`accept`; when that is
+        done, it raises :exc:`trio.ClosedResourceError`.  Without a checkpoint; again: nothing.
+        """
+
+    @abc.abstractmethod
     def _close(self) -> None:
         """:meth:`aclose` without a checkpoint."""
+
+    @property
+    @abc.abstractmethod
+    def _is_let_go(self) -> bool:
+        """Whether nothing is in flight on it.  What was closed comes to that by itself, a few turns of the loop later."""
 
 
 def close_all(listeners: Iterable[Listener]) -> None:

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 import ssl
 
 import trio
 
-from ._address import FdAddress, TcpAddress, UnixAddress, parse_address
+from ._address import TcpAddress, UnixAddress, parse_address
 from ._connection import Connection, Marks
-from ._implementation import implementation
-from ._listener import Listener, close_all
-from ._open_local import check_options, open_passed, open_unix
-from ._sockets import share_address, share_port
+from ._implementation import implementation, make_listeners
+from ._listener import Listener
+from ._open_sockets import open_sockets
+from ._socket_options import SocketOptions
 from ._tls import client_context, client_handshake, marks_below
-from ._unix import Access, check_unix, connect_unix
-
-LARGEST_BACKLOG = 65535
-"""The kernel cuts it down to what the system allows (net.core.somaxconn); some systems do not take more than this."""
+from ._unix import check_unix, connect_unix
 
 
-async def open_listeners(  # noqa: C901 - a branch a kind of address, and what can go wrong with each of several
+async def open_listeners(
     address: str,
     *,
     backlog: int | None = None,
@@ -66,63 +62,12 @@ async def open_listeners(  # noqa: C901 - a branch a kind of address, and what c
       socket.gaierror: the host has no address (a kind of OSError).
       RuntimeError: not called from a task of a Trio run.
     """
-    parsed = parse_address(address, schemes=("tcp", "unix", "fd"))
     make = implementation("gain_trio.open_listeners()", pass_fds=pass_fds)
-    if backlog is not None and backlog < 1:
-        raise ValueError(f"backlog must be at least 1, or None, not {backlog}")
-    places = min(backlog or LARGEST_BACKLOG, LARGEST_BACKLOG)
-    access = Access(mode=mode, owner=owner, group=group)
-    assert isinstance(parsed, TcpAddress | UnixAddress | FdAddress)
-    check_options(parsed, backlog=backlog is not None, reuse_port=reuse_port, access=access, pass_fds=pass_fds)
-    if isinstance(parsed, UnixAddress):
-        return await open_unix(parsed, make, places, access, marks or Marks())
-    if isinstance(parsed, FdAddress):
-        await trio.lowlevel.checkpoint()
-        return open_passed(parsed, marks or Marks(), pass_fds=pass_fds)
-    found = await trio.socket.getaddrinfo(
-        parsed.host or None, parsed.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    options = SocketOptions(
+        backlog=backlog, reuse_port=reuse_port, mode=mode, owner=owner, group=group, pass_fds=pass_fds
     )
-    listeners: list[Listener] = []
-    unsupported: list[OSError] = []
-    try:
-        for family, kind, protocol, _name, sockaddr in found:
-            try:
-                sock = socket.socket(family, kind, protocol)
-            except OSError as error:
-                if error.errno != errno.EAFNOSUPPORT:  # a name may have addresses of a kind this machine has not
-                    raise
-                unsupported.append(error)
-                continue
-            try:
-                _listen(sock, sockaddr, places, reuse_port)
-                listeners.append(make.listener(sock, marks or Marks()))
-            except OSError as error:
-                sock.close()
-                where = TcpAddress(str(sockaddr[0]), int(sockaddr[1]))
-                raise OSError(error.errno, f"cannot listen on {where}: {error.strerror}") from error
-            except BaseException:
-                sock.close()
-                raise
-    except BaseException:
-        close_all(listeners)
-        raise
-    if not listeners:
-        reason = f"this machine supports none of the addresses of {parsed}"
-        raise OSError(errno.EAFNOSUPPORT, reason) from unsupported[0]
-    return listeners
-
-
-def _listen(sock: socket.socket, sockaddr: tuple[object, ...], backlog: int, reuse_port: bool) -> None:
-    sock.setblocking(False)
-    share_address(sock)
-    if reuse_port:
-        share_port(sock)
-    if sock.family == socket.AF_INET6:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # IPv4 has a listener of its own
-    # Without it a message larger than a segment waits for the peer's delayed acknowledgement: 40 ms (tcp(7)).
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.bind(sockaddr)
-    sock.listen(backlog)
+    [sockets] = await open_sockets([address], options)
+    return make_listeners(make, sockets, marks or Marks())
 
 
 async def connect(

@@ -34,7 +34,7 @@ else:
 class RingConnection(_Stream, KernelFileSending):
     """See :class:`Connection`.  Owns the descriptor."""
 
-    __slots__ = ("_local_address", "_proxy_header", "_remote_address", "_timing", "_transfer")
+    __slots__ = ("_draining", "_local_address", "_proxy_header", "_remote_address", "_timing", "_transfer")
 
     def __init__(self, manager: UringIOManager, descriptor: int, marks: Marks) -> None:
         self._local_address: Any = None
@@ -42,6 +42,7 @@ class RingConnection(_Stream, KernelFileSending):
         self._timing: Timing | None = None
         self._proxy_header: ProxyHeader | None = None
         self._transfer: trio.CancelScope | None = None
+        self._draining: trio.Event | None = None
         # Last: from here on the descriptor is the connection's, and a caller that sees an exception closes it.
         super().__init__(manager.reactor, descriptor, marks.receive_high, marks.receive_low, marks.send_high)
 

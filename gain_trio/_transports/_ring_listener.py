@@ -3,15 +3,22 @@
 A multishot accept serves it: one operation, a completion for each connection.  It is armed while somebody wants
 connections, and what it brings is queued, so cancelling :meth:`RingListener.accept` loses none.  The queue is bounded:
 beyond its high mark the accept is cancelled, and connections wait in the kernel's backlog, until the queue has been emptied.
+
+A multishot accept takes ahead of those who ask.  Who must not have more connections than so many, uses a
+:class:`SocketListener` that makes connections of the ring: it waits for readiness, and accepts when it is told to.
+
+*Closing.*  An accept in flight holds a reference to the listening socket, so closing the descriptor alone does not end the
+listening: somebody could connect until the next turn of the loop has submitted the cancel.  So that is done at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
 from collections import deque
-from typing import Any, final
+from typing import Any, NoReturn, final
 
 import trio
 
@@ -22,7 +29,7 @@ from gain_trio._ring import Operation
 from ._connection import Marks
 from ._listener import CONNECTION_ERRNOS, Listener
 from ._ring_connection import RingConnection
-from ._sockets import reset_on_close
+from ._sockets import deepen_send_buffer, reset_on_close
 
 _RETRY_ERRNOS = frozenset({errno.EINTR, errno.EAGAIN, errno.ECANCELED})
 
@@ -39,11 +46,13 @@ class RingListener(Listener):
     __slots__ = (
         "_closed",
         "_error",
+        "_is_unix",
         "_manager",
         "_marks",
         "_operation",
         "_queue",
         "_socket",
+        "_stopped",
         "_waiting",
         "local_address",
     )
@@ -52,11 +61,13 @@ class RingListener(Listener):
         self._manager = manager
         self._socket = sock
         self._marks = marks
+        self._is_unix = sock.family == getattr(socket, "AF_UNIX", None)
         self._queue: deque[int] = deque()
         self._waiting = trio.lowlevel.ParkingLot()
         self._operation: Operation | None = None
         self._error: OSError | None = None
         self._closed = False
+        self._stopped = False  # what is queued, and on its way, can still be had
         self.local_address: Any = sock.getsockname()
 
     def __repr__(self) -> str:
@@ -84,20 +95,32 @@ class RingListener(Listener):
         if self._queue:
             descriptor = self._queue.popleft()
             try:
-                return RingConnection(self._manager, descriptor, self._marks)
+                connection = RingConnection(self._manager, descriptor, self._marks)
             except OSError:  # the table of connections is full; the next call may find a place
                 self._queue.appendleft(descriptor)
                 raise
             except BaseException:
                 os.close(descriptor)
                 raise
+            if self._is_unix:
+                with connection._borrowed_socket() as sock:
+                    deepen_send_buffer(sock)
+            return connection
+        if self._stopped:
+            if self._operation is None:
+                raise trio.ClosedResourceError("this listener was closed")
+            return None
         if self._error is not None:
             error, self._error = self._error, None
             raise error
         return None
 
+    async def _wait_acceptable(self) -> NoReturn:
+        """See :meth:`Listener._wait_acceptable`."""
+        raise RuntimeError("this listener takes connections ahead; one that does not is an exact_listener")
+
     def _arm(self) -> None:
-        if self._operation is None:
+        if self._operation is None and not self._stopped:
             self._operation = self._manager.ring.accept(self._socket.fileno(), self._accepted)
 
     def _accepted(self, result: int, flags: int) -> None:
@@ -117,7 +140,9 @@ class RingListener(Listener):
         elif -result not in CONNECTION_ERRNOS and -result not in _RETRY_ERRNOS:
             self._error = os_error(result)
             self._waiting.unpark_all()  # one raises it, the others try again and get what accept(2) says to them
-        if self._waiting:
+        if self._stopped and self._operation is None:
+            self._waiting.unpark_all()
+        elif self._waiting:
             self._arm()
 
     async def aclose(self) -> None:
@@ -125,17 +150,34 @@ class RingListener(Listener):
         self._close()
         await trio.lowlevel.checkpoint()
 
+    def _stop(self) -> None:
+        """See :meth:`Listener._stop`."""
+        if self._stopped:
+            return
+        self._stopped = True
+        ring = self._manager.ring
+        if self._operation is not None and not ring.closed:
+            self._operation.cancel()
+            with contextlib.suppress(OSError):  # then the next turn of the loop does it
+                ring.enter(0)
+        else:
+            self._waiting.unpark_all()
+        self._socket.close()
+
     def _close(self) -> None:
-        """:meth:`aclose` without a checkpoint."""
+        """See :meth:`Listener._close`."""
         if self._closed:
             return
         self._closed = True
-        if self._operation is not None:
-            self._operation.cancel()
-        self._socket.close()
+        self._stop()
         while self._queue:
             _reset(self._queue.popleft())
         self._waiting.unpark_all()
+
+    @property
+    def _is_let_go(self) -> bool:
+        """See :attr:`Listener._is_let_go`."""
+        return self._operation is None
 
 
 def _reset(descriptor: int) -> None:

@@ -92,6 +92,7 @@ class SocketBase(KernelFileSending):
         "__weakref__",
         "_active_at",
         "_descriptor",
+        "_draining",
         "_is_closed",
         "_is_timed",
         "_local_address",
@@ -107,10 +108,14 @@ class SocketBase(KernelFileSending):
         "_unwaited",
         "_write_deadline",
         "_write_looked_at",
+        "bytes_received",
+        "bytes_sent",
         "context",
     )
 
     context: Any
+    bytes_received: int
+    bytes_sent: int
     _is_closed: bool
     _active_at: float
 
@@ -130,6 +135,8 @@ class SocketBase(KernelFileSending):
         self._remote_address: Any = None
         self._proxy_header: ProxyHeader | None = None
         self._transfer: trio.CancelScope | None = None
+        self._draining: trio.Event | None = None
+        self.bytes_received = self.bytes_sent = 0
         self.context = None
 
     def __repr__(self) -> str:
@@ -155,8 +162,9 @@ class SocketBase(KernelFileSending):
         self._is_timed = wanted
         self._active_at = trio.current_time()
 
-    def _moved(self, count: int) -> None:
-        """So many bytes, in some direction."""
+    def _has_sent(self, count: int) -> None:
+        """The kernel has taken so many bytes."""
+        self.bytes_sent += count
         self._unwaited += count
         if self._is_timed:
             self._active_at = trio.current_time()

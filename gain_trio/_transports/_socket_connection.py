@@ -218,6 +218,7 @@ class SocketConnection(SocketSending):
         if data:
             self._is_dry = len(data) < size
             self._chunk = LARGE_CHUNK if len(data) >= CHUNK else CHUNK
+            self.bytes_received += len(data)
             if self._is_timed:
                 self._active_at = trio.current_time()
             return data

@@ -16,10 +16,10 @@ from typing import Any, final
 
 import trio
 
-from ._connection import Marks
+from ._connection import Connection, Marks
 from ._listener import CONNECTION_ERRNOS, Listener
 from ._socket_connection import SocketConnection
-from ._sockets import deepen_send_buffer
+from ._sockets import deepen_send_buffer, reset_on_close
 
 BATCH = 128
 """Connections accepted without waiting, after which other tasks get their turn."""
@@ -33,6 +33,7 @@ class SocketListener(Listener):
         "_batch",
         "_closed",
         "_has_lookout",
+        "_held",
         "_is_unix",
         "_make",
         "_marks",
@@ -45,7 +46,7 @@ class SocketListener(Listener):
         self,
         sock: socket.socket,
         marks: Marks,
-        make: Callable[[socket.socket, Marks], SocketConnection] = SocketConnection,
+        make: Callable[[socket.socket, Marks], Connection] = SocketConnection,
     ) -> None:
         self._socket = sock
         self._make = make
@@ -53,6 +54,7 @@ class SocketListener(Listener):
         self._marks = marks
         self._parked = trio.lowlevel.ParkingLot()
         self._has_lookout = False
+        self._held: socket.socket | None = None  # one that was accepted, and that nothing could be made of yet
         self._batch = 0  # connections accepted since a task last waited
         self._closed = False
         self.local_address: Any = sock.getsockname()
@@ -64,7 +66,7 @@ class SocketListener(Listener):
         """See :meth:`Listener.fileno`."""
         return self._socket.fileno()
 
-    async def accept(self) -> SocketConnection:
+    async def accept(self) -> Connection:
         """See :meth:`Listener.accept`."""
         if self._closed:
             await trio.lowlevel.checkpoint()
@@ -73,23 +75,33 @@ class SocketListener(Listener):
         self._has_lookout = True
         try:
             while True:
-                if self._closed:
-                    raise _closed()
-                await trio.lowlevel.wait_readable(self._socket)
-                self._batch = 0
+                await self._wait_acceptable()
                 connection = self._accept_ready()
                 if connection is not None:
                     return connection
-        except trio.ClosedResourceError:
-            raise _closed() from None
         finally:
             # Whoever is woken is the lookout from now on, even if this task comes back before that one has run.
             self._has_lookout = bool(self._parked.unpark())
 
-    def _accept_ready(self) -> SocketConnection | None:
+    async def _wait_acceptable(self) -> None:
+        """See :meth:`Listener._wait_acceptable`."""
+        if self._closed:
+            raise _closed()
+        if self._held is not None:
+            await trio.lowlevel.checkpoint()
+        else:
+            try:
+                await trio.lowlevel.wait_readable(self._socket)
+            except trio.ClosedResourceError:
+                raise _closed() from None
+        self._batch = 0
+
+    def _accept_ready(self) -> Connection | None:
         """See :meth:`Listener._accept_ready`."""
         if self._closed:
             raise _closed()
+        if self._held is not None:
+            return self._made()
         while self._batch < BATCH:
             self._batch += 1
             try:
@@ -100,15 +112,25 @@ class SocketListener(Listener):
                 if error.errno in CONNECTION_ERRNOS:
                     continue
                 raise
-            try:
-                sock.setblocking(False)
-                if self._is_unix:
-                    deepen_send_buffer(sock)
-                return self._make(sock, self._marks)
-            except BaseException:
-                sock.close()
-                raise
+            self._held = sock
+            return self._made()
         return None
+
+    def _made(self) -> Connection:
+        """A connection of the socket that is held."""
+        sock, self._held = self._held, None
+        assert sock is not None
+        try:
+            sock.setblocking(False)
+            if self._is_unix:
+                deepen_send_buffer(sock)
+            return self._make(sock, self._marks)
+        except OSError:  # the ring's table of connections is full; the next call may find a place
+            self._held = sock
+            raise
+        except BaseException:
+            sock.close()
+            raise
 
     async def aclose(self) -> None:
         """See :meth:`Listener.aclose`."""
@@ -122,7 +144,20 @@ class SocketListener(Listener):
         self._closed = True
         trio.lowlevel.notify_closing(self._socket)
         self._socket.close()  # the kernel resets what is in its backlog
+        if self._held is not None:
+            with self._held:
+                reset_on_close(self._held)
+            self._held = None
         self._parked.unpark_all()
+
+    def _stop(self) -> None:
+        """See :meth:`Listener._stop`.  One that takes nothing ahead has nothing left to give."""
+        self._close()
+
+    @property
+    def _is_let_go(self) -> bool:
+        """See :attr:`Listener._is_let_go`."""
+        return True
 
 
 def _closed() -> trio.ClosedResourceError:

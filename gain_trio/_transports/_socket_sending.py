@@ -159,7 +159,7 @@ class SocketSending(SocketBase):
         except OSError as error:
             self._send_failed(error)
             raise broken_by(error) from error
-        self._moved(sent)
+        self._has_sent(sent)
         return sent
 
     async def _send_rest(self, data: bytes | memoryview, done: int) -> None:
@@ -261,7 +261,7 @@ class SocketSending(SocketBase):
         except OSError as error:
             self._send_failed(error)
             raise broken_by(error) from error
-        self._moved(sent)
+        self._has_sent(sent)
         return sent
 
     def _hold_sends(self, held: bool, /) -> None:

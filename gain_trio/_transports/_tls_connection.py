@@ -145,7 +145,22 @@ class TlsConnection(FileSending):
         """See :attr:`Connection._was_idle`."""
         return self._link.below._was_idle
 
-    # --- what a proxy said to the connection below ---
+    # --- what the connection below knows ---
+
+    @property
+    def draining(self) -> trio.Event:
+        """See :attr:`Connection.draining`."""
+        return self._link.below.draining
+
+    @property
+    def bytes_received(self) -> int:
+        """See :attr:`Connection.bytes_received`."""
+        return self._link.below.bytes_received
+
+    @property
+    def bytes_sent(self) -> int:
+        """See :attr:`Connection.bytes_sent`."""
+        return self._link.below.bytes_sent
 
     @property
     def proxy_header(self) -> ProxyHeader | None:

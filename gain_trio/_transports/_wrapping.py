@@ -20,7 +20,7 @@ T = TypeVar("T")
 def wrap_connection(sock: object, marks: Marks | None, *, pass_fds: bool) -> Connection:
     """See :meth:`Connection.from_socket`."""
     make = implementation("Connection.from_socket()", pass_fds=pass_fds)
-    checked = _check(sock, "Connection.from_socket()", pass_fds=pass_fds)
+    checked = check_socket(sock, "Connection.from_socket()", pass_fds=pass_fds)
     if _is_listening(checked):
         raise ValueError(
             "Connection.from_socket() takes a connected socket, and this one listens; use Listener.from_socket()"
@@ -35,12 +35,11 @@ def wrap_connection(sock: object, marks: Marks | None, *, pass_fds: bool) -> Con
     return _take_over(checked, lambda own: make.connection(own, marks or Marks()))
 
 
-def wrap_listener(
-    sock: object, marks: Marks | None, *, pass_fds: bool, what: str = "Listener.from_socket()"
-) -> Listener:
-    """See :meth:`Listener.from_socket`; ``what`` is what to call it in messages."""
+def wrap_listener(sock: object, marks: Marks | None, *, pass_fds: bool) -> Listener:
+    """See :meth:`Listener.from_socket`."""
+    what = "Listener.from_socket()"
     make = implementation(what, pass_fds=pass_fds)
-    checked = _check(sock, what, pass_fds=pass_fds)
+    checked = check_socket(sock, what, pass_fds=pass_fds)
     if not _is_listening(checked):
         raise ValueError(
             f"{what} takes a socket that listens, and this one does not: call its listen() first; if it is connected, "
@@ -49,7 +48,8 @@ def wrap_listener(
     return _take_over(checked, lambda own: make.listener(own, marks or Marks()))
 
 
-def _check(sock: object, what: str, *, pass_fds: bool) -> socket.socket | trio.socket.SocketType:
+def check_socket(sock: object, what: str, *, pass_fds: bool) -> socket.socket | trio.socket.SocketType:
+    """``sock``, if it is an open stream socket without TLS; ``what`` is what to call the caller in messages."""
     if isinstance(sock, ssl.SSLSocket):
         raise ValueError(
             f"{what} takes a socket without TLS; wrap that one, and put TLS above: trio.SSLStream(connection, ...)"
@@ -72,6 +72,13 @@ def _is_listening(sock: socket.socket | trio.socket.SocketType) -> bool:
     return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
+def prepare_socket(sock: socket.socket) -> None:
+    """Make it what those that are opened here are: non-blocking, and TCP_NODELAY."""
+    sock.setblocking(False)
+    if sock.family in {socket.AF_INET, socket.AF_INET6}:  # a listener hands it down to its connections
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
 @trio.lowlevel.enable_ki_protection
 def _take_over(sock: socket.socket | trio.socket.SocketType, make: Callable[[socket.socket], T]) -> T:
     """Make something that owns the descriptor of ``sock``, which owns it no more then, and still does if this raises."""
@@ -79,9 +86,7 @@ def _take_over(sock: socket.socket | trio.socket.SocketType, make: Callable[[soc
     # A socket of trio.socket is non-blocking, and says nothing of it.
     timeout = sock.gettimeout() if isinstance(sock, socket.socket) else 0.0
     try:
-        own.setblocking(False)
-        if sock.family in {socket.AF_INET, socket.AF_INET6}:  # a listener hands it down to its connections
-            own.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        prepare_socket(own)
         made = make(own)
     except BaseException:
         own.settimeout(timeout)

@@ -1,0 +1,76 @@
+"""Lines about connections in the log.
+
+Each says what it says in words, and once more in attributes of its LogRecord, for formatters that show them (JSON):
+
+    connection       its number, counted by the server in each process
+    peer             the other end, ``127.0.0.1:5000``
+    consumer         whose it is, counted from 0
+    cause            when it is over: a :data:`CloseCause`
+    bytes_received, bytes_sent    when it is closed
+"""
+
+from __future__ import annotations
+
+import logging
+
+import trio
+
+from gain_trio._transports import Connection
+
+from ._statistics import CloseCause
+
+logger = logging.getLogger("gain_trio")
+
+
+def peer_text(connection: Connection) -> str:
+    """The other end, for a log; what is gone may not have an address any more."""
+    try:
+        address = connection.remote_address
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        return "a client that is gone"
+    if not isinstance(address, tuple):
+        return "a peer on a Unix socket"
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class ConnectionLog:
+    """The log of one connection."""
+
+    __slots__ = ("_consumer", "_number")
+
+    def __init__(self, number: int, consumer: int) -> None:
+        self._number = number
+        self._consumer = consumer
+
+    def opened(self, connection: Connection) -> None:
+        """At level debug."""
+        if logger.isEnabledFor(logging.DEBUG):
+            peer = peer_text(connection)
+            extra = self._extra(peer)
+            logger.debug("connection %d from %s is open", self._number, peer, extra=extra)
+
+    def closed(self, connection: Connection, cause: CloseCause) -> None:
+        """At level debug."""
+        if logger.isEnabledFor(logging.DEBUG):
+            peer, received, sent = peer_text(connection), connection.bytes_received, connection.bytes_sent
+            extra = {**self._extra(peer), "cause": cause, "bytes_received": received, "bytes_sent": sent}
+            text = "connection %d from %s is closed (%s): %d bytes received, %d sent"
+            logger.debug(text, self._number, peer, cause, received, sent, extra=extra)
+
+    def over(
+        self,
+        level: int,
+        connection: Connection,
+        cause: CloseCause,
+        text: str,
+        *arguments: object,
+        exc_info: BaseException | None = None,
+    ) -> None:
+        """Why it is over, in words.  Who the peer is costs a system call, so it is not asked for in vain."""
+        if logger.isEnabledFor(level):
+            extra = {**self._extra(peer_text(connection)), "cause": cause}
+            logger.log(level, text, *arguments, exc_info=exc_info, extra=extra, stacklevel=2)
+
+    def _extra(self, peer: str) -> dict[str, object]:
+        return {"connection": self._number, "peer": peer, "consumer": self._consumer}

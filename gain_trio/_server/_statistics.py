@@ -1,0 +1,81 @@
+"""What a server has counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, TypeAlias, final
+
+import attrs
+
+from gain_trio._io_manager import UringStatistics
+
+CloseCause: TypeAlias = Literal[
+    "finished", "error", "broken", "too_slow", "idle", "cancelled", "refused", "failed_handshake"
+]
+"""Why a connection is over; each has one cause.  What they mean stands in :class:`ServerStatistics`."""
+
+
+@final
+@attrs.frozen
+class ServerStatistics:
+    """A snapshot of a server's counters.
+
+    ``accepted`` is ``active`` and all that is in :attr:`closed`.
+    """
+
+    accepted: int
+    """Connections taken so far."""
+    active: int
+    """Connections whose handler runs, or whose TLS handshake does."""
+    finished: int
+    """Connections whose handler returned, whatever had become of the connection by then."""
+    handler_errors: int
+    """Connections whose handler ended with an exception, other than the next two."""
+    broken: int
+    """Connections whose handler ended with a trio.BrokenResourceError: the peer was gone."""
+    too_slow: int
+    """Connections whose handler ended with a trio.TooSlowError: a deadline had passed."""
+    idle: int
+    """Connections that moved no byte for too long, however their handlers took it."""
+    cancelled: int
+    """Connections whose handler, or handshake, was cancelled or interrupted: the server ended, or its drain took long."""
+    refused: int
+    """Connections closed before a handler had them: who may send a PROXY protocol header, or what came, was wrong."""
+    failed_handshakes: int
+    """Connections that had no handler, because their TLS handshake failed or took too long."""
+    bytes_received: int
+    """Bytes from all connections, the open ones included, see :attr:`Connection.bytes_received`."""
+    bytes_sent: int
+    """Bytes that the kernel has taken for all connections."""
+    connections_by_consumer: tuple[int, ...]
+    """Connections taken so far, by consumer."""
+    active_by_consumer: tuple[int, ...]
+    """Connections that are open, by consumer."""
+    rings: tuple[UringStatistics, ...] = ()
+    """The counters of the ring of each process that the server runs in.  A process without a ring has none; the ring is that
+    of the whole run, and so counts what else runs in it."""
+
+    @property
+    def closed(self) -> dict[CloseCause, int]:
+        """How many connections are over, by cause."""
+        return {
+            "finished": self.finished,
+            "error": self.handler_errors,
+            "broken": self.broken,
+            "too_slow": self.too_slow,
+            "idle": self.idle,
+            "cancelled": self.cancelled,
+            "refused": self.refused,
+            "failed_handshake": self.failed_handshakes,
+        }
+
+    @classmethod
+    def total(cls, parts: Iterable[ServerStatistics]) -> ServerStatistics:
+        """Several of them as one: counts are added, what is by consumer or ring stands one behind the other."""
+        rows = [attrs.astuple(part, recurse=False) for part in parts]
+        if not rows:
+            return _NOTHING
+        return cls(*(sum(column[1:], start=column[0]) for column in zip(*rows, strict=True)))
+
+
+_NOTHING = ServerStatistics(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, (), ())

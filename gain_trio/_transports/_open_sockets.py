@@ -1,0 +1,126 @@
+"""Listening sockets by address, before anything of gain_trio's is made of them.
+
+They are plain sockets, so that they can be had once and used in several ways: as listeners of this run, and by worker
+processes, which get them passed.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterable, Sequence
+from typing import TypeAlias
+
+import trio
+
+from ._address import Address, FdAddress, TcpAddress, UnixAddress, parse_address
+from ._open_local import open_passed, open_unix
+from ._reuse_port import steer_by_cpu
+from ._socket_options import SocketOptions, apply_tcp_options, options_for
+from ._sockets import share_address, share_port
+
+SocketAddress: TypeAlias = "tuple[object, ...]"
+
+
+def close_sockets(groups: Iterable[Iterable[socket.socket]]) -> None:
+    """Close all of them."""
+    for sockets in groups:
+        for sock in sockets:
+            sock.close()
+
+
+async def open_sockets(
+    addresses: Sequence[str], options: SocketOptions, *, shards: int | None = None, by_cpu: bool = False
+) -> list[list[socket.socket]]:
+    """Listen on all of the addresses, or on none: non-blocking sockets, which are the caller's.
+
+    Args:
+      addresses: see :func:`open_listeners`.
+      options: those that are of no use to some of the addresses are for the others.
+      shards: None for one group of sockets, or the number of groups that listen on the same ports by ``SO_REUSEPORT``.
+        Port 0 is chosen once, for all of them.
+      by_cpu: of shards: the kernel chooses by the CPU that a connection arrives on, instead of by a hash.
+
+    Returns:
+      As many groups as there are shards, or one; in each a socket for every address that was found, in the same order.
+
+    Raises: see :func:`open_listeners`.
+    """
+    parsed = [parse_address(address, schemes=("tcp", "unix", "fd")) for address in addresses]
+    fitting = options_for(parsed, options)
+    if shards is not None:
+        _check_shards(parsed)
+    groups: list[list[socket.socket]] = [[] for _ in range(shards or 1)]
+    await trio.lowlevel.checkpoint()
+    try:
+        for address, fit in zip(parsed, fitting, strict=True):
+            if isinstance(address, UnixAddress):
+                groups[0].append(await open_unix(address, fit))
+            elif isinstance(address, FdAddress):
+                groups[0] += open_passed(address, pass_fds=fit.pass_fds)
+            else:
+                assert isinstance(address, TcpAddress)
+                await _open_tcp(address, fit, groups, shared=shards is not None, by_cpu=by_cpu)
+    except BaseException:
+        close_sockets(groups)
+        raise
+    return groups
+
+
+def _check_shards(addresses: Sequence[Address]) -> None:
+    for address in addresses:
+        if not isinstance(address, TcpAddress):
+            raise ValueError(
+                f"socket sharding is for TCP: {address} cannot have several listeners; use architecture='reactor'"
+            )
+
+
+async def _open_tcp(
+    address: TcpAddress, options: SocketOptions, groups: list[list[socket.socket]], *, shared: bool, by_cpu: bool
+) -> None:
+    """Add to each group a socket for each address that the host has."""
+    try:
+        found = await trio.socket.getaddrinfo(
+            address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except socket.gaierror as error:
+        raise socket.gaierror(error.errno, f"cannot listen on {address}: {error.strerror}") from error
+    unsupported: list[OSError] = []
+    for family, kind, protocol, _name, sockaddr in found:
+        where: SocketAddress = sockaddr
+        for number, group in enumerate(groups):
+            try:
+                sock = socket.socket(family, kind, protocol)
+            except OSError as error:
+                if error.errno != errno.EAFNOSUPPORT:  # a name may have addresses of a kind this machine has not
+                    raise
+                unsupported.append(error)
+                break
+            group.append(sock)  # which is closed with it
+            try:
+                _listen(sock, where, options, shared=shared)
+            except OSError as error:
+                text = TcpAddress(str(where[0]), int(str(where[1])))
+                raise OSError(error.errno, f"cannot listen on {text}: {error.strerror}") from error
+            if number == 0:
+                where = (where[0], sock.getsockname()[1], *where[2:])  # the port that the kernel chose, for the others
+        else:
+            if by_cpu:
+                steer_by_cpu(groups[0][-1], len(groups))
+    if not groups[0]:
+        reason = f"this machine supports none of the addresses of {address}"
+        raise OSError(errno.EAFNOSUPPORT, reason) from (unsupported[0] if unsupported else None)
+
+
+def _listen(sock: socket.socket, where: SocketAddress, options: SocketOptions, *, shared: bool) -> None:
+    sock.setblocking(False)
+    share_address(sock)
+    if options.reuse_port or shared:
+        share_port(sock)
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # IPv4 has a listener of its own
+    # Without it a message larger than a segment waits for the peer's delayed acknowledgement: 40 ms (tcp(7)).
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    apply_tcp_options(sock, options)
+    sock.bind(where)
+    sock.listen(options.places)

@@ -1,0 +1,154 @@
+"""What a listening socket is opened with, and which kinds of address can have it."""
+
+from __future__ import annotations
+
+import math
+import socket
+from collections.abc import Sequence
+from typing import Any, Final, final
+
+import attrs
+
+from ._address import Address, FdAddress, TcpAddress, UnixAddress
+from ._unix import Access, check_access
+
+LARGEST_BACKLOG: Final = 65535
+"""The kernel cuts it down to what the system allows (net.core.somaxconn); some systems do not take more than this."""
+LARGEST_KEEP_ALIVE: Final = 32767
+"""MAX_TCP_KEEPIDLE of Linux, in seconds."""
+LARGEST_BUFFER: Final = 2**31 - 1
+
+
+def _check_backlog(_instance: object, _attribute: object, backlog: Any) -> None:
+    if backlog is None:
+        return
+    if not isinstance(backlog, int) or isinstance(backlog, bool):
+        raise TypeError(f"backlog is a number of connections, or None, not {backlog!r}")
+    if backlog < 1:
+        raise ValueError(f"backlog must be at least 1, or None, not {backlog}")
+
+
+def _check_buffer(_instance: object, attribute: attrs.Attribute[Any], size: Any) -> None:
+    if size is None:
+        return
+    if not isinstance(size, int) or isinstance(size, bool):
+        raise TypeError(f"{attribute.name} is a number of bytes, or None, not {size!r}")
+    if not 1 <= size <= LARGEST_BUFFER:
+        raise ValueError(f"{attribute.name} is at least 1 byte and at most {LARGEST_BUFFER}, not {size}")
+
+
+def _check_keep_alive(_instance: object, _attribute: object, seconds: Any) -> None:
+    if seconds is None:
+        return
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(f"keep_alive is a number of seconds, or None, not {seconds!r}")
+    if not 1 <= seconds <= LARGEST_KEEP_ALIVE:
+        raise ValueError(f"keep_alive is 1 to {LARGEST_KEEP_ALIVE} seconds, or None, not {seconds}")
+
+
+@final
+@attrs.frozen(kw_only=True)
+class SocketOptions:
+    """Options of listening sockets; each is described where users give it, in :class:`gain_trio.ServerConfig`.
+
+    Raises:
+      ValueError, TypeError: one of them can be no such option, whatever the address.
+    """
+
+    backlog: int | None = attrs.field(default=None, validator=_check_backlog)
+    reuse_port: bool = False
+    receive_buffer: int | None = attrs.field(default=None, validator=_check_buffer)
+    send_buffer: int | None = attrs.field(default=None, validator=_check_buffer)
+    keep_alive: float | None = attrs.field(default=None, validator=_check_keep_alive)
+    mode: int | None = None
+    owner: int | str | None = None
+    group: int | str | None = None
+    pass_fds: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        _ = self.access  # which checks the mode
+
+    @property
+    def access(self) -> Access:
+        """Who may connect to a Unix socket."""
+        return Access(mode=self.mode, owner=self.owner, group=self.group)
+
+    @property
+    def places(self) -> int:
+        """What listen(2) gets."""
+        return min(self.backlog or LARGEST_BACKLOG, LARGEST_BACKLOG)
+
+    def given(self) -> dict[str, Any]:
+        """Those that say something."""
+        return {name: value for name, value in attrs.asdict(self).items() if value is not None and value is not False}
+
+
+def _refusal(name: str, address: Address) -> str | None:
+    """Why an option is of no use to an address; None if it is."""
+    reason = None
+    if name == "pass_fds":
+        if isinstance(address, TcpAddress):
+            reason = "pass_fds=True is for Unix sockets: descriptors do not go through TCP"
+    elif name in {"mode", "owner", "group"}:
+        if not isinstance(address, UnixAddress):
+            reason = f"mode, owner and group are for the file of a Unix socket, and {address} has none"
+    elif name == "reuse_port":
+        if not isinstance(address, TcpAddress):
+            reason = f"reuse_port=True is for TCP, and {address} has no port"
+    elif isinstance(address, FdAddress):
+        setting = {
+            "backlog": "Backlog=",
+            "receive_buffer": "ReceiveBuffer=",
+            "send_buffer": "SendBuffer=",
+            "keep_alive": "KeepAlive=",
+        }[name]
+        reason = f"the {name} of {address} was set by whoever opened the socket ({setting}, systemd.socket(5))"
+    elif name != "backlog" and isinstance(address, UnixAddress):
+        reason = f"{name} is for TCP, and {address} is a Unix socket"
+    return reason
+
+
+def options_for(addresses: Sequence[Address], options: SocketOptions) -> list[SocketOptions]:
+    """The options that each of the addresses has a use for.
+
+    Raises:
+      ValueError: one that was given is of no use to any of them; says why.
+    """
+    given = options.given()
+    for name in given:
+        refusals = [_refusal(name, address) for address in addresses]
+        if all(refusals):
+            raise ValueError(refusals[0])
+    fitting = [
+        SocketOptions(**{name: value for name, value in given.items() if _refusal(name, address) is None})
+        for address in addresses
+    ]
+    for address, fit in zip(addresses, fitting, strict=True):
+        if isinstance(address, UnixAddress):
+            check_access(address, fit.access)
+    return fitting
+
+
+def apply_tcp_options(sock: socket.socket, options: SocketOptions) -> None:
+    """Set them on a socket that does not listen yet; its connections inherit them (tcp(7)).
+
+    A receive buffer has to be known before listen(2): the window that TCP can offer is negotiated in the handshake.
+
+    Raises:
+      ValueError: the system has no such option.
+    """
+    if options.receive_buffer is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, options.receive_buffer)
+    if options.send_buffer is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, options.send_buffer)
+    if options.keep_alive is not None:
+        seconds = math.ceil(options.keep_alive)
+        idle = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))  # the latter is macOS's name
+        between = getattr(socket, "TCP_KEEPINTVL", None)
+        if idle is None or between is None:
+            raise ValueError(
+                "keep_alive needs TCP_KEEPIDLE and TCP_KEEPINTVL, which this system does not have: leave it out"
+            )
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, idle, seconds)
+        sock.setsockopt(socket.IPPROTO_TCP, between, seconds)

@@ -1,0 +1,265 @@
+"""What a server counts and logs: causes, bytes, the ring's figures; and records that a JSON formatter can show."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import socket
+import struct
+from typing import Any
+
+import attrs
+import pytest
+import trio
+from certificates import client_context, server_context
+from pairs import MEBIBYTE, Pair, pattern, receive_all, receive_exactly, until
+from test_server import connect, echo, serving
+from trio.testing import MockClock
+
+import gain_trio
+from gain_trio import BackendInfo, Connection, ServerStatistics, UringStatistics
+from gain_trio._faces._logging import JsonFormatter
+
+
+class DeliberateError(Exception):
+    pass
+
+
+async def end_somehow(connection: Connection) -> None:
+    """As the client asks for."""
+    match await connection.receive_line():
+        case b"error":
+            raise DeliberateError
+        case b"group":
+            async with trio.open_nursery():
+                raise DeliberateError
+        case b"too slow":
+            connection.read_deadline = trio.current_time()
+            await connection.receive()
+        case b"finish":
+            return
+    await connection.receive()
+
+
+def reset(client: trio.SocketStream) -> None:
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.socket.close()
+
+
+async def test_every_connection_has_one_cause(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(end_somehow, idle_timeout=30) as server:
+        for how in (b"finish", b"error", b"group", b"too slow", b"idle"):
+            client = await trio.open_tcp_stream(*server.addresses[0])
+            await client.send_all(how + b"\n")
+            assert await receive_all(client) == b"", "which takes the idle one 30 seconds"
+            await client.aclose()
+        broken, cancelled = [await trio.open_tcp_stream(*server.addresses[0]) for _ in range(2)]
+        await broken.send_all(b"broken\n")
+        await until(lambda: server.active_connections == 2)
+        reset(broken)
+        await until(lambda: server.active_connections == 1)
+        await server.drain(1)
+        await cancelled.aclose()
+        now = server.statistics()
+    assert now.closed == {
+        "finished": 1,
+        "error": 2,
+        "broken": 1,
+        "too_slow": 1,
+        "idle": 1,
+        "cancelled": 1,
+        "refused": 0,
+        "failed_handshake": 0,
+    }
+    assert (now.handler_errors, now.broken, now.too_slow, now.idle, now.cancelled) == (2, 1, 1, 1, 1)
+    assert sum(now.closed.values()) == now.accepted - now.active == 7
+
+
+async def test_refused_and_failed_handshakes() -> None:
+    options: dict[str, Any] = {"proxy_protocol": True, "ssl_context": server_context()}
+    async with serving(echo, **options) as server:
+        for wrong in (b"no header\r\n" * 20, b"PROXY UNKNOWN\r\n" + b"no TLS\r\n" * 20):
+            async with await connect(server) as client:
+                await client.send(wrong)
+                try:
+                    await receive_all(client)
+                except trio.BrokenResourceError:
+                    pass
+        await until(lambda: server.active_connections == 0)
+        now = server.statistics()
+        assert (now.closed["refused"], now.closed["failed_handshake"], now.accepted) == (1, 1, 2)
+
+
+# --- bytes ---
+
+
+async def test_bytes_of_a_pair(pair: Pair) -> None:
+    client, served = pair
+    data = pattern(3 * MEBIBYTE + 5)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.send, data)
+        assert await receive_exactly(served, len(data)) == data
+    await client.flush()
+    assert (client.bytes_sent, client.bytes_received) == (len(data), 0)
+    assert (served.bytes_sent, served.bytes_received) == (0, len(data))
+    await served.send(b"answer")
+    assert await client.receive_exactly(6) == b"answer"
+    await client.send(memoryview(b"more"))
+    assert await served.receive_into(bytearray(10)) == 4
+    assert served.discard() == 0
+    await client.aclose()
+    await served.aclose()
+    assert (client.bytes_sent, client.bytes_received) == (len(data) + 4, 6)
+    assert (served.bytes_sent, served.bytes_received) == (6, len(data) + 4)
+
+
+async def test_bytes_of_a_server() -> None:
+    """Of open connections and of those that are over; and a handler that closes its connection itself loses none."""
+
+    async def handler(connection: Connection) -> None:
+        await connection.send(await connection.receive_exactly(1000) + b"!")
+        if await connection.receive_exactly(1) == b"c":
+            await connection.aclose()
+
+    async with serving(handler, workers=2) as server:
+        clients = [await connect(server) for _ in range(4)]
+        for client in clients:
+            await client.send(bytes(1000))
+            assert len(await client.receive_exactly(1001)) == 1001
+        now = server.statistics()
+        assert (now.bytes_received, now.bytes_sent) == (4000, 4004)
+        for client, how in zip(clients, (b"c", b"r", b"c", b"r"), strict=True):
+            await client.send(how)
+            assert await receive_all(client) == b""
+            await client.aclose()
+        await until(lambda: server.active_connections == 0)
+        now = server.statistics()
+        assert (now.bytes_received, now.bytes_sent) == (4004, 4004)
+    assert server.statistics().bytes_sent == 4004, "also when it has ended"
+
+
+async def test_of_tls_the_bytes_on_the_wire_count() -> None:
+    counted: list[tuple[int, int]] = []
+
+    async def handler(connection: Connection) -> None:
+        await echo(connection)
+        counted.append((connection.bytes_received, connection.bytes_sent))
+
+    async with serving(handler, ssl_context=server_context()) as server:
+        address = f"tcp://127.0.0.1:{server.addresses[0][1]}"
+        async with await gain_trio.connect(
+            address, ssl_context=client_context(), server_hostname="localhost"
+        ) as client:
+            await client.send(b"hello")
+            assert await client.receive_exactly(5) == b"hello"
+            assert client.bytes_sent > 5
+        await until(lambda: server.active_connections == 0)
+        now = server.statistics()
+        [(received, sent)] = counted
+        assert 5 < received <= now.bytes_received
+        assert 5 < sent <= now.bytes_sent
+
+
+# --- snapshots ---
+
+
+async def test_the_rings_figures(backend: BackendInfo) -> None:
+    async with serving(echo) as server, await connect(server) as client:
+        await client.send(b"hello")
+        assert await client.receive() == b"hello"
+        rings = server.statistics().rings
+        if backend.tier == "none":
+            assert rings == ()
+        else:
+            [ring] = rings
+            assert isinstance(ring, UringStatistics)
+            assert ring.completions > 0
+            assert attrs.asdict(ring).keys() == attrs.asdict(trio.lowlevel.current_statistics().io_statistics).keys()
+
+
+async def test_snapshots_are_added_up_and_pickled() -> None:
+    async with serving(echo, workers=2) as one, serving(echo) as other:
+        for server in (one, one, other):
+            async with await connect(server) as client:
+                await client.send(b"hello")
+                assert await client.receive() == b"hello"
+        await until(lambda: one.active_connections == other.active_connections == 0)
+        parts = [one.statistics(), other.statistics()]
+    total = ServerStatistics.total(pickle.loads(pickle.dumps(parts)))
+    assert (total.accepted, total.active, total.finished) == (3, 0, 3)
+    assert (total.bytes_received, total.bytes_sent) == (15, 15)
+    assert total.connections_by_consumer == (1, 1, 1)
+    assert total.rings == parts[0].rings + parts[1].rings
+    nothing = ServerStatistics.total([])
+    assert sum(nothing.closed.values()) == nothing.accepted == 0
+    assert ServerStatistics.total([nothing, total]) == total
+
+
+def test_statistics_after_the_run() -> None:
+    async def main() -> gain_trio.Server:
+        async with serving(echo, workers=2) as server, await connect(server) as client:
+            await client.send(b"hello")
+            await client.receive()
+        return server
+
+    server = trio.run(main)
+    now = server.statistics()
+    assert (now.accepted, now.active, now.bytes_sent) == (1, 0, 5)
+
+
+# --- the log ---
+
+
+def details(record: logging.LogRecord) -> dict[str, Any]:
+    """What a JSON formatter makes of it."""
+    shown: dict[str, Any] = json.loads(JsonFormatter().format(record))
+    return shown
+
+
+async def test_connections_are_logged_with_their_particulars(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger="gain_trio")
+    async with serving(end_somehow, workers=2) as server:
+        client = await trio.open_tcp_stream(*server.addresses[0])
+        peer = "{}:{}".format(*client.socket.getsockname())
+        await client.send_all(b"error\n")
+        assert await receive_all(client) == b""
+        await client.aclose()
+        await until(lambda: server.active_connections == 0)
+    found = [details(record) for record in caplog.records if hasattr(record, "connection")]
+    opened, failed, closed = found
+    assert [each["level"] for each in found] == ["debug", "error", "debug"]
+    for each in found:
+        assert (each["connection"], each["peer"], each["consumer"]) == (1, peer, 0)
+        assert each["logger"] == "gain_trio"
+    assert "cause" not in opened
+    assert failed["cause"] == closed["cause"] == "error"
+    assert "DeliberateError" in failed["exception"]
+    assert (closed["bytes_received"], closed["bytes_sent"]) == (6, 0)
+    assert peer in opened["message"]
+    assert "(error)" in closed["message"]
+
+
+async def test_levels(caplog: pytest.LogCaptureFixture) -> None:
+    """What the network does is info, what nobody needs is debug."""
+    caplog.set_level(logging.DEBUG, logger="gain_trio")
+    async with serving(end_somehow) as server:
+        client = await trio.open_tcp_stream(*server.addresses[0])
+        await client.send_all(b"broken\n")
+        await until(lambda: server.active_connections == 1)
+        reset(client)
+        await until(lambda: server.statistics().broken == 1)
+        await server.drain(0)
+    levels = {record.levelno: record.getMessage() for record in caplog.records}
+    assert set(levels) == {logging.DEBUG, logging.INFO}
+    [broke] = [record for record in caplog.records if getattr(record, "cause", "") == "broken" and record.levelno > 10]
+    assert broke.levelno == logging.INFO
+
+
+def test_the_json_formatter_takes_what_json_cannot() -> None:
+    record = logging.makeLogRecord(
+        {"name": "x", "levelname": "INFO", "msg": "%s at %s", "args": ("it", 5), "set": {1}, "stack_info": "here"}
+    )
+    shown = details(record)
+    assert (shown["message"], shown["set"], shown["stack"]) == ("it at 5", "{1}", "here")
+    assert shown["time"].endswith("+00:00")
