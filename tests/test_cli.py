@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import socket
@@ -10,6 +11,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from certificates import certificate, client_context
 from processes import TIMEOUT, Program, connect, read_all, read_exactly, run, running
 
 import gain_trio
@@ -38,6 +40,16 @@ async def stubborn(connection):
 
 class Namespace:
     greet = staticmethod(greet)
+
+class Last:
+    def pick(self, peer, consumers):
+        return consumers[-1]
+
+last = Last()
+
+async def which(connection):
+    name = trio.lowlevel.current_task().parent_nursery.parent_task.name
+    await connection.send(name.encode())
 """
 
 
@@ -72,6 +84,16 @@ def test_a_signal_cancels_handlers_which_clean_up(folder: Path) -> None:
         with connect(*serving(program, "my_handlers:stubborn")) as client:
             assert read_exactly(client, 5) == b"ready"
             program.interrupt()
+            program.interrupt(signal.SIGTERM)  # the first lets it finish, which it never does
+            assert program.end() == (0, "cleaned up\n", "")
+
+
+def test_a_handler_that_does_not_finish_in_time_is_cancelled(folder: Path) -> None:
+    arguments = ("--handler", "my_handlers:stubborn", "--graceful-timeout", "0.01")
+    with running(*SERVE, ANY_PORT, *arguments, cwd=folder) as program:
+        with connect(*serving(program, "my_handlers:stubborn")) as client:
+            assert read_exactly(client, 5) == b"ready"
+            program.interrupt()
             assert program.end() == (0, "cleaned up\n", "")
 
 
@@ -83,6 +105,87 @@ def test_connections_are_shared_by_workers() -> None:
                 client.sendall(b"%d" % number)
                 client.shutdown(socket.SHUT_WR)
                 assert read_all(client) == b"%d" % number
+
+
+@pytest.mark.parametrize("name", ["my_handlers:Last", "my_handlers:last"])
+def test_a_balancer_of_ones_own(folder: Path, name: str) -> None:
+    arguments = ("--handler", "my_handlers:which", "--workers", "3", "--balancer", name)
+    with running(*SERVE, ANY_PORT, *arguments, cwd=folder) as program:
+        address = serving(program, "my_handlers:which")
+        for _ in range(2):
+            with connect(*address) as client:
+                assert read_all(client) == b"gain_trio consumer 2"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--architecture", "socket_sharding", "--workers", "2", "--cbpf"),
+        ("--balancer", "source_ip_hash", "--workers", "2"),
+        ("--max-connections", "1", "--idle-timeout", "60"),
+    ],
+    ids=" ".join,
+)
+def test_options_of_a_server(arguments: tuple[str, ...]) -> None:
+    with running(*SERVE, ANY_PORT, "--handler", "echo", *arguments) as program:
+        address = serving(program)
+        for number in range(4):
+            with connect(*address) as client:
+                client.sendall(b"%d" % number)
+                assert read_exactly(client, 1) == b"%d" % number
+        program.interrupt()
+        assert program.end() == (0, "", "")
+
+
+def test_several_addresses(folder: Path) -> None:
+    path = folder / "app.sock"
+    with running(*SERVE, ANY_PORT, f"unix://{path}", "--handler", "echo") as program:
+        address = serving(program)
+        assert program.line() == f"serving echo on unix://{path}; Ctrl-C stops it"
+        with connect(*address) as client, socket.socket(socket.AF_UNIX) as local:
+            local.connect(str(path))
+            for each in (client, local):
+                each.sendall(b"hello")
+                assert read_exactly(each, 5) == b"hello"
+            program.interrupt()
+            assert program.end() == (0, "", "")
+            assert read_all(client) == read_all(local) == b""
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("key_apart", [True, False])
+def test_tls(folder: Path, key_apart: bool) -> None:
+    chain, key = folder / "chain.pem", folder / "key.pem"
+    certificate().cert_chain_pems[0].write_to_path(chain)
+    certificate().private_key_pem.write_to_path(key)
+    if not key_apart:
+        certificate().private_key_pem.write_to_path(chain, append=True)
+    arguments = ["--tls-cert", chain, *(["--tls-key", key] if key_apart else [])]
+    with running(*SERVE, ANY_PORT, "--handler", "echo", *arguments) as program:
+        with connect(*serving(program)) as client:
+            with client_context().wrap_socket(client, server_hostname="localhost") as secure:
+                secure.sendall(b"hello")
+                assert secure.recv(5) == b"hello"
+
+
+@pytest.mark.parametrize("style", ["pretty", "json"])
+def test_the_log(folder: Path, style: str) -> None:
+    arguments = ("--handler", "my_handlers:fail", "--log-level", "debug", "--log-format", style)
+    with running(*SERVE, ANY_PORT, *arguments, cwd=folder) as program:
+        with connect(*serving(program, "my_handlers:fail")) as client:
+            peer = "{}:{}".format(*client.getsockname())
+            assert read_all(client) == b""
+        program.interrupt()
+        status, _out, err = program.end()
+    assert status == 0
+    if style == "pretty":
+        assert re.search(rf" DEBUG gain_trio: connection 1 from {re.escape(peer)} is open$", err, re.MULTILINE)
+        assert re.search(r"^LookupError: the handler's own$", err, re.MULTILINE)
+        return
+    found = [json.loads(line) for line in err.splitlines()]
+    [closed] = [each for each in found if "bytes_received" in each]
+    assert (closed["peer"], closed["cause"], closed["consumer"]) == (peer, "error", 0)
+    assert any("LookupError" in each.get("exception", "") for each in found)
 
 
 def test_ipv6() -> None:
@@ -143,6 +246,23 @@ def test_a_host_that_does_not_exist_is_named() -> None:
         ([ANY_PORT, "--handler", "my_handlers:NOT_CALLABLE"], "'my_handlers:NOT_CALLABLE' is no function"),
         ([ANY_PORT, "--handler", "echo", "--workers", "0"], "workers must be at least 1, not 0"),
         ([ANY_PORT, "--handler", "echo", "--backlog", "0"], "backlog must be at least 1, or None, not 0"),
+        ([ANY_PORT, "tcp://nowhere", "--handler", "echo"], "'tcp://nowhere' is no address"),
+        ([ANY_PORT, "--handler", "echo", "--balancer", "fair"], "unknown balancer 'fair': it is round_robin, "),
+        ([ANY_PORT, "--handler", "echo", "--balancer", "my_handlers:fail"], "has no method pick(peer, consumers)"),
+        ([ANY_PORT, "--handler", "echo", "--cbpf"], "cbpf=True chooses among the listeners of architecture="),
+        ([ANY_PORT, "--handler", "echo", "--graceful-timeout", "-1"], "graceful_timeout is at least 0 seconds"),
+        ([ANY_PORT, "--handler", "echo", "--max-connections", "0"], "max_connections must be at least 1, or None"),
+        ([ANY_PORT, "--handler", "echo", "--idle-timeout", "0"], "an idle timeout is greater than 0"),
+        ([ANY_PORT, "--handler", "echo", "--tls-key", "key.pem"], "give --tls-cert, too"),
+        ([ANY_PORT, "--handler", "echo", "--tls-cert", "none.pem"], "cannot read none.pem: No such file or directory"),
+        (
+            [ANY_PORT, "--handler", "echo", "--tls-cert", "my_handlers.py"],
+            "no certificate with its key in my_handlers.py",
+        ),
+        (
+            ["unix://@a", "--handler", "echo", "--architecture", "socket_sharding"],
+            "socket sharding is for TCP: unix://@a cannot have several listeners",
+        ),
     ],
 )
 def test_what_cannot_be_served_ends_with_status_1_and_one_line(folder: Path, arguments: list[str], reason: str) -> None:
@@ -168,7 +288,7 @@ def test_help_names_the_options_and_the_handlers(capsys: pytest.CaptureFixture[s
         main(["serve", "--help"])
     assert ended.value.code == 0
     out = capsys.readouterr().out
-    for word in ("address", "--handler", "--workers", "--backlog", "echo"):
+    for word in ("ADDRESS", "--handler", "--workers", "--backlog", "echo", "socket_sharding", "examples:"):
         assert word in out
 
 

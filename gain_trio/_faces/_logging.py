@@ -1,0 +1,47 @@
+"""Logging of the command line: to standard error, for people or for machines."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import datetime, timezone
+from typing import Literal, TypeAlias, final, get_args
+
+LogFormat: TypeAlias = Literal["pretty", "json"]
+LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
+FORMATS: tuple[LogFormat, ...] = get_args(LogFormat)
+LEVELS: tuple[LogLevel, ...] = get_args(LogLevel)
+
+_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+"""What every LogRecord has; anything else somebody has put there by ``extra=``."""
+
+
+@final
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, what was given as ``extra``, and the traceback, if any."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See :meth:`logging.Formatter.format`."""
+        entry: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, tz=timezone.utc).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "process": record.process,
+            "message": record.getMessage(),
+        }
+        entry.update((name, value) for name, value in record.__dict__.items() if name not in _STANDARD)
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            entry["stack"] = self.formatStack(record.stack_info)
+        return json.dumps(entry, default=str)
+
+
+def configure_logging(level: LogLevel, style: LogFormat) -> None:
+    """Have the process log to standard error, from this level on."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        JsonFormatter() if style == "json" else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    )
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

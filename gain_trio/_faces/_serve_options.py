@@ -1,0 +1,159 @@
+"""The arguments of ``gain-trio serve``, and the :class:`ServerConfig` that they amount to."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import ssl
+from collections.abc import Callable
+from typing import TYPE_CHECKING, get_args
+
+from gain_trio._server import ServerConfig
+from gain_trio._server._balancer import BALANCERS, Balancer
+from gain_trio._server._config import Architecture
+
+from ._handlers import BUILT_IN, find_object
+from ._logging import FORMATS, LEVELS
+
+if TYPE_CHECKING:
+    from gain_trio._server import ServerOptions
+
+_EPILOG = """\
+examples:
+  gain-trio serve tcp://127.0.0.1:8080 --handler echo
+  gain-trio serve tcp://[::]:443 --handler my_package.web:handler --tls-cert cert.pem --tls-key key.pem
+  gain-trio serve tcp://127.0.0.1:8080 unix:///run/app.sock --handler app:handler --workers 4 --max-connections 1000
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """All of them, in groups."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _EPILOG
+    parser.add_argument(
+        "address",
+        nargs="+",
+        metavar="ADDRESS",
+        help="where to listen: tcp://HOST:PORT (port 0 lets the kernel choose), unix:///PATH or fd://systemd; or several",
+    )
+    parser.add_argument(
+        "--handler",
+        required=True,
+        metavar="NAME",
+        help=f"what serves a connection: {', '.join(BUILT_IN)}, or an async function as package.module:function",
+    )
+    _add_architecture(parser.add_argument_group("who serves"))
+    _add_limits(parser.add_argument_group("limits"))
+    _add_tls(parser.add_argument_group("TLS"))
+    _add_logging(parser.add_argument_group("log"))
+
+
+def _add_architecture(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="consumers that share the connections, or shards (1)"
+    )
+    group.add_argument(
+        "--architecture",
+        choices=get_args(Architecture),
+        default="reactor",
+        help="reactor: one acceptor for each address, a balancer, and the workers; socket_sharding: each worker has a "
+        "listener of its own, and the kernel distributes (TCP only)",
+    )
+    group.add_argument(
+        "--balancer",
+        default="round_robin",
+        metavar="NAME",
+        help=f"of the reactor: {', '.join(BALANCERS)}, or one of your own as package.module:name (a class is called for it)",
+    )
+    group.add_argument(
+        "--cbpf", action="store_true", help="of socket_sharding: choose the shard by the CPU a connection arrives on"
+    )
+
+
+def _add_limits(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--max-connections", type=int, metavar="N", help="connections at a time; others wait in the backlog (no limit)"
+    )
+    group.add_argument(
+        "--backlog", type=int, metavar="N", help="connections that may wait to be accepted (all the system allows)"
+    )
+    group.add_argument(
+        "--idle-timeout", type=float, metavar="S", help="seconds without a byte that end a connection (none do)"
+    )
+    group.add_argument(
+        "--graceful-timeout",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="seconds that connections get to finish after the first signal (30)",
+    )
+
+
+def _add_tls(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--tls-cert", metavar="FILE", help="serve TLS with this certificate, its chain behind it (PEM)")
+    group.add_argument("--tls-key", metavar="FILE", help="its private key, unless it stands in the same file (PEM)")
+
+
+def _add_logging(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--log-level", choices=LEVELS, default="warning", help="the least that is told on stderr (warning)"
+    )
+    group.add_argument(
+        "--log-format", choices=FORMATS, default="pretty", help="lines for people, or JSON objects (pretty)"
+    )
+
+
+def config_of(options: argparse.Namespace) -> ServerConfig:
+    """What they ask for.
+
+    Raises:
+      ValueError: they make no sense together; says why.
+    """
+    given: ServerOptions = {
+        "workers": options.workers,
+        "architecture": options.architecture,
+        "balancer": _balancer(options.balancer),
+        "cbpf": options.cbpf,
+        "max_connections": options.max_connections,
+        "backlog": options.backlog,
+        "graceful_timeout": options.graceful_timeout,
+        "ssl_context": _tls(options.tls_cert, options.tls_key),
+    }
+    if options.idle_timeout is not None:
+        given["idle_timeout"] = options.idle_timeout
+    return ServerConfig(**given)
+
+
+def _balancer(name: str) -> Balancer:
+    if name in BALANCERS:
+        return BALANCERS[name]()
+    found = find_object(name, "balancer", BALANCERS)
+    balancer: Balancer = found() if isinstance(found, type) else found
+    if not callable(getattr(balancer, "pick", None)):
+        raise ValueError(f"{name!r} has no method pick(peer, consumers)")
+    return balancer
+
+
+def _tls(certificate: str | None, key: str | None) -> Callable[[], ssl.SSLContext] | None:
+    if certificate is None:
+        if key is not None:
+            raise ValueError("--tls-key is the key of a certificate: give --tls-cert, too")
+        return None
+    return functools.partial(load_context, certificate, key)
+
+
+def load_context(certificate: str, key: str | None) -> ssl.SSLContext:
+    """A server's context of these files.
+
+    Raises:
+      ValueError: they cannot be read, or are none, or do not belong together; says which, and why.
+    """
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    files = certificate if key is None else f"{certificate} and {key}"
+    try:
+        context.load_cert_chain(certificate, key)
+    except ssl.SSLError as error:
+        raise ValueError(f"no certificate with its key in {files} (PEM is wanted): {error.reason or error}") from error
+    except OSError as error:
+        raise ValueError(f"cannot read {files}: {error.strerror}") from error
+    return context
