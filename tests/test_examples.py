@@ -283,3 +283,65 @@ def test_the_line_server_keeps_its_limits() -> None:
             assert read_exactly(client, 10) == b"deep blue\n"
         program.interrupt()
         assert program.end() == (0, "", "")
+
+
+@pytest.mark.parametrize("balancer", ["round_robin", "least_connections", "two_choices"])
+def test_reactor_balancers_spreads_connections(balancer: str) -> None:
+    with running(EXAMPLES / "reactor_balancers.py", balancer) as program:
+        address = listening(program)
+        with contextlib.ExitStack() as clients:
+            told = []
+            for _ in range(12):
+                client = clients.enter_context(connect(*address))
+                told.append([int(count) for count in read_line(client).split()])
+            assert [sum(counts) for counts in told] == list(range(1, 13))
+            assert len(told[-1]) == 4
+            if balancer != "two_choices":  # which leaves it to chance how far they are apart
+                assert told[-1] == [3, 3, 3, 3]
+        program.interrupt()
+        assert program.end() == (0, "", "")
+
+
+def test_reactor_balancers_by_source_address() -> None:
+    with running(EXAMPLES / "reactor_balancers.py", "source_ip_hash") as program:
+        address = listening(program)
+        with contextlib.ExitStack() as clients:
+            for _ in range(5):
+                counts = read_line(clients.enter_context(connect(*address))).split()
+            assert sorted(counts) == [b"0", b"0", b"0", b"5"]
+
+
+def read_line(client: socket.socket) -> bytes:
+    line = b""
+    while not line.endswith(b"\n"):
+        line += read_exactly(client, 1)
+    return line
+
+
+def test_graceful_finishes_what_was_asked() -> None:
+    count = 1_500_000  # some 10 MB, which no kernel holds: the answer is under way until it is read
+    with running(EXAMPLES / "graceful.py") as program:
+        address = listening(program)
+        with connect(*address) as asking, connect(*address) as silent:
+            asking.sendall(b"%d\n" % count)
+            assert read_exactly(asking, 4) == b"1\n2\n"
+            program.interrupt(signal.SIGTERM)
+            assert program.line() == "draining 2 connections"
+            assert read_all(silent) == b""
+            with pytest.raises(ConnectionRefusedError):
+                connect(*address)
+            assert read_all(asking) == b"".join(b"%d\n" % number for number in range(3, count + 1))
+        assert program.end() == (0, "finished 2, cut off 0\n", "")
+
+
+@pytest.mark.parametrize(("seconds", "signals"), [("0.05", 1), ("1000", 2)], ids=["time is up", "a second signal"])
+def test_graceful_does_not_wait_for_ever(seconds: str, signals: int) -> None:
+    with running(EXAMPLES / "graceful.py", "tcp://127.0.0.1:0", seconds) as program:
+        with connect(*listening(program)) as asking:
+            asking.sendall(b"10000000\n")
+            assert read_exactly(asking, 4) == b"1\n2\n"
+            program.interrupt()
+            assert program.line() == "draining 1 connections"
+            if signals == 2:
+                program.interrupt(signal.SIGTERM)
+            assert program.end() == (0, "finished 0, cut off 1\n", "")

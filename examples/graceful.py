@@ -1,0 +1,83 @@
+"""A server that ends gracefully: whoever has asked gets the whole answer, and everybody else is let go.
+
+    python examples/graceful.py [tcp://127.0.0.1:0 [SECONDS]]
+
+    $ nc 127.0.0.1 PORT
+    3
+    1
+    2
+    3
+
+The answer to a number is so many lines.  On the first Ctrl-C or SIGTERM nobody can connect any more, answers under way are
+finished, clients that have asked nothing are disconnected, and what takes longer than SECONDS (10) is cut off.  A second
+one cuts all of it off at once.
+"""
+
+import contextlib
+import signal
+import sys
+from collections.abc import AsyncIterator
+
+import trio
+
+import gain_trio
+
+LONGEST_LINE = 100
+MOST_LINES = 10_000_000
+AT_ONCE = 1000
+
+
+async def hang_up_when_draining(connection: gain_trio.Connection) -> None:
+    """Have the handler wait for no more requests.
+
+    A deadline ends the wait for the next one, now or later, and nothing else: one that has come is still answered, and
+    what is being sent goes on.
+    """
+    await connection.draining.wait()
+    connection.read_deadline = trio.current_time()
+
+
+async def answer(connection: gain_trio.Connection, request: bytes) -> None:
+    """As many lines as asked for."""
+    count = min(int(request), MOST_LINES)
+    for first in range(1, count + 1, AT_ONCE):
+        last = min(first + AT_ONCE, count + 1)
+        await connection.send(b"".join(b"%d\n" % number for number in range(first, last)))
+
+
+async def handler(connection: gain_trio.Connection) -> None:
+    """One client."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hang_up_when_draining, connection)
+        with contextlib.suppress(trio.TooSlowError, ValueError, gain_trio.IncompleteMessage):
+            while (request := await connection.receive_line(max_bytes=LONGEST_LINE)) is not None:
+                await answer(connection, request)
+        nursery.cancel_scope.cancel()
+
+
+async def main(address: str, seconds: float) -> None:
+    """Serve until a signal, and on until all is said; a second signal does not wait for that."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            server = await nursery.start(gain_trio.serve, handler, address)
+            for host, port, *_ in server.addresses:
+                print(f"listening on {host} port {port}", flush=True)
+            await anext(signals)
+            print(f"draining {server.active_connections} connections", flush=True)
+            async with trio.open_nursery() as ending:
+                ending.start_soon(cancel_on, signals, nursery.cancel_scope)
+                await server.drain(seconds)
+                ending.cancel_scope.cancel()
+    counts = server.statistics()
+    print(f"finished {counts.finished}, cut off {counts.cancelled}", flush=True)
+
+
+async def cancel_on(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    """The second signal."""
+    await anext(signals)
+    scope.cancel()
+
+
+if __name__ == "__main__":
+    where = sys.argv[1] if len(sys.argv) > 1 else "tcp://127.0.0.1:0"
+    gain_trio.run(main, where, float(sys.argv[2]) if len(sys.argv) > 2 else 10.0)
