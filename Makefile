@@ -24,14 +24,14 @@ identity := $(shell $(PYTHON) -c 'import sys; print(sys.executable, sys.version.
 c_sources := $(wildcard _ffi/*.[ch] _ffi/*.py _ffi/fastpath/*.[ch])
 build_inputs := pyproject.toml setup.py $(c_sources)
 packaged := $(build_inputs) MANIFEST.in README.md LICENSE $(shell find gain_trio -name '*.py' -o -name '*.pyi' -o -name py.typed 2>/dev/null)
-packaged += $(wildcard CHANGELOG.md CONTRIBUTING.md Makefile docs/*.md tools/*.py tests/*.py examples/*.py)
+packaged += $(wildcard CHANGELOG.md CONTRIBUTING.md Makefile docs/*.md docs/*.rst docs/*.py tools/*.py tests/*.py examples/*.py)
 
-.PHONY: help demo test test-ring test-trio test-once test-features soak lint format types package package-pure sanitize test-in-tree
+.PHONY: help demo test test-ring test-trio test-once test-features soak lint format types docs package package-pure sanitize test-in-tree
 .PHONY: trio-suite trio-suite-newest trio-suite-oldest trio-suite-poll bench clean FORCE
 
 help:
 	@sed -n 's/^# make \(.*\)/make \1/p' Makefile
-	@echo 'more: test-ring test-trio test-features soak lint format types package package-pure sanitize trio-suite bench clean'
+	@echo 'more: test-ring test-trio test-features soak lint format types docs package package-pure sanitize trio-suite bench clean'
 
 # --- the environment ---
 
@@ -123,6 +123,14 @@ types: $(VENV)/lint
 	$(bin)/mypy gain_trio examples tools
 	$(bin)/mypy benchmarks/*.py
 	PATH="$(abspath $(bin)):$$PATH" PYTHONPATH='$(CURDIR)' pyright --verifytypes gain_trio --ignoreexternal
+
+$(VENV)/docs: $(VENV)/built pyproject.toml
+	$(pip) --editable '.[test,docs]' $(WITH)
+	touch $@
+
+# The documentation, in build/docs.  A reference that leads nowhere, or a public name without an entry, is an error.
+docs: $(VENV)/docs
+	$(bin)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
 # The whole of what is published: the sdist, and the wheel built from it in an environment of its own.  Then the wheel is
 # installed in a fresh environment outside the tree, where the demonstration must run on it.

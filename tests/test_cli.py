@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import signal
@@ -208,6 +209,43 @@ def test_a_handler_of_ones_own_is_found_where_one_stands(folder: Path, name: str
             assert read_all(client) == b"hello from a module"
 
 
+def test_the_http_handler_answers_another_programs_requests() -> None:
+    with running(*SERVE, "127.0.0.1:0", "--network", "tcp", "--handler", "http") as program:
+        client = http.client.HTTPConnection(*serving(program, "http"), timeout=TIMEOUT)
+        for path, status in (("/plaintext", 200), ("/nothing", 404), ("/", 200)):
+            client.request("GET", path)
+            response = client.getresponse()
+            assert response.status == status
+            assert (response.read() == b"Hello, World!") is (status == 200)
+        client.close()
+
+
+@pytest.mark.parametrize("arguments", [["udp://127.0.0.1:0"], ["127.0.0.1:0", "--network", "udp", "--workers", "2"]])
+def test_datagrams_are_echoed(arguments: list[str]) -> None:
+    with running(*SERVE, *arguments, "--handler", "echo") as program:
+        match = re.fullmatch(r"serving echo on udp://127\.0\.0\.1:(\d+); Ctrl-C stops it", program.line())
+        assert match
+        with socket.socket(type=socket.SOCK_DGRAM) as client:
+            client.settimeout(TIMEOUT)
+            client.connect(("127.0.0.1", int(match[1])))
+            for data in (b"one", b"", b"two"):
+                client.send(data)
+                assert client.recv(100) == data
+        program.interrupt()
+        assert program.end() == (0, "", "")
+
+
+def test_a_path_is_served_as_a_unix_socket(tmp_path: Path) -> None:
+    path = tmp_path / "echo.sock"
+    with running(*SERVE, path, "--network", "unix", "--handler", "echo") as program:
+        assert program.line() == f"serving echo on unix://{path}; Ctrl-C stops it"
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(TIMEOUT)
+            client.connect(str(path))
+            client.sendall(b"hello")
+            assert read_exactly(client, 5) == b"hello"
+
+
 def test_a_handler_that_fails_is_logged_and_the_server_goes_on(folder: Path) -> None:
     with running(*SERVE, ANY_PORT, "--handler", "my_handlers:fail", cwd=folder) as program:
         address = serving(program, "my_handlers:fail")
@@ -238,9 +276,15 @@ def test_a_host_that_does_not_exist_is_named() -> None:
     [
         (["127.0.0.1:80", "--handler", "echo"], "'127.0.0.1:80' is no address: it has no scheme"),
         (["http://127.0.0.1:80", "--handler", "echo"], "the scheme must be tcp"),
+        (["tcp://127.0.0.1:0", "--network", "udp", "--handler", "echo"], "is not of --network udp"),
+        (["127.0.0.1", "--network", "tcp", "--handler", "echo"], "come a host and a port"),
+        (["run/x.sock", "--network", "unix", "--handler", "echo"], "unix://"),
+        (["udp://127.0.0.1:0", "--handler", "http"], "the handler 'http' needs connections"),
+        (["udp://127.0.0.1:0", "--handler", "ecco"], "unknown handler 'ecco': it is echo, or package.module:function"),
+        (["udp://127.0.0.1:0", "--handler", "echo", "--backlog", "5"], "--backlog is for connections"),
         (["tcp://127.0.0.1", "--handler", "echo"], "come a host and a port"),
         (["tcp://127.0.0.1:65536", "--handler", "echo"], "a port is at most 65535"),
-        ([ANY_PORT, "--handler", "ecco"], "unknown handler 'ecco': it is echo, or package.module:function"),
+        ([ANY_PORT, "--handler", "ecco"], "unknown handler 'ecco': it is echo, http, or package.module:function"),
         ([ANY_PORT, "--handler", "no_such_module:x"], "cannot import the handler's module 'no_such_module'"),
         ([ANY_PORT, "--handler", "my_handlers:missing"], "the module 'my_handlers' has no 'missing'"),
         ([ANY_PORT, "--handler", "my_handlers:NOT_CALLABLE"], "'my_handlers:NOT_CALLABLE' is no function"),
@@ -288,7 +332,17 @@ def test_help_names_the_options_and_the_handlers(capsys: pytest.CaptureFixture[s
         main(["serve", "--help"])
     assert ended.value.code == 0
     out = capsys.readouterr().out
-    for word in ("ADDRESS", "--handler", "--workers", "--backlog", "echo", "socket_sharding", "examples:"):
+    for word in (
+        "ADDRESS",
+        "--network",
+        "--handler",
+        "http",
+        "--workers",
+        "--backlog",
+        "echo",
+        "socket_sharding",
+        "examples:",
+    ):
         assert word in out
 
 

@@ -8,7 +8,7 @@ from typing import cast
 
 import gain_trio
 
-from . import _doctor_command, _seccomp_command, _serve
+from . import _doctor_command, _locality_command, _seccomp_command, _serve
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -18,6 +18,7 @@ def _parser() -> argparse.ArgumentParser:
     _serve.add_parser(commands)
     _doctor_command.add_parser(commands)
     _seccomp_command.add_parser(commands)
+    _locality_command.add_parser(commands)
     return parser
 
 

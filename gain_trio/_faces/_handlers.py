@@ -10,7 +10,10 @@ from typing import Any, cast
 import trio
 
 from gain_trio._server._consumer import Handler
-from gain_trio._transports import Connection
+from gain_trio._server._datagrams import DatagramHandler
+from gain_trio._transports import Connection, DatagramEndpoint
+
+from ._http import http
 
 
 async def echo(connection: Connection) -> None:
@@ -28,7 +31,13 @@ async def _end_when_draining(connection: Connection) -> None:
     connection.read_deadline = trio.current_time()  # what has arrived is never too late
 
 
-BUILT_IN: dict[str, Handler] = {"echo": echo}
+async def echo_datagram(data: bytes, address: Any, endpoint: DatagramEndpoint) -> None:
+    """Send a datagram back to where it came from."""
+    await endpoint.send(data, address)
+
+
+BUILT_IN: dict[str, Handler] = {"echo": echo, "http": http}
+DATAGRAM_BUILT_IN: dict[str, DatagramHandler] = {"echo": echo_datagram}
 
 
 def find_object(name: str, what: str, built_in: Iterable[str]) -> Any:
@@ -59,14 +68,29 @@ def find_object(name: str, what: str, built_in: Iterable[str]) -> Any:
 
 
 def find_handler(name: str) -> Handler:
-    """A built-in handler, or ``package.module:function``.
+    """A built-in handler of connections, or ``package.module:function``.
 
     Raises:
       ValueError: there is none by this name; says what there is.
     """
+    return BUILT_IN[name] if name in BUILT_IN else cast("Handler", _find_function(name, BUILT_IN))
+
+
+def find_datagram_handler(name: str) -> DatagramHandler:
+    """The same, of datagrams.
+
+    Raises:
+      ValueError: there is none by this name, or it is one of connections; says what there is.
+    """
+    if name in DATAGRAM_BUILT_IN:
+        return DATAGRAM_BUILT_IN[name]
     if name in BUILT_IN:
-        return BUILT_IN[name]
-    target = find_object(name, "handler", BUILT_IN)
-    if not callable(target):
+        raise ValueError(f"the handler {name!r} needs connections, which a UDP address has not")
+    return cast("DatagramHandler", _find_function(name, DATAGRAM_BUILT_IN))
+
+
+def _find_function(name: str, built_in: Iterable[str]) -> object:
+    found = find_object(name, "handler", built_in)
+    if not callable(found):
         raise ValueError(f"{name!r} is no function")
-    return cast("Handler", target)
+    return found

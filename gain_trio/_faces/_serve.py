@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
+import attrs
 import trio
 
 import gain_trio
-from gain_trio import Server, ServerConfig
-from gain_trio._server._consumer import Handler
-from gain_trio._transports import address_text, parse_address
+from gain_trio import DatagramServer, Server, ServerConfig
+from gain_trio._transports import parse_address
 
-from ._handlers import find_handler
+from ._handlers import find_datagram_handler, find_handler
 from ._logging import configure_logging
+from ._network import SERVED, full_address, is_of_datagrams, served_text
 from ._parsing import Subparsers, fail
 from ._serve_options import add_arguments, config_of
+
+Starter = Callable[..., Awaitable[None]]
+"""Something for ``nursery.start`` that starts a server."""
+
+_OF_DATAGRAMS = {"workers", "graceful_timeout"}
+"""The options that make sense for a server of datagrams, or that have a value anyway."""
 
 
 def add_parser(commands: Subparsers) -> None:
@@ -40,10 +48,11 @@ def execute(options: argparse.Namespace) -> int:
     sys.path.insert(0, str(Path.cwd()))  # as python -m does: a handler of one's own is found where one stands
     configure_logging(options.log_level, options.log_format)
     try:
-        for address in options.address:
-            parse_address(address, schemes=("tcp", "unix", "fd"))
-        handler = find_handler(options.handler)
-        gain_trio.run(_serve, handler, options, config_of(options))
+        addresses = [full_address(address, options.network) for address in options.address]
+        for address in addresses:
+            parse_address(address, schemes=SERVED)
+        config = config_of(options)
+        gain_trio.run(_serve, _starter(options.handler, addresses, config), options.handler, addresses[0], config)
     except KeyboardInterrupt:
         return 0
     except (ValueError, gain_trio.RingUnavailable) as error:
@@ -53,18 +62,34 @@ def execute(options: argparse.Namespace) -> int:
     return 0
 
 
-async def _serve(handler: Handler, options: argparse.Namespace, config: ServerConfig) -> None:
-    refused: Exception | None = None
-    running: list[Server] = []
+def _starter(handler: str, addresses: Sequence[str], config: ServerConfig) -> Starter:
+    """What to start in a nursery."""
+    if not any(map(is_of_datagrams, addresses)):
+        return functools.partial(gain_trio.serve, find_handler(handler), addresses, config=config)
+    if len(addresses) > 1:
+        raise ValueError("a UDP address is served alone: start another gain-trio for the others")
+    usual = ServerConfig()
+    for name in attrs.fields_dict(ServerConfig):
+        if name not in _OF_DATAGRAMS and getattr(config, name) != getattr(usual, name):
+            option = {"ssl_context": "tls-cert"}.get(name, name.replace("_", "-"))
+            raise ValueError(f"--{option} is for connections, which a UDP address has not")
+    return functools.partial(
+        gain_trio.serve_datagrams, find_datagram_handler(handler), addresses[0], workers=config.workers
+    )
 
-    async def serve(*, task_status: trio.TaskStatus[Server]) -> None:
-        await gain_trio.serve(handler, options.address, config=config, task_status=task_status)
+
+async def _serve(start: Starter, handler: str, address: str, config: ServerConfig) -> None:
+    refused: Exception | None = None
+    running: list[Server | DatagramServer] = []
+
+    async def serve(*, task_status: trio.TaskStatus[Server | DatagramServer]) -> None:
+        await start(task_status=task_status)
         nursery.cancel_scope.cancel()  # it is drained
 
     async def stop_on_signals(signals: AsyncIterator[int]) -> None:
         drains = False
         async for _signal_number in signals:
-            if not running or drains:
+            if drains or not running or not isinstance(running[0], Server):
                 nursery.cancel_scope.cancel()
                 return
             nursery.start_soon(running[0].drain, config.graceful_timeout)
@@ -79,7 +104,7 @@ async def _serve(handler: Handler, options: argparse.Namespace, config: ServerCo
                 refused = error  # raised below, outside the nursery, which would put it into a group
                 nursery.cancel_scope.cancel()
             else:
-                for address in running[0].addresses:
-                    print(f"serving {options.handler} on {address_text(address)}; Ctrl-C stops it", flush=True)
+                for sockaddr in running[0].addresses:
+                    print(f"serving {handler} on {served_text(address, sockaddr)}; Ctrl-C stops it", flush=True)
     if refused is not None:
         raise refused

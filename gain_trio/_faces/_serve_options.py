@@ -9,11 +9,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, get_args
 
 from gain_trio._server import ServerConfig
-from gain_trio._server._balancer import BALANCERS, Balancer
+from gain_trio._server._balancer import BALANCERS, Balancer, BalancerName
 from gain_trio._server._config import Architecture
 
 from ._handlers import BUILT_IN, find_object
 from ._logging import FORMATS, LEVELS
+from ._network import add_options as add_network_options
 
 if TYPE_CHECKING:
     from gain_trio._server import ServerOptions
@@ -34,13 +35,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "address",
         nargs="+",
         metavar="ADDRESS",
-        help="where to listen: tcp://HOST:PORT (port 0 lets the kernel choose), unix:///PATH or fd://systemd; or several",
+        help="where to listen: tcp://HOST:PORT (port 0 lets the kernel choose), unix:///PATH or fd://systemd; or several; "
+        "or one udp://HOST:PORT",
     )
+    add_network_options(parser)
     parser.add_argument(
         "--handler",
         required=True,
         metavar="NAME",
-        help=f"what serves a connection: {', '.join(BUILT_IN)}, or an async function as package.module:function",
+        help=f"what serves a connection, or a datagram: {', '.join(BUILT_IN)}, or an async function as "
+        "package.module:function",
     )
     _add_architecture(parser.add_argument_group("who serves"))
     _add_limits(parser.add_argument_group("limits"))
@@ -124,9 +128,9 @@ def config_of(options: argparse.Namespace) -> ServerConfig:
     return ServerConfig(**given)
 
 
-def _balancer(name: str) -> Balancer:
+def _balancer(name: str) -> Balancer | BalancerName:
     if name in BALANCERS:
-        return BALANCERS[name]()
+        return name
     found = find_object(name, "balancer", BALANCERS)
     balancer: Balancer = found() if isinstance(found, type) else found
     if not callable(getattr(balancer, "pick", None)):

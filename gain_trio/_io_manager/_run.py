@@ -115,7 +115,8 @@ def start_guest_run(
 
     Args:
       backend, ring, resume_in_place: as for :func:`run`.
-      The others are those of :func:`trio.lowlevel.start_guest_run`.
+
+    The other arguments are those of :func:`trio.lowlevel.start_guest_run`.
 
     Raises:
       RingUnavailable, ValueError: as for :func:`run`.

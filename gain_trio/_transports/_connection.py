@@ -357,6 +357,10 @@ class Connection(Framing, SocketCalls, trio.abc.HalfCloseableStream):
 
     # --- for the server ---
 
+    def _end_sending(self) -> None:
+        """What :meth:`send_eof` does when all is flushed, without a checkpoint."""
+        raise NotImplementedError("TLS cannot end one direction only")
+
     @abc.abstractmethod
     def _close_soon(self) -> bool:
         """Close now if that loses nothing, without a checkpoint.  False when something is left to send."""

@@ -178,6 +178,10 @@ class ConnectionBase(Connection):
         if self._is_send_eof and not self._is_closed:
             return
         await self.flush()
+        self._end_sending()
+
+    def _end_sending(self) -> None:
+        """See :meth:`Connection._end_sending`."""
         self._refuse_sends()
         with self._borrowed_socket() as sock:
             try:

@@ -1,0 +1,81 @@
+"""How Sphinx builds the documentation: ``make docs``, with warnings as errors.
+
+Sphinx, because the docstrings are written in its language, it checks every reference in them, and it can be asked what it
+has documented: a public name that is missing in the reference is a warning, and so an error.  The pages are Markdown, by
+MyST.
+"""
+
+from __future__ import annotations
+
+from sphinx.application import Sphinx
+from sphinx.domains.python import PythonDomain
+from sphinx.environment import BuildEnvironment
+from sphinx.ext.napoleon import Config, GoogleDocstring
+from sphinx.util import logging
+
+import gain_trio
+
+project = "gain_trio"
+author = "The gain_trio developers"
+copyright = author  # noqa: A001  # Sphinx's name for it
+version = release = gain_trio.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+html_theme = "furo"
+html_title = f"gain_trio {release}"
+exclude_patterns = ["_build"]
+
+myst_heading_anchors = 3
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+python_use_unqualified_type_names = True
+
+# Every reference must lead somewhere.  What is not this package's is not looked up: a build needs no network.
+nitpicky = True
+nitpick_ignore_regex = [
+    (r"py:.*", r"gain_trio\._.*"),  # what stands in a signature, and is not public: its text says what it takes
+    (r"py:.*", r"(?!gain_trio\b).*\..*"),  # trio.TooSlowError, ssl.SSLContext, asyncio.Protocol
+    (r"py:.*", r"[A-Z]\w*Error"),  # of Python
+    (
+        r"py:(class|data|obj)",
+        r"(Any|Awaitable|Buffer|Callable|Collection|Iterable|Mapping|Self|Sequence|TracebackType|None)",
+    ),
+    (
+        r"py:(exc|class)",
+        r"(Exception|KeyboardInterrupt|SystemExit|BaseException|bytes|bytearray|memoryview|int|str|float|bool)",
+    ),
+    (r"py:(class|obj)", r"(Handler|DatagramHandler|HasDescriptor|Result|optional)"),  # aliases, spelled out beside
+]
+
+
+def read_google_style(  # noqa: PLR0917  # Sphinx's signature
+    app: Sphinx,
+    what: str,
+    name: str,
+    obj: object,
+    options: object,
+    lines: list[str],
+) -> None:
+    """Args, Raises and Returns of a docstring.
+
+    What Napoleon does when it is an extension, but for one thing: it takes the beginning of an attribute's text for its
+    type, if a colon follows.  Here that is a sentence.
+    """
+    kind = "method" if what in {"attribute", "property", "data"} else what
+    lines[:] = GoogleDocstring(lines, Config(napoleon_use_rtype=False), app, kind, name, obj, options).lines()
+
+
+def check_that_all_is_documented(_app: Sphinx, environment: BuildEnvironment) -> None:
+    """A public name without an entry in the reference is a warning."""
+    domain = environment.get_domain("py")
+    assert isinstance(domain, PythonDomain)
+    for name in gain_trio.__all__:
+        if f"gain_trio.{name}" not in domain.objects:
+            logging.getLogger(__name__).warning("gain_trio.%s is public, and has no entry in reference.rst", name)
+
+
+def setup(app: Sphinx) -> None:
+    """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", read_google_style)
+    app.connect("env-check-consistency", check_that_all_is_documented)

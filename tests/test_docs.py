@@ -1,0 +1,83 @@
+"""The documentation says what there is: every public name, every name of what is ported from, code that is code."""
+
+from __future__ import annotations
+
+import ast
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+from processes import ROOT
+
+import gain_trio
+
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+
+GAIN = """
+ListenAndServe NewServer Start StartAsMainProcess Shutdown AsyncShutdown ActiveConnections IsRunning EventHandler
+DefaultEventHandler OnStart OnAccept OnRead OnWrite OnClose Conn Reader Read WriteTo Next Peek Discard InboundBuffered
+Writer Write ReadFrom OutboundBuffered Socket Fd SetReadBuffer SetWriteBuffer SetLinger SetKeepAlivePeriod SetNoDelay
+Context SetContext LocalAddr RemoteAddr Close Config NewConfig Option ConfigOption Architecture AsyncHandler
+GoroutinePool CPUAffinity ProcessPriority Workers CBPFilter LoadBalancing SocketRecvBufferSize SocketSendBufferSize
+TCPKeepAlive LoggerLevel PrettyLogger MaxSQEntries MaxCQEvents WithArchitecture WithAsyncHandler WithGoroutinePool
+WithCPUAffinity WithProcessPriority WithWorkers WithCBPF WithLoadBalancing WithSocketRecvBufferSize
+WithSocketSendBufferSize WithTCPKeepAlive WithLoggerLevel WithPrettyLogger WithMaxSQEntries WithMaxCQEvents Reactor
+SocketSharding ServerArchitecture RoundRobin LeastConnections SourceIPHash NewLogger ErrUnsupportedProtocol
+ErrUnsupportedTCPProtocol ErrUnsupportedUDPProtocol ErrNoIPv4AddressOnInterface ErrNotSupported ErrSkippable
+ErrIsEmpty ErrConnectionAlreadyClosed ErrConnectionClosed ErrOpNotAvailableInMode ErrConnectionQueueIsNil
+ErrUnknownConnectionState ErrInvalidTimeDuration ErrInvalidState ErrAddressNotFound ErrServerAlreadyRunning
+ErrGettingSQE ErrorOpNotAvailableInMode ErrorUnknownConnectionState ErrorAddressNotFound TCP TCP4 TCP6 UDP UDP4 UDP6
+UNIX
+"""
+"""The exported names of Gain v0.4.0-alpha, but for its inner packages, which are named as packages."""
+
+TRANSPORT = """
+write writelines write_eof can_write_eof close abort is_closing pause_reading resume_reading is_reading get_extra_info
+set_write_buffer_limits get_write_buffer_limits get_write_buffer_size get_protocol set_protocol connection_made data_received
+eof_received connection_lost pause_writing resume_writing get_buffer buffer_updated
+"""
+
+
+def code_in(page: str) -> str:
+    """All that stands between backticks, but for blocks."""
+    text = re.sub(r"^```.*?^```", "", (DOCS / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+    return " ".join(re.findall(r"`([^`]+)`", text))
+
+
+def test_the_reference_has_every_public_name_and_no_other() -> None:
+    documented = re.findall(r"^\.\. auto\w+:: (\w+)$", (DOCS / "reference.rst").read_text(), re.MULTILINE)
+    assert sorted(documented) == sorted(gain_trio.__all__)
+
+
+def test_porting_from_gain_has_every_name_of_gains() -> None:
+    named = set(re.findall(r"\w+", code_in("porting-from-gain.md")))
+    assert not set(GAIN.split()) - named
+
+
+def test_porting_from_asyncio_has_every_method() -> None:
+    named = set(re.findall(r"\w+", code_in("porting-from-asyncio.md")))
+    assert not set(TRANSPORT.split()) - named
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_in_a_page_is_python(page: Path) -> None:
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        source = textwrap.dedent(block)
+        if re.search(r"^(async with|await) ", source, re.MULTILINE):  # a piece of a function
+            source = "async def function():\n" + textwrap.indent(source, "    ")
+        ast.parse(source)
+
+
+def test_every_page_is_in_the_table_of_contents() -> None:
+    [contents] = re.findall(r"```\{toctree\}(.*?)```", (DOCS / "index.md").read_text(), re.DOTALL)
+    pages = {path.stem for path in [*PAGES, *DOCS.glob("*.rst")]} - {"index"}
+    assert set(re.findall(r"^\w[\w-]*$", contents, re.MULTILINE)) == pages
+
+
+def test_the_first_program_is_that_of_the_readme() -> None:
+    block = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    [readme, *_] = block.findall((ROOT / "README.md").read_text())
+    [index, *_] = block.findall((DOCS / "index.md").read_text())
+    assert index == readme
