@@ -200,13 +200,18 @@ def measure(spec: Spec, config: Config, settings: Settings) -> Result:
     return best
 
 
-def run_rounds(specs: list[Spec], rounds: int, measure_one: Callable[[Spec], Result]) -> dict[str, list[Result]]:
+def run_rounds(
+    specs: list[Spec],
+    rounds: int,
+    measure_one: Callable[[Spec], Result],
+    summarize: Callable[[Result], str] | None = None,
+) -> dict[str, list[Result]]:
     results: dict[str, list[Result]] = {spec.name: [] for spec in specs}
     for number in range(rounds):
         for spec in specs:
             result = measure_one(spec)
             results[spec.name].append(result)
-            say(f"  round {number + 1}/{rounds}, {spec.name}: {summary(result)}")
+            say(f"  round {number + 1}/{rounds}, {spec.name}: {(summarize or summary)(result)}")
     return results
 
 

@@ -4,6 +4,7 @@
     python benchmarks/run.py --servers gain_trio,uvloop --configs 64:64:1 --rounds 5
     python benchmarks/run.py --churn
     python benchmarks/run.py --udp
+    python benchmarks/run.py --http
     python benchmarks/run.py --memory
     python benchmarks/run.py --transfer
 
@@ -22,6 +23,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+import _http
 import _measure
 import _servers
 import _table
@@ -63,6 +65,7 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--churn", action="store_true", help="connect, echo one message, close, over and over")
     mode.add_argument("--udp", action="store_true", help="echo datagrams")
+    mode.add_argument("--http", action="store_true", help="HTTP plaintext, by wrk; --configs CONNECTIONS:DEPTH,...")
     mode.add_argument(
         "--memory",
         type=int,
@@ -204,6 +207,8 @@ def run(arguments: argparse.Namespace) -> None:
     interpreter = Interpreter.probe(arguments.python)
     if arguments.transfer:
         known = _servers.transfer_servers(arguments.python, _transfer.FILE)
+    elif arguments.http:
+        known = _http.known_servers(arguments.python)
     else:
         known = _servers.known_servers(programs, arguments.python, udp=arguments.udp)
     if arguments.list:
@@ -225,7 +230,6 @@ def run(arguments: argparse.Namespace) -> None:
     limit = raise_open_file_limit()
     specs, skipped = choose_servers(arguments, known, interpreter)
     default = DEFAULT_CHURN_CONFIGS if arguments.churn else DEFAULT_UDP_CONFIGS if arguments.udp else DEFAULT_CONFIGS
-    configs = [Config.parse(text) for text in (arguments.configs or default).split(",")]
     machine = _servers.machine_line(interpreter, os.cpu_count() or 0)
     print("\n\n".join([machine, *skipped]), end="\n\n", flush=True)
     runs: list[dict[str, Any]] = []
@@ -233,8 +237,11 @@ def run(arguments: argparse.Namespace) -> None:
         runs.append(run_memory(specs, arguments.memory, limit, settings))
     elif arguments.transfer is not None:
         runs.append(run_transfer(specs, arguments.transfer, arguments.kinds.split(","), settings))
+    elif arguments.http:
+        for text in (arguments.configs or _http.DEFAULT_CONFIGS).split(","):
+            runs.append(_http.run_http(specs, _http.HttpConfig.parse(text), settings))
     else:
-        for config in configs:
+        for config in [Config.parse(text) for text in (arguments.configs or default).split(",")]:
             runs.append(run_echo(specs, config, settings))
     if arguments.json:
         record = {"machine": machine, "skipped": skipped, "seconds": settings.seconds, "runs": runs}
