@@ -28,6 +28,7 @@ PACKAGES = ("gain_trio", "trio", "anyio", "uvloop", "rloop")
 # name, file in servers/, its second argument, what must be importable
 PYTHON_SERVERS = (
     ("gain_trio", "gain_trio_pull.py", None, ("gain_trio",)),
+    ("gain_trio-callbacks", "gain_trio_callbacks.py", None, ("gain_trio",)),
     ("gain_trio_sockets", "gain_trio_sockets.py", None, ("gain_trio", "trio")),
     ("gain_trio-deadlines", "gain_trio_deadlines.py", None, ("gain_trio", "trio")),
     ("uvloop", "asyncio_protocol.py", "uvloop", ("uvloop",)),

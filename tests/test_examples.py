@@ -345,3 +345,20 @@ def test_graceful_does_not_wait_for_ever(seconds: str, signals: int) -> None:
             if signals == 2:
                 program.interrupt(signal.SIGTERM)
             assert program.end() == (0, "finished 0, cut off 1\n", "")
+
+
+def test_callback_echo_serves_its_own_clients_and_ends() -> None:
+    with running(EXAMPLES / "callback_echo.py") as program:
+        status, printed, complaints = program.end()
+    assert (status, complaints) == (0, "")
+    lines = sorted(printed.splitlines())
+    assert lines == sorted(
+        [
+            "new connection from 127.0.0.1",
+            "4 bytes received",
+            "4 bytes sent",
+            "connection to 127.0.0.1 closed: in good order",
+            "a client got 'echo'",
+        ]
+        * 2
+    )

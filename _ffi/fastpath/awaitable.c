@@ -14,7 +14,8 @@
  *
  * The turn of the scheduler is for answers that move no bytes: the end of the stream told again, a send of nothing.  The
  * marks bound how long a task can go on with the others; with these it could for ever, and nobody could cancel it.  A fill
- * moves none either, but whoever is told that the bytes are there takes them; one of nothing, or at the end, counts.
+ * moves none either, but whoever is told that the bytes are there takes them; one of nothing, or at the end, counts.  Nor does
+ * a wait for news (events.c), which tells of each byte once.
  *
  * A task is woken when its call is satisfied, and not for less: a fill of 64 MiB is not resumed for every chunk of them.
  * While a fill is parked the stream knows for how much (gt_stream_fill), so that it is not paused before that is there.
@@ -163,14 +164,19 @@ static void finish(gt_awaitable *self)
     Py_CLEAR(self->parts);
 }
 
-static PyObject *raise_broken(const gt_awaitable *self, int error)
+PyObject *gt_raise_broken(gt_reactor *reactor, int error)
 {
-    PyObject *exception = PyObject_CallFunction(self->connection->reactor->make_broken, "i", error);
+    PyObject *exception = PyObject_CallFunction(reactor->make_broken, "i", error);
     if (exception) {
         PyErr_SetObject((PyObject *)Py_TYPE(exception), exception);
         Py_DECREF(exception);
     }
     return NULL;
+}
+
+static PyObject *raise_broken(const gt_awaitable *self, int error)
+{
+    return gt_raise_broken(self->connection->reactor, error);
 }
 
 static PyObject *raise_closed(const gt_awaitable *self, const char *message)
@@ -304,6 +310,31 @@ static int queue_data(gt_awaitable *self, bool all)
     return more < 0 ? -1 : 0;
 }
 
+int gt_stream_queue_whole(gt_stream *stream, PyObject *data)
+{
+    int queued;
+    if (PyBytes_CheckExact(data) && PyBytes_GET_SIZE(data) >= REFERENCE) {
+        queued = gt_outbound_reference(&stream->outbound, data);
+        gt_stream_want(stream);
+    } else {
+        Py_buffer view;
+        if (PyObject_GetBuffer(data, &view, PyBUF_SIMPLE) < 0)
+            return -1;
+        if (stream->closing) { /* the code of whoever owns the buffer may have closed it */
+            PyBuffer_Release(&view);
+            PyErr_SetString(stream->reactor->closed_error, "this connection was closed");
+            return -1;
+        }
+        queued = view.len ? gt_outbound_copy(&stream->outbound, view.buf, (size_t)view.len, stream->send_in_flight) : 0;
+        if (stream->outbound.size > 0)
+            gt_stream_want(stream);
+        PyBuffer_Release(&view);
+    }
+    if (queued < 0)
+        PyErr_NoMemory();
+    return queued;
+}
+
 static int answer_send(gt_awaitable *self, PyObject **result)
 {
     gt_connection *connection = self->connection;
@@ -332,6 +363,8 @@ bool gt_awaitable_is_satisfied(const gt_awaitable *self)
     if (receives(self)) {
         if (self->call == GT_DETACH)
             return gt_stream_is_idle(stream) || stream->closing;
+        if (self->call == GT_INBOUND)
+            return gt_inbound_has_news(stream);
         size_t needed = self->call == GT_FILL ? self->max : 1;
         return gt_inbound_size(&stream->inbound) >= needed || stream->receive_error || stream->end_of_stream;
     }
@@ -354,6 +387,8 @@ static int answer(gt_awaitable *self, PyObject **result)
     }
     if (self->call == GT_DETACH)
         return answer_detach(self, result);
+    if (self->call == GT_INBOUND)
+        return gt_answer_inbound(connection, result);
     if (receives(self))
         return self->call == GT_FILL ? answer_fill(self, result) : answer_receive(self, result);
     if (stream->send_error || stream->send_torn) { /* what follows half of something would be taken for its other half */
@@ -412,6 +447,8 @@ static bool moves_nothing(const gt_awaitable *self)
         return self->max == 0 || (stream && stream->end_told && gt_inbound_size(&stream->inbound) < self->max);
     if (self->call == GT_DETACH)
         return false;
+    if (self->call == GT_INBOUND)
+        return stream && gt_inbound_is_over(stream);
     return receives(self) && stream && stream->end_told && gt_inbound_size(&stream->inbound) == 0;
 }
 

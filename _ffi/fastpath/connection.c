@@ -304,6 +304,11 @@ static PyObject *connection_flush(gt_connection *self, PyObject *Py_UNUSED(ignor
 
 static PyObject *connection_detach(gt_connection *self, PyObject *Py_UNUSED(ignored)) { return new_call(self, GT_DETACH); }
 
+static PyObject *connection_wait_inbound(gt_connection *self, PyObject *Py_UNUSED(ignored))
+{
+    return new_call(self, GT_INBOUND);
+}
+
 static PyObject *connection_writable(gt_connection *self, PyObject *Py_UNUSED(ignored))
 {
     return new_call(self, GT_WRITABLE);
@@ -321,7 +326,7 @@ static PyObject *connection_close_flush(gt_connection *self, PyObject *Py_UNUSED
 
 /* --- what is queued, without waiting --- */
 
-static bool get_open_stream(gt_connection *self, gt_stream **stream)
+bool gt_connection_open_stream(gt_connection *self, gt_stream **stream)
 {
     if (!self->reactor) {
         uninitialised();
@@ -362,16 +367,16 @@ static PyObject *connection_peek(gt_connection *self, PyObject *const *args, Py_
 {
     gt_stream *stream;
     size_t count;
-    if (!parse_count("peek", args, given, &count) || !get_open_stream(self, &stream))
+    if (!parse_count("peek", args, given, &count) || !gt_connection_open_stream(self, &stream))
         return NULL;
     return gt_inbound_peek(&stream->inbound, count);
 }
 
-static PyObject *connection_take(gt_connection *self, PyObject *const *args, Py_ssize_t given)
+static PyObject *connection_next(gt_connection *self, PyObject *const *args, Py_ssize_t given)
 {
     gt_stream *stream;
     size_t count;
-    if (!parse_count("next", args, given, &count) || !get_open_stream(self, &stream))
+    if (!parse_count("next", args, given, &count) || !gt_connection_open_stream(self, &stream))
         return NULL;
     PyObject *taken = count == 0 ? PyBytes_FromStringAndSize(NULL, 0) : gt_inbound_take(&stream->inbound, count);
     gt_stream_consumed(stream);
@@ -382,7 +387,7 @@ static PyObject *connection_discard(gt_connection *self, PyObject *const *args, 
 {
     gt_stream *stream;
     size_t count;
-    if (!parse_count("discard", args, given, &count) || !get_open_stream(self, &stream))
+    if (!parse_count("discard", args, given, &count) || !gt_connection_open_stream(self, &stream))
         return NULL;
     size_t length = gt_inbound_take_into(&stream->inbound, NULL, count);
     gt_stream_consumed(stream);
@@ -407,7 +412,7 @@ static PyObject *connection_find(gt_connection *self, PyObject *const *args, Py_
         PyErr_SetString(PyExc_ValueError, "a search starts at 0 or later, and for a separator of at least one byte");
         return NULL;
     }
-    if (!get_open_stream(self, &stream))
+    if (!gt_connection_open_stream(self, &stream))
         return NULL;
     size_t found;
     if (gt_inbound_find(&stream->inbound, PyBytes_AS_STRING(args[0]), (size_t)PyBytes_GET_SIZE(args[0]), (size_t)start,
@@ -438,7 +443,7 @@ static PyObject *connection_refuse_calls(gt_connection *self, PyObject *Py_UNUSE
 static PyObject *connection_refuse_sends(gt_connection *self, PyObject *Py_UNUSED(ignored))
 {
     gt_stream *stream;
-    if (!get_open_stream(self, &stream))
+    if (!gt_connection_open_stream(self, &stream))
         return NULL;
     self->send_eof = true;
     Py_RETURN_NONE;
@@ -578,10 +583,22 @@ static PyMethodDef connection_methods[] = {
      PyDoc_STR("_close_flush($self, /)\n--\n\nflush() after _refuse_calls().")},
     {"peek", (PyCFunction)(void (*)(void))connection_peek, METH_FASTCALL,
      PyDoc_STR("peek($self, count=None, /)\n--\n\nUp to count queued bytes, which stay queued.")},
-    {"next", (PyCFunction)(void (*)(void))connection_take, METH_FASTCALL,
+    {"next", (PyCFunction)(void (*)(void))connection_next, METH_FASTCALL,
      PyDoc_STR("next($self, count=None, /)\n--\n\nUp to count queued bytes, removed from the queue.")},
     {"discard", (PyCFunction)(void (*)(void))connection_discard, METH_FASTCALL,
      PyDoc_STR("discard($self, count=None, /)\n--\n\nRemove up to count queued bytes: how many.")},
+    {"_wait_inbound", (PyCFunction)connection_wait_inbound, METH_NOARGS,
+     PyDoc_STR("_wait_inbound($self, /)\n--\n\nWait for news: how many bytes have arrived, or what else has happened.")},
+    {"_end_inbound", (PyCFunction)gt_connection_end_inbound, METH_NOARGS,
+     PyDoc_STR("_end_inbound($self, /)\n--\n\nHave _wait_inbound() tell of the end, now and ever after.")},
+    {"_take_exactly", (PyCFunction)gt_connection_take_exactly, METH_O,
+     PyDoc_STR("_take_exactly($self, count, /)\n--\n\nExactly count queued bytes, or all, or None if there are fewer.")},
+    {"_send_nowait", (PyCFunction)gt_connection_send_nowait, METH_O,
+     PyDoc_STR("_send_nowait($self, data, /)\n--\n\nQueue all of data without waiting: how much is outbound.")},
+    {"_tell_written", (PyCFunction)gt_connection_tell_written, METH_O,
+     PyDoc_STR("_tell_written($self, wanted, /)\n--\n\nHave _wait_inbound() tell when the kernel has taken bytes.")},
+    {"_take_written", (PyCFunction)gt_connection_take_written, METH_NOARGS,
+     PyDoc_STR("_take_written($self, /)\n--\n\nHow many bytes the kernel has taken since this was asked last.")},
     {"_find", (PyCFunction)(void (*)(void))connection_find, METH_FASTCALL,
      PyDoc_STR("_find($self, separator, start, /)\n--\n\nWhere in the queue a separator begins, -1 for nowhere.")},
     {"_refuse_calls", (PyCFunction)connection_refuse_calls, METH_NOARGS,

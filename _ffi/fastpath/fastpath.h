@@ -11,7 +11,8 @@
  * without owning it, and whichever goes first clears the other's pointer.
  *
  * Files: inbound.c and outbound.c are the two byte queues, stream.c turns the state of a connection into SQEs and CQEs into
- * state, awaitable.c is what `await` does, connection.c the Python type, deadline.c its deadlines, poll.c waits for readiness,
+ * state, awaitable.c is what `await` does, connection.c the Python type, deadline.c its deadlines, events.c what a server of
+ * callbacks needs, poll.c waits for readiness,
  * task.c resumes a Trio task, reactor.c ties them together.  What is here is mechanism; policy (what to do about an error, when to close) is Python's.
  *
  * All of it runs under the GIL, in the thread of the run.
@@ -121,6 +122,11 @@ struct gt_stream {
     bool taken; /* closing, but the descriptor is somebody else's now, and stays open */
     bool end_of_stream;
     bool end_told; /* a call has answered with the end */
+    bool inbound_ended; /* the program wants to hear of nothing more that arrives */
+    bool tells_written; /* `written` is counted, and wakes GT_INBOUND */
+    bool stall_told;    /* GT_INBOUND has told of this pause */
+    size_t untold;      /* bytes that GT_INBOUND has not told of; the program may have taken some of them */
+    size_t written;     /* bytes that the kernel has taken since the program asked last */
     int receive_error, send_error; /* errno, 0 for none */
     uint32_t send_in_flight;       /* segments in the send in flight, 0: there is none */
     uint32_t send_length;          /* bytes in it */
@@ -158,6 +164,7 @@ enum gt_call {
     GT_RECEIVE,
     GT_RECEIVE_INTO,
     GT_FILL, /* until so many bytes are queued, or no more will be; takes none */
+    GT_INBOUND, /* until there is news for a server of callbacks; takes nothing */
     GT_DETACH, /* until nothing is in flight: the descriptor and what is queued.  The last one of the receiving side. */
     GT_SEND,
     GT_FLUSH,       /* until nothing is outbound */
@@ -189,6 +196,8 @@ gt_awaitable *gt_awaitable_new(gt_connection *connection, enum gt_call call);
 bool gt_awaitable_is_satisfied(const gt_awaitable *awaitable);
 bool gt_awaitable_is_torn(const gt_awaitable *awaitable);
 int gt_awaitable_set_parts(gt_awaitable *awaitable, PyObject *parts); /* a list or tuple; -1: exception set */
+PyObject *gt_raise_broken(gt_reactor *reactor, int error);
+int gt_stream_queue_whole(gt_stream *stream, PyObject *data); /* whatever the marks say; -1: exception set */
 
 /* --- connection.c --- */
 
@@ -235,6 +244,7 @@ extern PyTypeObject gt_connection_type;
 extern PyTypeObject gt_abort_type;
 PyObject *gt_direction_trap(gt_connection *connection, gt_direction *direction); /* borrowed; NULL: exception set */
 int gt_connection_wake_direction(gt_connection *connection, gt_direction *direction, bool in_place);
+bool gt_connection_open_stream(gt_connection *connection, gt_stream **stream); /* false: exception set */
 
 /* --- deadline.c: deadlines, and the time of the last byte --- */
 
@@ -248,6 +258,20 @@ PyObject *gt_connection_timed(gt_connection *self, PyObject *wanted);
 PyObject *gt_connection_has_sent(gt_connection *self, PyObject *count);
 PyObject *gt_connection_get_active_at(gt_connection *self, void *closure);
 PyObject *gt_connection_break(gt_connection *self, PyObject *number);
+
+/* --- events.c: what a server of callbacks needs --- */
+
+enum { GT_TOLD_END = 0, GT_TOLD_WRITTEN = -1, GT_TOLD_STALLED = -2 }; /* beside numbers of bytes */
+
+int gt_answer_inbound(gt_connection *connection, PyObject **result); /* 1, 0 to wait, -1 with an exception */
+bool gt_inbound_has_news(const gt_stream *stream);
+bool gt_inbound_is_over(const gt_stream *stream); /* and it was told */
+void gt_inbound_wake(gt_stream *stream);          /* have a GT_INBOUND that waits look for news */
+PyObject *gt_connection_send_nowait(gt_connection *self, PyObject *data);
+PyObject *gt_connection_take_exactly(gt_connection *self, PyObject *count);
+PyObject *gt_connection_end_inbound(gt_connection *self, PyObject *ignored);
+PyObject *gt_connection_tell_written(gt_connection *self, PyObject *wanted);
+PyObject *gt_connection_take_written(gt_connection *self, PyObject *ignored);
 
 /* --- poll.c: a task that waits for a descriptor to become ready --- */
 

@@ -323,6 +323,7 @@ static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
                 stream->connection->bytes_received += (uint64_t)cqe->res;
             if (gt_inbound_append(&stream->inbound, gt_buffers_data(buffers, cqe), (size_t)cqe->res) < 0)
                 stream->receive_error = ENOMEM; /* there is a gap in the stream now, so it is broken */
+            stream->untold += (size_t)cqe->res;
             news = true;
         }
         stream->fed = true;
@@ -420,6 +421,8 @@ static bool send_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
         if (stream->connection)
             stream->connection->bytes_sent += (uint64_t)cqe->res;
         gt_outbound_sent(&stream->outbound, (size_t)cqe->res);
+        if (stream->tells_written)
+            stream->written += (size_t)cqe->res;
     } else if (cqe->res == 0) { /* send(2) of some bytes never takes none of them: this one is at its end */
         stream->send_error = EPIPE;
     } else if (!is_retry(-cqe->res)) {
@@ -433,6 +436,7 @@ static bool send_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
         PyMem_Free(stream->gather);
         stream->gather = NULL;
     }
+    gt_inbound_wake(stream);
     return tell_sender(stream);
 }
 
@@ -463,7 +467,7 @@ bool gt_stream_complete(gt_stream *stream, const struct io_uring_cqe *cqe)
 
 static void go_on(gt_stream *stream)
 {
-    stream->receive_paused = false;
+    stream->receive_paused = stream->stall_told = false;
     gt_stream_want(stream);
 }
 

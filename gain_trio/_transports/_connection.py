@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 KIBIBYTE = 1024
 
+END, WRITTEN, STALLED = 0, -1, -2
+"""What :meth:`Connection._wait_inbound` tells beside numbers of bytes: nothing more will come; the kernel has taken bytes;
+nothing more comes until some of the queue is taken, which is told once."""
+
 
 @final
 @attrs.frozen(kw_only=True)
@@ -354,6 +358,51 @@ class Connection(Framing, SocketCalls, trio.abc.HalfCloseableStream):
     def tls_version(self) -> str | None:
         """The version of TLS, for example ``"TLSv1.3"``."""
         return None
+
+    # --- for a server of callbacks, whose calls must not wait ---
+
+    @abc.abstractmethod
+    def _wait_inbound(self) -> Awaitable[int]:
+        """Wait for news, in place of :meth:`receive`; takes nothing from the queue.
+
+        Returns:
+          How many bytes have arrived that this has not told of before, less what was taken of them already;
+          :data:`END`, :data:`WRITTEN` or :data:`STALLED`.
+
+        Raises:
+          trio.BusyResourceError, trio.ClosedResourceError, trio.TooSlowError: see :meth:`receive`.
+          trio.BrokenResourceError: it broke, in either direction; all that arrived before was told.
+
+        Cancelling it loses nothing.
+        """
+
+    @abc.abstractmethod
+    def _end_inbound(self) -> None:
+        """Have :meth:`_wait_inbound` return :data:`END`, at once and ever after; also the call in progress."""
+
+    @abc.abstractmethod
+    def _take_exactly(self, count: int, /) -> bytes | None:
+        """Exactly ``count`` bytes of the queue, or all of it for a count of 0 or less; None if fewer are queued."""
+
+    @abc.abstractmethod
+    def _send_nowait(self, data: Buffer, /) -> int:
+        """Queue all of ``data`` after what was sent before, however much is queued.
+
+        Returns:
+          How much is outbound now.
+
+        Raises:
+          trio.ClosedResourceError, trio.BrokenResourceError: see :meth:`send`.
+          trio.BusyResourceError: another task is in :meth:`send`.
+        """
+
+    @abc.abstractmethod
+    def _tell_written(self, wanted: bool, /) -> None:
+        """Have :meth:`_wait_inbound` tell when the kernel has taken bytes, or not.  Counting begins at 0."""
+
+    @abc.abstractmethod
+    def _take_written(self) -> int:
+        """How many bytes the kernel has taken since this was asked last, while :meth:`_tell_written`."""
 
     # --- for the server ---
 

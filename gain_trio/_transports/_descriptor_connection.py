@@ -34,7 +34,8 @@ from ._connection import Marks
 from ._queues import head_of, without_head
 from ._socket_base import as_size, closed_error, current_thread
 from ._socket_calls import HasDescriptor
-from ._socket_connection import CHUNK, SocketConnection
+from ._socket_connection import SocketConnection
+from ._socket_events import CHUNK
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

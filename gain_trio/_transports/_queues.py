@@ -49,6 +49,11 @@ def without_head(queue: Inbound, count: int) -> Inbound:
     return queue
 
 
+def whole_of(data: Buffer) -> bytes:
+    """All of a bytes-like object, as bytes that nobody changes.  Of a number, ``bytes()`` would make as many zeros."""
+    return data if type(data) is bytes else bytes(memoryview(data))
+
+
 async def receive_into(receive: Callable[[int], Awaitable[bytes]], buffer: Buffer) -> int:
     """:meth:`Connection.receive_into` by way of :meth:`Connection.receive`."""
     with memoryview(buffer) as view:

@@ -39,49 +39,26 @@ import trio
 from gain_trio._io_manager._errors import broken_by
 
 from ._connection import Marks, checked_deadline
-from ._queues import NOTHING, Inbound, head_of, joined, receive_into, without_head
+from ._queues import NOTHING, Inbound, head_of, receive_into, without_head
 from ._socket_base import as_size, closed_error, current_thread, kept
-from ._socket_sending import SocketSending
+from ._socket_events import CHUNK, LARGE_CHUNK, SocketEvents
 from ._sockets import reset_on_close
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-CHUNK = 65536
-"""The most bytes that one receive brings, but for:"""
-LARGE_CHUNK = 4 * CHUNK
-"""The most of one after a receive that brought as much as CHUNK: a large transfer, and what a Unix socket holds.  Not of
-all, because Python makes room for so much before it knows how little has come."""
 PAGE = 4096
 """A queue is filled by no less at a time, though it may have its high mark in the middle: small marks are no small calls."""
 
 
-class SocketConnection(SocketSending):
+class SocketConnection(SocketEvents):
     """See :class:`Connection`.  Owns the socket, which must be non-blocking."""
 
-    __slots__ = (
-        "_chunk",
-        "_end_told",
-        "_ended",
-        "_inbound",
-        "_is_dry",
-        "_late_receiving",
-        "_paused",
-        "_receive_error",
-        "_receiving",
-    )
+    __slots__ = ("_paused",)
 
     def __init__(self, sock: socket.socket, marks: Marks) -> None:
         super().__init__(sock, marks)
-        self._inbound: Inbound = NOTHING
-        self._chunk = CHUNK
         self._paused = False  # the queue was at its high mark, and has not been at its low one since
-        self._is_dry = False  # nothing is queued, and the kernel had nothing left when it was asked last
-        self._ended = False
-        self._end_told = False
-        self._receive_error: OSError | None = None
-        self._receiving = False  # a call of this direction is in progress
-        self._late_receiving = False  # it was woken because its deadline has passed
         self._run.connections.add(self)
 
     def __del__(self) -> None:
@@ -175,6 +152,7 @@ class SocketConnection(SocketSending):
                 trio.lowlevel.notify_closing(
                     self._descriptor
                 )  # ends the wait; the writer, if there is one, waits again
+                self._wake_for_news()
         return self._read_looked_at
 
     def _break(self, number: int, /) -> None:
@@ -301,7 +279,7 @@ class SocketConnection(SocketSending):
             raise closed_error()
         data = self._read(self._size_for(wanted))
         if data:
-            self._inbound = joined(self._inbound, data)
+            self._enqueue_inbound(data)
             return True
         self._check_dry()
         return self._is_dry
@@ -329,7 +307,7 @@ class SocketConnection(SocketSending):
             data = self._read(min(CHUNK, max(high - len(self._inbound), PAGE)))
             if not data:
                 break
-            self._inbound = joined(self._inbound, data)
+            self._enqueue_inbound(data)
             if self._is_dry:
                 break
         self._paused = len(self._inbound) >= high
@@ -356,16 +334,14 @@ class SocketConnection(SocketSending):
     def next(self, count: int | None = None, /) -> bytes:
         """See :meth:`Connection.next`."""
         count = self._counted("next", count)
-        self._unwaited += count
-        taken = head_of(self._inbound, count)
-        self._inbound = without_head(self._inbound, count)
-        return taken
+        return self._dequeue(count)
 
     def discard(self, count: int | None = None, /) -> int:
         """See :meth:`Connection.discard`."""
         count = self._counted("discard", count)
         self._unwaited += count
         self._inbound = without_head(self._inbound, count)
+        self._let_go_on()
         return count
 
     @property
@@ -403,6 +379,7 @@ class SocketConnection(SocketSending):
         self._unwatch()
         if self._receiving and self._descriptor >= 0:
             trio.lowlevel.notify_closing(self._descriptor)
+            self._wake_for_news()
         self._wake_sender()
 
     def _close(self, reset: bool, /) -> None:

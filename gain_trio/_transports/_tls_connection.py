@@ -30,8 +30,9 @@ from ._connection import Marks
 from ._connection_base import CLOSE_TIMEOUT
 from ._file_sending import FileSending
 from ._proxy_protocol import ProxyHeader
-from ._queues import NOTHING, Inbound, Message, head_of, joined, message_of, receive_into, without_head
+from ._queues import NOTHING, Message, head_of, message_of, receive_into, without_head
 from ._socket_base import as_size, closed_error, kept
+from ._tls_events import TlsEvents
 from ._tls_link import CONTROL_ROOM, PIECE, Link, MustWait
 
 if TYPE_CHECKING:
@@ -64,21 +65,13 @@ def broken_tls(error: OSError) -> trio.BrokenResourceError:
 
 
 @final
-class TlsConnection(FileSending):
+class TlsConnection(TlsEvents, FileSending):
     """See :class:`Connection`.  ``stream`` has done its handshake over ``link``.  Owns the connection below."""
 
     __slots__ = (
         "__weakref__",
-        "_ended",
         "_error",
-        "_inbound",
-        "_is_closed",
-        "_is_send_torn",
-        "_link",
-        "_marks",
         "_piece",
-        "_receiving",
-        "_sending",
         "_stream",
         "_transfer",
         "context",
@@ -89,18 +82,11 @@ class TlsConnection(FileSending):
     _is_send_eof = False  # see send_eof()
 
     def __init__(self, stream: trio.SSLStream[Link], link: Link, marks: Marks) -> None:
+        super().__init__(link, marks)
         self.context = None
         self._stream = stream
-        self._link = link
-        self._marks = marks
         self._piece = max(min(PIECE, marks.send_high), _SMALLEST_PIECE)
-        self._inbound: Inbound = NOTHING
-        self._ended = False
         self._error: OSError | None = None  # of ssl's: nothing goes in either direction after it
-        self._is_closed = False
-        self._is_send_torn = False  # also while a send waits with a part of its data sent
-        self._receiving = False  # a call of this direction is in progress
-        self._sending = False
         self._transfer: trio.CancelScope | None = None
 
     def __repr__(self) -> str:
@@ -240,7 +226,7 @@ class TlsConnection(FileSending):
                     self._link.has_unread = False
                     data = bytes(await self._stream.receive_some(_RECORD))
                     self._check_open()
-                    self._inbound = joined(self._inbound, data)
+                    self._arrived(data)
                     self._ended = not data
             except MustWait:
                 continue
@@ -289,6 +275,7 @@ class TlsConnection(FileSending):
     def _taken(self, count: int) -> bytes:
         head = head_of(self._inbound, count)
         self._inbound = without_head(self._inbound, count)
+        self._let_go_on()
         return head
 
     def peek(self, count: int | None = None, /) -> bytes:
@@ -354,6 +341,7 @@ class TlsConnection(FileSending):
 
     async def flush(self) -> None:
         """See :meth:`Connection.flush`."""
+        await self._written_all()
         self._begin_sending()
         try:
             await self._wait_below(1)
@@ -386,20 +374,23 @@ class TlsConnection(FileSending):
         await trio.lowlevel.checkpoint_if_cancelled()
         while True:
             self._check_open()
-            if self._error is not None:
-                raise broken_tls(self._error)
-            if self._link.send_error is not None:
-                raise broken_by(kept(self._link.send_error))
-            if self._is_send_torn and not own_half:
-                raise broken_by(OSError(errno.ECANCELED, "a send was cancelled when a part of its data had been sent"))
+            self._check_sendable(own_half=own_half)
             if self._link.outbound_buffered < mark:
                 return
             await self._link.drain()
 
+    def _check_sendable(self, *, own_half: bool = False) -> None:
+        if self._error is not None:
+            raise broken_tls(self._error)
+        if self._link.send_error is not None:
+            raise broken_by(kept(self._link.send_error))
+        if self._is_send_torn and not own_half:
+            raise broken_by(OSError(errno.ECANCELED, "a send was cancelled when a part of its data had been sent"))
+
     @property
     def outbound_buffered(self) -> int:
         """See :attr:`Connection.outbound_buffered`.  Encrypted bytes, which are a few more."""
-        return self._link.outbound_buffered
+        return self._link.outbound_buffered + self._unencrypted_size
 
     # --- ending ---
 
@@ -421,7 +412,9 @@ class TlsConnection(FileSending):
             await trio.lowlevel.checkpoint()
             return
         self._end_transfer()
+        await self._written_all_in_time()
         self._is_closed = True
+        self._wake_for_news()
         below = self._link.below
         self._link.stop_draining()
         try:
@@ -445,8 +438,9 @@ class TlsConnection(FileSending):
         self._end_transfer()
         self._is_closed = True
         self._inbound = NOTHING
+        self._wake_for_news()
         self._link.stop_draining()
-        if reset or self._is_send_torn:
+        if self._drop_unencrypted() or reset or self._is_send_torn:
             self._link.below.abort()
         else:
             self._link.below._close_now()

@@ -1,0 +1,249 @@
+"""The task of a connection: it waits for news and calls back.
+
+    on_accept
+    ┌─> wait ──> on_write, on_read
+    └─────┘
+    the end of the stream, close()        what was written is flushed, with on_write; then it is closed; on_close(None)
+    an error, a callback's exception      the connection is closed (with a reset if something is unsent); on_close(error)
+    cancelled                             the same; on_close(None) if nothing was unsent, and 5 seconds for an async one
+
+There is one way out, so ``on_close`` is called once, whatever happens.  An exception is raised again behind it: the
+consumer that this runs in logs and counts it as it does a handler's.
+
+The plain case, a ``def on_read``, has a loop of its own, with nothing in it but the wait and the call.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Callable
+from typing import Any, final
+
+import trio
+
+from gain_trio._server._consumer import _is_only as is_only
+from gain_trio._transports import Connection, Marks
+from gain_trio._transports._connection import STALLED, WRITTEN
+
+from ._activity import Activity
+from ._config import Config
+from ._errors import SlowReader
+from ._handler import Callbacks, EventHandler
+from ._stream_conn import StreamConn, Terms, ThreadedStreamConn
+
+LAST_SECONDS = 5.0
+"""That an ``async def on_write`` and ``on_close`` have when the server is being stopped."""
+
+logger = logging.getLogger("gain_trio")
+
+
+@final
+class WorkerThreads:
+    """Where ``on_read`` runs with ``Config.async_handler``.  Made in the run that it serves."""
+
+    def __init__(self, most: float) -> None:
+        self._limiter = trio.CapacityLimiter(most)
+        self._inside: set[int] = set()
+
+    async def run(self, function: Callable[..., object], *arguments: object) -> None:
+        """Call it in a thread.  Cancelling waits for it: a thread cannot be stopped."""
+        await trio.to_thread.run_sync(self._called, function, arguments, limiter=self._limiter)
+
+    def _called(self, function: Callable[..., object], arguments: tuple[object, ...]) -> None:
+        thread = threading.get_ident()
+        self._inside.add(thread)
+        try:
+            function(*arguments)
+        finally:
+            self._inside.discard(thread)
+
+    def has_current(self) -> bool:
+        """Whether this is called from one of them."""
+        return threading.get_ident() in self._inside
+
+
+@final
+class StreamDriver:
+    """The handler of :func:`serve` for an event handler: an async function of a connection.
+
+    It is pickled for worker processes, with the event handler and the config alone; the rest is made in the run.
+    """
+
+    def __init__(self, handler: EventHandler, config: Config, marks: Marks) -> None:
+        self.callbacks = Callbacks.of(handler)
+        self._config = config
+        self._marks = marks
+        self._is_threaded = config.async_handler and not self.callbacks.on_read.is_async
+        self.activity = Activity()
+        self._terms: Terms | None = None
+        self._threads: WorkerThreads | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StreamDriver, (self.callbacks.handler, self._config, self._marks)
+
+    def __repr__(self) -> str:
+        return type(self.callbacks.handler).__qualname__
+
+    def is_in_callback_thread(self) -> bool:
+        """Whether this is called from an ``on_read`` in a worker thread."""
+        return self._threads is not None and self._threads.has_current()
+
+    async def __call__(self, connection: Connection) -> None:
+        """Serve one connection."""
+        if self.activity.is_ending:
+            return
+        conn = self._open(connection)
+        self.activity.begin(conn)
+        reason: BaseException | None = None
+        cancelled = False
+        try:
+            await self._converse(conn, connection)
+            await self._finish(conn, connection)
+        except BaseException as error:
+            self._remember_addresses(conn)
+            reason = _reason(error, connection)
+            if is_only(trio.Cancelled, error):
+                cancelled = True
+                await self._tell_what_was_written(conn, connection)
+            raise
+        finally:
+            connection._close_now()
+            conn._over()
+            if self.callbacks.on_close.is_overridden:
+                try:
+                    with self._protected(cancelled):
+                        await self.callbacks.on_close(conn, reason)
+                finally:
+                    self.activity.end(conn)
+            else:
+                self.activity.end(conn)
+
+    def _open(self, connection: Connection) -> StreamConn:
+        if self._terms is None:
+            config = self._config
+            token = trio.lowlevel.current_trio_token()
+            self._terms = Terms(config.write_limit, config.write_policy, token, threading.get_ident())
+            if self._is_threaded:
+                self._threads = WorkerThreads(config.pool_size if config.pool else float("inf"))
+        if self._is_threaded:
+            conn: StreamConn = ThreadedStreamConn(connection, self._terms, self._marks)
+        else:
+            conn = StreamConn(connection, self._terms)
+        if self.callbacks.on_close.is_overridden:
+            conn.remote_addr  # noqa: B018 - looked up now: after a reset nobody can say what it was
+        return conn
+
+    def _remember_addresses(self, conn: StreamConn) -> None:
+        if self.callbacks.on_close.is_overridden:
+            conn.local_addr  # noqa: B018 - of a socket that is closed nobody can say what it was
+
+    async def _tell_what_was_written(self, conn: StreamConn, connection: Connection) -> None:
+        """The server is being stopped: what the kernel has taken by now is told, as it is after a close()."""
+        if self.callbacks.on_write.is_overridden and (written := connection._take_written()):
+            conn._over()
+            with self._protected(cancelled=True):
+                await self.callbacks.on_write(conn, written)
+
+    def _protected(self, cancelled: bool) -> trio.CancelScope:
+        """For the last callbacks of a connection: the wait of an ``async def`` is not cut off at once."""
+        return trio.CancelScope(
+            deadline=trio.current_time() + LAST_SECONDS if cancelled else math.inf, shield=cancelled
+        )
+
+    # --- while it lasts ---
+
+    async def _converse(self, conn: StreamConn, connection: Connection) -> None:
+        callbacks = self.callbacks
+        if callbacks.on_write.is_overridden:
+            connection._tell_written(True)
+        if callbacks.on_accept.is_overridden:
+            await callbacks.on_accept(conn)
+        if isinstance(conn, ThreadedStreamConn):
+            await self._read_in_threads(conn, connection)
+        elif callbacks.on_read.is_async:
+            on_read = callbacks.on_read.function
+            wait = connection._wait_inbound
+            while n := await wait():
+                if n > 0:
+                    await on_read(conn, n)
+                else:
+                    await self._told(n, conn, connection)
+        else:
+            on_read = callbacks.on_read.function
+            wait = connection._wait_inbound
+            while n := await wait():
+                if n > 0:
+                    on_read(conn, n)
+                else:
+                    await self._told(n, conn, connection)
+
+    async def _read_in_threads(self, conn: ThreadedStreamConn, connection: Connection) -> None:
+        on_read = self.callbacks.on_read.function
+        threads = self._threads
+        assert threads is not None
+        while n := await connection._wait_inbound():
+            if n < 0:
+                await self._told(n, conn, connection)
+                continue
+            conn._arrived()
+            await threads.run(on_read, conn, n)
+            if conn._is_stalled:
+                self._log_stall(conn)
+                await conn._wait_for_room()
+
+    async def _told(self, what: int, conn: StreamConn, connection: Connection) -> None:
+        if what == WRITTEN:
+            await self.callbacks.on_write(conn, connection._take_written())
+        else:
+            assert what == STALLED
+            self._log_stall(conn)
+
+    def _log_stall(self, conn: StreamConn) -> None:
+        logger.warning(
+            "%r: on_read() of %r leaves %d bytes unread; nothing more is received until some are taken, or the server's "
+            "Marks(receive_high=...) is larger",
+            conn,
+            self,
+            conn.inbound_buffered,
+        )
+
+    # --- the end ---
+
+    async def _finish(self, conn: StreamConn, connection: Connection) -> None:
+        """The peer, the program or a failure has ended it: send what is left, and close."""
+        if conn._failure is not None:
+            raise conn._failure
+        self._remember_addresses(conn)
+        if conn._flush_seconds == 0:
+            connection.abort()
+            return
+        deadline = trio.current_time() + conn._flush_seconds
+        while await self._has_unsent(conn, connection):
+            with trio.move_on_at(deadline) as scope:
+                await connection.flush()
+            if scope.cancelled_caught:
+                seconds = conn._flush_seconds
+                raise SlowReader(f"{connection.outbound_buffered} bytes were unsent {seconds:g} seconds after the end")
+        conn._linger_no_more()
+        if not connection._close_soon():
+            await connection.aclose()
+
+    async def _has_unsent(self, conn: StreamConn, connection: Connection) -> bool:
+        if self.callbacks.on_write.is_overridden:
+            while written := connection._take_written():
+                await self.callbacks.on_write(conn, written)
+                if conn._failure is not None:
+                    raise conn._failure
+        return connection.outbound_buffered > 0
+
+
+def _reason(error: BaseException, connection: Connection) -> BaseException | None:
+    """What ``on_close`` gets."""
+    if is_only(trio.Cancelled, error):
+        unsent = connection.outbound_buffered
+        return ConnectionAbortedError(f"the server was stopped with {unsent} bytes unsent") if unsent else None
+    if isinstance(error, trio.BrokenResourceError) and isinstance(error.__cause__, OSError):
+        return error.__cause__
+    return error

@@ -1,0 +1,124 @@
+"""The callbacks, and what is found out about them once, when a server starts."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeAlias, final
+
+import attrs
+
+if TYPE_CHECKING:
+    from ._conn import Conn
+    from ._server import EventServer
+
+Result: TypeAlias = "Awaitable[None] | None"
+"""Of a callback: None of a def, and an awaitable of an async def."""
+
+
+class EventHandler:
+    """The callbacks of a server.  Override those that you want; what is not overridden costs nothing.
+
+    Each may be a ``def`` or an ``async def``.  The callbacks of one connection never run at the same time: the next begins
+    when the last has ended, also when it waits.  Those of different connections interleave where an ``async def`` waits; a
+    ``def`` that takes long holds up the whole server, but see ``Config.async_handler``.
+
+    An exception that leaves a callback closes its connection (with a reset if something is unsent), is logged with its
+    traceback, and is what ``on_close`` gets; the server goes on.  One that leaves ``on_start`` ends the server.
+    """
+
+    def on_start(self, server: EventServer) -> Result:
+        """The server listens: ``server.addresses`` has where."""
+
+    def on_accept(self, conn: Conn) -> Result:
+        """There is a new connection.  Not called for datagrams.
+
+        Nothing has arrived yet that could be read, but it can be written, closed, and its socket's properties set.
+        """
+
+    def on_read(self, conn: Conn, n: int) -> Result:
+        """``n`` bytes have arrived; ``conn.next(n)`` takes them.
+
+        Of a connection: what is not taken stays, and the next call is when more has arrived, with the number of what is
+        new.  When as much is left as the connection holds (``Marks.receive_high``), nothing more is received until some is
+        taken, and a warning is logged.
+
+        Of a datagram: all of it, which may be 0 bytes.  What is written is one datagram to where it came from.
+        """
+
+    def on_write(self, conn: Conn, n: int) -> Result:
+        """The kernel has taken ``n`` bytes of what was written.
+
+        Called once for what was taken together: for all that a callback has written, as a rule, and several times for what
+        the kernel takes in parts.  The numbers add up to what was written, unless the connection breaks.
+        """
+
+    def on_close(self, conn: Conn, err: BaseException | None) -> Result:
+        """The connection is over.  Called once for each that was accepted.  Not called for datagrams.
+
+        Args:
+          conn: it is closed, and has its addresses and its context still.
+          err: None when the peer or this program has ended it in good order; the :exc:`OSError` that it broke with
+            (``ConnectionResetError`` after a reset, ``TimeoutError`` after ``idle_timeout``); :exc:`SlowReader`;
+            :exc:`trio.TooSlowError` after a deadline; :exc:`ConnectionAbortedError` when the server was stopped with bytes
+            unsent; otherwise what left a callback.
+
+        When the server is being stopped, an ``async def`` has 5 seconds, and is cancelled then.
+        """
+
+
+@final
+@attrs.frozen
+class Callback:
+    """One of them."""
+
+    function: Callable[..., Any]
+    is_async: bool
+    is_overridden: bool
+
+    async def __call__(self, *arguments: object) -> None:
+        """Call it, and await it if it is to be awaited."""
+        if self.is_async:
+            await self.function(*arguments)
+        else:
+            self.function(*arguments)
+
+
+@final
+@attrs.frozen
+class Callbacks:
+    """All of a handler's."""
+
+    handler: EventHandler
+    on_start: Callback
+    on_accept: Callback
+    on_read: Callback
+    on_write: Callback
+    on_close: Callback
+
+    @classmethod
+    def of(cls, handler: EventHandler) -> Callbacks:
+        """Find out what there is.
+
+        Raises:
+          TypeError: it is a class, it lacks a callback, or one of them is no function that can be called back.
+        """
+        if isinstance(handler, type):
+            raise TypeError(
+                f"the event handler is an object, and {handler.__name__} is a class: write {handler.__name__}()"
+            )
+        names = ("on_start", "on_accept", "on_read", "on_write", "on_close")
+        return cls(handler, *(_callback(handler, name) for name in names))
+
+
+def _callback(handler: EventHandler, name: str) -> Callback:
+    function = getattr(handler, name, None)
+    if not callable(function):
+        raise TypeError(f"the event handler {handler!r} has no {name}(); subclass gain_trio.EventHandler")
+    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+        raise TypeError(f"{name}() of {handler!r} is a generator; a callback is a def or an async def without yield")
+    is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004 - of an object that is called it is what has to be looked at
+    )
+    is_overridden = getattr(function, "__func__", None) is not getattr(EventHandler, name)
+    return Callback(function, is_async, is_overridden)

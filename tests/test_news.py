@@ -1,0 +1,385 @@
+"""What a connection tells a server of callbacks, and sending without waiting: on the ring, over sockets, with TLS."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator
+
+import pytest
+import trio
+from certificates import open_tls_pair
+from pairs import MEBIBYTE, Pair, fill_kernel, open_pair, open_trio_pair, pattern, receive_all, receive_exactly, until
+from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
+
+from gain_trio import Connection, Marks
+from gain_trio._transports._connection import END, STALLED, WRITTEN
+
+SMALL = Marks(receive_high=8192, receive_low=4096, send_high=16384)
+
+
+@pytest.fixture(params=["plain", "tls"])
+async def both(request: pytest.FixtureRequest) -> AsyncIterator[Pair]:
+    """The client's connection and the accepted one, whose marks are small."""
+    pair: Pair = await (open_pair(marks=SMALL) if request.param == "plain" else open_tls_pair(marks=SMALL))
+    yield pair
+    for connection in pair:
+        connection.abort()
+
+
+async def told(connection: Connection, count: int) -> None:
+    """Wait until so many bytes have been told, in whatever pieces."""
+    while count > 0:
+        news = await connection._wait_inbound()
+        assert news > 0, news
+        count -= news
+    assert count == 0
+
+
+# --- what has arrived ---
+
+
+async def test_each_byte_is_told_once_and_stays(both: Pair) -> None:
+    client, served = both
+    for expected in (5, 10):
+        await client.send(b"12345")
+        assert await served._wait_inbound() == 5
+        assert served.inbound_buffered == expected
+    assert served._take_exactly(3) == b"123"
+    await client.send(b"67")
+    assert await served._wait_inbound() == 2
+    assert served._take_exactly(100) is None
+    assert served._take_exactly(9) == b"451234567"
+    assert served._take_exactly(1) is None
+    assert served._take_exactly(0) == served._take_exactly(-1) == b""
+
+
+async def test_what_was_queued_before_is_told(both: Pair) -> None:
+    client, served = both
+    await client.send(b"early bytes")
+    assert await served._fill(11) == 11
+    served.discard(6)
+    assert await served._wait_inbound() == 5
+
+
+async def test_what_is_taken_before_it_is_told_is_not_told(both: Pair) -> None:
+    client, served = both
+    await client.send(b"first")
+    assert await served._wait_inbound() == 5
+    await client.send(b"second")
+    assert await served._fill(11) == 11
+    assert served.next(8) == b"firstsec"
+    assert await served._wait_inbound() == 3
+    await client.send(b"third")
+    assert await served._fill(8) == 8
+    served.discard()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(told, served, 6)
+        await wait_all_tasks_blocked()
+        await client.send(b"fourth")
+
+
+async def test_the_end_is_told_after_the_bytes_and_ever_after(both: Pair) -> None:
+    client, served = both
+    await client.send(b"last")
+    await client.aclose()
+    await told(served, 4)
+    assert await served._wait_inbound() == END
+    for _ in range(3):
+        with assert_checkpoints():
+            assert await served._wait_inbound() == END
+    assert served.next() == b"last"
+
+
+async def test_a_reset_is_raised_after_the_bytes() -> None:
+    client, served = await open_pair()
+    await client.send(b"last")
+    await told(served, 4)
+    client.abort()
+    for _ in range(2):
+        with pytest.raises(trio.BrokenResourceError) as caught:
+            await served._wait_inbound()
+        assert isinstance(caught.value.__cause__, ConnectionResetError)
+    assert served.next() == b"last"
+    await served.aclose()
+
+
+async def test_a_failed_send_is_raised_by_the_wait() -> None:
+    """A server of callbacks has no other call that could."""
+    client, served = await open_pair()
+    assert served._send_nowait(bytes(32 * MEBIBYTE)) > 0
+    async with trio.open_nursery() as nursery:
+
+        async def wait() -> None:
+            with pytest.raises(trio.BrokenResourceError):
+                await served._wait_inbound()
+
+        nursery.start_soon(wait)
+        await wait_all_tasks_blocked()
+        client.abort()
+    await served.aclose()
+
+
+async def test_cancelling_loses_nothing(both: Pair) -> None:
+    client, served = both
+    for _ in range(3):
+        with trio.move_on_after(0) as scope:
+            await served._wait_inbound()
+        assert scope.cancelled_caught
+    await client.send(b"here")
+    await until(lambda: served.inbound_buffered == 4 or served.fileno() >= 0)
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await served._wait_inbound()
+    assert scope.cancelled_caught
+    await told(served, 4)
+
+
+async def test_one_task_at_a_time(both: Pair) -> None:
+    client, served = both
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(told, served, 1)
+        await wait_all_tasks_blocked()
+        with pytest.raises(trio.BusyResourceError):
+            await served._wait_inbound()
+        with pytest.raises(trio.BusyResourceError):
+            await served.receive()
+        await client.send(b"x")
+
+
+async def test_closing_ends_the_wait(both: Pair) -> None:
+    _client, served = both
+
+    async def wait() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await served._wait_inbound()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await wait_all_tasks_blocked()
+        await served.aclose()
+    with pytest.raises(trio.ClosedResourceError):
+        await served._wait_inbound()
+    with pytest.raises(trio.ClosedResourceError):
+        served._send_nowait(b"late")
+    with pytest.raises(trio.ClosedResourceError):
+        served._take_exactly(1)
+    with pytest.raises(trio.ClosedResourceError):
+        served._tell_written(True)
+    served._end_inbound()
+    assert served._take_written() == 0
+
+
+async def test_the_program_can_end_it(both: Pair) -> None:
+    client, served = both
+
+    async def wait() -> None:
+        assert await served._wait_inbound() == END
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await wait_all_tasks_blocked()
+        served._end_inbound()
+        served._end_inbound()
+    await client.send(b"unheard")
+    assert await served._wait_inbound() == END
+    with assert_checkpoints():
+        assert await served._wait_inbound() == END
+    assert served._send_nowait(b"still sending") >= 0
+    assert await receive_exactly(client, 13) == b"still sending"
+
+
+async def test_a_read_deadline_holds_for_it(autojump_clock: MockClock) -> None:
+    client, served = await open_pair()
+    served.read_deadline = trio.current_time() + 5
+    with pytest.raises(trio.TooSlowError):
+        await served._wait_inbound()
+    served.read_deadline = math.inf
+    await client.send(b"good as before")
+    await told(served, 14)
+    await client.aclose()
+    await served.aclose()
+
+
+# --- a queue that nobody takes from ---
+
+
+async def test_a_stall_is_told_once_a_pause(both: Pair) -> None:
+    client, served = both
+    data = pattern(MEBIBYTE)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.send, data)
+        taken = b""
+        stalls = 0
+        while len(taken) < len(data):
+            news = await served._wait_inbound()
+            if news == STALLED:
+                stalls += 1
+                with trio.move_on_after(0.01) as scope:
+                    await served._wait_inbound()
+                assert scope.cancelled_caught or served.inbound_buffered >= 8192
+                taken += served.next()
+            elif len(taken) + served.inbound_buffered == len(data):
+                taken += served.next()
+    assert taken == data
+    assert stalls >= 1
+
+
+async def test_a_task_that_waits_for_room_is_woken_by_taking(both: Pair) -> None:
+    client, served = both
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.send, bytes(4 * MEBIBYTE))
+        while await served._wait_inbound() != STALLED:
+            pass
+        woken = trio.Event()
+
+        async def wait() -> None:
+            assert await served._wait_inbound() > 0
+            woken.set()
+
+        nursery.start_soon(wait)
+        await wait_all_tasks_blocked(0.01)
+        assert not woken.is_set()
+        served.discard(served.inbound_buffered - 4096)
+        await woken.wait()
+        nursery.cancel_scope.cancel()
+
+
+# --- sending without waiting ---
+
+
+async def test_sends_are_in_order_whatever_is_used(both: Pair) -> None:
+    client, served = both
+    pieces = [pattern(size) for size in (0, 1, 100, 4095, 4096, 70_000, 3, 200_000)]
+    for piece in pieces:
+        served._send_nowait(piece)
+        served._send_nowait(bytearray(piece))
+        served._send_nowait(memoryview(piece)[: len(piece) // 2])
+    expected = b"".join(piece + piece + piece[: len(piece) // 2] for piece in pieces)
+    assert await receive_exactly(client, len(expected)) == expected
+    await served.flush()
+    assert served.outbound_buffered == 0
+    await served.send(b"and so on")
+    served._send_nowait(b", and on")
+    assert await receive_exactly(client, 17) == b"and so on, and on"
+
+
+async def test_what_is_sent_without_waiting_is_flushed_by_closing(both: Pair) -> None:
+    client, served = both
+    data = pattern(2 * MEBIBYTE)
+    served._send_nowait(data)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(served.aclose)
+        assert await receive_all(client) == data
+
+
+async def test_a_cancelled_close_with_something_unsent_resets() -> None:
+    client, served = await open_trio_pair()
+    served._send_nowait(bytes(32 * MEBIBYTE))
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await served.aclose()
+    with pytest.raises(trio.BrokenResourceError):
+        await receive_all(client)
+    await client.aclose()
+
+
+async def test_it_does_not_overtake_a_send_that_waits(both: Pair) -> None:
+    client, served = both
+    data = bytearray(32 * MEBIBYTE)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(served.send, data)
+        await wait_all_tasks_blocked()
+        with pytest.raises(trio.BusyResourceError):
+            served._send_nowait(b"in between")
+        nursery.start_soon(receive_exactly, client, len(data))
+    served._send_nowait(b"behind")
+    assert await receive_exactly(client, 6) == b"behind"
+
+
+async def test_after_send_eof_there_is_no_more(pair: Pair) -> None:
+    _client, served = pair
+    await served.send_eof()
+    with pytest.raises(trio.ClosedResourceError, match="send_eof"):
+        served._send_nowait(b"late")
+
+
+@pytest.mark.parametrize("what", [5, "text", None, [1, 2]])
+async def test_only_bytes_are_sent(both: Pair, what: object) -> None:
+    client, served = both
+    with pytest.raises(TypeError):
+        served._send_nowait(what)  # type: ignore[arg-type]
+    served._send_nowait(b"clean")
+    assert await receive_exactly(client, 5) == b"clean"
+
+
+# --- what the kernel has taken ---
+
+
+async def test_written_bytes_add_up(both: Pair) -> None:
+    client, served = both
+    served._send_nowait(b"before anybody asked")
+    await served.flush()
+    served._tell_written(True)
+    data = pattern(4 * MEBIBYTE)
+    total = 0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(receive_exactly, client, 20 + len(data))
+        served._send_nowait(data)
+        while total < len(data):
+            assert await served._wait_inbound() == WRITTEN
+            written = served._take_written()
+            assert written > 0
+            total += written
+    assert total == len(data)
+    assert served._take_written() == 0
+    served._tell_written(False)
+    served._send_nowait(b"untold")
+    await served.flush()
+    await client.send(b"news")
+    assert await served._wait_inbound() == 4
+    assert served._take_written() == 0
+
+
+async def test_written_comes_before_what_has_arrived(both: Pair) -> None:
+    client, served = both
+    served._tell_written(True)
+    served._send_nowait(b"answer")
+    await client.send(b"question")
+    await served.flush()
+    assert await served._fill(8) == 8
+    assert await served._wait_inbound() == WRITTEN
+    assert served._take_written() == 6
+    assert await served._wait_inbound() == 8
+
+
+async def test_written_is_told_though_the_stream_has_ended(both: Pair) -> None:
+    client, served = both
+    served._tell_written(True)
+    served._end_inbound()
+    assert await served._wait_inbound() == END
+    served._send_nowait(b"one more")
+    await served.flush()
+    assert await served._wait_inbound() == WRITTEN
+    assert served._take_written() == 8
+    assert await served._wait_inbound() == END
+    assert await receive_exactly(client, 8) == b"one more"
+
+
+async def test_proceeding_from_a_full_kernel() -> None:
+    """A task that waits is told when a peer that was slow begins to read."""
+    client, served = await open_pair()
+    await fill_kernel(served)
+    served._tell_written(True)
+    assert served._send_nowait(b"x" * 1000) == 1000
+    async with trio.open_nursery() as nursery:
+
+        async def wait() -> None:
+            assert await served._wait_inbound() == WRITTEN
+            assert served._take_written() == 1000
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(wait)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(receive_all, client)
+    client.abort()
+    served.abort()
