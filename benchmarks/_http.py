@@ -27,11 +27,12 @@ ACCEPT = "text/plain,text/html;q=0.9,application/xhtml+xml;q=0.9,application/xml
 REQUEST = f"GET /plaintext HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: {ACCEPT}\r\nConnection: keep-alive\r\n\r\n".encode()
 PLAINTEXT = b"Hello, World!"
 
-# name, file in servers/, its second argument, what must be importable
+# name, file in servers/ or beside, its arguments, what must be importable
 HTTP_SERVERS = (
-    ("gain_trio", "gain_trio_http.py", None, ("gain_trio",)),
-    ("uvloop", "asyncio_http.py", "uvloop", ("uvloop", "gain_trio")),
-    ("asyncio", "asyncio_http.py", "asyncio", ("gain_trio",)),
+    ("gain_trio", "gain_trio_http.py", ("{port}",), ("gain_trio",)),
+    ("gain_trio-callbacks", "../../examples/callback_http.py", ("tcp://127.0.0.1:{port}",), ("gain_trio",)),
+    ("uvloop", "asyncio_http.py", ("{port}", "uvloop"), ("uvloop", "gain_trio")),
+    ("asyncio", "asyncio_http.py", ("{port}", "asyncio"), ("gain_trio",)),
 )
 
 
@@ -50,8 +51,8 @@ class HttpConfig:
 
 def known_servers(python: str) -> dict[str, Spec]:
     return {
-        name: Spec(name, (python, str(SERVERS / file), "{port}", *([argument] if argument else [])), needs)
-        for name, file, argument, needs in HTTP_SERVERS
+        name: Spec(name, (python, str(SERVERS / file), *arguments), needs)
+        for name, file, arguments, needs in HTTP_SERVERS
     }
 
 

@@ -31,6 +31,7 @@ PYTHON_SERVERS = (
     ("gain_trio-callbacks", "gain_trio_callbacks.py", None, ("gain_trio",)),
     ("gain_trio_sockets", "gain_trio_sockets.py", None, ("gain_trio", "trio")),
     ("gain_trio-deadlines", "gain_trio_deadlines.py", None, ("gain_trio", "trio")),
+    ("gain_trio-protocol", "gain_trio_protocol.py", None, ("gain_trio",)),
     ("uvloop", "asyncio_protocol.py", "uvloop", ("uvloop",)),
     ("rloop", "asyncio_protocol.py", "rloop", ("rloop",)),
     ("asyncio", "asyncio_protocol.py", "asyncio", ()),

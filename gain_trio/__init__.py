@@ -31,6 +31,7 @@ from ._faces._events import (
     listen_and_serve,
     serve_events,
 )
+from ._faces._protocols import ProtocolHandler
 from ._io_manager import (
     Backend,
     BackendInfo,
@@ -99,6 +100,7 @@ __all__ = [
     "MessageTooLong",
     "NotSupported",
     "PeerCredentials",
+    "ProtocolHandler",
     "ProxyHeader",
     "RingOptions",
     "RingUnavailable",

@@ -24,6 +24,8 @@ ANY_PORT = "tcp://127.0.0.1:0"
 HANDLERS = """
 import trio
 
+import gain_trio
+
 NOT_CALLABLE = 1
 
 async def greet(connection):
@@ -51,6 +53,12 @@ last = Last()
 async def which(connection):
     name = trio.lowlevel.current_task().parent_nursery.parent_task.name
     await connection.send(name.encode())
+
+class Shout(gain_trio.EventHandler):
+    def on_read(self, conn, n):
+        conn.write(conn.next(n).upper())
+
+shouting = Shout()
 """
 
 
@@ -220,6 +228,38 @@ def test_the_http_handler_answers_another_programs_requests() -> None:
         client.close()
 
 
+@pytest.mark.parametrize("options", [["--async-handler"], ["--async-handler", "--pool"]])
+def test_the_built_in_handlers_run_in_worker_threads(options: list[str]) -> None:
+    with running(*SERVE, ANY_PORT, "--handler", "echo", *options) as program, connect(*serving(program)) as client:
+        client.sendall(bytes(1 << 20))
+        assert read_exactly(client, 1 << 20) == bytes(1 << 20)
+        program.interrupt()
+        assert program.end() == (0, "", "")
+    with (
+        running(*SERVE, ANY_PORT, "--handler", "http", *options) as program,
+        connect(*serving(program, "http")) as client,
+    ):
+        client.sendall(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n" * 2 + b"GET /x HTTP/1.0\r\n\r\n")
+        received = read_all(client)
+        assert re.findall(rb"HTTP/1.1 (\d+) ", received) == [b"200", b"200", b"404"]
+
+
+@pytest.mark.parametrize("name", ["my_handlers:Shout", "my_handlers:shouting"])
+def test_an_event_handler_is_served_over_tcp_and_udp(folder: Path, name: str) -> None:
+    with running(*SERVE, ANY_PORT, "--handler", name, cwd=folder) as program:
+        with connect(*serving(program, name)) as client:
+            client.sendall(b"hello")
+            assert read_exactly(client, 5) == b"HELLO"
+    with running(*SERVE, "udp://127.0.0.1:0", "--handler", name, cwd=folder) as program:
+        match = re.search(r"udp://127\.0\.0\.1:(\d+);", program.line())
+        assert match
+        with socket.socket(type=socket.SOCK_DGRAM) as client:
+            client.settimeout(TIMEOUT)
+            client.connect(("127.0.0.1", int(match[1])))
+            client.send(b"hello")
+            assert client.recv(100) == b"HELLO"
+
+
 @pytest.mark.parametrize("arguments", [["udp://127.0.0.1:0"], ["127.0.0.1:0", "--network", "udp", "--workers", "2"]])
 def test_datagrams_are_echoed(arguments: list[str]) -> None:
     with running(*SERVE, *arguments, "--handler", "echo") as program:
@@ -279,7 +319,10 @@ def test_a_host_that_does_not_exist_is_named() -> None:
         (["tcp://127.0.0.1:0", "--network", "udp", "--handler", "echo"], "is not of --network udp"),
         (["127.0.0.1", "--network", "tcp", "--handler", "echo"], "come a host and a port"),
         (["run/x.sock", "--network", "unix", "--handler", "echo"], "unix://"),
+        ([ANY_PORT, "--handler", "echo", "--pool"], "--pool bounds the threads of --async-handler"),
+        ([ANY_PORT, "--handler", "my_handlers:greet", "--async-handler"], "'my_handlers:greet' is none"),
         (["udp://127.0.0.1:0", "--handler", "http"], "the handler 'http' needs connections"),
+        (["udp://127.0.0.1:0", "--handler", "http", "--async-handler"], "the handler 'http' needs connections"),
         (["udp://127.0.0.1:0", "--handler", "ecco"], "unknown handler 'ecco': it is echo, or package.module:function"),
         (["udp://127.0.0.1:0", "--handler", "echo", "--backlog", "5"], "--backlog is for connections"),
         (["tcp://127.0.0.1", "--handler", "echo"], "come a host and a port"),

@@ -14,7 +14,6 @@ import pytest
 from event_servers import AsyncRecorder, Behaviour, Recorder, dial, read_exactly, started
 from pairs import pattern
 
-import gain_trio
 from gain_trio import Conn, ConnectionClosed, EventServer
 
 DATA = os.urandom(512)
@@ -426,13 +425,9 @@ BALANCERS = ["round_robin", "least_connections", "source_ip_hash"]
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param({"load_balancing": name}, id=name, marks=ARCHITECTURES[1].marks)  # type: ignore[attr-defined]
-        for name in BALANCERS[1:]
-    ]
-    + [
-        pytest.param({"load_balancing": "round_robin"}, id="round_robin"),
+        *(pytest.param({"load_balancing": name}, id=name) for name in BALANCERS),
         *(
-            pytest.param(options, id=" ".join(options), marks=ARCHITECTURES[1].marks)  # type: ignore[attr-defined]
+            pytest.param(options, id=" ".join(options))
             for options in (
                 {"tcp_keep_alive": 60},
                 {"socket_recv_buffer_size": 2048, "socket_send_buffer_size": 2048},

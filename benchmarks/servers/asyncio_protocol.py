@@ -25,4 +25,5 @@ async def main(port: int) -> None:
     server.close()
 
 
-loops.run(sys.argv[2] if len(sys.argv) > 2 else "asyncio", main(int(sys.argv[1])))
+if __name__ == "__main__":
+    loops.run(sys.argv[2] if len(sys.argv) > 2 else "asyncio", main(int(sys.argv[1])))

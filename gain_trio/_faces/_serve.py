@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import attrs
 import trio
@@ -20,13 +21,14 @@ from ._handlers import find_datagram_handler, find_handler
 from ._logging import configure_logging
 from ._network import SERVED, full_address, is_of_datagrams, served_text
 from ._parsing import Subparsers, fail
+from ._serve_events import starter as events_starter
 from ._serve_options import add_arguments, config_of
 
 Starter = Callable[..., Awaitable[None]]
 """Something for ``nursery.start`` that starts a server."""
 
-_OF_DATAGRAMS = {"workers", "graceful_timeout"}
-"""The options that make sense for a server of datagrams, or that have a value anyway."""
+_OF_DATAGRAMS = {"workers"}
+"""The options that make sense for a server of datagrams."""
 
 
 def add_parser(commands: Subparsers) -> None:
@@ -52,7 +54,7 @@ def execute(options: argparse.Namespace) -> int:
         for address in addresses:
             parse_address(address, schemes=SERVED)
         config = config_of(options)
-        gain_trio.run(_serve, _starter(options.handler, addresses, config), options.handler, addresses[0], config)
+        gain_trio.run(_serve, _starter(options, addresses, config), options.handler, addresses[0], config)
     except KeyboardInterrupt:
         return 0
     except (ValueError, gain_trio.RingUnavailable) as error:
@@ -62,20 +64,30 @@ def execute(options: argparse.Namespace) -> int:
     return 0
 
 
-def _starter(handler: str, addresses: Sequence[str], config: ServerConfig) -> Starter:
+def _starter(options: argparse.Namespace, addresses: Sequence[str], config: ServerConfig) -> Starter:
     """What to start in a nursery."""
-    if not any(map(is_of_datagrams, addresses)):
-        return functools.partial(gain_trio.serve, find_handler(handler), addresses, config=config)
+    usual = ServerConfig()
+    changed = {name: getattr(config, name) for name in attrs.fields_dict(ServerConfig)}
+    changed = {name: value for name, value in changed.items() if value != getattr(usual, name)}
+    of_datagrams = any(map(is_of_datagrams, addresses))
+    if of_datagrams:
+        _check_of_datagrams(addresses, changed)
+    events = events_starter(options, addresses, **changed)
+    if events is not None:
+        return events
+    if of_datagrams:
+        handler = find_datagram_handler(options.handler)
+        return functools.partial(gain_trio.serve_datagrams, handler, addresses[0], workers=config.workers)
+    return functools.partial(gain_trio.serve, find_handler(options.handler), addresses, config=config)
+
+
+def _check_of_datagrams(addresses: Sequence[str], changed: dict[str, Any]) -> None:
     if len(addresses) > 1:
         raise ValueError("a UDP address is served alone: start another gain-trio for the others")
-    usual = ServerConfig()
-    for name in attrs.fields_dict(ServerConfig):
-        if name not in _OF_DATAGRAMS and getattr(config, name) != getattr(usual, name):
+    for name in changed:
+        if name not in _OF_DATAGRAMS:
             option = {"ssl_context": "tls-cert"}.get(name, name.replace("_", "-"))
             raise ValueError(f"--{option} is for connections, which a UDP address has not")
-    return functools.partial(
-        gain_trio.serve_datagrams, find_datagram_handler(handler), addresses[0], workers=config.workers
-    )
 
 
 async def _serve(start: Starter, handler: str, address: str, config: ServerConfig) -> None:

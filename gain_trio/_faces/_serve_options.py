@@ -15,6 +15,7 @@ from gain_trio._server._config import Architecture
 from ._handlers import BUILT_IN, find_object
 from ._logging import FORMATS, LEVELS
 from ._network import add_options as add_network_options
+from ._serve_events import add_options as add_events_options
 
 if TYPE_CHECKING:
     from gain_trio._server import ServerOptions
@@ -43,10 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--handler",
         required=True,
         metavar="NAME",
-        help=f"what serves a connection, or a datagram: {', '.join(BUILT_IN)}, or an async function as "
-        "package.module:function",
+        help=f"what serves a connection, or a datagram: {', '.join(BUILT_IN)}, or an async function or an "
+        "EventHandler as package.module:name",
     )
     _add_architecture(parser.add_argument_group("who serves"))
+    add_events_options(parser.add_argument_group("handlers of callbacks"))
     _add_limits(parser.add_argument_group("limits"))
     _add_tls(parser.add_argument_group("TLS"))
     _add_logging(parser.add_argument_group("log"))

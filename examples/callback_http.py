@@ -1,0 +1,48 @@
+"""HTTP by callbacks: the plaintext test of the TechEmpower Framework Benchmarks.
+
+    python examples/callback_http.py [tcp://127.0.0.1:0]
+
+    wrk -t 1 -c 64 -d 5 http://127.0.0.1:PORT/plaintext
+
+With port 0 the kernel chooses the port, and the line printed says which.  Ctrl-C stops it.
+"""
+
+import sys
+
+import trio
+
+import gain_trio
+
+# How requests are read and answered, without any I/O, is that of `gain-trio serve --handler http`.  A program of your own
+# takes a library such as h11 in its place, which is used in the same way: bytes in, bytes out.
+from gain_trio._faces._http import REQUEST_TIMEOUT, SITE
+from gain_trio._faces._http_requests import Exchange, Phase
+
+
+class Http(gain_trio.EventHandler):
+    """One exchange a connection, which knows where in a request it is."""
+
+    def on_start(self, server: gain_trio.EventServer) -> None:
+        """The server listens."""
+        for host, port, *_ in server.addresses:
+            print(f"listening on {host} port {port}", flush=True)
+
+    def on_accept(self, conn: gain_trio.Conn) -> None:
+        """A client is there."""
+        conn.set_context(Exchange(SITE))
+
+    def on_read(self, conn: gain_trio.Conn, n: int) -> None:
+        """Some bytes: a request, several, or a piece of one."""
+        exchange: Exchange = conn.context
+        was_idle = exchange.phase is Phase.IDLE
+        if answers := exchange.feed(conn.next(n)):
+            conn.write(answers)
+        phase = exchange.phase
+        if phase is Phase.OVER:
+            conn.close()
+        elif was_idle is not (phase is Phase.IDLE):  # a request in pieces has a deadline
+            conn.set_read_deadline(trio.current_time() + REQUEST_TIMEOUT if was_idle else None)
+
+
+if __name__ == "__main__":
+    gain_trio.listen_and_serve(sys.argv[1] if len(sys.argv) > 1 else "tcp://127.0.0.1:0", Http())

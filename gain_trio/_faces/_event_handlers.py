@@ -1,0 +1,41 @@
+"""The built-in handlers of ``gain-trio serve`` as callbacks, for ``--async-handler``."""
+
+from __future__ import annotations
+
+from typing import final
+
+from ._events import Conn, EventHandler
+from ._http import SITE
+from ._http_requests import Exchange, Phase
+
+
+@final
+class EchoEvents(EventHandler):
+    """Send back what comes."""
+
+    def on_read(self, conn: Conn, n: int) -> None:
+        """See :meth:`EventHandler.on_read`."""
+        conn.write(conn.next(n))
+
+
+@final
+class HttpEvents(EventHandler):
+    """Answer requests, each in its connection's order; see :mod:`._http`.
+
+    It may run in worker threads, where Trio's clock cannot be read, so a request has no deadline here.
+    """
+
+    def on_accept(self, conn: Conn) -> None:
+        """See :meth:`EventHandler.on_accept`."""
+        conn.set_context(Exchange(SITE))
+
+    def on_read(self, conn: Conn, n: int) -> None:
+        """See :meth:`EventHandler.on_read`."""
+        exchange: Exchange = conn.context
+        if answers := exchange.feed(conn.next(n)):
+            conn.write(answers)
+        if exchange.phase is Phase.OVER:
+            conn.close()
+
+
+BUILT_IN_EVENTS: dict[str, type[EventHandler]] = {"echo": EchoEvents, "http": HttpEvents}
