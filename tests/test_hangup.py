@@ -9,14 +9,16 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 import pytest
 import trio
 import trio.testing
-from _helpers import ring_run
-from pairs import PATIENCE
+from _helpers import WaitCounter, ring_run
+from pairs import MEBIBYTE, PATIENCE, QUIET, pattern
 
+import gain_trio
 from gain_trio import Connection, Feature, Marks
 
 End: TypeAlias = Literal["eof", "reset"]
@@ -150,3 +152,74 @@ def test_nothing_of_ours_keeps_a_detached_socket_open(sockets: tuple[socket.sock
         assert peer.recv(1) == b""
 
     ring_run(main)
+
+
+# --- a peer that has shut down its side, and reads on ---
+
+MUCH = 8 * MEBIBYTE
+
+
+def read_all(peer: socket.socket) -> bytes:
+    data = bytearray()
+    while piece := peer.recv(65536):
+        data += piece
+    return bytes(data)
+
+
+@pytest.mark.parametrize("how", ["send", "pieces", "file"])
+async def test_a_half_closed_peer_gets_everything(
+    sockets: tuple[socket.socket, socket.socket], how: str, tmp_path: Path
+) -> None:
+    """It hangs up in the middle of what it is sent; the close that follows is no excuse either."""
+    peer, served = sockets
+    peer.settimeout(PATIENCE)
+    data = pattern(MUCH)
+    path = tmp_path / "file"
+    path.write_bytes(data)
+
+    async def send_all() -> None:
+        async with Connection.from_socket(served) as connection:
+            assert await connection.receive() == b"?"
+            if how == "file":
+                await connection.send_file(path)
+            for start in range(0, MUCH if how != "file" else 0, MUCH if how == "send" else 100_000):
+                await connection.send(data[start : start + (MUCH if how == "send" else 100_000)])
+            assert await connection.receive() == b""
+
+    def ask_and_read() -> bytes:
+        peer.sendall(b"?")
+        begun = peer.recv(1, socket.MSG_PEEK)
+        peer.shutdown(socket.SHUT_WR)
+        return read_all(peer) if begun else begun
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send_all)
+        assert await trio.to_thread.run_sync(ask_and_read) == data
+
+
+@pytest.mark.parametrize("how", ["send", "file"])
+def test_waiting_for_a_half_closed_peer_does_not_spin(
+    sockets: tuple[socket.socket, socket.socket], how: str, tmp_path: Path
+) -> None:
+    peer, served = sockets
+    path = tmp_path / "file"
+    path.write_bytes(pattern(MUCH))
+    counter = WaitCounter()
+
+    async def main() -> int:
+        async with trio.open_nursery() as nursery:
+            connection = Connection.from_socket(served)
+            nursery.start_soon(
+                connection.send_file if how == "file" else connection.send, path if how == "file" else path.read_bytes()
+            )
+            await trio.sleep(QUIET)  # it is under way, and the kernel's buffers are full
+            peer.shutdown(socket.SHUT_WR)
+            await trio.sleep(QUIET)
+            before = counter.waits
+            await trio.sleep(QUIET)
+            waits = counter.waits - before
+            nursery.cancel_scope.cancel()
+        connection.abort()
+        return waits
+
+    assert gain_trio.run(main, instruments=[counter]) < 10

@@ -111,7 +111,8 @@ struct gt_stream {
     bool watch_armed, watch_cancelled;
     bool hung_up; /* the watch has fired: nothing more will arrive than what is queued */
     bool send_cancelled;
-    bool send_cut_short; /* by an error that the kernel has kept to itself */
+    bool send_cut_short; /* less than all was sent: it had to wait and could not, or there was an error that was not told */
+    bool send_blocked;   /* the next send has to wait for room */
     bool send_polls;     /* the send in flight is none, but a poll for room */
     bool room_wanted;    /* a call waits for room */
     bool room;           /* there is some */

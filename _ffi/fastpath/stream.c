@@ -14,8 +14,10 @@
  *                          hung up
  *     cancel of watch      held, or closing                            see gt_slot_cancel()
  *     send                 open, something outbound                    its CQE, for up to GATHERED segments
- *     poll for room        open, room wanted, and no send in flight    its CQE; it stands where a send would
- *     cancel of that       room not wanted any more, or closing        see gt_slot_cancel()
+ *     poll for room        open, room wanted or send blocked, and no   its cancel, or an error; it stands where a send
+ *                          send in flight                              would
+ *     cancel of that       there is room, or nobody wants it any       see gt_slot_cancel()
+ *                          more, or closing
  *     cancel of send       closing                                     the same
  *     close                closing                                     its CQE; the last one frees the stream
  *     nop for a close      closing, and the descriptor was taken       the same
@@ -36,6 +38,12 @@
  * that goes on without having told of the end is *deaf*: it is cancelled, and the next one, which looks at the socket before
  * it waits, brings what is queued, or the end.  No more can arrive then, so this comes to an end, too.
  *
+ * A peer that has shut down its side may still read what is sent, and slowly.  But to io_uring every poll of such a socket is
+ * answered at once, whatever it is for (it always asks for hangups, too): a send that has to wait spins, 128 times, and then
+ * ends with EAGAIN, or with a part of its bytes sent.  So after that, and once the watch has fired, sends do not wait in the
+ * kernel (MSG_DONTWAIT), and a poll for room comes before the next one: a multishot poll, which goes on after its first answer
+ * and then tells of changes only.
+ *
  * The descriptor can be taken away (detach).  A receive in flight would still bring bytes then, and nobody would have them:
  * so receiving is held, which cancels the receive as a pause does, and the watch with it, until their final CQEs are in; what
  * comes on the way is queued as ever.  Then the descriptor changes hands in one step with the queue.  From there on it goes as
@@ -55,6 +63,7 @@
 #include "fastpath.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
@@ -226,6 +235,11 @@ static bool prepare_watch(gt_stream *stream)
     return true;
 }
 
+static uint32_t send_flags(const gt_stream *stream)
+{
+    return MSG_NOSIGNAL | (stream->hung_up ? MSG_DONTWAIT : MSG_WAITALL);
+}
+
 /* Several segments leave in one operation: a header and a body are one message to the peer, too, and not two. */
 static void prepare_gathered(gt_stream *stream, struct io_uring_sqe *sqe)
 {
@@ -244,7 +258,7 @@ static void prepare_gathered(gt_stream *stream, struct io_uring_sqe *sqe)
     gather->header = (struct msghdr){.msg_iov = gather->pieces, .msg_iovlen = count};
     stream->send_length = (uint32_t)length;
     stream->send_in_flight = count;
-    gt_prep_sendmsg(sqe, stream->fd, &gather->header, MSG_NOSIGNAL | MSG_WAITALL);
+    gt_prep_sendmsg(sqe, stream->fd, &gather->header, send_flags(stream));
 }
 
 static bool prepare_send(gt_stream *stream)
@@ -262,17 +276,17 @@ static bool prepare_send(gt_stream *stream)
     size_t length = head->length - stream->outbound.sent;
     stream->send_length = length > LARGEST_SEND ? LARGEST_SEND : (uint32_t)length;
     stream->send_in_flight = 1;
-    gt_prep_send(sqe, stream->fd, head->data + stream->outbound.sent, stream->send_length, MSG_NOSIGNAL | MSG_WAITALL);
+    gt_prep_send(sqe, stream->fd, head->data + stream->outbound.sent, stream->send_length, send_flags(stream));
     return true;
 }
 
-/* The kernel sends something past this stream, and has no room for more: see GT_ROOM. */
+/* The kernel has no room for more of what this stream sends, or of what is sent past it: see GT_ROOM. */
 static bool prepare_poll(gt_stream *stream)
 {
     struct io_uring_sqe *sqe = gt_slot_sqe(stream->reactor->ring, stream->slot, GT_TAG_SEND);
     if (!sqe)
         return false;
-    gt_prep_poll(sqe, stream->fd, EPOLLOUT, false);
+    gt_prep_poll(sqe, stream->fd, EPOLLOUT, true);
     stream->send_polls = true;
     stream->send_in_flight = 1;
     return true;
@@ -283,11 +297,12 @@ bool gt_stream_prepare(gt_stream *stream)
 {
     if (stream->closing)
         return prepare_close(stream);
-    if (!stream->send_in_flight && stream->outbound.size > 0 && !prepare_send(stream))
+    bool needs_room = stream->room_wanted || (stream->send_blocked && stream->outbound.size > 0);
+    if (!stream->send_in_flight && stream->outbound.size > 0 && !stream->send_blocked && !prepare_send(stream))
         return false;
-    if (!stream->send_in_flight && stream->room_wanted && !prepare_poll(stream))
+    if (!stream->send_in_flight && needs_room && !prepare_poll(stream))
         return false;
-    if (stream->send_polls && !stream->room_wanted && !stream->send_cancelled &&
+    if (stream->send_polls && !needs_room && !stream->send_cancelled &&
         !prepare_cancel(stream, GT_TAG_SEND, &stream->send_cancelled))
         return false;
     return prepare_receive(stream) && prepare_watch(stream);
@@ -309,6 +324,13 @@ static bool tell_receiving(gt_stream *stream)
         gt_reactor_ready(stream->reactor, &connection->ready, (PyObject *)connection);
     }
     return true;
+}
+
+/* Not only has the peer shut down its side, but neither can it be sent to: it was reset. */
+static bool is_gone(const gt_stream *stream)
+{
+    struct pollfd asked = {.fd = stream->fd};
+    return poll(&asked, 1, 0) > 0 && (asked.revents & POLLHUP);
 }
 
 static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
@@ -336,7 +358,8 @@ static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
     if (gt_completion_is_final(cqe)) {
         stream->receive_armed = stream->receive_cancelled = false;
         news |= stream->receive_held;
-        if (cqe->res == 0 && (stream->send_cut_short || (stream->send_error && stream->send_error != EPIPE))) {
+        if (cqe->res == 0 && ((stream->send_cut_short && is_gone(stream)) ||
+                              (stream->send_error && stream->send_error != EPIPE))) {
             /* A socket tells of its error once.  The send was told, so to the receive a reset looks like the end. */
             stream->receive_error = stream->send_error && stream->send_error != EPIPE ? stream->send_error : ECONNRESET;
             news = true;
@@ -387,13 +410,15 @@ static bool tell_sender(gt_stream *stream)
 
 static bool poll_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
 {
-    stream->send_in_flight = 0;
-    stream->send_polls = stream->send_cancelled = false;
+    if (gt_completion_is_final(cqe)) {
+        stream->send_in_flight = 0;
+        stream->send_polls = stream->send_cancelled = false;
+    }
     if (cqe->res < 0 && !is_retry(-cqe->res) && !stream->send_error)
         stream->send_error = -cqe->res;
-    if (cqe->res >= 0) { /* an error of the socket, too, is for whoever sends to find */
-        stream->room = stream->room_wanted;
-        stream->room_wanted = false;
+    if (cqe->res > 0 && cqe->res & (EPOLLOUT | EPOLLERR | EPOLLHUP)) { /* an error of the socket is for whoever sends to find */
+        stream->room |= stream->room_wanted;
+        stream->room_wanted = stream->send_blocked = false;
     }
     if (stream->closing || stream->send_error)
         gt_outbound_clear(&stream->outbound, 0);
@@ -412,7 +437,9 @@ static bool send_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
     if (stream->send_polls)
         return poll_completed(stream, cqe);
     if (cqe->res > 0 && (uint32_t)cqe->res < stream->send_length && !stream->send_cancelled)
-        stream->send_cut_short = true; /* MSG_WAITALL: only an error does that, and the count is told in its place */
+        stream->send_blocked = stream->send_cut_short = true; /* or it was an error, and the count is told in its place */
+    else if (cqe->res == -EAGAIN)
+        stream->send_blocked = true;
     stream->send_in_flight = 0;
     stream->send_cancelled = false;
     if (cqe->res > 0) {
