@@ -53,6 +53,7 @@ from ._server import (
     ServerConfig,
     ServerOptions,
     ServerStatistics,
+    WorkerFailed,
     serve,
     serve_datagrams,
 )
@@ -112,6 +113,7 @@ __all__ = [
     "SlowReader",
     "UnsupportedProtocol",
     "UringStatistics",
+    "WorkerFailed",
     "backend_info",
     "connect",
     "install",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import sniffio
 
 from gain_trio._kernel import RingUnavailable
-from gain_trio._ring import Ring
+from gain_trio._ring import Ring, RingOptions
 
 from . import _install, _seam
 from ._choice import BackendInfo, reason_of_run, resolve, ring_info, trio_info
@@ -43,6 +43,17 @@ def current_ring_statistics() -> Callable[[], tuple[UringStatistics, ...]]:
         return tuple
     ring = manager
     return lambda: (ring.statistics(),)
+
+
+def ring_settings() -> tuple[RingOptions | None, bool | None]:
+    """How the ring of this run is set up, and whether tasks are resumed in place: for another run that is to be the same.
+
+    Neither, of a run without a ring.
+    """
+    manager = _seam.current_io_manager()
+    if not isinstance(manager, UringIOManager):
+        return None, None
+    return manager.ring.options, manager.resume_in_place
 
 
 def backend_info() -> BackendInfo:

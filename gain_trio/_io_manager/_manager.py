@@ -115,6 +115,7 @@ class UringIOManager:
             resume_in_place = self.default_resume_in_place
         if resume_in_place is None:
             resume_in_place = resume_in_place_default()
+        self.resume_in_place = resume_in_place
         self.ring = Ring(options if options is not None else self.default_options)
         self.tier: Tier = self.ring.tier
         try:

@@ -3,6 +3,7 @@
 from ._balancer import Balancer, ConsumerView
 from ._config import ServerConfig, ServerOptions
 from ._datagrams import DatagramServer, DatagramServerStatistics, serve_datagrams
+from ._processes import WorkerFailed
 from ._serve import serve
 from ._server import Server
 from ._statistics import ServerStatistics
@@ -16,6 +17,7 @@ __all__ = [
     "ServerConfig",
     "ServerOptions",
     "ServerStatistics",
+    "WorkerFailed",
     "serve",
     "serve_datagrams",
 ]

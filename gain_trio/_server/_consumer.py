@@ -50,6 +50,8 @@ class Terms:
     draining: trio.Event = attrs.field(factory=trio.Event)
     ended: Callable[[], object] = lambda: None
     """Called when a connection has ended while the server drains."""
+    changed: Callable[[bool], object] | None = None
+    """Called when a connection has begun (False), or has ended (True)."""
     name: str = attrs.field(init=False)
     """The handler's."""
     numbers: itertools.count[int] = attrs.field(init=False, factory=lambda: itertools.count(1))
@@ -118,6 +120,8 @@ class Consumer:
         self._nursery.start_soon(self._serve, connection, next(self._terms.numbers), name=self._terms.name)
         self.connections += 1
         self._open.add(connection)
+        if self._terms.changed is not None:
+            self._terms.changed(False)
 
     async def _serve(self, accepted: Connection, number: int) -> None:
         terms = self._terms
@@ -162,6 +166,8 @@ class Consumer:
         self._bytes_sent += accepted.bytes_sent
         log.closed(accepted, cause)
         terms = self._terms
+        if terms.changed is not None:
+            terms.changed(True)
         if terms.places is not None:
             terms.places.give_back()
         if terms.draining.is_set():

@@ -41,6 +41,7 @@ from gain_trio._transports._tls import check_server_context, marks_below, server
 
 from ._acceptor import Acceptor
 from ._balancer import RoundRobin, balancer_of
+from ._company import run_in_company
 from ._config import ServerConfig, merged
 from ._consumer import Consumer, Handler, Prepare, Terms
 from ._dispatcher import Dispatcher
@@ -95,10 +96,31 @@ async def serve(
     About a ``balancer`` of your own: what it raises ends the server, and so does an answer that is no consumer
     (:exc:`ValueError`).
 
+    About ``processes``: each is started anew (it imports the handler's module; a program that has the handler in itself
+    starts the server under ``if __name__ == "__main__":``) and has a Trio run of its own, on what the server's run is on.
+    The handler and the options are pickled, so an ``ssl_context`` is a function at the top of a module.  A ``balancer``
+    stays in the server's process, which accepts and passes the descriptors on (``architecture="reactor"``); it chooses among
+    the consumers of the processes that serve and keep up.  With socket sharding the processes accept.
+
+    One that dies is replaced; its connections are lost, and no others.  One that is sent a SIGTERM drains and is replaced.
+    Log records of worker processes are logged by the server's.  When the server is cancelled, or killed, the processes end,
+    within some seconds even if a handler holds one up.  ``max_connections`` holds for all of them together.  With socket
+    sharding each has its share of it, and a successor has so too, beside the process that drains.
+
+    About ``signals``: SIGTERM and SIGINT call :meth:`Server.drain` with ``graceful_timeout``, a second one cancels the
+    server, and this returns normally either way.  SIGHUP replaces the worker processes one by one: each successor serves
+    before the old one drains, so no connection is refused.
+
+    About ``metrics``: the address of an HTTP endpoint for Prometheus, ``GET /metrics``; it takes the extra
+    ``gain-trio[metrics]``.  :attr:`Server.metrics_addresses` tells the port if it was 0.
+
     Raises:
       ValueError, TypeError: an option makes no sense (:class:`ServerConfig`), or has no use for any of the addresses, or an
-        address is none, or ``handler`` cannot be called.
-      OSError, RuntimeError: see :func:`open_listeners`.
+        address is none, or ``handler`` cannot be called; with ``processes``, something cannot be pickled.
+      OSError, RuntimeError: see :func:`open_listeners`; RuntimeError also of ``signals`` outside of the main thread.
+      WorkerFailed: worker processes cannot begin to serve, or with ``strict`` a handler has failed in one.
+      ImportError: ``metrics`` without prometheus_client.
+      KeyboardInterrupt: with ``signals``, SIGTERM or SIGINT came before the server was up.
     """
     current_manager("gain_trio.serve()")
     if not callable(handler):
@@ -107,6 +129,21 @@ async def serve(
     addresses = _as_list(address)
     if not addresses:
         raise ValueError("serve() needs an address, and the sequence that it was given is empty")
+    core = _serve_here
+    if config.processes is None:
+        if config.cpu_affinity or config.priority is not None:
+            raise ValueError(
+                "cpu_affinity and priority are for worker processes, and there are none: give processes=, too"
+            )
+    else:
+        from ._processes._serve import serve_processes as core  # noqa: PLC0415 - who needs no multiprocessing is spared it
+    await run_in_company(functools.partial(core, handler, addresses, config), config, task_status)
+
+
+async def _serve_here(
+    handler: Handler, addresses: Sequence[str], config: ServerConfig, task_status: trio.TaskStatus[Server]
+) -> None:
+    """Serve in this process."""
     shards = config.workers if config.architecture == "socket_sharding" else None
     groups = await open_sockets(addresses, config.socket_options(), shards=shards, by_cpu=config.cbpf)
     await serve_listeners(handler, groups, config, task_status=task_status)
@@ -152,7 +189,13 @@ def _steps(config: ServerConfig) -> tuple[list[Prepare], Marks]:
     source = config.ssl_context
     context = check_server_context(source if isinstance(source, ssl.SSLContext) else source())
     steps.append(functools.partial(server_handshake, context=context, marks=marks, timeout=config.handshake_timeout))
-    return steps, marks_below(marks)
+    return steps, accepted_marks(config)
+
+
+def accepted_marks(config: ServerConfig) -> Marks:
+    """The marks of connections as they are accepted: below TLS, if there is any."""
+    marks = config.marks or Marks()
+    return marks if config.ssl_context is None else marks_below(marks)
 
 
 async def _run(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, final
+from typing import Any
 
 import trio
 
@@ -20,9 +20,11 @@ from ._statistics import ServerStatistics
 logger = logging.getLogger("gain_trio")
 
 
-@final
 class Server:
     """A server that runs.  ``nursery.start(gain_trio.serve, ...)`` returns it; cancelling that nursery stops it."""
+
+    metrics_addresses: tuple[Any, ...] = ()
+    """Where the statistics are served to Prometheus (``metrics=``), as from :meth:`socket.socket.getsockname`."""
 
     def __init__(
         self,
@@ -45,7 +47,7 @@ class Server:
         """Set when :meth:`drain` was called.  It is the same as :attr:`Connection.draining` of all its connections."""
 
     def __repr__(self) -> str:
-        return f"<gain_trio.Server on {', '.join(map(str, self.addresses))}>"
+        return f"<gain_trio.Server on {', '.join(map(str, self.addresses)) or 'what another process accepts'}>"
 
     @property
     def active_connections(self) -> int:
@@ -83,6 +85,14 @@ class Server:
         self._scope.deadline = min(self._scope.deadline, trio.current_time() + timeout)
         self._end_if_drained()
         await self._ended.wait()
+
+    def _process_counts(self) -> tuple[int, int]:
+        """Worker processes that serve, and how many have been replaced after they had died."""
+        return 0, 0
+
+    async def _replace_workers(self) -> None:
+        """What SIGHUP asks for."""
+        logger.info("SIGHUP replaces worker processes, and %r has none (processes=): nothing is done", self)
 
     def _end_if_drained(self) -> None:
         """Called whenever a connection or an acceptor has ended."""

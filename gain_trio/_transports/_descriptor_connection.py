@@ -68,10 +68,7 @@ class DescriptorSocket(socket.socket):
         """As ever; descriptors that come with the bytes are queued."""
         room = socket.CMSG_LEN(MOST_AT_ONCE * _SIZE)
         data, ancillary, answer, _address = self.recvmsg(size, room, flags | _CLOSE_ON_EXEC)
-        fresh = array.array("i")
-        for level, kind, content in ancillary:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                fresh.frombytes(content[: len(content) - len(content) % _SIZE])
+        fresh = passed_descriptors(ancillary)
         if answer & socket.MSG_CTRUNC:
             _close(fresh)
             raise OSError(
@@ -96,6 +93,15 @@ class DescriptorSocket(socket.socket):
         self.arrived.clear()
         _close(waiting)
         super().close()
+
+
+def passed_descriptors(ancillary: Sequence[tuple[int, int, bytes]]) -> array.array[int]:
+    """Those in what :meth:`socket.socket.recvmsg` returns beside the data."""
+    fresh = array.array("i")
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fresh.frombytes(content[: len(content) - len(content) % _SIZE])
+    return fresh
 
 
 def _close(descriptors: Sequence[int]) -> None:

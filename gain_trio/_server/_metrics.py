@@ -1,0 +1,197 @@
+"""The statistics of a server for Prometheus: ``GET /metrics``, in the format that prometheus_client writes.
+
+The numbers are those of :meth:`Server.statistics`, over all worker processes, asked for at each scrape.  The endpoint is a
+small server of this package's own, in the server's process, with limits on everything: who can reach it can neither
+hold much nor keep it busy for long.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final, final
+
+import trio
+
+from gain_trio._transports import Connection, IncompleteMessage, MessageTooLong
+from gain_trio._transports._open_sockets import close_sockets, open_sockets
+
+from ._config import ServerConfig
+from ._server import Server
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.metrics_core import Metric
+
+PATH: Final = "/metrics"
+LARGEST_REQUEST: Final = 8192
+"""Bytes of a request's head; a request for metrics has no more."""
+TIMEOUT: Final = 10.0
+"""Seconds for a request and its answer."""
+MOST_AT_ONCE: Final = 16
+"""Connections; others wait."""
+
+
+@final
+class MetricsEndpoint:
+    """An endpoint that listens, for the server that :meth:`run` is given."""
+
+    def __init__(self, groups: list[list[socket.socket]]) -> None:
+        self._groups = groups
+        self.addresses: tuple[Any, ...] = tuple(sock.getsockname() for group in groups for sock in group)
+        """Where it listens."""
+
+    @classmethod
+    async def open(cls, address: str) -> MetricsEndpoint:
+        """Listen.
+
+        Raises:
+          ImportError: prometheus_client is not installed; says how to do so.
+          ValueError, OSError: the address is none, or cannot be had.
+        """
+        try:
+            import prometheus_client  # noqa: F401, PLC0415 - an extra, which only this needs
+        except ImportError as error:
+            raise ImportError(
+                f'metrics={address!r} needs the package prometheus_client ({error}): pip install "gain-trio[metrics]"'
+            ) from error
+        options = ServerConfig().socket_options()
+        return cls(await open_sockets([address], options))
+
+    def close(self) -> None:
+        """Stop listening; for when :meth:`run` was not called.  Again: nothing."""
+        close_sockets(self._groups)
+
+    async def run(self, server: Server) -> None:
+        """Answer, until cancelled."""
+        from ._serve import serve_listeners  # noqa: PLC0415 - which imports this
+
+        config = ServerConfig(max_connections=MOST_AT_ONCE)
+        await serve_listeners(_Handler(_registry(server)), self._groups, config)
+
+
+@final
+class _Handler:
+    """Answers one request, and closes the connection."""
+
+    __qualname__ = "gain_trio metrics"
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    async def __call__(self, connection: Connection) -> None:
+        with trio.move_on_after(TIMEOUT):
+            try:
+                head = await connection.receive_until(b"\r\n\r\n", max_bytes=LARGEST_REQUEST)
+            except IncompleteMessage:
+                return
+            except MessageTooLong:
+                answer = _answer("431 Request Header Fields Too Large")
+            else:
+                answer = self._answer_to(head.decode("latin-1").split("\r\n"))
+            await connection.send(answer)
+            await connection.aclose()
+            return
+        connection.abort()
+
+    def _answer_to(self, lines: list[str]) -> bytes:
+        request = lines[0].split(" ")
+        if len(request) != 3 or not request[2].startswith("HTTP/1."):
+            return _answer("400 Bad Request")
+        method, target, _version = request
+        if target.partition("?")[0] != PATH:
+            return _answer("404 Not Found", text=f"The metrics are at {PATH}\n")
+        if method not in {"GET", "HEAD"}:
+            return _answer("405 Method Not Allowed", "Allow: GET, HEAD\r\n")
+        from prometheus_client.exposition import choose_encoder  # noqa: PLC0415 - see MetricsEndpoint.open()
+
+        accepts = [
+            value.strip() for name, _, value in (line.partition(":") for line in lines[1:]) if name.lower() == "accept"
+        ]
+        encode, content_type = choose_encoder(", ".join(accepts))
+        content = encode(self._registry)
+        return _answer("200 OK", content_type=content_type, content=content, with_content=method == "GET")
+
+
+def _answer(
+    status: str,
+    more: str = "",
+    *,
+    text: str = "",
+    content_type: str = "text/plain; charset=utf-8",
+    content: bytes | None = None,
+    with_content: bool = True,
+) -> bytes:
+    if content is None:
+        content = (text or f"{status}\n").encode()
+    fields = f"Content-Type: {content_type}\r\nContent-Length: {len(content)}\r\n{more}Connection: close\r\n"
+    head = f"HTTP/1.1 {status}\r\n{fields}\r\n"
+    return head.encode("latin-1") + (content if with_content else b"")
+
+
+def _registry(server: Server) -> CollectorRegistry:
+    from prometheus_client import CollectorRegistry  # noqa: PLC0415 - see MetricsEndpoint.open()
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Collector(server))
+    return registry
+
+
+@final
+class _Collector:
+    """The statistics as metrics."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def describe(self) -> list[Metric]:
+        """None beforehand: prometheus_client asks for the sake of names that two collectors have."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """What there is now."""
+        from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily  # noqa: PLC0415 - see above
+
+        now = self._server.statistics()
+        yield CounterMetricFamily("gain_trio_connections_accepted", "Connections taken.", now.accepted)
+        yield GaugeMetricFamily("gain_trio_connections_active", "Connections that are open.", now.active)
+        closed = CounterMetricFamily(
+            "gain_trio_connections_closed", "Connections that are over, by cause.", labels=["cause"]
+        )
+        for cause, count in now.closed.items():
+            closed.add_metric([cause], count)
+        yield closed
+        yield CounterMetricFamily("gain_trio_received_bytes", "Bytes received from connections.", now.bytes_received)
+        yield CounterMetricFamily("gain_trio_sent_bytes", "Bytes that the kernel has taken.", now.bytes_sent)
+        taken = CounterMetricFamily(
+            "gain_trio_consumer_connections", "Connections taken, by consumer.", labels=["consumer"]
+        )
+        open_now = GaugeMetricFamily(
+            "gain_trio_consumer_connections_active", "Connections that are open, by consumer.", labels=["consumer"]
+        )
+        for index, count in enumerate(now.connections_by_consumer):
+            taken.add_metric([str(index)], count)
+            open_now.add_metric([str(index)], now.active_by_consumer[index])
+        yield taken
+        yield open_now
+        processes, restarts = self._server._process_counts()
+        yield GaugeMetricFamily("gain_trio_worker_processes", "Worker processes that serve.", processes)
+        yield CounterMetricFamily(
+            "gain_trio_worker_restarts", "Worker processes replaced after they had died.", restarts
+        )
+        yield GaugeMetricFamily("gain_trio_rings", "Processes of the server with a ring.", len(now.rings))
+        for name, text in _RING_GAUGES.items():
+            total = sum(getattr(ring, name) for ring in now.rings)
+            yield GaugeMetricFamily(f"gain_trio_ring_{name}", text, total)
+
+
+_RING_GAUGES: Final = {
+    "submissions": "Operations handed to the kernel by the rings that there are.",
+    "completions": "Completions reaped by the rings that there are.",
+    "enter_calls": "io_uring_enter system calls of the rings that there are.",
+    "overflows": "How often a completion queue was found overflown.",
+    "starvations": "How often a receive ended because no buffer was free.",
+    "buffers_free": "Receive buffers that the kernel can pick from.",
+    "operations_in_flight": "Operations that the kernel has not completed yet.",
+}
+"""Gauges, because a worker process that is replaced takes the figures of its ring along."""

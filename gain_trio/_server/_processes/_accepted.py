@@ -1,0 +1,61 @@
+"""Connections that the server's process accepts for its workers: sockets that nobody here reads from."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any, final
+
+import trio
+
+from gain_trio._transports import Marks
+from gain_trio._transports._socket_listener import SocketListener
+from gain_trio._transports._sockets import reset_on_close
+
+
+@final
+class Accepted:
+    """An accepted connection on its way.  It has what a dispatcher asks of a connection."""
+
+    __slots__ = ("_socket",)
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+
+    @property
+    def direct_remote_address(self) -> Any:
+        """The other end.
+
+        Raises:
+          trio.BrokenResourceError: it is gone.
+        """
+        try:
+            return self._socket.getpeername()
+        except OSError as error:
+            raise trio.BrokenResourceError("the connection broke") from error
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Close this copy of the descriptor; a worker has its own."""
+        self._socket.close()
+
+    def reset(self) -> None:
+        """End a connection that nobody will serve, so that the client cannot take it for served."""
+        with self._socket:
+            reset_on_close(self._socket)
+
+    def _close_now(self) -> None:
+        """What a dispatcher calls when a balancer fails."""
+        self.reset()
+
+
+def listener_for_others(sock: socket.socket) -> SocketListener:
+    """A listener that owns ``sock``, whose connections are :class:`Accepted`, and which takes none ahead."""
+    make: Any = _make  # a listener is typed for connections, and an acceptor just passes on what it accepts
+    return SocketListener(sock, Marks(), make=make)
+
+
+def _make(sock: socket.socket, _marks: Marks) -> Accepted:
+    return Accepted(sock)

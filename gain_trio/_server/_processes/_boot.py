@@ -1,0 +1,88 @@
+"""The first steps of a worker process: ``python .../_boot.py CONTROL``, with the control channel's descriptor.
+
+This file is run by its path and imports nothing of the package at first, because the package may be where only the parent's
+``sys.path`` leads.  What comes from the parent says where that is.  multiprocessing's :func:`prepare` does the rest: the
+path, the arguments, the working directory and, when the handler is of the program that was started, that program as
+``__mp_main__``, so that what stands under ``if __name__ == "__main__"`` is not run again.
+
+A worker does not end by what a terminal sends to all processes in it: the parent decides.  Signals are not ignored for
+that, because programs that a handler starts would ignore them, too.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import socket
+import struct
+import sys
+import traceback
+from multiprocessing import process, spawn
+from typing import Any
+
+FRAME = struct.Struct("!Q")
+"""In front of every message of the control channel: its length in bytes.  ``_control.py`` goes on with it."""
+
+
+def _receive_exactly(control: socket.socket, count: int) -> bytes:
+    received = bytearray()
+    while len(received) < count:
+        data = control.recv(min(count - len(received), 1 << 20))
+        if not data:
+            control.close()
+            sys.exit(1)  # the server is gone, or does not want this process any more
+        received += data
+    return bytes(received)
+
+
+def described(error: BaseException) -> tuple[str, str]:
+    """An exception in a line, and with its traceback; without the groups that nurseries have put it alone into."""
+    inner: tuple[BaseException, ...]
+    while len(inner := getattr(error, "exceptions", ())) == 1:
+        (error,) = inner
+    reason = "".join(traceback.format_exception_only(type(error), error)).strip()
+    return reason, "".join(traceback.format_exception(type(error), error, error.__traceback__))
+
+
+def report_failure(control: socket.socket, error: BaseException) -> None:
+    """Tell the parent why this process ends, and close the channel; the parent may be gone itself."""
+    reason, text = described(error)
+    content = pickle.dumps(("Failed", (reason, text)))
+    control.setblocking(True)
+    try:
+        with control:
+            control.sendall(FRAME.pack(len(content)) + content)
+    except OSError as lost:
+        sys.stderr.write(f"{text}gain_trio: and the server cannot be told: {lost}\n")
+
+
+def _leave_to_the_parent(_number: int, _frame: object) -> None:
+    """What SIGINT and SIGHUP do in a worker."""
+
+
+def boot(descriptor: int) -> None:
+    """Become a worker."""
+    signal.signal(signal.SIGINT, _leave_to_the_parent)
+    signal.signal(signal.SIGHUP, _leave_to_the_parent)
+    os.set_inheritable(descriptor, False)
+    control = socket.socket(fileno=descriptor)
+    (length,) = FRAME.unpack(_receive_exactly(control, FRAME.size))
+    preparation: dict[str, Any]
+    preparation, setup = pickle.loads(_receive_exactly(control, length))  # noqa: S301 - from the process that made this one
+    try:
+        # multiprocessing's own mark: who starts processes while the program is being imported is told about __main__.
+        process.current_process()._inheriting = True  # type: ignore[attr-defined]
+        try:
+            spawn.prepare(preparation)
+        finally:
+            del process.current_process()._inheriting  # type: ignore[attr-defined]
+        from gain_trio._server._processes._worker import main  # noqa: PLC0415 - see above: only now it can be found
+    except Exception as error:  # noqa: BLE001 - whatever the program raises when it is imported
+        report_failure(control, error)
+        sys.exit(1)
+    main(control, setup)
+
+
+if __name__ == "__main__":
+    boot(int(sys.argv[1]))

@@ -1,0 +1,68 @@
+"""The control channel between server and worker process: messages over a pair of Unix sockets, in order.
+
+Both ends have this class.  The end of the stream means that the other process is gone, or, to a worker, that it is to end.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import final
+
+import trio
+
+from gain_trio._transports import Connection, IncompleteMessage
+
+from ._boot import FRAME
+from ._messages import LARGEST, Message, decode, encode
+
+
+@final
+class Control:
+    """One end of the channel.  It owns the socket that it is made of."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._connection = Connection.from_socket(sock)
+        self._turn = trio.StrictFIFOLock()
+
+    async def send(self, message: Message) -> None:
+        """Send a message, and return when the kernel has it: the other end can read it then, even if this process dies.
+
+        Any number of tasks may do so at once.
+
+        Raises:
+          trio.BrokenResourceError, trio.ClosedResourceError: the other process is gone, or this end is closed.
+          ValueError: the message is too long.
+        """
+        await self.send_frame(encode(message))
+
+    async def send_frame(self, content: bytes) -> None:
+        """Send what :func:`encode` has made, or the first message, which ``_boot.py`` reads."""
+        async with self._turn:
+            await self._connection.send(FRAME.pack(len(content)) + content)
+            await self._connection.flush()
+
+    async def receive(self) -> Message | None:
+        """The next message; None at the end of the stream, and when the other process is gone.
+
+        A message that the other process's end cut short is no message.
+
+        Raises:
+          ValueError: what comes is none; nothing that comes after it can be understood.
+        """
+        try:
+            (length,) = FRAME.unpack(await self._connection.receive_exactly(FRAME.size))
+            if length > LARGEST:
+                raise ValueError(f"a message of {length} bytes comes through the control channel, more than {LARGEST}")
+            content = await self._connection.receive_exactly(length)
+        except (IncompleteMessage, trio.BrokenResourceError):
+            return None
+        return decode(content)
+
+    async def send_eof(self) -> None:
+        """Send no more.  To a worker it means that it is to cancel everything and to end."""
+        async with self._turn:
+            await self._connection.send_eof()
+
+    def close(self) -> None:
+        """Close this end at once."""
+        self._connection.abort()

@@ -1,0 +1,96 @@
+"""How accepted connections get from the server's process to a worker's: as descriptors (SCM_RIGHTS, unix(7)).
+
+They have a pair of datagram sockets of their own beside the control channel.  A datagram is whole or not there, so nothing
+has to be found in a stream again when a process is out of descriptors: the kernel then drops those that do not fit, and
+the worker, which knows from the datagram how many there were, says how many it has.
+
+The server keeps its own copy of every descriptor until the worker has said that it has taken it, and a worker says so
+before anybody reads from it.  So when a worker dies, the server knows which connections have had no handler yet, and another
+worker gets them; and a connection that did have one is never given to a second.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import os
+import socket
+import struct
+from collections.abc import Sequence
+from typing import Final, final
+
+import attrs
+import trio
+
+from gain_trio._transports._descriptor_connection import passed_descriptors
+
+from ._accepted import Accepted
+
+MOST_AT_ONCE: Final = 32
+"""Connections in a datagram; the kernel takes 253 descriptors (SCM_MAX_FD)."""
+PAUSE: Final = 0.1
+"""Seconds to wait when too many descriptors are on their way in the system (``ETOOMANYREFS``), or a worker has no room."""
+
+_SEQUENCE = struct.Struct("!Q")
+_LARGEST: Final = _SEQUENCE.size + 2 * MOST_AT_ONCE
+_ANCILLARY: Final = socket.CMSG_LEN(MOST_AT_ONCE * array.array("i").itemsize) if hasattr(socket, "CMSG_LEN") else 0
+_CLOSE_ON_EXEC: Final = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+_SCARCE = frozenset(getattr(errno, name) for name in ("ETOOMANYREFS", "ENOBUFS", "ENOMEM") if hasattr(errno, name))
+
+
+def open_pair() -> tuple[socket.socket, socket.socket]:
+    """The server's end and a worker's, both non-blocking."""
+    own, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    own.setblocking(False)
+    other.setblocking(False)
+    return own, other
+
+
+@final
+@attrs.frozen
+class Arrival:
+    """What a worker has received."""
+
+    sequence: int
+    consumers: tuple[int, ...]
+    """By number within the worker, one a connection."""
+    descriptors: tuple[int, ...]
+    """Fewer than there are consumers when this process could not have more.  Close-on-exec, and the caller's."""
+
+
+async def send(sock: socket.socket, sequence: int, consumers: Sequence[int], connections: Sequence[Accepted]) -> None:
+    """Send connections, at most :data:`MOST_AT_ONCE`; they stay the caller's, too.  Waits while the worker is behind.
+
+    Raises:
+      OSError: the worker is gone.
+    """
+    content = _SEQUENCE.pack(sequence) + struct.pack(f"!{len(consumers)}H", *consumers)
+    descriptors = [connection.fileno() for connection in connections]
+    while True:
+        try:
+            socket.send_fds(sock, [content], descriptors)
+        except (BlockingIOError, InterruptedError):
+            await trio.lowlevel.wait_writable(sock)
+        except OSError as error:
+            if error.errno not in _SCARCE:
+                raise
+            await trio.sleep(PAUSE)
+        else:
+            return
+
+
+def receive_ready(sock: socket.socket) -> Arrival | None:
+    """What has arrived, or None."""
+    try:
+        content, ancillary, _flags, _address = sock.recvmsg(_LARGEST, _ANCILLARY, _CLOSE_ON_EXEC)
+    except (BlockingIOError, InterruptedError):
+        return None
+    descriptors = passed_descriptors(ancillary)
+    if not _CLOSE_ON_EXEC:
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)
+    if len(content) < _SEQUENCE.size:  # of length 0 it is the end, should the system tell of one
+        return None
+    (sequence,) = _SEQUENCE.unpack_from(content)
+    consumers = struct.unpack_from(f"!{(len(content) - _SEQUENCE.size) // 2}H", content, _SEQUENCE.size)
+    return Arrival(sequence, consumers, tuple(descriptors))

@@ -1,0 +1,132 @@
+"""Log records of worker processes, which the server's process logs.
+
+A program sets logging up in its main function, which a worker does not run.  So a worker sends what it has to say
+to the server, where it goes through the same loggers, filters and handlers as everything else, and lines of several
+processes do not get mixed.  ``record.process`` and ``record.processName`` tell whose it was.  A worker whose program does
+set up the root logger when it is imported is left alone.
+
+What cannot be sent fast enough is dropped and counted: a worker does not wait for a slow log.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import pickle
+import sys
+from collections import deque
+from typing import Any, Final, final
+
+import trio
+
+from ._control import Control
+from ._messages import Log
+
+MOST_WAITING: Final = 1000
+"""Records that wait to be sent."""
+MOST_AT_ONCE: Final = 100
+LARGEST_RECORD: Final = 32768
+"""Bytes; of a larger one the text is cut."""
+
+logger = logging.getLogger("gain_trio")
+
+
+@final
+class Forwarder(logging.Handler):
+    """In a worker: a handler that sends records to the server."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._waiting: deque[dict[str, Any]] = deque()
+        self._dropped = 0
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._news = trio.Event()
+
+    def install(self, levels: dict[str, int]) -> None:
+        """Take the place of what the program has not set up, with the server's levels."""
+        if logging.root.handlers:
+            return
+        logging.root.addHandler(self)
+        for name, level in levels.items():
+            logging.getLogger(name or None).setLevel(level)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue a record.  Any thread may."""
+        if len(self._waiting) >= MOST_WAITING:
+            self._dropped += 1
+            return
+        try:
+            self._waiting.append(_portable(record))
+        except Exception:  # noqa: BLE001 - as all handlers do: what cannot be formatted is the program's, and no reason to fail
+            self.handleError(record)
+            return
+        if self._token is not None:
+            try:
+                self._token.run_sync_soon(self._wake, idempotent=True)
+            except trio.RunFinishedError:
+                self._token = None
+
+    def _wake(self) -> None:
+        self._news.set()
+
+    async def run(self, control: Control) -> None:
+        """Send records, until cancelled or until the server is gone."""
+        self._token = trio.lowlevel.current_trio_token()
+        while True:
+            await self.send_all(control)
+            self._news = trio.Event()
+            if not self._waiting:
+                await self._news.wait()
+
+    async def send_all(self, control: Control) -> None:
+        """Send what waits."""
+        while self._waiting or self._dropped:
+            records = tuple(self._waiting.popleft() for _ in range(min(MOST_AT_ONCE, len(self._waiting))))
+            dropped, self._dropped = self._dropped, 0
+            await control.send(Log(records, dropped))
+
+    def give_up(self) -> None:
+        """Write what can no longer be sent to standard error, in short."""
+        while self._waiting:
+            record = self._waiting.popleft()
+            sys.stderr.write(f"{record['levelname']}: {record['msg']}\n")
+
+
+def _portable(record: logging.LogRecord) -> dict[str, Any]:
+    """Its attributes, with the text made and everything else that cannot be pickled left out."""
+    attributes = dict(record.__dict__)
+    attributes["msg"] = _cut(record.getMessage())
+    attributes["args"] = None
+    if record.exc_info and not record.exc_text:
+        attributes["exc_text"] = logging.Formatter().formatException(record.exc_info)
+    attributes["exc_info"] = None
+    for name in ("exc_text", "stack_info"):
+        if attributes.get(name):
+            attributes[name] = _cut(attributes[name])
+    return {name: value for name, value in attributes.items() if _is_portable(value)}
+
+
+def _is_portable(value: object) -> bool:
+    if value is None or isinstance(value, str | int | float):
+        return True
+    try:
+        return len(pickle.dumps(value)) <= LARGEST_RECORD
+    except Exception:  # noqa: BLE001 - whatever an object of the program's raises there
+        return False
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LARGEST_RECORD else f"{text[:LARGEST_RECORD]} [cut]"
+
+
+def log_for(message: Log) -> None:
+    """In the server: log what a worker has sent."""
+    for attributes in message.records:
+        record = logging.makeLogRecord(attributes)
+        target = logging.getLogger(record.name)
+        if target.isEnabledFor(record.levelno):
+            target.handle(record)
+    if message.dropped:
+        logger.warning(
+            "%d log records of a worker process were dropped: it logs faster than they can be sent", message.dropped
+        )

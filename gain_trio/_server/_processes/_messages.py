@@ -1,0 +1,131 @@
+"""What server and worker process tell each other.
+
+On the wire a message is its class's name and its fields, pickled, behind its length; so the first of them, that a worker
+cannot begin, can be sent by one that could not import this.  Who sits at the other end of the channel is the same program
+run by the same user, which could do anything to this process without pickle, too.
+"""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any, Final, TypeAlias, final
+
+import attrs
+
+from gain_trio._server._statistics import ServerStatistics
+
+LARGEST: Final = 4 << 20
+"""Bytes that a message may have.  The largest are log records, which are cut, and tracebacks."""
+
+
+# --- to the worker; the end of the stream says: cancel everything, and end ---
+
+
+@final
+@attrs.frozen
+class StopAccepting:
+    """Close the listeners."""
+
+
+@final
+@attrs.frozen
+class Drain:
+    """Take what has been handed off, accept no more, let the handlers end, and end."""
+
+    timeout: float
+    """Seconds."""
+
+
+# --- to the server ---
+
+
+@final
+@attrs.frozen
+class Ready:
+    """It serves."""
+
+    backend: str
+    """What its run is on."""
+
+
+@final
+@attrs.frozen
+class Failed:
+    """It ends because of an exception."""
+
+    reason: str
+    traceback: str
+
+
+@final
+@attrs.frozen
+class Leaving:
+    """It was sent a SIGTERM, and asks to be replaced."""
+
+
+@final
+@attrs.frozen
+class Taken:
+    """Descriptors have arrived: the first ``count`` of a hand-off.  For the others it has no room."""
+
+    sequence: int
+    count: int
+
+
+@final
+@attrs.frozen
+class Ended:
+    """So many connections have ended so far, by consumer."""
+
+    by_consumer: tuple[int, ...]
+
+
+@final
+@attrs.frozen
+class Report:
+    """Its statistics."""
+
+    statistics: ServerStatistics
+
+
+@final
+@attrs.frozen
+class Log:
+    """Log records, as :func:`logging.makeLogRecord` takes them, and how many more there were."""
+
+    records: tuple[dict[str, Any], ...]
+    dropped: int
+
+
+Message: TypeAlias = StopAccepting | Drain | Ready | Failed | Leaving | Taken | Ended | Report | Log
+
+_KINDS: Final[dict[str, type[Any]]] = {
+    kind.__name__: kind for kind in (StopAccepting, Drain, Ready, Failed, Leaving, Taken, Ended, Report, Log)
+}
+
+
+def encode(message: Message) -> bytes:
+    """Of one message, without its length.
+
+    Raises:
+      ValueError: it is too long.
+    """
+    fields = tuple(getattr(message, field.name) for field in attrs.fields(type(message)))
+    content = pickle.dumps((type(message).__name__, fields))
+    if len(content) > LARGEST:
+        raise ValueError(f"a {type(message).__name__} has {len(content)} bytes, more than {LARGEST}")
+    return content
+
+
+def decode(content: bytes) -> Message:
+    """The message again.
+
+    Raises:
+      ValueError: it is none.
+    """
+    try:
+        name, fields = pickle.loads(content)  # noqa: S301 - see the top
+        message: Message = _KINDS[name](*fields)
+    except Exception as error:  # of bytes that are no pickle, pickle makes anything
+        raise ValueError(f"what comes through the control channel is no message: {error!r}") from error
+    return message

@@ -1,0 +1,313 @@
+"""The worker processes of a server: all slots, the acceptors of this process, and what is on its way between them."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final, final
+
+import attrs
+import trio
+
+from gain_trio._server._acceptor import Acceptor
+from gain_trio._server._balancer import RoundRobin, balancer_of
+from gain_trio._server._config import ServerConfig
+from gain_trio._server._dispatcher import Dispatcher
+from gain_trio._server._statistics import ServerStatistics
+
+from ._accepted import Accepted, listener_for_others
+from ._failure import WorkerFailed
+from ._launch import Launch, Place, log_levels
+from ._process import RemoteConsumer, State, WorkerProcess
+from ._room import Room
+from ._slot import Slot
+
+MOST_WAITING: Final = 1024
+"""Connections that wait for a worker because the one they were on their way to has died, and there is no other."""
+
+logger = logging.getLogger("gain_trio")
+
+
+@final
+class Pool:
+    """Supervises, dispatches, counts.
+
+    *Reactor*: this process accepts, the balancer picks a consumer among those of all processes that serve and are not
+    behind, and the connection's descriptor goes there.  *Socket sharding*: each process accepts from listeners of its own.
+    This process keeps them all open.  So what waits in the backlog of one whose process is gone is not reset: it is for the
+    successor.  Until that serves, this process accepts in its name and hands off to the others, as a reactor does
+    (unless connections are limited: those places are the successor's).
+
+    Args:
+      groups: the listening sockets: one group, or for socket sharding one for each shard of each process.
+      cpus: one for each process, or none.
+    """
+
+    def __init__(
+        self,
+        launch: Launch,
+        config: ServerConfig,
+        groups: Sequence[Sequence[socket.socket]],
+        count: int,
+        cpus: Sequence[int],
+    ) -> None:
+        self._launch = launch
+        self._config = config
+        self._is_sharded = config.architecture == "socket_sharding"
+        self._groups = groups
+        self._cpus = cpus
+        self._balancer = RoundRobin() if self._is_sharded else balancer_of(config.balancer)
+        self._candidates: list[RemoteConsumer] = []
+        self._dispatcher: Dispatcher | None = None
+        self._waiting: deque[Accepted] = deque()
+        self._room = Room(self._has_room)
+        self._acceptors: list[Acceptor] = []
+        self._scope = trio.CancelScope()
+        self._news = trio.Event()
+        self._rolling = trio.Lock()
+        self._rolls_again = False
+        self._failure: WorkerFailed | None = None
+        self._accepts = True
+        self.slots = [
+            Slot(
+                index,
+                self._make,
+                strict=config.strict,
+                graceful_timeout=config.graceful_timeout,
+                changed=self.changed,
+                fail=self._fail,
+            )
+            for index in range(count)
+        ]
+        self.draining = trio.Event()
+        self.ended = trio.Event()
+
+    # --- the tasks ---
+
+    async def run(self, started: Callable[[], object]) -> None:
+        """Have the processes serve, and call ``started`` when all do, until cancelled or drained.
+
+        Raises:
+          WorkerFailed: they cannot.
+        """
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    for slot in self.slots:
+                        nursery.start_soon(slot.supervise, name=f"gain_trio supervisor {slot.index}")
+                    await self._until_all_serve()
+                    if self._is_sharded:
+                        if self._config.max_connections is None:
+                            for slot in self.slots:
+                                nursery.start_soon(self._stand_in, slot, name=f"gain_trio stand-in {slot.index}")
+                    else:
+                        for sock in self._groups[0]:
+                            self._start_acceptor(nursery, sock)
+                    started()
+                    await self._until_drained()
+        finally:
+            self._drop(list(self._waiting), "the server has ended")
+            self._waiting.clear()
+            self.ended.set()
+        if self._failure is not None:
+            raise self._failure
+
+    def _start_acceptor(self, nursery: trio.Nursery, sock: socket.socket) -> Acceptor:
+        room: Any = self._room  # they ask it what they ask Places, and
+        dispatcher: Any = self  # have it hand off what is no Connection yet
+        acceptor = Acceptor(listener_for_others(sock), dispatcher, room, self.changed)
+        self._acceptors.append(acceptor)
+        nursery.start_soon(acceptor.run, name=f"gain_trio acceptor {sock.getsockname()}")
+        return acceptor
+
+    async def _stand_in(self, slot: Slot) -> None:
+        """Accept for a process that is gone, as long as others serve and it has no successor."""
+        sockets = [sock for group in self._groups_of(slot.index) for sock in group]
+        while True:
+            await self._until(lambda: not slot.serves and bool(self._serving()) and self._accepts)
+            acceptors: list[Acceptor] = []
+            try:
+                async with trio.open_nursery() as nursery:
+                    for sock in sockets:
+                        acceptors.append(self._start_acceptor(nursery, sock.dup()))
+                    await self._until(lambda: slot.serves or not self._serving() or not self._accepts)
+                    nursery.cancel_scope.cancel()
+            finally:
+                for acceptor in acceptors:
+                    acceptor.stop()  # which closes its copy of the socket
+                    self._acceptors.remove(acceptor)
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            if self._news.is_set():
+                self._news = trio.Event()
+            await self._news.wait()
+
+    async def _until_all_serve(self) -> None:
+        await self._until(lambda: all(slot.serves for slot in self.slots) or self.draining.is_set())
+
+    async def _until_drained(self) -> None:
+        await self._until(lambda: self.draining.is_set() and all(slot.is_empty for slot in self.slots))
+        self._scope.cancel()
+
+    def _fail(self, failure: WorkerFailed) -> None:
+        if self._failure is None:
+            self._failure = failure
+        self._scope.cancel()
+
+    # --- what the server is told ---
+
+    def stop_accepting(self) -> None:
+        """Close the listeners here, and have the processes close theirs."""
+        self._accepts = False
+        for acceptor in self._acceptors:
+            acceptor.stop()
+        for group in self._groups:
+            for sock in group:
+                sock.close()
+        for slot in self.slots:
+            for worker in slot.workers:
+                worker.stop_accepting()
+        self.changed()
+
+    def drain(self, timeout: float) -> None:
+        """Have all processes drain, and end when they have."""
+        self.stop_accepting()
+        self.draining.set()
+        for slot in self.slots:
+            slot.close(timeout)
+        self.changed()
+
+    async def roll(self) -> None:
+        """Replace the processes one by one: the successor serves before the old one stops.
+
+        Asked for once more while it is done, it is done once more; asked for again and again, too.
+        """
+        if self._rolls_again:
+            return
+        self._rolls_again = True
+        async with self._rolling:
+            self._rolls_again = False
+            for slot in self.slots:
+                if self.draining.is_set():
+                    return
+                try:
+                    await slot.replace()
+                except WorkerFailed as error:
+                    logger.error(
+                        "the other worker processes are not replaced, because the first one could not be: %s", error
+                    )
+                    return
+
+    def statistics(self) -> ServerStatistics:
+        """Over all processes, those that are gone included; consumers stand in the order of the slots."""
+        nothing = attrs.evolve(
+            ServerStatistics.total([]),
+            connections_by_consumer=(0,) * self._config.workers,
+            active_by_consumer=(0,) * self._config.workers,
+        )
+        return ServerStatistics.total(slot.statistics() or nothing for slot in self.slots)
+
+    # --- processes ---
+
+    def _groups_of(self, index: int) -> Sequence[Sequence[socket.socket]]:
+        if not self._is_sharded:
+            return [[]]
+        first = index * self._config.workers
+        return self._groups[first : first + self._config.workers]
+
+    def _make(self, slot: Slot) -> WorkerProcess:
+        groups = self._groups_of(slot.index) if self._accepts else [[] for _ in self._groups_of(slot.index)]
+        first = slot.index * self._config.workers
+        place = functools.partial(
+            Place,
+            index=slot.index,
+            groups=tuple(tuple(sock.fileno() for sock in group) for group in groups),
+            parent=os.getpid(),
+            cpu=self._cpus[slot.index] if self._cpus else None,
+            max_connections=self._share(slot.index),
+            log_levels=log_levels(),
+        )
+        return WorkerProcess(
+            self._launch,
+            lambda hand_off: place(hand_off=hand_off),
+            [sock for group in groups for sock in group],
+            range(first, first + self._config.workers),
+            self,
+        )
+
+    def _share(self, index: int) -> int | None:
+        limit = self._config.max_connections
+        if limit is None or not self._is_sharded:
+            return None  # without a limit, or counted here
+        return limit // len(self.slots) + (index < limit % len(self.slots))
+
+    def asked_to_leave(self, worker: WorkerProcess) -> None:
+        """See :meth:`Owner.asked_to_leave`."""
+        for slot in self.slots:
+            slot.asked_to_leave(worker)
+
+    # --- connections on their way ---
+
+    def changed(self) -> None:
+        """See :meth:`Owner.changed`."""
+        candidates = [consumer for worker in self._serving() if worker.has_room for consumer in worker.consumers]
+        if candidates != self._candidates:
+            self._candidates = candidates
+            duck: Any = candidates
+            self._dispatcher = Dispatcher(duck, self._balancer) if candidates else None
+        while self._waiting and self._dispatcher is not None:
+            self.hand_off(self._waiting.popleft())
+        if self._has_room():
+            self._room.wake()
+        for slot in self.slots:
+            slot.note()
+        self._news.set()
+
+    def _serving(self) -> list[WorkerProcess]:
+        return [slot.current for slot in self.slots if slot.current is not None and slot.current.state is State.READY]
+
+    def _has_room(self) -> bool:
+        if self._dispatcher is None:
+            return False
+        limit = None if self._is_sharded else self._config.max_connections
+        return limit is None or self._open_connections() < limit
+
+    def _open_connections(self) -> int:
+        workers = [worker for slot in self.slots for worker in slot.workers]
+        return len(self._waiting) + sum(consumer.active for worker in workers for consumer in worker.consumers)
+
+    def hand_off(self, connection: Accepted) -> None:
+        """Give a connection to the consumer that the balancer picks.
+
+        Raises what the balancer raises, after closing it.
+        """
+        assert self._dispatcher is not None
+        duck: Any = connection
+        self._dispatcher.hand_off(duck)
+
+    def given_back(self, connections: Sequence[Accepted]) -> None:
+        """See :meth:`Owner.given_back`."""
+        for number, connection in enumerate(connections):
+            if self.draining.is_set() or self._scope.cancel_called:
+                self._drop(connections[number:], "the server ends")
+                return
+            if self._dispatcher is not None:
+                self.hand_off(connection)
+            elif len(self._waiting) < MOST_WAITING:
+                self._waiting.append(connection)
+            else:
+                self._drop(connections[number:], f"{MOST_WAITING} others wait for a worker process")
+                return
+
+    def _drop(self, connections: Sequence[Accepted], reason: str) -> None:
+        if connections:
+            logger.warning(
+                "%d connections that no worker process had taken yet are reset: %s", len(connections), reason
+            )
+        for connection in connections:
+            connection.reset()

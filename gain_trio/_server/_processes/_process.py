@@ -1,0 +1,374 @@
+"""One worker process, as the server sees it: from the decision to start it to its exit status.
+
+===========  ==================================================================================================
+STARTING     the process is being started, imports its handler, opens its ring
+READY        it serves, and may be given connections
+LEAVING      it was told to drain: it gets no more connections, and ends when its last has, or when time is up
+ENDED        the process is gone; its exit status has been fetched
+===========  ==================================================================================================
+
+STARTING -> READY -> LEAVING -> ENDED, and from each of them to ENDED.  Whatever ends the task that :meth:`run` is in, the
+process is gone when the task is: it is told to cancel everything, gets a bounded time, and is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import logging
+import signal
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Final, Protocol, final
+
+import trio
+
+from gain_trio._server._statistics import ServerStatistics
+
+from . import _hand_off
+from ._accepted import Accepted
+from ._control import Control
+from ._launch import Launch, Place
+from ._logs import log_for
+from ._messages import Drain, Ended, Failed, Leaving, Message, Ready, Report, StopAccepting, Taken
+from ._messages import Log as LogMessage
+
+GRACE: Final = 5.0
+"""Seconds that a process has to end when it was told to, beyond what its connections have, before it is killed."""
+LAST_WORDS: Final = 1.0
+"""Seconds to wait for the end of the control channel of a process that is gone: a child of its own may have it, too."""
+WINDOW: Final = 128
+"""Connections that may be on their way to a worker.  One that is busy with something else takes no more; others do."""
+
+logger = logging.getLogger("gain_trio")
+
+
+class State(enum.Enum):
+    """See the top of this module."""
+
+    STARTING = enum.auto()
+    READY = enum.auto()
+    LEAVING = enum.auto()
+    ENDED = enum.auto()
+
+
+class Owner(Protocol):
+    """What a worker process tells of itself."""
+
+    def changed(self) -> None:
+        """Its state, or the number of connections it has, is another."""
+
+    def asked_to_leave(self, worker: WorkerProcess, /) -> None:
+        """It was sent a SIGTERM."""
+
+    def given_back(self, connections: Sequence[Accepted], /) -> None:
+        """These were on their way to it and have not been taken."""
+
+
+@final
+class RemoteConsumer:
+    """A consumer in a worker process, as a balancer sees it."""
+
+    def __init__(self, index: int, number: int, worker: WorkerProcess) -> None:
+        self.index = index
+        self.number = number
+        """Its place within its process."""
+        self.connections = 0
+        self.ended = 0
+        """Connections that have ended, as far as the process has told."""
+        self.worker = worker
+
+    def __repr__(self) -> str:
+        return f"<consumer {self.index} in process {self.worker.pid}: {self.active} connections>"
+
+    @property
+    def active(self) -> int:
+        """Its connections that are open now, with those on their way to it."""
+        return self.connections - self.ended
+
+    def hand_off(self, connection: Accepted) -> None:
+        """Have it serve an accepted connection, which is the worker's from now on."""
+        self.connections += 1
+        self.worker.hand_off(connection, self)
+
+
+@final
+class WorkerProcess:
+    """See the top of this module.
+
+    Args:
+      launch: how to start it.
+      place: makes its :class:`Place` of the descriptor of its hand-off socket.
+      passed: the listening sockets that it is to have.
+      indices: of its consumers, among those of all processes.
+    """
+
+    def __init__(
+        self,
+        launch: Launch,
+        place: Callable[[int], Place],
+        passed: Sequence[socket.socket],
+        indices: Sequence[int],
+        owner: Owner,
+    ) -> None:
+        self._launch = launch
+        self._place = place
+        self._passed = passed
+        self._owner = owner
+        self.consumers = tuple(RemoteConsumer(index, number, self) for number, index in enumerate(indices))
+        self.state = State.STARTING
+        self.statistics: ServerStatistics | None = None
+        """What it has last told."""
+        self.failure: Failed | None = None
+        self.backend = ""
+        self.ready_at: float | None = None
+        """When it began to serve, on Trio's clock."""
+        self.was_asked_to_leave = False
+        """Whether it was sent a SIGTERM."""
+        self._process: trio.Process | None = None
+        self._control: Control | None = None
+        self._scope = trio.CancelScope()
+        self._nursery: trio.Nursery | None = None
+        self._outbox: deque[tuple[Accepted, RemoteConsumer]] = deque()
+        self._in_flight: dict[int, list[tuple[Accepted, RemoteConsumer]]] = {}
+        self._posted = trio.Event()
+        self._has_no_room = False
+        self._on_their_way = 0
+        self._drain_timeout: float | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process; None before it is started."""
+        return None if self._process is None else self._process.pid
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it may be given a connection."""
+        return self.state is State.READY and self._on_their_way < WINDOW
+
+    @property
+    def was_started(self) -> bool:
+        """Whether there was a process at all."""
+        return self._process is not None
+
+    @property
+    def end(self) -> str:
+        """How it ended, for people."""
+        status = None if self._process is None else self._process.returncode
+        if status is None:
+            return "was never started" if self._process is None else "has not ended"
+        if status < 0:
+            with suppress(ValueError):
+                return f"was killed by {signal.Signals(-status).name}"
+            return f"was killed by signal {-status}"
+        return f"exited with status {status}"
+
+    # --- what it can be told ---
+
+    def hand_off(self, connection: Accepted, consumer: RemoteConsumer) -> None:
+        """See :meth:`RemoteConsumer.hand_off`."""
+        self._outbox.append((connection, consumer))
+        self._on_their_way += 1
+        self._posted.set()
+        if self._on_their_way == WINDOW:
+            self._owner.changed()
+
+    def stop_accepting(self) -> None:
+        """Have it close its listeners."""
+        if self._nursery is not None and self.state is State.READY:
+            self._nursery.start_soon(self._send, StopAccepting())
+
+    def drain(self, timeout: float) -> None:
+        """Have it end when its connections have, within ``timeout`` seconds.  One that is not ready yet ends at once.
+
+        Called again, it can only shorten the time that is left.
+        """
+        if self.state is State.STARTING:
+            self.cancel()
+        elif self.state is not State.ENDED:
+            if self.state is State.READY:
+                self._become(State.LEAVING)
+            # It is told when what was accepted for it has been sent.
+            self._drain_timeout = timeout
+            self._posted.set()
+            if self._nursery is not None:
+                self._nursery.start_soon(self._end_after, timeout + GRACE)
+
+    def cancel(self) -> None:
+        """Have it end at once."""
+        self._scope.cancel()
+
+    async def _send(self, message: Message) -> None:
+        assert self._control is not None
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):  # it is gone, which others see, too
+            await self._control.send(message)
+
+    async def _end_after(self, seconds: float) -> None:
+        await trio.sleep(seconds)
+        logger.error("worker process %s has not ended in time, and is stopped", self.pid)
+        self.cancel()
+
+    def _become(self, state: State) -> None:
+        self.state = state
+        self._owner.changed()
+
+    def _give_back(self, pairs: Sequence[tuple[Accepted, RemoteConsumer]]) -> None:
+        for _connection, consumer in pairs:
+            consumer.connections -= 1
+        self._on_their_way -= len(pairs)
+        if pairs:
+            self._owner.given_back([connection for connection, _consumer in pairs])
+
+    # --- its life ---
+
+    async def run(self) -> None:
+        """Start it, attend to it, and see it gone."""
+        try:
+            with self._scope, contextlib.ExitStack() as stack:
+                try:
+                    hand_off = await self._start(stack)
+                except OSError as error:  # for want of descriptors, of processes, or of memory
+                    self.failure = Failed(f"it cannot be started: {error.strerror}", "")
+                else:
+                    await self._attend(hand_off)
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._see_it_gone()
+
+    async def _start(self, stack: contextlib.ExitStack) -> socket.socket:
+        """Start the process; the server's end of the hand-off."""
+        with contextlib.ExitStack() as passed:
+            own, other = map(passed.enter_context, socket.socketpair())
+            own_hand_off, other_hand_off = _hand_off.open_pair()
+            stack.enter_context(own_hand_off)
+            passed.enter_context(other_hand_off)
+            place = self._place(other_hand_off.fileno())
+            descriptors = [other_hand_off.fileno(), *(sock.fileno() for sock in self._passed)]
+            self._process = await self._launch.start(other, descriptors)
+            self._control = Control(own)
+        with suppress(trio.BrokenResourceError):  # it has ended already
+            await self._control.send_frame(self._launch.first_message(place))
+        return own_hand_off
+
+    async def _attend(self, hand_off: socket.socket) -> None:
+        try:
+            async with trio.open_nursery() as self._nursery:
+                self._nursery.start_soon(self._send_connections, hand_off)
+                self._nursery.start_soon(self._await_exit)
+                await self._listen()
+                # It has closed its end, or it is gone.
+                with trio.move_on_after(GRACE):
+                    assert self._process is not None
+                    await self._process.wait()
+                self.cancel()
+        finally:
+            self._nursery = None
+            if self.state is State.READY:  # it ends, and gets nothing any more
+                self._become(State.LEAVING)
+
+    async def _await_exit(self) -> None:
+        assert self._process is not None
+        await self._process.wait()
+        await trio.sleep(LAST_WORDS)  # for what it has said before its end, which ends _listen()
+        self.cancel()
+
+    async def _see_it_gone(self) -> None:
+        process, control = self._process, self._control
+        if process is not None and control is not None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._say_goodbye, control)
+                nursery.start_soon(self._listen)  # statistics, log records, and what it has taken
+                with trio.move_on_after(GRACE):
+                    await process.wait()
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
+                nursery.cancel_scope.deadline = trio.current_time() + LAST_WORDS
+            control.close()
+        self._become(State.ENDED)
+        left = [pair for batch in self._in_flight.values() for pair in batch] + list(self._outbox)
+        self._in_flight.clear()
+        self._outbox.clear()
+        self._give_back(left)
+
+    async def _say_goodbye(self, control: Control) -> None:
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            await control.send_eof()
+
+    # --- what it says ---
+
+    async def _listen(self) -> None:
+        assert self._control is not None
+        try:
+            while (message := await self._control.receive()) is not None:
+                self._heed(message)
+        except ValueError as error:  # somebody else writes to its descriptor, or its memory is not what it was
+            self.failure = Failed(f"it cannot be understood: {error}", "")
+            self.cancel()
+
+    def _heed(self, message: Message) -> None:
+        match message:
+            case Taken(sequence, count):
+                self._note_taken(sequence, count)
+            case Ended(counts):
+                for consumer, count in zip(self.consumers, counts, strict=True):
+                    consumer.ended = count
+                self._owner.changed()
+            case Report(statistics):
+                self.statistics = statistics
+            case LogMessage():
+                log_for(message)
+            case Ready(backend):
+                self.backend = backend
+                self.ready_at = trio.current_time()
+                if self.state is State.STARTING:
+                    self._become(State.READY)
+            case Leaving():
+                self.was_asked_to_leave = True
+                self._owner.asked_to_leave(self)
+            case Failed():
+                self.failure = message
+            case _:
+                raise ValueError(f"a worker process says {message!r}, which only a server does")
+
+    # --- connections on their way to it ---
+
+    def _note_taken(self, sequence: int, count: int) -> None:
+        batch = self._in_flight.pop(sequence, [])
+        for connection, _consumer in batch[:count]:
+            connection.close()
+        self._on_their_way -= count
+        refused = batch[count:]
+        if refused:
+            self._has_no_room = True
+            if self.state is State.READY:
+                self._outbox.extendleft(reversed(refused))
+                self._posted.set()
+            else:
+                self._give_back(refused)
+        self._owner.changed()
+
+    async def _send_connections(self, hand_off: socket.socket) -> None:
+        sequence = 0
+        while True:
+            await self._posted.wait()
+            self._posted = trio.Event()
+            while self._outbox:
+                if self._has_no_room:
+                    self._has_no_room = False
+                    await trio.sleep(_hand_off.PAUSE)
+                    continue
+                batch = [self._outbox.popleft() for _ in range(min(_hand_off.MOST_AT_ONCE, len(self._outbox)))]
+                sequence += 1
+                self._in_flight[sequence] = batch  # before the first await: from here on they are found
+                connections = [connection for connection, _consumer in batch]
+                try:
+                    await _hand_off.send(hand_off, sequence, [consumer.number for _, consumer in batch], connections)
+                except OSError as error:  # it is gone, and what is on its way goes to others
+                    logger.debug("worker process %s takes no more connections: %s", self.pid, error)
+                    return
+            if self._drain_timeout is not None:
+                timeout, self._drain_timeout = self._drain_timeout, None
+                await self._send(Drain(timeout))

@@ -1,0 +1,52 @@
+"""What a program sees of a server whose connections are in worker processes."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, final
+
+from gain_trio._server._checks import check_timeout
+from gain_trio._server._server import Server
+from gain_trio._server._statistics import ServerStatistics
+
+from ._pool import Pool
+
+logger = logging.getLogger("gain_trio")
+
+
+@final
+class ProcessServer(Server):
+    """A :class:`Server`; what it counts comes from the worker processes, and is some hundredths of a second old."""
+
+    def __init__(self, pool: Pool, addresses: tuple[Any, ...]) -> None:  # no part of what a server in one process has
+        self._pool = pool
+        self.addresses = addresses
+        self.draining = pool.draining
+
+    @property
+    def active_connections(self) -> int:
+        """See :attr:`Server.active_connections`."""
+        return self.statistics().active
+
+    def stop_accepting(self) -> None:
+        """See :meth:`Server.stop_accepting`.  With socket sharding the processes do it, some moments later."""
+        self._pool.stop_accepting()
+
+    async def drain(self, timeout: float) -> None:
+        """See :meth:`Server.drain`."""
+        check_timeout("timeout", timeout)
+        if not self.draining.is_set():
+            logger.info("%r drains: %d connections have %g seconds", self, self.active_connections, timeout)
+        self._pool.drain(timeout)
+        await self._pool.ended.wait()
+
+    def statistics(self) -> ServerStatistics:
+        """See :meth:`Server.statistics`."""
+        return self._pool.statistics()
+
+    def _process_counts(self) -> tuple[int, int]:
+        slots = self._pool.slots
+        return sum(slot.serves for slot in slots), sum(slot.restarts for slot in slots)
+
+    async def _replace_workers(self) -> None:
+        await self._pool.roll()

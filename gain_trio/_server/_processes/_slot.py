@@ -1,0 +1,288 @@
+"""The place of one worker process: who is in it, and who comes next.
+
+::
+
+    supervisor of a slot                 a task in the server's nursery
+    ├─ the process that serves           its control channel, the connections on their way to it, its exit status
+    └─ the one before it                 while that drains: never more than one
+
+A process that dies is replaced at once.  One that dies soon again is replaced after a pause, which doubles up to a limit, so
+that a machine in trouble is not kept busy with starting processes.  One that cannot begin to serve, several times in a row,
+ends the server with its reason; when it says itself why it cannot, and none has served in this place yet, the first time is
+enough.  That a process cannot be started at all, for want of descriptors or memory, is no reason to end those that serve.
+
+When a process is to be replaced (SIGHUP to the server, SIGTERM to the process), its successor serves before it stops.
+A successor that cannot begin then ends nothing: the old one goes on, unless it was itself asked to go.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Final, final
+
+import attrs
+import trio
+
+from gain_trio._server._statistics import ServerStatistics
+
+from ._failure import WorkerFailed, failure_of
+from ._process import State, WorkerProcess
+
+ATTEMPTS: Final = 4
+"""Processes in a row that may end before they serve."""
+START_TIMEOUT: Final = 120.0
+"""Seconds that a process may take to begin: its program may have much to load, and the machine other things to do."""
+FIRST_PAUSE: Final = 0.1
+LONGEST_PAUSE: Final = 5.0
+"""Seconds before a process is replaced that has died soon after the one before it."""
+SOON: Final = 10.0
+"""Seconds of service after which a death has nothing to do with the last one."""
+
+logger = logging.getLogger("gain_trio")
+
+
+def pause_before(deaths: int) -> float:
+    """Seconds to wait after so many deaths in a row: none after the first."""
+    return 0.0 if deaths < 2 else min(FIRST_PAUSE * 2 ** min(deaths - 2, 16), LONGEST_PAUSE)
+
+
+@final
+class Slot:
+    """See the top of this module.
+
+    Args:
+      index: its number, from 0.
+      make: makes a process for it, that is not started yet.
+      strict: whether an exception that ends a process ends the server.
+      graceful_timeout: seconds that the connections of a process have when it is replaced.
+      changed: called when another process serves, or none does.
+      fail: called with what is to end the server.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        make: Callable[[Slot], WorkerProcess],
+        *,
+        strict: bool,
+        graceful_timeout: float,
+        changed: Callable[[], object],
+        fail: Callable[[WorkerFailed], object],
+    ) -> None:
+        self.index = index
+        self.current: WorkerProcess | None = None
+        """The one that serves."""
+        self.restarts = 0
+        """Processes that took the place of one that had died."""
+        self._make = make
+        self._strict = strict
+        self._graceful_timeout = graceful_timeout
+        self._changed = changed
+        self._fail = fail
+        self._living: list[WorkerProcess] = []
+        self._past: ServerStatistics | None = None  # of those that are gone
+        self._news = trio.Event()
+        self._wanted = 0  # replacements asked for
+        self._done = 0  # and made, or given up
+        self._refusal: WorkerFailed | None = None
+        self._closing = trio.Event()
+
+    @property
+    def workers(self) -> tuple[WorkerProcess, ...]:
+        """All processes that there are: the one that serves, one that is being started, one that drains."""
+        return tuple(self._living)
+
+    @property
+    def serves(self) -> bool:
+        """Whether there is a process that takes connections."""
+        return self.current is not None and self.current.state is State.READY
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no process, and will be none: only when the server drains."""
+        return self._closing.is_set() and not self._living
+
+    def note(self) -> None:
+        """Something may have changed: look."""
+        self._news.set()
+
+    def close(self, timeout: float) -> None:
+        """Let the processes drain, and start no more."""
+        self._closing.set()
+        for worker in self._living:
+            worker.drain(timeout)
+        self.note()
+
+    async def replace(self) -> None:
+        """Have another process in this place, and return when it serves, or when the server drains.
+
+        Raises:
+          WorkerFailed: it cannot begin to serve; the old one goes on.
+        """
+        self._wanted += 1
+        number = self._wanted
+        self._refusal = None
+        self.note()
+        await self._until(lambda: self._done >= number or self._closing.is_set())
+        if self._refusal is not None:
+            raise self._refusal
+
+    def asked_to_leave(self, worker: WorkerProcess) -> None:
+        """Its process was sent a SIGTERM."""
+        if worker is self.current:
+            self._wanted += 1
+            self.note()
+
+    def statistics(self) -> ServerStatistics | None:
+        """Of the processes that there are and those that were; None if nobody has told anything yet."""
+        parts = [self._past] if self._past is not None else []
+        parts += [worker.statistics for worker in self._living if worker.statistics is not None]
+        return merged(parts) if parts else None
+
+    # --- the supervisor ---
+
+    async def supervise(self) -> None:
+        """Keep a process in this place, until cancelled or told to close."""
+        async with trio.open_nursery() as nursery:
+            deaths = 0
+            await self._fill(nursery)
+            while not self._closing.is_set():
+                worker = self.current
+                assert worker is not None
+                await self._until(lambda worker=worker: self._is_to_be_replaced(worker))  # type: ignore[misc]
+                if worker.state is State.ENDED and not self._closing.is_set():
+                    deaths = deaths + 1 if self._died_soon(worker) else 1
+                    self._report_death(worker)
+                    self.restarts += 1
+                    await self._pause(deaths)
+                await self._fill(nursery)
+
+    def _is_to_be_replaced(self, worker: WorkerProcess) -> bool:
+        if self._closing.is_set() or worker.state is State.ENDED:
+            return True
+        # The one before it has to be gone: so there are never more than two.
+        return self._wanted > self._done and len(self._living) == 1
+
+    def _died_soon(self, worker: WorkerProcess) -> bool:
+        return worker.ready_at is not None and trio.current_time() - worker.ready_at < SOON
+
+    async def _pause(self, deaths: int) -> None:
+        with trio.move_on_after(pause_before(deaths)):
+            await self._until(lambda: self._closing.is_set())
+
+    async def _fill(self, nursery: trio.Nursery) -> None:
+        """Have a new process serve in this place.  If it cannot begin, and the old one still serves, that one stays."""
+        old, wanted, attempt, unstarted = self.current, self._wanted, 0, 0
+        while not self._closing.is_set():
+            attempt += 1
+            worker = self._make(self)
+            took_too_long = await self._begin(worker, nursery)
+            if self._closing.is_set():
+                return
+            if worker.state is not State.ENDED:
+                self._install(worker, wanted)
+                return
+            end = worker.end + (f" (it had {START_TIMEOUT:g} seconds)" if took_too_long else "")
+            error = failure_of(f"worker process {self.index} could not begin to serve", worker.failure, end)
+            if old is not None and old.state is not State.ENDED:
+                self._keep(old, wanted, error)
+                return
+            if not worker.was_started and old is not None:
+                attempt = 0  # this process or the machine is out of something, and may have it again
+                unstarted += 1
+            if attempt == ATTEMPTS or (old is None and worker.failure is not None):
+                self._fail(error)
+                await trio.sleep_forever()  # the server ends, and this with it
+            logger.error(
+                "worker process %d could not begin to serve, and is tried again: %s%s",
+                self.index,
+                error.reason,
+                f"\n{error.worker_traceback}" if error.worker_traceback else "",
+            )
+            await self._pause(unstarted + attempt + 1)
+
+    async def _begin(self, worker: WorkerProcess, nursery: trio.Nursery) -> bool:
+        """Start a process, and wait until it serves or is gone.  True if it took too long."""
+        self._living.append(worker)
+        nursery.start_soon(self._run, worker, name=f"gain_trio worker process {self.index}")
+        with trio.move_on_after(START_TIMEOUT) as scope:
+            await self._until(lambda: worker.state is not State.STARTING)
+        if scope.cancelled_caught:
+            worker.cancel()
+            await self._until(lambda: worker.state is State.ENDED)
+        return scope.cancelled_caught
+
+    async def _run(self, worker: WorkerProcess) -> None:
+        try:
+            await worker.run()
+        finally:
+            self._living.remove(worker)
+            if worker.statistics is not None:
+                past = [self._past] if self._past is not None else []
+                self._past = merged([*past, without_open_ones(worker.statistics)])
+            self._changed()
+            if self._strict and worker.failure is not None and worker.ready_at is not None:
+                self._fail(failure_of(f"worker process {self.index} has failed", worker.failure, worker.end))
+
+    def _install(self, worker: WorkerProcess, wanted: int) -> None:
+        old, self.current = self.current, worker
+        self._done = max(self._done, wanted)
+        self._changed()
+        if old is not None:
+            old.drain(self._graceful_timeout)
+        if worker.was_asked_to_leave:
+            self._wanted += 1
+        logger.info("worker process %d (%s, on %s) serves", self.index, worker.pid, worker.backend)
+        self.note()
+
+    def _keep(self, old: WorkerProcess, wanted: int, error: WorkerFailed) -> None:
+        self._refusal = error
+        self._done = max(self._done, wanted)
+        if old.was_asked_to_leave:
+            old.drain(self._graceful_timeout)
+        logger.error("process %s goes on in its place, because %s", old.pid, error)
+        self.note()
+
+    def _report_death(self, worker: WorkerProcess) -> None:
+        text = worker.failure.traceback if worker.failure is not None else ""
+        logger.error(
+            "worker process %d (%s) %s, and is replaced%s",
+            self.index,
+            worker.pid,
+            worker.end,
+            f":\n{text}" if text else "",
+        )
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._news = trio.Event() if self._news.is_set() else self._news
+            await self._news.wait()
+
+
+# --- statistics ---
+
+
+def merged(parts: list[ServerStatistics]) -> ServerStatistics:
+    """Of processes that were in one place one after the other: their consumers are the same."""
+    total = ServerStatistics.total(parts)
+    return attrs.evolve(
+        total,
+        connections_by_consumer=_sums(part.connections_by_consumer for part in parts),
+        active_by_consumer=_sums(part.active_by_consumer for part in parts),
+    )
+
+
+def _sums(rows: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+    return tuple(map(sum, zip(*rows, strict=True)))
+
+
+def without_open_ones(statistics: ServerStatistics) -> ServerStatistics:
+    """Of a process that is gone: what was open then has been cut off, and its ring is no more."""
+    return attrs.evolve(
+        statistics,
+        active=0,
+        cancelled=statistics.cancelled + statistics.active,
+        active_by_consumer=tuple(0 for _ in statistics.active_by_consumer),
+        rings=(),
+    )

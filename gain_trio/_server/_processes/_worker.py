@@ -1,0 +1,276 @@
+"""A worker process, from when ``_boot.py`` has found this module to its exit status.
+
+::
+
+    work()                                       cancelled by the end of the control channel, or by a second SIGTERM
+    ├─ server nursery                            serve_listeners(), as a server in one process has it
+    └─ helpers                                   listen to the server, take what is handed off, report, forward the log
+
+The server's process decides what happens: a SIGTERM sent to a worker makes it ask to be replaced, and it drains when it is
+told to, which is when its successor serves.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import pickle
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Final, Literal, cast, final
+
+import attrs
+import trio
+
+from gain_trio._io_manager import backend_info, run
+from gain_trio._server._config import ServerConfig
+from gain_trio._server._consumer import Handler
+from gain_trio._server._serve import accepted_marks, serve_listeners
+from gain_trio._transports._implementation import implementation
+from gain_trio._transports._sockets import reset_on_close
+
+from . import _hand_off
+from ._boot import described, report_failure
+from ._control import Control
+from ._launch import Place, Run
+from ._logs import Forwarder
+from ._messages import Drain, Ended, Failed, Leaving, Ready, Report, StopAccepting, Taken
+from ._placement import take_place
+from ._watchdog import Watchdog
+
+REPORT_INTERVAL: Final = 0.05
+"""Seconds between two reports of the statistics, at least."""
+LONGEST_INTERVAL: Final = 1.0
+"""Seconds between two looks at whether something has changed, while connections are open: bytes move without a sign."""
+ENDED_INTERVAL: Final = 0.002
+"""Seconds between two counts of connections that have ended, at least; the first of several goes at once."""
+LAST_WORDS: Final = 1.0
+"""Seconds that a worker has to send its last messages when it ends."""
+FAILED: Final = 1
+"""Exit status of a worker that ends by an exception, which it has told the server."""
+
+logger = logging.getLogger("gain_trio")
+
+
+def main(control: socket.socket, setup: bytes) -> None:
+    """Serve, and exit."""
+    forwarder = Forwarder()
+    try:
+        handler_pickled, config, run_like, place = cast(
+            "tuple[bytes, ServerConfig, Run, Place]",
+            pickle.loads(setup),  # noqa: S301 - from the process that made this one
+        )
+        Watchdog(control, place.parent).start()
+        handler = cast("Handler", pickle.loads(handler_pickled))  # noqa: S301 - the same; this imports its module
+        take_place(place.cpu, config.priority)
+        sockets = Sockets.take(place)
+        forwarder.install(place.log_levels)
+    except Exception as error:  # noqa: BLE001 - whatever the program raises
+        report_failure(control, error)
+        sys.exit(FAILED)
+    worker = Worker(handler, attrs.evolve(config, max_connections=place.max_connections), sockets, forwarder)
+    try:
+        run(
+            worker.run,
+            control,
+            backend=cast("Literal['io_uring', 'trio']", run_like.backend),
+            ring=run_like.ring,
+            resume_in_place=run_like.resume_in_place,
+        )
+    except Exception as error:  # noqa: BLE001 - the same
+        if control.fileno() >= 0:  # the run did not begin: without a ring, for example
+            report_failure(control, error)
+        sys.exit(FAILED)
+    finally:
+        forwarder.give_up()
+
+
+@final
+@attrs.frozen
+class Sockets:
+    """What was passed to the process."""
+
+    groups: tuple[tuple[socket.socket, ...], ...]
+    hand_off: socket.socket
+
+    @classmethod
+    def take(cls, place: Place) -> Sockets:
+        """Own the descriptors, which no program started from here is to have."""
+        for descriptor in (place.hand_off, *(number for group in place.groups for number in group)):
+            os.set_inheritable(descriptor, False)
+        groups = tuple(tuple(socket.socket(fileno=number) for number in group) for group in place.groups)
+        return cls(groups, socket.socket(fileno=place.hand_off))
+
+
+@final
+class Worker:
+    """The tasks of a worker process."""
+
+    def __init__(self, handler: Handler, config: ServerConfig, sockets: Sockets, forwarder: Forwarder) -> None:
+        self._handler = handler
+        self._config = config
+        self._sockets = sockets
+        self._forwarder = forwarder
+        self._changed = trio.Event()  # a connection began or ended
+        self._ended = trio.Event()  # a connection ended
+        self._taking = trio.Lock()
+        self._serving = trio.CancelScope()
+        self._lost = [0] * config.workers  # connections that nothing could be made of, by consumer
+
+    async def run(self, sock: socket.socket) -> None:
+        """Serve until drained, or told to end."""
+        self._control = Control(sock)
+        self._make = implementation("gain_trio.serve()", pass_fds=self._config.pass_fds)
+        self._marks = accepted_marks(self._config)
+        with self._sockets.hand_off:
+            try:
+                await self._run()
+            except BaseException as error:
+                with trio.move_on_after(LAST_WORDS) as scope:
+                    scope.shield = True
+                    with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                        await self._control.send(Failed(*described(error)))
+                raise
+            finally:
+                self._control.close()
+
+    async def _run(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM) as signals:
+            async with trio.open_nursery() as helpers:
+                helpers.start_soon(self._forwarder.run, self._control, name="gain_trio worker log")
+                try:
+                    with self._serving:
+                        async with trio.open_nursery() as serving:
+                            self._server = await serving.start(
+                                serve_listeners, self._handler, self._sockets.groups, self._config
+                            )
+                            self._consumers = self._server._consumers
+                            self._consumers[0]._terms.changed = self._note_change  # the terms are those of all
+                            helpers.start_soon(self._listen, helpers, name="gain_trio worker control")
+                            helpers.start_soon(self._attend, signals, name="gain_trio worker signals")
+                            helpers.start_soon(self._take, name="gain_trio worker hand-off")
+                            helpers.start_soon(self._report, name="gain_trio worker statistics")
+                            if self._config.architecture == "reactor":  # the server's balancer wants to know
+                                helpers.start_soon(self._count_ended, name="gain_trio worker counts")
+                            await self._control.send(Ready(backend_info().backend))
+                finally:
+                    helpers.cancel_scope.cancel()
+                    await self._say_last_words()
+
+    async def _say_last_words(self) -> None:
+        with trio.move_on_after(LAST_WORDS) as scope:
+            scope.shield = True
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                if hasattr(self, "_server"):
+                    await self._control.send(Report(self._server.statistics()))
+                await self._forwarder.send_all(self._control)
+
+    def _note_change(self, ended: bool) -> None:
+        self._changed.set()
+        if ended:
+            self._ended.set()
+
+    # --- what the server says ---
+
+    async def _listen(self, helpers: trio.Nursery) -> None:
+        while (message := await self._control.receive()) is not None:
+            if isinstance(message, Drain):
+                helpers.start_soon(self._drain, message.timeout, name="gain_trio worker drain")
+            elif isinstance(message, StopAccepting):
+                self._server.stop_accepting()
+            else:
+                raise TypeError(f"a worker process is told {message!r}, which only a server is")
+        self._serving.cancel()
+
+    async def _drain(self, timeout: float) -> None:  # noqa: ASYNC109 - the time that the connections have
+        await self._take_all()
+        await self._server.drain(timeout)
+
+    async def _attend(self, signals: AsyncIterator[int]) -> None:
+        async for _number in signals:
+            logger.info("worker process %d was sent a SIGTERM, and asks to be replaced", os.getpid())
+            await self._control.send(Leaving())
+            break
+        async for _number in signals:
+            self._serving.cancel()
+
+    # --- connections that were accepted elsewhere ---
+
+    async def _take(self) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(self._sockets.hand_off)
+            if not await self._take_all():
+                # The server keeps the others, and sends them once more; connections wait there as they wait in the backlog.
+                logger.error(
+                    "worker process %d cannot take connections: it has too many open files; trying again in %s seconds",
+                    os.getpid(),
+                    _hand_off.PAUSE,
+                )
+                await trio.sleep(_hand_off.PAUSE)
+
+    async def _take_all(self) -> bool:
+        """Take what has arrived; False if there was no room for some."""
+        async with self._taking:
+            while (arrival := _hand_off.receive_ready(self._sockets.hand_off)) is not None:
+                connections = [socket.socket(fileno=descriptor) for descriptor in arrival.descriptors]
+                try:
+                    # From here on they are this process's.  Before, none of their bytes may be read.
+                    await self._control.send(Taken(arrival.sequence, len(connections)))
+                    for number in arrival.consumers[: len(connections)]:
+                        self._begin(connections.pop(0), number)
+                finally:
+                    for connection in connections:
+                        connection.close()
+                if len(arrival.descriptors) < len(arrival.consumers):
+                    return False
+        return True
+
+    def _begin(self, sock: socket.socket, number: int) -> None:
+        consumer = self._consumers[number]
+        try:
+            sock.setblocking(False)
+            connection = self._make.connection(sock, self._marks)
+        except OSError as error:  # the ring's table of connections is full
+            logger.error("a connection is reset, because this process has no room for it: %s", error)
+            with sock:
+                reset_on_close(sock)
+            self._lost[number] += 1
+            self._ended.set()
+        else:
+            consumer.hand_off(connection)
+
+    # --- what the server is told ---
+
+    async def _count_ended(self) -> None:
+        told: tuple[int, ...] = ()
+        while True:
+            await self._ended.wait()
+            self._ended = trio.Event()
+            counts = tuple(
+                consumer.connections - consumer.active + lost
+                for consumer, lost in zip(self._consumers, self._lost, strict=True)
+            )
+            if counts != told:
+                await self._control.send(Ended(counts))
+                told = counts
+                await trio.sleep(ENDED_INTERVAL)
+
+    async def _report(self) -> None:
+        told = attrs.evolve(self._server.statistics(), rings=())  # a ring counts the sending of a report, too
+        interval = LONGEST_INTERVAL
+        while True:
+            with trio.move_on_after(interval if self._server.active_connections else math.inf):
+                await self._changed.wait()
+            self._changed = trio.Event()
+            statistics = self._server.statistics()
+            now = attrs.evolve(statistics, rings=())
+            if now == told:
+                interval = min(2 * interval, LONGEST_INTERVAL)
+                continue
+            await self._control.send(Report(statistics))
+            told, interval = now, REPORT_INTERVAL
+            await trio.sleep(REPORT_INTERVAL)

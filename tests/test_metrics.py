@@ -1,0 +1,161 @@
+"""serve(metrics=...): the statistics for Prometheus."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+import trio
+import worker_handlers as handlers
+from pairs import receive_all, receive_exactly, until
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families
+from test_server import LOCAL, connect, serving
+from workers import clients_of, soon
+
+import gain_trio
+from gain_trio import Server
+from gain_trio._server import _metrics
+
+GET = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+async def ask(server: Server, request: bytes) -> tuple[str, dict[str, str], str]:
+    """The status, the fields and the content of the answer."""
+    [(host, port)] = server.metrics_addresses
+    async with await gain_trio.connect(f"tcp://{host}:{port}") as client:
+        await client.send(request)
+        head, _, content = (await receive_all(client)).decode().partition("\r\n\r\n")
+    status, *lines = head.split("\r\n")
+    fields = dict(line.lower().split(": ", 1) for line in lines)
+    if not request.startswith(b"HEAD"):
+        assert int(fields["content-length"]) == len(content)
+    return status, fields, content
+
+
+async def scrape(server: Server) -> dict[Any, float]:
+    """Samples by name and label."""
+    status, fields, content = await ask(server, GET)
+    assert status == "HTTP/1.1 200 OK"
+    assert fields["content-type"].startswith("text/plain")
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(content)
+        for sample in family.samples
+    }
+
+
+@pytest.mark.parametrize("processes", [None, 2])
+async def test_the_numbers_are_those_of_the_server(processes: int | None) -> None:
+    options: dict[str, Any] = {"metrics": LOCAL, "workers": 2, "processes": processes}
+    async with serving(handlers.echo, **options) as server:
+        clients = [await connect(server) for _ in range(5)]
+        for client in clients:
+            await client.send(b"12345")
+            await receive_exactly(client, 5)
+        await clients.pop().aclose()
+        await soon(lambda: server.statistics().finished == 1 and server.statistics().bytes_sent == 25)
+        now = await scrape(server)
+        assert now["gain_trio_connections_accepted_total",] == 5
+        assert now["gain_trio_connections_active",] == 4
+        assert now["gain_trio_connections_closed_total", "finished"] == 1
+        assert now["gain_trio_connections_closed_total", "error"] == 0
+        assert now["gain_trio_received_bytes_total",] == now["gain_trio_sent_bytes_total",] == 25
+        by_consumer = [now["gain_trio_consumer_connections_total", str(i)] for i in range(2 * (processes or 1))]
+        assert sum(by_consumer) == 5
+        assert now["gain_trio_worker_processes",] == (processes or 0)
+        assert now["gain_trio_worker_restarts_total",] == 0
+        for client in clients:
+            client.abort()
+
+
+async def test_a_restart_is_counted_and_nothing_counted_is_lost() -> None:
+    async with serving(handlers.tell_process, metrics=LOCAL, processes=1) as server:
+        async with clients_of(server, 3):
+            await soon(lambda: server.statistics().accepted == 3)
+        [pid] = await worker_pids(server)
+        handlers.os.kill(pid, handlers.signal.SIGKILL)
+        async with clients_of(server, 1):
+            await soon(lambda: server.statistics().accepted == 4)
+        now = await scrape(server)
+        assert now["gain_trio_worker_restarts_total",] == 1
+        assert now["gain_trio_connections_accepted_total",] == 4
+
+
+async def worker_pids(server: Server) -> list[int]:
+    async with await connect(server) as client:
+        await client.send(b"?")
+        return [int(await receive_exactly(client, 8))]
+
+
+async def test_openmetrics_for_who_accepts_it() -> None:
+    async with serving(handlers.echo, metrics=LOCAL) as server:
+        request = b"GET /metrics HTTP/1.1\r\nAccept: application/openmetrics-text; version=1.0.0\r\n\r\n"
+        status, fields, content = await ask(server, request)
+        assert status == "HTTP/1.1 200 OK"
+        assert fields["content-type"].startswith("application/openmetrics-text")
+        assert {family.name for family in parse_openmetrics(content)} >= {"gain_trio_connections_accepted"}
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", "404 Not Found"),
+        (b"POST /metrics HTTP/1.1\r\nContent-Length: 0\r\n\r\n", "405 Method Not Allowed"),
+        (b"HEAD /metrics HTTP/1.1\r\n\r\n", "200 OK"),
+        (b"GET /metrics?name=x HTTP/1.0\r\n\r\n", "200 OK"),
+        (b"hello\r\n\r\n", "400 Bad Request"),
+        (b"GET /metrics SPDY/3\r\n\r\n", "400 Bad Request"),
+        (b"GET /metrics HTTP/1.1\r\nX: " + b"x" * _metrics.LARGEST_REQUEST, "431 Request Header Fields Too Large"),
+    ],
+)
+async def test_other_requests(request_: bytes, status: str) -> None:
+    async with serving(handlers.echo, metrics=LOCAL) as server:
+        answer, _fields, content = await ask(server, request_)
+        assert answer == f"HTTP/1.1 {status}"
+        assert bool(content) is not request_.startswith(b"HEAD")
+
+
+async def test_who_asks_slowly_is_cut_off(autojump_clock: trio.testing.MockClock) -> None:
+    async with serving(handlers.echo, metrics=LOCAL) as server:
+        [(host, port)] = server.metrics_addresses
+        async with await gain_trio.connect(f"tcp://{host}:{port}") as client:
+            start = trio.current_time()
+            await client.send(GET[:-2])
+            with pytest.raises(trio.BrokenResourceError):
+                await client.receive()
+            assert trio.current_time() - start <= _metrics.TIMEOUT + 1
+
+
+async def test_who_goes_away_does_no_harm() -> None:
+    async with serving(handlers.echo, metrics=LOCAL) as server:
+        [(host, port)] = server.metrics_addresses
+        for data in (b"", b"GET"):
+            async with await gain_trio.connect(f"tcp://{host}:{port}") as client:
+                if data:
+                    await client.send(data)
+        assert await scrape(server)
+
+
+async def test_the_endpoint_goes_with_the_server() -> None:
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(lambda **status: gain_trio.serve(handlers.echo, LOCAL, metrics=LOCAL, **status))
+        await server.drain(1)
+    [(host, port)] = server.metrics_addresses
+    await until(lambda: True)
+    with pytest.raises(OSError, match="connect"):
+        await gain_trio.connect(f"tcp://{host}:{port}")
+
+
+async def test_an_address_that_is_taken_is_told() -> None:
+    [listener] = await gain_trio.open_listeners(LOCAL)
+    async with listener:
+        with pytest.raises(OSError, match="cannot listen"):
+            await gain_trio.serve(handlers.echo, LOCAL, metrics=f"tcp://127.0.0.1:{listener.local_address[1]}")
+
+
+async def test_without_the_package_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with pytest.raises(ImportError, match=r'pip install "gain-trio\[metrics\]"'):
+        await gain_trio.serve(handlers.echo, LOCAL, metrics=LOCAL)

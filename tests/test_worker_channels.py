@@ -1,0 +1,295 @@
+"""Between server and worker processes: the hand-off of descriptors, the control channel, and the log."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterator
+
+import pytest
+import trio
+from _helpers import descriptor_limit, next_descriptor, socket_pair, until_let_go
+from pairs import PATIENCE, is_open, open_descriptors
+
+from gain_trio._server._processes import _hand_off, _logs, _messages
+from gain_trio._server._processes._accepted import Accepted
+from gain_trio._server._processes._boot import FRAME, described
+from gain_trio._server._processes._control import Control
+from gain_trio._server._processes._messages import Drain, Ended, Log, StopAccepting, Taken
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import ExceptionGroup
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+@pytest.fixture
+def hand_off() -> Iterator[Pair]:
+    own, other = _hand_off.open_pair()
+    with own, other:
+        yield own, other
+
+
+# --- descriptors ---
+
+
+async def test_connections_arrive_with_their_consumers_and_close_on_exec(hand_off: Pair) -> None:
+    own, other = hand_off
+    assert _hand_off.receive_ready(other) is None
+    with socket_pair() as (one, peer):
+        await _hand_off.send(own, 2**40, [7, 300], [Accepted(one), Accepted(one)])
+        arrival = _hand_off.receive_ready(other)
+        assert arrival is not None
+        assert (arrival.sequence, arrival.consumers) == (2**40, (7, 300))
+        assert len(arrival.descriptors) == 2
+        for descriptor in arrival.descriptors:
+            assert not os.get_inheritable(descriptor)
+            os.write(descriptor, b"x")
+            os.close(descriptor)
+        assert peer.recv(10) == b"xx"
+
+
+async def test_as_many_as_go_at_once(hand_off: Pair) -> None:
+    own, other = hand_off
+    count = _hand_off.MOST_AT_ONCE
+    with socket_pair() as (one, _peer):
+        await _hand_off.send(own, 1, range(count), [Accepted(one)] * count)
+        arrival = _hand_off.receive_ready(other)
+    assert arrival is not None
+    assert len(arrival.descriptors) == len(arrival.consumers) == count
+    for descriptor in arrival.descriptors:
+        os.close(descriptor)
+
+
+async def test_who_is_out_of_descriptors_knows_how_many_are_missing(hand_off: Pair) -> None:
+    own, other = hand_off
+    with socket_pair() as (one, _peer):
+        await _hand_off.send(own, 1, range(8), [Accepted(one)] * 8)
+        with descriptor_limit(next_descriptor() + 3):
+            arrival = _hand_off.receive_ready(other)
+        assert arrival is not None
+        assert len(arrival.consumers) == 8
+        assert len(arrival.descriptors) == 3
+        for descriptor in arrival.descriptors:
+            os.close(descriptor)
+        # The others are not there at all, and the stream goes on.
+        await _hand_off.send(own, 2, [0], [Accepted(one)])
+        second = _hand_off.receive_ready(other)
+        assert second is not None
+        assert second.sequence == 2
+        for descriptor in second.descriptors:
+            os.close(descriptor)
+
+
+async def test_sending_waits_for_a_worker_that_is_behind(hand_off: Pair) -> None:
+    own, other = hand_off
+    own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    sent = 0
+
+    async def send() -> None:
+        nonlocal sent
+        with socket_pair() as (one, _peer):
+            for number in range(50):
+                await _hand_off.send(own, number, [0], [Accepted(one)])
+                sent += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        await trio.testing.wait_all_tasks_blocked()
+        assert sent < 50
+        with trio.fail_after(PATIENCE):
+            for number in range(50):
+                while (arrival := _hand_off.receive_ready(other)) is None:
+                    await trio.lowlevel.wait_readable(other)
+                assert arrival.sequence == number
+                os.close(arrival.descriptors[0])
+    assert sent == 50
+
+
+async def test_sending_to_a_worker_that_is_gone_says_so(hand_off: Pair) -> None:
+    own, other = hand_off
+    other.close()
+    with socket_pair() as (one, _peer), pytest.raises(OSError, match=r"refused|reset|not connected|Broken pipe"):
+        await _hand_off.send(own, 1, [0], [Accepted(one)])
+
+
+def test_an_accepted_connection_that_nobody_serves_is_reset() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
+        served, _address = listener.accept()
+        accepted = Accepted(served)
+        descriptor = accepted.fileno()
+        assert accepted.direct_remote_address == client.getsockname()
+        accepted.reset()
+        assert not is_open(descriptor)
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+        with pytest.raises(trio.BrokenResourceError):
+            accepted.direct_remote_address  # noqa: B018 - asking is what raises
+
+
+# --- messages ---
+
+
+async def control_pair() -> tuple[Control, Control]:
+    own, other = socket.socketpair()
+    return Control(own), Control(other)
+
+
+async def test_messages_arrive_whole_and_in_order() -> None:
+    own, other = await control_pair()
+    messages = [Drain(float("inf")), StopAccepting(), Taken(3, 4), Ended((1, 2, 3)), Log(({"msg": "x" * 100_000},), 2)]
+    async with trio.open_nursery() as nursery:
+        for message in messages:
+            await own.send(message) if not isinstance(message, Log) else nursery.start_soon(own.send, message)
+        for message in messages:
+            assert await other.receive() == message
+    await own.send_eof()
+    assert await other.receive() is None
+    own.close()
+    other.close()
+
+
+async def test_a_message_that_was_cut_short_is_the_end() -> None:
+    own, other = socket.socketpair()
+    control = Control(other)
+    own.sendall(FRAME.pack(100) + b"half")
+    own.close()
+    assert await control.receive() is None
+    control.close()
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"N.", b"\x80\x05]\x94."])
+async def test_what_is_no_message_is_told(content: bytes) -> None:
+    own, other = socket.socketpair()
+    control = Control(other)
+    with own:
+        own.sendall(FRAME.pack(len(content)) + content)
+        with pytest.raises(ValueError, match="is no message"):
+            await control.receive()
+    control.close()
+
+
+async def test_messages_have_a_largest_size() -> None:
+    own, other = socket.socketpair()
+    control = Control(other)
+    with own:
+        own.sendall(FRAME.pack(_messages.LARGEST + 1))
+        with pytest.raises(ValueError, match="a message of"):
+            await control.receive()
+    control.close()
+    with pytest.raises(ValueError, match="a Failed has"):
+        _messages.encode(_messages.Failed("", "x" * _messages.LARGEST))
+
+
+def test_an_exception_is_described_without_the_groups_it_is_alone_in() -> None:
+    reason, text = described(ExceptionGroup("outer", [ExceptionGroup("inner", [LookupError("it")])]))
+    assert reason == "LookupError: it"
+    assert text.strip() == "LookupError: it"
+    reason, text = described(ExceptionGroup("both", [LookupError("one"), ValueError("two")]))
+    assert "both" in reason
+    assert "one" in text
+    assert "two" in text
+
+
+# --- the log ---
+
+
+@pytest.fixture
+def forwarder() -> Iterator[_logs.Forwarder]:
+    found = _logs.Forwarder()
+    yield found
+    found.close()
+
+
+def record(text: str, *arguments: object, **attributes: object) -> logging.LogRecord:
+    made = logging.LogRecord("gain_trio.test", logging.WARNING, __file__, 1, text, arguments, None)
+    made.__dict__.update(attributes)
+    return made
+
+
+async def forwarded(forwarder: _logs.Forwarder) -> list[Log]:
+    own, other = await control_pair()
+    found = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(forwarder.send_all, own)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(own.send_eof)
+        while (message := await other.receive()) is not None:
+            assert isinstance(message, Log)
+            found.append(message)
+    own.close()
+    other.close()
+    return found
+
+
+async def test_a_record_arrives_with_its_text_its_attributes_and_its_traceback(
+    forwarder: _logs.Forwarder, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = record("%s of %d", "one", 2, peer="127.0.0.1:1", odd=lambda: None)
+    error = LookupError("inside")
+    made.exc_info = (LookupError, error, None)
+    forwarder.emit(made)
+    [message] = await forwarded(forwarder)
+    _logs.log_for(message)
+    [arrived] = caplog.records
+    assert (arrived.getMessage(), arrived.name, arrived.levelno) == ("one of 2", "gain_trio.test", logging.WARNING)
+    assert arrived.__dict__["peer"] == "127.0.0.1:1"
+    assert not hasattr(arrived, "odd"), "what cannot be pickled is left out"
+    assert "LookupError: inside" in caplog.text
+
+
+async def test_more_records_than_can_wait_are_dropped_and_counted(
+    forwarder: _logs.Forwarder, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(_logs.MOST_WAITING + 5):
+        forwarder.emit(record("number %d", number))
+    messages = await forwarded(forwarder)
+    assert sum(len(message.records) for message in messages) == _logs.MOST_WAITING
+    assert sum(message.dropped for message in messages) == 5
+    for message in messages:
+        _logs.log_for(message)
+    assert "5 log records of a worker process were dropped" in caplog.text
+
+
+async def test_a_long_record_is_cut(forwarder: _logs.Forwarder) -> None:
+    forwarder.emit(record("x" * 10 * _logs.LARGEST_RECORD))
+    [message] = await forwarded(forwarder)
+    assert len(message.records[0]["msg"]) < _logs.LARGEST_RECORD + 10
+
+
+async def test_records_of_other_threads_are_sent(forwarder: _logs.Forwarder) -> None:
+    own, other = await control_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(forwarder.run, own)
+        await trio.testing.wait_all_tasks_blocked()
+        await trio.to_thread.run_sync(forwarder.emit, record("from a thread"))
+        with trio.fail_after(PATIENCE):
+            message = await other.receive()
+        nursery.cancel_scope.cancel()
+    assert isinstance(message, Log)
+    assert message.records[0]["msg"] == "from a thread"
+    own.close()
+    other.close()
+
+
+def test_what_cannot_be_sent_any_more_is_written(
+    forwarder: _logs.Forwarder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forwarder.emit(record("last %s", "words"))
+    forwarder.give_up()
+    assert capsys.readouterr().err == "WARNING: last words\n"
+
+
+async def test_nothing_of_all_this_leaks() -> None:
+    before = open_descriptors()
+    own, other = await control_pair()
+    own.close()
+    other.close()
+    with socket_pair() as (one, _peer):
+        pair = _hand_off.open_pair()
+        with pair[0], pair[1]:
+            await _hand_off.send(pair[0], 1, [0], [Accepted(one)])
+    await until_let_go()
+    assert open_descriptors() == before

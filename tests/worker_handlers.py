@@ -1,0 +1,174 @@
+"""Handlers for worker processes, which import them from here, and things that do something when a worker unpickles them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import socket
+import ssl
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from gain_trio import Connection
+
+
+async def echo(connection: Connection) -> None:
+    async for data in connection:
+        await connection.send(data)
+
+
+async def tell_process(connection: Connection) -> None:
+    """Answer every byte with this process's id, in 8 digits."""
+    while data := await connection.receive():
+        await connection.send(b"%08d" % os.getpid() * len(data))
+
+
+async def tell_process_until_told(connection: Connection) -> None:
+    """The same, but end when the server drains and the client has said so: by an X."""
+    await connection.send(b"%08d" % os.getpid())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_announce, connection)
+        while await connection.receive(1) not in (b"X", b""):
+            await connection.send(b"%08d" % os.getpid())
+        nursery.cancel_scope.cancel()
+
+
+async def _announce(connection: Connection) -> None:
+    await connection.draining.wait()
+    await connection.send(b"draining")
+
+
+async def answer_large(connection: Connection) -> None:
+    """For each request, a byte, an answer of a mebibyte in pieces, begun before the server drains."""
+    while await connection.receive(1):
+        for number in range(64):
+            await connection.send(bytes([number]) * 16384)
+            await trio.lowlevel.checkpoint()
+
+
+async def block(connection: Connection) -> None:
+    """Hold the event loop up, as no handler should."""
+    await connection.send(b"%08d" % os.getpid())
+    await connection.flush()
+    time.sleep(3600)  # noqa: ASYNC251 - that is what it is for
+
+
+async def shielded(connection: Connection) -> None:
+    """Do not let go."""
+    await connection.send(b"%08d" % os.getpid())
+    with trio.CancelScope(shield=True):
+        await trio.sleep_forever()
+
+
+async def fail(connection: Connection) -> None:
+    await connection.receive()
+    raise LookupError("the handler's own")
+
+
+async def burn(connection: Connection) -> None:
+    """Use 2 ms of CPU time, answer, and end."""
+    await connection.receive()
+    end = time.thread_time() + 0.002
+    while time.thread_time() < end:
+        pass
+    await connection.send(b"%08d" % os.getpid())
+
+
+def for_control_channel(do: Callable[[socket.socket], Any]) -> None:
+    """To everything that looks like it, as a program does that has lost count of its descriptors."""
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as sock:
+            if sock.family == socket.AF_UNIX and sock.type == socket.SOCK_STREAM:
+                do(sock)
+
+
+async def disturb(connection: Connection) -> None:
+    await connection.send(b"%08d" % os.getpid())
+    await connection.flush()
+    for_control_channel(lambda sock: sock.send(b"nonsense" * 2))
+    await trio.sleep_forever()
+
+
+async def hang_up_on_the_server(connection: Connection) -> None:
+    for_control_channel(lambda sock: sock.shutdown(socket.SHUT_WR))
+    await connection.send(b"%08d" % os.getpid())
+    with trio.CancelScope(shield=True):
+        await trio.sleep_forever()
+
+
+async def tell_signals(connection: Connection) -> None:
+    """What a program that this handler starts does with SIGINT and SIGHUP."""
+    code = "import signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler, "
+    code += "signal.getsignal(signal.SIGHUP) is signal.SIG_DFL)"
+    done = await trio.run_process([sys.executable, "-c", code], capture_stdout=True)
+    await connection.send(done.stdout)
+
+
+async def tell_placement(connection: Connection) -> None:
+    """The CPUs, and the nice value."""
+    cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    await connection.send(f"{cpus} {os.getpriority(os.PRIO_PROCESS, 0)}".encode())
+
+
+def load_context(chain: str) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(chain)
+    return context
+
+
+def make_no_context() -> ssl.SSLContext:
+    raise LookupError("the certificate is missing")
+
+
+class WhenUnpickled:
+    """A handler, and something to do first where it is unpickled, which is in a worker."""
+
+    def __init__(self, handler: Callable[[Connection], Any], do: Callable[..., Any], *arguments: Any) -> None:
+        self._handler = handler
+        self._do = do
+        self._arguments = arguments
+
+    async def __call__(self, connection: Connection) -> None:
+        await self._handler(connection)
+
+    def __reduce__(self) -> Any:
+        return _unpickle, (self._handler, self._do, self._arguments)
+
+
+def _unpickle(
+    handler: Callable[[Connection], Any], do: Callable[..., Any], arguments: tuple[Any, ...]
+) -> WhenUnpickled:
+    do(*arguments)
+    return WhenUnpickled(handler, do, *arguments)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def complain() -> None:
+    raise LookupError("this program cannot start")
+
+
+def complain_if(path: Path) -> None:
+    if path.exists():
+        complain()
+
+
+def wait_while(path: Path) -> None:
+    while path.exists():
+        time.sleep(0.01)
+
+
+def limit_descriptors(count: int) -> None:
+    """So many more than there are."""
+    used = max(map(int, os.listdir("/proc/self/fd")))
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 1 + count, hard))

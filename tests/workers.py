@@ -1,0 +1,84 @@
+"""What the tests of worker processes share: who serves a connection, and waiting for other processes."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import pytest
+import trio
+from pairs import PATIENCE, receive_exactly
+from test_server import connect
+
+from gain_trio import Connection, Server
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
+
+ARCHITECTURES = ["reactor", "socket_sharding"]
+
+
+async def soon(condition: Callable[[], bool]) -> None:
+    """Until something in another process has come about: without keeping this one's CPU from it."""
+    with trio.fail_after(PATIENCE):
+        while not condition():  # noqa: ASYNC110 - what happens in another process sets no event here
+            await trio.sleep(0.01)
+
+
+async def process_of(client: trio.abc.Stream) -> int:
+    """Which process a connection to tell_process is served by."""
+    await client.send_all(b"?")
+    return int(await receive_exactly(client, 8))
+
+
+def children() -> list[int]:
+    """The processes that this one has started and that have not been waited for."""
+    found = []
+    for task in os.listdir("/proc/self/task"):
+        with open(f"/proc/self/task/{task}/children") as file:
+            found += [int(number) for number in file.read().split()]
+    return sorted(found)
+
+
+@asynccontextmanager
+async def clients_of(server: Server, count: int) -> AsyncIterator[list[Connection]]:
+    """So many connections, each of which has been answered by tell_process."""
+    clients: list[Connection] = []
+    try:
+        for _ in range(count):
+            clients.append(await connect(server))
+            await process_of(clients[-1])
+        yield clients
+    finally:
+        for client in clients:
+            client.abort()
+
+
+@contextmanager
+def raises_alone(kind: type[BaseException], match: str = "") -> Iterator[None]:
+    """The block raises this, in whatever groups nurseries have put it, and nothing else."""
+    with pytest.raises(BaseException) as caught:
+        yield
+    error = caught.value
+    while isinstance(error, BaseExceptionGroup):
+        [error] = error.exceptions
+    assert isinstance(error, kind), error
+    assert re.search(match, str(error)), error
+
+
+class Exit:
+    """Waits for the end of a process that may be anybody's child."""
+
+    def __init__(self, pid: int) -> None:
+        self._descriptor = os.pidfd_open(pid)
+
+    async def wait(self) -> None:
+        """Until it is gone."""
+        try:
+            with trio.fail_after(PATIENCE):
+                await trio.lowlevel.wait_readable(self._descriptor)
+        finally:
+            os.close(self._descriptor)
