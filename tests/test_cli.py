@@ -400,3 +400,68 @@ def test_the_command_is_installed() -> None:
     command = Path(sysconfig.get_path("scripts")) / "gain-trio"
     result = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=TIMEOUT, check=True)
     assert result.stdout == f"gain-trio {gain_trio.__version__}\n"
+
+
+# --- worker processes ---
+
+
+@pytest.mark.parametrize("architecture", ["reactor", "socket_sharding"])
+def test_processes_serve_and_a_signal_ends_them_with_status_0(folder: Path, architecture: str) -> None:
+    arguments = ("--handler", "my_handlers:greet", "--processes", "2", "--architecture", architecture)
+    with running(*SERVE, ANY_PORT, *arguments, cwd=folder) as program:
+        address = serving(program, "my_handlers:greet")
+        for _ in range(4):
+            with connect(*address) as client:
+                assert read_all(client) == b"hello from a module"
+        program.interrupt(signal.SIGTERM)
+        assert program.end() == (0, "", "")
+
+
+def test_what_processes_log_is_logged_by_the_command(folder: Path) -> None:
+    arguments = ("--handler", "my_handlers:fail", "--processes", "2", "--log-format", "json")
+    with running(*SERVE, ANY_PORT, *arguments, cwd=folder) as program:
+        with connect(*serving(program, "my_handlers:fail")) as client:
+            assert read_all(client) == b""
+        program.interrupt()
+        status, _out, err = program.end()
+    assert status == 0
+    [entry] = [json.loads(line) for line in err.splitlines()]
+    assert (entry["level"], entry["cause"]) == ("error", "error")
+    assert "LookupError: the handler's own" in entry["exception"]
+
+
+def test_processes_that_cannot_start_are_an_error(folder: Path) -> None:
+    arguments = ("--handler", "my_handlers:greet", "--processes", "1", "--priority", "19", "--tls-cert", "nothing.pem")
+    status, out, err = run(*SERVE, ANY_PORT, *arguments, cwd=folder)
+    assert (status, out) == (1, "")
+    assert "could not begin to serve: ValueError: cannot read nothing.pem" in err
+
+
+def test_metrics_are_served(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    arguments = ("--handler", "echo", "--processes", "2", "--cpu-affinity", "--metrics", f"tcp://127.0.0.1:{port}")
+    with running(*SERVE, ANY_PORT, *arguments) as program:
+        serving(program)
+        with connect("127.0.0.1", port) as client:
+            client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+            assert b"\ngain_trio_worker_processes 2.0\n" in read_all(client)
+        program.interrupt()
+        assert program.end() == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--processes", "many"), "'many' is neither a number nor auto"),
+        (("--processes", "0"), "processes must be at least 1"),
+        (("--cpu-affinity",), "give processes=, too"),
+        (("--priority", "99", "--processes", "1"), "priority is a nice value"),
+        (("--metrics", "nowhere"), "'nowhere' is no address"),
+    ],
+)
+def test_options_of_processes_that_make_no_sense(arguments: tuple[str, ...], complaint: str) -> None:
+    status, out, err = run(*SERVE, ANY_PORT, "--handler", "echo", *arguments)
+    assert status in (1, 2)
+    assert out == ""
+    assert complaint in err

@@ -362,3 +362,40 @@ def test_callback_echo_serves_its_own_clients_and_ends() -> None:
         ]
         * 2
     )
+
+
+def ask_process(client: socket.socket) -> int:
+    """Which process serves a client of sharded.py."""
+    client.sendall(b"?\n")
+    answer = client.recv(100).decode()
+    match = re.fullmatch(r"process (\d+)\n", answer)
+    assert match, answer
+    return int(match[1])
+
+
+def test_sharded_serves_from_several_processes_replaces_them_and_drains() -> None:
+    with running(EXAMPLES / "sharded.py", "2") as program:
+        address = listening(program)
+        match = re.fullmatch(r"the server is process (\d+)", program.line())
+        assert match
+        seen: set[int] = set()
+        clients = 0
+        while len(seen) < 2:
+            with connect(*address) as client:
+                seen.add(ask_process(client))
+            clients += 1
+        assert int(match[1]) not in seen
+        with connect(*address) as client:
+            owner = ask_process(client)
+            program.interrupt(signal.SIGHUP)
+            assert client.recv(100) == b"", "it is told to finish when its process is replaced"
+        successors: set[int] = set()
+        while len(successors) < 2:
+            with connect(*address) as client:
+                successors |= {ask_process(client)} - seen
+            clients += 1
+        assert owner in seen
+        program.interrupt(signal.SIGTERM)
+        status, out, err = program.end()
+        assert (status, err) == (0, "")
+        assert re.fullmatch(rf"served {clients + 1} connections, by process: \(\d+, \d+\)\n", out), out

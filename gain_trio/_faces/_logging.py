@@ -33,6 +33,8 @@ class JsonFormatter(logging.Formatter):
         entry.update((name, value) for name, value in record.__dict__.items() if name not in _STANDARD)
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
+        elif record.exc_text:  # of a worker process, which has sent the text
+            entry["exception"] = record.exc_text
         if record.stack_info:
             entry["stack"] = self.formatStack(record.stack_info)
         return json.dumps(entry, default=str)

@@ -6,17 +6,18 @@ import argparse
 import functools
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import attrs
 import trio
 
 import gain_trio
-from gain_trio import DatagramServer, Server, ServerConfig
+from gain_trio import ServerConfig
 from gain_trio._transports import parse_address
 
+from ._events._server import only_one_of
 from ._handlers import find_datagram_handler, find_handler
 from ._logging import configure_logging
 from ._network import SERVED, full_address, is_of_datagrams, served_text
@@ -26,6 +27,9 @@ from ._serve_options import add_arguments, config_of
 
 Starter = Callable[..., Awaitable[None]]
 """Something for ``nursery.start`` that starts a server."""
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
 
 _OF_DATAGRAMS = {"workers"}
 """The options that make sense for a server of datagrams."""
@@ -38,7 +42,7 @@ def add_parser(commands: Subparsers) -> None:
         help="serve a handler until interrupted",
         description=(
             "Serve a handler until Ctrl-C or SIGTERM.  The first lets connections finish, the second cuts them off;\n"
-            "either way the exit status is 0."
+            "either way the exit status is 0.  SIGHUP replaces worker processes one by one."
         ),
     )
     add_arguments(serve)
@@ -54,10 +58,10 @@ def execute(options: argparse.Namespace) -> int:
         for address in addresses:
             parse_address(address, schemes=SERVED)
         config = config_of(options)
-        gain_trio.run(_serve, _starter(options, addresses, config), options.handler, addresses[0], config)
+        gain_trio.run(_serve, _starter(options, addresses, config), options.handler, addresses[0])
     except KeyboardInterrupt:
         return 0
-    except (ValueError, gain_trio.RingUnavailable) as error:
+    except (ValueError, ImportError, gain_trio.RingUnavailable, gain_trio.WorkerFailed) as error:
         return fail(str(error))
     except OSError as error:
         return fail(error.strerror or str(error))
@@ -68,16 +72,17 @@ def _starter(options: argparse.Namespace, addresses: Sequence[str], config: Serv
     """What to start in a nursery."""
     usual = ServerConfig()
     changed = {name: getattr(config, name) for name in attrs.fields_dict(ServerConfig)}
-    changed = {name: value for name, value in changed.items() if value != getattr(usual, name)}
+    changed = {name: value for name, value in changed.items() if value != getattr(usual, name) and name != "signals"}
     of_datagrams = any(map(is_of_datagrams, addresses))
     if of_datagrams:
         _check_of_datagrams(addresses, changed)
     events = events_starter(options, addresses, **changed)
     if events is not None:
-        return events
+        return functools.partial(_until_signalled, events)
     if of_datagrams:
         handler = find_datagram_handler(options.handler)
-        return functools.partial(gain_trio.serve_datagrams, handler, addresses[0], workers=config.workers)
+        serve = functools.partial(gain_trio.serve_datagrams, handler, addresses[0], workers=config.workers)
+        return functools.partial(_until_signalled, serve)
     return functools.partial(gain_trio.serve, find_handler(options.handler), addresses, config=config)
 
 
@@ -90,33 +95,43 @@ def _check_of_datagrams(addresses: Sequence[str], changed: dict[str, Any]) -> No
             raise ValueError(f"--{option} is for connections, which a UDP address has not")
 
 
-async def _serve(start: Starter, handler: str, address: str, config: ServerConfig) -> None:
-    refused: Exception | None = None
-    running: list[Server | DatagramServer] = []
+async def _until_signalled(start: Starter, *, task_status: trio.TaskStatus[Any]) -> None:
+    """Run a server that minds no signals itself.
 
-    async def serve(*, task_status: trio.TaskStatus[Server | DatagramServer]) -> None:
-        await start(task_status=task_status)
-        nursery.cancel_scope.cancel()  # it is drained
-
-    async def stop_on_signals(signals: AsyncIterator[int]) -> None:
-        drains = False
-        async for _signal_number in signals:
-            if drains or not running or not isinstance(running[0], Server):
-                nursery.cancel_scope.cancel()
-                return
-            nursery.start_soon(running[0].drain, config.graceful_timeout)
-            drains = True
-
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    The first one ends it: one of callbacks when these have finished, one of datagrams at once, as the second one does.
+    """
+    try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(stop_on_signals, signals)
-            try:
-                running.append(await nursery.start(serve))
-            except (OSError, ValueError) as error:
-                refused = error  # raised below, outside the nursery, which would put it into a group
+
+            async def serve(*, task_status: trio.TaskStatus[Any]) -> None:
+                await start(task_status=task_status)
                 nursery.cancel_scope.cancel()
-            else:
-                for sockaddr in running[0].addresses:
-                    print(f"serving {handler} on {served_text(address, sockaddr)}; Ctrl-C stops it", flush=True)
-    if refused is not None:
-        raise refused
+
+            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                server = await nursery.start(serve)
+                task_status.started(server)
+                async for _number in signals:
+                    if not isinstance(server, gain_trio.EventServer) or not server.is_running:
+                        break
+                    server.async_shutdown()
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        error = only_one_of(group)
+        raise error from error.__cause__
+
+
+@final
+class _Announcement(trio.TaskStatus[Any]):
+    """Says where it serves, when it does."""
+
+    def __init__(self, handler: str, address: str) -> None:
+        self._handler = handler
+        self._address = address
+
+    def started(self, value: Any = None) -> None:
+        for sockaddr in value.addresses:
+            print(f"serving {self._handler} on {served_text(self._address, sockaddr)}; Ctrl-C stops it", flush=True)
+
+
+async def _serve(start: Starter, handler: str, address: str) -> None:
+    await start(task_status=_Announcement(handler, address))

@@ -6,7 +6,7 @@ import argparse
 import functools
 import ssl
 from collections.abc import Callable
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from gain_trio._server import ServerConfig
 from gain_trio._server._balancer import BALANCERS, Balancer, BalancerName
@@ -24,6 +24,7 @@ _EPILOG = """\
 examples:
   gain-trio serve tcp://127.0.0.1:8080 --handler echo
   gain-trio serve tcp://[::]:443 --handler my_package.web:handler --tls-cert cert.pem --tls-key key.pem
+  gain-trio serve tcp://0.0.0.0:8080 --handler app:handler --processes auto --architecture socket_sharding
   gain-trio serve tcp://127.0.0.1:8080 unix:///run/app.sock --handler app:handler --workers 4 --max-connections 1000
 """
 
@@ -48,10 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "EventHandler as package.module:name",
     )
     _add_architecture(parser.add_argument_group("who serves"))
+    _add_processes(parser.add_argument_group("worker processes"))
     add_events_options(parser.add_argument_group("handlers of callbacks"))
     _add_limits(parser.add_argument_group("limits"))
     _add_tls(parser.add_argument_group("TLS"))
-    _add_logging(parser.add_argument_group("log"))
+    _add_logging(parser.add_argument_group("log and statistics"))
 
 
 def _add_architecture(group: argparse._ArgumentGroup) -> None:
@@ -74,6 +76,30 @@ def _add_architecture(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--cbpf", action="store_true", help="of socket_sharding: choose the shard by the CPU a connection arrives on"
     )
+
+
+def _add_processes(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--processes",
+        type=_processes,
+        metavar="N",
+        help="serve in so many processes, each with --workers; auto for one a CPU (this process alone)",
+    )
+    group.add_argument(
+        "--cpu-affinity",
+        action="store_true",
+        help="bind each to a CPU of its own, and its listener to what arrives there",
+    )
+    group.add_argument("--priority", type=int, metavar="N", help="their nice value, -20 to 19 (that of this process)")
+
+
+def _processes(text: str) -> int | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor auto") from None
 
 
 def _add_limits(group: argparse._ArgumentGroup) -> None:
@@ -107,6 +133,11 @@ def _add_logging(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--log-format", choices=FORMATS, default="pretty", help="lines for people, or JSON objects (pretty)"
     )
+    group.add_argument(
+        "--metrics",
+        metavar="ADDRESS",
+        help="serve the statistics to Prometheus, tcp://127.0.0.1:9100 for example; needs gain-trio[metrics]",
+    )
 
 
 def config_of(options: argparse.Namespace) -> ServerConfig:
@@ -120,10 +151,15 @@ def config_of(options: argparse.Namespace) -> ServerConfig:
         "architecture": options.architecture,
         "balancer": _balancer(options.balancer),
         "cbpf": options.cbpf,
+        "processes": options.processes,
+        "cpu_affinity": options.cpu_affinity,
+        "priority": options.priority,
         "max_connections": options.max_connections,
         "backlog": options.backlog,
         "graceful_timeout": options.graceful_timeout,
         "ssl_context": _tls(options.tls_cert, options.tls_key),
+        "signals": True,
+        "metrics": options.metrics,
     }
     if options.idle_timeout is not None:
         given["idle_timeout"] = options.idle_timeout
