@@ -80,12 +80,12 @@ test: test-ring test-trio
 # Where there is no ring to be had its tests cannot run.  That is said, and is an error where GAIN_TRIO_REQUIRE_RING=1.
 test-ring: $(VENV)/built-strict
 	$(on_the_ring) $(bin)/python tools/run_tests.py $(PYTEST_ARGUMENTS); \
-	GAIN_TRIO_RESUME_IN_PLACE=0 $(bin)/python tools/run_tests.py $(PYTEST_ARGUMENTS)
+	GAIN_TRIO_RESUME_IN_PLACE=0 $(bin)/python tools/run_tests.py $(connected) $(PYTEST_ARGUMENTS)
 
-# Once on each backend.
+# All of it on the ring, and over sockets what makes connections.
 test-once: $(VENV)/built-strict
 	$(on_the_ring) $(bin)/python tools/run_tests.py $(PYTEST_ARGUMENTS)
-	GAIN_TRIO_BACKEND=trio $(bin)/python tools/run_tests.py $(PYTEST_ARGUMENTS)
+	GAIN_TRIO_BACKEND=trio $(bin)/python tools/run_tests.py $(connected) $(PYTEST_ARGUMENTS)
 
 test-trio: $(VENV)/built-strict
 	GAIN_TRIO_BACKEND=trio $(bin)/python tools/run_tests.py $(PYTEST_ARGUMENTS)
@@ -102,7 +102,12 @@ endef
 # The tests that a kernel feature makes a difference to, without each that a ring can do without, one by one, and without all.
 features := no_sqarray registered_fd buffer_ring buffer_increment taskrun_flag submit_all cqe_skip cancel_any single_issuer
 features += defer_taskrun multishot_accept multishot_receive
-featured := ring io_manager fork_and_threads faults resume connection connection_limits hangup large_data send_file one_way slow_loris listener server deadlines datagram
+featured := ring io_manager fork_and_threads faults resume connection connection_limits hangup large_data send_file one_way
+featured += slow_loris listener server deadlines datagram
+# What makes connections, in all ways, or looks at the inside of the compiled modules.
+connected = $(sort $(featured:%=tests/test_%.py) $(wildcard tests/test_event_*.py tests/test_server*.py tests/test_unix*.py))
+connected += $(addprefix tests/test_,datagram_server.py descriptors.py drain.py framing.py max_connections.py news.py over_sockets.py)
+connected += $(addprefix tests/test_,protocols.py queues.py tls.py worker_channels.py wrapping.py)
 test-features: $(addprefix test-without-,$(features) all)
 test-without-%: $(VENV)/built-strict
 	$(on_the_ring) GAIN_TRIO_UNWANTED=$* $(bin)/python tools/run_tests.py $(featured:%=tests/test_%.py) $(PYTEST_ARGUMENTS)
@@ -163,10 +168,10 @@ dist/made: $(packaged)
 # The tests on extensions built with AddressSanitizer and UndefinedBehaviorSanitizer, in a tree of their own.  Python is
 # not built with them, so their runtime comes first by LD_PRELOAD; what Python itself leaks is not looked at; and
 # objects come from malloc one by one, so that the sanitizer sees where each begins and ends.  What is freed stays in
-# quarantine, 256 MB of it, so the tests that watch the process's memory run by themselves with a small one.  The programs of
-# others are not made for the sanitizer's runtime, which the preload would give them, too.
+# quarantine, 256 MB of it, so the tests that watch the process's memory run by themselves with a small one.  Of the tests
+# those that drive the compiled modules in this process: other programs are not made for the sanitizer's runtime, which the
+# preload would give them, too.
 memory_tests := tests/test_connection_limits.py
-others := tests/test_interop_tls.py tests/test_interop_unix.py
 sanitize: dist/made
 	$(call unpack,build/trees/sanitize)
 	GAIN_TRIO_SANITIZE=1 $(MAKE) --no-print-directory -C build/trees/sanitize PYTHON='$(PYTHON)' WITH='$(WITH)' .venv/built-strict
@@ -175,7 +180,7 @@ sanitize: dist/made
 	export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1; \
 	export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1; \
 	export PYTHONMALLOC=malloc; \
-	.venv/bin/python tools/run_tests.py --timeout=300 $(memory_tests:%=--ignore=%) $(others:%=--ignore=%) $(PYTEST_ARGUMENTS); \
+	.venv/bin/python tools/run_tests.py --timeout=300 $(filter-out $(memory_tests) tests/test_server_signals.py,$(connected)) $(PYTEST_ARGUMENTS); \
 	ASAN_OPTIONS=$$ASAN_OPTIONS:quarantine_size_mb=4:thread_local_quarantine_size_kb=64 \
 		.venv/bin/python tools/run_tests.py --timeout=300 $(memory_tests)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import pickle
 import signal
 import socket
@@ -314,6 +316,19 @@ def test_a_config_that_is_none() -> None:
 async def test_an_option_that_nobody_knows() -> None:
     with pytest.raises(TypeError, match="colour"):
         await gain_trio.serve_events(Recorder(), LOCAL, colour="red")
+
+
+async def test_the_priority_of_a_server_in_one_process_is_that_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[tuple[int, int, int]] = []
+
+    def refuse(which: int, who: int, value: int) -> None:
+        taken.append((which, who, value))
+        raise PermissionError(errno.EACCES, "no privilege")
+
+    monkeypatch.setattr(os, "setpriority", refuse)
+    with pytest.raises(PermissionError, match="CAP_SYS_NICE"):
+        await gain_trio.serve_events(Recorder(), LOCAL, process_priority=True)
+    assert taken == [(os.PRIO_PROCESS, 0, -19)]
 
 
 def test_gains_fifteen_options_have_their_place() -> None:

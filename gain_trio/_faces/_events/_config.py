@@ -90,7 +90,7 @@ class Config:
     """Bind each worker process to a CPU of its own.  Python runs on one CPU a process, so this starts one process a CPU,
     unless ``processes`` says how many; the event handler is pickled for them, and its callbacks run there."""
     process_priority: bool = attrs.field(default=False, validator=_check_flag)
-    """Give the worker processes a nice value of -19, which takes privileges (setpriority(2))."""
+    """Give the worker processes, or without them this one, a nice value of -19, which takes privileges (setpriority(2))."""
     workers: int = attrs.field(default=1, validator=_whole(1))
     """How many consumers, or shards, share the connections; datagrams: how many are handled at once.  They are tasks of one
     thread: more of them make no use of more CPUs, ``processes`` does."""
@@ -138,13 +138,14 @@ def serve_options(config: Config, others: Mapping[str, Any]) -> dict[str, Any]:
 
     What was given wins, and what is at its default is not passed.
     """
+    processes = others.get("processes", "auto" if config.cpu_affinity else None)
     options: dict[str, Any] = {
         "architecture": config.architecture,
         "workers": config.workers,
         "cbpf": config.cbpf,
         "cpu_affinity": config.cpu_affinity,
-        "processes": "auto" if config.cpu_affinity else None,
-        "priority": HIGH_PRIORITY if config.process_priority else None,
+        "processes": processes,
+        "priority": HIGH_PRIORITY if config.process_priority and processes is not None else None,
         "balancer": config.load_balancing,
         "receive_buffer": config.socket_recv_buffer_size or None,
         "send_buffer": config.socket_send_buffer_size or None,

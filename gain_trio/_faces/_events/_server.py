@@ -28,10 +28,11 @@ from gain_trio._server import (
     serve,
     serve_datagrams,
 )
+from gain_trio._server._processes._placement import take_place
 from gain_trio._transports import Marks
 
 from ._activity import SHUTDOWN_SECONDS
-from ._config import Config, logging_as, merged, ring_options, serve_options
+from ._config import HIGH_PRIORITY, Config, logging_as, merged, ring_options, serve_options
 from ._datagrams import DatagramDriver
 from ._driver import StreamDriver
 from ._errors import AlreadyRunning, InvalidState, UnsupportedProtocol
@@ -271,6 +272,8 @@ class EventServer:
 
     def _stream_server(self) -> Any:
         options = serve_options(self._config, self._others)
+        if self._config.process_priority and "priority" not in options:  # there are no other processes to give it to
+            take_place(None, HIGH_PRIORITY)
         self._driver = StreamDriver(self._handler, self._config, options.get("marks") or Marks())
         return functools.partial(serve, self._driver, **options)
 
