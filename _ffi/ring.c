@@ -279,7 +279,8 @@ static bool cancel_all(struct gt_ring *ring, uint32_t *slot)
             if (!ring->slots[*slot].finished && !gt_slot_cancel(ring, gt_key(ring, *slot, GT_TAG_MAIN)))
                 return false;
         } else if (!gt_slot_cancel(ring, gt_key(ring, *slot, GT_TAG_RECV)) ||
-                   !gt_slot_cancel(ring, gt_key(ring, *slot, GT_TAG_SEND))) {
+                   !gt_slot_cancel(ring, gt_key(ring, *slot, GT_TAG_SEND)) ||
+                   !gt_slot_cancel(ring, gt_key(ring, *slot, GT_TAG_WATCH))) {
             return false;
         }
     }

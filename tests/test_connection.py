@@ -1012,6 +1012,30 @@ async def test_a_dropped_connection_in_a_cycle_warns_and_closes() -> None:
     await client.aclose()
 
 
+@pytest.mark.full_ring  # what looks again is in C; over sockets such a call fails, too, but with another error
+def test_one_that_is_closed_just_when_a_call_begins_to_wait() -> None:
+    """A first deadline has the keeper's task spawned, and whoever hears of that may close the connection."""
+
+    class Closer(trio.abc.Instrument):
+        connection: Connection | None = None
+
+        def task_spawned(self, _task: trio.lowlevel.Task) -> None:
+            if self.connection is not None:
+                self.connection.abort()
+
+    closer = Closer()
+
+    async def main() -> None:
+        client, served = await open_pair()
+        served.read_deadline = trio.current_time() + PATIENCE
+        closer.connection = served
+        async with client:
+            with trio.fail_after(PATIENCE / 2), pytest.raises(trio.ClosedResourceError):
+                await served.receive()
+
+    trio.run(main, instruments=[closer])
+
+
 async def test_a_closed_connection_is_dropped_in_silence(pair: Pair) -> None:
     client, served = await open_pair()
     await client.aclose()

@@ -21,7 +21,7 @@ import gain_trio
 from gain_trio import Feature, Marks, RingOptions, RingUnavailable
 from gain_trio._io_manager import UringIOManager
 from gain_trio._io_manager._seam import current_io_manager
-from gain_trio._kernel import FULL_TIER, CompletionFlag, PollEvent, uring
+from gain_trio._kernel import FULL_TIER, CompletionFlag, PollEvent, fastpath, uring
 from gain_trio._ring import Completion, Ring
 from gain_trio._transports._ring_connection import RingConnection
 
@@ -674,6 +674,22 @@ def test_a_run_ends_with_connections_that_receive_and_send(unwanted: Feature) ->
     assert ring.statistics().operations_in_flight == 0
     assert ring.statistics().stale == 0
     assert all(connection.fileno() == -1 for connection in kept)
+
+
+@needs_full_tier
+@pytest.mark.parametrize("unwanted", [Feature(0), Feature.CANCEL_ANY, Feature.CANCEL_ANY | Feature.CQE_SKIP])
+def test_closing_ends_all_that_lasts_on_a_connection(unwanted: Feature) -> None:
+    """Also on one that nobody has closed before."""
+    ring = Ring(RingOptions(unwanted=unwanted))
+    errors = (trio.ClosedResourceError, trio.BusyResourceError, trio.TooSlowError)
+    reactor = fastpath.Reactor(ring.address, ring, OSError, *errors, False, -1)
+    one, other = socket.socketpair()
+    with one, other:
+        stream = fastpath.Stream(reactor, one.fileno(), 2, 1, 1)
+        reactor.wait(0)
+        assert ring.statistics().operations_in_flight == 2, "a receive, and the watch for the hangup"
+        assert ring.close() == 0
+        del stream
 
 
 # --- single operations ---

@@ -15,7 +15,18 @@ from pathlib import Path
 
 import pytest
 import trio
-from pairs import MEBIBYTE, QUIET, Pair, fill_kernel, open_descriptors, open_pair, pattern, receive_all, receive_exactly
+from pairs import (
+    MEBIBYTE,
+    PATIENCE,
+    QUIET,
+    Pair,
+    fill_kernel,
+    open_descriptors,
+    open_pair,
+    pattern,
+    receive_all,
+    receive_exactly,
+)
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gain_trio import Connection
@@ -266,6 +277,31 @@ async def test_one_sends_at_a_time(pair: Pair, path: Path) -> None:
         assert start + await receive_exactly(served, LARGE - 1) == pattern(LARGE)
     await client.send(b"!")
     assert await receive_exactly(served, 1) == b"!"
+
+
+@pytest.mark.usefixtures("way")
+async def test_what_is_sent_without_waiting_does_not_get_into_a_file(pair: Pair, path: Path) -> None:
+    client, served = pair
+    path.write_bytes(pattern(LARGE))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.send_file, path)
+        await wait_all_tasks_blocked(QUIET)  # nobody reads: it waits for the kernel to have room
+        with pytest.raises(trio.BusyResourceError):
+            client._send_nowait(b"in between")
+        assert await receive_exactly(served, LARGE) == pattern(LARGE)
+    client._send_nowait(b"behind")
+    assert await receive_exactly(served, 6) == b"behind"
+
+
+async def test_room_is_waited_for_behind_what_is_being_sent() -> None:
+    client, served = await open_pair()
+    async with client, served:
+        client._send_nowait(bytes(LARGE))  # all of it is in flight, and nothing is queued behind it
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(client._wait_for_room)  # type: ignore[attr-defined]
+                await wait_all_tasks_blocked(QUIET)
+                await receive_exactly(served, LARGE)
 
 
 @pytest.mark.usefixtures("way")

@@ -377,11 +377,17 @@ bool gt_awaitable_is_satisfied(const gt_awaitable *self)
     return stream->outbound.size < stream->send_high;
 }
 
+static bool is_refused(const gt_awaitable *self)
+{
+    const gt_connection *connection = self->connection;
+    return !connection->stream || connection->stream->closing || (connection->closed && self->call != GT_CLOSE_FLUSH);
+}
+
 static int answer(gt_awaitable *self, PyObject **result)
 {
     gt_connection *connection = self->connection;
     gt_stream *stream = connection->stream;
-    if (!stream || stream->closing || (connection->closed && self->call != GT_CLOSE_FLUSH)) {
+    if (is_refused(self)) {
         raise_closed(self, "this connection was closed");
         return -1;
     }
@@ -423,6 +429,12 @@ static PySendResult park(gt_awaitable *self, PyObject *task, PyObject **result)
     PyObject *trap = gt_direction_trap(self->connection, direction);
     if (!trap)
         return PYGEN_ERROR;
+    /* Both may run Python, if only a garbage collection with somebody's finalizer.  One that closes this connection wakes the
+     * tasks parked here, of which this is none yet: nobody would ever wake it. */
+    if (is_refused(self)) {
+        raise_closed(self, "this connection was closed");
+        return PYGEN_ERROR;
+    }
     Py_XSETREF(direction->task, Py_NewRef(task));
     direction->awaitable = self;
     direction->late = false;

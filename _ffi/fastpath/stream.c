@@ -351,7 +351,8 @@ static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
         stream->fed = true;
         gt_buffers_recycle(buffers, cqe);
     }
-    if (stream->hung_up && !stream->receive_deaf && !gt_completion_is_final(cqe)) {
+    /* Not when closing: a stream whose close is prepared wants nothing, and one on the list is not destroyed. */
+    if (stream->hung_up && !stream->receive_deaf && !stream->closing && !gt_completion_is_final(cqe)) {
         stream->receive_deaf = true;
         gt_stream_want(stream);
     }
@@ -457,7 +458,7 @@ static bool send_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
     }
     if (stream->closing || stream->send_error)
         gt_outbound_clear(&stream->outbound, 0);
-    else if (stream->outbound.size > 0)
+    else if (stream->outbound.size > 0 || stream->room_wanted) /* the poll for room has waited for the send to be over */
         gt_stream_want(stream);
     if (stream->gather && stream->outbound.size == 0) { /* an idle connection keeps none */
         PyMem_Free(stream->gather);
