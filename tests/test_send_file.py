@@ -272,6 +272,8 @@ async def test_one_sends_at_a_time(pair: Pair, path: Path) -> None:
         for call in (lambda: client.send(b"x"), client.flush, lambda: client.send_file(path)):
             with pytest.raises(trio.BusyResourceError):
                 await call()
+        with pytest.raises(trio.BusyResourceError):
+            client._send_nowait(b"x")
         await served.send(b"the other way is free")
         assert await receive_exactly(client, 21) == b"the other way is free"
         assert start + await receive_exactly(served, LARGE - 1) == pattern(LARGE)

@@ -13,22 +13,18 @@ from gain_trio._server._consumer import Handler
 from gain_trio._server._datagrams import DatagramHandler
 from gain_trio._transports import Connection, DatagramEndpoint
 
+from ._draining import end_when_draining
 from ._http import http
 
 
 async def echo(connection: Connection) -> None:
     """Send back what comes, until it ends or the server drains."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_end_when_draining, connection)
+        nursery.start_soon(end_when_draining, connection)
         with contextlib.suppress(trio.TooSlowError):
             while data := await connection.receive():
                 await connection.send(data)
         nursery.cancel_scope.cancel()
-
-
-async def _end_when_draining(connection: Connection) -> None:
-    await connection.draining.wait()
-    connection.read_deadline = trio.current_time()  # what has arrived is never too late
 
 
 async def echo_datagram(data: bytes, address: Any, endpoint: DatagramEndpoint) -> None:

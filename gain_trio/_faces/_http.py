@@ -18,12 +18,16 @@ import trio
 
 from gain_trio._transports import Connection
 
+from ._draining import end_when_draining
 from ._http_requests import Exchange, Phase, Site
 
 CHUNK = 65536
 """The most bytes to look at in one step: some thousand requests, a few milliseconds."""
 REQUEST_TIMEOUT = 30.0
 """Seconds that a request may take from its first byte to its last."""
+ANSWER_TIMEOUT = 30.0
+"""Seconds that a client may take to take so much of its answers that the next can be queued.  A connection that is slower is
+reset: nobody could tell it anything."""
 LINGER_SECONDS = 2.0
 """How long to go on receiving after the last answer.  A connection that is closed with bytes unread is reset by the
 kernel, and the reset may overtake the answer (RFC 9112, 9.6)."""
@@ -112,26 +116,44 @@ SITE = Plaintext()
 
 
 async def http(connection: Connection) -> None:
-    """Answer the requests of a connection."""
-    exchange = Exchange(SITE)
-    timed = False
-    try:
-        while data := await connection.receive(CHUNK):
-            if answers := exchange.feed(data):
-                await connection.send(answers)
-            phase = exchange.phase
-            if phase is Phase.OVER:
-                break
-            if timed is not (phase is Phase.UNFINISHED):
-                timed = not timed
-                connection.read_deadline = trio.current_time() + REQUEST_TIMEOUT if timed else math.inf
-        else:
-            if answers := exchange.feed_eof():
-                await connection.send(answers)
-            return
-    except trio.TooSlowError:
-        await connection.send(exchange.too_slow())
-    await _linger(connection)
+    """Answer the requests of a connection.
+
+    When its server drains, what has arrived is answered, and what has begun to arrive, and then it is closed.
+    """
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(end_when_draining, connection)
+        if await _converse(connection, Exchange(SITE)):
+            await _linger(connection)
+        nursery.cancel_scope.cancel()
+
+
+async def _converse(connection: Connection, exchange: Exchange) -> bool:
+    """Answer requests until the last one.  Returns whether the peer has not ended its side yet."""
+    deadline = math.inf  # of the request that has begun
+    while True:
+        try:
+            data = await connection.receive(CHUNK)
+        except trio.TooSlowError:
+            if trio.current_time() < deadline < math.inf:  # the server drains, and a request is on its way
+                connection.read_deadline = deadline
+                continue
+            await _answer(connection, exchange.too_slow())
+            return True
+        await _answer(connection, exchange.feed(data) if data else exchange.feed_eof())
+        if exchange.phase is Phase.OVER:
+            return bool(data)
+        if exchange.phase is Phase.IDLE:
+            if deadline < math.inf:
+                deadline = math.inf
+                connection.read_deadline = trio.current_time() if connection.draining.is_set() else math.inf
+        elif deadline == math.inf or exchange.has_answered:
+            connection.read_deadline = deadline = trio.current_time() + REQUEST_TIMEOUT
+
+
+async def _answer(connection: Connection, answers: bytes) -> None:
+    if answers:
+        connection.write_deadline = trio.current_time() + ANSWER_TIMEOUT
+        await connection.send(answers)
 
 
 async def _linger(connection: Connection) -> None:

@@ -111,12 +111,15 @@ class Exchange:
         "_site",
         "_target",
         "_total",
+        "has_answered",
         "phase",
     )
 
     def __init__(self, site: Site) -> None:
         self._site = site
         self.phase = Phase.IDLE
+        self.has_answered = False
+        """Whether what was fed last was the end of a request, so that one that is unfinished has begun in it."""
         self._rest = bytearray()  # what has arrived of a head or of a line that is not whole
         self._read: Callable[[bytes, int, list[bytes]], int] = self._read_head
         self._known_fields: bytes | None = None
@@ -131,6 +134,7 @@ class Exchange:
         if self._is_over():
             return b""
         answers: list[bytes] = []
+        self.has_answered = False
         self._site.refresh()
         try:
             if self._rest:
@@ -149,6 +153,7 @@ class Exchange:
             # Compared with a bound method, which is made anew each time: == and not is.
             idle = not self._rest and self._read == self._read_head
             self.phase = Phase.IDLE if idle else Phase.UNFINISHED
+            self.has_answered = bool(answers) and answers[0] is not _CONTINUE  # which is the last if it is there
         return b"".join(answers)
 
     def _is_over(self) -> bool:

@@ -16,7 +16,7 @@ class News:
       queued: bytes that are in its queue already, and of which nobody was told.
     """
 
-    __slots__ = ("_marks", "is_over", "is_paused", "stall_told", "tells_written", "untold", "written")
+    __slots__ = ("_marks", "is_over", "is_paused", "stall_told", "tells_written", "untold", "written", "written_told")
 
     def __init__(self, marks: Marks, queued: int) -> None:
         self._marks = marks
@@ -25,6 +25,8 @@ class News:
         self.tells_written = False
         self.written = 0
         """Bytes that the kernel has taken since somebody asked."""
+        self.written_told = False
+        """The last that was told was that the kernel has taken bytes."""
         self.is_over = False
         """The program wants to hear no more."""
         self.is_paused = False
@@ -37,9 +39,12 @@ class News:
             self.written += count
         return self.tells_written
 
-    def before_errors(self, queued: int) -> int | None:
-        """What is to be told before an error or the end of the stream is; ``queued`` bytes are in the queue."""
-        if self.written:
+    def before_errors(self, queued: int, *, after_peer: bool = False) -> int | None:
+        """What is to be told before an error or the end of the stream is; ``queued`` bytes are in the queue.
+
+        With ``after_peer``, that bytes were written has to wait for what the peer has to say.
+        """
+        if self.written and not after_peer:
             return WRITTEN
         if self.is_over:
             return END

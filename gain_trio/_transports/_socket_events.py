@@ -17,7 +17,7 @@ import trio
 
 from gain_trio._io_manager._errors import broken_by
 
-from ._connection import END, Marks
+from ._connection import END, WRITTEN, Marks
 from ._news import News
 from ._queues import NOTHING, Inbound, head_of, joined, whole_of, without_head
 from ._socket_base import as_size, closed_error, current_thread, kept
@@ -33,6 +33,9 @@ CHUNK = 65536
 LARGE_CHUNK = 4 * CHUNK
 """The most of one after a receive that brought as much as CHUNK: a large transfer, and what a Unix socket holds.  Not of
 all, because Python makes room for so much before it knows how little has come."""
+STEP = 4096
+"""The least that a callback counts for, in bytes, where it is counted how long a task goes on without waiting.  A callback
+that writes a byte whenever one was taken would otherwise have the thread for as many turns as the mark has bytes."""
 
 
 class SocketEvents(SocketSending):
@@ -117,6 +120,8 @@ class SocketEvents(SocketSending):
                 told = self._next_news(news)
                 if told is not None:
                     self._end_told = told == END
+                    if told == WRITTEN:
+                        self._unwaited += STEP
                     return told
                 await self._wait_for_news(news)
         except OSError as error:  # from the wait: this is no descriptor any more, or none that can be waited for
@@ -128,13 +133,32 @@ class SocketEvents(SocketSending):
                 self._is_dry = False
 
     def _next_news(self, news: News) -> int | None:
-        told = news.before_errors(len(self._inbound))
+        # What the kernel takes at once is news at once.  A program that writes whenever it is told so would never wait, and
+        # never hear of the peer: so each has its turn.
+        after_peer = news.written > 0 and news.written_told
+        if after_peer and not news.is_paused:
+            self._receive_news()
+        told = self._other_news(news, after_peer=after_peer)
+        if told is None and after_peer:
+            told = WRITTEN
+        news.written_told = told == WRITTEN
+        return told
+
+    def _other_news(self, news: News, *, after_peer: bool) -> int | None:
+        told = news.before_errors(len(self._inbound), after_peer=after_peer)
         if told is not None:
             return told
         error = self._receive_error or self._send_error
         if error is not None:
             raise broken_by(kept(error))
         return END if self._ended else news.after_errors(len(self._inbound))
+
+    def _receive_news(self) -> bytes:
+        """Queue what the kernel has, and return it."""
+        data = self._read(self._chunk)
+        self._enqueue_inbound(data)
+        self._unwaited += len(data)
+        return data
 
     async def _wait_for_news(self, news: News) -> None:
         """Wait, and queue what there is then."""
@@ -158,12 +182,8 @@ class SocketEvents(SocketSending):
                 self._unwaited = 0
         if self._is_closed:
             return
-        if not news.is_paused:
-            data = self._read(self._chunk)
-            self._enqueue_inbound(data)
-            self._unwaited += len(data)
-            if data or not self._is_dry:
-                return
+        if not news.is_paused and (self._receive_news() or not self._is_dry):
+            return
         if self._late_receiving:
             raise trio.TooSlowError("the connection's read deadline has passed")
 

@@ -15,17 +15,18 @@ The plain case, a ``def on_read``, has a loop of its own, with nothing in it but
 
 from __future__ import annotations
 
+import functools
 import logging
-import math
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, final
 
 import trio
 
+from gain_trio._faces._idleness import sleep_until_idle
 from gain_trio._server._consumer import _is_only as is_only
 from gain_trio._transports import Connection, Marks
-from gain_trio._transports._connection import STALLED, WRITTEN
+from gain_trio._transports._connection import END, STALLED, WRITTEN
 
 from ._activity import Activity
 from ._config import Config
@@ -113,8 +114,7 @@ class StreamDriver:
             conn._over()
             if self.callbacks.on_close.is_overridden:
                 try:
-                    with self._protected(cancelled):
-                        await self.callbacks.on_close(conn, reason)
+                    await self._tell_closed(conn, reason, cancelled)
                 finally:
                     self.activity.end(conn)
             else:
@@ -142,15 +142,20 @@ class StreamDriver:
     async def _tell_what_was_written(self, conn: StreamConn, connection: Connection) -> None:
         """The server is being stopped: what the kernel has taken by now is told, as it is after a close()."""
         if self.callbacks.on_write.is_overridden and (written := connection._take_written()):
-            conn._over()
-            with self._protected(cancelled=True):
+            conn._send_no_more()
+            with trio.move_on_after(LAST_SECONDS, shield=True):
                 await self.callbacks.on_write(conn, written)
 
-    def _protected(self, cancelled: bool) -> trio.CancelScope:
-        """For the last callbacks of a connection: the wait of an ``async def`` is not cut off at once."""
-        return trio.CancelScope(
-            deadline=trio.current_time() + LAST_SECONDS if cancelled else math.inf, shield=cancelled
-        )
+    async def _tell_closed(self, conn: StreamConn, reason: BaseException | None, cancelled: bool) -> None:
+        """The wait of an ``async def`` is not cut off at once when the server is being stopped, or is stopped meanwhile."""
+        on_close = self.callbacks.on_close
+        if not on_close.is_async:
+            on_close.function(conn, reason)
+        elif cancelled:
+            with trio.move_on_after(LAST_SECONDS, shield=True):
+                await on_close.function(conn, reason)
+        else:
+            await _with_last_seconds(on_close.function, conn, reason)
 
     # --- while it lasts ---
 
@@ -186,12 +191,27 @@ class StreamDriver:
         while n := await connection._wait_inbound():
             if n < 0:
                 await self._told(n, conn, connection)
-                continue
-            conn._arrived()
-            await threads.run(on_read, conn, n)
-            if conn._is_stalled:
-                self._log_stall(conn)
-                await conn._wait_for_room()
+            while n > 0:
+                conn._arrived(n)
+                await threads.run(on_read, conn, n)
+                n = await self._wait_while_stalled(conn, connection) if conn._is_stalled else 0
+
+    async def _wait_while_stalled(self, conn: ThreadedStreamConn, connection: Connection) -> int:
+        """Until there is room in the inbox.  What arrives stays in the connection's queue, which has its own limit.
+
+        Returns how many bytes that is, of which ``on_read`` has to be told.
+        """
+        self._log_stall(conn)
+        arrived = 0
+        wait: Callable[[], Awaitable[int]] = connection._wait_inbound
+        while (n := await conn._wait_for_room(wait)) is not None:
+            if n > 0:
+                arrived += n
+            elif n == WRITTEN:
+                await self._told(n, conn, connection)
+            elif n == END:  # which would be told again at once; what is in the inbox can still be taken
+                wait = functools.partial(sleep_until_idle, connection)
+        return 0 if conn._is_ending else arrived
 
     async def _told(self, what: int, conn: StreamConn, connection: Connection) -> None:
         if what == WRITTEN:
@@ -222,6 +242,8 @@ class StreamDriver:
         deadline = trio.current_time() + conn._flush_seconds
         while await self._has_unsent(conn, connection):
             with trio.move_on_at(deadline) as scope:
+                # An on_write() that writes has something to be told of at once, where the kernel takes it at once.
+                await trio.lowlevel.checkpoint()
                 await connection.flush()
             if scope.cancelled_caught:
                 seconds = conn._flush_seconds
@@ -231,11 +253,11 @@ class StreamDriver:
             await connection.aclose()
 
     async def _has_unsent(self, conn: StreamConn, connection: Connection) -> bool:
-        if self.callbacks.on_write.is_overridden:
-            while written := connection._take_written():
-                await self.callbacks.on_write(conn, written)
-                if conn._failure is not None:
-                    raise conn._failure
+        if self.callbacks.on_write.is_overridden and (written := connection._take_written()):
+            await self.callbacks.on_write(conn, written)
+            if conn._failure is not None:
+                raise conn._failure
+            return True  # it may have written, and the kernel may have taken that
         return connection.outbound_buffered > 0
 
 
@@ -247,3 +269,27 @@ def _reason(error: BaseException, connection: Connection) -> BaseException | Non
     if isinstance(error, trio.BrokenResourceError) and isinstance(error.__cause__, OSError):
         return error.__cause__
     return error
+
+
+async def _with_last_seconds(function: Callable[..., Awaitable[object]], *arguments: object) -> None:
+    """Call it, and let it go on for :data:`LAST_SECONDS` when the task is cancelled."""
+    failure: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            with trio.CancelScope(shield=True) as scope:
+                nursery.start_soon(_limit_when_cancelled, scope)
+                try:
+                    await function(*arguments)
+                except Exception as error:  # noqa: BLE001 - raised past the nursery, which would make a group of it
+                    failure = error
+            nursery.cancel_scope.cancel()
+    finally:
+        if failure is not None:
+            raise failure
+
+
+async def _limit_when_cancelled(scope: trio.CancelScope) -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        scope.deadline = trio.current_time() + LAST_SECONDS

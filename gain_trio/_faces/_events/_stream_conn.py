@@ -23,7 +23,7 @@ import contextlib
 import math
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
 import attrs
@@ -254,6 +254,12 @@ class StreamConn(Conn):
         """Have what the task of the connection waits for end."""
         self._connection._end_inbound()
 
+    def _send_no_more(self) -> None:
+        """What is written from now on is dropped, without an error: the server is being stopped."""
+        with self._lock:
+            if not self._is_closed:
+                self._send = _drop
+
     def _over(self) -> None:
         """The connection is gone; ``on_close`` is next."""
         with self._lock:
@@ -334,7 +340,11 @@ class StreamConn(Conn):
         with watch:
             await trio.sleep_forever()
         self._watch = None
-        if not self._is_over and self._write_deadline <= trio.current_time() and self._connection.outbound_buffered:
+        if self._is_over:
+            return
+        if self._write_deadline > trio.current_time():  # moved after the scope was cancelled, and before this task ran
+            self._move_write_deadline(self._write_deadline)
+        elif self._connection.outbound_buffered:
             self._fail(trio.TooSlowError("the connection's write deadline has passed"))
 
     @property
@@ -346,21 +356,22 @@ class StreamConn(Conn):
 class ThreadedStreamConn(InboxReading, StreamConn):
     """One whose ``on_read`` runs in a worker thread: what has arrived is moved here before, for that thread to read."""
 
-    __slots__ = ("_high", "_inbox", "_low", "_room")
+    __slots__ = ("_high", "_inbox", "_is_ending", "_low", "_room")
 
     def __init__(self, connection: Connection, terms: Terms, marks: Marks) -> None:
         super().__init__(connection, terms)
         self._inbox: Inbound = NOTHING
         self._high = marks.receive_high
         self._low = marks.receive_low
-        self._room: trio.Event | None = None
+        self._room: trio.CancelScope | None = None  # of the task of the connection, while it waits for room
+        self._is_ending = False  # something of this program wants it over
 
     def _check_readable(self) -> None:
         self._check_open()
 
-    def _arrived(self) -> None:
-        """Move here what the connection has queued."""
-        data = self._connection._take_exactly(0)
+    def _arrived(self, count: int) -> None:
+        """Move here so many bytes, of those that the connection has told of: what it has not is told later."""
+        data = self._connection._take_exactly(count)
         with self._lock:
             self._inbox = joined(self._inbox, data or NOTHING)
 
@@ -368,21 +379,28 @@ class ThreadedStreamConn(InboxReading, StreamConn):
     def _is_stalled(self) -> bool:
         return len(self._inbox) >= self._high
 
-    async def _wait_for_room(self) -> None:
-        """Until somebody takes from the inbox, or the connection is to end."""
+    async def _wait_for_room(self, wait: Callable[[], Awaitable[int]]) -> int | None:
+        """What ``wait`` returns, or None once somebody has taken from the inbox, or the connection is to end."""
         with self._lock:
-            if self._is_closed or not self._is_stalled:
-                return
-            room = self._room = trio.Event()
-        await room.wait()
+            if self._is_ending or len(self._inbox) <= self._low:
+                return None
+            room = self._room = trio.CancelScope()
+        try:
+            with room:
+                return await wait()
+        finally:
+            self._room = None
+        return None
 
     def _end_wait(self) -> None:
+        self._is_ending = True
         super()._end_wait()
-        if self._room is not None:
-            self._room.set()
-            self._room = None
+        room = self._room
+        if room is not None:
+            room.cancel()
 
     def _taken(self, left: int) -> None:
-        if self._room is not None and left <= self._low:
-            self._in_run_soon(self._room.set)
+        room = self._room
+        if room is not None and left <= self._low:
             self._room = None
+            self._in_run_soon(room.cancel)

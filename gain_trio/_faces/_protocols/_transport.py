@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, cast, final
 import trio
 
 from gain_trio._faces._events._errors import SlowReader
+from gain_trio._faces._idleness import sleep_until_idle
 from gain_trio._transports import Connection
 from gain_trio._transports._connection import WRITTEN
 from gain_trio._transports._connection_base import CLOSE_TIMEOUT
@@ -172,7 +173,7 @@ class ProtocolTransport(asyncio.Transport):
             if self._watches_room():
                 await self._connection.flush()
             else:
-                await trio.sleep_forever()
+                await sleep_until_idle(self._connection)
         if not self._is_closing:
             self._look_at_room()
 
