@@ -20,7 +20,10 @@ async def send_file(stream: Stream, count: int) -> None:
 async def transfer(stream: Stream) -> None:
     header = b""
     while len(header) < HEADER.size:
-        header += await stream.receive_some(HEADER.size - len(header))
+        received = await stream.receive_some(HEADER.size - len(header))
+        if not received:
+            return  # the probe, which only wants to know whether somebody listens
+        header += received
     direction, count = HEADER.unpack(header)
     if direction == b"d":
         for length in pieces(count):
@@ -29,7 +32,10 @@ async def transfer(stream: Stream) -> None:
         await send_file(stream, count)
     else:
         while count:
-            count -= len(await stream.receive_some(CHUNK))
+            received = await stream.receive_some(CHUNK)
+            if not received:
+                return
+            count -= len(received)
         await stream.send_all(DONE)
     await stream.receive_some(1)  # the client closes
 
