@@ -307,6 +307,20 @@ async def test_room_is_waited_for_behind_what_is_being_sent() -> None:
 
 
 @pytest.mark.usefixtures("way")
+async def test_a_peer_that_does_not_read_holds_no_thread(pair: Pair, path: Path) -> None:
+    client, served = pair
+    path.write_bytes(pattern(LARGE))
+    threads = trio.to_thread.current_default_thread_limiter()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.send_file, path)
+        await wait_all_tasks_blocked(QUIET)
+        while threads.borrowed_tokens:  # it may have room once more while the kernel moves what it has
+            await wait_all_tasks_blocked(QUIET)
+        assert nursery.child_tasks
+        assert await receive_exactly(served, LARGE) == pattern(LARGE)
+
+
+@pytest.mark.usefixtures("way")
 async def test_a_peer_that_goes_breaks_it(pair: Pair, path: Path) -> None:
     client, served = pair
     path.write_bytes(pattern(LARGE))

@@ -220,9 +220,10 @@ class Connection(Framing, SocketCalls, trio.abc.HalfCloseableStream):
     async def send_file(self, file: File, offset: int = 0, count: int | None = None, /) -> int:
         """Send ``count`` bytes of a file from ``offset`` on (None: up to where it ends now), after what was sent before.
 
-        Returns when the kernel has taken all of them.  Where the connection is plain TCP the kernel sends the file
-        itself (sendfile(2)), and no byte of it passes through the program.  It reads in a worker thread
-        (:func:`trio.to_thread.run_sync`), a piece of at most 1 MiB at a time, so a slow disk keeps nobody else waiting.
+        Returns when the kernel has taken all of them.  But for TLS the kernel sends the file itself (sendfile(2)), and
+        no byte of it passes through the program: what is written to the file meanwhile is sent as it is found.  All of it
+        is done in a worker thread (:func:`trio.to_thread.run_sync`), so a slow disk keeps nobody else waiting, and in
+        turns of some 20 milliseconds.
 
         Args:
           file: a path, which is opened and closed; or a descriptor, or anything with a ``fileno()``, which must stay open
@@ -239,7 +240,7 @@ class Connection(Framing, SocketCalls, trio.abc.HalfCloseableStream):
           trio.BusyResourceError, trio.ClosedResourceError, trio.BrokenResourceError, trio.TooSlowError: see :meth:`send`.
 
         What ends it early, be it an error, :attr:`write_deadline` or a cancellation (which takes effect after the current
-        piece), leaves a part of the file sent: then the connection is of no more use for sending, and closing it resets
+        turn), leaves a part of the file sent: then the connection is of no more use for sending, and closing it resets
         it, as with :meth:`send`.  Unix sockets have no reset: there the peer sees the end.
         """
 

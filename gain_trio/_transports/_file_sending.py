@@ -6,7 +6,8 @@ import abc
 import contextlib
 import errno
 import os
-import socket
+import select
+import time
 from collections.abc import Awaitable, Iterator
 from typing import Any, NoReturn, final
 
@@ -17,7 +18,7 @@ from gain_trio._io_manager._errors import broken_by
 
 from ._connection import Connection
 from ._connection_base import ConnectionBase
-from ._files import PIECE, File, Source, opened
+from ._files import PATIENCE, PIECE, TURN, File, Source, opened
 from ._sockets import errnos
 
 _NOT_THIS_FILE = errnos("EINVAL", "ENOSYS", "ENOTSUP", "EOPNOTSUPP")
@@ -116,7 +117,7 @@ class FileSending(Connection):
 
 
 class KernelFileSending(FileSending, ConnectionBase):
-    """:meth:`Connection.send_file` by sendfile(2), where the system has it and it pays."""
+    """:meth:`Connection.send_file` by sendfile(2), where the system has it."""
 
     __slots__ = ()
 
@@ -133,13 +134,8 @@ class KernelFileSending(FileSending, ConnectionBase):
         """So many bytes were sent past this object."""
 
     async def _send_source(self, source: Source, progress: Progress) -> None:
-        if not self._has_sendfile() or not await self._send_by_kernel(source, progress):
+        if not hasattr(os, "sendfile") or not await self._send_by_kernel(source, progress):
             await super()._send_source(source, progress)
-
-    def _has_sendfile(self) -> bool:
-        """Whether it pays.  A Unix socket takes about 200 KiB at a time, each of which would be handed to a thread."""
-        with self._borrowed_socket() as sock:
-            return hasattr(os, "sendfile") and sock.family in (socket.AF_INET, socket.AF_INET6)
 
     async def _send_by_kernel(self, source: Source, progress: Progress) -> bool:
         """False: it can send nothing of this file."""
@@ -147,21 +143,19 @@ class KernelFileSending(FileSending, ConnectionBase):
             descriptor = os.dup(sock.fileno())
         try:
             while progress.sent < source.count:
-                size = min(PIECE, source.count - progress.sent)
-                try:
-                    sent = await trio.to_thread.run_sync(_send_piece, descriptor, source, progress.sent, size)
-                except OSError as error:
-                    if not progress.sent and error.errno in _NOT_THIS_FILE:
+                turn = await trio.to_thread.run_sync(_send_for_a_while, descriptor, source, progress.sent)
+                if turn.sent:
+                    progress.sent += turn.sent
+                    self._has_sent(turn.sent)
+                if turn.error is not None:
+                    if not progress.sent and turn.error.errno in _NOT_THIS_FILE:
                         return False
-                    if error.errno not in _OF_THE_FILE:
-                        self._raise_broken(error)
-                    raise
-                if sent == 0:
+                    if turn.error.errno not in _OF_THE_FILE:
+                        self._raise_broken(turn.error)
+                    raise turn.error
+                if turn.is_end:
                     raise source.shortened(progress.sent)
-                if sent > 0:
-                    progress.sent += sent
-                    self._has_sent(sent)
-                if sent < size and progress.sent < source.count:
+                if turn.is_full:
                     with self._calls_allowed():
                         await self._wait_for_room()
         finally:
@@ -197,9 +191,44 @@ class KernelFileSending(FileSending, ConnectionBase):
         super()._close_now()
 
 
+@final
+@attrs.define
+class _Turn:
+    """What a thread has done: how much the kernel has taken, and why the turn ended, unless its time was up."""
+
+    sent: int = 0
+    error: OSError | None = None
+    is_end: bool = False
+    """Of the file."""
+    is_full: bool = False
+    """The kernel takes nothing more at the moment."""
+
+
+def _send_for_a_while(descriptor: int, source: Source, done: int) -> _Turn:
+    """For a worker thread."""
+    turn = _Turn()
+    until = time.monotonic() + TURN
+    room = select.poll()
+    room.register(descriptor, select.POLLOUT)
+    left = source.count - done
+    while turn.sent < left and time.monotonic() < until:
+        try:
+            sent = _send_piece(descriptor, source, done + turn.sent, min(PIECE, left - turn.sent))
+        except BlockingIOError:
+            turn.is_full = not room.poll(PATIENCE * 1000)
+            if turn.is_full:
+                break
+        except OSError as error:
+            turn.error = error
+            break
+        else:
+            turn.is_end = sent == 0
+            if turn.is_end:
+                break
+            turn.sent += sent
+    return turn
+
+
 def _send_piece(descriptor: int, source: Source, done: int, size: int) -> int:
-    """How much the kernel has taken, 0 at the end of the file, -1 when it takes nothing at the moment."""
-    try:
-        return os.sendfile(descriptor, source.descriptor, source.offset + done, size)
-    except BlockingIOError:
-        return -1
+    """How much the kernel takes, 0 at the end of the file.  Raises BlockingIOError when it takes nothing at the moment."""
+    return os.sendfile(descriptor, source.descriptor, source.offset + done, size)

@@ -3,19 +3,20 @@
 The kernel's way is sendfile(2): page cache to socket, without a copy in between that the program would pay for.  It costs
 less than reading and sending, but it blocks while the disk is read, and io_uring has nothing to put in
 its place: its splice needs a pipe, so two operations where this is one call, and hands both to the kernel's own worker
-threads, because they may block.  So sendfile runs in a worker thread of Trio's, for at most PIECE bytes a call; the socket
-does not block, so a call takes no longer than the disk does.
+threads, because they may block.  So sendfile runs in a worker thread of Trio's.
 
-When the kernel's buffer is full, the task waits for room without a thread, in a call of the connection's sending side like
-any other (``_wait_for_room``): so the write deadline, an idle timeout and a close do to it what they do to a send.  Bytes
-that went past the connection are told to it, or a transfer would count as idleness.
+To hand something to a thread takes longer than to send a few hundred KiB, and that is what a socket's buffer has room for.
+So a thread that finds it full waits a moment (PATIENCE) for room, and goes on while there is some, but no longer than TURN:
+then it is somebody else's turn, and the task can be cancelled.  A peer that reads slowly has no thread waiting for it: the
+task waits for room, in a call of the connection's sending side like any other (``_wait_for_room``), so the write deadline,
+an idle timeout and a close do to it what they do to a send.  Bytes that went past the connection are told to it, or a
+transfer would count as idleness.
 
 A thread cannot be interrupted, and the connection may be closed while one is at work.  Therefore it works on a duplicate
 of the descriptor: the number of the original may be somebody else's by then.  Closing sets SO_LINGER, which belongs to the
 socket and not to the number, so the reset is sent when the duplicate is closed, right after the call.
 
-Every other connection (TLS, whose bytes the kernel does not have; Unix sockets, whose small buffers would want a thread
-every 200 KiB), and every other system, reads in a thread and sends.
+TLS, whose bytes the kernel does not have, and systems without sendfile read in a thread and send.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ import attrs
 import trio
 
 PIECE = 1 << 20
-"""Bytes that a thread is asked to send at a time, or to read: then so much is in memory.
-
-Handing a piece to a thread costs as much as sending 300 KiB, so less would be slower; more would gain nothing, and have a
-slow disk delay a cancellation.
-"""
+"""Bytes read, or asked to be sent, at a time: more would gain nothing, and have a slow disk delay a cancellation."""
+TURN = 0.02
+"""Seconds after which a thread takes on no further piece."""
+PATIENCE = 0.002
+"""Seconds that a thread waits for room at a time.  Whoever reads at full speed makes some in a tenth of that."""
 
 
 class HasFileno(Protocol):
