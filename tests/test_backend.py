@@ -293,6 +293,17 @@ def test_a_backend_that_is_none(start: Callable[..., object], monkeypatch: pytes
         gain_trio.backend_info()
 
 
+@pytest.mark.parametrize("wanted", ["auto", "trio"])
+@pytest.mark.parametrize("start", [gain_trio.run, gain_trio.install], ids=["run", "install"])
+@pytest.mark.usefixtures("on_trios_own_manager")
+def test_ring_options_that_are_none(start: Callable[..., object], wanted: str) -> None:
+    arguments = [ask] if start is gain_trio.run else []
+    with pytest.raises(TypeError, match=r"ring must be a gain_trio.RingOptions, not 'trio'; .* by backend='trio'"):
+        start(*arguments, ring="trio", backend=wanted)
+    with pytest.raises(TypeError, match=r"ring must be a gain_trio.RingOptions, not 1024$"):
+        start(*arguments, ring=1024, backend=wanted)
+
+
 @pytest.mark.usefixtures("on_trios_own_manager")
 def test_a_plain_run_of_trio_says_what_it_is() -> None:
     info = trio.run(ask)

@@ -188,10 +188,17 @@ def test_an_option_out_of_range_is_refused_by_name(options: dict[str, int], comp
         RingOptions(**options)
 
 
+@pytest.mark.parametrize("value", ["8", True])
 @pytest.mark.parametrize("name", ["entries", "completion_entries", "buffer_count", "buffer_size", "max_slots"])
-def test_an_option_that_is_no_number_is_refused_by_name(name: str) -> None:
-    with pytest.raises(TypeError, match=name):
-        RingOptions(**{name: "8"})  # type: ignore[arg-type]
+def test_an_option_that_is_no_number_is_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(TypeError, match=rf"^RingOptions\.{name} must be a whole number, not {value!r}$"):
+        RingOptions(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["receive_high", "receive_low", "send_high"])
+def test_a_mark_that_is_no_number_is_refused_by_name(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"^Marks\.{name} must be a whole number, not '8'$"):
+        Marks(**{name: "8"})  # type: ignore[arg-type]
 
 
 @needs_full_tier

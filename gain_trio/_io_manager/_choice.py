@@ -104,7 +104,9 @@ def open_manager(wish: Wish, ring: RingOptions | None, resume_in_place: bool | N
 
     Raises:
       RingUnavailable: the ring is demanded and cannot be had.
+      TypeError: ``ring`` is something else than options.
     """
+    _check_options(ring)
     level = logging.INFO
     if wish.backend == "trio":
         info = trio_info(f"it is asked for by {wish.origin}", running=True)
@@ -124,11 +126,21 @@ def open_manager(wish: Wish, ring: RingOptions | None, resume_in_place: bool | N
     return info
 
 
+def _check_options(ring: object) -> None:
+    """Refuse what is none, on any backend, before it is looked into."""
+    if ring is not None and not isinstance(ring, RingOptions):
+        cure = f"; the backend is chosen by backend={ring!r}" if ring in get_args(Backend) else ""
+        raise TypeError(f"ring must be a gain_trio.RingOptions, not {ring!r}{cure}")
+
+
 def _log_ring(manager: UringIOManager) -> None:
     info = ring_info(manager.ring, running=True)
     try:
         logger.info(
-            "running on io_uring, tier %s: %s (%s)", info.tier, info.reason, ", ".join(info.features) or "plain"
+            "running on io_uring, tier %s: %s (kernel features in use: %s)",
+            info.tier,
+            info.reason,
+            ", ".join(info.features) or "none",
         )
     except BaseException:  # what a handler or a filter raises must not leave a ring open
         manager.close()

@@ -32,7 +32,7 @@ def install(
 
     Raises:
       RingUnavailable: with ``backend="io_uring"``, there is no io_uring to be had; nothing is changed then.
-      ValueError: as for :func:`run`.
+      ValueError, TypeError: as for :func:`run`.
     """
     return install_wish(resolve(backend), ring, resume_in_place)
 

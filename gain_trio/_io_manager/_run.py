@@ -80,6 +80,7 @@ def run(
     Raises:
       RingUnavailable: the ring was demanded and cannot be had; the message says why and what would help.
       ValueError: ``backend``, ``GAIN_TRIO_BACKEND`` or another of this package's variables has a value that is none.
+      TypeError: ``ring`` is no :class:`RingOptions`.
       BaseException: what ``async_fn`` raises, and what :func:`trio.run` raises.
     """
     place = _Place(backend, ring, resume_in_place)
@@ -119,7 +120,7 @@ def start_guest_run(
     The other arguments are those of :func:`trio.lowlevel.start_guest_run`.
 
     Raises:
-      RingUnavailable, ValueError: as for :func:`run`.
+      RingUnavailable, ValueError, TypeError: as for :func:`run`.
     """
     place = _Place(backend, ring, resume_in_place)
     try:

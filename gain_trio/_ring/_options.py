@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import attrs
 
@@ -11,6 +12,7 @@ from gain_trio._kernel import Feature
 _LARGEST_ENTRIES = 32768  # IORING_MAX_ENTRIES; twice that for completions
 _LARGEST_BUFFER_COUNT = 32768
 _LARGEST_BUFFER_SIZE = 1 << 20
+_MOST_SLOTS = 1 << 20
 _UNWANTED_VARIABLE = "GAIN_TRIO_UNWANTED"
 
 
@@ -32,8 +34,29 @@ def unwanted_default() -> Feature:
     return unwanted
 
 
+def whole_number(instance: object, attribute: attrs.Attribute[int], value: object) -> None:
+    """For a field that is an int.
+
+    ``attrs.validators.instance_of`` would put the whole attribute, with all its validators, into the message.
+
+    Raises:
+      TypeError: it is something else.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{type(instance).__name__}.{attribute.name} must be a whole number, not {value!r}")
+
+
+def _up_to(most: int) -> Callable[[object, attrs.Attribute[int], int], None]:
+    def check(instance: object, attribute: attrs.Attribute[int], value: int) -> None:
+        whole_number(instance, attribute, value)
+        if not 1 <= value <= most:
+            raise ValueError(f"RingOptions.{attribute.name} must be between 1 and {most}, not {value}")
+
+    return check
+
+
 def _power_of_two(_instance: object, attribute: attrs.Attribute[int], value: int) -> None:
-    if value < 1 or value & (value - 1):
+    if value & (value - 1):
         raise ValueError(f"RingOptions.{attribute.name} must be a power of two, not {value}")
 
 
@@ -48,65 +71,43 @@ class RingOptions:
 
     entries: int = attrs.field(
         default=1024,
-        validator=[attrs.validators.instance_of(int), attrs.validators.ge(1), attrs.validators.le(_LARGEST_ENTRIES)],
+        validator=_up_to(_LARGEST_ENTRIES),
     )
     """Places of the submission queue (1 to 32768; the kernel rounds up to a power of two).  A full queue is submitted and
     filled again, so this bounds the size of a batch, not of the program."""
 
     completion_entries: int = attrs.field(
         default=8192,
-        validator=[
-            attrs.validators.instance_of(int),
-            attrs.validators.ge(1),
-            attrs.validators.le(2 * _LARGEST_ENTRIES),
-        ],
+        validator=_up_to(2 * _LARGEST_ENTRIES),
     )
     """Places of the completion queue (at least ``entries``, up to 65536).  What does not fit is kept by the kernel and
     counted as an overflow; nothing is lost."""
 
     buffer_count: int | None = attrs.field(
         default=None,
-        validator=attrs.validators.optional(
-            [
-                attrs.validators.instance_of(int),
-                attrs.validators.ge(1),
-                attrs.validators.le(_LARGEST_BUFFER_COUNT),
-                _power_of_two,
-            ]
-        ),
+        validator=attrs.validators.optional([_up_to(_LARGEST_BUFFER_COUNT), _power_of_two]),
     )
     """Buffers that all connections together receive into (a power of two up to 32768).  None: 32 where the kernel consumes
     them bit by bit (6.12), else 256."""
 
     buffer_size: int | None = attrs.field(
         default=None,
-        validator=attrs.validators.optional(
-            [
-                attrs.validators.instance_of(int),
-                attrs.validators.ge(1),
-                attrs.validators.le(_LARGEST_BUFFER_SIZE),
-            ]
-        ),
+        validator=attrs.validators.optional(_up_to(_LARGEST_BUFFER_SIZE)),
     )
     """Bytes of each buffer (1 to 1 MiB), the most that one receive brings.  None: 65536 where the kernel consumes them bit
     by bit (6.12), else 16384."""
 
     datagram_buffer_count: int = attrs.field(
         default=32,
-        validator=[
-            attrs.validators.instance_of(int),
-            attrs.validators.ge(1),
-            attrs.validators.le(_LARGEST_BUFFER_COUNT),
-            _power_of_two,
-        ],
+        validator=[_up_to(_LARGEST_BUFFER_COUNT), _power_of_two],
     )
     """Buffers that all datagram endpoints together receive into (a power of two up to 32768), of 64 KiB each, so that
     every datagram fits.  They come with the first endpoint, and cost memory as far as they have been used: a page or
     two each where datagrams are small."""
 
     max_slots: int = attrs.field(
-        default=1 << 20,
-        validator=[attrs.validators.instance_of(int), attrs.validators.ge(1), attrs.validators.le(1 << 20)],
+        default=_MOST_SLOTS,
+        validator=_up_to(_MOST_SLOTS),
     )
     """How many connections there may be at once, closing ones included (1 to 1048576).  One more is an :exc:`OSError`
     (``ENOSPC``).  What a run itself waits with does not count: a full table of connections does not stop a run."""

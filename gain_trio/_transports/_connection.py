@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, final
 import attrs
 import trio
 
+from gain_trio._ring._options import whole_number
+
 from ._files import File
 from ._framing import Framing
 from ._socket_calls import SocketCalls
@@ -31,14 +33,15 @@ class Marks:
 
     Raises:
       ValueError: not ``0 <= receive_low < receive_high`` and ``send_high > 0``.
+      TypeError: a number is none.
     """
 
-    receive_high: int = attrs.field(default=256 * KIBIBYTE, validator=attrs.validators.instance_of(int))
+    receive_high: int = attrs.field(default=256 * KIBIBYTE, validator=whole_number)
     """With this much received and not taken, receiving stops; the peer is slowed down by TCP.  On the ring, what arrives
     before the stop takes effect is still queued: at most what the run's receive buffers hold (2 MiB by default)."""
-    receive_low: int = attrs.field(default=64 * KIBIBYTE, validator=attrs.validators.instance_of(int))
+    receive_low: int = attrs.field(default=64 * KIBIBYTE, validator=whole_number)
     """It goes on when no more than this is left."""
-    send_high: int = attrs.field(default=512 * KIBIBYTE, validator=attrs.validators.instance_of(int))
+    send_high: int = attrs.field(default=512 * KIBIBYTE, validator=whole_number)
     """With this much sent and not taken by the kernel, ``send`` waits.  Twice the usual piece of a large transfer, so
     that there is one to go on with when the kernel has taken another."""
 
