@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import os
@@ -486,9 +487,11 @@ async def test_the_nursery_tree() -> None:
 # --- what it refuses ---
 
 
-@pytest.mark.parametrize("handler", [None, 5, "handler"])
+@pytest.mark.parametrize(
+    "handler", [None, 5, "handler", gain_trio.EventHandler, gain_trio.EventHandler(), asyncio.Protocol]
+)
 async def test_a_bad_handler(handler: Any) -> None:
-    with pytest.raises(TypeError, match="the handler must be an async function"):
+    with pytest.raises(TypeError, match=r"the handler must be an async function .*serve_events\(.*ProtocolHandler\("):
         await gain_trio.serve(handler, LOCAL)
 
 

@@ -53,6 +53,15 @@ def test_options_beside_a_config_replace_its_values() -> None:
         merged({"workers": 3})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("config", [None, ServerConfig()])
+@pytest.mark.parametrize(
+    ("name", "cure"), [("worker", r"did you mean workers=\?$"), ("colour", r"fields of gain_trio\.ServerConfig$")]
+)
+def test_an_option_that_there_is_not_is_named_with_its_like(config: ServerConfig | None, name: str, cure: str) -> None:
+    with pytest.raises(TypeError, match=f"a server has no option '{name}': .*{cure}"):
+        merged(config, **{name: 1})  # type: ignore[misc]
+
+
 def test_an_iterator_is_kept() -> None:
     config = ServerConfig(proxy_protocol=iter(["127.0.0.1", "10.0.0.0/8"]))
     assert config.proxy_protocol == ("127.0.0.1/32", "10.0.0.0/8")

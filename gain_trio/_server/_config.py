@@ -7,6 +7,7 @@ from the command line, and to worker processes, which get them pickled.  What de
 
 from __future__ import annotations
 
+import difflib
 import math
 import ssl
 from collections.abc import Callable, Iterable
@@ -180,9 +181,11 @@ class ServerConfig:
     marks: Marks | None = attrs.field(default=None, validator=_check_marks)
     """How much a connection holds before it pushes back."""
     mode: int | None = None
-    """Of the file of a Unix socket, see :func:`open_listeners`."""
+    """The permissions of a Unix socket's file, ``0o660`` for example, see :func:`open_listeners`."""
     owner: int | str | None = None
+    """Who owns that file, by number or name."""
     group: int | str | None = None
+    """Its group, likewise."""
     pass_fds: bool = attrs.field(default=False, validator=_check_flag)
     """Connections of Unix sockets can pass descriptors, see :func:`open_listeners`."""
     proxy_protocol: Iterable[str] | bool = attrs.field(default=False, converter=_senders)
@@ -261,6 +264,10 @@ def merged(config: ServerConfig | None, **options: Unpack[ServerOptions]) -> Ser
     Raises:
       TypeError: ``config`` is none, or an option is not known; and what :class:`ServerConfig` raises.
     """
+    for name in options.keys() - attrs.fields_dict(ServerConfig):
+        near = difflib.get_close_matches(name, attrs.fields_dict(ServerConfig), n=1)
+        cure = f"did you mean {near[0]}=?" if near else "the options are the fields of gain_trio.ServerConfig"
+        raise TypeError(f"a server has no option {name!r}: {cure}")
     if config is None:
         return ServerConfig(**options)
     if not isinstance(config, ServerConfig):

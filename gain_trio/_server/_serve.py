@@ -41,6 +41,7 @@ from gain_trio._transports._tls import check_server_context, marks_below, server
 
 from ._acceptor import Acceptor
 from ._balancer import RoundRobin, balancer_of
+from ._checks import check_handler
 from ._company import run_in_company
 from ._config import ServerConfig, merged
 from ._consumer import Consumer, Handler, Prepare, Terms
@@ -116,15 +117,14 @@ async def serve(
 
     Raises:
       ValueError, TypeError: an option makes no sense (:class:`ServerConfig`), or has no use for any of the addresses, or an
-        address is none, or ``handler`` cannot be called; with ``processes``, something cannot be pickled.
+        address is none, or ``handler`` cannot be called or awaited; with ``processes``, something cannot be pickled.
       OSError, RuntimeError: see :func:`open_listeners`; RuntimeError also of ``signals`` outside of the main thread.
       WorkerFailed: worker processes cannot begin to serve, or with ``strict`` a handler has failed in one.
       ImportError: ``metrics`` without prometheus_client.
       KeyboardInterrupt: with ``signals``, SIGTERM or SIGINT came before the server was up.
     """
     current_manager("gain_trio.serve()")
-    if not callable(handler):
-        raise TypeError(f"the handler must be an async function of one connection, not {handler!r}")
+    check_handler(handler)
     config = merged(config, **options)
     addresses = _as_list(address)
     if not addresses:

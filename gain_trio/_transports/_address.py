@@ -283,9 +283,9 @@ def parse_address(address: str, *, schemes: Sequence[Scheme] = ("tcp",)) -> Addr
     else:
         wanted = _join(schemes)
         if scheme in _EXAMPLES:
-            raise ValueError(
-                f"{address!r} is no address that can be used here: the scheme must be {wanted}; write {_examples(schemes)}"
-            )
+            what = f"is no address that can be used here: the scheme must be {wanted}"
+            cure = "; UDP is for serve_datagrams() and open_datagram_endpoint()" if scheme == "udp" else ""
+            raise ValueError(f"{address!r} {what}; write {_examples(schemes)}{cure}")
         lower = ", in lower case" if scheme.lower() in schemes else ""
         what = f"is no address gain_trio can use: the scheme must be {wanted}{lower}"
         raise ValueError(f"{address!r} {what}; write {_examples(schemes)}")
