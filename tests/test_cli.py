@@ -22,6 +22,9 @@ SERVE = ("-m", "gain_trio", "serve")
 ANY_PORT = "tcp://127.0.0.1:0"
 
 HANDLERS = """
+import asyncio
+import os
+
 import trio
 
 import gain_trio
@@ -59,6 +62,24 @@ class Shout(gain_trio.EventHandler):
         conn.write(conn.next(n).upper())
 
 shouting = Shout()
+
+class Where(gain_trio.EventHandler):
+    def on_accept(self, conn):
+        conn.write(str(os.getpid()).encode())
+        conn.close()
+
+class Words(asyncio.Protocol):
+    pass
+
+async def tell_niceness(connection):
+    await connection.send(str(os.getpriority(os.PRIO_PROCESS, 0)).encode())
+"""
+
+ONCE = """
+open("imported", "x").close()  # by the command, and so by no worker process
+
+async def greet(connection):
+    await connection.send(b"hello")
 """
 
 
@@ -72,8 +93,14 @@ def folder(tmp_path: Path) -> Path:
 def serving(program: Program, handler: str = "echo") -> tuple[str, int]:
     """Where the command says that it serves."""
     line = program.line()
+    assert line, program.end()
+    return address_in(line, handler)
+
+
+def address_in(line: str, handler: str) -> tuple[str, int]:
+    """Where this line says that it serves."""
     match = re.fullmatch(rf"serving {re.escape(handler)} on tcp://\[?(.+?)\]?:(\d+); Ctrl-C stops it", line)
-    assert match, line or program.end()
+    assert match, line
     return match[1], int(match[2])
 
 
@@ -331,6 +358,8 @@ def test_a_host_that_does_not_exist_is_named() -> None:
         ([ANY_PORT, "--handler", "no_such_module:x"], "cannot import the handler's module 'no_such_module'"),
         ([ANY_PORT, "--handler", "my_handlers:missing"], "the module 'my_handlers' has no 'missing'"),
         ([ANY_PORT, "--handler", "my_handlers:NOT_CALLABLE"], "'my_handlers:NOT_CALLABLE' is no function"),
+        ([ANY_PORT, "--handler", "my_handlers:Words"], "write handler = gain_trio.ProtocolHandler(MyProtocol)"),
+        (["udp://127.0.0.1:0", "--handler", "my_handlers:Words"], "'my_handlers:Words' is a class"),
         ([ANY_PORT, "--handler", "echo", "--workers", "0"], "workers must be at least 1, not 0"),
         ([ANY_PORT, "--handler", "echo", "--backlog", "0"], "backlog must be at least 1, or None, not 0"),
         ([ANY_PORT, "tcp://nowhere", "--handler", "echo"], "'tcp://nowhere' is no address"),
@@ -344,7 +373,7 @@ def test_a_host_that_does_not_exist_is_named() -> None:
         ([ANY_PORT, "--handler", "echo", "--tls-cert", "none.pem"], "cannot read none.pem: No such file or directory"),
         (
             [ANY_PORT, "--handler", "echo", "--tls-cert", "my_handlers.py"],
-            "no certificate with its key in my_handlers.py",
+            "; --tls-key is for a key in a file of its own",
         ),
         (
             ["unix://@a", "--handler", "echo", "--architecture", "socket_sharding"],
@@ -417,6 +446,37 @@ def test_processes_serve_and_a_signal_ends_them_with_status_0(folder: Path, arch
         assert program.end() == (0, "", "")
 
 
+def test_a_hangup_replaces_processes_of_callbacks(folder: Path) -> None:
+    arguments = ("--handler", "my_handlers:Where", "--processes", "1")
+    with running(*SERVE, ANY_PORT, *arguments, cwd=folder) as program:
+        address = serving(program, "my_handlers:Where")
+        with connect(*address) as client:
+            first = read_all(client)
+        program.interrupt(signal.SIGHUP)
+        answer = first
+        while answer == first:  # until the successor serves; nobody is refused meanwhile
+            with connect(*address) as client:
+                answer = read_all(client)
+        assert answer.isdigit()
+        program.interrupt()
+        assert program.end() == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("address", "handler"),
+    [(ANY_PORT, "my_handlers:Shout"), ("udp://127.0.0.1:0", "my_handlers:Shout"), ("udp://127.0.0.1:0", "echo")],
+)
+def test_a_hangup_does_nothing_to_a_server_without_processes(folder: Path, address: str, handler: str) -> None:
+    with running(*SERVE, address, "--handler", handler, "--log-level", "info", cwd=folder) as program:
+        assert program.line().startswith(f"serving {handler} on ")
+        program.interrupt(signal.SIGHUP)
+        program.interrupt()
+        status, _out, err = program.end()
+        assert status == 0
+        # The second signal may come before the first has been attended to: then the server does not serve any more.
+        assert len(re.findall(r"SIGHUP .*(: nothing is done|does not serve any more)\n", err)) == 1
+
+
 def test_what_processes_log_is_logged_by_the_command(folder: Path) -> None:
     arguments = ("--handler", "my_handlers:fail", "--processes", "2", "--log-format", "json")
     with running(*SERVE, ANY_PORT, *arguments, cwd=folder) as program:
@@ -431,10 +491,40 @@ def test_what_processes_log_is_logged_by_the_command(folder: Path) -> None:
 
 
 def test_processes_that_cannot_start_are_an_error(folder: Path) -> None:
-    arguments = ("--handler", "my_handlers:greet", "--processes", "1", "--priority", "19", "--tls-cert", "nothing.pem")
+    (folder / "once.py").write_text(ONCE)
+    arguments = ("--handler", "once:greet", "--processes", "1", "--priority", "19")
     status, out, err = run(*SERVE, ANY_PORT, *arguments, cwd=folder)
     assert (status, out) == (1, "")
-    assert "could not begin to serve: ValueError: cannot read nothing.pem" in err
+    assert re.search("could not begin to serve: FileExistsError: .*imported", err)
+
+
+@pytest.mark.parametrize("processes", [(), ("--processes", "1")], ids=["this", "worker"])
+def test_process_priority(folder: Path, processes: tuple[str, ...]) -> None:
+    """It takes a privilege that the tests may have or not."""
+    arguments = ("--handler", "my_handlers:tell_niceness", "--process-priority", *processes)
+    with running(*SERVE, ANY_PORT, *arguments, cwd=folder) as program:
+        line = program.line()
+        if line:
+            with connect(*address_in(line, "my_handlers:tell_niceness")) as client:
+                assert read_all(client) == b"-19"
+            program.interrupt()
+            assert program.end() == (0, "", "")
+        else:
+            status, _out, err = program.end()
+            assert status == 1
+            assert "cannot take the priority -19: Permission denied; " in err
+            assert "takes the privilege CAP_SYS_NICE" in err
+
+
+def test_pretty_is_a_format_of_the_log(folder: Path) -> None:
+    arguments = ("--handler", "my_handlers:fail", "--log-format", "json", "--pretty")
+    with running(*SERVE, ANY_PORT, *arguments, cwd=folder) as program:
+        with connect(*serving(program, "my_handlers:fail")) as client:
+            assert read_all(client) == b""
+        program.interrupt()
+        status, _out, err = program.end()
+    assert status == 0
+    assert re.match(r"\S+ \S+ ERROR ", err), err
 
 
 def test_metrics_are_served(folder: Path) -> None:
@@ -457,7 +547,15 @@ def test_metrics_are_served(folder: Path) -> None:
         (("--processes", "0"), "processes must be at least 1"),
         (("--cpu-affinity",), "give processes=, too"),
         (("--priority", "99", "--processes", "1"), "priority is a nice value"),
+        (
+            ("--process-priority", "--priority", "5"),
+            "--process-priority is a nice value of -19, --priority one of yours",
+        ),
         (("--metrics", "nowhere"), "'nowhere' is no address"),
+        (
+            ("--tls-cert", "none.pem", "--processes", "2"),
+            "gain-trio: cannot read none.pem: No such file or directory\n",
+        ),
     ],
 )
 def test_options_of_processes_that_make_no_sense(arguments: tuple[str, ...], complaint: str) -> None:

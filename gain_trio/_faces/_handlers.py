@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import trio
 
+from gain_trio._server._checks import is_class_of_callbacks
 from gain_trio._server._consumer import Handler
 from gain_trio._server._datagrams import DatagramHandler
 from gain_trio._transports import Connection, DatagramEndpoint
@@ -89,4 +90,9 @@ def _find_function(name: str, built_in: Iterable[str]) -> object:
     found = find_object(name, "handler", built_in)
     if not callable(found):
         raise ValueError(f"{name!r} is no function")
+    if is_class_of_callbacks(found):
+        raise ValueError(
+            f"{name!r} is a class, and neither an async function nor an EventHandler; for a class in the shape of "
+            "asyncio.Protocol write handler = gain_trio.ProtocolHandler(MyProtocol) in the module, and give that"
+        )
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-import signal
+import logging
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -15,6 +15,7 @@ import trio
 
 import gain_trio
 from gain_trio import ServerConfig
+from gain_trio._server._company import END_SIGNALS, REPLACE_SIGNALS
 from gain_trio._transports import parse_address
 
 from ._events._server import only_one_of
@@ -23,7 +24,7 @@ from ._logging import configure_logging
 from ._network import SERVED, full_address, is_of_datagrams, served_text
 from ._parsing import Subparsers, fail
 from ._serve_events import starter as events_starter
-from ._serve_options import add_arguments, config_of
+from ._serve_options import add_arguments, config_of, take_priority
 
 Starter = Callable[..., Awaitable[None]]
 """Something for ``nursery.start`` that starts a server."""
@@ -34,6 +35,8 @@ if sys.version_info < (3, 11):
 _OF_DATAGRAMS = {"workers"}
 """The options that make sense for a server of datagrams."""
 
+logger = logging.getLogger("gain_trio")
+
 
 def add_parser(commands: Subparsers) -> None:
     """The arguments of ``serve``."""
@@ -42,7 +45,7 @@ def add_parser(commands: Subparsers) -> None:
         help="serve a handler until interrupted",
         description=(
             "Serve a handler until Ctrl-C or SIGTERM.  The first lets connections finish, the second cuts them off;\n"
-            "either way the exit status is 0.  SIGHUP replaces worker processes one by one."
+            "either way the exit status is 0.  SIGHUP replaces worker processes one by one, and does nothing without them."
         ),
     )
     add_arguments(serve)
@@ -58,6 +61,7 @@ def execute(options: argparse.Namespace) -> int:
         for address in addresses:
             parse_address(address, schemes=SERVED)
         config = config_of(options)
+        take_priority(options)
         gain_trio.run(_serve, _starter(options, addresses, config), options.handler, addresses[0])
     except KeyboardInterrupt:
         return 0
@@ -99,6 +103,7 @@ async def _until_signalled(start: Starter, *, task_status: trio.TaskStatus[Any])
     """Run a server that minds no signals itself.
 
     The first one ends it: one of callbacks when these have finished, one of datagrams at once, as the second one does.
+    SIGHUP replaces the worker processes of one of callbacks, and does nothing to a server that has none.
     """
     try:
         async with trio.open_nursery() as nursery:
@@ -107,10 +112,13 @@ async def _until_signalled(start: Starter, *, task_status: trio.TaskStatus[Any])
                 await start(task_status=task_status)
                 nursery.cancel_scope.cancel()
 
-            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            with trio.open_signal_receiver(*END_SIGNALS, *REPLACE_SIGNALS) as signals:
                 server = await nursery.start(serve)
                 task_status.started(server)
-                async for _number in signals:
+                async for number in signals:
+                    if number in REPLACE_SIGNALS:
+                        nursery.start_soon(_replace_workers, server, name="gain_trio replacement of workers")
+                        continue
                     if not isinstance(server, gain_trio.EventServer) or not server.is_running:
                         break
                     server.async_shutdown()
@@ -118,6 +126,13 @@ async def _until_signalled(start: Starter, *, task_status: trio.TaskStatus[Any])
     except BaseExceptionGroup as group:
         error = only_one_of(group)
         raise error from error.__cause__
+
+
+async def _replace_workers(server: gain_trio.EventServer | gain_trio.DatagramServer) -> None:
+    if isinstance(server, gain_trio.EventServer):
+        await server._replace_workers()
+    else:
+        logger.info("SIGHUP replaces worker processes, and %r has none: nothing is done", server)
 
 
 @final

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import functools
 import ssl
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, get_args
 
 from gain_trio._server import ServerConfig
 from gain_trio._server._balancer import BALANCERS, Balancer, BalancerName
-from gain_trio._server._config import Architecture
+from gain_trio._server._config import Architecture, ContextSource
+from gain_trio._server._processes._placement import take_process_priority
 
+from ._events._config import HIGH_PRIORITY
 from ._handlers import BUILT_IN, find_object
 from ._logging import FORMATS, LEVELS
 from ._network import add_options as add_network_options
@@ -91,6 +92,11 @@ def _add_processes(group: argparse._ArgumentGroup) -> None:
         help="bind each to a CPU of its own, and its listener to what arrives there",
     )
     group.add_argument("--priority", type=int, metavar="N", help="their nice value, -20 to 19 (that of this process)")
+    group.add_argument(
+        "--process-priority",
+        action="store_true",
+        help=f"a nice value of {HIGH_PRIORITY} for them, or without --processes for this process; takes CAP_SYS_NICE",
+    )
 
 
 def _processes(text: str) -> int | Literal["auto"]:
@@ -117,7 +123,7 @@ def _add_limits(group: argparse._ArgumentGroup) -> None:
         type=float,
         default=30.0,
         metavar="S",
-        help="seconds that connections get to finish after the first signal (30)",
+        help="seconds that connections get to finish after the first signal (30); those of callbacks get 5",
     )
 
 
@@ -132,6 +138,9 @@ def _add_logging(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--log-format", choices=FORMATS, default="pretty", help="lines for people, or JSON objects (pretty)"
+    )
+    group.add_argument(
+        "--pretty", action="store_const", const="pretty", dest="log_format", help="the same as --log-format pretty"
     )
     group.add_argument(
         "--metrics",
@@ -153,17 +162,40 @@ def config_of(options: argparse.Namespace) -> ServerConfig:
         "cbpf": options.cbpf,
         "processes": options.processes,
         "cpu_affinity": options.cpu_affinity,
-        "priority": options.priority,
+        "priority": _priority(options),
         "max_connections": options.max_connections,
         "backlog": options.backlog,
         "graceful_timeout": options.graceful_timeout,
-        "ssl_context": _tls(options.tls_cert, options.tls_key),
+        "ssl_context": _tls(options.tls_cert, options.tls_key, in_workers=options.processes is not None),
         "signals": True,
         "metrics": options.metrics,
     }
     if options.idle_timeout is not None:
         given["idle_timeout"] = options.idle_timeout
     return ServerConfig(**given)
+
+
+def _priority(options: argparse.Namespace) -> int | None:
+    """That of worker processes."""
+    if not options.process_priority:
+        priority: int | None = options.priority
+        return priority
+    if options.priority is not None:
+        raise ValueError(
+            f"--process-priority is a nice value of {HIGH_PRIORITY}, --priority one of yours: give one of them"
+        )
+    return HIGH_PRIORITY if options.processes is not None else None
+
+
+def take_priority(options: argparse.Namespace) -> None:
+    """Without worker processes ``--process-priority`` is this process's.
+
+    Raises:
+      ValueError: this system has no priorities.
+      OSError: it may not.
+    """
+    if options.process_priority and options.processes is None:
+        take_process_priority(HIGH_PRIORITY)
 
 
 def _balancer(name: str) -> Balancer | BalancerName:
@@ -176,12 +208,15 @@ def _balancer(name: str) -> Balancer | BalancerName:
     return balancer
 
 
-def _tls(certificate: str | None, key: str | None) -> Callable[[], ssl.SSLContext] | None:
+def _tls(certificate: str | None, key: str | None, *, in_workers: bool) -> ContextSource | None:
     if certificate is None:
         if key is not None:
             raise ValueError("--tls-key is the key of a certificate: give --tls-cert, too")
         return None
-    return functools.partial(load_context, certificate, key)
+    context = load_context(
+        certificate, key
+    )  # what is wrong with the files is told here, and not by every worker process
+    return functools.partial(load_context, certificate, key) if in_workers else context
 
 
 def load_context(certificate: str, key: str | None) -> ssl.SSLContext:
@@ -195,7 +230,9 @@ def load_context(certificate: str, key: str | None) -> ssl.SSLContext:
     try:
         context.load_cert_chain(certificate, key)
     except ssl.SSLError as error:
-        raise ValueError(f"no certificate with its key in {files} (PEM is wanted): {error.reason or error}") from error
+        cure = "; --tls-key is for a key in a file of its own" if key is None else ""
+        reason = error.reason or error
+        raise ValueError(f"no certificate with its key in {files} (PEM is wanted): {reason}{cure}") from error
     except OSError as error:
         raise ValueError(f"cannot read {files}: {error.strerror}") from error
     return context

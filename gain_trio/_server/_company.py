@@ -15,8 +15,9 @@ from ._config import ServerConfig
 from ._metrics import MetricsEndpoint
 from ._server import Server
 
-_END: Final = (signal.SIGTERM, signal.SIGINT)
-_REPLACE: Final = getattr(signal, "SIGHUP", None)
+END_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+REPLACE_SIGNALS: Final = tuple(getattr(signal, name) for name in ("SIGHUP",) if hasattr(signal, name))
+"""None on Windows."""
 
 logger = logging.getLogger("gain_trio")
 
@@ -90,8 +91,7 @@ def _signal_receiver() -> Iterator[AsyncIterator[int]]:
             "signals=True is for a server in the main thread, the only one in which Python receives signals; leave it out "
             "and call server.drain() yourself"
         )
-    wanted = [*_END, *([] if _REPLACE is None else [_REPLACE])]
-    with trio.open_signal_receiver(*wanted) as signals:
+    with trio.open_signal_receiver(*END_SIGNALS, *REPLACE_SIGNALS) as signals:
         yield signals
 
 
@@ -102,7 +102,7 @@ async def _attend(
     is_draining = False
     async for number in signals:
         name, server = signal.Signals(number).name, introduction.server
-        if number == _REPLACE:
+        if number in REPLACE_SIGNALS:
             if server is None or is_draining:
                 logger.info("%s is ignored: the server is not up %s", name, "any more" if is_draining else "yet")
             else:

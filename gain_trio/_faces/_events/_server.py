@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import functools
+import logging
 import signal
 import sys
 import threading
@@ -28,7 +29,7 @@ from gain_trio._server import (
     serve,
     serve_datagrams,
 )
-from gain_trio._server._processes._placement import take_place
+from gain_trio._server._processes._placement import take_process_priority
 from gain_trio._transports import Marks
 
 from ._activity import SHUTDOWN_SECONDS
@@ -40,6 +41,8 @@ from ._handler import Callbacks, EventHandler
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
+
+logger = logging.getLogger("gain_trio")
 
 STREAMS = ("tcp", "unix", "fd")
 DATAGRAMS = "udp"
@@ -228,6 +231,15 @@ class EventServer:
                 self._server.stop_accepting()
             driver.activity.stop(scope.cancel)
 
+    async def _replace_workers(self) -> None:
+        """What SIGHUP asks for, in the run."""
+        if not self.is_running:
+            logger.info("SIGHUP is ignored: %r does not serve any more", self)
+        elif isinstance(self._server, Server):
+            await self._server._replace_workers()
+        else:
+            logger.info("SIGHUP replaces worker processes, and %r has none: nothing is done", self)
+
     def _would_wait_for_itself(self) -> bool:
         if self._driver is not None and self._driver.is_in_callback_thread():
             return True
@@ -273,7 +285,7 @@ class EventServer:
     def _stream_server(self) -> Any:
         options = serve_options(self._config, self._others)
         if self._config.process_priority and "priority" not in options:  # there are no other processes to give it to
-            take_place(None, HIGH_PRIORITY)
+            take_process_priority(HIGH_PRIORITY)
         self._driver = StreamDriver(self._handler, self._config, options.get("marks") or Marks())
         return functools.partial(serve, self._driver, **options)
 

@@ -31,8 +31,24 @@ def check_placement(config: ServerConfig) -> None:
         raise ValueError(
             f"cpu_affinity=True asks for sched_setaffinity(2), which {sys.platform} does not have; leave it out"
         )
-    if config.priority is not None and not hasattr(os, "setpriority"):
-        raise ValueError(f"priority asks for setpriority(2), which {sys.platform} does not have; leave it out")
+    if config.priority is not None:
+        _check_priority("priority")
+
+
+def take_process_priority(priority: int) -> None:
+    """Of this process, which is no worker.
+
+    Raises:
+      ValueError: the system has no priorities.
+      OSError: it may not; says what would help.
+    """
+    _check_priority("process_priority")
+    take_place(None, priority)
+
+
+def _check_priority(option: str) -> None:
+    if not hasattr(os, "setpriority"):
+        raise ValueError(f"{option} asks for setpriority(2), which {sys.platform} does not have; leave it out")
 
 
 def prefer_cpu(sockets: Iterable[socket.socket], cpu: int) -> None:
