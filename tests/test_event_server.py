@@ -17,6 +17,7 @@ import trio
 from event_servers import Recorder, dial, read_exactly, started
 from pairs import PATIENCE
 from processes import connect, running
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio
 from gain_trio import AlreadyRunning, Config, Conn, EventHandler, EventServer, InvalidState, UnsupportedProtocol
@@ -127,6 +128,35 @@ def test_shut_down_in_on_start() -> None:
     recorder = Recorder({"on_start": lambda server: server.async_shutdown()})
     EventServer(recorder).start(LOCAL)
     assert recorder.counts["on_start"] == 1
+
+
+@pytest.mark.parametrize(("options", "seconds"), [({}, 5), ({"graceful_timeout": 60}, 60)])
+async def test_callbacks_that_do_not_end_are_cancelled(
+    options: dict[str, float], seconds: float, mock_clock: MockClock
+) -> None:
+    inside, over = trio.Event(), trio.Event()
+
+    class Endless(EventHandler):
+        async def on_read(self, conn: Conn, n: int) -> None:  # noqa: ARG002 - the callback's signature
+            inside.set()
+            try:
+                await trio.sleep_forever()
+            finally:
+                over.set()
+
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(lambda **status: gain_trio.serve_events(Endless(), LOCAL, **options, **status))
+        host, port = server.addresses[0]
+        async with await gain_trio.connect(f"tcp://{host}:{port}") as client:
+            await client.send(b"?")
+            await inside.wait()
+            server.async_shutdown()
+            await wait_all_tasks_blocked()
+            mock_clock.jump(seconds - 1)
+            await wait_all_tasks_blocked(0.05)
+            assert not over.is_set()
+            mock_clock.jump(1)
+            await over.wait()
 
 
 async def test_shutdown_ends_serve_events() -> None:

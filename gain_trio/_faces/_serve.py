@@ -77,6 +77,8 @@ def _starter(options: argparse.Namespace, addresses: Sequence[str], config: Serv
     usual = ServerConfig()
     changed = {name: getattr(config, name) for name in attrs.fields_dict(ServerConfig)}
     changed = {name: value for name, value in changed.items() if value != getattr(usual, name) and name != "signals"}
+    if options.graceful_timeout is not None:  # the usual one is shorter for callbacks
+        changed["graceful_timeout"] = config.graceful_timeout
     of_datagrams = any(map(is_of_datagrams, addresses))
     if of_datagrams:
         _check_of_datagrams(addresses, changed)

@@ -121,9 +121,8 @@ def _add_limits(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--graceful-timeout",
         type=float,
-        default=30.0,
         metavar="S",
-        help="seconds that connections get to finish after the first signal (30); those of callbacks get 5",
+        help="seconds that connections get to finish after the first signal (30; of callbacks 5)",
     )
 
 
@@ -165,13 +164,14 @@ def config_of(options: argparse.Namespace) -> ServerConfig:
         "priority": _priority(options),
         "max_connections": options.max_connections,
         "backlog": options.backlog,
-        "graceful_timeout": options.graceful_timeout,
         "ssl_context": _tls(options.tls_cert, options.tls_key, in_workers=options.processes is not None),
         "signals": True,
         "metrics": options.metrics,
     }
     if options.idle_timeout is not None:
         given["idle_timeout"] = options.idle_timeout
+    if options.graceful_timeout is not None:
+        given["graceful_timeout"] = options.graceful_timeout
     return ServerConfig(**given)
 
 

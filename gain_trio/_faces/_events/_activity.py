@@ -2,7 +2,7 @@
 
 A cancelled scope ends callbacks where they wait.  ``shutdown()`` is gentler: whoever wrote a server of callbacks has not
 thought of callbacks that end halfway.  Connections are closed as by ``close()``, callbacks run to their end, and when
-nothing is left, or after :data:`SHUTDOWN_SECONDS`, the scope is cancelled.
+nothing is left, or when the time for it is up, the scope is cancelled.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Protocol, final
 
 SHUTDOWN_SECONDS = 5.0
-"""That connections and callbacks have to end when the server is shut down."""
+"""That connections and callbacks have to end when the server is shut down, unless ``graceful_timeout`` is given."""
 
 
 class Ending(Protocol):

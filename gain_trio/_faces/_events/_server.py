@@ -206,7 +206,8 @@ class EventServer:
     def async_shutdown(self) -> None:
         """Begin to close all connections and the server, and return at once.  Of a server that does not run: nothing.
 
-        What was written is sent and callbacks run to their end, for which there are 5 seconds; then they are cancelled.
+        What was written is sent and callbacks run to their end, for which there are ``graceful_timeout`` seconds (5 if that
+        is not given); then they are cancelled.
         """
         with self._lock:
             if self._state is State.INACTIVE:
@@ -226,7 +227,8 @@ class EventServer:
         if driver is None:
             scope.cancel()
         else:
-            scope.deadline = min(scope.deadline, trio.current_time() + SHUTDOWN_SECONDS)
+            patience: float = self._others.get("graceful_timeout", SHUTDOWN_SECONDS)
+            scope.deadline = min(scope.deadline, trio.current_time() + patience)
             if isinstance(self._server, Server):
                 self._server.stop_accepting()
             driver.activity.stop(scope.cancel)
