@@ -125,13 +125,34 @@ def test_statistics_tell_how_tasks_were_woken(in_place: bool) -> None:
         client, served = await open_pair()
         async with client, served, trio.open_nursery() as nursery:
             nursery.start_soon(echo, served)
+            before = statistics()
             for _ in range(10):
                 await client.send(b"x")
                 assert await client.receive() == b"x"
-            counts = statistics()
-            assert (counts.resumed_in_place > 0) is in_place
-            assert (counts.rescheduled > 0) is not in_place
+            after = statistics()
+            assert (after.resumed_in_place > before.resumed_in_place) is in_place
+            assert (after.rescheduled > before.rescheduled) is not in_place
             nursery.cancel_scope.cancel()
+
+    ring_run(main, in_place=in_place)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_wait_for_readiness_goes_through_trios_scheduler(in_place: bool) -> None:
+    """As on Trio's own manager: what a program has tuned itself to is the same order of tasks."""
+
+    async def main() -> None:
+        reader, writer = socket.socketpair()
+
+        with reader, writer:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.lowlevel.wait_readable, reader)
+                await wait_all_tasks_blocked()
+                before = statistics()
+                writer.send(b"x")
+            after = statistics()
+        assert after.rescheduled == before.rescheduled + 1
+        assert after.resumed_in_place == before.resumed_in_place
 
     ring_run(main, in_place=in_place)
 

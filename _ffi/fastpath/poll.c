@@ -5,6 +5,10 @@
  * function that Trio calls to cancel it, and what the operation's slot points to.  While the operation is waited for
  * (`pending`), the slot holds a reference to it.
  *
+ * A task that waited is rescheduled, and not resumed in place as one of a connection is.  Programs written for Trio rely on
+ * the order in which its scheduler runs tasks, more than they know; and with many sockets it costs less, because what such a
+ * task does next is another checkpoint.
+ *
  * io_uring reports that the peer has half-closed (POLLRDHUP) whether it was asked for or not.  That says nothing about
  * writing, so it does not end a wait for writability; and since a single poll armed again would complete with the same at
  * once, the wait goes on with a multishot poll, which completes when something changes.  A kernel that has none (before 5.13)
@@ -113,7 +117,7 @@ int gt_poll_wake(gt_poll *self)
     if (!task)
         return 0;
     self->task = NULL;
-    int result = gt_reactor_wake(self->reactor, task, (PyObject *)self, true);
+    int result = gt_reactor_wake(self->reactor, task, (PyObject *)self, false);
     Py_DECREF(task);
     return result;
 }

@@ -83,9 +83,9 @@ class UringStatistics:
     operations_in_flight: int
     """Operations that the kernel has not completed yet."""
     resumed_in_place: int
-    """Tasks resumed at once when their completion was reaped."""
+    """Tasks of connections and endpoints resumed at once when their completion was reaped."""
     rescheduled: int
-    """Tasks of connections woken through Trio's scheduler."""
+    """Tasks woken through Trio's scheduler: all that wait for readiness, and others where that is asked for."""
     tier: Tier
     """``"full"`` where connections run on the ring, ``"poll"`` where the ring only waits for readiness."""
     backend: Literal["io_uring"] = attrs.field(init=False, default="io_uring")
