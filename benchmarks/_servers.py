@@ -38,6 +38,7 @@ PYTHON_SERVERS = (
     ("uvloop-streams", "asyncio_streams.py", "uvloop", ("uvloop",)),
     ("asyncio-streams", "asyncio_streams.py", "asyncio", ()),
     ("trio", "trio_streams.py", None, ("trio",)),
+    ("trio-on-ring", "trio_streams.py", "ring", ("gain_trio", "trio")),
     ("anyio-uvloop", "anyio_streams.py", "uvloop", ("anyio", "uvloop")),
     ("anyio-trio", "anyio_streams.py", "trio", ("anyio", "trio")),
 )

@@ -1,4 +1,4 @@
-"""trio_streams.py PORT: echo in a task per connection, on Trio's own I/O."""
+"""trio_streams.py PORT [ring]: echo in a task per connection, on Trio's own streams; ring: on gain_trio's I/O manager."""
 
 import sys
 
@@ -19,4 +19,9 @@ async def main(port: int) -> None:
     await trio.serve_listeners(echo, [listener])
 
 
-trio.run(main, int(sys.argv[1]))
+if len(sys.argv) > 2:
+    import gain_trio
+
+    gain_trio.run(main, int(sys.argv[1]), backend="io_uring")
+else:
+    trio.run(main, int(sys.argv[1]))
