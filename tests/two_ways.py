@@ -1,0 +1,62 @@
+"""Runs whose tasks are woken in a given way, and what the tasks of several tests do."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import trio
+from pairs import open_pair
+
+import gain_trio
+from gain_trio import Connection
+
+T = TypeVar("T")
+
+
+def run_with_pair(body: Callable[[Connection, Connection], Awaitable[T]], resume_in_place: bool, **options: Any) -> T:
+    """``body(client, served)`` in a run of its own, whose wake-ups go the given way and are counted."""
+
+    async def main() -> T:
+        client, served = await open_pair()
+        try:
+            return await body(client, served)
+        finally:
+            client.abort()
+            served.abort()
+
+    return gain_trio.run(main, resume_in_place=resume_in_place, **options)
+
+
+async def woken_by(client: Connection, served: Connection, data: bytes = b"x") -> None:
+    """Receive ``data``, having waited for it: what follows is in the step that the connection's news resumed.
+
+    The send is answered from memory and leaves when the task waits; a nursery's end would be a checkpoint.
+    """
+    await client.send(data)
+    assert await served.receive() == data
+
+
+async def ping_pong(client: Connection, served: Connection, count: int) -> None:
+    """Both ends wait all the time."""
+
+    async def echo() -> None:
+        for _ in range(count):
+            await served.send(await served.receive())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(echo)
+        for number in range(count):
+            await client.send(number.to_bytes(4, "big"))
+            assert await client.receive() == number.to_bytes(4, "big")
+
+
+async def echo_ten(served: Connection) -> None:
+    for _ in range(10):
+        await served.send(await served.receive())
+
+
+async def ask_ten(client: Connection) -> None:
+    for _ in range(10):
+        await client.send(b"ping")
+        assert await client.receive() == b"ping"
