@@ -103,7 +103,7 @@ endef
 features := no_sqarray registered_fd buffer_ring buffer_increment taskrun_flag submit_all cqe_skip cancel_any single_issuer
 features += defer_taskrun multishot_accept multishot_receive
 featured := ring io_manager fork_and_threads faults resume resume_cancellation resume_coroutines
-featured += connection connection_limits hangup large_data send_file one_way
+featured += connection connection_data connection_ends connection_limits hangup large_data send_file one_way
 featured += slow_loris listener server deadlines datagram
 # What makes connections, in all ways, or looks at the inside of the compiled modules.
 connected = $(sort $(featured:%=tests/test_%.py) $(wildcard tests/test_event_*.py tests/test_server*.py tests/test_unix*.py))
