@@ -137,12 +137,11 @@ class Message:
         while self.parts and self.done >= len(self.parts[0]):
             self.done -= len(self.parts.popleft())
 
-    def take(self, count: int) -> bytes:
-        """The next bytes in one piece, at most so many; they are done."""
-        taken = []
+    def take(self, count: int) -> bytes | memoryview:
+        """The next bytes in one piece, at most so many; they are done.  Not copied if they lie in one part."""
+        taken: list[memoryview] = []
         while count and self.parts:
-            with memoryview(self.parts[0]) as part, part[self.done : self.done + count] as piece:
-                taken.append(bytes(piece))
+            taken.append(memoryview(self.parts[0])[self.done : self.done + count])
             self.remove(len(taken[-1]))
             count -= len(taken[-1])
         return taken[0] if len(taken) == 1 else b"".join(taken)
