@@ -10,7 +10,7 @@ import trustme
 from pairs import address_of
 
 from gain_trio import Connection, Marks, connect, open_listeners
-from gain_trio._transports._tls import marks_below, server_handshake
+from gain_trio._transports._tls import server_handshake
 from gain_trio._transports._tls_connection import TlsConnection
 
 TLS_1_2 = ssl.TLSVersion.TLSv1_2
@@ -52,7 +52,7 @@ async def open_tls_pair(
     """The client's connection and the accepted one."""
     found: list[Connection] = []
     marks = marks or Marks()
-    [listener] = await open_listeners("tcp://127.0.0.1:0", marks=marks_below(marks))
+    [listener] = await open_listeners("tcp://127.0.0.1:0", marks=marks)
 
     async def serve() -> None:
         found.append(await server_handshake(await listener.accept(), server_context(version), marks, 30))

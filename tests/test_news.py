@@ -13,6 +13,7 @@ from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
 from gain_trio import Connection, Marks
 from gain_trio._transports._connection import END, STALLED, WRITTEN
+from gain_trio._transports._tls_connection import TlsConnection
 
 SMALL = Marks(receive_high=8192, receive_low=4096, send_high=16384)
 
@@ -383,3 +384,26 @@ async def test_proceeding_from_a_full_kernel() -> None:
         nursery.start_soon(receive_all, client)
     client.abort()
     served.abort()
+
+
+@pytest.mark.parametrize("end", [False, True], ids=["open", "ended"])
+async def test_written_is_told_while_the_queue_is_full(both: Pair, end: bool) -> None:
+    client, served = both
+    served._tell_written(True)
+    await client.send(bytes(20_000))
+    while await served._wait_inbound() != STALLED:
+        pass
+    data = pattern(8 * MEBIBYTE)
+    served._send_nowait(data)
+    if end and isinstance(client, TlsConnection):
+        await client._below.send_eof()
+    elif end:
+        await client.send_eof()
+    total = 0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(receive_exactly, client, len(data))
+        while total < len(data):
+            news = await served._wait_inbound()
+            assert news in (WRITTEN, STALLED) or news > 0
+            total += served._take_written()
+    assert total == len(data)

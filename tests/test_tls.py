@@ -44,7 +44,7 @@ import gain_trio
 from gain_trio import Connection, IncompleteMessage, Marks, MessageTooLong, Server
 from gain_trio._transports._connection_base import CLOSE_TIMEOUT
 from gain_trio._transports._tls_connection import TlsConnection
-from gain_trio._transports._tls_link import CONTROL_ROOM, PIECE
+from gain_trio._transports._tls_traffic import CHUNK, CONTROL_ROOM, PIECE
 
 TlsPair = tuple[TlsConnection, TlsConnection]
 LOCAL = "tcp://127.0.0.1:0"
@@ -188,8 +188,8 @@ async def test_a_peer_that_sends_for_ever_is_stopped(tls_pair: TlsPair) -> None:
         await wait_all_tasks_blocked(0.1)
         assert nursery.child_tasks, "it waits"
         assert client.outbound_buffered <= Marks().send_high + CONTROL_ROOM
-        assert served._link.below.inbound_buffered <= Marks().receive_high + 2 * MEBIBYTE
-        assert served.inbound_buffered < 16384
+        assert served._below.inbound_buffered <= Marks().receive_high + 2 * MEBIBYTE
+        assert served.inbound_buffered < CHUNK + 16384  # with the record that has begun before
         nursery.cancel_scope.cancel()
 
 
@@ -284,6 +284,20 @@ async def test_framing(tls_pair: TlsPair) -> None:
         await served.receive_exactly(-1)
 
 
+async def handshake_by_hand(client: Connection) -> tuple[ssl.SSLObject, ssl.MemoryBIO, ssl.MemoryBIO]:
+    """A client's, whose last message is left in the second buffer; the first one is of what comes."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = client_context().wrap_bio(incoming, outgoing, server_hostname="localhost")
+    while True:
+        try:
+            tls.do_handshake()
+        except ssl.SSLWantReadError:
+            await client.send(outgoing.read())
+            incoming.write(await client.receive())
+        else:
+            return tls, incoming, outgoing
+
+
 async def test_what_comes_with_the_end_of_the_handshake() -> None:
     """A client's last message of the handshake and its first data in one segment."""
 
@@ -292,16 +306,8 @@ async def test_what_comes_with_the_end_of_the_handshake() -> None:
         await connection.send(b"got it")
 
     async with serving(handler) as server:
-        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        tls = client_context().wrap_bio(incoming, outgoing, server_hostname="localhost")
         async with await gain_trio.connect(where(server)) as client:
-            while True:
-                try:
-                    tls.do_handshake()
-                    break
-                except ssl.SSLWantReadError:
-                    await client.send(outgoing.read())
-                    incoming.write(await client.receive())
+            tls, incoming, outgoing = await handshake_by_hand(client)
             tls.write(b"ear")
             tls.write(b"ly")
             await client.send(outgoing.read())
@@ -311,6 +317,50 @@ async def test_what_comes_with_the_end_of_the_handshake() -> None:
                 with contextlib.suppress(ssl.SSLWantReadError):
                     answer = tls.read()
             assert answer == b"got it"
+
+
+async def test_nothing_is_sent_to_a_client_that_does_not_expect_it() -> None:
+    """A server's session tickets would have the kernel of a client that closes without reading them reset the connection."""
+    received = trio.Event()
+
+    async def handler(connection: Connection) -> None:
+        assert connection.tls_version() == "TLSv1.3"
+        assert await receive_exactly(connection, 1) == b"1"
+        received.set()
+        assert await receive_exactly(connection, 100_000) == pattern(100_000)
+        assert await connection.receive() == b""
+
+    async with serving(handler, strict=True) as server:
+        async with await gain_trio.connect(where(server)) as client:
+            tls, _incoming, outgoing = await handshake_by_hand(client)
+            tls.write(b"1")
+            await client.send(outgoing.read())
+            await received.wait()
+            await wait_all_tasks_blocked(0.05)
+            assert client.inbound_buffered == 0
+            tls.write(pattern(100_000))
+            with contextlib.suppress(ssl.SSLWantReadError):
+                tls.unwrap()
+            await client.send(outgoing.read())
+        await until(lambda: server.active_connections == 0)
+        assert server.statistics().broken == 0
+
+
+async def test_tickets_come_with_the_first_data() -> None:
+    async def handler(connection: Connection) -> None:
+        await connection.receive()
+        await connection.send(b"x")
+        await connection.receive()
+
+    ours = client_context()
+    async with serving(handler) as server:
+        async with await connect(server, ssl_context=ours) as client:
+            await client.send(b"?")
+            assert await client.receive() == b"x"
+            assert isinstance(client, TlsConnection)
+            session = client._engine.ssl_object.session
+            assert session is not None
+            assert session.has_ticket
 
 
 # --- cancelling ---
@@ -501,7 +551,7 @@ async def test_aclose_with_something_unread_is_no_reset(tls_pair: TlsPair) -> No
     client, served = tls_pair
     await served.send(b"unread")
     await client.send(b"data")
-    await until(lambda: client._link.below.inbound_buffered > 0)
+    await until(lambda: client._below.inbound_buffered > 0)
     await client.aclose()
     assert await served.receive() == b"data"
     assert await served.receive() == b""
@@ -523,7 +573,7 @@ async def test_abort_resets(tls_pair: TlsPair) -> None:
 async def test_a_stream_cut_off(tls_pair: TlsPair) -> None:
     client, served = tls_pair
     await client.send(b"hello")
-    await client._link.below.aclose()
+    await client._below.aclose()
     assert await served.receive() == b"hello"
     with pytest.raises(trio.BrokenResourceError, match="without TLS's close_notify"):
         await served.receive()
@@ -534,7 +584,7 @@ async def test_a_stream_cut_off(tls_pair: TlsPair) -> None:
 async def test_https_compatible(version: ssl.TLSVersion) -> None:
     client, served = await open_tls_pair(version=version, https_compatible=True)
     await served.send(b"hello")
-    await served._link.below.aclose()
+    await served._below.aclose()
     assert await client.receive() == b"hello"
     assert await client.receive() == b""
     assert await client.receive() == b""
@@ -557,7 +607,7 @@ async def test_https_compatible(version: ssl.TLSVersion) -> None:
 async def test_something_else_in_between(tls_pair: TlsPair, junk: bytes) -> None:
     client, served = tls_pair
     await client.send(b"good")
-    await client._link.below.send(junk)
+    await client._below.send(junk)
     assert await served.receive() == b"good"
     for _ in range(2):
         with pytest.raises(trio.BrokenResourceError) as caught:
@@ -694,7 +744,13 @@ async def test_no_tls(pair: Pair) -> None:
         assert connection.selected_alpn_protocol() is None
 
 
-# --- what the SSLStream inside sends and waits for by itself ---
+# --- what TLS itself sends and waits for ---
+
+
+def tls_sends(connection: TlsConnection, data: bytes) -> None:
+    """As if it were an answer of TLS's own: a task that receives sends those, whatever other tasks do meanwhile."""
+    assert connection._engine.write(data) == len(data)
+    connection._answered += connection._hand_down()
 
 
 async def test_what_tls_sends_while_a_task_drains_keeps_its_place(tls_pair: TlsPair) -> None:
@@ -705,7 +761,7 @@ async def test_what_tls_sends_while_a_task_drains_keeps_its_place(tls_pair: TlsP
         nursery.start_soon(client.flush)
         await wait_all_tasks_blocked()
         for number in range(10):
-            await client._stream.send_all(b"<%d>" % number)  # does not wait, and does not collide
+            tls_sends(client, b"<%d>" % number)  # does not wait, and does not collide
         await served.send(b"the other direction")
         assert await client.receive() == b"the other direction"
         received = bytearray()
@@ -722,7 +778,7 @@ async def test_a_cancelled_drain_leaves_nothing_behind_that_tls_had_to_send(tls_
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client.flush)
         await wait_all_tasks_blocked()
-        await client._stream.send_all(b"urgent")
+        tls_sends(client, b"urgent")
         nursery.cancel_scope.cancel()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client.aclose)
@@ -733,7 +789,7 @@ async def test_a_peer_that_has_us_answer_for_ever_is_stopped(tls_pair: TlsPair) 
     client, served = tls_pair
     await clog(client)
     while client.outbound_buffered < Marks().send_high + CONTROL_ROOM:
-        await client._stream.send_all(bytes(16384))
+        tls_sends(client, bytes(16384))
     received = []
     await served.send(b"more to answer")
 
@@ -749,6 +805,121 @@ async def test_a_peer_that_has_us_answer_for_ever_is_stopped(tls_pair: TlsPair) 
     assert received == [b"more to answer"]
 
 
+async def test_much_sent_without_waiting_does_not_keep_it_from_receiving(tls_pair: TlsPair) -> None:
+    client, served = tls_pair
+    served._send_nowait(bytes(16 * MEBIBYTE))
+    assert served.outbound_buffered > Marks().send_high + CONTROL_ROOM
+    await client.send(b"one")
+    assert await served.receive() == b"one"
+    await client.send(b"two")
+    assert await served._wait_inbound() == 3
+
+
+# --- a renegotiation ---
+
+
+class Renegotiating:
+    """An engine that has to hear of its peer before it encrypts."""
+
+    def __init__(self, connection: TlsConnection) -> None:
+        self._engine = connection._engine
+        self.is_blocked = True
+        self.is_patient = False
+        """It is not enough to hear something."""
+        connection._engine = self  # type: ignore[assignment]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def write(self, data: bytes) -> int:
+        return 0 if self.is_blocked else self._engine.write(data)
+
+    def feed(self, data: bytes) -> None:
+        self._engine.feed(data)
+        self.is_blocked = self.is_patient
+
+
+async def test_a_send_receives_in_a_renegotiation(tls_pair: TlsPair) -> None:
+    client, served = tls_pair
+    Renegotiating(client)
+    message = pattern(200_000)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.send, message)
+        await wait_all_tasks_blocked(0.01)
+        assert client.outbound_buffered == PIECE
+        await served.send(b"go on")
+        assert await receive_exactly(served, len(message)) == message
+    assert client.outbound_buffered == 0
+    assert client.inbound_buffered == 5
+    assert await client.receive() == b"go on"
+
+
+async def test_what_is_sent_without_waiting_in_a_renegotiation_is_kept(tls_pair: TlsPair) -> None:
+    client, served = tls_pair
+    Renegotiating(client)
+    for number in range(5):
+        client._send_nowait(b"%d" % number)
+    assert client.outbound_buffered == 5
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.send, b"cancelled before its turn")
+            nursery.start_soon(client.receive)
+            await wait_all_tasks_blocked(0.01)
+            scope.cancel()
+    await served.send(b"go on")
+    assert await client.receive() == b"go on"
+    await client.send(b"5")
+    assert await receive_exactly(served, 6) == b"012345"
+
+
+async def test_a_close_waits_for_a_renegotiation(tls_pair: TlsPair) -> None:
+    client, served = tls_pair
+    Renegotiating(client)
+    client._send_nowait(b"last")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.aclose)
+        await wait_all_tasks_blocked(0.01)
+        await served.send(b"go on")
+        assert await receive_exactly(served, 4) == b"last"
+        assert await served.receive() == b""
+
+
+async def test_a_renegotiation_that_is_never_done_ends_in_a_reset(autojump_clock: MockClock) -> None:
+    client, served = await open_tls_pair()
+    Renegotiating(client)
+    client._send_nowait(b"last")
+    before = trio.current_time()
+    await client.aclose()
+    assert trio.current_time() - before == pytest.approx(CLOSE_TIMEOUT)
+    with pytest.raises(trio.BrokenResourceError):
+        await served.receive()
+    served.abort()
+
+
+async def test_a_renegotiation_with_a_peer_that_is_gone(tls_pair: TlsPair) -> None:
+    client, served = tls_pair
+    Renegotiating(client).is_patient = True
+    await served.aclose()
+    for _ in range(2):
+        with pytest.raises(trio.BrokenResourceError):
+            await client.send(b"x")
+
+
+async def test_a_send_in_a_renegotiation_does_not_fill_the_memory(tls_pair: TlsPair) -> None:
+    client, served = tls_pair
+    engine = Renegotiating(client)
+    engine.is_patient = True
+    data = pattern(4 * MEBIBYTE)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.send, b"answer")
+        nursery.start_soon(served.send, data)
+        await wait_all_tasks_blocked(0.1)
+        assert Marks().receive_high <= client.inbound_buffered < Marks().receive_high + CHUNK + 16384
+        engine.is_patient = False
+        assert await client.receive_exactly(len(data)) == data
+        assert await receive_exactly(served, 6) == b"answer"
+
+
 @pytest.mark.parametrize("call", ["receive", "receive_some", "receive_line"])
 async def test_a_deadline_of_the_connection_below_does_no_harm(tls_pair: TlsPair, call: str) -> None:
     client, served = tls_pair
@@ -762,16 +933,16 @@ async def test_a_deadline_of_the_connection_below_does_no_harm(tls_pair: TlsPair
         def __getattr__(self, name: str) -> Any:
             return getattr(self._below, name)
 
-        async def _fill(self, _count: int) -> int:
+        async def receive(self, _max_bytes: int) -> bytes:
             await trio.lowlevel.checkpoint()
             raise trio.TooSlowError
 
-    below = served._link.below
-    served._link.below = Late(below)  # type: ignore[assignment]
+    below = served._below
+    served._below = Late(below)  # type: ignore[assignment]
     for _ in range(2):
         with pytest.raises(trio.TooSlowError):
             await getattr(served, call)()
-    served._link.below = below
+    served._below = below
     await client.send(b"not too late\n")
     assert await served.receive_line() == b"not too late"
     await served.send(b"nor this")
@@ -781,9 +952,7 @@ async def test_a_deadline_of_the_connection_below_does_no_harm(tls_pair: TlsPair
 async def test_a_dropped_connection_warns_and_closes() -> None:
     client, served = await open_tls_pair()
     descriptor = client.fileno()
-    with pytest.warns(
-        ResourceWarning, match="unclosed"
-    ):  # of a cycle, which SSLStream is, anything may be finalized first
+    with pytest.warns(ResourceWarning, match="unclosed"):
         del client
         gc.collect()
     await until(lambda: not is_open(descriptor))
@@ -927,6 +1096,20 @@ async def test_connecting_to_what_has_no_tls() -> None:
         with pytest.raises(OSError, match=r"TLS handshake with .* failed: .*reset") as caught:
             await connect(server)
         assert caught.value.errno == errno.ECONNRESET
+
+
+async def test_the_peer_hears_why_a_handshake_has_failed(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "gain_trio")
+    old = client_context()
+    old.maximum_version = TLS_1_2
+    async with serving(echo, ssl_context=server_context(TLS_1_3)) as server:
+        with pytest.raises(ssl.SSLError, match="ALERT_PROTOCOL_VERSION"):
+            await connect(server, ssl_context=old)
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await connect(server, ssl_context=ssl.create_default_context())
+        await until(lambda: server.statistics().failed_handshakes == 2)
+    [_, record] = [record for record in caplog.records if record.name == "gain_trio"]
+    assert "ALERT_UNKNOWN_CA" in record.getMessage()
 
 
 async def test_a_cancelled_connect_leaves_nothing() -> None:

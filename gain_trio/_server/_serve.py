@@ -37,7 +37,7 @@ from gain_trio._transports import Listener, Marks
 from gain_trio._transports._implementation import implementation, make_listeners, until_let_go
 from gain_trio._transports._listener import close_all
 from gain_trio._transports._open_sockets import close_sockets, open_sockets
-from gain_trio._transports._tls import check_server_context, marks_below, server_handshake
+from gain_trio._transports._tls import check_server_context, server_handshake
 
 from ._acceptor import Acceptor
 from ._balancer import RoundRobin, balancer_of
@@ -168,7 +168,8 @@ async def serve_listeners(
     """
     with contextlib.ExitStack() as stack:
         stack.callback(close_sockets, groups)
-        prepare, marks = _steps(config)
+        marks = config.marks or Marks()
+        prepare = _steps(config, marks)
         places = None if config.max_connections is None else Places(config.max_connections)
         make = implementation("gain_trio.serve()", pass_fds=config.pass_fds)
         by_group = [make_listeners(make, group, marks, exact=places is not None) for group in groups]
@@ -178,24 +179,17 @@ async def serve_listeners(
         await _run(by_group, config, terms, task_status)
 
 
-def _steps(config: ServerConfig) -> tuple[list[Prepare], Marks]:
-    """What is done with a connection before its handler gets it, and the marks that it is accepted with."""
+def _steps(config: ServerConfig, marks: Marks) -> list[Prepare]:
+    """What is done with a connection before its handler gets it."""
     steps: list[Prepare] = []
-    marks = config.marks or Marks()
     if config.proxy_protocol is not False:
         steps.append(ProxyStep(config.proxy_protocol, config.proxy_timeout).prepare)
     if config.ssl_context is None:
-        return steps, marks
+        return steps
     source = config.ssl_context
     context = check_server_context(source if isinstance(source, ssl.SSLContext) else source())
     steps.append(functools.partial(server_handshake, context=context, marks=marks, timeout=config.handshake_timeout))
-    return steps, accepted_marks(config)
-
-
-def accepted_marks(config: ServerConfig) -> Marks:
-    """The marks of connections as they are accepted: below TLS, if there is any."""
-    marks = config.marks or Marks()
-    return marks if config.ssl_context is None else marks_below(marks)
+    return steps
 
 
 async def _run(

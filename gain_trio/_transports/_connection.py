@@ -191,8 +191,8 @@ class Connection(Framing, SocketCalls, trio.abc.HalfCloseableStream):
     def inbound_buffered(self) -> int:
         """Bytes received and not yet taken: what :meth:`next` returns without waiting.
 
-        On a TLS connection that is what has been decrypted, and only a task that receives decrypts: a record, or what
-        :meth:`receive_exactly` and its kind ask for.
+        On a TLS connection that is what has been decrypted, and only a task that receives decrypts: a chunk of about 64 KiB
+        at most, or what :meth:`receive_exactly` and its kind ask for.
         """
 
     # --- sending ---

@@ -13,7 +13,7 @@ from ._implementation import implementation, make_listeners
 from ._listener import Listener
 from ._open_sockets import open_sockets
 from ._socket_options import SocketOptions
-from ._tls import client_context, client_handshake, marks_below
+from ._tls import client_context, client_handshake
 from ._unix import check_unix, connect_unix
 
 
@@ -129,7 +129,7 @@ async def connect(
         sock = await _connect_tcp(parsed)
     try:
         sock.setblocking(False)
-        connection = make.connection(sock, marks if context is None else marks_below(marks))
+        connection = make.connection(sock, marks)
     except BaseException:
         sock.close()
         raise

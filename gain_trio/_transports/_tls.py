@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import ssl
-from typing import final
+from typing import TYPE_CHECKING, cast, final
 
 import trio
 
 from ._connection import Connection, Marks
-from ._tls_connection import TlsConnection, explained, is_cut_off
-from ._tls_link import Link, marks_below
+from ._tls_connection import TlsConnection
+from ._tls_engine import Engine, is_cut_off
+from ._tls_traffic import CHUNK, explained
+
+if TYPE_CHECKING:
+    from ._file_sending import KernelFileSending
 
 __all__ = [
     "HandshakeError",
@@ -17,7 +23,6 @@ __all__ = [
     "check_server_context",
     "client_context",
     "client_handshake",
-    "marks_below",
     "server_handshake",
 ]
 
@@ -75,30 +80,28 @@ async def server_handshake(
     marks: Marks,
     timeout: float,  # noqa: ASYNC109 - it is reported as such
 ) -> Connection:
-    """Do a server's handshake on a connection that was made with :func:`marks_below`.
+    """Do a server's handshake on a connection.
 
     Raises:
       HandshakeError: it failed, or took longer than ``timeout`` seconds.  The connection is the caller's to close.
     """
-    link = Link(below)
-    stream = trio.SSLStream(link, context, server_side=True)
+    engine = Engine(context, server_side=True)
     with trio.move_on_after(timeout) as scope:
         try:
-            await stream.do_handshake()
-        except trio.BrokenResourceError as error:
+            await _do_handshake(engine, below)
+        except (trio.BrokenResourceError, ssl.SSLError) as error:
             raise HandshakeError(_why(error)) from error
         except trio.TooSlowError as error:
             raise HandshakeError("its deadline expired") from error
     if scope.cancelled_caught:
         raise HandshakeError(f"it was not done within {timeout} seconds")
-    link.is_handshaking = False
-    return TlsConnection(stream, link, marks)
+    return TlsConnection(engine, below, marks)
 
 
 async def client_handshake(
     below: Connection, context: ssl.SSLContext, marks: Marks, peer: str, hostname: str, *, https_compatible: bool
 ) -> Connection:
-    """Do a client's handshake with ``peer`` on a connection that was made with :func:`marks_below`.
+    """Do a client's handshake with ``peer`` on a connection.
 
     Raises:
       ssl.SSLCertVerificationError: the peer's certificate does not prove that it is ``hostname``.
@@ -107,28 +110,54 @@ async def client_handshake(
     When it raises, the connection below is closed.
     """
     try:
-        link = Link(below)
-        stream = trio.SSLStream(link, context, server_hostname=hostname, https_compatible=https_compatible)
+        engine = Engine(context, server_side=False, server_hostname=hostname)
         try:
-            await stream.do_handshake()
-        except trio.BrokenResourceError as error:
+            await _do_handshake(engine, below)
+        except (trio.BrokenResourceError, ssl.SSLError) as error:
             raise _connect_error(error, peer, hostname) from error
-        link.is_handshaking = False
-        return TlsConnection(stream, link, marks)
+        return TlsConnection(engine, below, marks, https_compatible=https_compatible)
     except BaseException:
         below._close_now()
         raise
 
 
-def _why(error: trio.BrokenResourceError) -> str:
-    cause = error.__cause__
+async def _do_handshake(engine: Engine, below: Connection) -> None:
+    """Raises what ssl and the connection below raise."""
+    while True:
+        try:
+            is_done = engine.do_handshake()
+        except ssl.SSLError:
+            _send_alert(engine.take_outgoing(), below)
+            raise
+        if engine.has_outgoing:
+            await below.send(engine.take_outgoing())
+        if is_done:
+            return
+        engine.feed(await below.receive(CHUNK))
+
+
+def _send_alert(alert: bytes, below: Connection) -> None:
+    """Tell the peer why the handshake has failed, if the kernel takes that at once: the connection is about to be closed.
+
+    What the connection below has queued would have it reset then.  So the alert is sent past it.
+    """
+    if not alert or below.outbound_buffered:
+        return
+    connection = cast("KernelFileSending", below)
+    # Whether the peer hears of it is all the same here.
+    with contextlib.suppress(OSError, trio.ClosedResourceError), connection._borrowed_socket() as sock:
+        connection._has_sent(sock.send(alert, getattr(socket, "MSG_DONTWAIT", 0)))
+
+
+def _why(error: trio.BrokenResourceError | ssl.SSLError) -> str:
+    cause = error if isinstance(error, ssl.SSLError) else error.__cause__
     if isinstance(cause, ssl.SSLError):
         return "the peer ended the stream" if is_cut_off(cause) else explained(cause)
     return (cause.strerror if isinstance(cause, OSError) else None) or str(cause or error)
 
 
-def _connect_error(error: trio.BrokenResourceError, peer: str, hostname: str) -> OSError:
-    cause = error.__cause__
+def _connect_error(error: trio.BrokenResourceError | ssl.SSLError, peer: str, hostname: str) -> OSError:
+    cause = error if isinstance(error, ssl.SSLError) else error.__cause__
     if isinstance(cause, ssl.SSLCertVerificationError):
         refused = ssl.SSLCertVerificationError(
             cause.errno, f"{peer} has a certificate that does not prove that it is {hostname}: {cause.verify_message}"

@@ -1,17 +1,19 @@
 """What a server of callbacks needs of a TLS connection: to wait for news, and to send without waiting.
 
-Waiting for news is receiving a record, in a scope that is cancelled when there is something else to tell; cancelling it
-loses nothing.
+Waiting for news is waiting for those of the connection below, and decrypting what has come, until there is something to
+tell.  What the program does meanwhile (taking from a full queue, ending it) and an error of ssl's cancel the scope of the
+wait, which loses nothing.
 
-Encrypting takes a task (``_tls_link.py`` says why), so what is sent without waiting is queued as it is, and a system task,
-the writer, sends it and ends when the queue is empty.  It outlives whoever wrote.  While it runs it is the one task that
-sends.  It ends by three things: an empty queue, an error (which is news), a close (which empties the queue, and resets the
-connection if there was something in it).
+The connection below tells of encrypted bytes.  Of those that have arrived some may be left there when a chunk of them has
+been decrypted, so they are counted here.  Of those that the kernel has taken it is known for each piece of the program's
+data where its end is among all that was sent below, so a piece counts as written when the kernel has got that far.  That is
+looked up when the connection below tells that something was written, and after a flush.
+
+Sending without waiting is encrypting and handing down.
 """
 
 from __future__ import annotations
 
-import abc
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -19,79 +21,51 @@ import trio
 
 from gain_trio._io_manager._errors import broken_by
 
-from ._connection import END, Connection, Marks
-from ._connection_base import CLOSE_TIMEOUT
+from ._connection import END, WRITTEN, Connection, Marks
 from ._news import News
-from ._queues import NOTHING, Inbound, Message, joined, whole_of
+from ._queues import head_of, whole_of, without_head
 from ._socket_base import as_size, current_thread, kept
-from ._tls_link import Link
+from ._tls_engine import Engine
+from ._tls_traffic import CHUNK, PIECE, TlsTraffic, broken_tls
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
-class TlsEvents(Connection):
-    """The part of a TLS connection that tells of news, and its queue."""
+class TlsEvents(TlsTraffic):
+    """The part of a TLS connection that tells of news."""
 
     __slots__ = (
-        "_ended",
-        "_inbound",
-        "_is_closed",
-        "_is_send_torn",
-        "_link",
-        "_marks",
+        "_below_is_over",
+        "_flushing",
         "_news",
         "_news_scope",
         "_receiving",
         "_sending",
         "_thread",
-        "_unencrypted",
-        "_unencrypted_size",
-        "_writer_done",
+        "_told_below",
+        "_unwritten",
     )
 
-    def __init__(self, link: Link, marks: Marks) -> None:
-        self._link = link
-        self._marks = marks
-        self._inbound: Inbound = NOTHING
-        self._ended = False
-        self._is_closed = False
-        self._is_send_torn = False  # also while a send waits with a part of its data sent
-        self._receiving = False  # a call of this direction is in progress
-        self._sending = False
+    def __init__(self, engine: Engine, below: Connection, marks: Marks, *, https_compatible: bool) -> None:
         self._news: News | None = None  # made when somebody wants to hear of them
         self._news_scope: trio.CancelScope | None = None  # of the task that waits for them
-        self._unencrypted: deque[bytes] = deque()
-        self._unencrypted_size = 0
+        self._told_below = 0  # bytes that were told of below, and may be in the queue there
+        self._below_is_over = False  # there is nothing to tell below any more but its end
+        self._unwritten: deque[tuple[int, int]] = (
+            deque()
+        )  # where below a piece ends, and how much of the program's it is
+        self._receiving = False  # a call of this direction is in progress
+        self._sending = False
+        self._flushing = False  # the one of the sending direction has nothing to send
         self._thread = current_thread()  # the run's
-        self._writer_done: trio.Event | None = None  # while the writer runs
+        super().__init__(engine, below, marks, https_compatible=https_compatible)
 
-    # --- what the rest of the connection brings ---
-
-    @abc.abstractmethod
-    def _begin_receiving(self) -> None: ...
-
-    @abc.abstractmethod
-    async def _decrypt(self) -> bool:
-        """Queue what the next record brings, waiting for it; False at the end of the stream."""
-
-    @abc.abstractmethod
-    def _taken(self, count: int) -> bytes: ...
-
-    @abc.abstractmethod
-    def _check_open(self) -> None: ...
-
-    @abc.abstractmethod
-    def _check_sendable(self, *, own_half: bool = False) -> None:
-        """Raise why nothing can be sent any more."""
-
-    @abc.abstractmethod
-    async def _send(self, message: Message) -> None:
-        """Encrypt and queue it in pieces, waiting for room."""
-
-    @abc.abstractmethod
-    async def _wait_below(self, mark: int, *, own_half: bool = False) -> None:
-        """Wait until less than ``mark`` is encrypted and outbound."""
+    def _begin_receiving(self) -> None:
+        self._check_open()
+        if self._receiving:
+            raise trio.BusyResourceError("another task is already receiving on this connection")
+        self._receiving = True
 
     # --- news ---
 
@@ -101,8 +75,7 @@ class TlsEvents(Connection):
         return self._news
 
     def _arrived(self, data: bytes) -> None:
-        """Queue it."""
-        self._inbound = joined(self._inbound, data)
+        super()._arrived(data)
         if self._news is not None:
             self._news.untold += len(data)
 
@@ -114,23 +87,71 @@ class TlsEvents(Connection):
             await trio.lowlevel.checkpoint_if_cancelled()
             while True:
                 self._check_open()
-                told = news.before_errors(len(self._inbound))
-                if told is None:
-                    if self._link.send_error is not None:
-                        raise broken_by(kept(self._link.send_error))
-                    told = END if self._ended else news.after_errors(len(self._inbound))
+                told = self._next_news(news)
                 if told is not None:
                     if told == END:
                         await trio.lowlevel.checkpoint()
                     return told
                 with trio.CancelScope() as self._news_scope:
                     if news.is_paused:
-                        await trio.sleep_forever()
-                    await self._decrypt()
+                        await self._wait_paused(news)
+                    else:
+                        await self._feed(self._receive_news)
                 self._news_scope = None
         finally:
             self._receiving = False
             self._news_scope = None
+
+    def _next_news(self, news: News) -> int | None:
+        told = news.before_errors(len(self._inbound))
+        if told is not None:
+            return told
+        if self._send_error is not None:
+            raise broken_by(kept(self._send_error))
+        if self._ended:
+            return END
+        if self._error is not None:
+            raise broken_tls(self._error)
+        return news.after_errors(len(self._inbound))
+
+    async def _receive_news(self) -> bytes | None:
+        """A chunk from below, ``b""`` at the end, None when there was something else to tell."""
+        if not self._told_below:
+            told = await self._below_news()
+            if told == END:
+                return b""
+            if not self._told_below:
+                return None
+        count = min(CHUNK, self._told_below)
+        self._told_below -= count
+        return self._below.next(count) or None  # a receive may have had it
+
+    async def _below_news(self) -> int:
+        told = await self._below._wait_inbound()
+        if told > 0:
+            self._told_below += told
+        elif told == WRITTEN:
+            self._below._take_written()
+            self._count_written()
+        return told
+
+    async def _wait_paused(self, news: News) -> None:
+        """The queue is full: wait for other news than bytes."""
+        if self._feeding.is_taken:
+            await self._feeding.wait()
+        elif not self._below_is_over:
+            self._feeding.is_taken = True
+            try:
+                self._below_is_over = await self._below_news() == END
+            except trio.BrokenResourceError:  # to be told after the bytes that have come before
+                self._below_is_over = True
+            finally:
+                self._feeding.end()
+        elif news.tells_written and self._below.outbound_buffered and self._send_error is None:
+            await self._make_room(empty=True)
+            self._count_written()
+        else:
+            await trio.sleep_forever()
 
     def _wake_for_news(self) -> None:
         if self._news_scope is not None:
@@ -140,12 +161,22 @@ class TlsEvents(Connection):
         """Some of the queue was taken."""
         if self._news is not None and self._news.is_paused and len(self._inbound) <= self._marks.receive_low:
             self._wake_for_news()
+        if len(self._inbound) < self._marks.receive_high:
+            self._wake_sender()
 
     def _end_inbound(self) -> None:
         """See :meth:`Connection._end_inbound`."""
         if not self._is_closed:
             self._own_news().is_over = True
             self._wake_for_news()
+
+    # --- taking ---
+
+    def _taken(self, count: int) -> bytes:
+        head = head_of(self._inbound, count)
+        self._inbound = without_head(self._inbound, count)
+        self._let_go_on()
+        return head
 
     def _take_exactly(self, count: int, /) -> bytes | None:
         """See :meth:`Connection._take_exactly`."""
@@ -161,82 +192,51 @@ class TlsEvents(Connection):
         self._check_open()
         if current_thread() != self._thread:
             raise RuntimeError("this connection belongs to a run in another thread; use trio.from_thread.run()")
-        if self._sending and self._writer_done is None:
+        if self._sending and not self._flushing:
             raise trio.BusyResourceError("another task is already sending on this connection")
-        self._check_sendable(own_half=self._sending)
+        self._check_sendable()
         whole = whole_of(data)
-        if whole:
-            if self._writer_done is None:
-                trio.lowlevel.spawn_system_task(self._write_unencrypted, name="gain_trio TLS writer")
-                self._writer_done = trio.Event()
-                self._sending = True
-            self._unencrypted.append(whole)
-            self._unencrypted_size += len(whole)
+        if len(whole) <= PIECE:
+            if whole:
+                self._put(whole)
+        else:
+            view = memoryview(whole)
+            for start in range(0, len(whole), PIECE):
+                self._put(view[start : start + PIECE])
+        if self._error is not None or self._send_error is not None:
+            self._check_sendable()
         return self.outbound_buffered
-
-    async def _write_unencrypted(self) -> None:
-        """The writer.  No error may leave it: the task that waits for news is told."""
-        done = self._writer_done
-        assert done is not None
-        try:
-            while self._unencrypted:
-                data = b"".join(self._unencrypted)
-                self._unencrypted.clear()
-                await self._send_piecewise(data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
-            self._is_send_torn = self._drop_unencrypted() or self._is_send_torn
-        finally:
-            self._writer_done = None
-            self._sending = False
-            done.set()
-            self._wake_for_news()
-
-    async def _send_piecewise(self, data: bytes) -> None:
-        """Send it, so that what is not encrypted yet stays in the count."""
-        for start in range(0, len(data), self._marks.send_high):
-            piece = data[start : start + self._marks.send_high]
-            await self._send(Message([piece]))
-            self._unencrypted_size -= len(piece)
-            if self._news is not None and self._news.tells_written:
-                await self._wait_below(1)
-                if self._news.sent(len(piece)):
-                    self._wake_for_news()
-
-    def _drop_unencrypted(self) -> bool:
-        """Returns whether there was some."""
-        dropped = self._unencrypted_size > 0
-        self._unencrypted.clear()
-        self._unencrypted_size = 0
-        return dropped
-
-    async def _written_all(self) -> None:
-        """Until the writer has nothing to do."""
-        while self._writer_done is not None:
-            await self._writer_done.wait()
-
-    async def _written_all_in_time(self) -> None:
-        """The same before a close, which it must not keep from happening."""
-        if self._writer_done is None:
-            return
-        try:
-            with trio.move_on_after(CLOSE_TIMEOUT):
-                await self._written_all()
-        except BaseException:
-            self._close_now()
-            raise
-        if self._unencrypted_size:
-            self.abort()
 
     def _tell_written(self, wanted: bool, /) -> None:
         """See :meth:`Connection._tell_written`."""
         self._check_open()
+        self._below._tell_written(wanted)
+        self._unwritten.clear()
         news = self._own_news()
         news.tells_written = wanted
         news.written = 0
+        if wanted and news.is_paused:
+            self._wake_for_news()
+
+    def _handed_down(self, count: int) -> None:
+        news = self._news
+        if news is not None and news.tells_written:
+            below = self._below
+            self._unwritten.append((below.bytes_sent + below.outbound_buffered, count))
+            if news.is_paused and self._below_is_over:
+                self._wake_for_news()
+
+    def _count_written(self) -> None:
+        """Count the pieces that the kernel has taken."""
+        if self._unwritten and self._news is not None:
+            sent = self._below.bytes_sent
+            while self._unwritten and self._unwritten[0][0] <= sent:
+                self._news.sent(self._unwritten.popleft()[1])
 
     def _take_written(self) -> int:
         """See :meth:`Connection._take_written`."""
         if self._news is None:
             return 0
+        self._count_written()
         written, self._news.written = self._news.written, 0
         return written

@@ -117,4 +117,4 @@ class SslView:
     def __getattr__(self, name: str) -> Any:
         if name not in self._NAMES:
             raise AttributeError(f"a view of the TLS of a transport has no {name!r}")
-        return getattr(self._connection._stream, name)
+        return getattr(self._connection._engine.ssl_object, name)

@@ -29,7 +29,8 @@ import trio
 from gain_trio._io_manager import backend_info, run
 from gain_trio._server._config import ServerConfig
 from gain_trio._server._consumer import Handler
-from gain_trio._server._serve import accepted_marks, serve_listeners
+from gain_trio._server._serve import serve_listeners
+from gain_trio._transports import Marks
 from gain_trio._transports._implementation import implementation
 from gain_trio._transports._sockets import reset_on_close
 
@@ -125,7 +126,7 @@ class Worker:
         """Serve until drained, or told to end."""
         self._control = Control(sock)
         self._make = implementation("gain_trio.serve()", pass_fds=self._config.pass_fds)
-        self._marks = accepted_marks(self._config)
+        self._marks = self._config.marks or Marks()
         with self._sockets.hand_off:
             try:
                 await self._run()
