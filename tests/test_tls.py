@@ -961,6 +961,17 @@ async def test_a_dropped_connection_warns_and_closes() -> None:
     await served.aclose()
 
 
+async def test_the_end_behind_data_is_found_at_once(tls_pair: TlsPair) -> None:
+    """Whatever lies in one piece: bytes, close_notify and the end of what is below."""
+    client, served = tls_pair
+    await client.send(b"last")
+    await client.aclose()
+    await until(lambda: served._below.inbound_buffered > 4)
+    await wait_all_tasks_blocked(0.01)
+    assert await served.receive() == b"last"
+    assert served._ended
+
+
 # --- serve() and connect() ---
 
 

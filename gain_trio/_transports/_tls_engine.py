@@ -71,7 +71,7 @@ class Engine:
                     self.ended = True
                     break
                 pieces.append(piece)
-                if not incoming.pending and not self.ssl_object.pending():
+                if not incoming.pending and not incoming.eof and not self.ssl_object.pending():
                     break  # to be told so by OpenSSL costs an exception
         except ssl.SSLWantReadError:
             pass
