@@ -446,6 +446,28 @@ async def test_cancelled_small_sends_are_whole_or_nothing() -> None:
     assert set(sent) <= set(found)
 
 
+@pytest.mark.parametrize("kind", [bytes, bytearray, lambda data: [data[:100], bytearray(data[100:])]])
+async def test_a_send_that_is_too_slow_is_whole(tls_pair: TlsPair, mock_clock: MockClock, kind: Any) -> None:
+    client, served = tls_pair
+    data = pattern(16 * MEBIBYTE)
+    client.write_deadline = trio.current_time() + 5
+
+    async def send() -> None:
+        with pytest.raises(trio.TooSlowError):
+            await client.send(kind(data))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        assert await served.receive(1) == data[:1]
+        await wait_all_tasks_blocked(0.05)
+        mock_clock.jump(6)
+    client.write_deadline = math.inf
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.send, b"the end")
+        assert await receive_exactly(served, len(data) - 1) == data[1:]
+        assert await receive_exactly(served, 7) == b"the end"
+
+
 @pytest.mark.parametrize("how", ["aclose", "abort", "close now"])
 async def test_a_torn_send_never_looks_complete(tls_pair: TlsPair, how: str) -> None:
     client, served = tls_pair

@@ -24,7 +24,7 @@ import trio
 from ._connection import Connection, Marks
 from ._connection_base import CLOSE_TIMEOUT
 from ._proxy_protocol import ProxyHeader
-from ._queues import NOTHING, head_of, message_of, receive_into
+from ._queues import NOTHING, Message, head_of, message_of, receive_into
 from ._socket_base import as_size
 from ._tls_engine import Engine
 from ._tls_events import TlsEvents
@@ -222,7 +222,17 @@ class TlsConnection(TlsEvents):
                 piece = message.take(self._piece)
                 self._is_send_torn = bool(message.parts)  # should anything interrupt this
                 self._put(piece)
-                await self._wait_behind()
+                try:
+                    await self._wait_behind()
+                except trio.TooSlowError:
+                    self._put_rest(message)
+                    raise
+
+    def _put_rest(self, message: Message) -> None:
+        """The deadline has passed.  The connection stays good: what was begun is queued to its end."""
+        while message.parts:
+            self._put(message.take(self._piece))
+        self._is_send_torn = False
 
     async def _wait_behind(self) -> None:
         """What the call in progress has sent may have been too much, or may have failed."""
