@@ -30,6 +30,7 @@ LOAD_PARTS = (
 SERVER_PARTS = ("echo_server", "common")
 DATAGRAM_SERVER_PARTS = ("datagram_server", "common")
 TRANSFER_PARTS = ("transfer_load", "cpu", "common")
+ZERO_COPY_PARTS = ("zero_copy", "common")
 
 
 class BuildError(Exception):
@@ -79,3 +80,9 @@ def build() -> Programs:
         datagram_reference=_compile("datagram_server", DATAGRAM_SERVER_PARTS),
         transfer=_compile("transfer_load", TRANSFER_PARTS),
     )
+
+
+def build_zero_copy() -> Path:
+    """The program of ``zero_copy.py``, which no other measurement needs."""
+    BUILD.mkdir(exist_ok=True)
+    return _compile("zero_copy", ZERO_COPY_PARTS)
