@@ -137,6 +137,7 @@ def test_statistics_tell_how_tasks_were_woken(in_place: bool) -> None:
     ring_run(main, in_place=in_place)
 
 
+@pytest.mark.full_ring
 @pytest.mark.parametrize("in_place", [True, False])
 def test_a_wait_for_readiness_goes_through_trios_scheduler(in_place: bool) -> None:
     """As on Trio's own manager: what a program has tuned itself to is the same order of tasks."""
