@@ -468,6 +468,33 @@ async def test_a_send_that_is_too_slow_is_whole(tls_pair: TlsPair, mock_clock: M
         assert await receive_exactly(served, 7) == b"the end"
 
 
+@pytest.mark.parametrize("error", [trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError])
+async def test_a_send_that_fails_lets_go_of_the_buffer(
+    tls_pair: TlsPair, mock_clock: MockClock, error: type[Exception]
+) -> None:
+    """Also while somebody looks at the error."""
+    client, served = tls_pair
+    client.write_deadline = trio.current_time() + 5
+    data = bytearray(16 * MEBIBYTE)
+
+    async def send() -> None:
+        try:
+            await client.send(data)
+        except error:
+            data.clear()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        await wait_all_tasks_blocked(0.05)
+        if error is trio.TooSlowError:
+            mock_clock.jump(6)
+        elif error is trio.BrokenResourceError:
+            served.abort()
+        else:
+            client.abort()
+    assert not data
+
+
 @pytest.mark.parametrize("how", ["aclose", "abort", "close now"])
 async def test_a_torn_send_never_looks_complete(tls_pair: TlsPair, how: str) -> None:
     client, served = tls_pair

@@ -219,14 +219,18 @@ class TlsConnection(TlsEvents):
                 await trio.lowlevel.checkpoint()
             await self._wait_outbound(self._marks.send_high)
             while message.parts:
-                piece = message.take(self._piece)
-                self._is_send_torn = bool(message.parts)  # should anything interrupt this
-                self._put(piece)
+                self._put_next(message)
                 try:
                     await self._wait_behind()
                 except trio.TooSlowError:
                     self._put_rest(message)
                     raise
+
+    def _put_next(self, message: Message) -> None:
+        """In a call of its own: the piece can be a view of the program's buffer, and an error of the wait would keep it."""
+        piece = message.take(self._piece)
+        self._is_send_torn = bool(message.parts)  # should anything interrupt what follows
+        self._put(piece)
 
     def _put_rest(self, message: Message) -> None:
         """The deadline has passed.  The connection stays good: what was begun is queued to its end."""
