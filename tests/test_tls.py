@@ -998,6 +998,112 @@ async def test_a_deadline_of_the_connection_below_does_no_harm(tls_pair: TlsPair
     assert await client.receive() == b"nor this"
 
 
+async def have_it_answer_for_ever(connection: TlsConnection) -> None:
+    """Its peer does not read, and there is so much to answer that nothing more is received before it does."""
+    await clog(connection)
+    while connection.outbound_buffered < Marks().send_high + CONTROL_ROOM:
+        tls_sends(connection, bytes(16384))
+
+
+@pytest.mark.parametrize("call", ["receive", "_wait_inbound"])
+@pytest.mark.parametrize("busy", [False, True], ids=["alone", "behind a flush"])
+async def test_the_read_deadline_holds_while_tls_has_to_answer(
+    tls_pair: TlsPair, mock_clock: MockClock, call: str, busy: bool
+) -> None:
+    client, served = tls_pair
+    await have_it_answer_for_ever(client)
+    too_slow = []
+
+    async def receive() -> None:
+        try:
+            await getattr(client, call)()
+        except trio.TooSlowError as error:
+            too_slow.append(str(error))
+
+    async with trio.open_nursery() as nursery:
+        if busy:
+            nursery.start_soon(client.flush)
+        client.write_deadline = trio.current_time() + 5 if not busy else math.inf
+        for later in (False, True):  # it can be moved meanwhile
+            client.read_deadline = math.inf if later else trio.current_time() + 20
+            nursery.start_soon(receive)
+            await wait_all_tasks_blocked(0.05)
+            mock_clock.jump(10)  # the write deadline is none of a receive
+            await wait_all_tasks_blocked(0.05)
+            assert len(too_slow) == later
+            client.read_deadline = trio.current_time() + 5
+            mock_clock.jump(6)
+            await wait_all_tasks_blocked(0.05)
+        nursery.cancel_scope.cancel()
+    assert too_slow == ["the connection's read deadline has passed"] * 2
+    client.set_deadline(math.inf)
+    await served.send(b"in time")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(receive_all, served)
+        assert await client.receive() == b"in time"
+        await client.aclose()
+
+
+async def test_the_write_deadline_holds_behind_a_receiver_that_waits_for_room(
+    tls_pair: TlsPair, mock_clock: MockClock
+) -> None:
+    client, _served = tls_pair
+    await have_it_answer_for_ever(client)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.receive)
+        await wait_all_tasks_blocked(0.05)
+        client.write_deadline = trio.current_time() + 5
+        late = []
+
+        async def send() -> None:
+            with pytest.raises(trio.TooSlowError, match="write deadline"):
+                await client.send(b"nothing of this")
+            late.append(trio.current_time())
+
+        nursery.start_soon(send)
+        await wait_all_tasks_blocked(0.05)
+        mock_clock.jump(6)
+        await wait_all_tasks_blocked(0.05)
+        assert late
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["alone", "behind a receiver"])
+async def test_the_write_deadline_and_no_other_holds_in_a_renegotiation(
+    tls_pair: TlsPair, mock_clock: MockClock, busy: bool
+) -> None:
+    client, served = tls_pair
+    Renegotiating(client)
+    message = bytearray(pattern(200_000))
+    client.read_deadline = math.inf if busy else trio.current_time() + 5
+    client.write_deadline = trio.current_time() + 20
+    late = []
+
+    async def send() -> None:
+        with pytest.raises(trio.TooSlowError, match="write deadline"):
+            await client.send(message)
+        late.append(trio.current_time())
+
+    async with trio.open_nursery() as nursery:
+        if busy:
+            nursery.start_soon(client.receive)
+            await wait_all_tasks_blocked(0.01)
+        nursery.start_soon(send)
+        await wait_all_tasks_blocked(0.05)
+        mock_clock.jump(10)
+        await wait_all_tasks_blocked(0.05)
+        assert not late
+        mock_clock.jump(11)
+        await wait_all_tasks_blocked(0.05)
+        assert late
+        nursery.cancel_scope.cancel()
+    assert client.read_deadline < math.inf or busy
+    client.set_deadline(math.inf)
+    await served.send(b"go on")
+    assert await client.receive() == b"go on"
+    assert await receive_exactly(served, len(message)) == message
+
+
 async def test_a_dropped_connection_warns_and_closes() -> None:
     client, served = await open_tls_pair()
     descriptor = client.fileno()

@@ -51,29 +51,7 @@ class TlsConnection(TlsEvents):
         state = "closed" if self._is_closed else f"{self.tls_version()} fd={self.fileno()}"
         return f"<gain_trio.Connection {state} at {id(self):#x}>"
 
-    # --- time: that of the connection below ---
-
-    @property
-    def read_deadline(self) -> float:
-        """See :attr:`Connection.read_deadline`."""
-        return self._below.read_deadline
-
-    @read_deadline.setter
-    def read_deadline(self, deadline: float) -> None:
-        self._below.read_deadline = deadline
-
-    @property
-    def write_deadline(self) -> float:
-        """See :attr:`Connection.write_deadline`."""
-        return self._below.write_deadline
-
-    @write_deadline.setter
-    def write_deadline(self, deadline: float) -> None:
-        self._below.write_deadline = deadline
-
-    def set_deadline(self, deadline: float) -> None:
-        """See :meth:`Connection.set_deadline`."""
-        self._below.set_deadline(deadline)
+    # --- idleness: that of the connection below ---
 
     @property
     def idle_timeout(self) -> float:

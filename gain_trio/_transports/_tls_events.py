@@ -94,7 +94,9 @@ class TlsEvents(TlsTraffic):
                     return told
                 with trio.CancelScope() as self._news_scope:
                     if news.is_paused:
-                        await self._wait_paused(news)
+                        await self._to_receive_in_time(self._wait_paused(news))
+                    elif self._is_held_up:
+                        await self._to_receive_in_time(self._feed(self._receive_news))
                     else:
                         await self._feed(self._receive_news)
                 self._news_scope = None
@@ -148,7 +150,7 @@ class TlsEvents(TlsTraffic):
             finally:
                 self._feeding.end()
         elif news.tells_written and self._below.outbound_buffered and self._send_error is None:
-            await self._make_room(empty=True)
+            await self._make_room(empty=True, lent=True)
             self._count_written()
         else:
             await trio.sleep_forever()

@@ -21,6 +21,11 @@ mark.
 *One at a time.*  Below, one task receives and one waits for room.  Here any of them may have to do either, so each of the
 two is a :class:`_Turn`: who finds it taken waits until it is over, and then looks again.
 
+*Deadlines.*  The connection below keeps them, but it knows of no call that does not wait for it.  One that waits for its
+other direction, or for another task's turn, has a cancel scope with the deadline of its own direction, and a direction that
+is lent like that has no deadline below meanwhile.  So a peer that does not read what TLS answers holds a receiver no longer
+than a peer that does not send.
+
 *Errors.*  One of the connection below stops its direction: what the peer had sent before a reset can be received.  One of
 ssl's stops both.
 """
@@ -28,6 +33,7 @@ ssl's stops both.
 from __future__ import annotations
 
 import errno
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import final
@@ -36,7 +42,7 @@ import trio
 
 from gain_trio._io_manager._errors import broken_by
 
-from ._connection import Connection, Marks
+from ._connection import Connection, Marks, checked_deadline
 from ._file_sending import FileSending
 from ._queues import NOTHING, Inbound, joined
 from ._socket_base import closed_error, kept
@@ -107,11 +113,17 @@ class TlsTraffic(FileSending):
         "_making_room",
         "_marks",
         "_piece",
+        "_read_deadline",
+        "_read_scope",
+        "_reading_is_lent",
         "_room_inbound",
         "_send_error",
         "_unencrypted",
         "_unencrypted_size",
         "_unyielded",
+        "_write_deadline",
+        "_write_scope",
+        "_writing_is_lent",
     )
 
     _is_closed: bool
@@ -135,6 +147,12 @@ class TlsTraffic(FileSending):
         self._feeding = _Turn()
         self._making_room = _Turn()
         self._room_inbound: trio.Event | None = None  # for a sender that has received more than was asked for
+        self._read_deadline = below.read_deadline
+        self._write_deadline = below.write_deadline
+        self._read_scope: trio.CancelScope | None = None  # of a call whose deadline is not kept below
+        self._write_scope: trio.CancelScope | None = None
+        self._reading_is_lent = False  # to a call that sends: there is no deadline below
+        self._writing_is_lent = False  # to one that receives
         self._decrypt_fed()  # what came with the end of the handshake
 
     # --- what the rest of the connection brings ---
@@ -153,7 +171,69 @@ class TlsTraffic(FileSending):
         if self._is_closed:
             raise closed_error()
 
+    # --- time ---
+
+    @property
+    def read_deadline(self) -> float:
+        """See :attr:`Connection.read_deadline`."""
+        return self._read_deadline
+
+    @read_deadline.setter
+    def read_deadline(self, deadline: float) -> None:
+        self._read_deadline = checked_deadline(deadline)
+        if not self._reading_is_lent:
+            self._below.read_deadline = self._read_deadline
+        if self._read_scope is not None:
+            self._read_scope.deadline = self._read_deadline
+
+    @property
+    def write_deadline(self) -> float:
+        """See :attr:`Connection.write_deadline`."""
+        return self._write_deadline
+
+    @write_deadline.setter
+    def write_deadline(self, deadline: float) -> None:
+        self._write_deadline = checked_deadline(deadline)
+        if not self._writing_is_lent:
+            self._below.write_deadline = self._write_deadline
+        if self._write_scope is not None:
+            self._write_scope.deadline = self._write_deadline
+
+    def set_deadline(self, deadline: float) -> None:
+        """See :meth:`Connection.set_deadline`."""
+        self.read_deadline = deadline
+        self.write_deadline = deadline
+
+    async def _to_receive_in_time(self, wait: Awaitable[object]) -> None:
+        """Await what the connection below does not time as receiving; the read deadline holds for it."""
+        with trio.CancelScope(deadline=self._read_deadline) as scope:
+            self._read_scope = scope
+            try:
+                await wait
+            finally:
+                self._read_scope = None
+        if scope.cancelled_caught:
+            raise trio.TooSlowError("the connection's read deadline has passed")
+
+    async def _to_send_in_time(self, wait: Awaitable[object]) -> None:
+        """The same of the write deadline."""
+        with trio.CancelScope(deadline=self._write_deadline) as scope:
+            self._write_scope = scope
+            try:
+                await wait
+            finally:
+                self._write_scope = None
+        if scope.cancelled_caught:
+            raise trio.TooSlowError("the connection's write deadline has passed")
+
     # --- receiving ---
+
+    @property
+    def _is_held_up(self) -> bool:
+        """Whether there is something else to wait for before anything can be received."""
+        return self._feeding.is_taken or (
+            self._answered >= _ANSWERS and self._below.outbound_buffered >= self._marks.send_high
+        )
 
     async def _feed(self, receive: Callable[[], Awaitable[bytes | None]]) -> None:
         """Decrypt what ``receive()`` brings from below, which may be nothing; or wait until another task has done that."""
@@ -166,7 +246,7 @@ class TlsTraffic(FileSending):
                 if self._below.outbound_buffered < self._marks.send_high:
                     self._answered = 0
                 else:
-                    await self._make_room()
+                    await self._make_room(lent=True)
             data = await receive()
             if data is not None and not self._is_closed:
                 self._engine.feed(data)
@@ -176,6 +256,15 @@ class TlsTraffic(FileSending):
 
     async def _receive_below(self) -> bytes:
         return await self._below.receive(CHUNK)
+
+    async def _receive_to_send(self) -> bytes:
+        self._reading_is_lent = True
+        self._below.read_deadline = math.inf
+        try:
+            return await self._below.receive(CHUNK)
+        finally:
+            self._reading_is_lent = False
+            self._below.read_deadline = self._read_deadline
 
     def _decrypt_fed(self) -> None:
         """Queue what can be decrypted, and hand down what TLS says to it."""
@@ -209,7 +298,10 @@ class TlsTraffic(FileSending):
             if self._ended or self._error is None:
                 return False
             raise broken_tls(self._error)
-        await self._feed(self._receive_below)
+        if self._is_held_up:
+            await self._to_receive_in_time(self._feed(self._receive_below))
+        else:
+            await self._feed(self._receive_below)
         self._check_open()
         return True
 
@@ -265,21 +357,28 @@ class TlsTraffic(FileSending):
         self._send_error = error.__cause__.with_traceback(None)
         self._wake_for_news()
 
-    async def _make_room(self, *, empty: bool = False) -> None:
+    async def _make_room(self, *, empty: bool = False, lent: bool = False) -> None:
         """Wait until less than the mark is queued below, or nothing is.
 
         It returns too early when sending has failed, and when another task has waited: look again.  Raises
-        :exc:`trio.ClosedResourceError` and :exc:`trio.TooSlowError` as the connection below does.
+        :exc:`trio.ClosedResourceError` and :exc:`trio.TooSlowError` as the connection below does; ``lent``: to a call that
+        receives, for which the write deadline is none.
         """
         if self._making_room.is_taken:
             await self._making_room.wait()
             return
         self._making_room.is_taken = True
+        if lent:
+            self._writing_is_lent = True
+            self._below.write_deadline = math.inf
         try:
             await (self._below.flush() if empty else self._below.wait_send_all_might_not_block())
         except trio.BrokenResourceError as error:
             self._send_failed(error)
         finally:
+            if lent:
+                self._writing_is_lent = False
+                self._below.write_deadline = self._write_deadline
             self._making_room.end()
 
     async def _wait_outbound(self, mark: int, *, own_half: bool = False) -> None:
@@ -296,9 +395,11 @@ class TlsTraffic(FileSending):
             self._check_open()
             self._check_sendable(own_half=own_half)
             if self._unencrypted:
-                await self._feed_to_send()
+                await self._to_send_in_time(self._feed_to_send())
             elif self._below.outbound_buffered < mark:
                 return
+            elif self._making_room.is_taken:
+                await self._to_send_in_time(self._making_room.wait())
             else:
                 await self._make_room(empty=mark == 1)
 
@@ -307,7 +408,7 @@ class TlsTraffic(FileSending):
         if self._ended:
             self._fail(error_of_a_cut())
         elif len(self._inbound) < self._marks.receive_high:
-            await self._feed(self._receive_below)
+            await self._feed(self._receive_to_send)
         else:
             if self._room_inbound is None:
                 self._room_inbound = trio.Event()
