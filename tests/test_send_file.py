@@ -31,6 +31,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gain_trio import Connection
 from gain_trio._transports import _file_sending
+from gain_trio._transports._files import Source
 
 LARGE = 24 * MEBIBYTE
 """More than the kernel holds for a connection."""
@@ -256,6 +257,26 @@ async def test_cancelled_before_anything_is_sent_the_connection_stays_sound(pair
     path.write_bytes(b"x")
     with trio.CancelScope() as scope:
         scope.cancel()
+        await client.send_file(path)
+    assert scope.cancelled_caught
+    await client.send(b"sound")
+    assert await receive_exactly(served, 5) == b"sound"
+
+
+async def test_cancelled_while_it_reads_the_first_piece_the_connection_stays_sound(
+    pair: Pair, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, served = pair
+    path.write_bytes(b"not a byte of this")
+    monkeypatch.delattr(os, "sendfile", raising=False)
+    read = Source.read
+
+    def cancel_and_read(source: Source, done: int) -> bytes:
+        trio.from_thread.run_sync(scope.cancel)
+        return read(source, done)
+
+    monkeypatch.setattr(Source, "read", cancel_and_read)
+    with trio.CancelScope() as scope:
         await client.send_file(path)
     assert scope.cancelled_caught
     await client.send(b"sound")

@@ -96,9 +96,13 @@ class FileSending(Connection):
             piece = await trio.to_thread.run_sync(source.read, progress.sent)
             if not piece:
                 raise source.shortened(progress.sent)
-            progress.sent += len(piece)
-            with self._calls_allowed():
-                await self.send(piece)
+            before = self.bytes_sent + self.outbound_buffered
+            try:
+                with self._calls_allowed():
+                    await self.send(piece)
+            finally:
+                if self.bytes_sent + self.outbound_buffered != before:  # or it was cancelled before it sent anything
+                    progress.sent += len(piece)
 
     @contextlib.contextmanager
     def _calls_allowed(self) -> Iterator[None]:
