@@ -933,6 +933,34 @@ async def test_a_close_waits_for_a_renegotiation(tls_pair: TlsPair) -> None:
         assert await served.receive() == b""
 
 
+@pytest.mark.parametrize("call", ["receive", "_wait_inbound", "send", "flush"])
+async def test_a_close_that_waits_for_a_renegotiation_refuses_calls_at_once(tls_pair: TlsPair, call: str) -> None:
+    client, served = tls_pair
+    engine = Renegotiating(client)
+    engine.is_patient = True
+    client._send_nowait(b"last")
+    arguments = [b"nothing of this"] if call == "send" else []
+    refused = []
+
+    async def wait() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await getattr(client, call)(*arguments)
+        refused.append(call)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await wait_all_tasks_blocked(0.01)
+        nursery.start_soon(client.aclose)
+        await until(lambda: bool(refused))
+        with pytest.raises(trio.ClosedResourceError):
+            client._send_nowait(b"too late")
+        await served.send(bytes(MEBIBYTE))  # more than would be queued for a program
+        await wait_all_tasks_blocked(0.01)
+        engine.is_patient = False
+        await served.send(b"go on")
+        assert await receive_all(served) == b"last"
+
+
 async def test_a_renegotiation_that_is_never_done_ends_in_a_reset(autojump_clock: MockClock) -> None:
     client, served = await open_tls_pair()
     Renegotiating(client)

@@ -284,11 +284,12 @@ class TlsConnection(TlsEvents):
             return
         self._end_transfer()
         try:
-            if self._unencrypted:
-                await self._encrypt_kept_in_time()
             self._is_closed = True
             self._wake_for_news()
             self._wake_sender()
+            if self._unencrypted:
+                self._interrupt_calls()
+                await self._encrypt_kept_in_time()
             await trio.lowlevel.checkpoint()
             if not self._is_send_torn and not self._unencrypted:
                 with contextlib.suppress(trio.ClosedResourceError):  # abort() was called
@@ -305,7 +306,7 @@ class TlsConnection(TlsEvents):
             trio.move_on_after(CLOSE_TIMEOUT),
         ):
             while self._unencrypted:
-                self._check_open()
+                self._inbound = NOTHING  # nobody takes it any more
                 await self._feed_to_send()
 
     def _close_notify(self) -> None:

@@ -213,6 +213,7 @@ class TlsTraffic(FileSending):
             finally:
                 self._read_scope = None
         if scope.cancelled_caught:
+            self._check_open()
             raise trio.TooSlowError("the connection's read deadline has passed")
 
     async def _to_send_in_time(self, wait: Awaitable[object]) -> None:
@@ -224,7 +225,16 @@ class TlsTraffic(FileSending):
             finally:
                 self._write_scope = None
         if scope.cancelled_caught:
+            self._check_open()
             raise trio.TooSlowError("the connection's write deadline has passed")
+
+    def _interrupt_calls(self) -> None:
+        """It is closed, but the connection below is not yet."""
+        for scope in (self._read_scope, self._write_scope):
+            if scope is not None:
+                scope.cancel()
+        if not self._reading_is_lent:
+            self._below.read_deadline = -math.inf
 
     # --- receiving ---
 
@@ -248,7 +258,7 @@ class TlsTraffic(FileSending):
                 else:
                     await self._make_room(lent=True)
             data = await receive()
-            if data is not None and not self._is_closed:
+            if data is not None and (not self._is_closed or self._unencrypted):  # a close may wait for these to be
                 self._engine.feed(data)
                 self._decrypt_fed()
         finally:
@@ -298,10 +308,14 @@ class TlsTraffic(FileSending):
             if self._ended or self._error is None:
                 return False
             raise broken_tls(self._error)
-        if self._is_held_up:
-            await self._to_receive_in_time(self._feed(self._receive_below))
-        else:
-            await self._feed(self._receive_below)
+        try:
+            if self._is_held_up:
+                await self._to_receive_in_time(self._feed(self._receive_below))
+            else:
+                await self._feed(self._receive_below)
+        except trio.TooSlowError:
+            self._check_open()  # see _interrupt_calls()
+            raise
         self._check_open()
         return True
 
