@@ -245,6 +245,7 @@ class TlsTraffic(FileSending):
             self._answered >= _ANSWERS and self._below.outbound_buffered >= self._marks.send_high
         )
 
+    @trio.lowlevel.enable_ki_protection  # what has been taken from below is nobody's for a moment
     async def _feed(self, receive: Callable[[], Awaitable[bytes | None]]) -> None:
         """Decrypt what ``receive()`` brings from below, which may be nothing; or wait until another task has done that."""
         if self._feeding.is_taken:
