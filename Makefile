@@ -108,7 +108,7 @@ featured += slow_loris listener server deadlines datagram
 # What makes connections, in all ways, or looks at the inside of the compiled modules.
 connected = $(sort $(featured:%=tests/test_%.py) $(wildcard tests/test_event_*.py tests/test_server*.py tests/test_unix*.py))
 connected += $(addprefix tests/test_,datagram_server.py descriptors.py drain.py framing.py max_connections.py news.py over_sockets.py)
-connected += $(addprefix tests/test_,protocols.py queues.py tls.py worker_channels.py wrapping.py)
+connected += $(addprefix tests/test_,protocols.py queues.py tls.py tls_protocol.py tls_server.py worker_channels.py wrapping.py)
 test-features: $(addprefix test-without-,$(features) all)
 test-without-%: $(VENV)/built-strict
 	$(on_the_ring) GAIN_TRIO_UNWANTED=$* $(bin)/python tools/run_tests.py $(featured:%=tests/test_%.py) $(PYTEST_ARGUMENTS)

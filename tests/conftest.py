@@ -20,8 +20,9 @@ from pathlib import Path
 
 import pytest
 import trio
-from certificates import open_tls_pair
+from certificates import TLS_1_2, TLS_1_3, open_tls_pair
 from pairs import Pair, open_descriptors, open_pair, open_unix_pair
+from tls_pairs import TlsPair
 
 import gain_trio
 from gain_trio import BackendInfo, Feature
@@ -129,6 +130,15 @@ async def any_pair(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
         client, served = await open_unix_pair(f"unix://{tmp_path}/socket")
     else:
         client, served = await (open_pair() if request.param == "TCP" else open_tls_pair())
+    yield client, served
+    client.abort()
+    served.abort()
+
+
+@pytest.fixture(params=[TLS_1_2, TLS_1_3], ids=["TLSv1.2", "TLSv1.3"])
+async def tls_pair(request: pytest.FixtureRequest) -> AsyncIterator[TlsPair]:
+    """Both ends of a TLS connection, of each version."""
+    client, served = await open_tls_pair(version=request.param)
     yield client, served
     client.abort()
     served.abort()
