@@ -12,6 +12,7 @@ import traceback
 import warnings
 from collections.abc import Awaitable, Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 import trio
@@ -32,6 +33,7 @@ from pairs import (
 import gain_trio
 from gain_trio import Connection
 from gain_trio._io_manager import current_manager
+from gain_trio._transports._socket_endpoint import Inbox
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_leak")
 
@@ -101,6 +103,30 @@ def test_two_runs_talk_to_each_other() -> None:
     roles = iter([server, client])
     in_threads(2, lambda: ring_run(next(roles)))
     assert done.is_set()
+
+
+@pytest.mark.parametrize("unix", [False, True], ids=["UDP", "Unix"])
+def test_datagrams_of_runs_in_several_threads_do_not_mix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unix: bool
+) -> None:
+    both_received = threading.Barrier(2, timeout=PATIENCE)
+    queue = Inbox._put
+
+    def queue_when_both_have_received(inbox: Inbox, length: int, address: object) -> None:
+        both_received.wait()
+        queue(inbox, length, address)
+
+    monkeypatch.setattr(Inbox, "_put", queue_when_both_have_received)  # not the ring's, which has buffers of its own
+    names = iter([b"one", b"two"])
+
+    async def main() -> None:
+        name = next(names)
+        address = f"unix://{tmp_path}/{name.decode()}" if unix else "udp://127.0.0.1:0"
+        async with await gain_trio.open_datagram_endpoint(address) as endpoint:
+            await endpoint.send(name * 1000, endpoint.local_address)
+            assert await endpoint.receive() == (name * 1000, endpoint.local_address)
+
+    in_threads(2, lambda: ring_run(main))
 
 
 async def test_a_connection_is_refused_to_another_thread(pair: Pair) -> None:

@@ -28,8 +28,20 @@ _SENDS_A_TURN: Final = 256
 _MOST_CHECKED: Final = 4096
 """Addresses that are known to be IP addresses."""
 
-_scratch = bytearray(65536)
-"""Where every endpoint of every run receives: nothing happens between receiving and copying what was received."""
+_scratch: trio.lowlevel.RunVar[bytearray] = trio.lowlevel.RunVar("gain_trio datagram scratch")
+
+
+def _shared_scratch() -> bytearray:
+    """Where every endpoint of this run receives.
+
+    Nothing of the run happens between receiving and copying what was received; runs in other threads go on meanwhile.
+    """
+    try:
+        return _scratch.get()
+    except LookupError:
+        scratch = bytearray(65536)
+        _scratch.set(scratch)
+        return scratch
 
 
 class Inbox:
@@ -45,7 +57,7 @@ class Inbox:
         self._queue_size = queue_size
         self._queue_bytes = queue_bytes
         self._max_size = max_size
-        self._scratch = _scratch
+        self._scratch = _shared_scratch()
         self._error_told = trio.Event()
         self._scope = trio.CancelScope()
         self.closed = False

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _SHARED_SCRATCH: Final = 65535
-"""Up to this ``max_size`` a buffer is shared with the other endpoints: one byte more shows what is too large."""
+"""Up to this ``max_size`` a buffer is shared with the run's other endpoints: one byte more shows what is too large."""
 _LARGEST: Final = 1 << 24
 _SHORTEST_PAUSE: Final = 0.001
 _LONGEST_PAUSE: Final = 0.05
