@@ -16,8 +16,19 @@ from typing import Any
 
 import pytest
 import trio
-from _helpers import next_descriptor, until_let_go
-from pairs import MEBIBYTE, Pair, clog, fill_kernel, open_pair, pattern, receive_all, receive_exactly, until_queued
+from _helpers import fill, next_descriptor, read_available, socket_pair, until_let_go
+from pairs import (
+    MEBIBYTE,
+    QUIET,
+    Pair,
+    clog,
+    fill_kernel,
+    open_pair,
+    pattern,
+    receive_all,
+    receive_exactly,
+    until_queued,
+)
 from processes import TIMEOUT, running
 from trio.testing import wait_all_tasks_blocked
 
@@ -274,6 +285,24 @@ async def test_detach_flushes_first() -> None:
         assert not got
         assert await receive_all(served) == data
     got[0].close()
+
+
+async def test_detach_after_a_call_that_waited_for_room_leaves_nobody_waiting(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"not a byte of this")
+    with socket_pair() as (one, other):
+        held = fill(one)
+        connection = Connection.from_socket(one)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connection.send_file, path)
+            await wait_all_tasks_blocked(QUIET)  # its thread looks for room, and then it waits
+            nursery.cancel_scope.cancel()
+        sock, _queued = await connection.detach()
+        with sock:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.lowlevel.wait_writable, sock)  # or somebody else waits for it already
+                await wait_all_tasks_blocked()
+                assert len(read_available(other)) == held
 
 
 async def test_detach_of_a_paused_connection() -> None:

@@ -362,6 +362,8 @@ class SocketConnection(SocketEvents):
             self._refuse("receiving")
         if self._receive_error is not None:
             raise broken_by(kept(self._receive_error))
+        if self._writing:  # for a call that was cancelled while it waited for room
+            trio.lowlevel.notify_closing(self._descriptor)
         old, queued = self._socket, bytes(self._inbound)
         sock = socket.socket(old.family, old.type, old.proto, old.detach())
         self._is_closed = True
