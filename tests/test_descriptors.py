@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import errno
+import math
 import os
 import socket
 import tempfile
@@ -13,9 +14,9 @@ from typing import Any
 
 import pytest
 import trio
-from _helpers import descriptor_limit, next_descriptor
+from _helpers import descriptor_limit, fill, next_descriptor
 from pairs import Pair, clog, is_open, open_descriptors, pattern, receive_all, receive_exactly
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio
 from gain_trio import Connection, open_listeners
@@ -42,6 +43,15 @@ async def fd_pair() -> AsyncIterator[Pair]:
 
 
 @pytest.fixture
+async def full_pair(fd_pair: Pair) -> Pair:
+    """A pair whose client has to wait for the kernel, and not for its queue."""
+    client, _served = fd_pair
+    with socket.socket(fileno=os.dup(client.fileno())) as sock:
+        fill(sock)
+    return fd_pair
+
+
+@pytest.fixture
 async def raw() -> AsyncIterator[tuple[socket.socket, Connection]]:
     """A socket, which sends what it likes, and a connection."""
     sock, other = socket.socketpair()
@@ -64,6 +74,17 @@ def same_file(one: int, other: int) -> bool:
 def close_all(descriptors: list[int]) -> None:
     for descriptor in descriptors:
         os.close(descriptor)
+
+
+async def receive_one_descriptor(served: Connection) -> bytes:
+    """What comes up to "end" and is not zero, and one descriptor with it."""
+    received, descriptors = b"", list[int]()
+    while not received.endswith(b"end"):
+        data, more = await served.receive_fds(1 << 20, 10)
+        received, descriptors = received + data, descriptors + more
+    close_all(descriptors)
+    assert len(descriptors) == 1
+    return received.lstrip(b"\0")
 
 
 async def test_a_descriptor_arrives(fd_pair: Pair) -> None:
@@ -239,8 +260,44 @@ async def test_cancelling_send_fds_sends_nothing(fd_pair: Pair) -> None:
     assert client.outbound_buffered == held
 
 
-async def test_closing_ends_a_send_fds_that_waits(fd_pair: Pair) -> None:
-    client, served = fd_pair
+async def test_a_send_fds_that_waits_goes_on_when_there_is_room(full_pair: Pair) -> None:
+    client, served = full_pair
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.send_fds, b"end", [0])
+        await wait_all_tasks_blocked()
+        await receive_one_descriptor(served)
+
+
+async def test_a_read_deadline_does_not_end_a_send_fds_that_waits(full_pair: Pair, autojump_clock: MockClock) -> None:
+    client, served = full_pair
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.send_fds, b"end", [0])
+        await wait_all_tasks_blocked()
+        client.read_deadline = trio.current_time() + 5
+        with pytest.raises(trio.TooSlowError):
+            await client.receive()
+        await wait_all_tasks_blocked()
+        await receive_one_descriptor(served)
+
+
+@pytest.mark.parametrize("queued", [False, True], ids=["the kernel", "the queue"])
+async def test_a_send_fds_that_waits_keeps_the_write_deadline(
+    full_pair: Pair, autojump_clock: MockClock, queued: bool
+) -> None:
+    client, served = full_pair
+    if queued:
+        await client.send(b"before")
+    client.write_deadline = trio.current_time() + 5
+    with trio.fail_after(6), pytest.raises(trio.TooSlowError, match="the connection's write deadline has passed"):
+        await client.send_fds(b"never", [0])
+    client.write_deadline = math.inf
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(client.send_fds, b"end", [0])  # the connection is none the worse for it
+        assert await receive_one_descriptor(served) == (b"beforeend" if queued else b"end")
+
+
+async def test_closing_ends_a_send_fds_that_waits(full_pair: Pair) -> None:
+    client, served = full_pair
     raised: list[BaseException] = []
 
     async def send() -> None:
@@ -249,10 +306,6 @@ async def test_closing_ends_a_send_fds_that_waits(fd_pair: Pair) -> None:
         except trio.ClosedResourceError as error:
             raised.append(error)
 
-    sock = socket.socket(fileno=os.dup(client.fileno()))
-    with sock, pytest.raises(BlockingIOError):
-        while True:
-            sock.send(bytes(65536))  # so that it waits for the kernel, and not for the queue
     async with trio.open_nursery() as nursery:
         nursery.start_soon(send)
         await wait_all_tasks_blocked()

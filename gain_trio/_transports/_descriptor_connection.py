@@ -32,7 +32,7 @@ from gain_trio._io_manager._errors import broken_by
 
 from ._connection import Marks
 from ._queues import head_of, without_head
-from ._socket_base import as_size, closed_error, current_thread
+from ._socket_base import as_size, current_thread
 from ._socket_calls import HasDescriptor
 from ._socket_connection import SocketConnection
 from ._socket_events import CHUNK
@@ -156,14 +156,10 @@ class DescriptorConnection(SocketConnection):
         try:
             await self._pass(self._marks.send_high)
             while not (sent := self._send_with(content, descriptors)):
-                if self._outbound is not None:
-                    await self._park(1)
-                else:
-                    await trio.lowlevel.wait_writable(self._descriptor)
-                    self._unwaited = 0
-        except trio.ClosedResourceError:
-            self._check_not_eof()
-            raise closed_error() from None
+                if self._outbound is None:
+                    await self._until_room()
+                elif await self._park(1):
+                    self._finish_late((), 0)
         finally:
             self._sending = False
         self._has_sent(sent)

@@ -282,6 +282,16 @@ class SocketSending(SocketBase):
             self._refuse("sending")
         self._sending = True
         try:
+            await self._until_room()
+        finally:
+            self._sending = False
+
+    async def _until_room(self) -> None:
+        """:meth:`_wait_for_room` for a call that holds the sending side already.
+
+        The writer waits for it: what ends a wait for the descriptor need not be meant for this call, and a deadline is.
+        """
+        try:
             self._room_wanted = True
             self._start_writer()
             while True:
@@ -292,7 +302,6 @@ class SocketSending(SocketBase):
                     self._finish_late((), 0)
         finally:
             self._room_wanted = False
-            self._sending = False
 
     async def _drain(self) -> None:
         """The writer.  Nothing but the end of the run may end it before the queue is empty, and no error may leave it."""
