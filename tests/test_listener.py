@@ -21,7 +21,9 @@ from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
 import gain_trio
 from gain_trio import Connection, Listener, open_listeners
+from gain_trio._transports._open_sockets import open_sockets
 from gain_trio._transports._ring_listener import QUEUE_HIGH, RingListener
+from gain_trio._transports._socket_options import SocketOptions
 
 LOCAL = "tcp://127.0.0.1:0"
 
@@ -146,6 +148,35 @@ def test_a_failure_closes_what_was_opened(no_descriptor_leak: None) -> None:
                     await open_listeners(f"tcp://two.example:{listener.local_address[1]}")
 
     gain_trio.run(main)
+
+
+class SocketWithoutIPv6(socket.socket):
+    """Of a machine that has none."""
+
+    def __init__(self, family: int, *args: Any) -> None:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+        super().__init__(family, *args)
+
+
+async def test_a_name_may_have_addresses_that_the_machine_does_not_support(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "socket", SocketWithoutIPv6)
+    trio.socket.set_custom_hostname_resolver(TwoAddresses())
+    [[sock]] = await open_sockets(["tcp://two.example:0"], SocketOptions())
+    with sock:
+        assert sock.getsockname()[0] == "127.0.0.1"
+
+
+@pytest.mark.parametrize("addresses", [["tcp://[::1]:0"], [LOCAL, "tcp://[::1]:0"], ["tcp://[::1]:0", LOCAL]])
+@pytest.mark.parametrize("shards", [None, 2])
+async def test_an_address_that_the_machine_does_not_support(
+    monkeypatch: pytest.MonkeyPatch, no_descriptor_leak: None, addresses: list[str], shards: int | None
+) -> None:
+    """Also when there is another that it does: the program is not left without one it asked for."""
+    monkeypatch.setattr(socket, "socket", SocketWithoutIPv6)
+    with pytest.raises(OSError, match=r"supports none of the addresses of tcp://\[::1\]:0") as caught:
+        await open_sockets(addresses, SocketOptions(), shards=shards)
+    assert caught.value.errno == errno.EAFNOSUPPORT
 
 
 async def test_an_address_of_somebody_else() -> None:

@@ -86,6 +86,7 @@ async def _open_tcp(
     except socket.gaierror as error:
         raise socket.gaierror(error.errno, f"cannot listen on {address}: {error.strerror}") from error
     unsupported: list[OSError] = []
+    before = len(groups[0])  # those of other addresses are no substitute for one of this
     for family, kind, protocol, _name, sockaddr in found:
         where: SocketAddress = sockaddr
         for number, group in enumerate(groups):
@@ -107,7 +108,7 @@ async def _open_tcp(
         else:
             if by_cpu:
                 steer_by_cpu(groups[0][-1], len(groups))
-    if not groups[0]:
+    if len(groups[0]) == before:
         reason = f"this machine supports none of the addresses of {address}"
         raise OSError(errno.EAFNOSUPPORT, reason) from (unsupported[0] if unsupported else None)
 
