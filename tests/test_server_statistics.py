@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import logging
 import pickle
 import socket
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -20,6 +23,8 @@ from trio.testing import MockClock
 import gain_trio
 from gain_trio import BackendInfo, Connection, ServerStatistics, UringStatistics
 from gain_trio._faces._logging import JsonFormatter
+from gain_trio._io_manager import current_manager
+from gain_trio._server._consumer import Consumer, Terms
 
 
 class DeliberateError(Exception):
@@ -206,6 +211,59 @@ def test_statistics_after_the_run() -> None:
     server = trio.run(main)
     now = server.statistics()
     assert (now.accepted, now.active, now.bytes_sent) == (1, 0, 5)
+
+
+# --- asked for by another thread ---
+
+
+class AppearsMeanwhile:
+    """Of a connection or a wait what is counted.  Another one begins while somebody counts this one."""
+
+    def __init__(self, begin: Callable[[], object]) -> None:
+        self._begin = begin
+
+    def _count(self) -> int:
+        self._begin()
+        return 1
+
+    bytes_received = bytes_sent = waits = property(_count)
+
+
+async def test_connections_may_come_while_bytes_are_counted() -> None:
+    consumer = Consumer(0, Terms(echo))
+    consumer._open |= {AppearsMeanwhile(lambda: consumer._open.add(object())) for _ in range(3)}  # type: ignore[arg-type, misc]
+    assert consumer.bytes_received == 3
+    consumer._open = {each for each in consumer._open if isinstance(each, AppearsMeanwhile)}
+    assert consumer.bytes_sent == 3
+
+
+@pytest.mark.full_ring
+async def test_tasks_may_begin_to_wait_while_they_are_counted() -> None:
+    manager = current_manager("a test")
+    assert manager is not None
+    found = manager.statistics()
+    for waiters in manager._waiters.values():
+        numbers = itertools.count(1 << 30)
+        begin = functools.partial(lambda waiters, numbers: waiters.setdefault(next(numbers)), waiters, numbers)
+        waiters.update({-number: AppearsMeanwhile(begin) for number in (1, 2, 3)})  # type: ignore[misc]
+    try:
+        now = manager.statistics()
+    finally:
+        for waiters in manager._waiters.values():
+            for number in [each for each in waiters if not 0 <= each < 1 << 30]:
+                del waiters[number]
+    assert now.tasks_waiting_read == found.tasks_waiting_read + 3
+    assert now.tasks_waiting_write == found.tasks_waiting_write + 3
+
+
+@pytest.mark.parametrize("look", ["statistics", "active_connections", "addresses"])
+async def test_a_server_of_callbacks_may_end_between_two_looks(monkeypatch: pytest.MonkeyPatch, look: str) -> None:
+    async with serving(echo) as running:
+        answers = iter([running, None])
+        server = gain_trio.EventServer(gain_trio.EventHandler())
+        monkeypatch.setattr(gain_trio.EventServer, "_server", property(lambda _: next(answers)), raising=False)
+        found, expected = getattr(server, look), getattr(running, look)
+        assert (found() == expected()) if callable(found) else (found == expected)
 
 
 # --- the log ---

@@ -161,9 +161,10 @@ class UringIOManager:
     def statistics(self) -> UringStatistics:
         """A snapshot of the manager's and the ring's counters."""
         ring = self.ring.statistics()
+        # Lists are made in one step: another thread may ask, while tasks begin and end to wait.
         return UringStatistics(
-            tasks_waiting_read=sum(poll.waits for poll in self._waiters[_READ].values()),
-            tasks_waiting_write=sum(poll.waits for poll in self._waiters[_WRITE].values()),
+            tasks_waiting_read=sum(poll.waits for poll in list(self._waiters[_READ].values())),
+            tasks_waiting_write=sum(poll.waits for poll in list(self._waiters[_WRITE].values())),
             connections=self.reactor.connections,
             endpoints=self.reactor.endpoints,
             submissions=ring.submissions,

@@ -98,12 +98,13 @@ class Consumer:
     @property
     def bytes_received(self) -> int:
         """Of all its connections."""
-        return self._bytes_received + sum(connection.bytes_received for connection in self._open)
+        # The list is made in one step: another thread may ask, while this one's connections come and go.
+        return self._bytes_received + sum(connection.bytes_received for connection in list(self._open))
 
     @property
     def bytes_sent(self) -> int:
         """Of all its connections."""
-        return self._bytes_sent + sum(connection.bytes_sent for connection in self._open)
+        return self._bytes_sent + sum(connection.bytes_sent for connection in list(self._open))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own the nursery, until cancelled."""

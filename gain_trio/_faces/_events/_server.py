@@ -118,12 +118,14 @@ class EventServer:
     @property
     def active_connections(self) -> int:
         """How many connections are open.  Datagrams make none."""
-        return self._server.active_connections if isinstance(self._server, Server) else 0
+        server = self._server  # in another thread it may end between two looks
+        return server.active_connections if isinstance(server, Server) else 0
 
     @property
     def addresses(self) -> tuple[Any, ...]:
         """Where it listens, as from :meth:`socket.socket.getsockname`; nowhere when it does not run."""
-        return self._server.addresses if self._server is not None else ()
+        server = self._server
+        return server.addresses if server is not None else ()
 
     def statistics(self) -> ServerStatistics | DatagramServerStatistics:
         """A snapshot of the counters.
@@ -131,9 +133,10 @@ class EventServer:
         Raises:
           InvalidState: it does not run.
         """
-        if self._server is None:
+        server = self._server
+        if server is None:
             raise InvalidState(f"the server is {self._state.value}, and counts when it runs")
-        return self._server.statistics()
+        return server.statistics()
 
     # --- as a program ---
 
