@@ -383,6 +383,26 @@ async def test_a_closed_connection_is_not_idle(
     client.idle_timeout = 7  # is of no consequence any more
 
 
+async def test_a_detached_connection_is_not_idle(
+    pair: Pair, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its socket goes on, and is somebody else's affair."""
+    caplog.set_level(logging.INFO, logger="gain_trio")
+    client, served = pair
+    served.idle_timeout = 5
+    served.read_deadline = seconds_from_now(7)
+    with trio.move_on_after(1):
+        await served.receive()  # so that the keeper knows of it
+    sock, _queued = await served.detach()
+    with sock:
+        assert current_keeper()._heap.earliest is None
+        await trio.sleep(100)
+        assert not caplog.records
+        assert not served._was_idle
+        sock.sendall(b"goes on")
+        assert await client.receive_exactly(7) == b"goes on"
+
+
 async def test_served_connections_that_are_idle_are_closed_and_counted(autojump_clock: MockClock) -> None:
     """A client that says nothing, and one that sends a byte a second, beside one that is served."""
 

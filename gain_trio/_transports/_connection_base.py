@@ -156,7 +156,7 @@ class ConnectionBase(Connection):
         self._own_timing().watch(sending, when)
 
     def _unwatch(self) -> None:
-        """The connection is closed: there is nothing to look at any more."""
+        """The connection is closed, or has let go of its socket: there is nothing to look at any more."""
         if self._timing is not None:
             self._timing.stop()
 

@@ -63,6 +63,7 @@ class RingConnection(_Stream, KernelFileSending):
         await trio.lowlevel.checkpoint()
         await self.flush()
         descriptor, queued = await self._detach()
+        self._unwatch()
         try:
             sock = socket.socket(fileno=descriptor)
         except BaseException:

@@ -370,6 +370,7 @@ class SocketConnection(SocketEvents):
         self._descriptor = -1
         self._inbound = NOTHING
         self._run.connections.discard(self)
+        self._unwatch()
         sock.setblocking(True)
         return sock, queued
 
