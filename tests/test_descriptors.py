@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import trio
-from _helpers import descriptor_limit, fill, next_descriptor
+from _helpers import descriptor_limit, fill, next_descriptor, read_available
 from pairs import Pair, clog, is_open, open_descriptors, pattern, receive_all, receive_exactly
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -454,3 +454,25 @@ async def test_detach_with_descriptors_waiting(raw: tuple[socket.socket, Connect
     with plain:
         assert (type(plain), rest) == (socket.socket, b"")
         assert is_open(plain.fileno())
+
+
+async def test_detach_while_descriptors_arrive(raw: tuple[socket.socket, Connection]) -> None:
+    """Another task receives while it flushes."""
+    sock, connection = raw
+    with socket.socket(fileno=os.dup(connection.fileno())) as same:
+        fill(same)
+    await connection.send(b"queued")
+
+    async def detach() -> None:
+        with pytest.raises(RuntimeError, match="nobody has taken"):
+            await connection.detach()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(detach)
+        await wait_all_tasks_blocked()
+        pass_by_hand(sock, b"x", [0, 0])
+        assert await connection.receive() == b"x"
+        read_available(sock)
+    _data, descriptors = await connection.receive_fds(10, 10)
+    assert len(descriptors) == 2, "the connection goes on, and has them"
+    close_all(descriptors)

@@ -182,11 +182,10 @@ class DescriptorConnection(SocketConnection):
             self._send_failed(error)
             raise broken_by(error) from error
 
-    async def detach(self) -> tuple[socket.socket, bytes]:
-        """See :meth:`Connection.detach`."""
-        if self._socket.arrived:
+    def _refuse_detach(self) -> None:
+        super()._refuse_detach()
+        if self._socket.arrived:  # also while it was flushed: the socket that is given back knows nothing of them
             raise RuntimeError("descriptors have arrived that nobody has taken: call receive_fds() first")
-        return await super().detach()
 
 
 def _numbers(fds: Sequence[int | HasDescriptor]) -> array.array[int]:

@@ -358,10 +358,7 @@ class SocketConnection(SocketEvents):
         """See :meth:`Connection.detach`."""
         await trio.lowlevel.checkpoint()
         await self.flush()
-        if self._receiving:
-            self._refuse("receiving")
-        if self._receive_error is not None:
-            raise broken_by(kept(self._receive_error))
+        self._refuse_detach()
         if self._writing:  # for a call that was cancelled while it waited for room
             trio.lowlevel.notify_closing(self._descriptor)
         old, queued = self._socket, bytes(self._inbound)
@@ -373,6 +370,13 @@ class SocketConnection(SocketEvents):
         self._unwatch()
         sock.setblocking(True)
         return sock, queued
+
+    def _refuse_detach(self) -> None:
+        """Raise why the socket cannot be given back now."""
+        if self._receiving:
+            self._refuse("receiving")
+        if self._receive_error is not None:
+            raise broken_by(kept(self._receive_error))
 
     # --- closing ---
 
