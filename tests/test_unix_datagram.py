@@ -371,6 +371,23 @@ async def test_a_send_that_waits_ends_with_a_cancel_a_close_and_the_receiver(
         await endpoint.send(b"x", where)
 
 
+async def test_somebody_else_waits_for_the_descriptor(path: str, peer: socket.socket) -> None:
+    async with await open_datagram_endpoint(f"unix://{path}") as endpoint:
+
+        async def is_told(scope: trio.CancelScope) -> None:
+            with pytest.raises(OSError, match="somebody else waits for this endpoint's descriptor") as caught:
+                await endpoint.receive()
+            assert caught.value.errno == errno.EBUSY
+            scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            with trio.CancelScope() as scope:
+                nursery.start_soon(is_told, scope)
+                await trio.lowlevel.wait_readable(endpoint.fileno())  # before the endpoint itself
+        peer.sendto(b"goes on", path)
+        assert await endpoint.receive() == (b"goes on", peer.getsockname())
+
+
 async def test_senders_wait_for_the_endpoints_own_queue_only_in_the_kernel(names: tuple[str, str]) -> None:
     """It always reads, and drops what does not fit its queue, as any endpoint does."""
     async with (

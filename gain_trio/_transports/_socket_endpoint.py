@@ -8,6 +8,7 @@ whether or not somebody receives, and what comes first is kept.  Everything that
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import warnings
 from collections import OrderedDict, deque
@@ -72,13 +73,18 @@ class Inbox:
                         await trio.lowlevel.wait_readable(self.sock)
                         self._read()
                     except OSError as error:
-                        self.error = error
-                        self.waiting.unpark_all()
+                        self._failed(error)
+                    except trio.BusyResourceError:
+                        self._failed(OSError(errno.EBUSY, "somebody else waits for this endpoint's descriptor"))
                     if self.error is not None:  # it may be there to stay
                         self._error_told = trio.Event()
                         await self._error_told.wait()
         finally:
             self.close()
+
+    def _failed(self, error: OSError) -> None:
+        self.error = error
+        self.waiting.unpark_all()
 
     def _read(self) -> None:
         for _ in range(_BATCH):
