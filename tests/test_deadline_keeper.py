@@ -90,3 +90,21 @@ async def test_one_that_is_told_now_does_not_keep_the_others_from_their_turn(aut
     await trio.sleep(1)
     assert len(greedy.looks) == 51
     assert modest.looks == [now]
+
+
+async def test_one_that_fails_does_not_keep_the_others_from_their_turn(
+    autojump_clock: MockClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Failing:
+        def deadline_passed(self, _now: float) -> float:
+            raise ValueError("told to nobody")
+
+    now = trio.current_time()
+    keeper, failing, watched = DeadlineKeeper(), Entry(Failing()), Watched(now + 3)
+    keeper.watch(failing, now + 1)
+    keeper.watch(Entry(watched), now + 1)
+    await trio.sleep(2)
+    keeper.watch(failing, now + 3)  # it is not looked at again unless that is asked for
+    await trio.sleep(100)
+    assert watched.looks == [now + 1, now + 3]
+    assert capsys.readouterr().err.count("ValueError: told to nobody") == 2

@@ -23,6 +23,10 @@ BIG = 24 * MEBIBYTE
 """More than any peer's kernel holds."""
 
 
+class DeliberateError(Exception):
+    pass
+
+
 def seconds_from_now(seconds: float) -> float:
     return trio.current_time() + seconds
 
@@ -313,6 +317,27 @@ async def test_an_idle_connection_is_closed_and_says_so(
         await served.send(b"too late")
     [record] = [record for record in caplog.records if "no byte was moved" in record.getMessage()]
     assert "30 seconds" in record.getMessage()
+
+
+async def test_an_idle_connection_is_closed_when_the_log_fails(
+    pair: Pair, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_record: logging.LogRecord) -> bool:
+        raise DeliberateError("in the filter")
+
+    client, served = pair
+    logger = logging.getLogger("gain_trio")
+    caplog.set_level(logging.INFO, logger.name)
+    served.idle_timeout = client.idle_timeout = 30
+    logger.addFilter(fail)
+    try:
+        for connection in pair:
+            with pytest.raises(trio.BrokenResourceError):
+                await connection.receive()
+            assert connection._was_idle
+    finally:
+        logger.removeFilter(fail)
+    assert capsys.readouterr().err.count("DeliberateError: in the filter") == 2
 
 
 @pytest.mark.parametrize("direction", ["in", "out"])

@@ -19,6 +19,7 @@ from __future__ import annotations
 import errno
 import logging
 import math
+import traceback
 import weakref
 from collections.abc import Iterator
 from typing import Protocol, final
@@ -183,7 +184,12 @@ class DeadlineKeeper:
         while heap.earliest is not None and heap.earliest.when <= now:
             entry = heap.earliest
             heap.remove(entry)
-            again.append((entry, entry.owner.deadline_passed(now)))
+            try:
+                again.append((entry, entry.owner.deadline_passed(now)))
+            except Exception:  # noqa: BLE001 - a filter of the program's for the log, say
+                # There is no caller to be told, as a log handler has none, and the others must have their turn: so this
+                # is told as logging tells of its handlers' failures.
+                traceback.print_exc()
         for entry, when in again:  # not before: one that asks for `now` again would keep the loop from ending
             self.watch(entry, when)
 
@@ -254,9 +260,11 @@ class _Idleness:
         end = connection._active_at + self.timeout
         if end > now:
             return end
-        logger.info("connection %r is closed: for %g seconds no byte was moved", connection, self.timeout)
         self.was_idle = True
-        connection._break(errno.ETIMEDOUT)
+        try:
+            logger.info("connection %r is closed: for %g seconds no byte was moved", connection, self.timeout)
+        finally:  # a filter of the program's may fail
+            connection._break(errno.ETIMEDOUT)
         return math.inf
 
 
