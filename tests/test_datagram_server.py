@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 import sys
@@ -172,6 +173,26 @@ async def test_a_source_that_cannot_be_answered_is_no_error_of_the_handler(
         now = server.statistics()
         assert now.handler_errors + now.unreachable == 2
     assert len(caplog.records) == 2
+
+
+@pytest.mark.parametrize("others", [[], [ValueError("of the program")]], ids=["only", "with another"])
+async def test_of_a_group_too(peer: socket.socket, caplog: pytest.LogCaptureFixture, others: list[Exception]) -> None:
+    """A handler that answers from a nursery of its own."""
+    caplog.set_level(logging.INFO, "gain_trio")
+    unreachable = OSError(errno.ENETUNREACH, "no way there")
+
+    async def handler(_data: bytes, _address: Any, _endpoint: DatagramEndpoint) -> None:
+        raise ExceptionGroup("outer", [ExceptionGroup("inner", [unreachable]), unreachable, *others])
+
+    async with serving(handler) as server:
+        peer.sendto(b"x", server.address)
+        await until(lambda: server.statistics().handled == 1)
+        now = server.statistics()
+    assert (now.unreachable, now.handler_errors) == ((0, 1) if others else (1, 0))
+    [record] = caplog.records
+    assert (record.levelno, bool(record.exc_info)) == ((logging.ERROR, True) if others else (logging.INFO, False))
+    if not others:
+        assert "no way there" in record.getMessage()
 
 
 async def test_cancelling_ends_handlers_and_closes(peer: socket.socket) -> None:

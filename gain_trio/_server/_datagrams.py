@@ -119,15 +119,25 @@ class DatagramServer:
 
     def _failed(self, address: Any, error: BaseException) -> None:
         # Source addresses can be forged; nobody must be able to fill the log with tracebacks by that.
-        if isinstance(error, OSError) and _is_unreachable(address, error):
+        if _is_only_unreachable(address, error):
             self._unreachable += 1
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
             logger.info("handler %s could not answer %s: %s", self._name, address, error)
             return
         self._handler_errors += 1
         logger.error("handler %s failed on a datagram from %s", self._name, address, exc_info=error)
 
 
-def _is_unreachable(address: Any, error: OSError) -> bool:
+def _is_only_unreachable(address: Any, error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(lambda one: _is_unreachable(address, one))[1] is None
+    return _is_unreachable(address, error)
+
+
+def _is_unreachable(address: Any, error: BaseException) -> bool:
+    if not isinstance(error, OSError):
+        return False
     if isinstance(address, tuple):
         no_port = error.errno == errno.EINVAL and address[1] == 0
         return no_port or error.errno in UNREACHABLE_ERRNOS
