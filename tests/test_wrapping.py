@@ -23,6 +23,7 @@ from pairs import (
     Pair,
     clog,
     fill_kernel,
+    is_open,
     open_pair,
     pattern,
     receive_all,
@@ -538,10 +539,63 @@ async def test_all_that_systemd_passed(passed: list[socket.socket], monkeypatch:
     listeners = await open_listeners("fd://systemd")
     assert [listener.fileno() for listener in listeners] == [sock.fileno() for sock in passed]
     assert not any(variable in os.environ for variable in _activation.VARIABLES)
-    with pytest.raises(OSError, match="opened before by another fd://systemd address") as caught:
+    with pytest.raises(OSError, match="opened before by another fd:// address") as caught:
         await open_listeners("fd://systemd")
     assert caught.value.errno == errno.EBUSY
     for listener in listeners:
+        await check_and_close(listener)
+
+
+@pytest.mark.parametrize("first", ["fd://700", "fd://systemd", "fd://systemd/web"])
+@pytest.mark.parametrize("second", ["fd://700", "fd://systemd/web"])
+async def test_no_descriptor_has_two_owners(
+    passed: list[socket.socket], monkeypatch: pytest.MonkeyPatch, first: str, second: str
+) -> None:
+    announce(monkeypatch, 3, "web:api:api")
+    listeners = await open_listeners(first)
+    with pytest.raises(
+        OSError, match=f"cannot listen on {second}: .* opened before by another fd:// address"
+    ) as caught:
+        await open_listeners(second)
+    assert caught.value.errno == errno.EBUSY
+    for listener in listeners:
+        await check_and_close(listener)
+
+
+async def test_one_address_twice(passed: list[socket.socket]) -> None:
+    with pytest.raises(OSError, match="opened before by another fd:// address"):
+        await gain_trio.serve(print, ["fd://700", "fd://700"])
+    assert not is_open(700), "what was opened for it is closed, as with other addresses, and once"
+
+
+async def test_a_number_that_has_become_another_descriptors(
+    passed: list[socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program may open as many as it likes, one after the other; systemd has passed each of its own once."""
+    announce(monkeypatch, 1)
+    for address in ("fd://systemd", "fd://700", "fd://700"):
+        [listener] = await open_listeners(address)
+        await check_and_close(listener)
+        assert not is_open(700)
+        os.dup2(passed[1].fileno(), 700)
+    with pytest.raises(OSError, match="opened before"):
+        await open_listeners("fd://systemd")
+    with pytest.raises(ValueError, match="pass_fds"):
+        await open_listeners("fd://700", pass_fds=True)
+    [listener] = await open_listeners("fd://700")  # which has let go of it
+    await check_and_close(listener)
+    with pytest.raises(OSError, match="opened before"):
+        await open_listeners("fd://systemd")
+
+
+async def test_of_systemds_sockets_those_that_are_left(
+    passed: list[socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announce(monkeypatch, 3)
+    [first] = await open_listeners("fd://701")
+    others = await open_listeners("fd://systemd")
+    assert [listener.fileno() for listener in others] == [700, 702]
+    for listener in (first, *others):
         await check_and_close(listener)
 
 

@@ -11,6 +11,9 @@ As sd_listen_fds(unset_environment=1) does, the first use of an ``fd://systemd``
 environment, so that no program started from here is misled, and makes the descriptors close-on-exec.  What was passed
 is remembered for the addresses that come later, ``fd://systemd/web`` now and ``fd://systemd/api`` then, and each
 socket is given out once: the second time its number may be another file's.
+
+A number that the program gives itself, ``fd://3``, may come again when the socket that it stood for has been closed: it is
+another file's by then.  Before that it is refused.  Of two owners the first to close would close the other's.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import weakref
 from typing import Final, final
 
 from ._address import FdAddress
@@ -34,14 +38,20 @@ class Passed:
 
     def __init__(self) -> None:
         self._names: dict[int, str] = {}
-        self._given: set[int] = set()
+        self._owners: dict[int, weakref.ref[socket.socket]] = {}
 
     def take(self, address: FdAddress) -> list[int]:
-        """The descriptors that an address of systemd's stands for, which are the caller's from now on.
+        """The descriptors that an address stands for.  Who makes something of them says so by :meth:`own`.
 
         Raises:
-          OSError: there are none.
+          OSError: there are none, or they have an owner.
         """
+        if address.descriptor is not None:
+            _check_open(address.descriptor)
+            if self._is_owned(address.descriptor):
+                reason = f"descriptor {address.descriptor} was opened before by another fd:// address, and can be once"
+                raise OSError(errno.EBUSY, reason)
+            return [address.descriptor]
         self._read_environment()
         if not self._names:
             raise OSError(errno.ENOENT, f"systemd has passed no sockets: LISTEN_PID is not set; {_CURE}")
@@ -50,17 +60,19 @@ class Passed:
             known = ", ".join(sorted(set(self._names.values())))
             reason = f"no socket of this name was passed; there are: {known} (FileDescriptorName=, systemd.socket(5))"
             raise OSError(errno.ENOENT, reason)
-        free = [number for number in meant if number not in self._given]
+        free = [number for number in meant if number not in self._owners]
         if not free:
-            raise OSError(
-                errno.EBUSY, "the sockets were opened before by another fd://systemd address, and can be once"
-            )
-        self._given.update(free)
+            raise OSError(errno.EBUSY, "the sockets were opened before by another fd:// address, and can be once")
         return free
 
-    def put_back(self, descriptors: list[int]) -> None:
-        """They have not been used after all."""
-        self._given.difference_update(descriptors)
+    def own(self, sockets: list[socket.socket]) -> None:
+        """Their descriptors are these sockets', until they are closed."""
+        self._owners.update((sock.fileno(), weakref.ref(sock)) for sock in sockets)
+
+    def _is_owned(self, descriptor: int) -> bool:
+        """Whether what it was given to has not been closed."""
+        owner = self._owners[descriptor]() if descriptor in self._owners else None
+        return owner is not None and owner.fileno() == descriptor
 
     def _read_environment(self) -> None:
         meant = os.environ.get("LISTEN_PID")
@@ -85,7 +97,7 @@ class Passed:
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)
         self._names = dict(zip(descriptors, listed, strict=True))
-        self._given = set()
+        self._owners = {number: owner for number, owner in self._owners.items() if self._is_owned(number)}
         for variable in VARIABLES:
             os.environ.pop(variable, None)
 
@@ -102,19 +114,14 @@ def _check_open(descriptor: int) -> None:
 
 
 def take_sockets(address: FdAddress) -> list[socket.socket]:
-    """The sockets that an address stands for, which are the caller's from now on.
+    """The sockets that an address stands for.  What becomes of them say :func:`keep` and :func:`give_back`.
 
     Raises:
-      OSError: there is none, or it is no socket.
+      OSError: there is none, or it is no socket, or has an owner.
     """
-    if address.descriptor is None:
-        descriptors = passed.take(address)
-    else:
-        _check_open(address.descriptor)
-        descriptors = [address.descriptor]
     sockets: list[socket.socket] = []
     try:
-        for descriptor in descriptors:
+        for descriptor in passed.take(address):
             try:
                 sockets.append(socket.socket(fileno=descriptor))
             except OSError as error:
@@ -123,13 +130,17 @@ def take_sockets(address: FdAddress) -> list[socket.socket]:
                 raise OSError(error.errno, f"descriptor {descriptor} is no socket") from error
             os.set_inheritable(descriptor, False)
     except BaseException:
-        give_back(address, sockets, descriptors)
+        give_back(sockets)
         raise
     return sockets
 
 
-def give_back(address: FdAddress, sockets: list[socket.socket], descriptors: list[int] | None = None) -> None:
+def keep(sockets: list[socket.socket]) -> None:
+    """They are the caller's from now on."""
+    passed.own(sockets)
+
+
+def give_back(sockets: list[socket.socket]) -> None:
     """Let go of sockets without closing them: they go on being what the process was started with."""
-    numbers = [sock.detach() for sock in sockets]
-    if address.descriptor is None:
-        passed.put_back(descriptors if descriptors is not None else numbers)
+    for sock in sockets:
+        sock.detach()

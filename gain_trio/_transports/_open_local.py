@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from ._activation import give_back, take_sockets
+from ._activation import give_back, keep, take_sockets
 from ._address import FdAddress, UnixAddress
 from ._socket_options import SocketOptions
 from ._unix import check_unix, listen_unix
@@ -33,8 +33,9 @@ def open_passed(address: FdAddress, *, pass_fds: bool) -> list[socket.socket]:
         for sock in sockets:
             prepare_socket(sock)
     except BaseException:
-        give_back(address, sockets)
+        give_back(sockets)
         raise
+    keep(sockets)
     return sockets
 
 
