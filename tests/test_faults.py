@@ -433,6 +433,42 @@ def test_an_interrupt_from_outside_ends_a_run_that_is_busy_with_one_connection(r
     assert leaves(caught.value) == [KeyboardInterrupt]
 
 
+@pytest.mark.full_ring
+@pytest.mark.parametrize("kind", ["connection", "endpoint"])
+def test_an_interrupt_does_not_close_a_descriptor_that_is_borrowed(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """What is asked of the socket takes a socket object for it, which nobody has yet when it has been made."""
+
+    class Interrupting(socket.socket):
+        def __init__(self, *args: int, fileno: int) -> None:
+            super().__init__(*args, fileno=fileno)
+            signal.raise_signal(signal.SIGINT)
+
+    async def main() -> None:
+        if kind == "connection":
+            client, served = await open_pair()
+            borrow: Callable[[], object] = lambda: served.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)  # noqa: E731
+            number, ends = served.fileno(), [client, served]
+        else:
+            endpoint = await gain_trio.open_datagram_endpoint("udp://127.0.0.1:0")
+            borrow, number, ends = endpoint.statistics, endpoint.fileno(), [endpoint]
+        before = os.fstat(number)
+        try:
+            with monkeypatch.context() as patched:
+                patched.setattr(socket, "socket", Interrupting)
+                borrow()
+            await trio.lowlevel.checkpoint()
+        except KeyboardInterrupt:
+            interrupted.append(True)
+        gc.collect()
+        assert os.path.samestat(os.fstat(number), before)
+        for end in ends:
+            await end.aclose()
+
+    interrupted: list[bool] = []
+    gain_trio.run(bounded(main))
+    assert interrupted
+
+
 def test_a_flood_over_few_buffers_starves_nobody() -> None:
     """Decided by volume: the patient one gets its answers before the others have moved half a gigabyte."""
     flooded = pings = 0

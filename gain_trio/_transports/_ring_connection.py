@@ -77,6 +77,7 @@ class RingConnection(_Stream, KernelFileSending):
         return self._descriptor
 
     @contextlib.contextmanager
+    @trio.lowlevel.enable_ki_protection  # a socket object that is dropped closes what it was made of
     def _borrowed_socket(self) -> Iterator[socket.socket]:
         descriptor = self._descriptor
         if descriptor < 0:
