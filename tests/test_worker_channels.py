@@ -274,6 +274,39 @@ async def test_records_of_other_threads_are_sent(forwarder: _logs.Forwarder) -> 
     other.close()
 
 
+async def test_a_cancelled_sender_neither_loses_records_nor_has_them_sent_twice(forwarder: _logs.Forwarder) -> None:
+    sock, other = socket.socketpair()
+    control = Control(sock)
+    texts = [f"{number} " + "x" * 30_000 for number in range(_logs.MOST_AT_ONCE)]  # more than the kernel takes
+    for text in texts:
+        forwarder.emit(record(text))
+    with trio.CancelScope() as before_its_turn:
+        before_its_turn.cancel()
+        await forwarder.send_all(control)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(forwarder.send_all, control)
+        await trio.testing.wait_all_tasks_blocked()  # the kernel is full
+        forwarder.emit(record("one more"))
+        nursery.start_soon(forwarder.send_all, control)
+        await trio.testing.wait_all_tasks_blocked()  # it waits for its turn
+        nursery.cancel_scope.cancel()
+    reader = Control(other)
+    arrived = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(forwarder.send_all, control)
+        nursery.start_soon(forwarder.send_all, control)
+        with trio.fail_after(PATIENCE):
+            while len(arrived) <= len(texts):
+                message = await reader.receive()
+                assert isinstance(message, Log)
+                arrived += [attributes["msg"] for attributes in message.records]
+    assert arrived == [*texts, "one more"]
+    await control.send_eof()
+    assert await reader.receive() is None
+    control.close()
+    reader.close()
+
+
 def test_what_cannot_be_sent_any_more_is_written(
     forwarder: _logs.Forwarder, capsys: pytest.CaptureFixture[str]
 ) -> None:

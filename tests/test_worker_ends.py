@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import resource
@@ -449,6 +450,19 @@ async def test_drain_waits_for_connections_and_then_ends_the_processes() -> None
     assert children() == []
     assert server.statistics().finished == 4
     assert server.active_connections == 0
+
+
+async def test_what_a_process_logs_at_its_end_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(3):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "gain_trio"):
+            async with trio.open_nursery() as nursery:
+                server = await nursery.start(
+                    lambda **status: gain_trio.serve(handlers.echo, LOCAL, processes=1, **status)
+                )
+                await server.drain(60)
+        last = [record.getMessage() for record in caplog.records if record.processName == "gain_trio worker 0"][-1]
+        assert "drained" in last
 
 
 async def test_a_second_drain_can_shorten_the_first() -> None:

@@ -6,6 +6,8 @@ Both ends have this class.  The end of the stream means that the other process i
 from __future__ import annotations
 
 import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import final
 
 import trio
@@ -38,8 +40,26 @@ class Control:
     async def send_frame(self, content: bytes) -> None:
         """Send what :func:`encode` has made, or the first message, which ``_boot.py`` reads."""
         async with self._turn:
-            await self._connection.send(FRAME.pack(len(content)) + content)
+            self._queue(content)
             await self._connection.flush()
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[Callable[[Message], None]]:
+        """A turn to send messages, with the function that does it: ``async with control.turn() as say: say(message)``.
+
+        A message that ``say`` has returned from goes out whole, whoever is cancelled then.  So what it is made of can be
+        crossed off where it came from in the same step: it is neither lost nor sent twice.  The block ends when the
+        kernel has it.
+
+        Raises what :meth:`send` raises, ``say`` included; nothing of the message is sent then.
+        """
+        async with self._turn:
+            yield lambda message: self._queue(encode(message))
+            await self._connection.flush()
+
+    def _queue(self, content: bytes) -> None:
+        # Not send(), which may be cancelled without a word of whether the frame is on its way.
+        self._connection._send_nowait(FRAME.pack(len(content)) + content)
 
     async def receive(self) -> Message | None:
         """The next message; None at the end of the stream, and when the other process is gone.

@@ -79,11 +79,17 @@ class Forwarder(logging.Handler):
                 await self._news.wait()
 
     async def send_all(self, control: Control) -> None:
-        """Send what waits."""
+        """Send what waits.  Cancelled, what it has not sent waits still."""
         while self._waiting or self._dropped:
-            records = tuple(self._waiting.popleft() for _ in range(min(MOST_AT_ONCE, len(self._waiting))))
-            dropped, self._dropped = self._dropped, 0
-            await control.send(Log(records, dropped))
+            async with control.turn() as say:
+                # Another task may have sent them while this one waited for its turn; other threads add some at the end.
+                records = tuple(self._waiting[number] for number in range(min(MOST_AT_ONCE, len(self._waiting))))
+                dropped = self._dropped
+                if records or dropped:
+                    say(Log(records, dropped))
+                    self._dropped -= dropped
+                    for _ in records:
+                        self._waiting.popleft()
 
     def give_up(self) -> None:
         """Write what can no longer be sent to standard error, in short."""
