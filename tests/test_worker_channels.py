@@ -151,6 +151,24 @@ async def test_messages_arrive_whole_and_in_order() -> None:
     other.close()
 
 
+async def test_a_cancelled_receiver_loses_nothing_wherever_in_a_message_it_was() -> None:
+    own, other = socket.socketpair()
+    control = Control(other)
+    content = _messages.encode(Taken(3, 4))
+    frame = FRAME.pack(len(content)) + content
+    with own:
+        for length in (0, 3, FRAME.size, FRAME.size + 5):
+            own.sendall(frame[:length])
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(control.receive)
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.cancel_scope.cancel()
+            own.sendall(frame[length:])
+            with trio.fail_after(PATIENCE):
+                assert await control.receive() == Taken(3, 4)
+    control.close()
+
+
 async def test_a_message_that_was_cut_short_is_the_end() -> None:
     own, other = socket.socketpair()
     control = Control(other)

@@ -25,6 +25,7 @@ class Control:
     def __init__(self, sock: socket.socket) -> None:
         self._connection = Connection.from_socket(sock)
         self._turn = trio.StrictFIFOLock()
+        self._length: int | None = None  # of the message that is being received
 
     async def send(self, message: Message) -> None:
         """Send a message, and return when the kernel has it: the other end can read it then, even if this process dies.
@@ -64,18 +65,22 @@ class Control:
     async def receive(self) -> Message | None:
         """The next message; None at the end of the stream, and when the other process is gone.
 
-        A message that the other process's end cut short is no message.
+        A message that the other process's end cut short is no message.  Cancelling it loses nothing.
 
         Raises:
           ValueError: what comes is none; nothing that comes after it can be understood.
         """
         try:
-            (length,) = FRAME.unpack(await self._connection.receive_exactly(FRAME.size))
-            if length > LARGEST:
-                raise ValueError(f"a message of {length} bytes comes through the control channel, more than {LARGEST}")
-            content = await self._connection.receive_exactly(length)
+            if self._length is None:
+                (self._length,) = FRAME.unpack(await self._connection.receive_exactly(FRAME.size))
+            if self._length > LARGEST:
+                raise ValueError(
+                    f"a message of {self._length} bytes comes through the control channel, more than {LARGEST}"
+                )
+            content = await self._connection.receive_exactly(self._length)
         except (IncompleteMessage, trio.BrokenResourceError):
             return None
+        self._length = None
         return decode(content)
 
     async def send_eof(self) -> None:
