@@ -477,19 +477,56 @@ async def test_a_second_drain_can_shorten_the_first() -> None:
     assert children() == []
 
 
+async def until_refused(server: Server) -> None:
+    """Until nobody listens any more; a connection may be made meanwhile, and is let go."""
+    with trio.fail_after(PATIENCE):
+        while True:
+            try:
+                (await connect(server)).abort()
+            except OSError:
+                return
+            await trio.sleep(0.01)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 async def test_stop_accepting_leaves_connections_alone(architecture: str) -> None:
     async with serving(handlers.tell_process, processes=2, architecture=architecture) as server:
         async with clients_of(server, 4) as clients:
             server.stop_accepting()
-            with trio.fail_after(PATIENCE):
-                while True:
-                    try:
-                        (await connect(server)).abort()
-                    except OSError:
-                        break
+            await until_refused(server)
             for client in clients:
                 assert await process_of(client) in children()
+
+
+async def test_stop_accepting_reaches_a_process_that_is_being_started(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    handler = handlers.WhenUnpickled(handlers.tell_process, handlers.wait_while, gate)
+    async with serving(handler, processes=1, architecture="socket_sharding") as server:
+        [victim] = children()
+        gate.touch()
+        os.kill(victim, signal.SIGKILL)
+        await soon(lambda: len(children()) == 1 and children() != [victim])
+        server.stop_accepting()
+        gate.unlink()
+        await until_refused(server)
+        await soon(lambda: server._process_counts() == (1, 1))
+
+
+@pytest.mark.parametrize("where", [(_slot.Slot, "_begin"), (_launch.Launch, "start")], ids=["decided", "started"])
+async def test_stop_accepting_when_a_process_is_about_to_be_started(
+    where: tuple[Any, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    do = getattr(*where)
+
+    async def stop_accepting_first(*arguments: Any) -> Any:
+        server.stop_accepting()
+        return await do(*arguments)
+
+    async with serving(handlers.tell_process, processes=1, architecture="socket_sharding") as server:
+        monkeypatch.setattr(*where, stop_accepting_first)
+        os.kill(children()[0], signal.SIGKILL)
+        await soon(lambda: server._process_counts() == (1, 1))
+        await until_refused(server)
 
 
 # --- cancelling ---

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from multiprocessing import process, spawn
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 import attrs
 import trio
@@ -29,6 +29,9 @@ from gain_trio._io_manager._current import ring_settings
 from gain_trio._ring import RingOptions
 from gain_trio._server._config import ServerConfig
 from gain_trio._server._consumer import Handler
+
+Groups: TypeAlias = tuple[tuple[int, ...], ...]
+"""Descriptors of listening sockets, by shard."""
 
 _BOOT = str(Path(__file__).with_name("_boot.py"))
 
@@ -49,10 +52,9 @@ class Place:
     """What one worker process has for itself."""
 
     index: int
-    groups: tuple[tuple[int, ...], ...]
-    """Descriptors of the listening sockets, by shard."""
     hand_off: int
     """Descriptor of the socket that accepted connections come through."""
+    groups: Groups
     parent: int
     """Process id of the server."""
     cpu: int | None

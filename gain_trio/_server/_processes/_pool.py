@@ -221,12 +221,10 @@ class Pool:
         return self._groups[first : first + self._config.workers]
 
     def _make(self, slot: Slot) -> WorkerProcess:
-        groups = self._groups_of(slot.index) if self._accepts else [[] for _ in self._groups_of(slot.index)]
         first = slot.index * self._config.workers
         place = functools.partial(
             Place,
             index=slot.index,
-            groups=tuple(tuple(sock.fileno() for sock in group) for group in groups),
             parent=os.getpid(),
             cpu=self._cpus[slot.index] if self._cpus else None,
             max_connections=self._share(slot.index),
@@ -234,8 +232,8 @@ class Pool:
         )
         return WorkerProcess(
             self._launch,
-            lambda hand_off: place(hand_off=hand_off),
-            [sock for group in groups for sock in group],
+            lambda hand_off, groups: place(hand_off=hand_off, groups=groups),
+            self._groups_of(slot.index),
             range(first, first + self._config.workers),
             self,
         )

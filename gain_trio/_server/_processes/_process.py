@@ -30,7 +30,7 @@ from gain_trio._server._statistics import ServerStatistics
 from . import _hand_off
 from ._accepted import Accepted
 from ._control import Control
-from ._launch import Launch, Place
+from ._launch import Groups, Launch, Place
 from ._logs import log_for
 from ._messages import Drain, Ended, Failed, Leaving, Message, Ready, Report, StopAccepting, Taken
 from ._messages import Log as LogMessage
@@ -100,22 +100,23 @@ class WorkerProcess:
 
     Args:
       launch: how to start it.
-      place: makes its :class:`Place` of the descriptor of its hand-off socket.
-      passed: the listening sockets that it is to have.
+      place: makes its :class:`Place` of the descriptors that it is to have: of its hand-off socket, and of its listening
+        sockets by shard.
+      groups: the listening sockets, by shard.  Those that are closed when it is started are left out.
       indices: of its consumers, among those of all processes.
     """
 
     def __init__(
         self,
         launch: Launch,
-        place: Callable[[int], Place],
-        passed: Sequence[socket.socket],
+        place: Callable[[int, Groups], Place],
+        groups: Sequence[Sequence[socket.socket]],
         indices: Sequence[int],
         owner: Owner,
     ) -> None:
         self._launch = launch
         self._place = place
-        self._passed = passed
+        self._groups = groups
         self._owner = owner
         self.consumers = tuple(RemoteConsumer(index, number, self) for number, index in enumerate(indices))
         self.state = State.STARTING
@@ -137,6 +138,7 @@ class WorkerProcess:
         self._has_no_room = False
         self._on_their_way = 0
         self._drain_timeout: float | None = None
+        self._accepts = True
 
     @property
     def pid(self) -> int | None:
@@ -176,7 +178,8 @@ class WorkerProcess:
             self._owner.changed()
 
     def stop_accepting(self) -> None:
-        """Have it close its listeners."""
+        """Have it close its listeners: at once, or when it is ready."""
+        self._accepts = False
         if self._nursery is not None and self.state is State.READY:
             self._nursery.start_soon(self._send, StopAccepting())
 
@@ -244,8 +247,13 @@ class WorkerProcess:
             own_hand_off, other_hand_off = _hand_off.open_pair()
             stack.enter_context(own_hand_off)
             passed.enter_context(other_hand_off)
-            place = self._place(other_hand_off.fileno())
-            descriptors = [other_hand_off.fileno(), *(sock.fileno() for sock in self._passed)]
+            # Copies: the others may be closed while a thread starts the process, and their numbers be those of other files.
+            groups = tuple(
+                tuple(passed.enter_context(sock.dup()).fileno() for sock in group if sock.fileno() >= 0)
+                for group in self._groups
+            )
+            place = self._place(other_hand_off.fileno(), groups)
+            descriptors = [other_hand_off.fileno(), *(number for group in groups for number in group)]
             self._process = await self._launch.start(other, descriptors)
             self._control = Control(own)
         with suppress(trio.BrokenResourceError):  # it has ended already
@@ -321,10 +329,7 @@ class WorkerProcess:
             case LogMessage():
                 log_for(message)
             case Ready(backend):
-                self.backend = backend
-                self.ready_at = trio.current_time()
-                if self.state is State.STARTING:
-                    self._become(State.READY)
+                self._note_ready(backend)
             case Leaving():
                 self.was_asked_to_leave = True
                 self._owner.asked_to_leave(self)
@@ -332,6 +337,14 @@ class WorkerProcess:
                 self.failure = message
             case _:
                 raise ValueError(f"a worker process says {message!r}, which only a server does")
+
+    def _note_ready(self, backend: str) -> None:
+        self.backend = backend
+        self.ready_at = trio.current_time()
+        if self.state is State.STARTING:
+            self._become(State.READY)
+            if not self._accepts:  # it has copies of listeners that were closed here meanwhile
+                self.stop_accepting()
 
     # --- connections on their way to it ---
 
