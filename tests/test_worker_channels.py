@@ -6,7 +6,8 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any
 
 import pytest
 import trio
@@ -18,6 +19,7 @@ from gain_trio._server._processes._accepted import Accepted
 from gain_trio._server._processes._boot import FRAME, described
 from gain_trio._server._processes._control import Control
 from gain_trio._server._processes._messages import Drain, Ended, Log, StopAccepting, Taken
+from gain_trio._server._processes._process import WorkerProcess
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
@@ -201,6 +203,57 @@ async def test_messages_have_a_largest_size() -> None:
         _messages.encode(_messages.Failed("", "x" * _messages.LARGEST))
 
 
+class Owner:
+    """Of a worker process; what it is told of raises what the balancer, which it may ask then, has raised."""
+
+    error: Exception | None = None
+
+    def changed(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    def asked_to_leave(self, worker: WorkerProcess, /) -> None:
+        """No test does."""
+
+    def given_back(self, connections: Sequence[Accepted], /) -> None:
+        """None is."""
+
+
+@pytest.fixture
+async def worker() -> AsyncIterator[tuple[WorkerProcess, Owner, Control]]:
+    """A worker process that was never started, who owns it, and the other end of its channel."""
+    own, other = await control_pair()
+    owner = Owner()
+    launch: Any = None
+    place: Any = None
+    process = WorkerProcess(launch, place, (), (0, 1), owner)
+    process._control = own
+    yield process, owner, other
+    own.close()
+    other.close()
+
+
+async def test_an_error_of_the_balancers_is_not_the_workers(worker: tuple[WorkerProcess, Owner, Control]) -> None:
+    process, owner, other = worker
+    owner.error = ValueError("the balancer's")
+    await other.send(Taken(1, 0))
+    with pytest.raises(ValueError, match="the balancer's"):
+        await process._listen()
+    assert process.failure is None
+
+
+@pytest.mark.parametrize("message", [Drain(1), Ended((1,))], ids=lambda message: type(message).__name__)
+async def test_a_worker_that_says_what_none_does_is_not_understood(
+    message: Drain | Ended, worker: tuple[WorkerProcess, Owner, Control]
+) -> None:
+    process, _owner, other = worker
+    await other.send(message)
+    await other.send_eof()
+    await process._listen()
+    assert process.failure is not None
+    assert "it cannot be understood" in process.failure.reason
+
+
 def test_an_exception_is_described_without_the_groups_it_is_alone_in() -> None:
     reason, text = described(ExceptionGroup("outer", [ExceptionGroup("inner", [LookupError("it")])]))
     assert reason == "LookupError: it"
@@ -256,6 +309,27 @@ async def test_a_record_arrives_with_its_text_its_attributes_and_its_traceback(
     assert arrived.__dict__["peer"] == "127.0.0.1:1"
     assert not hasattr(arrived, "odd"), "what cannot be pickled is left out"
     assert "LookupError: inside" in caplog.text
+
+
+async def test_a_filter_that_raises_is_told_of_as_a_handler_that_does(
+    forwarder: _logs.Forwarder, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(record: logging.LogRecord) -> bool:
+        if record.getMessage() == "bad":
+            raise LookupError("the filter's own")
+        return True
+
+    for text in ("bad", "good"):
+        forwarder.emit(record(text))
+    [message] = await forwarded(forwarder)
+    logger = logging.getLogger("gain_trio.test")
+    logger.addFilter(refuse)
+    try:
+        _logs.log_for(message)
+    finally:
+        logger.removeFilter(refuse)
+    assert [arrived.getMessage() for arrived in caplog.records] == ["good"]
+    assert "LookupError: the filter's own" in capsys.readouterr().err
 
 
 async def test_more_records_than_can_wait_are_dropped_and_counted(

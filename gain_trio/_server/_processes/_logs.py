@@ -27,6 +27,8 @@ MOST_WAITING: Final = 1000
 MOST_AT_ONCE: Final = 100
 LARGEST_RECORD: Final = 32768
 """Bytes; of a larger one the text is cut."""
+_COMPLAINTS: Final = logging.NullHandler()
+"""Says on standard error what goes wrong with a record, as every handler does (:data:`logging.raiseExceptions`)."""
 
 logger = logging.getLogger("gain_trio")
 
@@ -126,12 +128,19 @@ def _cut(text: str) -> str:
 
 
 def log_for(message: Log) -> None:
-    """In the server: log what a worker has sent."""
+    """In the server: log what a worker has sent.
+
+    A filter of the program's that raises would raise in the handler that logs, were it in this process.  That one is far
+    away and has gone on, and neither the server nor the other connections are to suffer for it.
+    """
     for attributes in message.records:
         record = logging.makeLogRecord(attributes)
         target = logging.getLogger(record.name)
         if target.isEnabledFor(record.levelno):
-            target.handle(record)
+            try:
+                target.handle(record)
+            except Exception:  # noqa: BLE001 - whatever the program raises
+                _COMPLAINTS.handleError(record)
     if message.dropped:
         logger.warning(
             "%d log records of a worker process were dropped: it logs faster than they can be sent", message.dropped

@@ -309,18 +309,26 @@ class WorkerProcess:
 
     async def _listen(self) -> None:
         assert self._control is not None
-        try:
-            while (message := await self._control.receive()) is not None:
-                self._heed(message)
-        except ValueError as error:  # somebody else writes to its descriptor, or its memory is not what it was
-            self.failure = Failed(f"it cannot be understood: {error}", "")
-            self.cancel()
+        while True:
+            try:
+                message = await self._control.receive()
+            except ValueError as error:
+                self._give_up_on_it(error)
+                return
+            if message is None:
+                return
+            self._heed(message)
+
+    def _give_up_on_it(self, reason: object) -> None:
+        """Somebody else writes to its descriptor, or its memory is not what it was."""
+        self.failure = Failed(f"it cannot be understood: {reason}", "")
+        self.cancel()
 
     def _heed(self, message: Message) -> None:
         match message:
             case Taken(sequence, count):
                 self._note_taken(sequence, count)
-            case Ended(counts):
+            case Ended(counts) if len(counts) == len(self.consumers):
                 for consumer, count in zip(self.consumers, counts, strict=True):
                     consumer.ended = count
                 self._owner.changed()
@@ -336,7 +344,7 @@ class WorkerProcess:
             case Failed():
                 self.failure = message
             case _:
-                raise ValueError(f"a worker process says {message!r}, which only a server does")
+                self._give_up_on_it(f"a worker process does not say {message!r}")
 
     def _note_ready(self, backend: str) -> None:
         self.backend = backend
