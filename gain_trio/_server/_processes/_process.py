@@ -128,6 +128,8 @@ class WorkerProcess:
         """When it began to serve, on Trio's clock."""
         self.was_asked_to_leave = False
         """Whether it was sent a SIGTERM."""
+        self.was_told_to_drain = False
+        """Whether its end is as it was to be: see :meth:`drain`."""
         self._process: trio.Process | None = None
         self._control: Control | None = None
         self._scope = trio.CancelScope()
@@ -188,6 +190,7 @@ class WorkerProcess:
 
         Called again, it can only shorten the time that is left.
         """
+        self.was_told_to_drain |= self.state is not State.ENDED
         if self.state is State.STARTING:
             self.cancel()
         elif self.state is not State.ENDED:

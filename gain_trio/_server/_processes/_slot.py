@@ -153,8 +153,6 @@ class Slot:
                 await self._until(lambda worker=worker: self._is_to_be_replaced(worker))  # type: ignore[misc]
                 if worker.state is State.ENDED and not self._closing.is_set():
                     deaths = deaths + 1 if self._died_soon(worker) else 1
-                    self._report_death(worker)
-                    self.restarts += 1
                     await self._pause(deaths)
                 await self._fill(nursery)
 
@@ -180,7 +178,7 @@ class Slot:
             took_too_long = await self._begin(worker, nursery)
             if self._closing.is_set():
                 return
-            if worker.state is not State.ENDED:
+            if worker.ready_at is not None and not took_too_long:  # it began, be it dead by now
                 self._install(worker, wanted)
                 return
             end = worker.end + (f" (it had {START_TIMEOUT:g} seconds)" if took_too_long else "")
@@ -224,6 +222,9 @@ class Slot:
             self._changed()
             if self._strict and worker.failure is not None and worker.ready_at is not None:
                 self._fail(failure_of(f"worker process {self.index} has failed", worker.failure, worker.end))
+        if worker.ready_at is not None and not worker.was_told_to_drain:  # also while its successor is being started
+            self._report_death(worker)
+            self.restarts += 1
 
     def _install(self, worker: WorkerProcess, wanted: int) -> None:
         old, self.current = self.current, worker

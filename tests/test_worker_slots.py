@@ -1,0 +1,81 @@
+"""The place of a worker process: who is counted as dead, and what becomes of it when a successor cannot begin."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import worker_handlers as handlers
+from test_server import serving
+from workers import children, soon
+
+from gain_trio import WorkerFailed
+from gain_trio._server._processes._messages import Failed
+from gain_trio._server._processes._process import State
+from gain_trio._server._processes._slot import Slot
+
+pytestmark = pytest.mark.timeout(30)
+
+
+async def test_a_process_that_dies_while_its_successor_is_being_started_is_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = tmp_path / "gate"
+    handler = handlers.WhenUnpickled(handlers.tell_process, handlers.wait_while, gate)
+    async with serving(handler, processes=1) as server, trio.open_nursery() as nursery:
+        [old] = children()
+        gate.touch()
+        nursery.start_soon(server._replace_workers)
+        await soon(lambda: len(children()) == 2)
+        os.kill(old, signal.SIGKILL)
+        await soon(lambda: f"({old}) was killed by SIGKILL, and is replaced" in caplog.text)
+        gate.unlink()
+        await soon(lambda: server._process_counts() == (1, 1))
+    assert caplog.text.count("and is replaced") == 1
+
+
+class Process:
+    """A worker process that serves, as far as its place can see; ``brief``: and is gone before anybody looks."""
+
+    def __init__(self, slot: Slot, number: int, *, brief: bool) -> None:
+        self._slot = slot
+        self.pid = number
+        self.backend = "none"
+        self.state = State.STARTING
+        self.ready_at: float | None = None
+        self.failure = Failed("it was not long", "") if brief else None
+        self.end = "exited with status 1"
+        self.statistics = None
+        self.was_asked_to_leave = self.was_told_to_drain = False
+        self._brief = brief
+
+    async def run(self) -> None:
+        self.ready_at = trio.current_time()
+        if not self._brief:
+            self.state = State.READY
+            self._slot.note()
+            await trio.sleep_forever()
+        self.state = State.ENDED
+
+    def drain(self, _timeout: float) -> None:
+        assert self.state is State.ENDED, "it is told when it has a successor, and has none before it is dead"
+
+
+async def test_a_process_that_is_dead_before_anybody_looks_has_begun_to_serve() -> None:
+    made: list[Process] = []
+
+    def make(slot: Slot) -> Any:
+        made.append(Process(slot, len(made), brief=len(made) < 2))
+        return made[-1]
+
+    failures: list[WorkerFailed] = []
+    slot = Slot(0, make, strict=False, graceful_timeout=1, changed=lambda: slot.note(), fail=failures.append)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(slot.supervise)
+        await soon(lambda: slot.serves)
+        nursery.cancel_scope.cancel()
+    assert (slot.restarts, slot.current, failures) == (2, made[2], [])
