@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import trio
 import worker_handlers as handlers
-from test_server import serving
+from pairs import PATIENCE, receive_all, receive_exactly
+from test_server import connect, serving
 from workers import children, soon
 
 from gain_trio import WorkerFailed
@@ -19,6 +20,29 @@ from gain_trio._server._processes._process import State
 from gain_trio._server._processes._slot import Slot
 
 pytestmark = pytest.mark.timeout(30)
+
+
+async def test_a_successor_is_tried_again_while_a_process_that_was_sent_a_sigterm_drains(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    flag = tmp_path / "flag"
+    handler = handlers.WhenUnpickled(handlers.tell_process_until_told, handlers.complain_if, flag)
+    async with serving(handler, processes=1, graceful_timeout=3600) as server:
+        async with await connect(server) as client:
+            old = int(await receive_exactly(client, 8))
+            flag.touch()
+            os.kill(old, signal.SIGTERM)
+            assert await receive_exactly(client, 8) == b"draining"
+            await soon(lambda: caplog.text.count("is tried again: LookupError: this program cannot start") > 4)
+            flag.unlink()
+            with trio.fail_after(PATIENCE):
+                async with await connect(server) as other:
+                    assert int(await receive_exactly(other, 8)) != old
+            await client.send(b"?X")  # all the time the old one has gone on with what it had
+            assert int(await receive_exactly(client, 8)) == old
+            assert await receive_all(client) == b""
+        await soon(lambda: old not in children())
+        assert server._process_counts() == (1, 0), "nothing has died that served"
 
 
 async def test_a_process_that_dies_while_its_successor_is_being_started_is_counted(

@@ -12,7 +12,8 @@ ends the server with its reason; when it says itself why it cannot, and none has
 enough.  That a process cannot be started at all, for want of descriptors or memory, is no reason to end those that serve.
 
 When a process is to be replaced (SIGHUP to the server, SIGTERM to the process), its successor serves before it stops.
-A successor that cannot begin then ends nothing: the old one goes on, unless it was itself asked to go.
+A successor that cannot begin then ends nothing: the old one goes on.  If that was itself asked to go, it drains all the
+same, and successors are tried meanwhile, with the same pauses.
 """
 
 from __future__ import annotations
@@ -170,10 +171,11 @@ class Slot:
             await self._until(lambda: self._closing.is_set())
 
     async def _fill(self, nursery: trio.Nursery) -> None:
-        """Have a new process serve in this place.  If it cannot begin, and the old one still serves, that one stays."""
-        old, wanted, attempt, unstarted = self.current, self._wanted, 0, 0
+        """Have a new process serve in this place.  If it cannot begin, and the old one may go on, that one stays."""
+        old, attempt, uncounted = self.current, 0, 0
         while not self._closing.is_set():
             attempt += 1
+            wanted = self._wanted  # what is asked for from now on may be because of what this one has loaded already
             worker = self._make(self)
             took_too_long = await self._begin(worker, nursery)
             if self._closing.is_set():
@@ -184,11 +186,17 @@ class Slot:
             end = worker.end + (f" (it had {START_TIMEOUT:g} seconds)" if took_too_long else "")
             error = failure_of(f"worker process {self.index} could not begin to serve", worker.failure, end)
             if old is not None and old.state is not State.ENDED:
-                self._keep(old, wanted, error)
-                return
-            if not worker.was_started and old is not None:
-                attempt = 0  # this process or the machine is out of something, and may have it again
-                unstarted += 1
+                self._refuse(wanted, error)
+                if not old.was_asked_to_leave:
+                    logger.error("process %s goes on in its place, because %s", old.pid, error)
+                    return
+                if old.state is State.READY:
+                    old.drain(self._graceful_timeout)
+            if old is not None and (old.state is not State.ENDED or not worker.was_started):
+                # Those of the old one are served still; or this process or the machine is out of something, and may have
+                # it again.
+                attempt = 0
+                uncounted += 1
             if attempt == ATTEMPTS or (old is None and worker.failure is not None):
                 self._fail(error)
                 await trio.sleep_forever()  # the server ends, and this with it
@@ -198,7 +206,7 @@ class Slot:
                 error.reason,
                 f"\n{error.worker_traceback}" if error.worker_traceback else "",
             )
-            await self._pause(unstarted + attempt + 1)
+            await self._pause(uncounted + attempt + 1)
 
     async def _begin(self, worker: WorkerProcess, nursery: trio.Nursery) -> bool:
         """Start a process, and wait until it serves or is gone.  True if it took too long."""
@@ -229,6 +237,7 @@ class Slot:
     def _install(self, worker: WorkerProcess, wanted: int) -> None:
         old, self.current = self.current, worker
         self._done = max(self._done, wanted)
+        self._refusal = None
         self._changed()
         if old is not None:
             old.drain(self._graceful_timeout)
@@ -237,12 +246,10 @@ class Slot:
         logger.info("worker process %d (%s, on %s) serves", self.index, worker.pid, worker.backend)
         self.note()
 
-    def _keep(self, old: WorkerProcess, wanted: int, error: WorkerFailed) -> None:
+    def _refuse(self, wanted: int, error: WorkerFailed) -> None:
+        """Whoever waits for another process is told that there is none."""
         self._refusal = error
         self._done = max(self._done, wanted)
-        if old.was_asked_to_leave:
-            old.drain(self._graceful_timeout)
-        logger.error("process %s goes on in its place, because %s", old.pid, error)
         self.note()
 
     def _report_death(self, worker: WorkerProcess) -> None:
