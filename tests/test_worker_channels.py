@@ -13,8 +13,9 @@ import pytest
 import trio
 from _helpers import descriptor_limit, next_descriptor, socket_pair, until_let_go
 from pairs import PATIENCE, is_open, open_descriptors
+from workers import raises_alone
 
-from gain_trio._server._processes import _hand_off, _logs, _messages
+from gain_trio._server._processes import _hand_off, _logs, _messages, _process
 from gain_trio._server._processes._accepted import Accepted
 from gain_trio._server._processes._boot import FRAME, described
 from gain_trio._server._processes._control import Control
@@ -206,7 +207,9 @@ async def test_messages_have_a_largest_size() -> None:
 class Owner:
     """Of a worker process; what it is told of raises what the balancer, which it may ask then, has raised."""
 
-    error: Exception | None = None
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.got_back: list[Accepted] = []
 
     def changed(self) -> None:
         if self.error is not None:
@@ -216,7 +219,22 @@ class Owner:
         """No test does."""
 
     def given_back(self, connections: Sequence[Accepted], /) -> None:
-        """None is."""
+        self.got_back += connections
+
+
+class Process:
+    """Of a worker; it ends when it is killed."""
+
+    def __init__(self) -> None:
+        self.returncode: int | None = None
+        self._ended = trio.Event()
+
+    def kill(self) -> None:
+        self.returncode = -9
+        self._ended.set()
+
+    async def wait(self) -> None:
+        await self._ended.wait()
 
 
 @pytest.fixture
@@ -240,6 +258,25 @@ async def test_an_error_of_the_balancers_is_not_the_workers(worker: tuple[Worker
     with pytest.raises(ValueError, match="the balancer's"):
         await process._listen()
     assert process.failure is None
+
+
+async def test_an_error_of_the_balancers_spares_no_process_its_end(
+    worker: tuple[WorkerProcess, Owner, Control], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_process, "GRACE", 0.05)
+    process, owner, other = worker
+    system: Any = Process()
+    process._process = system
+    owner.error = ValueError("the balancer's")
+    await other.send(Taken(1, 0))
+    with socket_pair() as (one, _peer):
+        process._outbox.append((Accepted(one), process.consumers[0]))
+        with raises_alone(ValueError, "the balancer's"):
+            await process._see_it_gone()
+        assert [connection.fileno() for connection in owner.got_back] == [one.fileno()]
+    assert system.returncode == -9
+    assert process.state is _process.State.ENDED
+    assert await other.receive() is None, "it was told to end, and this end is closed"
 
 
 @pytest.mark.parametrize("message", [Drain(1), Ended((1,))], ids=lambda message: type(message).__name__)

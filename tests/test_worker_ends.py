@@ -8,6 +8,7 @@ import os
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -227,6 +228,25 @@ async def test_what_is_lacking_to_start_a_process_may_come_back(
     monkeypatch.setattr(_launch.Launch, "start", refuse)
     with pytest.raises(WorkerFailed, match="Too many open files"):
         await gain_trio.serve(handlers.echo, LOCAL, processes=2)
+
+
+async def test_without_room_for_its_channel_no_process_is_started(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(_sock: socket.socket) -> Any:
+        raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+
+    control = _process.Control
+    async with serving(handlers.tell_process, processes=1) as server:
+        [pid] = children()
+        monkeypatch.setattr(_process, "Control", refuse)
+        os.kill(pid, signal.SIGKILL)
+        await soon(lambda: caplog.text.count("cannot be started: No buffer space available") > 1)
+        assert children() == []
+        monkeypatch.setattr(_process, "Control", control)
+        async with await connect(server) as client:
+            assert await process_of(client) != pid
+    assert children() == []
 
 
 async def test_draining_while_a_process_is_about_to_end(short_grace: None) -> None:

@@ -236,7 +236,7 @@ class WorkerProcess:
                 try:
                     hand_off = await self._start(stack)
                 except OSError as error:  # for want of descriptors, of processes, or of memory
-                    self.failure = Failed(f"it cannot be started: {error.strerror}", "")
+                    self.failure = Failed(f"it cannot be started: {error.strerror or error}", "")
                 else:
                     await self._attend(hand_off)
         finally:
@@ -247,6 +247,9 @@ class WorkerProcess:
         """Start the process; the server's end of the hand-off."""
         with contextlib.ExitStack() as passed:
             own, other = map(passed.enter_context, socket.socketpair())
+            self._control = Control(
+                own
+            )  # first: for want of room there may be none, and then no process is to be there
             own_hand_off, other_hand_off = _hand_off.open_pair()
             stack.enter_context(own_hand_off)
             passed.enter_context(other_hand_off)
@@ -258,7 +261,6 @@ class WorkerProcess:
             place = self._place(other_hand_off.fileno(), groups)
             descriptors = [other_hand_off.fileno(), *(number for group in groups for number in group)]
             self._process = await self._launch.start(other, descriptors)
-            self._control = Control(own)
         with suppress(trio.BrokenResourceError):  # it has ended already
             await self._control.send_frame(self._launch.first_message(place))
         return own_hand_off
@@ -286,27 +288,39 @@ class WorkerProcess:
         self.cancel()
 
     async def _see_it_gone(self) -> None:
-        process, control = self._process, self._control
-        if process is not None and control is not None:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._say_goodbye, control)
-                nursery.start_soon(self._listen)  # statistics, log records, and what it has taken
-                with trio.move_on_after(GRACE):
-                    await process.wait()
-                if process.returncode is None:
-                    process.kill()
-                    await process.wait()
-                nursery.cancel_scope.deadline = trio.current_time() + LAST_WORDS
-            control.close()
-        self._become(State.ENDED)
-        left = [pair for batch in self._in_flight.values() for pair in batch] + list(self._outbox)
-        self._in_flight.clear()
-        self._outbox.clear()
-        self._give_back(left)
+        try:
+            if self._process is not None:
+                await self._await_end(self._process)
+        finally:
+            if self._control is not None:
+                self._control.close()
+            left = [pair for batch in self._in_flight.values() for pair in batch] + list(self._outbox)
+            self._in_flight.clear()
+            self._outbox.clear()
+            try:
+                self._become(State.ENDED)
+            finally:
+                self._give_back(left)
 
-    async def _say_goodbye(self, control: Control) -> None:
+    async def _await_end(self, process: trio.Process) -> None:
+        async with trio.open_nursery() as listening:
+            listening.start_soon(self._listen)  # statistics, log records, and what it has taken
+            # What comes of it may raise errors of the program's (its balancer's).  The process has to end all the same.
+            with trio.CancelScope(shield=True):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._say_goodbye)
+                    with trio.move_on_after(GRACE):
+                        await process.wait()
+                    if process.returncode is None:
+                        process.kill()
+                        await process.wait()
+                    nursery.cancel_scope.cancel()
+            listening.cancel_scope.deadline = trio.current_time() + LAST_WORDS
+
+    async def _say_goodbye(self) -> None:
+        assert self._control is not None
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            await control.send_eof()
+            await self._control.send_eof()
 
     # --- what it says ---
 
