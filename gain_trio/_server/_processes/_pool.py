@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -13,7 +14,7 @@ from typing import Any, Final, final
 import attrs
 import trio
 
-from gain_trio._server._acceptor import Acceptor
+from gain_trio._server._acceptor import RESOURCE_PAUSE, Acceptor
 from gain_trio._server._balancer import RoundRobin, balancer_of
 from gain_trio._server._config import ServerConfig
 from gain_trio._server._dispatcher import Dispatcher
@@ -30,6 +31,18 @@ MOST_WAITING: Final = 1024
 """Connections that wait for a worker because the one they were on their way to has died, and there is no other."""
 
 logger = logging.getLogger("gain_trio")
+
+
+def copies_of(sockets: Sequence[socket.socket]) -> list[socket.socket]:
+    """A duplicate of each.
+
+    Raises:
+      OSError: there are no descriptors for all of them; none is left open.
+    """
+    with contextlib.ExitStack() as stack:
+        copies = [stack.enter_context(sock.dup()) for sock in sockets]
+        stack.pop_all()
+    return copies
 
 
 @final
@@ -129,11 +142,22 @@ class Pool:
         sockets = [sock for group in self._groups_of(slot.index) for sock in group]
         while True:
             await self._until(lambda: not slot.serves and bool(self._serving()) and self._accepts)
+            try:
+                copies = copies_of(sockets)
+            except OSError as error:  # for want of descriptors: what waits in the backlog waits some more
+                logger.error(
+                    "cannot accept for worker process %d, which is gone: %s; trying again in %s seconds",
+                    slot.index,
+                    error.strerror,
+                    RESOURCE_PAUSE,
+                )
+                await trio.sleep(RESOURCE_PAUSE)
+                continue
             acceptors: list[Acceptor] = []
             try:
                 async with trio.open_nursery() as nursery:
-                    for sock in sockets:
-                        acceptors.append(self._start_acceptor(nursery, sock.dup()))
+                    for copy in copies:
+                        acceptors.append(self._start_acceptor(nursery, copy))
                     await self._until(lambda: slot.serves or not self._serving() or not self._accepts)
                     nursery.cancel_scope.cancel()
             finally:
@@ -289,13 +313,20 @@ class Pool:
         self._dispatcher.hand_off(duck)
 
     def given_back(self, connections: Sequence[Accepted]) -> None:
-        """See :meth:`Owner.given_back`."""
+        """See :meth:`Owner.given_back`.
+
+        Raises what the balancer raises, after closing all that are left.
+        """
         for number, connection in enumerate(connections):
             if self.draining.is_set() or self._scope.cancel_called:
                 self._drop(connections[number:], "the server ends")
                 return
             if self._dispatcher is not None:
-                self.hand_off(connection)
+                try:
+                    self.hand_off(connection)
+                except BaseException:
+                    self._drop(connections[number + 1 :], "the balancer has failed")
+                    raise
             elif len(self._waiting) < MOST_WAITING:
                 self._waiting.append(connection)
             else:
