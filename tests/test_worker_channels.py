@@ -320,10 +320,13 @@ def record(text: str, *arguments: object, **attributes: object) -> logging.LogRe
 async def forwarded(forwarder: _logs.Forwarder) -> list[Log]:
     own, other = await control_pair()
     found = []
+
+    async def send() -> None:
+        await forwarder.send_all(own)
+        await own.send_eof()
+
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(forwarder.send_all, own)
-        await trio.testing.wait_all_tasks_blocked()
-        nursery.start_soon(own.send_eof)
+        nursery.start_soon(send)
         while (message := await other.receive()) is not None:
             assert isinstance(message, Log)
             found.append(message)
@@ -383,9 +386,26 @@ async def test_more_records_than_can_wait_are_dropped_and_counted(
 
 
 async def test_a_long_record_is_cut(forwarder: _logs.Forwarder) -> None:
-    forwarder.emit(record("x" * 10 * _logs.LARGEST_RECORD))
+    long = "x" * 10 * _logs.LARGEST_RECORD
+    forwarder.emit(record(long, attribute=long))
     [message] = await forwarded(forwarder)
-    assert len(message.records[0]["msg"]) < _logs.LARGEST_RECORD + 10
+    for name in ("msg", "attribute"):
+        assert len(message.records[0][name]) < _logs.LARGEST_RECORD + 10
+
+
+async def test_long_records_go_into_several_messages_and_one_that_is_too_long_into_none(
+    forwarder: _logs.Forwarder,
+) -> None:
+    long = "\N{SNOWMAN}" * _logs.LARGEST_RECORD  # whose limit is in characters: here of 3 bytes each
+    count = _logs.MOST_AT_ONCE
+    for number in range(count):
+        forwarder.emit(record(f"{number} {long}"))
+    forwarder.emit(record("too long", **{f"attribute_{number}": f"{number} {long}" for number in range(50)}))
+    forwarder.emit(record("last"))
+    messages = await forwarded(forwarder)
+    arrived = [attributes["msg"].split()[0] for message in messages for attributes in message.records]
+    assert arrived == [*map(str, range(count)), "last"]
+    assert sum(message.dropped for message in messages) == 1
 
 
 async def test_records_of_other_threads_are_sent(forwarder: _logs.Forwarder) -> None:

@@ -15,18 +15,19 @@ import logging.handlers
 import pickle
 import sys
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final, final
 
 import trio
 
 from ._control import Control
-from ._messages import Log
+from ._messages import Log, Message
 
 MOST_WAITING: Final = 1000
 """Records that wait to be sent."""
 MOST_AT_ONCE: Final = 100
 LARGEST_RECORD: Final = 32768
-"""Bytes; of a larger one the text is cut."""
+"""Characters of a record's text, and of each other string that it has: more is cut.  Bytes of what is no string."""
 _COMPLAINTS: Final = logging.NullHandler()
 """Says on standard error what goes wrong with a record, as every handler does (:data:`logging.raiseExceptions`)."""
 
@@ -85,13 +86,25 @@ class Forwarder(logging.Handler):
         while self._waiting or self._dropped:
             async with control.turn() as say:
                 # Another task may have sent them while this one waited for its turn; other threads add some at the end.
-                records = tuple(self._waiting[number] for number in range(min(MOST_AT_ONCE, len(self._waiting))))
-                dropped = self._dropped
-                if records or dropped:
-                    say(Log(records, dropped))
-                    self._dropped -= dropped
-                    for _ in records:
-                        self._waiting.popleft()
+                self._say_next(say)
+
+    def _say_next(self, say: Callable[[Message], None]) -> None:
+        """Some records, as many as go into a message; one that is too long for any is dropped."""
+        count, dropped = min(MOST_AT_ONCE, len(self._waiting)), self._dropped
+        while count or dropped:
+            try:
+                say(Log(tuple(self._waiting[number] for number in range(count)), dropped))
+            except ValueError:
+                if count == 1:
+                    self._waiting.popleft()
+                    self._dropped += 1
+                    return
+                count //= 2
+            else:
+                for _ in range(count):
+                    self._waiting.popleft()
+                self._dropped -= dropped
+                return
 
     def give_up(self) -> None:
         """Write what can no longer be sent to standard error, in short."""
@@ -103,15 +116,16 @@ class Forwarder(logging.Handler):
 def _portable(record: logging.LogRecord) -> dict[str, Any]:
     """Its attributes, with the text made and everything else that cannot be pickled left out."""
     attributes = dict(record.__dict__)
-    attributes["msg"] = _cut(record.getMessage())
+    attributes["msg"] = record.getMessage()
     attributes["args"] = None
     if record.exc_info and not record.exc_text:
         attributes["exc_text"] = logging.Formatter().formatException(record.exc_info)
     attributes["exc_info"] = None
-    for name in ("exc_text", "stack_info"):
-        if attributes.get(name):
-            attributes[name] = _cut(attributes[name])
-    return {name: value for name, value in attributes.items() if _is_portable(value)}
+    return {
+        name: _cut(value) if isinstance(value, str) else value
+        for name, value in attributes.items()
+        if _is_portable(value)
+    }
 
 
 def _is_portable(value: object) -> bool:
