@@ -8,7 +8,6 @@ import os
 import re
 import resource
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,17 +17,14 @@ from typing import Any
 import pytest
 import trio
 import worker_handlers as handlers
-from _helpers import descriptor_limit, next_descriptor
 from pairs import PATIENCE, open_descriptors, receive_all, receive_exactly
 from processes import running
 from test_server import LOCAL, connect, serving
 from workers import ARCHITECTURES, Exit, children, clients_of, process_of, raises_alone, soon
 
 import gain_trio
-from gain_trio import Connection, Server, ServerConfig, WorkerFailed
-from gain_trio._server._dispatcher import Dispatcher
-from gain_trio._server._processes import _launch, _pool, _process, _slot
-from gain_trio._server._processes._accepted import Accepted
+from gain_trio import Connection, Server, WorkerFailed
+from gain_trio._server._processes import _launch, _process, _slot
 
 MANY = 1000
 
@@ -144,63 +140,6 @@ async def test_a_connection_that_no_handler_had_is_served_by_another_process(arc
         assert victim not in seen
 
 
-async def test_without_descriptors_to_accept_for_a_dead_process_it_is_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    gate = tmp_path / "gate"
-    handler = handlers.WhenUnpickled(handlers.tell_process, handlers.wait_while, gate)
-    copies_of = _pool.copies_of
-    refusals = [OSError(errno.EMFILE, os.strerror(errno.EMFILE))] * 2
-
-    def refuse_at_first(sockets: Any) -> Any:
-        if refusals:
-            raise refusals.pop()
-        return copies_of(sockets)
-
-    monkeypatch.setattr(_pool, "copies_of", refuse_at_first)
-    async with serving(handler, processes=2, architecture="socket_sharding") as server:
-        victim, other = children()
-        gate.touch()
-        gone = Exit(victim)
-        os.kill(victim, signal.SIGKILL)
-        await gone.wait()
-        await soon(lambda: not refusals)
-        for _ in range(20):
-            async with await connect(server) as client:
-                assert await process_of(client) == other
-        gate.unlink()
-    assert caplog.text.count("cannot accept for worker process") == 2
-
-
-def test_copies_are_made_of_all_or_none() -> None:
-    descriptors = open_descriptors()
-    with socket.socket() as first, socket.socket() as second:
-        with descriptor_limit(next_descriptor() + 1), pytest.raises(OSError, match="Too many open files"):
-            _pool.copies_of([first, second])
-        copies = _pool.copies_of([first, second])
-        for copy in copies:
-            copy.close()
-    assert len(copies) == 2
-    assert open_descriptors() == descriptors
-
-
-async def test_when_the_balancer_fails_all_that_were_given_back_are_reset() -> None:
-    class Failing:
-        def pick(self, _peer: Any, _consumers: Any, /) -> Any:
-            raise LookupError("lost its head")
-
-    launch: Any = None
-    pool = _pool.Pool(launch, ServerConfig(balancer=Failing()), [[]], 1, ())
-    pool._dispatcher = Dispatcher([], pool._balancer)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        clients = [socket.create_connection(listener.getsockname()) for _ in range(3)]
-        with pytest.raises(LookupError):
-            pool.given_back([Accepted(listener.accept()[0]) for _ in clients])
-        for client in clients:
-            with client, pytest.raises(ConnectionResetError):
-                client.recv(1)
-
-
 async def test_with_one_process_new_connections_wait_for_its_successor() -> None:
     for architecture in ARCHITECTURES:
         async with serving(handlers.tell_process, processes=1, architecture=architecture) as server:
@@ -288,25 +227,6 @@ async def test_what_is_lacking_to_start_a_process_may_come_back(
     monkeypatch.setattr(_launch.Launch, "start", refuse)
     with pytest.raises(WorkerFailed, match="Too many open files"):
         await gain_trio.serve(handlers.echo, LOCAL, processes=2)
-
-
-async def test_without_room_for_its_channel_no_process_is_started(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def refuse(_sock: socket.socket) -> Any:
-        raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
-
-    control = _process.Control
-    async with serving(handlers.tell_process, processes=1) as server:
-        [pid] = children()
-        monkeypatch.setattr(_process, "Control", refuse)
-        os.kill(pid, signal.SIGKILL)
-        await soon(lambda: caplog.text.count("cannot be started: No buffer space available") > 1)
-        assert children() == []
-        monkeypatch.setattr(_process, "Control", control)
-        async with await connect(server) as client:
-            assert await process_of(client) != pid
-    assert children() == []
 
 
 async def test_draining_while_a_process_is_about_to_end(short_grace: None) -> None:

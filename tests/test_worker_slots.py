@@ -1,20 +1,26 @@
-"""The place of a worker process: who is counted as dead, and what becomes of it when a successor cannot begin."""
+"""The places of worker processes: who is counted as dead, who comes next, and what is missing for that."""
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 import worker_handlers as handlers
-from pairs import PATIENCE, receive_all, receive_exactly
+from _helpers import descriptor_limit, next_descriptor
+from pairs import PATIENCE, open_descriptors, receive_all, receive_exactly
 from test_server import connect, serving
-from workers import children, soon
+from workers import Exit, children, process_of, soon
 
-from gain_trio import WorkerFailed
+from gain_trio import ServerConfig, WorkerFailed
+from gain_trio._server._dispatcher import Dispatcher
+from gain_trio._server._processes import _pool, _process
+from gain_trio._server._processes._accepted import Accepted
 from gain_trio._server._processes._messages import Failed
 from gain_trio._server._processes._process import State
 from gain_trio._server._processes._slot import Slot
@@ -103,3 +109,82 @@ async def test_a_process_that_is_dead_before_anybody_looks_has_begun_to_serve() 
         await soon(lambda: slot.serves)
         nursery.cancel_scope.cancel()
     assert (slot.restarts, slot.current, failures) == (2, made[2], [])
+
+
+# --- want of something, and errors of others ---
+
+
+async def test_without_room_for_its_channel_no_process_is_started(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(_sock: socket.socket) -> Any:
+        raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+
+    control = _process.Control
+    async with serving(handlers.tell_process, processes=1) as server:
+        [pid] = children()
+        monkeypatch.setattr(_process, "Control", refuse)
+        os.kill(pid, signal.SIGKILL)
+        await soon(lambda: caplog.text.count("cannot be started: No buffer space available") > 1)
+        assert children() == []
+        monkeypatch.setattr(_process, "Control", control)
+        async with await connect(server) as client:
+            assert await process_of(client) != pid
+    assert children() == []
+
+
+async def test_without_descriptors_to_accept_for_a_dead_process_it_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = tmp_path / "gate"
+    handler = handlers.WhenUnpickled(handlers.tell_process, handlers.wait_while, gate)
+    copies_of = _pool.copies_of
+    refusals = [OSError(errno.EMFILE, os.strerror(errno.EMFILE))] * 2
+
+    def refuse_at_first(sockets: Any) -> Any:
+        if refusals:
+            raise refusals.pop()
+        return copies_of(sockets)
+
+    monkeypatch.setattr(_pool, "copies_of", refuse_at_first)
+    async with serving(handler, processes=2, architecture="socket_sharding") as server:
+        victim, other = children()
+        gate.touch()
+        gone = Exit(victim)
+        os.kill(victim, signal.SIGKILL)
+        await gone.wait()
+        await soon(lambda: not refusals)
+        for _ in range(20):
+            async with await connect(server) as client:
+                assert await process_of(client) == other
+        gate.unlink()
+    assert caplog.text.count("cannot accept for worker process") == 2
+
+
+def test_copies_are_made_of_all_or_none() -> None:
+    descriptors = open_descriptors()
+    with socket.socket() as first, socket.socket() as second:
+        with descriptor_limit(next_descriptor() + 1), pytest.raises(OSError, match="Too many open files"):
+            _pool.copies_of([first, second])
+        copies = _pool.copies_of([first, second])
+        for copy in copies:
+            copy.close()
+    assert len(copies) == 2
+    assert open_descriptors() == descriptors
+
+
+async def test_when_the_balancer_fails_all_that_were_given_back_are_reset() -> None:
+    class Failing:
+        def pick(self, _peer: Any, _consumers: Any, /) -> Any:
+            raise LookupError("lost its head")
+
+    launch: Any = None
+    pool = _pool.Pool(launch, ServerConfig(balancer=Failing()), [[]], 1, ())
+    pool._dispatcher = Dispatcher([], pool._balancer)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        clients = [socket.create_connection(listener.getsockname()) for _ in range(3)]
+        with pytest.raises(LookupError):
+            pool.given_back([Accepted(listener.accept()[0]) for _ in clients])
+        for client in clients:
+            with client, pytest.raises(ConnectionResetError):
+                client.recv(1)
