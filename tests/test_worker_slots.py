@@ -69,46 +69,88 @@ async def test_a_process_that_dies_while_its_successor_is_being_started_is_count
 
 
 class Process:
-    """A worker process that serves, as far as its place can see; ``brief``: and is gone before anybody looks."""
+    """A worker process as far as its place can see.  It begins to serve or does not, and stays or is gone at once."""
 
-    def __init__(self, slot: Slot, number: int, *, brief: bool) -> None:
+    def __init__(self, slot: Slot, number: int, *, begins: bool, stays: bool) -> None:
         self._slot = slot
+        self._begins = begins
         self.pid = number
         self.backend = "none"
         self.state = State.STARTING
         self.ready_at: float | None = None
-        self.failure = Failed("it was not long", "") if brief else None
+        self.failure = None if stays else Failed("it was not long", "")
         self.end = "exited with status 1"
         self.statistics = None
+        self.was_started = True
         self.was_asked_to_leave = self.was_told_to_drain = False
-        self._brief = brief
+        self.may_begin = trio.Event()
+        self._told_to_end = trio.Event()
+        if stays or begins:
+            self.may_begin.set()
+        if not stays:
+            self._told_to_end.set()
 
     async def run(self) -> None:
-        self.ready_at = trio.current_time()
-        if not self._brief:
+        await self.may_begin.wait()
+        if self._begins:
+            self.ready_at = trio.current_time()
             self.state = State.READY
-            self._slot.note()
-            await trio.sleep_forever()
+            if not self._told_to_end.is_set():
+                self._slot.note()
+                await self._told_to_end.wait()
         self.state = State.ENDED
 
     def drain(self, _timeout: float) -> None:
-        assert self.state is State.ENDED, "it is told when it has a successor, and has none before it is dead"
+        self.was_told_to_drain = self.state is not State.ENDED
+        self._told_to_end.set()
+
+
+class Place:
+    """A slot whose processes are these: each is made with the next of ``options``."""
+
+    def __init__(self, *options: dict[str, bool]) -> None:
+        self._options = list(options)
+        self.made: list[Process] = []
+        self.failures: list[WorkerFailed] = []
+        self.slot = Slot(0, self._make, strict=False, graceful_timeout=1, changed=self._note, fail=self.failures.append)
+
+    def _make(self, slot: Slot) -> Any:
+        self.made.append(Process(slot, len(self.made), **self._options[len(self.made)]))
+        return self.made[-1]
+
+    def _note(self) -> None:
+        self.slot.note()
 
 
 async def test_a_process_that_is_dead_before_anybody_looks_has_begun_to_serve() -> None:
-    made: list[Process] = []
-
-    def make(slot: Slot) -> Any:
-        made.append(Process(slot, len(made), brief=len(made) < 2))
-        return made[-1]
-
-    failures: list[WorkerFailed] = []
-    slot = Slot(0, make, strict=False, graceful_timeout=1, changed=lambda: slot.note(), fail=failures.append)
+    brief, lasting = {"begins": True, "stays": False}, {"begins": True, "stays": True}
+    place = Place(brief, brief, lasting)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(slot.supervise)
-        await soon(lambda: slot.serves)
+        nursery.start_soon(place.slot.supervise)
+        await soon(lambda: place.slot.serves)
         nursery.cancel_scope.cancel()
-    assert (slot.restarts, slot.current, failures) == (2, made[2], [])
+    assert (place.slot.restarts, place.slot.current, place.failures) == (2, place.made[2], [])
+
+
+async def test_who_asks_while_a_start_fails_is_not_told_of_it_when_the_next_one_succeeds() -> None:
+    failing, lasting = {"begins": False, "stays": False}, {"begins": True, "stays": True}
+    place = Place(lasting, failing, lasting)
+
+    async def be_refused() -> None:
+        with pytest.raises(WorkerFailed, match="it was not long"):
+            await place.slot.replace()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(place.slot.supervise)
+        await soon(lambda: place.slot.serves)
+        async with trio.open_nursery() as asking:
+            asking.start_soon(be_refused)
+            await soon(lambda: len(place.made) == 2)
+            asking.start_soon(place.slot.replace)
+            await trio.testing.wait_all_tasks_blocked()
+            place.made[1].may_begin.set()
+        nursery.cancel_scope.cancel()
+    assert (place.slot.restarts, place.slot.current, place.failures) == (0, place.made[2], [])
 
 
 # --- want of something, and errors of others ---
