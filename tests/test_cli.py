@@ -368,7 +368,7 @@ def test_a_host_that_does_not_exist_is_named() -> None:
         ([ANY_PORT, "--handler", "echo", "--cbpf"], "cbpf=True chooses among the listeners of architecture="),
         ([ANY_PORT, "--handler", "echo", "--graceful-timeout", "-1"], "graceful_timeout is at least 0 seconds"),
         ([ANY_PORT, "--handler", "echo", "--max-connections", "0"], "max_connections must be at least 1, or None"),
-        ([ANY_PORT, "--handler", "echo", "--idle-timeout", "0"], "an idle timeout is greater than 0"),
+        ([ANY_PORT, "--handler", "echo", "--idle-timeout", "0"], "idle_timeout is more than 0 seconds"),
         ([ANY_PORT, "--handler", "echo", "--tls-key", "key.pem"], "give --tls-cert, too"),
         ([ANY_PORT, "--handler", "echo", "--tls-cert", "none.pem"], "cannot read none.pem: No such file or directory"),
         (

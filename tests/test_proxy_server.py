@@ -268,8 +268,8 @@ def test_who_may_send(peer: Any, senders: list[str], fine: bool) -> None:
         ({"proxy_protocol": ["proxy.example"]}, ValueError, "proxy.example"),
         ({"proxy_protocol": []}, ValueError, "names nobody"),
         ({"proxy_protocol": "127.0.0.1"}, TypeError, "a collection such as"),
-        ({"proxy_protocol": True, "proxy_timeout": 0}, ValueError, "above 0"),
-        ({"proxy_protocol": True, "proxy_timeout": math.nan}, ValueError, "above 0"),
+        ({"proxy_protocol": True, "proxy_timeout": 0}, ValueError, "more than 0 seconds"),
+        ({"proxy_protocol": True, "proxy_timeout": math.nan}, ValueError, "more than 0 seconds"),
     ],
 )
 async def test_options_that_make_no_sense(options: dict[str, Any], error: type[Exception], message: str) -> None:

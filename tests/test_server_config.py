@@ -98,19 +98,27 @@ class Forgetful:
         ("keep_alive", 0.5, ValueError, "keep_alive is 1 to 32767 seconds"),
         ("keep_alive", math.nan, ValueError, "keep_alive is 1 to 32767 seconds"),
         ("keep_alive", True, TypeError, "keep_alive is a number of seconds"),
-        ("idle_timeout", 0, ValueError, "greater than 0"),
-        ("idle_timeout", math.nan, ValueError, "greater than 0"),
+        ("idle_timeout", 0, ValueError, "more than 0 seconds"),
+        ("idle_timeout", math.nan, ValueError, "more than 0 seconds"),
+        ("idle_timeout", "5", TypeError, "idle_timeout is a number of seconds"),
         ("marks", 5, TypeError, "gain_trio.Marks"),
         ("mode", 0o1777, ValueError, "at most 0o777"),
+        ("mode", "0660", TypeError, "a number such as 0o660"),
+        ("owner", 3.5, TypeError, "the owner of a Unix socket is a number, a name or None"),
+        ("group", [], TypeError, "the group of a Unix socket is"),
         ("proxy_protocol", "127.0.0.1", TypeError, "a collection such as"),
-        ("proxy_timeout", 0, ValueError, "above 0"),
+        ("proxy_protocol", None, TypeError, "a collection such as"),
+        ("proxy_timeout", 0, ValueError, "more than 0 seconds"),
+        ("proxy_timeout", "1", TypeError, "proxy_timeout is a number of seconds"),
         ("ssl_context", True, TypeError, "ssl.SSLContext"),
         ("ssl_context", ssl.create_default_context(), ValueError, "one for clients"),
-        ("handshake_timeout", 0, ValueError, "handshake_timeout"),
+        ("handshake_timeout", 0, ValueError, "handshake_timeout is more than 0 seconds"),
+        ("handshake_timeout", "1", TypeError, "handshake_timeout is a number of seconds"),
         ("strict", "yes", TypeError, "strict is True or False"),
         ("graceful_timeout", -1, ValueError, "at least 0 seconds"),
         ("graceful_timeout", "30", TypeError, "a number of seconds"),
         ("metrics", 9100, TypeError, "metrics is an address"),
+        ("metrics", "nonsense", ValueError, "nonsense"),
         ("wokers", 3, TypeError, "wokers"),
     ],
 )
@@ -119,6 +127,11 @@ async def test_what_makes_no_sense_is_refused(option: str, value: Any, error: ty
         ServerConfig(**{option: value})
     with pytest.raises(error, match=message):
         await gain_trio.serve(echo, LOCAL, **{option: value})  # type: ignore[misc]
+
+
+def test_descriptors_are_not_passed_through_tls() -> None:
+    with pytest.raises(ValueError, match="cannot be encrypted"):
+        ServerConfig(pass_fds=True, ssl_context=server_context())
 
 
 # --- what an option does ---

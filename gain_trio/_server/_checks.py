@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from gain_trio._transports._seconds import checked_seconds
 
 
 def check_handler(handler: object) -> None:
@@ -33,8 +33,4 @@ def check_timeout(name: str, seconds: float) -> float:
       TypeError: it is no number.
       ValueError: it is nan, or negative.
     """
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise TypeError(f"{name} is a number of seconds, not {seconds!r}")
-    if math.isnan(seconds) or seconds < 0:
-        raise ValueError(f"{name} is at least 0 seconds, or math.inf, not {seconds}")
-    return seconds
+    return checked_seconds(name, seconds)

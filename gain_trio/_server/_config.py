@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, TypeVar, f
 
 import attrs
 
-from gain_trio._transports import Marks
+from gain_trio._transports import Marks, parse_address
 from gain_trio._transports._connection import checked_idle_timeout
 from gain_trio._transports._socket_options import SocketOptions
 from gain_trio._transports._tls import check_handshake_timeout, check_server_context
@@ -123,8 +123,11 @@ def _check_proxy_timeout(_instance: object, _attribute: attrs.Attribute[Any], va
 
 
 def _check_metrics(_instance: object, _attribute: attrs.Attribute[Any], value: object) -> None:
-    if value is not None and not isinstance(value, str):
+    if value is None:
+        return
+    if not isinstance(value, str):
         raise TypeError(f"metrics is an address such as 'tcp://127.0.0.1:9100', or None, not {value!r}")
+    parse_address(value, schemes=("tcp", "unix", "fd"))
 
 
 def _senders(value: Iterable[str] | bool) -> tuple[str, ...] | bool:
@@ -209,6 +212,8 @@ class ServerConfig:
     def __attrs_post_init__(self) -> None:
         if self.cbpf and self.architecture != "socket_sharding":
             raise ValueError("cbpf=True chooses among the listeners of architecture='socket_sharding'")
+        if self.pass_fds and self.ssl_context is not None:
+            raise ValueError("pass_fds=True is not for TLS: descriptors cannot be encrypted")
         self.socket_options()  # which checks what it is made of
 
     def socket_options(self) -> SocketOptions:

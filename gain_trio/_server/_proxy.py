@@ -16,6 +16,7 @@ import trio
 from gain_trio._transports import Connection, ProxyHeader, ProxyProtocolError
 from gain_trio._transports._connection_base import ConnectionBase
 from gain_trio._transports._proxy_protocol import MAX_LENGTH, NeedMore, parse_proxy_header
+from gain_trio._transports._seconds import checked_seconds
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -69,9 +70,7 @@ class ProxyStep:
 
 def check_proxy_timeout(seconds: float) -> float:
     """``seconds``, if a header can have so many."""
-    if not seconds > 0:
-        raise ValueError(f"proxy_timeout is a number of seconds above 0, or math.inf, not {seconds!r}")
-    return seconds
+    return checked_seconds("proxy_timeout", seconds, positive=True)
 
 
 def parse_networks(senders: Iterable[str] | bool) -> tuple[Network, ...]:
@@ -81,7 +80,7 @@ def parse_networks(senders: Iterable[str] | bool) -> tuple[Network, ...]:
       ValueError: one of them is no network, or there are none.
       TypeError: it is no collection.
     """
-    if isinstance(senders, str | bytes | bool):
+    if isinstance(senders, str | bytes | bool) or not isinstance(senders, Iterable):
         raise TypeError(f'proxy_protocol is True or a collection such as ("127.0.0.1", "10.0.0.0/8"), not {senders!r}')
     try:
         networks = tuple(ipaddress.ip_network(sender) for sender in senders)

@@ -14,6 +14,7 @@ from gain_trio._ring._options import whole_number
 
 from ._files import File
 from ._framing import Framing
+from ._seconds import checked_seconds
 from ._socket_calls import SocketCalls
 
 if TYPE_CHECKING:
@@ -59,11 +60,8 @@ def checked_deadline(deadline: float) -> float:
 
 
 def checked_idle_timeout(timeout: float) -> float:
-    """A number of seconds that can pass, as a float."""
-    timeout = float(timeout)
-    if not timeout > 0:
-        raise ValueError(f"an idle timeout is greater than 0 seconds, or math.inf, not {timeout}")
-    return timeout
+    """``timeout``, if a connection can be idle for so many seconds."""
+    return checked_seconds("idle_timeout", timeout, positive=True)
 
 
 class Connection(Framing, SocketCalls, trio.abc.HalfCloseableStream):
@@ -126,7 +124,7 @@ class Connection(Framing, SocketCalls, trio.abc.HalfCloseableStream):
 
         After that it is over: the peer is told, a line is logged, and calls raise :exc:`trio.BrokenResourceError` with
         ``ETIMEDOUT`` as its cause.  It remains to be closed; if something was unsent, with a reset.  Setting it to what is
-        not greater than 0 raises a :exc:`ValueError`.
+        not greater than 0 raises a :exc:`ValueError`, what is no number a :exc:`TypeError`.
         """
 
     @idle_timeout.setter

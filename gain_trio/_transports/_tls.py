@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast, final
 import trio
 
 from ._connection import Connection, Marks
+from ._seconds import checked_seconds
 from ._tls_connection import TlsConnection
 from ._tls_engine import Engine, is_cut_off
 from ._tls_traffic import CHUNK, explained
@@ -51,9 +52,7 @@ def check_server_context(context: object) -> ssl.SSLContext:
 
 def check_handshake_timeout(seconds: float) -> float:
     """``seconds``, if a handshake can have so many."""
-    if not seconds > 0:
-        raise ValueError(f"handshake_timeout must be more than 0 seconds (math.inf for no limit), not {seconds}")
-    return seconds
+    return checked_seconds("handshake_timeout", seconds, positive=True)
 
 
 def client_context(context: object) -> ssl.SSLContext | None:

@@ -78,6 +78,11 @@ class Access:
     group: int | str | None = None
 
     def __attrs_post_init__(self) -> None:
+        for name, who in (("owner", self.owner), ("group", self.group)):
+            if isinstance(who, bool) or not isinstance(who, int | str | None):
+                raise TypeError(f"the {name} of a Unix socket is a number, a name or None, not {who!r}")
+        if isinstance(self.mode, bool) or not isinstance(self.mode, int | None):
+            raise TypeError(f"the mode of a Unix socket is a number such as 0o660, or None, not {self.mode!r}")
         if self.mode is not None and not 0 <= self.mode <= 0o777:
             raise ValueError(f"the mode of a Unix socket is at most 0o777, such as 0o660, not {oct(self.mode)}")
 
