@@ -311,6 +311,21 @@ def test_a_plain_run_of_trio_says_what_it_is() -> None:
     assert "gain_trio.run()" in info.reason
 
 
+@pytest.mark.usefixtures("on_trios_own_manager")
+def test_a_plain_run_of_trio_logs_what_it_is_when_it_first_gets_a_connection(log: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        assert not log.records
+        for _ in range(2):
+            for listener in await gain_trio.open_listeners("tcp://127.0.0.1:0"):
+                await listener.aclose()
+
+    for _ in range(2):
+        trio.run(main)
+        level, line = only_line(log)
+        assert level == logging.INFO
+        assert line.startswith("running on Trio's own I/O manager: this run was started without gain_trio.run()")
+
+
 @pytest.mark.ring
 @pytest.mark.usefixtures("on_trios_own_manager", "no_descriptor_leak")
 def test_where_the_ring_is_installed_a_run_can_still_do_without(monkeypatch: pytest.MonkeyPatch) -> None:

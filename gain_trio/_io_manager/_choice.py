@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Literal, TypeAlias, cast, final, get_args
+from typing import Final, Literal, TypeAlias, cast, final, get_args
 
 import attrs
 import trio
@@ -27,6 +27,7 @@ Backend: TypeAlias = Literal["auto", "io_uring", "trio"]
 _VARIABLE = "GAIN_TRIO_BACKEND"
 
 logger = logging.getLogger("gain_trio")
+NOT_ON_THE_RING: Final = "running on Trio's own I/O manager: %s"
 
 
 @final
@@ -122,7 +123,7 @@ def open_manager(wish: Wish, ring: RingOptions | None, resume_in_place: bool | N
         else:
             _log_ring(manager)
             return manager
-    logger.log(level, "running on Trio's own I/O manager: %s", info.reason)
+    logger.log(level, NOT_ON_THE_RING, info.reason)
     return info
 
 
@@ -147,5 +148,5 @@ def _log_ring(manager: UringIOManager) -> None:
         raise
 
 
-reason_of_run: trio.lowlevel.RunVar[BackendInfo] = trio.lowlevel.RunVar("gain_trio.backend_info")
-"""Of a run that gain_trio started on Trio's own I/O manager."""
+reason_of_run: trio.lowlevel.RunVar[BackendInfo | None] = trio.lowlevel.RunVar("gain_trio.backend_info", default=None)
+"""Of a run on Trio's own I/O manager that has been told of in the log."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 import sniffio
 
@@ -10,8 +11,10 @@ from gain_trio._kernel import RingUnavailable
 from gain_trio._ring import Ring, RingOptions
 
 from . import _install, _seam
-from ._choice import BackendInfo, reason_of_run, resolve, ring_info, trio_info
+from ._choice import NOT_ON_THE_RING, BackendInfo, logger, reason_of_run, resolve, ring_info, trio_info
 from ._manager import UringIOManager, UringStatistics
+
+_PLAIN: Final = "this run was started without gain_trio.run() or gain_trio.install()"
 
 
 def current_manager(what: str) -> UringIOManager | None:
@@ -26,6 +29,7 @@ def current_manager(what: str) -> UringIOManager | None:
     if isinstance(manager, UringIOManager):
         return manager if manager.tier == "full" else None
     if manager is not None:
+        _tell_of_plain_run()
         return None
     try:
         library = sniffio.current_async_library()
@@ -34,6 +38,16 @@ def current_manager(what: str) -> UringIOManager | None:
             f"{what} must be called from a Trio task, and no async library is running here; start one with gain_trio.run()"
         ) from None
     raise RuntimeError(f"{what} must be called from a Trio task, and what is running here is {library}")
+
+
+def _tell_of_plain_run() -> None:
+    """Log what a run is on that was started without gain_trio, once: nobody else has told of it."""
+    if reason_of_run.get() is None:
+        refusal = _install.refusal()  # which was logged then
+        info = refusal or trio_info(_PLAIN, running=True)
+        reason_of_run.set(info)
+        if refusal is None:
+            logger.info(NOT_ON_THE_RING, info.reason)
 
 
 def current_ring_statistics() -> Callable[[], tuple[UringStatistics, ...]]:
@@ -66,8 +80,7 @@ def backend_info() -> BackendInfo:
     if isinstance(manager, UringIOManager):
         return ring_info(manager.ring, running=True)
     if manager is not None:
-        plain = trio_info("this run was started without gain_trio.run() or gain_trio.install()", running=True)
-        return reason_of_run.get(_install.refusal() or plain)
+        return reason_of_run.get() or _install.refusal() or trio_info(_PLAIN, running=True)
     wish = resolve("auto")
     if wish.backend == "trio":
         return trio_info(f"it is asked for by {wish.origin}", running=False)
