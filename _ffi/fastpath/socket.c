@@ -342,8 +342,12 @@ static void take_buffer(gt_socket *socket, const struct io_uring_cqe *cqe)
     struct gt_buffers *buffers = &socket->reactor->datagram_buffers;
     const char *buffer = gt_buffers_data(buffers, cqe);
     size_t before = sizeof(struct gt_received_message) + socket->header.msg_namelen;
-    if (!socket->closing && socket->endpoint && cqe->res >= 0 && (size_t)cqe->res >= before)
+    if (!socket->closing && socket->endpoint && cqe->res >= 0 && (size_t)cqe->res >= before) {
+        /* Nobody else may hold it but itself, in a cycle that a garbage collection in there would end. */
+        gt_endpoint *endpoint = (gt_endpoint *)Py_NewRef((PyObject *)socket->endpoint);
         queue_datagram(socket, (const struct gt_received_message *)buffer, buffer + before, (size_t)cqe->res - before);
+        Py_DECREF(endpoint);
+    }
     gt_buffers_recycle(buffers, cqe);
     gt_buffers_publish(buffers);
 }
