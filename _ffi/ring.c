@@ -350,9 +350,13 @@ void gt_ring_forget(struct gt_ring *ring)
 {
     if (ring->dead)
         return;
+    static uint32_t nothing;
     ring->dead = true;
-    /* The mappings are not there (MADV_DONTFORK), so there is nothing to unmap; the descriptor is a copy, and as long as
-     * it is open the parent's ring cannot end. */
+    /* The mappings are not there (MADV_DONTFORK), so there is nothing to unmap.  Whoever was looking at the ring while
+     * somebody's code forked goes on looking, at an empty one. */
+    ring->sq_head = ring->sq_tail = ring->sq_flags = ring->cq_head = ring->cq_tail = &nothing;
+    ring->sq_prepared = 0;
+    /* The descriptor is a copy, and as long as it is open the parent's ring cannot end. */
     close(ring->fd);
 }
 

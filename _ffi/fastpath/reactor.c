@@ -335,8 +335,8 @@ static Py_ssize_t wait_for_news(gt_reactor *self, int64_t timeout, const gt_dead
         if (news == 0 && self->ready_first)
             news = 1;
         /* The kernel reports EINTR only if nothing was submitted by the same call. */
-        if (news == 0 && timeout > 0 && PyErr_CheckSignals() < 0)
-            return -1;
+        if (news == 0 && timeout > 0 && (PyErr_CheckSignals() < 0 || !gt_reactor_check_thread(self)))
+            return -1; /* a handler may have forked, and this may be the child */
         if (result < 0 && result != -EINTR && result != -ETIME && result != -EBUSY && result != -EAGAIN) {
             errno = -result;
             PyErr_SetFromErrno(PyExc_OSError);
