@@ -182,8 +182,13 @@ static void connection_dealloc(gt_connection *self)
     PyObject_GC_UnTrack(self);
     if (self->weakrefs)
         PyObject_ClearWeakRefs((PyObject *)self);
-    if (self->stream)
+    if (self->stream) {
+        if (!self->stream->closing && !self->reactor->ring->dead) { /* a __del__ of a class made of this one hid the finalizer */
+            gt_stream_close(self->stream, self->stream->outbound.size > 0);
+            gt_reactor_wake_thread(self->reactor);
+        }
         self->stream->connection = NULL;
+    }
     connection_clear(self);
     Py_CLEAR(self->reactor);
     Py_TYPE(self)->tp_free((PyObject *)self);

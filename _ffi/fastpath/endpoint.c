@@ -116,8 +116,13 @@ static void endpoint_dealloc(gt_endpoint *self)
     PyObject_GC_UnTrack(self);
     if (self->weakrefs)
         PyObject_ClearWeakRefs((PyObject *)self);
-    if (self->socket)
+    if (self->socket) {
+        if (!self->socket->closing) { /* a class made of this one has a __del__ of its own, which hides the finalizer */
+            close_endpoint(self);
+            gt_reactor_wake_thread(self->reactor);
+        }
         self->socket->endpoint = NULL;
+    }
     gt_datagrams_clear(&self->inbound);
     gt_datagrams_clear(&self->outbound);
     gt_peers_clear(&self->peers);
