@@ -1,4 +1,4 @@
-"""The I/O manager under Trio: readiness, time, wake-ups, guest mode, and starting and ending runs."""
+"""The I/O manager under Trio: readiness, time, wake-ups, and starting and ending runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import errno
 import gc
 import os
-import queue
 import socket
 import sys
 import threading
@@ -14,7 +13,6 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, NoReturn
 
-import outcome
 import pytest
 import trio
 import trio.testing
@@ -40,6 +38,7 @@ from pairs import (
     receive_exactly,
     until,
 )
+from test_guest_run import host_run
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio
@@ -611,121 +610,6 @@ async def test_work_goes_to_threads_and_back() -> None:
         for number in range(50):
             nursery.start_soon(one, number)
     assert sorted(results) == [number + 2 for number in range(50)]
-
-
-# --- guest mode ---
-
-
-def host_run(async_fn: Callable[..., Awaitable[Any]], *args: Any, **options: Any) -> Any:
-    """A guest run in a host loop that does what it is told to and nothing else."""
-    todo: queue.Queue[Callable[[], object]] = queue.Queue()
-    ended: list[outcome.Outcome[Any]] = []
-    gain_trio.start_guest_run(async_fn, *args, run_sync_soon_threadsafe=todo.put, done_callback=ended.append, **options)
-    while not ended:
-        todo.get(timeout=PATIENCE)()
-    return ended[0].unwrap()
-
-
-@pytest.mark.usefixtures("no_descriptor_leak")
-def test_a_guest_run_does_what_any_run_does() -> None:
-    async def main(number: int) -> int:
-        assert gain_trio.backend_info().running
-        await trio.sleep(0.01)
-        with trio.move_on_after(0.01) as scope:
-            await trio.sleep_forever()
-        assert scope.cancelled_caught
-        assert await trio.to_thread.run_sync(lambda: trio.from_thread.run_sync(lambda: 1)) == 1
-        message = pattern(1 << 20)
-        client, served = await open_pair()
-        async with client, served, trio.open_nursery() as nursery:
-            nursery.start_soon(echo, served)
-            nursery.start_soon(client.send, message)
-            assert await receive_exactly(client, len(message)) == message
-            nursery.cancel_scope.cancel()
-        with socket_pair() as (one, other):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(trio.lowlevel.wait_readable, one)
-                await wait_all_tasks_blocked()
-                other.send(b"x")
-        return number + 1
-
-    assert host_run(main, 1) == 2
-
-
-def test_a_guest_run_is_woken_by_data_that_arrives_while_it_waits() -> None:
-    """The wait is in a worker thread then, which cannot enter the ring."""
-
-    async def main() -> None:
-        client, served = await open_pair()
-        async with client, served:
-            peer = socket.socket(fileno=os.dup(client.fileno()))
-            with peer, trio.fail_after(PATIENCE):
-                for number in range(20):
-                    thread = threading.Thread(target=peer.send, args=(bytes([number]),))
-                    thread.start()
-                    assert await served.receive() == bytes([number])
-                    thread.join()
-
-    host_run(main)
-
-
-def test_a_guest_run_can_be_cancelled_by_its_host() -> None:
-    todo: queue.Queue[Callable[[], object]] = queue.Queue()
-    ended: list[outcome.Outcome[Any]] = []
-    scopes: list[trio.CancelScope] = []
-
-    async def main() -> str:
-        with trio.CancelScope() as scope:
-            scopes.append(scope)
-            await trio.sleep_forever()
-        return "cancelled"
-
-    gain_trio.start_guest_run(main, run_sync_soon_threadsafe=todo.put, done_callback=ended.append)
-    timer: threading.Timer | None = None
-    while not ended:
-        todo.get(timeout=PATIENCE)()
-        if scopes and timer is None:
-            timer = threading.Timer(0.01, lambda: todo.put(scopes[0].cancel))  # when it waits, most likely
-            timer.start()
-    assert ended[0].unwrap() == "cancelled"
-
-
-def test_the_clock_jumps_in_a_guest_run_too() -> None:
-    async def main() -> None:
-        with contextlib.ExitStack() as stack:
-            async with trio.open_nursery() as nursery:
-                for _ in range(50):
-                    one, _other = stack.enter_context(socket_pair())
-                    nursery.start_soon(trio.lowlevel.wait_readable, one)
-                await trio.sleep(10_000)
-                nursery.cancel_scope.cancel()
-            await trio.sleep(10_000)
-
-    started = time.monotonic()
-    host_run(main, clock=MockClock(autojump_threshold=0))
-    assert time.monotonic() - started < PATIENCE
-
-
-@pytest.mark.usefixtures("no_descriptor_leak")
-def test_what_a_guest_raises_reaches_the_host() -> None:
-    async def main() -> NoReturn:
-        await trio.lowlevel.checkpoint()
-        raise LookupError("x")
-
-    with pytest.raises(LookupError, match="x"):
-        host_run(main)
-
-
-@pytest.mark.usefixtures("no_descriptor_leak")
-def test_a_guest_run_that_cannot_start_leaves_nothing_behind() -> None:
-    async def main() -> None:
-        before = open_descriptors()
-        with pytest.raises(RuntimeError, match="inside"):
-            gain_trio.start_guest_run(trio.sleep, 0, run_sync_soon_threadsafe=print, done_callback=print)
-        assert open_descriptors() == before
-        await trio.lowlevel.checkpoint()
-
-    gain_trio.run(main)
 
 
 # --- runs ---

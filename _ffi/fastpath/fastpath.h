@@ -335,6 +335,7 @@ int gt_trio_bind(gt_trio *trio, PyObject *seam); /* takes what it needs from the
 void gt_trio_unbind(gt_trio *trio); /* lets go of the run */
 void gt_trio_free(gt_trio *trio);
 int gt_trio_traverse(gt_trio *trio, visitproc visit, void *arg);
+bool gt_trio_is_in_task(const gt_trio *trio);
 PyObject *gt_trio_current_task(gt_trio *trio); /* borrowed; NULL: exception set */
 int gt_trio_cancel_is_pending(gt_trio *trio, PyObject *task);
 int gt_trio_count_cancel_point(gt_trio *trio, PyObject *task);
@@ -383,6 +384,7 @@ struct gt_reactor {
     uint64_t resumed_in_place;
     uint64_t rescheduled;
     bool in_place;
+    bool guest;   /* between two ticks the host's code runs in this thread, while another one waits */
     bool running; /* in wait() or process(): they do not nest */
     bool closed;
 };
@@ -392,6 +394,7 @@ void gt_reactor_ready(gt_reactor *reactor, gt_ready *ready, PyObject *object);
 void gt_reactor_link_wanting(gt_reactor *reactor, gt_stream *stream);
 void gt_reactor_link_starved(gt_reactor *reactor, gt_stream *stream);
 void gt_reactor_wake_thread(const gt_reactor *reactor); /* from another thread: end the wait, there is work */
+void gt_reactor_wake_guest(const gt_reactor *reactor);  /* something is wanted: end the wait, if nobody else will */
 bool gt_reactor_check_thread(const gt_reactor *reactor); /* false: exception set */
 int gt_reactor_look_at_clock(gt_reactor *reactor); /* sets `now`; -1: exception set */
 int gt_reactor_wake(gt_reactor *reactor, PyObject *task, PyObject *abort, bool in_place);

@@ -40,6 +40,7 @@ void gt_reactor_link_wanting(gt_reactor *reactor, gt_stream *stream)
     else
         reactor->wanting_first = stream;
     reactor->wanting_last = stream;
+    gt_reactor_wake_guest(reactor);
 }
 
 void gt_reactor_link_starved(gt_reactor *reactor, gt_stream *stream)
@@ -120,6 +121,17 @@ void gt_reactor_wake_thread(const gt_reactor *reactor)
         ssize_t written = write(reactor->wakeup_descriptor, &one, sizeof one);
         (void)written; /* EAGAIN: it is about to wake anyway (eventfd(2)) */
     }
+}
+
+/* The host of a guest run may close a connection, drop one, or write to one.  A task that does so is followed by a turn of
+ * Trio's loop, which submits what is wanted; the host's code is followed by whatever the host does next. */
+void gt_reactor_wake_guest(const gt_reactor *reactor)
+{
+    if (!reactor->guest || reactor->running || reactor->ring->dead || gt_trio_is_in_task(&reactor->trio))
+        return;
+    const uint64_t one = 1;
+    ssize_t written = write(reactor->wakeup_descriptor, &one, sizeof one); /* EAGAIN: it is about to wake anyway */
+    (void)written;
 }
 
 static bool check_idle(const gt_reactor *reactor)
@@ -440,6 +452,11 @@ static PyObject *reactor_bind(gt_reactor *self, PyObject *seam)
 {
     if (!check_open(self) || gt_trio_bind(&self->trio, seam) < 0)
         return NULL;
+    PyObject *is_guest = PyObject_GetAttrString(seam, "is_guest");
+    if (!is_guest)
+        return NULL;
+    self->guest = is_guest == Py_True;
+    Py_DECREF(is_guest);
     Py_RETURN_NONE;
 }
 

@@ -133,6 +133,7 @@ void gt_socket_want(gt_socket *socket)
     else
         reactor->wanting_sockets = socket;
     reactor->wanting_sockets_last = socket;
+    gt_reactor_wake_guest(reactor);
 }
 
 void gt_socket_close(gt_socket *socket)

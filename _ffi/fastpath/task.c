@@ -270,6 +270,14 @@ PyObject *gt_trio_current_task(gt_trio *trio)
     return task;
 }
 
+/* Is a task being stepped in this thread?  Else it is the host's code, or a finalizer, that runs. */
+bool gt_trio_is_in_task(const gt_trio *trio)
+{
+    if (!trio->bound)
+        return false;
+    return PyDict_Contains(trio->run_context, name_task) == 1; /* a name: comparing it cannot fail */
+}
+
 /* Only the main task is ever interrupted, and it is the same one for the whole run once there is one. */
 static int keyboard_interrupt_is_pending(gt_trio *trio, PyObject *task)
 {

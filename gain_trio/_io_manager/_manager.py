@@ -22,6 +22,11 @@ empty, ``get_events(timeout)`` in a worker.  The worker cannot enter the ring (`
 does not wake a poll of its own descriptor.  It does count its completions on a registered eventfd, so the worker polls
 that, and whatever arrived is reaped by ``process_events``, back in the host's thread.  Without deferred work (tier
 ``"poll"``) completions are made by the host's thread whenever it is in the kernel, asleep there or not, and counted as well.
+
+A completion that is made by somebody's write to another eventfd is counted late, because eventfds may not signal each
+other, and since Linux 6.11 only once: ``__io_eventfd_signal`` (io_uring/eventfd.c) notes that a late signal is on its way,
+and nothing takes the note back.  So the worker polls the eventfd of ``force_wakeup`` itself, and for those that programs
+wait for the registration is renewed with each tick of the guest: a new one has no such note.
 """
 
 from __future__ import annotations
@@ -138,7 +143,6 @@ class UringIOManager:
         self._waiters: dict[int, dict[int, Poll]] = {_READ: {}, _WRITE: {}}
         self._closed = False
         self._completion_eventfd: int | None = None  # guest mode only: counts completions for the worker
-        self._watch_wakeup()
         _living.add(self)
 
     def _watch_wakeup(self) -> None:
@@ -154,7 +158,8 @@ class UringIOManager:
         self.reactor.bind(self._seam)
         if self._seam.is_guest:
             self._completion_eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-            self.ring.register_eventfd(self._completion_eventfd)
+        else:
+            self._watch_wakeup()
 
     # --- what Trio's run loop calls ---
 
@@ -215,6 +220,7 @@ class UringIOManager:
         assert self._completion_eventfd is not None
         poll = select.poll()
         poll.register(self._completion_eventfd, select.POLLIN)
+        poll.register(self._wakeup_eventfd, select.POLLIN)
         return bool(poll.poll(ceil(timeout * 1000)))
 
     def process_events(self, events: object) -> None:  # noqa: ARG002  # the reactor has them
@@ -222,8 +228,10 @@ class UringIOManager:
         if self._seam is None:  # a guest run makes its first ticks without a wait
             self._bind()
         if self._completion_eventfd is not None:
+            self.ring.register_eventfd(self._completion_eventfd)
+            _drain_eventfd(self._wakeup_eventfd)
             _drain_eventfd(self._completion_eventfd)
-            self.reactor.wait(0)
+            self.reactor.wait(0)  # after that, because it takes what was not counted
         completions = self.reactor.process()
         if completions is not None:
             complete = self.ring.complete

@@ -107,3 +107,4 @@ class RegisterOp(enum.IntEnum):
     """io_uring_register(2) opcodes used from Python."""
 
     EVENTFD = 4
+    UNREGISTER_EVENTFD = 5

@@ -112,6 +112,7 @@ class Ring:
         self._key: Any = uring.ffi.new("uint64_t *")
         self._operations: dict[int, Operation] = {}
         self._closed = False
+        self._has_eventfd = False
         self._current_cqe: Any = None  # of the callback that is running
         request = uring.ffi.new("struct gt_ring_options *")
         request.entries = self.options.entries
@@ -311,9 +312,16 @@ class Ring:
     # --- registration and closing ---
 
     def register_eventfd(self, eventfd: int) -> None:
-        """Have every completion counted by an eventfd (Linux 5.2), which another thread can poll."""
+        """Have every completion counted by an eventfd (Linux 5.2), which another thread can poll.
+
+        It takes the place of the one before, which may be the same: what is registered is a new counting.
+        """
+        if self._has_eventfd:
+            check(self._lib.gt_ring_register(self._ring, int(RegisterOp.UNREGISTER_EVENTFD), uring.ffi.NULL, 0))
+            self._has_eventfd = False
         argument = uring.ffi.new("int *", eventfd)
         check(self._lib.gt_ring_register(self._ring, int(RegisterOp.EVENTFD), argument, 1))
+        self._has_eventfd = True
 
     def close(self, *, patience: float = 5.0) -> int:
         """Cancel everything, wait at most ``patience`` seconds until nothing is in flight, and give all memory back.
