@@ -428,21 +428,40 @@ static PyObject *connection_find(gt_connection *self, PyObject *const *args, Py_
 
 /* --- closing --- */
 
-static PyObject *connection_refuse_calls(gt_connection *self, PyObject *Py_UNUSED(ignored))
+static bool begin_refusing(gt_connection *self)
 {
-    if (!self->reactor)
-        return uninitialised();
+    if (!self->reactor) {
+        uninitialised();
+        return false;
+    }
     if (!gt_reactor_check_thread(self->reactor))
-        return NULL;
+        return false;
     self->closed = true;
     if (self->stream && self->sending.awaitable && gt_awaitable_is_torn(self->sending.awaitable))
         self->stream->send_torn = true; /* now, and not when its task has run: closing asks for it before */
-    if (gt_connection_unwatch(self) < 0)
-        return NULL;
-    if (gt_connection_wake_direction(self, &self->receiving, false) < 0 ||
-        gt_connection_wake_direction(self, &self->sending, false) < 0)
+    return true;
+}
+
+/* The tasks that wait are told, both of them, and then what went wrong meanwhile: Trio's code is called, and it can be
+ * interrupted. */
+static PyObject *end_calls(gt_connection *self)
+{
+    int told = gt_connection_wake_direction(self, &self->receiving, false);
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    told |= gt_connection_wake_direction(self, &self->sending, false);
+    if (type) {
+        PyErr_Clear();
+        PyErr_Restore(type, value, traceback);
+    }
+    if (told < 0 || gt_connection_unwatch(self) < 0)
         return NULL;
     Py_RETURN_NONE;
+}
+
+static PyObject *connection_refuse_calls(gt_connection *self, PyObject *Py_UNUSED(ignored))
+{
+    return begin_refusing(self) ? end_calls(self) : NULL;
 }
 
 static PyObject *connection_refuse_sends(gt_connection *self, PyObject *Py_UNUSED(ignored))
@@ -487,11 +506,13 @@ static PyObject *connection_close(gt_connection *self, PyObject *reset)
     int with_reset = PyObject_IsTrue(reset);
     if (with_reset < 0)
         return NULL;
-    PyObject *refused = connection_refuse_calls(self, NULL);
-    if (!refused)
+    if (!begin_refusing(self))
         return NULL;
-    Py_DECREF(refused);
-    int error = self->stream ? gt_stream_close(self->stream, with_reset) : 0;
+    int error = self->stream ? gt_stream_close(self->stream, with_reset) : 0; /* first, for it runs no Python */
+    PyObject *ended = end_calls(self);
+    if (!ended)
+        return NULL;
+    Py_DECREF(ended);
     if (error && error != EBADF && error != ENOTSOCK && error != EINVAL) {
         errno = error;
         return PyErr_SetFromErrno(PyExc_OSError);

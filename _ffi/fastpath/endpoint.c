@@ -228,7 +228,13 @@ static PyObject *endpoint_close(gt_endpoint *self, PyObject *Py_UNUSED(ignored))
     if (!gt_reactor_check_thread(self->reactor))
         return NULL;
     close_endpoint(self);
-    if (gt_waiters_wake_all(&self->receiving) < 0 || gt_waiters_wake_all(&self->sending) < 0)
+    int receivers = gt_waiters_wake_all(&self->receiving);
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    int senders = gt_waiters_wake_all(&self->sending);
+    if (receivers < 0)
+        PyErr_Restore(type, value, traceback); /* in the place of the senders' error, if there is one */
+    if (receivers < 0 || senders < 0)
         return NULL;
     Py_RETURN_NONE;
 }

@@ -97,15 +97,22 @@ int gt_waiter_wake(gt_waiter *waiter, bool in_place)
     return result;
 }
 
+/* All of them, and then the first thing that went wrong: Trio's code is called, and it can be interrupted. */
 int gt_waiters_wake_all(gt_waiters *waiters)
 {
+    PyObject *type = NULL, *value = NULL, *traceback = NULL;
     while (waiters->first) {
         gt_waiter *waiter = waiters->first;
         unlist(waiter);
-        if (gt_waiter_wake(waiter, false) < 0)
-            return -1;
+        if (gt_waiter_wake(waiter, false) == 0)
+            continue;
+        if (type)
+            PyErr_Clear();
+        else
+            PyErr_Fetch(&type, &value, &traceback);
     }
-    return 0;
+    PyErr_Restore(type, value, traceback);
+    return type ? -1 : 0;
 }
 
 static PyObject *waiter_abort(gt_waiter *self, PyObject *args, PyObject *kwargs)
@@ -327,6 +334,10 @@ static PySendResult park(gt_exchange *self, PyObject *task, bool in_line, PyObje
         if (!waiter)
             return PYGEN_ERROR;
         self->waiter = waiter;
+        if (endpoint->closed) { /* by what ran while the waiter was made: nobody would wake this task */
+            raise_closed(self, "this endpoint was closed");
+            return PYGEN_ERROR;
+        }
     }
     Py_XSETREF(self->waiter->task, Py_NewRef(task));
     if (in_line && !self->waiter->listed)

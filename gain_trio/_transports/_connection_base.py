@@ -131,6 +131,7 @@ class ConnectionBase(Connection):
         return math.inf if self._timing is None else self._timing.idleness.timeout
 
     @idle_timeout.setter
+    @trio.lowlevel.enable_ki_protection
     def idle_timeout(self, timeout: float) -> None:
         timeout = checked_idle_timeout(timeout)
         if self._is_closed or timeout == self.idle_timeout:
@@ -151,10 +152,12 @@ class ConnectionBase(Connection):
             self._timing = Timing(self)  # type: ignore[misc]  # a slot of the implementation
         return self._timing
 
+    @trio.lowlevel.enable_ki_protection
     def _watch(self, sending: bool, when: float, /) -> None:
         """Have :meth:`_deadline_passed` called then, or before."""
         self._own_timing().watch(sending, when)
 
+    @trio.lowlevel.enable_ki_protection
     def _unwatch(self) -> None:
         """The connection is closed, or has let go of its socket: there is nothing to look at any more."""
         if self._timing is not None:
@@ -189,6 +192,7 @@ class ConnectionBase(Connection):
             except OSError as error:
                 raise broken_by(error) from error
 
+    @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
         """See :meth:`Connection.aclose`."""
         if self._is_closed:
@@ -207,10 +211,12 @@ class ConnectionBase(Connection):
         finally:
             self._close(not flushed and self.outbound_buffered > 0)
 
+    @trio.lowlevel.enable_ki_protection
     def abort(self) -> None:
         """See :meth:`Connection.abort`."""
         self._close(True)
 
+    @trio.lowlevel.enable_ki_protection
     def _close_soon(self) -> bool:
         """See :meth:`Connection._close_soon`."""
         if not self._is_closed and self.outbound_buffered:
@@ -218,6 +224,7 @@ class ConnectionBase(Connection):
         self._close(False)
         return True
 
+    @trio.lowlevel.enable_ki_protection
     def _close_now(self) -> None:
         """See :meth:`Connection._close_now`."""
         self._close(not self._is_closed and self.outbound_buffered > 0)

@@ -174,21 +174,25 @@ class KernelFileSending(FileSending, ConnectionBase):
         first = error if number == error.errno else OSError(number, os.strerror(number))
         raise broken_by(first) from first
 
+    @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
         """See :meth:`Connection.aclose`."""
         self._end_transfer()
         await super().aclose()
 
+    @trio.lowlevel.enable_ki_protection
     def abort(self) -> None:
         """See :meth:`Connection.abort`."""
         self._end_transfer()
         super().abort()
 
+    @trio.lowlevel.enable_ki_protection
     def _close_soon(self) -> bool:
         """See :meth:`Connection._close_soon`."""
         self._end_transfer()
         return super()._close_soon()
 
+    @trio.lowlevel.enable_ki_protection
     def _close_now(self) -> None:
         """See :meth:`Connection._close_now`."""
         self._end_transfer()

@@ -45,6 +45,7 @@ _descriptor_listener = functools.partial(SocketListener, make=DescriptorConnecti
 _WITH_DESCRIPTORS = Implementation(DescriptorConnection, _descriptor_listener, _descriptor_listener)
 
 
+@trio.lowlevel.enable_ki_protection  # of a descriptor that for a moment has two owners
 def _ring_connection(manager: UringIOManager, sock: socket.socket, marks: Marks) -> Connection:
     connection = RingConnection(manager, sock.fileno(), marks)
     sock.detach()

@@ -121,6 +121,7 @@ async def open_datagram_endpoint(
         return endpoint
 
 
+@trio.lowlevel.enable_ki_protection  # of a descriptor that for a moment has two owners
 def make_endpoint(manager: UringIOManager | None, sock: socket.socket, remote: Any, **limits: int) -> DatagramEndpoint:
     """The endpoint of a non-blocking datagram socket, which is the endpoint's from then on.
 

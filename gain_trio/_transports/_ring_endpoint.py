@@ -74,6 +74,7 @@ class RingEndpoint(_Endpoint, DatagramEndpoint):
             unsent=unsent,
         )
 
+    @trio.lowlevel.enable_ki_protection
     def close(self) -> None:
         """See :meth:`DatagramEndpoint.close`."""
         self._close()

@@ -88,6 +88,7 @@ class RingListener(Listener):
             self._arm()
             await self._waiting.park()
 
+    @trio.lowlevel.enable_ki_protection  # of a descriptor that for a moment has two owners
     def _accept_ready(self) -> RingConnection | None:
         """A connection that is here already, or None.  Raises what :meth:`accept` raises."""
         if self._closed:
@@ -145,6 +146,7 @@ class RingListener(Listener):
         elif self._waiting:
             self._arm()
 
+    @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
         """See :meth:`Listener.aclose`."""
         self._close()

@@ -126,6 +126,7 @@ class Inbox:
             self._error_told.set()
             raise error
 
+    @trio.lowlevel.enable_ki_protection
     def close(self) -> None:
         """Close the socket and wake everybody."""
         if self.closed:
@@ -265,6 +266,7 @@ class SocketEndpoint(DatagramEndpoint):
 
     # --- the rest ---
 
+    @trio.lowlevel.enable_ki_protection
     def close(self) -> None:
         """See :meth:`DatagramEndpoint.close`."""
         self._inbox.close()

@@ -132,6 +132,7 @@ class SocketListener(Listener):
             sock.close()
             raise
 
+    @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
         """See :meth:`Listener.aclose`."""
         self._close()

@@ -277,6 +277,7 @@ class TlsConnection(TlsEvents):
             "that has to go on receiving marks the end of its messages itself"
         )
 
+    @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
         """See :meth:`Connection.aclose`; sends close_notify before FIN."""
         if self._is_closed:
@@ -326,10 +327,12 @@ class TlsConnection(TlsEvents):
         else:
             self._below._close_now()
 
+    @trio.lowlevel.enable_ki_protection
     def abort(self) -> None:
         """See :meth:`Connection.abort`."""
         self._close_below(reset=True)
 
+    @trio.lowlevel.enable_ki_protection
     def _close_soon(self) -> bool:
         """See :meth:`Connection._close_soon`.  There is a close_notify left to send unless it is closed or broken."""
         if not self._is_closed and self._error is None and self._send_error is None:
@@ -337,6 +340,7 @@ class TlsConnection(TlsEvents):
         self._close_now()
         return True
 
+    @trio.lowlevel.enable_ki_protection
     def _close_now(self) -> None:
         """See :meth:`Connection._close_now`."""
         self._close_below()
