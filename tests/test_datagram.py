@@ -659,6 +659,7 @@ async def test_a_forked_child_leaves_it_alone(endpoint: DatagramEndpoint, peer: 
     [
         (("localhost", 9), ValueError, r"trio\.socket\.getaddrinfo"),
         (("::1", 9), ValueError, "IPv4"),
+        (("127.0.0.1\0.example", 9), ValueError, "IPv4"),
         (("127.0.0.1", -1), ValueError, "port"),
         (("127.0.0.1", 65536), ValueError, "port"),
         (("127.0.0.1", 1 << 80), ValueError, "port"),

@@ -8,6 +8,7 @@
 
 #include <arpa/inet.h>
 #include <net/if.h>
+#include <string.h>
 
 #define FEWEST_PEERS 64U
 #define MOST_PEERS 4096U
@@ -112,11 +113,14 @@ bool gt_sockaddr_parse(PyObject *tuple, int family, gt_sockaddr *raw)
                      family == AF_INET ? "" : "[, flow information[, scope]]", tuple);
         return false;
     }
-    const char *host = PyUnicode_AsUTF8(PyTuple_GET_ITEM(tuple, 0));
+    Py_ssize_t length;
+    const char *host = PyUnicode_AsUTF8AndSize(PyTuple_GET_ITEM(tuple, 0), &length);
     if (!host || !parse_number(PyTuple_GET_ITEM(tuple, 1), "port", 65535, &port) ||
         (size > 2 && !parse_number(PyTuple_GET_ITEM(tuple, 2), "flow information", 0xfffff, &flow)) ||
         (size > 3 && !parse_number(PyTuple_GET_ITEM(tuple, 3), "scope", UINT32_MAX, &scope)))
         return false;
+    if (strlen(host) != (size_t)length)
+        return refuse_host(tuple, family);
     memset(raw, 0, sizeof *raw);
     raw->generic.sa_family = (sa_family_t)family;
     if (family == AF_INET) {

@@ -311,6 +311,8 @@ def check_address(address: tuple[Any, ...], family: int) -> None:
         if not 0 <= number <= limit:
             raise ValueError(f"the {what} of an address must be 0 to {limit}, not {number}")
     try:
+        if "\0" in address[0]:
+            raise UnicodeError("it contains a null character")  # noqa: TRY301 - where getaddrinfo(3) sees its end
         socket.getaddrinfo(address[0], address[1], family, socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST)
     except (socket.gaierror, UnicodeError) as error:
         raise ValueError(
