@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import math
 import random
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +28,7 @@ from pairs import (
     Pair,
     is_open,
     open_pair,
+    open_unix_pair,
     pattern,
     receive_all,
     receive_exactly,
@@ -69,9 +72,12 @@ async def test_trios_own_checks_the_other_way_round() -> None:
         await check_two_way_stream(served_first, None)
 
 
-async def test_trios_own_checks_of_its_stream_on_our_connection() -> None:
+@pytest.mark.parametrize("over", ["TCP", "a Unix socket"])
+async def test_trios_own_checks_of_its_stream_on_our_connection(over: str, tmp_path: Path) -> None:
+    names = itertools.count()
+
     async def make() -> tuple[trio.SSLStream[Connection], trio.SSLStream[Connection]]:
-        client, served = await open_pair()
+        client, served = await (open_pair() if over == "TCP" else open_unix_pair(f"unix://{tmp_path}/{next(names)}"))
         return (
             trio.SSLStream(client, client_context(), server_hostname="localhost"),
             trio.SSLStream(served, server_context(), server_side=True),

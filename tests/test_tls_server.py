@@ -10,6 +10,7 @@ import socket
 import ssl
 import struct
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,6 +52,19 @@ async def test_serve_and_connect() -> None:
         await until(lambda: server.active_connections == 0)
         now = server.statistics()
         assert (now.accepted, now.handler_errors, now.broken, now.failed_handshakes) == (1, 0, 0, 0)
+
+
+async def test_over_a_unix_socket(tmp_path: Path) -> None:
+    address = f"unix://{tmp_path}/tls"
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lambda **status: gain_trio.serve(echo, address, ssl_context=server_context(), **status))
+        with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
+            await gain_trio.connect(address, ssl_context=client_context(), server_hostname="example.org")
+        async with await gain_trio.connect(address, ssl_context=client_context()) as client:  # to localhost
+            for data in (b"hello", pattern(MEBIBYTE)):
+                nursery.start_soon(client.send, data)
+                assert await client.receive_exactly(len(data)) == data
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_handler_that_returns_ends_the_stream_properly() -> None:

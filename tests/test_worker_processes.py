@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import platform
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from workers import ARCHITECTURES, children, clients_of, process_of, raises_alon
 
 import gain_trio
 from gain_trio import BackendInfo, Connection, ConsumerView, Server
+from gain_trio._kernel._errors import kernel_version
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -238,6 +240,14 @@ async def test_a_process_without_descriptors_has_connections_wait(caplog: pytest
 # --- where they run ---
 
 
+@pytest.fixture
+def own_cpus() -> Iterator[set[int]]:
+    """The CPUs that this thread may run on, as it will be allowed to again."""
+    cpus = os.sched_getaffinity(0)
+    yield cpus
+    os.sched_setaffinity(0, cpus)
+
+
 async def test_affinity_and_priority() -> None:
     cpus = sorted(os.sched_getaffinity(0))
     nice = min(os.getpriority(os.PRIO_PROCESS, 0) + 3, 19)
@@ -252,6 +262,31 @@ async def test_affinity_and_priority() -> None:
                     async with await connect(server) as client:
                         told.add((await receive_all(client)).decode())
         assert told <= {f"{cpu} {nice}" for cpu in cpus}
+
+
+async def test_a_process_gets_what_arrives_at_its_own_cpu(own_cpus: set[int]) -> None:
+    """Of the listeners that share a port, the kernel prefers the one whose SO_INCOMING_CPU it is, since Linux 6.2."""
+    if len(own_cpus) < 2 or (kernel_version(platform.release()) or (0, 0)) < (6, 2):
+        pytest.skip("needs two CPUs, and Linux 6.2")
+    options = {"processes": len(own_cpus), "cpu_affinity": True, "architecture": "socket_sharding"}
+    async with serving(handlers.tell_placement, **options) as server:
+        for cpu in own_cpus:
+            os.sched_setaffinity(0, {cpu})  # through the loopback interface, a connection arrives where it is made
+            for _ in range(10):
+                async with await connect(server) as client:
+                    assert (await receive_all(client)).split()[0] == b"%d" % cpu
+
+
+async def test_a_protocol_of_asyncio_in_worker_processes() -> None:
+    handler = gain_trio.ProtocolHandler(handlers.EchoProtocol)
+    for architecture in ARCHITECTURES:
+        async with serving(handler, processes=2, architecture=architecture) as server:
+            for _ in range(4):
+                async with await connect(server) as client:
+                    await client.send(b"hello")
+                    answer = await receive_exactly(client, 13)
+                    assert int(answer[:8]) in children()
+                    assert answer[8:] == b"hello"
 
 
 async def test_a_priority_that_is_not_allowed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

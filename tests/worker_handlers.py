@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import resource
@@ -12,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import trio
 
@@ -115,6 +116,16 @@ async def tell_placement(connection: Connection) -> None:
     """The CPUs, and the nice value."""
     cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))))
     await connection.send(f"{cpus} {os.getpriority(os.PRIO_PROCESS, 0)}".encode())
+
+
+class EchoProtocol(asyncio.Protocol):
+    """As somebody wrote it for asyncio, with the process that it runs in before each answer."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(b"%08d" % os.getpid() + data)
 
 
 def load_context(chain: str) -> ssl.SSLContext:

@@ -92,7 +92,8 @@ async def connect(
       marks: of the connection.
       pass_fds: of a Unix connection: it can pass descriptors, see :func:`open_listeners`.
       ssl_context: None for no TLS, True for :func:`ssl.create_default_context`, or a context of your own.
-      server_hostname: who the server's certificate has to prove that it is; by default the host of the address.
+      server_hostname: who the server's certificate has to prove that it is; by default the host of the address, and
+        ``localhost`` where that has none, as with Unix sockets.
       https_compatible: neither expect nor send TLS's close_notify, as is usual in HTTPS, where messages know their length.
         Otherwise a stream that ends without it raises :exc:`trio.BrokenResourceError`: somebody may have cut it off.
 
