@@ -14,12 +14,13 @@ import trio
 import worker_handlers as handlers
 from _helpers import descriptor_limit, next_descriptor
 from pairs import PATIENCE, open_descriptors, receive_all, receive_exactly
-from test_server import connect, serving
+from test_server import LOCAL, connect, serving
 from workers import Exit, children, process_of, soon
 
+import gain_trio
 from gain_trio import ServerConfig, WorkerFailed
 from gain_trio._server._dispatcher import Dispatcher
-from gain_trio._server._processes import _pool, _process
+from gain_trio._server._processes import _pool, _process, _slot
 from gain_trio._server._processes._accepted import Accepted
 from gain_trio._server._processes._messages import Failed
 from gain_trio._server._processes._process import State
@@ -81,6 +82,7 @@ class Process:
         self.failure = None if stays else Failed("it was not long", "")
         self.end = "exited with status 1"
         self.statistics = None
+        self.consumers = ()
         self.was_started = True
         self.was_asked_to_leave = self.was_told_to_drain = False
         self.may_begin = trio.Event()
@@ -130,6 +132,35 @@ async def test_a_process_that_is_dead_before_anybody_looks_has_begun_to_serve() 
         await soon(lambda: place.slot.serves)
         nursery.cancel_scope.cancel()
     assert (place.slot.restarts, place.slot.current, place.failures) == (2, place.made[2], [])
+
+
+async def test_a_process_that_always_dies_at_once_ends_the_server() -> None:
+    brief = {"begins": True, "stays": False}
+    place = Place(*[brief] * 20)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(place.slot.supervise)
+        await soon(lambda: bool(place.failures))
+        nursery.cancel_scope.cancel()
+    assert len(place.made) == _slot.ATTEMPTS
+    assert "worker process 0 died as soon as it served, 4 times in a row: it was not long" in str(place.failures[0])
+
+
+async def test_a_program_that_dies_as_soon_as_it_serves_ends_the_server() -> None:
+    handler = handlers.WhenUnpickled(handlers.echo, handlers.die_soon)
+    with pytest.raises(
+        WorkerFailed, match=r"(could not begin to serve|as soon as it served, .*): .* exited with status 3"
+    ):
+        await gain_trio.serve(handler, LOCAL, processes=1)
+    assert children() == []
+
+
+async def test_a_process_that_dies_of_what_it_serves_is_replaced_as_often_as_it_takes() -> None:
+    async with serving(handlers.end_process, processes=1) as server:
+        for number in range(_slot.ATTEMPTS + 2):
+            await soon(lambda number=number: server._process_counts() == (1, number))  # type: ignore[misc]
+            async with await connect(server) as client:
+                assert await receive_all(client) == b"bye"
+            await soon(lambda number=number: server._process_counts()[1] == number + 1)  # type: ignore[misc]
 
 
 async def test_who_asks_while_a_start_fails_is_not_told_of_it_when_the_next_one_succeeds() -> None:

@@ -10,6 +10,7 @@ import signal
 import socket
 import ssl
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -162,6 +163,17 @@ def _unpickle(
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_soon() -> None:
+    """A thread of the program's ends it, most likely when it has just begun to serve."""
+    threading.Timer(0.4, os._exit, [3]).start()
+
+
+async def end_process(connection: Connection) -> None:
+    await connection.send(b"bye")
+    await connection.aclose()
+    os._exit(3)
 
 
 def complain() -> None:

@@ -9,7 +9,9 @@
 A process that dies is replaced at once.  One that dies soon again is replaced after a pause, which doubles up to a limit, so
 that a machine in trouble is not kept busy with starting processes.  One that cannot begin to serve, several times in a row,
 ends the server with its reason; when it says itself why it cannot, and none has served in this place yet, the first time is
-enough.  That a process cannot be started at all, for want of descriptors or memory, is no reason to end those that serve.
+enough.  So do the first processes of a place, if they all die as soon as they serve; one that has lasted, or has served
+somebody, shows that it can be done.  That a process cannot be started at all, for want of descriptors or memory, is no
+reason to end those that serve.
 
 When a process is to be replaced (SIGHUP to the server, SIGTERM to the process), its successor serves before it stops.
 A successor that cannot begin then ends nothing: the old one goes on.  If that was itself asked to go, it drains all the
@@ -31,7 +33,9 @@ from ._failure import WorkerFailed, failure_of
 from ._process import State, WorkerProcess
 
 ATTEMPTS: Final = 4
-"""Processes in a row that may end before they serve."""
+"""Processes in a row that end before they serve, or the first ones if they end as soon as they do."""
+AT_ONCE: Final = 1.0
+"""Seconds of service, of nobody, after which a death is no failure to begin."""
 START_TIMEOUT: Final = 120.0
 """Seconds that a process may take to begin: its program may have much to load, and the machine other things to do."""
 FIRST_PAUSE: Final = 0.1
@@ -146,7 +150,7 @@ class Slot:
     async def supervise(self) -> None:
         """Keep a process in this place, until cancelled or told to close."""
         async with trio.open_nursery() as nursery:
-            deaths = 0
+            deaths, lasted = 0, False
             await self._fill(nursery)
             while not self._closing.is_set():
                 worker = self.current
@@ -154,6 +158,11 @@ class Slot:
                 await self._until(lambda worker=worker: self._is_to_be_replaced(worker))  # type: ignore[misc]
                 if worker.state is State.ENDED and not self._closing.is_set():
                     deaths = deaths + 1 if self._died_soon(worker) else 1
+                    lasted = lasted or not self._died_at_once(worker)
+                    if deaths == ATTEMPTS and not lasted:
+                        summary = f"worker process {self.index} died as soon as it served, {ATTEMPTS} times in a row"
+                        self._fail(failure_of(summary, worker.failure, worker.end))
+                        await trio.sleep_forever()  # the server ends, and this with it
                     await self._pause(deaths)
                 await self._fill(nursery)
 
@@ -165,6 +174,12 @@ class Slot:
 
     def _died_soon(self, worker: WorkerProcess) -> bool:
         return worker.ready_at is not None and trio.current_time() - worker.ready_at < SOON
+
+    def _died_at_once(self, worker: WorkerProcess) -> bool:
+        if worker.ready_at is None or trio.current_time() - worker.ready_at >= AT_ONCE:
+            return False
+        told = worker.statistics is not None and worker.statistics.accepted
+        return not (told or any(consumer.connections for consumer in worker.consumers))
 
     async def _pause(self, deaths: int) -> None:
         with trio.move_on_after(pause_before(deaths)):
