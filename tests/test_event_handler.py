@@ -732,6 +732,27 @@ async def test_tls(make: type[Recorder], async_handler: bool) -> None:
     assert not recorder.unexpected
 
 
+async def test_on_write_is_not_told_of_what_tls_sends_of_its_own() -> None:
+    conns: list[Any] = []
+    written: list[int] = []
+
+    def on_accept(conn: Any) -> None:
+        conns.append(conn)
+        conn._connection._below._send_nowait(b"as tickets and answers are sent")
+
+    recorder = Recorder({"on_accept": on_accept, "on_write": lambda _conn, n: written.append(n)})
+    async with serving(recorder, ssl_context=server_context()) as server:
+        address = f"tcp://127.0.0.1:{server.addresses[0][1]}"
+        client = await gain_trio.connect(address, ssl_context=client_context())
+        await called(recorder, "on_accept")
+        await wait_all_tasks_blocked()
+        assert conns[0].outbound_buffered == 0
+        conns[0].write(b"hello")
+        await called(recorder, "on_write")
+        client.abort()
+    assert written == [5]
+
+
 async def test_tls_closes_behind_what_was_written() -> None:
     data = pattern(4 * MEBIBYTE)
     recorder = Recorder({"on_accept": lambda conn: (conn.write(data), conn.close())})

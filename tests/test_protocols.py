@@ -909,6 +909,34 @@ async def test_over_tls() -> None:
     assert protocol.calls[-1] == ("lost", None)
 
 
+@pytest.mark.parametrize("high", [None, 0, 1 << 20])
+async def test_over_tls_writing_is_resumed(high: int | None) -> None:
+    """Whatever a protocol that obeys has written before it was told to pause: it writes nothing that could be told of."""
+
+    class Obeys(Recorder):
+        left = 24 << 20
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self.go_on()
+
+        def go_on(self) -> None:
+            while self.left and self.names[-1] != "pause":
+                self.left -= 1 << 14
+                self.transport.write(bytes(1 << 14))
+            if not self.left:
+                self.transport.close()
+
+    protocol = Obeys()
+    async with running(protocol, open_tls_pair) as run:
+        run.transport.set_write_buffer_limits(high)
+        protocol.go_on()
+        assert protocol.names[-1] == "pause"
+        assert len(await receive_all(run.client)) == 24 << 20
+        await run.ended.wait()
+    assert protocol.calls[-1] == ("lost", None)
+
+
 def test_a_handler_can_be_given_to_worker_processes() -> None:
     handler = ProtocolHandler(Echo, write_limit=5)
     copy = pickle.loads(pickle.dumps(handler))

@@ -400,7 +400,11 @@ class Connection(Framing, SocketCalls, trio.abc.HalfCloseableStream):
 
     @abc.abstractmethod
     def _tell_written(self, wanted: bool, /) -> None:
-        """Have :meth:`_wait_inbound` tell when the kernel has taken bytes, or not.  Counting begins at 0."""
+        """Have :meth:`_wait_inbound` tell when the kernel has taken bytes, or not.  Counting begins at 0.
+
+        That is told of all bytes, whenever they were sent.  Of a TLS connection :meth:`_take_written` counts those of the
+        program that were sent since, as soon as a piece of them has left, so it may have none to count.
+        """
 
     @abc.abstractmethod
     def _take_written(self) -> int:

@@ -16,7 +16,17 @@ class News:
       queued: bytes that are in its queue already, and of which nobody was told.
     """
 
-    __slots__ = ("_marks", "is_over", "is_paused", "stall_told", "tells_written", "untold", "written", "written_told")
+    __slots__ = (
+        "_marks",
+        "is_over",
+        "is_paused",
+        "progressed",
+        "stall_told",
+        "tells_written",
+        "untold",
+        "written",
+        "written_told",
+    )
 
     def __init__(self, marks: Marks, queued: int) -> None:
         self._marks = marks
@@ -25,6 +35,8 @@ class News:
         self.tells_written = False
         self.written = 0
         """Bytes that the kernel has taken since somebody asked."""
+        self.progressed = False
+        """It has taken bytes that may be none of the program's: TLS sends some of its own, and whole pieces."""
         self.written_told = False
         """The last that was told was that the kernel has taken bytes."""
         self.is_over = False
@@ -44,7 +56,7 @@ class News:
 
         With ``after_peer``, that bytes were written has to wait for what the peer has to say.
         """
-        if self.written and not after_peer:
+        if (self.written or self.progressed) and not after_peer:
             return WRITTEN
         if self.is_over:
             return END

@@ -7,7 +7,8 @@ wait, which loses nothing.
 The connection below tells of encrypted bytes.  Of those that have arrived some may be left there when a chunk of them has
 been decrypted, so they are counted here.  Of those that the kernel has taken it is known for each piece of the program's
 data where its end is among all that was sent below, so a piece counts as written when the kernel has got that far.  That is
-looked up when the connection below tells that something was written, and after a flush.
+looked up when the connection below tells that something was written, and after a flush.  That something was written is told
+in any case, also when it was no whole piece, or none of the program's.
 
 Sending without waiting is encrypting and handing down.
 """
@@ -134,7 +135,7 @@ class TlsEvents(TlsTraffic):
             self._told_below += told
         elif told == WRITTEN:
             self._below._take_written()
-            self._count_written()
+            self._has_progressed()
         return told
 
     async def _wait_paused(self, news: News) -> None:
@@ -151,7 +152,7 @@ class TlsEvents(TlsTraffic):
                 self._feeding.end()
         elif news.tells_written and self._below.outbound_buffered and self._send_error is None:
             await self._make_room(empty=True, lent=True)
-            self._count_written()
+            self._has_progressed()
         else:
             await trio.sleep_forever()
 
@@ -217,6 +218,7 @@ class TlsEvents(TlsTraffic):
         news = self._own_news()
         news.tells_written = wanted
         news.written = 0
+        news.progressed = False
         if wanted and news.is_paused:
             self._wake_for_news()
 
@@ -227,6 +229,16 @@ class TlsEvents(TlsTraffic):
             self._unwritten.append((below.bytes_sent + below.outbound_buffered, count))
             if news.is_paused and self._below_is_over:
                 self._wake_for_news()
+
+    def _has_progressed(self) -> None:
+        """The kernel has taken bytes of the connection below, and that is told whosever they were.
+
+        Who waits for less to be outbound has to hear of those that were outbound before it asked, and of TLS's own: they
+        are no piece that is counted here.
+        """
+        self._count_written()
+        news = self._own_news()
+        news.progressed = news.tells_written
 
     def _count_written(self) -> None:
         """Count the pieces that the kernel has taken."""
@@ -240,5 +252,6 @@ class TlsEvents(TlsTraffic):
         if self._news is None:
             return 0
         self._count_written()
+        self._news.progressed = False
         written, self._news.written = self._news.written, 0
         return written

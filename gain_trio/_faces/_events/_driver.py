@@ -215,7 +215,8 @@ class StreamDriver:
 
     async def _told(self, what: int, conn: StreamConn, connection: Connection) -> None:
         if what == WRITTEN:
-            await self.callbacks.on_write(conn, connection._take_written())
+            if written := connection._take_written():  # with TLS there may be none of the program's
+                await self.callbacks.on_write(conn, written)
         else:
             assert what == STALLED
             self._log_stall(conn)
