@@ -937,6 +937,65 @@ async def test_over_tls_writing_is_resumed(high: int | None) -> None:
     assert protocol.calls[-1] == ("lost", None)
 
 
+async def test_over_tls_a_close_is_told_from_a_cut() -> None:
+    """By close_notify, without which the end would be an error to the peer."""
+    protocol = Echo()
+    async with running(protocol, open_tls_pair) as run:
+        await run.client.send(b"hello")
+        assert await receive_exactly(run.client, 5) == b"hello"
+        run.transport.write(b", and that is all")
+        run.transport.close()
+        assert await receive_all(run.client) == b", and that is all"
+        await run.ended.wait()
+        assert run.error is None
+    assert protocol.calls[-1] == ("lost", None)
+
+
+async def test_over_tls_the_peers_end_is_answered_by_one() -> None:
+    protocol = Echo()
+    async with running(protocol, open_tls_pair) as run:
+        await run.client.send(b"hello")
+        assert await receive_exactly(run.client, 5) == b"hello"
+        run.client._close_notify()
+        assert await receive_all(run.client._below)  # encrypted as it is, it can be nothing else
+        await run.ended.wait()
+        assert run.error is None
+    assert protocol.names[-2:] == ["eof", "lost"]
+
+
+async def test_over_tls_a_peer_that_does_not_take_the_end_is_waited_for_as_long(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """close_notify cannot leave, though all that was written could; the 5 seconds are for both."""
+    protocol = Recorder()
+    client, connection = await open_tls_pair()
+    run = Running(client, protocol)
+    await fill_kernel(connection._below)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run.run, connection)
+        await trio.testing.wait_all_tasks_blocked()
+        begun = trio.current_time()
+        run.transport.close()
+        await run.ended.wait()
+        assert trio.current_time() - begun == pytest.approx(5)
+    assert isinstance(protocol.calls[-1][1], TimeoutError)
+    assert isinstance(run.error, trio.BrokenResourceError)
+    with pytest.raises(trio.BrokenResourceError):
+        await receive_all(client._below)
+    client.abort()
+
+
+async def test_over_tls_an_abort_is_no_close() -> None:
+    protocol = Recorder()
+    async with running(protocol, open_tls_pair) as run:
+        run.transport.abort()
+        with pytest.raises(trio.BrokenResourceError):
+            await receive_all(run.client)
+        await run.ended.wait()
+        assert run.error is None
+    assert protocol.calls[-1] == ("lost", None)
+
+
 def test_a_handler_can_be_given_to_worker_processes() -> None:
     handler = ProtocolHandler(Echo, write_limit=5)
     copy = pickle.loads(pickle.dumps(handler))

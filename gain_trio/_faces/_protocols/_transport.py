@@ -183,13 +183,18 @@ class ProtocolTransport(asyncio.Transport):
             self._scope.cancel()
 
     async def _finish(self) -> None:
-        """What was written before close() is sent, if the peer takes it in time."""
+        """What was written before close() is sent, if the peer takes it in time, and then TLS's own end of it.
+
+        Without that one the peer would have to take the end for a part that is missing.
+        """
         if self._error is not None:
             raise self._error
         if self._is_aborted:
             return
         with trio.move_on_after(CLOSE_TIMEOUT) as self._scope:
             await self._connection.flush()
+            if not self._connection._close_soon():
+                await self._connection.aclose()
         if self._scope.cancelled_caught and not self._is_aborted:
             reason = OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
             raise trio.BrokenResourceError(f"the peer did not take the rest within {CLOSE_TIMEOUT:.0f} s") from reason
