@@ -151,6 +151,23 @@ def test_the_date_is_computed_once_a_second_and_is_of_that_second() -> None:
     assert calls == 3  # a clock that is set back has another second, too
 
 
+def test_what_is_made_once_a_second_is_there_for_another_thread_meanwhile() -> None:
+    """The first requests, in two threads: here the second one is answered amidst the first one's."""
+    site = Plaintext(lambda: NOW)
+    real = email.utils.formatdate
+    others: list[bytes] = []
+
+    def interrupted(*arguments: object, **named: object) -> str:
+        patch.undo()
+        others.append(Exchange(site).feed(GET))
+        return real(*arguments, **named)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("email.utils.formatdate", interrupted)
+        assert Exchange(site).feed(GET) == OK
+    assert others == [OK]
+
+
 # --- keep-alive ---
 
 

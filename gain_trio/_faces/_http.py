@@ -54,11 +54,13 @@ class Plaintext(Site):
         self._ready: dict[tuple[bytes, bytes, bytes], bytes] = {}
 
     def refresh(self) -> None:
-        """See :meth:`Site.refresh`.  What depends on the time is made anew when the second is another."""
+        """See :meth:`Site.refresh`.  What depends on the time is made anew when the second is another.
+
+        Several threads may be here at once, with callbacks in worker threads.
+        """
         second = int(self._clock())
         if second == self._second:
             return
-        self._second = second
         self._date = email.utils.formatdate(second, usegmt=True).encode("ascii")
         self._ready = {
             (method, path, connection): self._response(HTTPStatus.OK, BODY, connection, with_body=method != b"HEAD")
@@ -66,6 +68,7 @@ class Plaintext(Site):
             for path in PATHS
             for connection in (b"", b"keep-alive", b"close")
         }
+        self._second = second  # last: a thread that finds it to be the current one finds the rest, too
 
     def answer(self, method: bytes, target: bytes, connection: bytes) -> bytes:
         """See :meth:`Site.answer`."""
