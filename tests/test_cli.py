@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import os
 import re
 import signal
 import socket
 import subprocess
+import sys
 import sysconfig
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from certificates import certificate, client_context
@@ -102,6 +108,69 @@ def address_in(line: str, handler: str) -> tuple[str, int]:
     match = re.fullmatch(rf"serving {re.escape(handler)} on tcp://\[?(.+?)\]?:(\d+); Ctrl-C stops it", line)
     assert match, line
     return match[1], int(match[2])
+
+
+@contextlib.contextmanager
+def redirected(redirection: str, path: Path, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """The command with its standard output elsewhere."""
+    command = [
+        "sh",
+        "-c",
+        f'exec "$@" {redirection}',
+        "sh",
+        sys.executable,
+        *SERVE,
+        f"unix://{path}",
+        "--handler",
+        "echo",
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def echoes_until_it_is_told_to_end(process: subprocess.Popen[str], path: Path) -> str:
+    """What it complained."""
+    patience = time.monotonic() + TIMEOUT
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(TIMEOUT)
+        while client.connect_ex(
+            str(path)
+        ):  # where it says that it serves nobody sees, so there is nothing else to wait for
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < patience
+            time.sleep(0.01)
+        client.sendall(b"hello")
+        assert read_exactly(client, 5) == b"hello"
+    process.send_signal(signal.SIGTERM)
+    _out, complained = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0
+    return complained
+
+
+def test_it_serves_though_nobody_reads_where(tmp_path: Path) -> None:
+    """``gain-trio serve | head -0``."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    path = tmp_path / "app.sock"
+    try:
+        with redirected("", path, stdout=writing) as process:
+            assert echoes_until_it_is_told_to_end(process, path) == ""
+    finally:
+        os.close(writing)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+@pytest.mark.parametrize(
+    ("redirection", "reason"), [(">/dev/full", "No space left on device"), (">&-", "Bad file descriptor")]
+)
+def test_it_serves_though_it_cannot_say_where(tmp_path: Path, redirection: str, reason: str) -> None:
+    path = tmp_path / "app.sock"
+    with redirected(redirection, path) as process:
+        [line] = echoes_until_it_is_told_to_end(process, path).splitlines()
+    assert line.endswith(f"WARNING gain_trio: it serves, but cannot say so: standard output: {reason}")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -22,7 +22,7 @@ from ._events._server import only_one_of
 from ._handlers import find_datagram_handler, find_handler
 from ._logging import configure_logging
 from ._network import SERVED, full_address, is_of_datagrams, served_text
-from ._parsing import Subparsers, fail
+from ._parsing import Subparsers, fail, show
 from ._serve_events import starter as events_starter
 from ._serve_options import add_arguments, config_of, take_priority
 
@@ -146,8 +146,11 @@ class _Announcement(trio.TaskStatus[Any]):
         self._address = address
 
     def started(self, value: Any = None) -> None:
-        for sockaddr in value.addresses:
-            print(f"serving {self._handler} on {served_text(self._address, sockaddr)}; Ctrl-C stops it", flush=True)
+        where = (served_text(self._address, sockaddr) for sockaddr in value.addresses)
+        try:
+            show("".join(f"serving {self._handler} on {address}; Ctrl-C stops it\n" for address in where))
+        except OSError as error:  # whoever wanted to read it does not; that is no reason not to serve
+            logger.warning("it serves, but cannot say so: %s: %s", error.filename, error.strerror)
 
 
 async def _serve(start: Starter, handler: str, address: str) -> None:
