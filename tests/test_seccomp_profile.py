@@ -218,6 +218,22 @@ def test_what_cannot_be_resolved_is_an_error(base: Profile, reason: str) -> None
             '{"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{"name": "a", "action": "SCMP_ACT_ALLOW", "includes": 1}]}',
             r"syscalls\[0\].includes is not an object",
         ),
+        *(
+            (
+                json.dumps(profile({**READ, condition: {what: wrong}})),
+                rf"syscalls\[0\].{condition}.{what} is not a list",
+            )
+            for condition in ("includes", "excludes")
+            for what in ("arches", "caps")
+            for wrong in ("amd64", 5, [["amd64"]])
+        ),
+        (json.dumps(profile(archMap={"architecture": "x"})), "archMap is not a list"),
+        (json.dumps(profile(archMap=["SCMP_ARCH_X86_64"])), r"archMap\[0\] is not an object"),
+        (json.dumps(profile(archMap=[{"architecture": ["x"]}])), r"archMap\[0\].architecture is not a string"),
+        (
+            json.dumps(profile(archMap=[{}, {"architecture": "x", "subArchitectures": "y"}])),
+            r"archMap\[1\].subArchitectures is not a list of strings",
+        ),
     ],
 )
 def test_what_is_no_profile_is_an_error_that_says_where(text: str, reason: str) -> None:
@@ -297,12 +313,14 @@ def test_the_plain_form_by_the_command(base: Path) -> None:
         (["base.json", "-o", "/dev/null"], "/dev/null is no regular file"),
         (["base.json", "--capability", "CAP_SYS_CHROOT"], "--architecture and --capability are for --oci"),
         (["base.json", "--oci", "--architecture", "amd64", "--capability", "chroot"], "'chroot' is no capability"),
+        (["odd.json", "--oci", "--architecture", "amd64"], "odd.json: archMap[0] is not an object"),
         (["base.json", "--oci", "--architecture", "s390x"], "base.json: its archMap knows nothing of SCMP_ARCH_S390X"),
     ],
 )
 def test_what_goes_wrong_is_one_line_and_status_1(base: Path, arguments: list[str], reason: str) -> None:
     (base.parent / "text.json").write_text("hello")
     (base.parent / "binary.json").write_bytes(b"\xff\xfe{}")
+    (base.parent / "odd.json").write_text(json.dumps(profile(archMap=["SCMP_ARCH_X86_64"])))
     status, out, err = run(*SECCOMP, *arguments, cwd=base.parent)
     assert (status, out) == (1, "")
     assert err.startswith("gain-trio: ")

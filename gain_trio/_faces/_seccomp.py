@@ -101,6 +101,7 @@ def _check(profile: Any) -> None:
         raise ProfileError("it is no seccomp profile: syscalls is not a list")
     if profile.get("architectures") and profile.get("archMap"):
         raise ProfileError("it has both architectures and archMap, which runtimes refuse")
+    _check_arch_map(profile.get("archMap"))
     for number, rule in enumerate(rules or ()):
         _check_rule(rule, f"syscalls[{number}]")
 
@@ -108,6 +109,23 @@ def _check(profile: Any) -> None:
 def _check_action(action: Any, where: str) -> None:
     if not isinstance(action, str) or not action.startswith("SCMP_ACT_"):
         raise ProfileError(f"{where} is no action (SCMP_ACT_...): {json.dumps(action)[:60]}")
+
+
+def _check_strings(value: Any, where: str) -> None:
+    if value is not None and not (isinstance(value, list) and all(isinstance(entry, str) for entry in value)):
+        raise ProfileError(f"{where} is not a list of strings")
+
+
+def _check_arch_map(entries: Any) -> None:
+    if entries is not None and not isinstance(entries, list):
+        raise ProfileError("archMap is not a list")
+    for number, entry in enumerate(entries or ()):
+        where = f"archMap[{number}]"
+        if not isinstance(entry, dict):
+            raise ProfileError(f"{where} is not an object")
+        if entry.get("architecture") is not None and not isinstance(entry["architecture"], str):
+            raise ProfileError(f"{where}.architecture is not a string")
+        _check_strings(entry.get("subArchitectures"), f"{where}.subArchitectures")
 
 
 def _check_rule(rule: Any, where: str) -> None:
@@ -118,14 +136,15 @@ def _check_rule(rule: Any, where: str) -> None:
         raise ProfileError(f"{where} has both name and names, which runtimes refuse")
     if name is not None and not isinstance(name, str):
         raise ProfileError(f"{where}.name is not a string")
-    if names is not None and not (isinstance(names, list) and all(isinstance(entry, str) for entry in names)):
-        raise ProfileError(f"{where}.names is not a list of strings")
+    _check_strings(names, f"{where}.names")
     if not name and names is None:
         raise ProfileError(f"{where} has neither name nor names")
     _check_action(rule.get("action"), f"{where}.action")
     for condition in ("includes", "excludes"):
         if rule.get(condition) is not None and not isinstance(rule[condition], dict):
             raise ProfileError(f"{where}.{condition} is not an object")
+        for what in ("arches", "caps"):
+            _check_strings((rule.get(condition) or {}).get(what), f"{where}.{condition}.{what}")
 
 
 # --- allowing ---
