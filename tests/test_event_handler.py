@@ -480,6 +480,22 @@ async def test_who_never_reads_is_sent_no_more_than_a_bound(
         connection.abort()
 
 
+@BOTH
+@THREADS
+async def test_one_that_is_never_read_ends_with_its_reset(make: type[Recorder], async_handler: bool) -> None:
+    recorder = make()
+    marks = Marks(receive_high=64 << 10, receive_low=32 << 10)
+    async with serving(recorder, marks=marks, async_handler=async_handler) as server:
+        connection = await gain_trio.connect(f"tcp://127.0.0.1:{server.addresses[0][1]}")
+        await called(recorder, "on_accept")
+        await fill_kernel(connection)
+        connection.abort()
+        await called(recorder, "on_close")
+        await until(lambda: server.active_connections == 0)
+    [error] = recorder.reasons
+    assert isinstance(error, ConnectionResetError)
+
+
 async def test_one_that_is_never_read_can_still_be_closed() -> None:
     conns: list[Conn] = []
     recorder = Recorder({"on_accept": conns.append})

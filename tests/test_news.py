@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 from collections.abc import AsyncIterator
 
 import pytest
@@ -11,6 +13,7 @@ from certificates import open_tls_pair
 from pairs import (
     MEBIBYTE,
     PATIENCE,
+    QUIET,
     Pair,
     fill_kernel,
     open_pair,
@@ -254,6 +257,97 @@ async def test_a_task_that_waits_for_room_is_woken_by_taking(both: Pair) -> None
         served.discard(served.inbound_buffered - 4096)
         await woken.wait()
         nursery.cancel_scope.cancel()
+
+
+async def stall(client: Connection, served: Connection) -> None:
+    """Have the queue be full, and the kernel hold more."""
+    with trio.move_on_after(QUIET):
+        while True:
+            await client.send(bytes(65536))
+    while await served._wait_inbound() != STALLED:
+        pass
+
+
+async def reset_told(served: Connection) -> None:
+    with trio.fail_after(PATIENCE), pytest.raises(trio.BrokenResourceError) as caught:
+        await served._wait_inbound()
+    assert isinstance(caught.value.__cause__, ConnectionResetError)
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["before", "meanwhile"])
+async def test_a_reset_is_told_though_the_queue_is_full(both: Pair, waits: bool) -> None:
+    """Or a program that takes nothing would keep the connection for ever."""
+    client, served = both
+    await stall(client, served)
+    async with trio.open_nursery() as nursery:
+        if waits:
+            nursery.start_soon(reset_told, served)
+            await wait_all_tasks_blocked()
+        client.abort()
+    await reset_told(served)
+    await reset_told(served)
+
+
+async def test_a_reset_that_was_told_early_comes_after_the_bytes_too(both: Pair) -> None:
+    client, served = both
+    await stall(client, served)
+    client.abort()
+    await reset_told(served)
+    taken = queued = len(served.next())
+    with trio.fail_after(PATIENCE), pytest.raises(trio.BrokenResourceError) as caught:
+        while await served._wait_inbound() != END:
+            taken += len(served.next())
+    assert isinstance(caught.value.__cause__, ConnectionResetError)
+    assert taken > queued
+
+
+async def test_the_end_of_both_sides_is_no_error_while_the_queue_is_full() -> None:
+    """The socket has something to tell then, for ever, and that must neither end the wait nor keep the run busy."""
+    client, served = await open_pair(marks=SMALL)
+    await client.send(bytes(60_000))
+    await client.flush()
+    await served.send_eof()
+    while await served._wait_inbound() != STALLED:
+        pass
+    ended = trio.Event()
+    async with trio.open_nursery() as nursery:
+
+        async def wait() -> None:
+            with trio.fail_after(PATIENCE):
+                while await served._wait_inbound() != END:
+                    served.discard()
+            ended.set()
+
+        nursery.start_soon(wait)
+        await wait_all_tasks_blocked()
+        await client.send_eof()
+        await wait_all_tasks_blocked(QUIET)
+        served.discard()
+    assert ended.is_set()
+    await client.aclose()
+    await served.aclose()
+
+
+async def test_a_full_queue_without_a_descriptor_to_watch_the_socket_with(
+    both: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    client, served = both
+    monkeypatch.setattr("select.epoll", none_left)
+    await stall(client, served)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(told_something, served)
+        await wait_all_tasks_blocked()
+        served.discard()
+    served._end_inbound()
+    while await served._wait_inbound() != END:
+        pass
+
+
+async def told_something(connection: Connection) -> None:
+    assert await connection._wait_inbound() > 0
 
 
 # --- sending without waiting ---

@@ -10,15 +10,21 @@
  *     an error   of either direction: a program that only writes has no other call that could raise it
  *     END        the peer's, or the program's own: _end_inbound()
  *     STALLED    the queue is at its high mark, and nothing more will come until the program takes some; once a pause
+ *     an error   of the socket, while it is like that: a peer that has reset the connection would be waited for for ever
  *
  * A byte that the program takes before it was told counts as told.  The queue is first in, first out, so of `untold` bytes
  * those are left that are still queued: the lesser of the two numbers.
+ *
+ * That last error is told though the kernel may have bytes that came before it.  The program can still have them, if it takes
+ * what is queued and asks again; a server of callbacks closes the connection, as after any other reset.  The socket tells of
+ * its error once, so it is asked no sooner than then, and the receive that comes to the end of the bytes is given the answer.
  *
  * Told of the end by _end_inbound() a program hears of no bytes any more, but the queue keeps what is in it.
  */
 #include "fastpath.h"
 
 #include <errno.h>
+#include <sys/socket.h>
 
 static size_t count_untold(const gt_stream *stream)
 {
@@ -28,10 +34,29 @@ static size_t count_untold(const gt_stream *stream)
 
 static bool has_stalled(const gt_stream *stream) { return stream->receive_paused && !stream->stall_told; }
 
+static bool may_have_failed(const gt_stream *stream)
+{
+    return stream->receive_paused && (stream->failed || stream->socket_error);
+}
+
+/* The watch may have fired for what is no error of the connection: the kernel's notes on what was sent. */
+static bool has_failed(gt_stream *stream)
+{
+    if (stream->failed) {
+        int error = 0;
+        socklen_t size = sizeof error;
+        stream->failed = false;
+        if (getsockopt(stream->fd, SOL_SOCKET, SO_ERROR, &error, &size) == 0)
+            stream->socket_error = error;
+    }
+    return stream->socket_error != 0;
+}
+
 bool gt_inbound_has_news(const gt_stream *stream)
 {
     return (stream->written > 0 && stream->tells_written) || stream->inbound_ended || count_untold(stream) > 0 ||
-           stream->receive_error || stream->send_error || stream->end_of_stream || has_stalled(stream);
+           stream->receive_error || stream->send_error || stream->end_of_stream || has_stalled(stream) ||
+           may_have_failed(stream);
 }
 
 bool gt_inbound_is_over(const gt_stream *stream)
@@ -58,6 +83,9 @@ int gt_answer_inbound(gt_connection *connection, PyObject **result)
     } else if (has_stalled(stream)) {
         stream->stall_told = true;
         *result = PyLong_FromLong(GT_TOLD_STALLED);
+    } else if (may_have_failed(stream) && has_failed(stream)) {
+        gt_raise_broken(connection->reactor, stream->socket_error);
+        return -1;
     } else {
         return 0;
     }

@@ -110,6 +110,7 @@ struct gt_stream {
     bool receive_deaf; /* armed since before the hangup, so it may never tell of it */
     bool watch_armed, watch_cancelled;
     bool hung_up; /* the watch has fired: nothing more will arrive than what is queued */
+    bool failed;  /* and that was with an error, which nobody has asked the socket for yet */
     bool send_cancelled;
     bool send_cut_short; /* less than all was sent: it had to wait and could not, or there was an error that was not told */
     bool send_blocked;   /* the next send has to wait for room */
@@ -129,6 +130,7 @@ struct gt_stream {
     size_t untold;      /* bytes that GT_INBOUND has not told of; the program may have taken some of them */
     size_t written;     /* bytes that the kernel has taken since the program asked last */
     int receive_error, send_error; /* errno, 0 for none */
+    int socket_error;              /* the socket's, which GT_INBOUND has asked for; what is queued can still be received */
     uint32_t send_in_flight;       /* segments in the send in flight, 0: there is none */
     uint32_t send_length;          /* bytes in it */
     gt_gather *gather;             /* its, or NULL */

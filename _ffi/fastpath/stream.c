@@ -364,6 +364,9 @@ static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
             /* A socket tells of its error once.  The send was told, so to the receive a reset looks like the end. */
             stream->receive_error = stream->send_error && stream->send_error != EPIPE ? stream->send_error : ECONNRESET;
             news = true;
+        } else if (cqe->res == 0 && stream->socket_error) {
+            stream->receive_error = stream->socket_error;
+            news = true;
         } else if (cqe->res == 0) {
             stream->end_of_stream = news = true;
         } else if (cqe->res < 0 && !is_retry(-cqe->res)) {
@@ -387,7 +390,8 @@ static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
     return news && !stream->closing && tell_receiving(stream);
 }
 
-/* The end is the receive's to tell, which may have done so in the same batch: the stream is looked at again after it. */
+/* The end is the receive's to tell, which may have done so in the same batch: the stream is looked at again after it.  Only
+ * where receiving has stopped a server of callbacks is told of an error here, see events.c. */
 static bool watch_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
 {
     stream->watch_armed = stream->watch_cancelled = false;
@@ -395,7 +399,9 @@ static bool watch_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
         return false;
     stream->hung_up |= cqe->res > 0;
     stream->receive_deaf |= cqe->res > 0;
+    stream->failed |= cqe->res > 0 && (cqe->res & EPOLLERR);
     gt_stream_want(stream);
+    gt_inbound_wake(stream);
     return stream->receive_held && tell_receiving(stream);
 }
 

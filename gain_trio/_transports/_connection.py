@@ -373,7 +373,8 @@ class Connection(Framing, SocketCalls, trio.abc.HalfCloseableStream):
 
         Raises:
           trio.BusyResourceError, trio.ClosedResourceError, trio.TooSlowError: see :meth:`receive`.
-          trio.BrokenResourceError: it broke, in either direction; all that arrived before was told.
+          trio.BrokenResourceError: it broke, in either direction; all that arrived before was told, unless the queue is at
+            its high mark: then what the kernel has is told once some is taken, and the error again after it.
 
         Cancelling it loses nothing.
         """

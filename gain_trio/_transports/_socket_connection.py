@@ -201,9 +201,11 @@ class SocketConnection(SocketEvents):
                 self._active_at = trio.current_time()
             return data
         self._is_dry = False
+        # A socket tells of its error once.  Somebody else was told, so to the receive a reset looks like the end.
         if self._send_error is not None and self._send_error.errno != errno.EPIPE:
-            # A socket tells of its error once.  The send was told, so to the receive a reset looks like the end.
             self._receive_error = self._send_error
+        elif self._socket_error is not None:
+            self._receive_error = self._socket_error
         else:
             self._ended = True
         return b""

@@ -1,8 +1,11 @@
 """What a server of callbacks needs of a connection over a socket: to wait for news, and to send without waiting.
 
 The task that waits for news waits for the socket to become readable.  Whatever else there is to tell (the kernel has taken
-bytes, a send has failed, the program has ended it) wakes it by ``notify_closing``, as a deadline does; or by an event,
-while the queue is full and nothing is read.
+bytes, a send has failed, the program has ended it) wakes it by ``notify_closing``, as a deadline does.
+
+While the queue is full and nothing is read, waiting until it is readable would be no wait.  Then it waits for an error of
+the socket, since a peer that has reset the connection would be waited for for ever, and is woken by a cancelled scope.
+Errors alone are what an epoll tells of that was asked for nothing; and that one is readable when it has one to tell.
 
 A message is one step here, too: what was read leaves a note whether the kernel had more, and when the program has taken all
 of it, the next wait begins with waiting and not with a system call that fails.
@@ -11,6 +14,11 @@ of it, the next wait begins with waiting and not with a system call that fails.
 from __future__ import annotations
 
 import abc
+import contextlib
+import os
+import select
+import socket
+import sys
 from typing import TYPE_CHECKING
 
 import trio
@@ -24,8 +32,6 @@ from ._socket_base import as_size, closed_error, current_thread, kept
 from ._socket_sending import SocketSending
 
 if TYPE_CHECKING:
-    import socket
-
     from typing_extensions import Buffer
 
 CHUNK = 65536
@@ -54,6 +60,7 @@ class SocketEvents(SocketSending):
         "_receive_error",
         "_receiving",
         "_room",
+        "_socket_error",
         "_waits_for_news",
     )
 
@@ -71,7 +78,8 @@ class SocketEvents(SocketSending):
         self._news: News | None = None  # made when somebody wants to hear of them
         self._waits_for_news = False
         self._flushing = False  # the call of the sending direction has nothing to send
-        self._room: trio.Event | None = None  # for a task that waits for the queue to be taken from
+        self._room: trio.CancelScope | None = None  # of a task that waits for the queue to be taken from
+        self._socket_error: OSError | None = None  # asked for while the queue was full; the receive tells of it, too
 
     # --- what receiving brings ---
 
@@ -165,11 +173,7 @@ class SocketEvents(SocketSending):
         if self._read_deadline < self._read_looked_at:
             self._watch_receiving()
         if news.is_paused:
-            self._room = trio.Event()
-            try:
-                await self._room.wait()
-            finally:
-                self._room = None
+            await self._wait_while_full()
         elif self._is_dry:
             self._waits_for_news = True
             try:
@@ -187,9 +191,45 @@ class SocketEvents(SocketSending):
         if self._late_receiving:
             raise trio.TooSlowError("the connection's read deadline has passed")
 
+    async def _wait_while_full(self) -> None:
+        """Until :attr:`_room` is cancelled.  Raises the socket's error; what the kernel has before it can still be read."""
+        self._room = trio.CancelScope()
+        try:
+            with self._room:
+                await self._wait_for_error()
+        finally:
+            self._room = None
+        if self._socket_error is not None:
+            raise broken_by(kept(self._socket_error))
+
+    async def _wait_for_error(self) -> None:
+        watch = self._watch_for_errors()
+        if watch is None:
+            await trio.sleep_forever()
+        with watch:
+            while self._socket_error is None:
+                await trio.lowlevel.wait_readable(watch.fileno())
+                watch.poll(0)  # with EPOLLET, so that it is not readable any more, if it was not for an error
+                number = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if number:
+                    self._socket_error = OSError(number, os.strerror(number))
+
+    def _watch_for_errors(self) -> select.epoll | None:
+        """None if that cannot be had: then it is the next write that finds out."""
+        if sys.platform != "linux":
+            return None
+        with contextlib.ExitStack() as stack:
+            try:
+                watch = stack.enter_context(select.epoll())
+                watch.register(self._descriptor, select.EPOLLET)
+            except OSError:  # there is no descriptor left, or no memory
+                return None
+            stack.pop_all()
+        return watch
+
     def _wake_for_news(self) -> None:
         if self._room is not None:
-            self._room.set()
+            self._room.cancel()
         elif self._waits_for_news and self._descriptor >= 0:
             trio.lowlevel.notify_closing(self._descriptor)  # the writer, if there is one, waits again
 
@@ -216,7 +256,7 @@ class SocketEvents(SocketSending):
     def _let_go_on(self) -> None:
         """Some of the queue was taken."""
         if self._room is not None and len(self._inbound) <= self._marks.receive_low:
-            self._room.set()
+            self._room.cancel()
 
     def _take_exactly(self, count: int, /) -> bytes | None:
         """See :meth:`Connection._take_exactly`."""

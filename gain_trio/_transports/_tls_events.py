@@ -146,8 +146,6 @@ class TlsEvents(TlsTraffic):
             self._feeding.is_taken = True
             try:
                 self._below_is_over = await self._below_news() == END
-            except trio.BrokenResourceError:  # to be told after the bytes that have come before
-                self._below_is_over = True
             finally:
                 self._feeding.end()
         elif news.tells_written and self._below.outbound_buffered and self._send_error is None:
