@@ -203,6 +203,24 @@ async def test_the_program_can_end_it(both: Pair) -> None:
     assert await receive_exactly(client, 13) == b"still sending"
 
 
+async def test_what_the_program_has_ended_can_be_resumed(both: Pair) -> None:
+    client, served = both
+    served._end_inbound()
+    assert await served._wait_inbound() == END
+    await client.send(b"unheard")
+    await until(lambda: client.outbound_buffered == 0)
+    assert await served._wait_inbound() == END
+    served._resume_inbound()
+    await told(served, 7)
+    await client.aclose()
+    assert await served._wait_inbound() == END
+    served._resume_inbound()
+    assert await served._wait_inbound() == END
+    served.abort()
+    with pytest.raises(trio.ClosedResourceError):
+        served._resume_inbound()
+
+
 async def test_a_read_deadline_holds_for_it(autojump_clock: MockClock) -> None:
     client, served = await open_pair()
     served.read_deadline = trio.current_time() + 5

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import trio
 
-from gain_trio import Connection
+from gain_trio import Conn, Connection, EventHandler
 
 
 async def echo(connection: Connection) -> None:
@@ -127,6 +127,24 @@ class EchoProtocol(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.transport.write(b"%08d" % os.getpid() + data)
+
+
+class Unhurried(EventHandler):
+    """Says that it has begun, and that it is done when a file is there; leaves what ``on_close`` got in another."""
+
+    def __init__(self, go_on: Path, closed: Path) -> None:
+        self._go_on = go_on
+        self._closed = closed
+
+    async def on_read(self, conn: Conn, n: int) -> None:
+        conn.discard(n)
+        conn.write(b"begun")
+        while not self._go_on.exists():  # noqa: ASYNC110 - another process makes it
+            await trio.sleep(0.01)
+        conn.write(b" and done")
+
+    def on_close(self, conn: Conn, err: BaseException | None) -> None:  # noqa: ARG002 - the callback's signature
+        self._closed.write_text(repr(err))
 
 
 def load_context(chain: str) -> ssl.SSLContext:

@@ -617,6 +617,8 @@ static PyMethodDef connection_methods[] = {
      PyDoc_STR("_wait_inbound($self, /)\n--\n\nWait for news: how many bytes have arrived, or what else has happened.")},
     {"_end_inbound", (PyCFunction)gt_connection_end_inbound, METH_NOARGS,
      PyDoc_STR("_end_inbound($self, /)\n--\n\nHave _wait_inbound() tell of the end, now and ever after.")},
+    {"_resume_inbound", (PyCFunction)gt_connection_resume_inbound, METH_NOARGS,
+     PyDoc_STR("_resume_inbound($self, /)\n--\n\nTake _end_inbound() back.")},
     {"_take_exactly", (PyCFunction)gt_connection_take_exactly, METH_O,
      PyDoc_STR("_take_exactly($self, count, /)\n--\n\nExactly count queued bytes, or all, or None if there are fewer.")},
     {"_send_nowait", (PyCFunction)gt_connection_send_nowait, METH_O,

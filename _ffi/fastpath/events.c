@@ -19,7 +19,8 @@
  * what is queued and asks again; a server of callbacks closes the connection, as after any other reset.  The socket tells of
  * its error once, so it is asked no sooner than then, and the receive that comes to the end of the bytes is given the answer.
  *
- * Told of the end by _end_inbound() a program hears of no bytes any more, but the queue keeps what is in it.
+ * Told of the end by _end_inbound() a program hears of no bytes any more, but the queue keeps what is in it, and after
+ * _resume_inbound() it is told of them.
  */
 #include "fastpath.h"
 
@@ -110,6 +111,15 @@ PyObject *gt_connection_end_inbound(gt_connection *self, PyObject *Py_UNUSED(ign
     if (self->receiving.awaitable && self->receiving.awaitable->call == GT_INBOUND &&
         gt_connection_wake_direction(self, &self->receiving, false) < 0)
         return NULL;
+    Py_RETURN_NONE;
+}
+
+PyObject *gt_connection_resume_inbound(gt_connection *self, PyObject *Py_UNUSED(ignored))
+{
+    gt_stream *stream;
+    if (!gt_connection_open_stream(self, &stream))
+        return NULL;
+    stream->inbound_ended = stream->end_told = false; /* the peer's end is told once more */
     Py_RETURN_NONE;
 }
 

@@ -273,6 +273,7 @@ void gt_inbound_wake(gt_stream *stream);          /* have a GT_INBOUND that wait
 PyObject *gt_connection_send_nowait(gt_connection *self, PyObject *data);
 PyObject *gt_connection_take_exactly(gt_connection *self, PyObject *count);
 PyObject *gt_connection_end_inbound(gt_connection *self, PyObject *ignored);
+PyObject *gt_connection_resume_inbound(gt_connection *self, PyObject *ignored);
 PyObject *gt_connection_tell_written(gt_connection *self, PyObject *wanted);
 PyObject *gt_connection_take_written(gt_connection *self, PyObject *ignored);
 

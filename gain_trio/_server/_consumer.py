@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import itertools
 import logging
 import math
@@ -27,6 +28,18 @@ Handler: TypeAlias = Callable[[Connection], Awaitable[object]]
 """What serves one connection: an async function."""
 Prepare: TypeAlias = Callable[[Connection], Awaitable[Connection]]
 """What makes of an accepted connection the one that the handler gets, in the connection's own task."""
+
+
+class AttendingHandler(abc.ABC):
+    """A handler that is told when its server drains, beside its connections, which may be waiting for something else."""
+
+    @abc.abstractmethod
+    async def __call__(self, connection: Connection) -> None:
+        """Serve one connection."""
+
+    @abc.abstractmethod
+    async def attend(self, draining: trio.Event) -> None:
+        """Run as long as the server does: a task, in each process that serves."""
 
 
 def _is_only(kind: type[BaseException], error: BaseException) -> bool:

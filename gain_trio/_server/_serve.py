@@ -44,7 +44,7 @@ from ._balancer import RoundRobin, balancer_of
 from ._checks import check_handler
 from ._company import run_in_company
 from ._config import ServerConfig, merged
-from ._consumer import Consumer, Handler, Prepare, Terms
+from ._consumer import AttendingHandler, Consumer, Handler, Prepare, Terms
 from ._dispatcher import Dispatcher
 from ._limits import Places
 from ._proxy import ProxyStep
@@ -207,6 +207,8 @@ async def _run(
             terms.ended = server._end_if_drained
             for consumer in consumers:
                 await nursery.start(consumer.run, name=f"gain_trio consumer {consumer.index}")
+            if isinstance(terms.handler, AttendingHandler):
+                nursery.start_soon(terms.handler.attend, terms.draining, name=f"gain_trio attendant of {terms.name}")
             if config.architecture == "socket_sharding":
                 dispatchers = [Dispatcher([consumer], RoundRobin()) for consumer in consumers]
             else:

@@ -25,6 +25,8 @@ class Server:
 
     metrics_addresses: tuple[Any, ...] = ()
     """Where the statistics are served to Prometheus (``metrics=``), as from :meth:`socket.socket.getsockname`."""
+    _is_of_processes = False
+    """Its connections, and the handler that serves them, are in worker processes."""
 
     def __init__(
         self,
@@ -78,13 +80,17 @@ class Server:
           ValueError: it is negative, or nan.
         """
         check_timeout("timeout", timeout)
+        self._begin_to_drain(timeout)
+        await self._ended.wait()
+
+    def _begin_to_drain(self, timeout: float) -> None:
+        """What :meth:`drain` does, but for waiting."""
         self.stop_accepting()
         if not self.draining.is_set():
             logger.info("%r drains: %d connections have %g seconds", self, self.active_connections, timeout)
             self.draining.set()
         self._scope.deadline = min(self._scope.deadline, trio.current_time() + timeout)
         self._end_if_drained()
-        await self._ended.wait()
 
     def _process_counts(self) -> tuple[int, int]:
         """Worker processes that serve, and how many have been replaced after they had died."""

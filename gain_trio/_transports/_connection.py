@@ -385,6 +385,14 @@ class Connection(Framing, SocketCalls, trio.abc.HalfCloseableStream):
         """Have :meth:`_wait_inbound` return :data:`END`, at once and ever after; also the call in progress."""
 
     @abc.abstractmethod
+    def _resume_inbound(self) -> None:
+        """Take :meth:`_end_inbound` back: what has arrived meanwhile is told, and the peer's end again.
+
+        Raises:
+          trio.ClosedResourceError: the connection is closed.
+        """
+
+    @abc.abstractmethod
     def _take_exactly(self, count: int, /) -> bytes | None:
         """Exactly ``count`` bytes of the queue, or all of it for a count of 0 or less; None if fewer are queued."""
 

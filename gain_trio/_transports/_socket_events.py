@@ -240,6 +240,12 @@ class SocketEvents(SocketSending):
             self._own_news().is_over = True
             self._wake_for_news()
 
+    def _resume_inbound(self) -> None:
+        """See :meth:`Connection._resume_inbound`."""
+        if self._is_closed:
+            raise closed_error()
+        self._own_news().is_over = self._end_told = False
+
     # --- taking ---
 
     def _dequeue(self, count: int) -> bytes:

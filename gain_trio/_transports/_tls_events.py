@@ -171,6 +171,11 @@ class TlsEvents(TlsTraffic):
             self._own_news().is_over = True
             self._wake_for_news()
 
+    def _resume_inbound(self) -> None:
+        """See :meth:`Connection._resume_inbound`."""
+        self._check_open()
+        self._own_news().is_over = False
+
     # --- taking ---
 
     def _taken(self, count: int) -> bytes:

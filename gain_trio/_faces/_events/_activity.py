@@ -3,6 +3,10 @@
 A cancelled scope ends callbacks where they wait.  ``shutdown()`` is gentler: whoever wrote a server of callbacks has not
 thought of callbacks that end halfway.  Connections are closed as by ``close()``, callbacks run to their end, and when
 nothing is left, or when the time for it is up, the scope is cancelled.
+
+A server that drains (in a worker process, which knows of nothing else; or by a signal, with ``signals=True``) asks the same
+of its connections, and leaves the rest to the server below, which ends when they have.  A worker process that is replaced
+gets connections until that moment, so there new ones are still served: see ``StreamDriver``.
 """
 
 from __future__ import annotations
@@ -43,10 +47,14 @@ class Activity:
         if self._when_idle is not None and not self._running:
             self._when_idle()
 
+    def ask_to_end(self) -> None:
+        """Ask everything that is in progress to end."""
+        for thing in list(self._running):
+            thing._end_wait()
+
     def stop(self, when_idle: Callable[[], object]) -> None:
         """Ask everything to end, and call back when it has."""
         self._when_idle = when_idle
-        for thing in list(self._running):
-            thing._end_wait()
+        self.ask_to_end()
         if not self._running:
             when_idle()

@@ -6,6 +6,7 @@
     the end of the stream, close()        what was written is flushed, with on_write; then it is closed; on_close(None)
     an error, a callback's exception      the connection is closed (with a reset if something is unsent); on_close(error)
     cancelled                             the same; on_close(None) if nothing was unsent, and 5 seconds for an async one
+    the server drains                     what has arrived is told to on_read once more; then as by close()
 
 There is one way out, so ``on_close`` is called once, whatever happens.  An exception is raised again behind it: the
 consumer that this runs in logs and counts it as it does a handler's.
@@ -24,6 +25,7 @@ from typing import Any, final
 import trio
 
 from gain_trio._faces._idleness import sleep_until_idle
+from gain_trio._server._consumer import AttendingHandler
 from gain_trio._server._consumer import _is_only as is_only
 from gain_trio._transports import Connection, Marks
 from gain_trio._transports._connection import END, STALLED, WRITTEN
@@ -34,6 +36,8 @@ from ._errors import SlowReader
 from ._handler import Callbacks, EventHandler
 from ._stream_conn import StreamConn, Terms, ThreadedStreamConn
 
+FIRST_WORDS = 1.0
+"""Seconds that a peer has to say something when its connection was made and the server drains already."""
 LAST_SECONDS = 5.0
 """That an ``async def on_write`` and ``on_close`` have when the server is being stopped."""
 
@@ -66,7 +70,7 @@ class WorkerThreads:
 
 
 @final
-class StreamDriver:
+class StreamDriver(AttendingHandler):
     """The handler of :func:`serve` for an event handler: an async function of a connection.
 
     It is pickled for worker processes, with the event handler and the config alone; the rest is made in the run.
@@ -80,6 +84,7 @@ class StreamDriver:
         self.activity = Activity()
         self._terms: Terms | None = None
         self._threads: WorkerThreads | None = None
+        self._drains = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         return StreamDriver, (self.callbacks.handler, self._config, self._marks)
@@ -91,6 +96,12 @@ class StreamDriver:
         """Whether this is called from an ``on_read`` in a worker thread."""
         return self._threads is not None and self._threads.has_current()
 
+    async def attend(self, draining: trio.Event) -> None:
+        """Have connections end when the server drains: their tasks wait for something else."""
+        await draining.wait()
+        self._drains = True
+        self.activity.ask_to_end()
+
     async def __call__(self, connection: Connection) -> None:
         """Serve one connection."""
         if self.activity.is_ending:
@@ -99,8 +110,13 @@ class StreamDriver:
         self.activity.begin(conn)
         reason: BaseException | None = None
         cancelled = False
+        is_late = self._drains
+        if is_late:
+            conn._end_wait()
         try:
             await self._converse(conn, connection)
+            if self._drains:
+                await self._hear_once_more(conn, connection, FIRST_WORDS if is_late else 0)
             await self._finish(conn, connection)
         except BaseException as error:
             self._remember_addresses(conn)
@@ -231,6 +247,34 @@ class StreamDriver:
         )
 
     # --- the end ---
+
+    async def _hear_once_more(self, conn: StreamConn, connection: Connection, patience: float) -> None:
+        """The server drains, and the wait was ended: tell what has arrived, so that no request stays without an answer.
+
+        Once, so that a peer that goes on sending cannot hold it up.  One that has connected and not been heard has
+        ``patience`` seconds: while worker processes are replaced nobody is to notice.
+        """
+        if conn._is_closed or conn._failure is not None:
+            return
+        if not connection.bytes_received:
+            patience = FIRST_WORDS
+        connection._resume_inbound()
+        # What has arrived is never too late for a deadline.
+        connection.read_deadline = min(connection.read_deadline, trio.current_time() + patience)
+        told: int = WRITTEN
+        while told == WRITTEN:
+            try:
+                told = await connection._wait_inbound()
+            except trio.TooSlowError:
+                return
+            if told == WRITTEN:
+                await self.callbacks.on_write(conn, connection._take_written())
+        if told > 0 and isinstance(conn, ThreadedStreamConn):
+            assert self._threads is not None
+            conn._arrived(told)
+            await self._threads.run(self.callbacks.on_read.function, conn, told)
+        elif told > 0:
+            await self.callbacks.on_read(conn, told)
 
     async def _finish(self, conn: StreamConn, connection: Connection) -> None:
         """The peer, the program or a failure has ended it: send what is left, and close."""

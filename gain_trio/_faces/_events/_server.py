@@ -16,6 +16,7 @@ import logging
 import signal
 import sys
 import threading
+from collections.abc import Awaitable, Callable
 from typing import Any, final
 
 import trio
@@ -80,6 +81,9 @@ class EventServer:
     """A server of callbacks.  It can be started, and after its end started again; one address, or set of them, at a time.
 
     All but :meth:`start` and :meth:`start_as_main_process` can be called from any thread, and from callbacks.
+
+    With ``processes``, callbacks run to their end in these when the server is shut down, and when a process is replaced: its
+    connections are told of what has arrived, and then closed as by :meth:`Conn.close`.
 
     Args:
       event_handler: an :class:`EventHandler`.
@@ -227,10 +231,13 @@ class EventServer:
         scope, driver = self._scope, self._driver
         if scope is None:
             return
+        patience: float = self._others.get("graceful_timeout", SHUTDOWN_SECONDS)
         if driver is None:
             scope.cancel()
+        elif isinstance(self._server, Server) and self._server._is_of_processes:
+            # Callbacks run there, and are given their time there.  It returns when they have ended, and the processes.
+            self._server._begin_to_drain(patience)
         else:
-            patience: float = self._others.get("graceful_timeout", SHUTDOWN_SECONDS)
             scope.deadline = min(scope.deadline, trio.current_time() + patience)
             if isinstance(self._server, Server):
                 self._server.stop_accepting()
@@ -280,7 +287,7 @@ class EventServer:
                 scope.cancel()
             async with trio.open_nursery() as nursery:
                 make = self._datagram_server if is_datagrams else self._stream_server
-                self._server = await nursery.start(make(), address)
+                self._server = await nursery.start(_serve_until_drained, make(), address, scope)
                 with self._lock:
                     if self._state is State.STARTING:
                         self._state = State.RUNNING
@@ -320,6 +327,14 @@ class EventServer:
             raise error from error.__cause__
         finally:
             self._end()
+
+
+async def _serve_until_drained(
+    serve: Callable[..., Awaitable[None]], address: str, scope: trio.CancelScope, *, task_status: trio.TaskStatus[Any]
+) -> None:
+    """Serve, and when that has ended by itself, end what else is in the scope: an ``on_start`` that waits."""
+    await serve(address, task_status=task_status)
+    scope.cancel()
 
 
 def only_one_of(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -18,6 +18,8 @@ logger = logging.getLogger("gain_trio")
 class ProcessServer(Server):
     """A :class:`Server`; what it counts comes from the worker processes, and is some hundredths of a second old."""
 
+    _is_of_processes = True
+
     def __init__(self, pool: Pool, addresses: tuple[Any, ...]) -> None:  # no part of what a server in one process has
         self._pool = pool
         self.addresses = addresses
@@ -35,10 +37,14 @@ class ProcessServer(Server):
     async def drain(self, timeout: float) -> None:
         """See :meth:`Server.drain`."""
         check_timeout("timeout", timeout)
+        self._begin_to_drain(timeout)
+        await self._pool.ended.wait()
+
+    def _begin_to_drain(self, timeout: float) -> None:
+        """See :meth:`Server._begin_to_drain`."""
         if not self.draining.is_set():
             logger.info("%r drains: %d connections have %g seconds", self, self.active_connections, timeout)
         self._pool.drain(timeout)
-        await self._pool.ended.wait()
 
     def statistics(self) -> ServerStatistics:
         """See :meth:`Server.statistics`."""

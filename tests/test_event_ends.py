@@ -1,0 +1,210 @@
+"""How servers of callbacks end: shut down and drained, in one process and in several, and by signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from event_servers import Recorder
+from pairs import PATIENCE, open_pair, receive_all, receive_exactly, until
+from trio.testing import wait_all_tasks_blocked
+from worker_handlers import Unhurried
+from workers import ARCHITECTURES, children
+
+import gain_trio
+from gain_trio import Config, Conn, Connection, EventHandler, EventServer, Marks
+from gain_trio._faces._events import _driver
+from gain_trio._faces._events._driver import StreamDriver
+
+LOCAL = "tcp://127.0.0.1:0"
+THREADS = pytest.mark.parametrize("async_handler", [False, True], ids=["in the run", "in threads"])
+
+
+async def start(nursery: trio.Nursery, handler: EventHandler, **options: Any) -> EventServer:
+    server = await nursery.start(lambda **status: gain_trio.serve_events(handler, LOCAL, **options, **status))
+    assert isinstance(server, EventServer)
+    return server
+
+
+async def connect(server: EventServer | gain_trio.Server) -> Connection:
+    host, port = server.addresses[0]
+    return await gain_trio.connect(f"tcp://{host}:{port}")
+
+
+async def refuses(address: tuple[Any, ...]) -> bool:
+    try:
+        await (await trio.open_tcp_stream(*address)).aclose()
+    except OSError:
+        return True
+    return False
+
+
+# --- worker processes ---
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+async def test_callbacks_in_other_processes_run_to_their_end(architecture: str, tmp_path: Path) -> None:
+    go_on, closed = tmp_path / "go on", tmp_path / "closed"
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            server = await start(nursery, Unhurried(go_on, closed), processes=1, architecture=architecture)
+            address = server.addresses[0]
+            async with await connect(server) as client, await connect(server) as idle:
+                go_on.touch()
+                await idle.send(b"hello")
+                assert await receive_exactly(idle, 14) == b"begun and done"
+                go_on.unlink()
+                await client.send(b"hello")
+                assert await receive_exactly(client, 5) == b"begun"
+                server.async_shutdown()
+                assert await receive_all(idle) == b"", "so the process knows"
+                assert await refuses(address)
+                go_on.touch()
+                assert await receive_all(client) == b" and done"
+        # serve_events() has returned
+    assert closed.read_text() == "None"
+    assert children() == []
+
+
+async def test_connections_in_other_processes_that_are_idle_do_not_hold_the_end_up(tmp_path: Path) -> None:
+    go_on = tmp_path / "go on"
+    go_on.touch()
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            options = {"processes": 1, "graceful_timeout": float("inf")}
+            server = await start(nursery, Unhurried(go_on, tmp_path / "closed"), **options)
+            async with await connect(server) as client:
+                await client.send(b"hello")
+                assert await receive_exactly(client, 14) == b"begun and done"
+                server.async_shutdown()
+                assert await receive_all(client) == b""
+
+
+async def test_callbacks_in_other_processes_that_do_not_end_are_cancelled(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            options = {"processes": 1, "graceful_timeout": 0.05}
+            server = await start(nursery, Unhurried(tmp_path / "never", closed), **options)
+            async with await connect(server) as client:
+                await client.send(b"hello")
+                assert await receive_exactly(client, 5) == b"begun"
+                await trio.to_thread.run_sync(server.shutdown)
+                assert await receive_all(client) == b""
+    assert closed.read_text() == "None"
+
+
+async def test_a_process_that_is_replaced_closes_what_is_idle(tmp_path: Path) -> None:
+    go_on = tmp_path / "go on"
+    go_on.touch()
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            options = {"processes": 1, "graceful_timeout": float("inf")}
+            server = await start(nursery, Unhurried(go_on, tmp_path / "closed"), **options)
+            async with await connect(server) as client:
+                await client.send(b"hello")
+                assert await receive_exactly(client, 14) == b"begun and done"
+                await server._replace_workers()
+                assert await receive_all(client) == b""
+            async with await connect(server) as client:
+                await client.send(b"hello")
+                assert await receive_exactly(client, 14) == b"begun and done"
+            server.async_shutdown()
+
+
+# --- a server that drains ---
+
+
+@THREADS
+async def test_what_has_arrived_is_told_when_the_server_drains(async_handler: bool) -> None:
+    inside, go_on = threading.Event(), threading.Event()
+    heard: list[bytes] = []
+
+    class Slow(Recorder):
+        def on_read(self, conn: Conn, n: int) -> None:
+            heard.append(conn.next(n))
+            conn.write(b"heard")
+            if async_handler and len(heard) == 1:
+                inside.set()
+                go_on.wait(PATIENCE)
+
+    class SlowInTheRun(Slow):
+        async def on_read(self, conn: Conn, n: int) -> None:  # type: ignore[override]
+            super().on_read(conn, n)
+            if len(heard) == 1:
+                inside.set()
+                await until(go_on.is_set)
+
+    recorder = Slow() if async_handler else SlowInTheRun()
+    driver = StreamDriver(recorder, Config(async_handler=async_handler), Marks())
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            server = await nursery.start(gain_trio.serve, driver, LOCAL)
+            async with await connect(server) as client:
+                await client.send(b"one")
+                await until(inside.is_set)
+                server._begin_to_drain(float("inf"))
+                await client.send(b"two")
+                await client.flush()
+                go_on.set()
+                assert await receive_all(client) == b"heardheard"
+    assert heard == [b"one", b"two"]
+    assert recorder.reasons == [None]
+
+
+@THREADS
+async def test_a_connection_that_comes_while_the_server_drains_is_served(
+    async_handler: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_driver, "FIRST_WORDS", PATIENCE)
+    recorder = Recorder({"on_read": lambda conn, n: conn.write(conn.next(n).upper())})
+    driver = StreamDriver(recorder, Config(async_handler=async_handler), Marks())
+    early, late = await open_pair(), await open_pair()
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            server = await nursery.start(gain_trio.serve, driver, LOCAL)
+            server._hand_off(early[1])
+            await until(lambda: recorder.counts["on_accept"] == 1)
+            server._begin_to_drain(float("inf"))
+            await wait_all_tasks_blocked()
+            server._hand_off(late[1])
+            await until(lambda: recorder.counts["on_accept"] == 2)
+            for client, _served in (late, early):  # neither has said anything before
+                await client.send(b"please")
+                assert await receive_all(client) == b"PLEASE"
+                await client.aclose()
+    assert recorder.reasons == [None, None]
+    assert not recorder.unexpected
+
+
+async def test_a_connection_that_says_nothing_does_not_keep_a_server_that_drains(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_driver, "FIRST_WORDS", 0.0)
+    recorder = Recorder()
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            server = await nursery.start(gain_trio.serve, StreamDriver(recorder, Config(), Marks()), LOCAL)
+            async with await connect(server) as client:
+                await until(lambda: recorder.counts["on_accept"] == 1)
+                await server.drain(float("inf"))
+                assert await receive_all(client) == b""
+    assert recorder.reasons == [None]
+
+
+async def test_a_signal_that_drains_ends_idle_connections() -> None:
+    recorder = Recorder({"on_read": lambda conn, n: conn.write(conn.next(n))})
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            server = await start(nursery, recorder, signals=True, graceful_timeout=float("inf"))
+            async with await connect(server) as client:
+                await client.send(b"here")
+                assert await receive_exactly(client, 4) == b"here"
+                os.kill(os.getpid(), signal.SIGTERM)
+                assert await receive_all(client) == b""
+    assert recorder.reasons == [None]
