@@ -9,20 +9,25 @@ import socket
 import struct
 import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import trio
 from _helpers import WaitCounter, descriptor_limit, next_descriptor
 from certificates import client_context, server_context
 from event_servers import AsyncRecorder, Recorder
-from pairs import MEBIBYTE, fill_kernel, pattern, receive_all, receive_exactly, until
+from pairs import MEBIBYTE, PATIENCE, fill_kernel, pattern, receive_all, receive_exactly, until
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio
-from gain_trio import Conn, ConnectionClosed, EventHandler, EventServer, Marks, SlowReader
+from gain_trio import Conn, Connection, ConnectionClosed, EventHandler, EventServer, Marks, SlowReader
+from gain_trio._faces._events._driver import StreamDriver
+from gain_trio._faces._events._stream_conn import StreamConn
+
+T = TypeVar("T")
 
 LOCAL = "tcp://127.0.0.1:0"
 BOTH = pytest.mark.parametrize("make", [Recorder, AsyncRecorder])
@@ -640,6 +645,117 @@ async def test_threads_write_in_order_and_close_behind() -> None:
         await client.aclose()
     assert recorder.reasons == [None]
     assert not recorder.unexpected
+
+
+def in_a_thread(function: Callable[..., T], *arguments: object) -> T:
+    """Call it in a thread, while this one waits: the run cannot go on meanwhile."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(function, *arguments).result(PATIENCE)
+
+
+async def test_what_a_thread_has_written_is_sent_before_a_close() -> None:
+    def on_read(conn: Conn, n: int) -> None:
+        conn.discard(n)
+        assert in_a_thread(conn.write, b"one, ") == 5
+        assert in_a_thread(conn.write, b"two") == 3
+        assert conn.outbound_buffered == 8
+        conn.close()
+
+    recorder = Recorder({"on_read": on_read})
+    async with serving(recorder) as server:
+        client = await dial(server)
+        await client.send_all(b"?")
+        assert await receive_all(client) == b"one, two"
+        await called(recorder, "on_close")
+        await client.aclose()
+    assert recorder.reasons == [None]
+    assert not recorder.unexpected
+
+
+async def test_what_a_thread_has_written_is_sent_before_what_the_run_writes_then() -> None:
+    def on_read(conn: Conn, n: int) -> None:
+        conn.discard(n)
+        for _ in range(2):
+            in_a_thread(conn.write, b"thread, ")
+            conn.write(b"run, ")
+        conn.write(b"run; ")
+
+    recorder = Recorder({"on_read": on_read})
+    async with serving(recorder) as server:
+        client = await dial(server)
+        await client.send_all(b"?")
+        assert await receive_exactly(client, 31) == b"thread, run, thread, run, run; "
+        await client.aclose()
+    assert not recorder.unexpected
+
+
+@pytest.mark.parametrize("on_write", [False, True])
+async def test_what_a_thread_has_written_when_the_peer_has_ended_is_sent(on_write: bool) -> None:
+    """The last moment for it is a callback's in the end itself: the run's next step closes the connection."""
+    written: list[int] = []
+    turns = iter([b"from", b" a", b" thread"])
+
+    def on_read(conn: Conn, n: int) -> None:
+        conn.discard(n)
+        conn.write(b"answer ")
+        if not on_write:
+            in_a_thread(conn.write, b"from a thread")
+
+    def told(conn: Conn, n: int) -> None:
+        written.append(n)
+        if (data := next(turns, b"")) and on_write:
+            in_a_thread(conn.write, data)
+
+    recorder = Recorder({"on_read": on_read, "on_write": told})
+    async with serving(recorder) as server:
+        client = await dial(server)
+        await client.send_all(b"?")
+        await client.send_eof()
+        assert await receive_all(client) == b"answer from a thread"
+        await called(recorder, "on_close")
+        await client.aclose()
+    assert sum(written) == 20
+    assert recorder.reasons == [None]
+    assert not recorder.unexpected
+
+
+async def test_what_a_thread_writes_just_before_the_end_is_sent_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the last look at what is unsent and the close."""
+    look = StreamDriver._has_unsent
+    counts: list[int] = []
+
+    async def look_and_be_overtaken(driver: StreamDriver, conn: StreamConn, connection: Connection) -> bool:
+        is_unsent = await look(driver, conn, connection)
+        if not is_unsent and not counts:
+            counts.append(in_a_thread(conn.write, b"in time"))
+        return is_unsent
+
+    monkeypatch.setattr(StreamDriver, "_has_unsent", look_and_be_overtaken)
+    recorder = Recorder()
+    async with serving(recorder) as server:
+        client = await dial(server)
+        await client.send_eof()
+        assert await receive_all(client) == b"in time"
+        await called(recorder, "on_close")
+        await client.aclose()
+    assert counts == [7]
+    assert recorder.reasons == [None]
+
+
+async def test_what_a_thread_has_written_counts_as_unsent_when_a_callback_fails() -> None:
+    def on_read(conn: Conn, n: int) -> None:
+        conn.discard(n)
+        in_a_thread(conn.write, bytes(8 * MEBIBYTE))
+        raise LookupError("the program's own")
+
+    recorder = Recorder({"on_read": on_read})
+    async with serving(recorder) as server:
+        client = await dial(server)
+        await client.send_all(b"?")
+        with pytest.raises(trio.BrokenResourceError):
+            await receive_all(client)
+        await client.aclose()
+    assert [type(reason) for reason in recorder.reasons] == [LookupError]
 
 
 @pytest.mark.parametrize("policy", ["close", "raise"])

@@ -119,6 +119,7 @@ class StreamDriver(AttendingHandler):
                 await self._hear_once_more(conn, connection, FIRST_WORDS if is_late else 0)
             await self._finish(conn, connection)
         except BaseException as error:
+            conn._write_handed()  # which is unsent, too
             self._remember_addresses(conn)
             reason = _reason(error, connection)
             if is_only(trio.Cancelled, error):
@@ -285,7 +286,7 @@ class StreamDriver(AttendingHandler):
             connection.abort()
             return
         deadline = trio.current_time() + conn._flush_seconds
-        while await self._has_unsent(conn, connection):
+        while await self._has_unsent(conn, connection) or not conn._refuse_all():
             with trio.move_on_at(deadline) as scope:
                 # An on_write() that writes has something to be told of at once, where the kernel takes it at once.
                 await trio.lowlevel.checkpoint()
@@ -298,6 +299,7 @@ class StreamDriver(AttendingHandler):
             await connection.aclose()
 
     async def _has_unsent(self, conn: StreamConn, connection: Connection) -> bool:
+        conn._write_handed()
         if self.callbacks.on_write.is_overridden and (written := connection._take_written()):
             await self.callbacks.on_write(conn, written)
             if conn._failure is not None:

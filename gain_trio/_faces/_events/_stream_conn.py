@@ -8,10 +8,11 @@ functions that say so.
 limit is still whole; from then on ``_send`` looks before it writes, until the kernel has made room.  So what is unsent is
 bounded by the limit and one write, and no write is cut in two.
 
-*Other threads.*  The connection refuses them.  A write or close from another thread is handed to the run, in order, by
-``TrioToken.run_sync_soon``; under a lock, so that the order in which they return is the order in which they are handed
-over.  What is handed over and not yet queued counts against the limit like what is unsent.  What such a call raises
-later, in the run, has nobody to go to but ``on_close``.
+*Other threads.*  The connection refuses them.  A write from another thread leaves its data here, under a lock, so that the
+order in which such writes return is the order in which they are sent; ``TrioToken.run_sync_soon`` has the run queue it.
+Whoever ends the connection looks for it first: a write that has returned before a close is sent before it.  What is handed
+over and not yet queued counts against the limit like what is unsent.  What such a call raises later, in the run, has nobody
+to go to but ``on_close``.
 
 *Who ends it.*  The task of the connection does, in ``_driver.py``.  Whatever else wants it over (``close()``, a slow reader,
 a write deadline) leaves a note here and makes the connection's wait return.
@@ -77,6 +78,7 @@ class StreamConn(Conn):
         "_failure",
         "_flush_seconds",
         "_handed",
+        "_handed_over",
         "_is_closed",
         "_lingers",
         "_local",
@@ -104,7 +106,8 @@ class StreamConn(Conn):
         self._local: Any = None
         self._remote: Any = None
         self._lock = threading.Lock()
-        self._handed = 0  # bytes that other threads have written, and that are not queued yet
+        self._handed_over: list[bytes] = []  # what other threads have written, and is not queued yet
+        self._handed = 0  # how many bytes that are
         self._write_deadline = math.inf
         self._watch: trio.CancelScope | None = None  # of the task that keeps it
 
@@ -148,7 +151,7 @@ class StreamConn(Conn):
         """See :meth:`Conn.write`."""
         try:
             if self._send(data) > self._write_limit:
-                self._send = self._send_within_limit
+                self._send_by(self._send_looking)
         except ConnectionClosed:
             raise
         except trio.ClosedResourceError:
@@ -161,15 +164,24 @@ class StreamConn(Conn):
             return self._hand_over(whole_of(data))
         return len(data) if type(data) is bytes else memoryview(data).nbytes
 
-    def _send_within_limit(self, data: Buffer) -> int:
-        """In place of the connection's, from when the limit was passed until the kernel has made room."""
+    def _send_looking(self, data: Buffer) -> int:
+        """In place of the connection's: from when the limit was passed until the kernel has made room, and for the first
+        write after one that was handed over.
+        """
         if current_thread() != self._terms.thread:
             raise RuntimeError("to be handed over")
+        self._send_by(self._connection._send_nowait)  # before it looks: another thread may put this in place again
+        self._write_handed()
         unsent = self._connection.outbound_buffered
         if unsent > self._write_limit:
+            self._send_by(self._send_looking)
             raise self._too_slow(unsent)
-        self._send = self._connection._send_nowait
-        return self._send(data)
+        return self._connection._send_nowait(data)
+
+    def _send_by(self, send: Callable[[Buffer], int]) -> None:
+        with self._lock:
+            if not self._is_closed and self._failure is None:
+                self._send = send
 
     def _too_slow(self, unsent: int) -> Exception:
         """What a write raises that would be too much; with the policy to close, that is done."""
@@ -190,20 +202,26 @@ class StreamConn(Conn):
                 return 0
             unsent = self._connection.outbound_buffered + self._handed
             if unsent <= self._write_limit:
+                if not self._handed_over:
+                    self._in_run_soon(self._write_handed)
+                    self._send = self._send_looking
+                self._handed_over.append(data)
                 self._handed += len(data)
-                self._in_run_soon(self._write_handed, data)
                 return len(data)
         error = self._too_slow(unsent)
         if isinstance(error, SlowReader):
             raise error
         return 0
 
-    def _write_handed(self, data: bytes) -> None:
+    def _write_handed(self) -> None:
+        """In the run: queue what other threads have written, unless that was done meanwhile."""
         with self._lock:
-            self._handed -= len(data)
+            handed_over, self._handed_over = self._handed_over, []
+            self._handed = 0
         # If it is closed or broken by now, the task of the connection knows better why than this write does.
         with contextlib.suppress(trio.ClosedResourceError, trio.BrokenResourceError):
-            self._connection._send_nowait(data)
+            for data in handed_over:
+                self._connection._send_nowait(data)
 
     @property
     def outbound_buffered(self) -> int:
@@ -244,11 +262,13 @@ class StreamConn(Conn):
 
     def _fail(self, error: BaseException) -> None:
         """Have the task of the connection end it with this error."""
-        if self._failure is None:
+        with self._lock:
+            if self._failure is not None:
+                return
             self._failure = error
             if not self._is_closed:
                 self._send = _drop
-            self._end_wait()
+        self._end_wait()
 
     def _end_wait(self) -> None:
         """Have what the task of the connection waits for end."""
@@ -259,6 +279,15 @@ class StreamConn(Conn):
         with self._lock:
             if not self._is_closed:
                 self._send = _drop
+
+    def _refuse_all(self) -> bool:
+        """Closed for the program, unless another thread has written something that is to be sent before; whether it is."""
+        with self._lock:
+            if self._handed_over:
+                return False
+            self._is_closed = True
+            self._take_exactly = self._send = _refuse
+        return True
 
     def _over(self) -> None:
         """The connection is gone; ``on_close`` is next."""
