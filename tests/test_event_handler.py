@@ -337,6 +337,41 @@ async def test_a_time_to_linger_bounds_the_end(autojump_clock: MockClock) -> Non
     assert not recorder.unexpected
 
 
+@pytest.mark.parametrize("end", ["close", "error", "deadline", "reset", "cancelled"])
+async def test_no_end_waits_in_close_2_for_the_peer(end: str) -> None:
+    """Which would hold up the run: whatever the end is, the socket that is closed has no time to linger."""
+    copies: list[socket.socket] = []
+
+    def on_read(conn: Conn, n: int) -> None:
+        conn.discard(n)
+        conn.set_linger(3600)
+        copies.append(socket.socket(fileno=os.dup(conn.fd)))
+        conn.write(b"taken by the kernel")
+
+    def on_write(conn: Conn, _n: int) -> None:
+        if end == "close":
+            conn.close()
+        elif end == "error":
+            raise LookupError("the program's own")
+        elif end == "deadline":
+            conn.set_read_deadline(trio.current_time())
+
+    recorder = Recorder({"on_read": on_read, "on_write": on_write})
+    async with serving(recorder) as server:
+        client = await dial(server)
+        await client.send_all(b"?")
+        await called(recorder, "on_write")
+        if end == "reset":
+            reset(client)
+        if end != "cancelled":
+            await called(recorder, "on_close")
+    [copy] = copies
+    with copy:
+        is_on, seconds = struct.unpack("ii", copy.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8))
+    assert not is_on or seconds == 0
+    await client.aclose()
+
+
 async def test_the_properties_reach_the_socket() -> None:
     seen: list[bytes | int] = []
 

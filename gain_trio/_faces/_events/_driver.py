@@ -127,6 +127,7 @@ class StreamDriver(AttendingHandler):
                 await self._tell_what_was_written(conn, connection)
             raise
         finally:
+            conn._linger_no_more()
             connection._close_now()
             conn._over()
             if self.callbacks.on_close.is_overridden:

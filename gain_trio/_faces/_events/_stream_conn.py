@@ -165,8 +165,8 @@ class StreamConn(Conn):
         return len(data) if type(data) is bytes else memoryview(data).nbytes
 
     def _send_looking(self, data: Buffer) -> int:
-        """In place of the connection's: from when the limit was passed until the kernel has made room, and for the first
-        write after one that was handed over.
+        """In place of the connection's: from when the limit was passed until the kernel has made room; and once after a
+        write was handed over.
         """
         if current_thread() != self._terms.thread:
             raise RuntimeError("to be handed over")
@@ -281,7 +281,7 @@ class StreamConn(Conn):
                 self._send = _drop
 
     def _refuse_all(self) -> bool:
-        """Closed for the program, unless another thread has written something that is to be sent before; whether it is."""
+        """Closed for the program, unless another thread has written something that is to be sent first; whether it is."""
         with self._lock:
             if self._handed_over:
                 return False
@@ -341,8 +341,10 @@ class StreamConn(Conn):
 
     def _linger_no_more(self) -> None:
         """With a time to linger, close(2) itself would wait for the peer, and the whole run with it."""
-        if self._lingers:
-            self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER.pack(0, 0))
+        if self._lingers and not self._is_over:
+            # Some systems let nothing be set on a socket that was reset.  It does not linger either.
+            with contextlib.suppress(OSError):
+                self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER.pack(0, 0))
 
     # --- deadlines ---
 
