@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 import trio
 from event_servers import Recorder
 from pairs import PATIENCE, open_pair, receive_all, receive_exactly, until
+from processes import connect as connect_blocking
+from processes import running
 from trio.testing import wait_all_tasks_blocked
 from worker_handlers import Unhurried
 from workers import ARCHITECTURES, children
@@ -208,3 +211,69 @@ async def test_a_signal_that_drains_ends_idle_connections() -> None:
                 os.kill(os.getpid(), signal.SIGTERM)
                 assert await receive_all(client) == b""
     assert recorder.reasons == [None]
+
+
+# --- signals ---
+
+PROGRAM = """
+import sys
+from pathlib import Path
+import trio
+import gain_trio
+import gain_trio._faces._cli
+
+class Handler(gain_trio.EventHandler):
+    def on_start(self, server):
+        print(*server.addresses[0], flush=True)
+    async def on_read(self, conn, n):
+        print("begun", flush=True)
+        try:
+            await trio.sleep_forever()
+        finally:
+            print("cut off", flush=True)
+    async def on_close(self, conn, err):
+        while not Path(sys.argv[1]).exists():
+            await trio.sleep(0.01)
+
+handler = Handler()
+if __name__ == "__main__":
+    START
+    print("down", flush=True)
+"""
+
+IN_PROGRAMS = [
+    'gain_trio.EventServer(handler, graceful_timeout=3600).start_as_main_process("tcp://127.0.0.1:0")',
+    'gain_trio.listen_and_serve("tcp://127.0.0.1:0", handler, graceful_timeout=3600)',
+    'gain_trio._faces._cli.main(["serve", "tcp://127.0.0.1:0", "--handler", "program:handler"])',
+]
+
+
+def wait_until_it_has_stopped_listening(host: str, port: int) -> None:
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        try:
+            connect_blocking(host, port).close()
+        except OSError:
+            return
+        time.sleep(0.01)
+    raise AssertionError("it still listens")
+
+
+@pytest.mark.parametrize("start", IN_PROGRAMS, ids=["start_as_main_process", "listen_and_serve", "the command"])
+def test_the_second_signal_cancels_and_those_after_it_do_no_harm(start: str, tmp_path: Path) -> None:
+    program, go_on = tmp_path / "program.py", tmp_path / "go on"
+    program.write_text(PROGRAM.replace("START", start))
+    with running(program, go_on, cwd=tmp_path) as process:
+        host, port = process.line().split()
+        if "_cli" in start:
+            assert process.line().startswith("serving")
+        with connect_blocking(host, int(port)) as client:
+            client.sendall(b"?")
+            assert process.line() == "begun"
+            process.interrupt(signal.SIGTERM)
+            wait_until_it_has_stopped_listening(host, int(port))
+            process.interrupt(signal.SIGTERM)
+            assert process.line() == "cut off"
+            process.interrupt(signal.SIGTERM)
+            go_on.touch()
+            assert process.end() == (0, "down\n", "")

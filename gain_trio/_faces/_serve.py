@@ -105,26 +105,28 @@ async def _until_signalled(start: Starter, *, task_status: trio.TaskStatus[Any])
     """Run a server that minds no signals itself.
 
     The first one ends it: one of callbacks when these have finished, one of datagrams at once, as the second one does.
-    SIGHUP replaces the worker processes of one of callbacks, and does nothing to a server that has none.
+    SIGHUP replaces the worker processes of one of callbacks, and does nothing to a server that has none.  They are minded to
+    the end: what nobody minds kills the program.
     """
+    scope = trio.CancelScope()
     try:
-        async with trio.open_nursery() as nursery:
+        with trio.open_signal_receiver(*END_SIGNALS, *REPLACE_SIGNALS) as signals:
+            async with trio.open_nursery() as nursery:
 
-            async def serve(*, task_status: trio.TaskStatus[Any]) -> None:
-                await start(task_status=task_status)
-                nursery.cancel_scope.cancel()
+                async def serve(*, task_status: trio.TaskStatus[Any]) -> None:
+                    with scope:
+                        await start(task_status=task_status)
+                    nursery.cancel_scope.cancel()
 
-            with trio.open_signal_receiver(*END_SIGNALS, *REPLACE_SIGNALS) as signals:
                 server = await nursery.start(serve)
                 task_status.started(server)
                 async for number in signals:
                     if number in REPLACE_SIGNALS:
                         nursery.start_soon(_replace_workers, server, name="gain_trio replacement of workers")
-                        continue
-                    if not isinstance(server, gain_trio.EventServer) or not server.is_running:
-                        break
-                    server.async_shutdown()
-            nursery.cancel_scope.cancel()
+                    elif isinstance(server, gain_trio.EventServer) and server.is_running:
+                        server.async_shutdown()
+                    else:
+                        scope.cancel()
     except BaseExceptionGroup as group:
         error = only_one_of(group)
         raise error from error.__cause__

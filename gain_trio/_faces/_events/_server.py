@@ -16,7 +16,7 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, final
 
 import trio
@@ -162,6 +162,8 @@ class EventServer:
     def start_as_main_process(self, address: str) -> None:
         """:meth:`start`, and shut down on SIGTERM and SIGINT; then return, as after any other shutdown.
 
+        One that comes while it is shut down cancels what is left.
+
         Raises:
           RuntimeError: this is not the main thread, and what :meth:`start` raises.
         """
@@ -185,16 +187,17 @@ class EventServer:
             return
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
             async with trio.open_nursery() as nursery:
-                await nursery.start(self._serve_and_tell, address, nursery.cancel_scope)
-                await anext(received)
-                self.async_shutdown()
+                nursery.start_soon(self._attend, received, name="gain_trio signals")
+                await self._serve(address)
+                nursery.cancel_scope.cancel()  # there is nothing left that a signal could end
 
-    async def _serve_and_tell(
-        self, address: str, over: trio.CancelScope, *, task_status: trio.TaskStatus[EventServer]
-    ) -> None:
-        """When it has ended there is nothing left that a signal could end."""
-        await self._serve(address, task_status=task_status)
-        over.cancel()
+    async def _attend(self, signals: AsyncIterator[int]) -> None:
+        """To the end: a signal that nobody takes from there is for the program, and would kill it."""
+        async for _number in signals:
+            if self._state is not State.STOPPING:
+                self.async_shutdown()
+            elif self._scope is not None:
+                self._scope.cancel()
 
     def shutdown(self) -> None:
         """:meth:`async_shutdown`, and return when that is done.  Of a server that does not run: nothing.
@@ -377,7 +380,7 @@ def listen_and_serve(address: str, event_handler: EventHandler, **options: Any) 
     """Serve callbacks on ``address``: a whole program.
 
     Returns when the server was shut down (``server.async_shutdown()``, with the server that ``on_start`` got), and in the
-    main thread on SIGTERM and SIGINT, too.
+    main thread on SIGTERM and SIGINT, too: the first shuts it down, the second cancels what is left.
 
     Args:
       address: ``tcp://host:port``, ``unix:///path``, ``fd://systemd``, or ``udp://host:port``.
