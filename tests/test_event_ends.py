@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import trio
 from event_servers import Recorder
 from pairs import PATIENCE, open_pair, receive_all, receive_exactly, until
 from processes import connect as connect_blocking
-from processes import running
+from processes import run, running
 from trio.testing import wait_all_tasks_blocked
 from worker_handlers import Unhurried
 from workers import ARCHITECTURES, children
@@ -22,6 +23,7 @@ from workers import ARCHITECTURES, children
 import gain_trio
 from gain_trio import Config, Conn, Connection, EventHandler, EventServer, Marks
 from gain_trio._faces._events import _driver
+from gain_trio._faces._events import _server as server_module
 from gain_trio._faces._events._driver import StreamDriver
 
 LOCAL = "tcp://127.0.0.1:0"
@@ -277,3 +279,71 @@ def test_the_second_signal_cancels_and_those_after_it_do_no_harm(start: str, tmp
             process.interrupt(signal.SIGTERM)
             go_on.touch()
             assert process.end() == (0, "down\n", "")
+
+
+# --- shut down while it starts ---
+
+
+class OverAtOnce(EventHandler):
+    async def on_start(self, server: EventServer) -> None:
+        server.async_shutdown()
+        await trio.sleep_forever()
+
+
+@pytest.mark.parametrize("start", [EventServer.start, EventServer.start_as_main_process])
+def test_a_program_that_is_shut_down_in_an_on_start_that_waits(start: Callable[[EventServer, str], None]) -> None:
+    start(EventServer(OverAtOnce()), LOCAL)
+
+
+@pytest.mark.parametrize("start", [EventServer.start, EventServer.start_as_main_process])
+@pytest.mark.parametrize("name", ["check_network", "serve"])
+def test_a_program_that_is_shut_down_before_it_listens(
+    start: Callable[[EventServer, str], None], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another thread, before the run knows of it, and when it does."""
+    server = EventServer(EventHandler())
+    called = getattr(server_module, name)
+
+    def shut_down_and_call(*arguments: Any, **options: Any) -> object:
+        server.async_shutdown()
+        return called(*arguments, **options)
+
+    monkeypatch.setattr(server_module, name, shut_down_and_call)
+    start(server, LOCAL)
+    assert not server.is_running
+
+
+async def test_one_that_is_shut_down_in_on_start_has_started_for_whoever_started_it() -> None:
+    async with trio.open_nursery() as nursery:
+        server = await start(nursery, OverAtOnce())
+    assert "not started" in repr(server)
+
+
+async def test_one_that_is_cancelled_in_on_start_has_not_started() -> None:
+    class Waiting(EventHandler):
+        async def on_start(self, server: EventServer) -> None:  # noqa: ARG002 - the callback's signature
+            scope.cancel()
+            await trio.sleep_forever()
+
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            await start(nursery, Waiting())
+            raise AssertionError("it has not")
+    assert scope.cancelled_caught
+
+
+def test_the_command_whose_server_is_shut_down_in_on_start(tmp_path: Path) -> None:
+    (tmp_path / "over.py").write_text(OVER)
+    status, _out, err = run("-m", "gain_trio", "serve", LOCAL, "--handler", "over:OverAtOnce", cwd=tmp_path)
+    assert (status, err) == (0, "")
+
+
+OVER = """
+import gain_trio
+import trio
+
+class OverAtOnce(gain_trio.EventHandler):
+    async def on_start(self, server):
+        server.async_shutdown()
+        await trio.sleep_forever()
+"""

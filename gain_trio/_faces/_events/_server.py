@@ -280,8 +280,12 @@ class EventServer:
     async def _serve(
         self, address: str, *, task_status: trio.TaskStatus[EventServer] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Serve until shut down or cancelled."""
+        """Serve until shut down or cancelled.
+
+        Shut down before ``on_start`` has returned it has started, too, as far as the caller is concerned, and is over.
+        """
         is_datagrams = check_network(address)
+        has_started = False
         with logging_as(self._config), trio.CancelScope() as scope:
             with self._lock:
                 self._token, self._scope = trio.lowlevel.current_trio_token(), scope
@@ -296,6 +300,9 @@ class EventServer:
                         self._state = State.RUNNING
                 await self._callbacks.on_start(self)
                 task_status.started(self)
+                has_started = True
+        if not has_started:
+            task_status.started(self)
 
     def _stream_server(self) -> Any:
         options = serve_options(self._config, self._others)
@@ -359,8 +366,8 @@ async def serve_events(
     """Serve callbacks on ``address`` until cancelled or shut down.
 
     Started by ``server = await nursery.start(gain_trio.serve_events, event_handler, address)`` it returns an
-    :class:`EventServer` that runs: ``on_start`` has returned.  Cancelling the scope it runs in stops it at once, and
-    ``on_close`` is called for every connection that is open.
+    :class:`EventServer` that runs: ``on_start`` has returned; or one that was shut down meanwhile.  Cancelling the scope it
+    runs in stops it at once, and ``on_close`` is called for every connection that is open.
 
     Args:
       event_handler: an :class:`EventHandler`.
