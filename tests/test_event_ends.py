@@ -16,7 +16,7 @@ from event_servers import Recorder
 from pairs import PATIENCE, open_pair, receive_all, receive_exactly, until
 from processes import connect as connect_blocking
 from processes import run, running
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 from worker_handlers import Unhurried
 from workers import ARCHITECTURES, children
 
@@ -30,8 +30,8 @@ LOCAL = "tcp://127.0.0.1:0"
 THREADS = pytest.mark.parametrize("async_handler", [False, True], ids=["in the run", "in threads"])
 
 
-async def start(nursery: trio.Nursery, handler: EventHandler, **options: Any) -> EventServer:
-    server = await nursery.start(lambda **status: gain_trio.serve_events(handler, LOCAL, **options, **status))
+async def start(nursery: trio.Nursery, handler: EventHandler, address: str = LOCAL, **options: Any) -> EventServer:
+    server = await nursery.start(lambda **status: gain_trio.serve_events(handler, address, **options, **status))
     assert isinstance(server, EventServer)
     return server
 
@@ -120,6 +120,42 @@ async def test_a_process_that_is_replaced_closes_what_is_idle(tmp_path: Path) ->
                 await client.send(b"hello")
                 assert await receive_exactly(client, 14) == b"begun and done"
             server.async_shutdown()
+
+
+# --- datagrams ---
+
+
+async def test_callbacks_of_datagrams_have_their_time(mock_clock: MockClock) -> None:
+    inside, over = trio.Event(), trio.Event()
+
+    class Endless(EventHandler):
+        async def on_read(self, _conn: Conn, _n: int) -> None:
+            inside.set()
+            try:
+                await trio.sleep_forever()
+            finally:
+                over.set()
+
+    async with trio.open_nursery() as nursery:
+        server = await start(nursery, Endless(), "udp://127.0.0.1:0", graceful_timeout=60)
+        with trio.socket.socket(type=trio.socket.SOCK_DGRAM) as client:
+            await client.sendto(b"?", server.addresses[0])
+            await inside.wait()
+        server.async_shutdown()
+        await wait_all_tasks_blocked()
+        mock_clock.jump(59)
+        await wait_all_tasks_blocked(0.05)
+        assert not over.is_set()
+        mock_clock.jump(1)
+        await over.wait()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "error"), [(-1, ValueError), (float("nan"), ValueError), ("5", TypeError), (True, TypeError)]
+)
+def test_a_time_to_end_that_is_none(seconds: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="graceful_timeout"):
+        EventServer(EventHandler(), graceful_timeout=seconds)
 
 
 # --- a server that drains ---

@@ -30,6 +30,7 @@ from gain_trio._server import (
     serve,
     serve_datagrams,
 )
+from gain_trio._server._checks import check_timeout
 from gain_trio._server._processes._placement import take_process_priority
 from gain_trio._transports import Marks
 
@@ -90,6 +91,7 @@ class EventServer:
       config: a :class:`Config`, whose values are taken but for those in ``options``.
       options: fields of :class:`Config`; everything else is passed to :func:`serve` (``ssl_context``, ``idle_timeout``,
         ``max_connections``, ``processes``, ...), or for ``udp://`` addresses to :func:`open_datagram_endpoint`.
+        ``graceful_timeout`` is for both.
 
     Raises:
       TypeError, ValueError: the event handler is none, or an option makes no sense.
@@ -99,6 +101,7 @@ class EventServer:
         self._handler = event_handler
         self._callbacks = Callbacks.of(event_handler)
         self._config, self._others = merged(config, options)
+        self._patience: float = check_timeout("graceful_timeout", options.get("graceful_timeout", SHUTDOWN_SECONDS))
         self._lock = threading.Lock()
         self._state = State.INACTIVE
         self._down = threading.Event()
@@ -234,14 +237,13 @@ class EventServer:
         scope, driver = self._scope, self._driver
         if scope is None:
             return
-        patience: float = self._others.get("graceful_timeout", SHUTDOWN_SECONDS)
         if driver is None:
             scope.cancel()
         elif isinstance(self._server, Server) and self._server._is_of_processes:
             # Callbacks run there, and are given their time there.  It returns when they have ended, and the processes.
-            self._server._begin_to_drain(patience)
+            self._server._begin_to_drain(self._patience)
         else:
-            scope.deadline = min(scope.deadline, trio.current_time() + patience)
+            scope.deadline = min(scope.deadline, trio.current_time() + self._patience)
             if isinstance(self._server, Server):
                 self._server.stop_accepting()
             driver.activity.stop(scope.cancel)
@@ -314,13 +316,15 @@ class EventServer:
     def _datagram_server(self) -> Any:
         driver = self._driver = DatagramDriver(self._handler, self._config)
         config = self._config
+        # Which is for the end of this server, and none of theirs.
+        others = {name: value for name, value in self._others.items() if name != "graceful_timeout"}
         return functools.partial(
             serve_datagrams,
             driver,
             workers=driver.at_once,
             receive_buffer=config.socket_recv_buffer_size or None,
             send_buffer=config.socket_send_buffer_size or None,
-            **self._others,
+            **others,
         )
 
     async def _serve_in_run(self, address: str, task_status: trio.TaskStatus[EventServer]) -> None:
