@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -437,6 +438,24 @@ async def test_the_log_is_as_told_while_the_server_runs(capsys: pytest.CaptureFi
     assert (logger.level, logger.handlers) == before
     [line] = [line for line in capsys.readouterr().err.splitlines() if "for people" in line]
     assert "DEBUG" in line
+
+
+def test_the_level_of_the_log_when_servers_end_in_the_order_they_began(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("gain_trio")
+    caplog.set_level(logging.CRITICAL, "gain_trio")  # and put back after the test
+    with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
+        first.enter_context(started(Recorder(), logger_level="ERROR"))
+        assert logger.level == logging.ERROR
+        second.enter_context(started(Recorder(), logger_level="DEBUG"))
+        with started(Recorder()):
+            assert logger.level == logging.DEBUG
+        first.close()
+        assert logger.level == logging.DEBUG
+        first.enter_context(started(Recorder(), logger_level="INFO"))
+        second.close()
+        assert logger.level == logging.INFO
+        first.close()
+        assert logger.level == logging.CRITICAL
 
 
 class Plain(EventHandler):

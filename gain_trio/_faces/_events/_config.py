@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias, final, get_args
 
@@ -106,7 +107,8 @@ class Config:
     tcp_keep_alive: float = attrs.field(default=0, validator=_check_keep_alive)
     """Seconds of silence after which TCP asks whether the peer is there, and between the questions; 0 for not at all."""
     logger_level: int | str | None = attrs.field(default=None, converter=_level, validator=_check_level)
-    """The level of the logger ``gain_trio`` while the server runs; None leaves it to the program."""
+    """The level of the logger ``gain_trio`` while the server runs; None leaves it to the program.  Of several servers in a
+    process, the one that began last has its will."""
     pretty_logger: bool = attrs.field(default=False, validator=_check_flag)
     """Write the log to standard error while the server runs, a line each, for people to read."""
     max_sq_entries: int | None = attrs.field(default=None, validator=attrs.validators.optional(_whole(1)))
@@ -171,22 +173,51 @@ def ring_options(config: Config) -> RingOptions | None:
     return RingOptions(**options) if options else None
 
 
+@final
+class Levels:
+    """What servers want the level of a logger to be, of which several may run, in several threads, and end in any order.
+
+    The one that began last has its will.  When all have ended, the level is the program's again.
+    """
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+        self._lock = threading.Lock()
+        self._wanted: dict[object, int | str] = {}  # in the order in which they began
+        self._before = logging.NOTSET
+
+    @contextlib.contextmanager
+    def at(self, level: int | str) -> Iterator[None]:
+        """Log at this level for the length of the block."""
+        me = object()
+        with self._lock:
+            if not self._wanted:
+                self._before = self._logger.level
+            self._wanted[me] = level
+            self._logger.setLevel(level)
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._wanted[me]
+                self._logger.setLevel([self._before, *self._wanted.values()][-1])
+
+
+_levels = Levels(logging.getLogger("gain_trio"))
+
+
 @contextlib.contextmanager
 def logging_as(config: Config) -> Iterator[None]:
     """Log as the config says for the length of the block, and then as before."""
     logger = logging.getLogger("gain_trio")
-    level = logger.level
     handler = logging.StreamHandler() if config.pretty_logger else None
-    if config.logger_level is not None:
-        logger.setLevel(config.logger_level)
     if handler is not None:
         handler.setFormatter(logging.Formatter("%(asctime)s  %(levelname)-8s %(message)s", "%H:%M:%S"))
         logger.addHandler(handler)
     try:
-        yield
+        with contextlib.nullcontext() if config.logger_level is None else _levels.at(config.logger_level):
+            yield
     finally:
         if handler is not None:
             logger.removeHandler(handler)
             handler.close()
-        if config.logger_level is not None:
-            logger.setLevel(level)
