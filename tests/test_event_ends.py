@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from worker_handlers import Unhurried
 from workers import ARCHITECTURES, children
 
 import gain_trio
-from gain_trio import Config, Conn, Connection, EventHandler, EventServer, Marks
+from gain_trio import Config, Conn, Connection, EventHandler, EventServer, InvalidState, Marks
 from gain_trio._faces._events import _driver
 from gain_trio._faces._events import _server as server_module
 from gain_trio._faces._events._driver import StreamDriver
@@ -383,3 +383,69 @@ class OverAtOnce(gain_trio.EventHandler):
         server.async_shutdown()
         await trio.sleep_forever()
 """
+
+
+# --- who must not wait for the end ---
+
+
+async def shut_down_in_a_thread(server: EventServer) -> None:
+    with pytest.raises(InvalidState, match="async_shutdown"):
+        await trio.to_thread.run_sync(server.shutdown)
+
+
+async def shut_down_in_a_thread_of_a_task(server: EventServer) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(shut_down_in_a_thread, server)
+
+
+@pytest.mark.parametrize("attempt", [shut_down_in_a_thread, shut_down_in_a_thread_of_a_task])
+@pytest.mark.parametrize("network", ["tcp", "udp"])
+async def test_a_callback_that_waits_for_a_thread_that_would_wait_for_it(
+    attempt: Callable[[EventServer], Awaitable[None]], network: str
+) -> None:
+    attempts: list[str] = []
+
+    class Impatient(EventHandler):
+        async def on_start(self, server: EventServer) -> None:
+            self.server = server
+            await attempt(server)
+            attempts.append("on_start")
+
+        async def on_read(self, conn: Conn, n: int) -> None:
+            conn.discard(n)
+            await attempt(self.server)
+            attempts.append("on_read")
+            self.server.async_shutdown()
+
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            server = await start(nursery, Impatient(), f"{network}://127.0.0.1:0")
+            kind = trio.socket.SOCK_DGRAM if network == "udp" else trio.socket.SOCK_STREAM
+            with trio.socket.socket(type=kind) as client:
+                await client.connect(server.addresses[0])
+                await client.send(b"?")
+                while server.is_running:
+                    await trio.lowlevel.checkpoint()
+    assert attempts == ["on_start", "on_read"]
+
+
+async def test_tasks_beside_the_server_may_wait_for_its_end() -> None:
+    """Also where the server runs in the task that their nursery is of."""
+    ended: list[str] = []
+
+    class Telling(EventHandler):
+        async def on_start(self, server: EventServer) -> None:
+            send.send_nowait(server)
+            await trio.lowlevel.checkpoint()
+
+    async def end() -> None:
+        server = await receive.receive()
+        await trio.to_thread.run_sync(server.shutdown)
+        ended.append("shutdown")
+
+    send, receive = trio.open_memory_channel[EventServer](1)
+    with send, receive, trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(end)
+            await gain_trio.serve_events(Telling(), LOCAL)
+    assert ended == ["shutdown"]

@@ -109,6 +109,7 @@ class EventServer:
         self._thread: int | None = None
         self._token: trio.lowlevel.TrioToken | None = None
         self._scope: trio.CancelScope | None = None
+        self._nursery: trio.Nursery | None = None  # all tasks of the server are in
         self._driver: StreamDriver | DatagramDriver | None = None
         self._server: Server | DatagramServer | None = None
 
@@ -206,8 +207,8 @@ class EventServer:
         """:meth:`async_shutdown`, and return when that is done.  Of a server that does not run: nothing.
 
         Raises:
-          InvalidState: called from a callback, or anywhere else in the run's own thread: it would wait for itself.
-            :meth:`async_shutdown` does not wait.
+          InvalidState: called from a callback, from a thread that a callback waits for (:func:`trio.to_thread.run_sync`), or
+            anywhere else in the run's own thread: it would wait for itself.  :meth:`async_shutdown` does not wait.
         """
         if self._would_wait_for_itself():
             raise InvalidState(
@@ -260,7 +261,27 @@ class EventServer:
     def _would_wait_for_itself(self) -> bool:
         if self._driver is not None and self._driver.is_in_callback_thread():
             return True
-        return self._state is not State.INACTIVE and threading.get_ident() == self._thread
+        if self._state is State.INACTIVE:
+            return False
+        if threading.get_ident() == self._thread:
+            return True
+        try:
+            return trio.from_thread.run_sync(self._waits_for_this_task)
+        except RuntimeError:  # no task waits for this thread
+            return False
+
+    def _waits_for_this_task(self) -> bool:
+        """In whichever run: whether the task is a callback's, or one that a callback waits for in turn."""
+        nursery, task = self._nursery, trio.lowlevel.current_task()
+        if nursery is None or nursery not in nursery.parent_task.child_nurseries:
+            return False
+        nurseries = nursery.parent_task.child_nurseries
+        inside = nurseries[nurseries.index(nursery) :]  # those of an on_start; around it are the program's own
+        is_inside = task is nursery.parent_task
+        while not is_inside and task.parent_nursery is not None:
+            is_inside = task.parent_nursery in inside
+            task = task.parent_nursery.parent_task
+        return is_inside
 
     # --- in a run ---
 
@@ -275,7 +296,7 @@ class EventServer:
     def _end(self) -> None:
         with self._lock:
             self._state = State.INACTIVE
-            self._token = self._scope = self._server = self._driver = None
+            self._token = self._scope = self._nursery = self._server = self._driver = None
             self._thread = None
             self._down.set()
 
@@ -295,6 +316,7 @@ class EventServer:
             if is_stopping:
                 scope.cancel()
             async with trio.open_nursery() as nursery:
+                self._nursery = nursery
                 make = self._datagram_server if is_datagrams else self._stream_server
                 self._server = await nursery.start(_serve_until_drained, make(), address, scope)
                 with self._lock:
