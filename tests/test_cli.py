@@ -356,7 +356,14 @@ def test_an_event_handler_is_served_over_tcp_and_udp(folder: Path, name: str) ->
             assert client.recv(100) == b"HELLO"
 
 
-@pytest.mark.parametrize("arguments", [["udp://127.0.0.1:0"], ["127.0.0.1:0", "--network", "udp", "--workers", "2"]])
+UDP_ARGUMENTS = [
+    ["udp://127.0.0.1:0"],
+    ["127.0.0.1:0", "--network", "udp", "--workers", "2"],
+    ["udp://127.0.0.1:0", "--architecture", "socket_sharding", "--workers", "3", "--cbpf"],
+]
+
+
+@pytest.mark.parametrize("arguments", UDP_ARGUMENTS)
 def test_datagrams_are_echoed(arguments: list[str]) -> None:
     with running(*SERVE, *arguments, "--handler", "echo") as program:
         match = re.fullmatch(r"serving echo on udp://127\.0\.0\.1:(\d+); Ctrl-C stops it", program.line())

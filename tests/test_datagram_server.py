@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
+import re
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -53,6 +55,49 @@ async def test_start_returns_a_server(peer: socket.socket) -> None:
         assert (now.datagrams.received, now.datagrams.sent) == (3, 3)
         descriptor = server.endpoint.fileno()
     await until(lambda: not is_open(descriptor))
+
+
+@pytest.mark.parametrize("cbpf", [False, True])
+async def test_shards_share_the_port(cbpf: bool) -> None:
+    seen: list[tuple[Any, DatagramEndpoint, bytes]] = []
+
+    async def handler(data: bytes, address: Any, endpoint: DatagramEndpoint) -> None:
+        seen.append((address, endpoint, data))
+        await endpoint.send(data, address)
+
+    async with serving(handler, shards=4, workers=2, cbpf=cbpf) as server, contextlib.AsyncExitStack() as stack:
+        assert len(server.endpoints) == len({endpoint.fileno() for endpoint in server.endpoints}) == 4
+        assert {endpoint.local_address for endpoint in server.endpoints} == {server.address}
+        assert server.addresses == (server.address,)
+        for _ in range(60):
+            client = await stack.enter_async_context(
+                await gain_trio.open_datagram_endpoint(LOCAL, remote_address=url(server.address))
+            )
+            for number in (b"1", b"2", b"3"):
+                await client.send(number)
+                assert await client.receive() == (number, server.address)
+        now = server.statistics()
+        assert (now.handled, now.datagrams.received, now.datagrams.sent) == (180, 180, 180)
+        descriptors = [endpoint.fileno() for endpoint in server.endpoints]
+    if not cbpf:  # which goes by the CPU, and here everything may come by one
+        assert {endpoint for _address, endpoint, _data in seen} == set(server.endpoints)
+        assert len({(address, endpoint) for address, endpoint, _data in seen}) == 60, "a peer keeps its shard"
+    await until(lambda: not any(map(is_open, descriptors)))
+
+
+@pytest.mark.parametrize(
+    ("address", "options", "message"),
+    [
+        (LOCAL, {"shards": 0}, "shards must be at least 1, not 0"),
+        (LOCAL, {"cbpf": True}, "give shards="),
+        (LOCAL, {"shards": 2, "remote_address": "udp://127.0.0.1:9"}, "remote_address is not for shards"),
+        (LOCAL, {"shards": 2, "multicast_groups": ["224.0.0.251"]}, "multicast_groups is not for shards"),
+        ("unix://@shards", {"shards": 2}, "unix://@shards has none"),
+    ],
+)
+async def test_shards_that_cannot_be(address: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        await gain_trio.serve_datagrams(echo, address, **options)
 
 
 async def test_many_clients() -> None:

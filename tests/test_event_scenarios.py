@@ -451,6 +451,32 @@ def test_options_of_the_server(options: dict[str, Any]) -> None:
     assert recorder.numbers() == (16, 16, 16, 16)
 
 
+@pytest.mark.parametrize("options", [{}, {"cbpf": True}, {"async_handler": True}], ids=["plain", "cbpf", "threads"])
+def test_datagrams_are_distributed_over_sockets(options: dict[str, Any]) -> None:
+    descriptors: set[int] = set()
+
+    def look(conn: Conn, n: int) -> None:
+        descriptors.add(conn.fd)
+        conn.write(conn.next(n))
+
+    recorder = Recorder({"on_read": look})
+    with started(recorder, "udp://127.0.0.1:0", architecture="socket_sharding", workers=4, **options) as server:
+        assert len(server.addresses) == 1
+        for number in range(60):
+            with dial(server, "udp") as client:
+                client.sendall(b"%d" % number)
+                assert client.recv(100) == b"%d" % number
+        recorder.wait_for(on_write=60)
+    assert len(descriptors) == 4 or "cbpf" in options
+
+
+def test_what_a_server_of_datagrams_has_no_use_for_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    with started(Recorder({}), "udp://127.0.0.1:0", cpu_affinity=True):
+        assert "cpu_affinity=True has no effect on a server of datagrams" in caplog.text
+    with pytest.raises(ValueError, match="the sockets of architecture='socket_sharding'"):
+        EventServer(Recorder({}), cbpf=True).start("udp://127.0.0.1:0")
+
+
 def test_on_start_gets_a_server_that_runs() -> None:
     seen: list[tuple[bool, int, int]] = []
 

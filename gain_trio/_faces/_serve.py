@@ -32,7 +32,7 @@ Starter = Callable[..., Awaitable[None]]
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
-_OF_DATAGRAMS = {"workers"}
+_OF_DATAGRAMS = {"workers", "architecture", "cbpf"}
 """The options that make sense for a server of datagrams."""
 
 logger = logging.getLogger("gain_trio")
@@ -87,7 +87,11 @@ def _starter(options: argparse.Namespace, addresses: Sequence[str], config: Serv
         return functools.partial(_until_signalled, events)
     if of_datagrams:
         handler = find_datagram_handler(options.handler)
-        serve = functools.partial(gain_trio.serve_datagrams, handler, addresses[0], workers=config.workers)
+        is_sharded = config.architecture == "socket_sharding"
+        shards, workers = (config.workers, 1) if is_sharded else (None, config.workers)
+        serve = functools.partial(
+            gain_trio.serve_datagrams, handler, addresses[0], workers=workers, shards=shards, cbpf=config.cbpf
+        )
         return functools.partial(_until_signalled, serve)
     return functools.partial(gain_trio.serve, find_handler(options.handler), addresses, config=config)
 

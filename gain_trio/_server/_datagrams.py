@@ -2,7 +2,10 @@
 
     serve_datagrams(handler, address)       cancel this scope, and everything below is gone
     └─ server nursery
-       └─ consumers × workers               each receives a datagram, awaits the handler, and begins again
+       └─ consumers × workers (× shards)    each receives a datagram, awaits the handler, and begins again
+
+With shards each endpoint has consumers of its own, and the kernel gives a peer always the same one: so the order is kept for
+each peer, and a peer whose datagrams take long holds up those of its shard alone.
 
 The endpoint's queue stands between the network and the consumers.  It is bounded, and what does not fit is dropped and
 counted: nobody can be told to send more slowly.
@@ -10,16 +13,24 @@ counted: nobody can be told to send more slowly.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, final
 
 import attrs
 import trio
 
-from gain_trio._transports import DatagramEndpoint, DatagramStatistics, open_datagram_endpoint
+from gain_trio._transports import (
+    DatagramEndpoint,
+    DatagramStatistics,
+    UdpAddress,
+    open_datagram_endpoint,
+    parse_address,
+)
+from gain_trio._transports._reuse_port import steer_by_cpu
 from gain_trio._transports._sockets import errnos
 
 if sys.version_info < (3, 11):
@@ -53,7 +64,7 @@ class DatagramServerStatistics:
     unreachable: int
     """Handlers that ended because an answer could not be sent to where the datagram came from."""
     datagrams: DatagramStatistics
-    """The endpoint's counters."""
+    """The endpoint's counters; with shards, of all endpoints."""
 
 
 @final
@@ -63,9 +74,9 @@ class DatagramServer:
     ``nursery.start(gain_trio.serve_datagrams, ...)`` returns it; cancelling that nursery stops it.
     """
 
-    def __init__(self, handler: DatagramHandler, endpoint: DatagramEndpoint, *, strict: bool) -> None:
-        self.endpoint = endpoint
-        """Where it receives.  Handlers get it, too."""
+    def __init__(self, handler: DatagramHandler, endpoints: Sequence[DatagramEndpoint], *, strict: bool) -> None:
+        self.endpoints = tuple(endpoints)
+        """Where it receives: one, or as many as there are shards.  A handler gets the one that its datagram came by."""
         self._handler = handler
         self._strict = strict
         self._name = getattr(handler, "__qualname__", None) or repr(handler)
@@ -73,6 +84,11 @@ class DatagramServer:
 
     def __repr__(self) -> str:
         return f"<gain_trio.DatagramServer on {self.endpoint.local_address}>"
+
+    @property
+    def endpoint(self) -> DatagramEndpoint:
+        """The first of them."""
+        return self.endpoints[0]
 
     @property
     def address(self) -> Any:
@@ -91,17 +107,17 @@ class DatagramServer:
             active=self._active,
             handler_errors=self._handler_errors,
             unreachable=self._unreachable,
-            datagrams=self.endpoint.statistics(),
+            datagrams=_total([endpoint.statistics() for endpoint in self.endpoints]),
         )
 
-    async def _consume(self) -> None:
+    async def _consume(self, endpoint: DatagramEndpoint) -> None:
         """Serve one datagram after the other, until cancelled."""
-        receive = self.endpoint.receive
+        receive = endpoint.receive
         while True:
             data, address = await receive()
             self._active += 1
             try:
-                await self._handler(data, address, self.endpoint)
+                await self._handler(data, address, endpoint)
             except Exception as error:
                 self._failed(address, error)
                 if self._strict:
@@ -129,6 +145,15 @@ class DatagramServer:
         logger.error("handler %s failed on a datagram from %s", self._name, address, exc_info=error)
 
 
+def _total(parts: Sequence[DatagramStatistics]) -> DatagramStatistics:
+    """The sums; what one of them does not know is not known."""
+    sums: dict[str, int | None] = {}
+    for name in attrs.fields_dict(DatagramStatistics):
+        values = [getattr(part, name) for part in parts]
+        sums[name] = None if None in values else sum(values)
+    return DatagramStatistics(**sums)  # type: ignore[arg-type]  # only dropped_by_kernel can be None
+
+
 def _is_only_unreachable(address: Any, error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup):
         return error.split(lambda one: _is_unreachable(address, one))[1] is None
@@ -150,6 +175,8 @@ async def serve_datagrams(
     address: str,
     *,
     workers: int = 1,
+    shards: int | None = None,
+    cbpf: bool = False,
     strict: bool = False,
     task_status: trio.TaskStatus[DatagramServer] = trio.TASK_STATUS_IGNORED,
     **options: Any,
@@ -172,21 +199,55 @@ async def serve_datagrams(
     Args:
       handler: an async function of the data, the source address and the endpoint.
       address: ``udp://host:port``, ``unix:///path`` or ``unix://@abstract-name``, see :func:`open_datagram_endpoint`.
-      workers: how many handlers may run at once.  They are run by as many tasks.
+      workers: how many handlers may run at once, in each shard.  They are run by as many tasks.
+      shards: how many sockets share a UDP port (``SO_REUSEPORT``, socket(7)), each with a queue and workers of its own.  The
+        kernel chooses by the source address, so a peer's datagrams go to the same one.  None: one socket, which has the
+        port for itself.
+      cbpf: of shards: the kernel chooses by the CPU that a datagram arrives on instead (``SO_ATTACH_REUSEPORT_CBPF``).
       strict: let a handler's exception end the server and propagate.
       options: see :func:`open_datagram_endpoint`.
 
     Raises:
-      ValueError, OSError, RuntimeError: see :func:`open_datagram_endpoint`; an OSError also when the socket fails.
+      ValueError, OSError, RuntimeError: see :func:`open_datagram_endpoint`; an OSError also when the socket fails.  A
+        ValueError also for shards of what is not UDP, or that are connected or join groups.
       TypeError: ``handler`` cannot be called, or there is no such option.
     """
     if not callable(handler):
         raise TypeError(f"the handler must be an async function of data, address and endpoint, not {handler!r}")
     if workers < 1:
         raise ValueError(f"workers must be at least 1, not {workers}")
-    async with await open_datagram_endpoint(address, **options) as endpoint:
-        server = DatagramServer(handler, endpoint, strict=strict)
+    async with contextlib.AsyncExitStack() as stack:
+        if shards is None:
+            if cbpf:
+                raise ValueError("cbpf=True chooses among shards: give shards=, too")
+            endpoints = [await stack.enter_async_context(await open_datagram_endpoint(address, **options))]
+        else:
+            endpoints = await _open_shards(address, shards, stack, by_cpu=cbpf, **options)
+        server = DatagramServer(handler, endpoints, strict=strict)
         async with trio.open_nursery() as nursery:
-            for number in range(workers):
-                nursery.start_soon(server._consume, name=f"gain_trio datagram consumer {number}")
+            for number, endpoint in enumerate(endpoints):
+                for worker in range(number * workers, (number + 1) * workers):
+                    nursery.start_soon(server._consume, endpoint, name=f"gain_trio datagram consumer {worker}")
             task_status.started(server)
+
+
+async def _open_shards(
+    address: str, count: int, stack: contextlib.AsyncExitStack, *, by_cpu: bool, **options: Any
+) -> list[DatagramEndpoint]:
+    """Endpoints that share the port, which is chosen once."""
+    if count < 1:
+        raise ValueError(f"shards must be at least 1, not {count}")
+    parsed = parse_address(address, schemes=("udp", "unix"))
+    if not isinstance(parsed, UdpAddress):
+        raise ValueError(f"shards share a port, and {parsed} has none")
+    for name in ("remote_address", "multicast_groups"):
+        if options.get(name):
+            raise ValueError(f"{name} is not for shards: each of them would get the same")
+    options["reuse_port"] = True
+    endpoints: list[DatagramEndpoint] = []
+    for _ in range(count):
+        endpoints.append(await stack.enter_async_context(await open_datagram_endpoint(address, **options)))
+        address = str(UdpAddress(*endpoints[0].local_address[:2]))
+    if by_cpu:
+        steer_by_cpu(endpoints[0], count)
+    return endpoints

@@ -1,7 +1,8 @@
 """Which of several sockets of a port gets a connection: by CPU, with a classic BPF program (socket(7), Linux 4.5).
 
 By default the kernel hashes the two addresses of a connection.  A program can choose instead: it returns the number of a
-socket in its group, counted in the order in which they began to listen.  Ours returns the CPU that the SYN is handled on,
+socket in its group, counted in the order in which they began to listen, or were bound (UDP).  Ours returns the CPU that the
+SYN, or the datagram, is handled on,
 modulo their number::
 
     ld   A, cpu             BPF_LD  | BPF_W | BPF_ABS, SKF_AD_OFF + SKF_AD_CPU
@@ -19,7 +20,10 @@ import errno
 import socket
 import struct
 import sys
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from ._endpoint import DatagramEndpoint
 
 SO_ATTACH_REUSEPORT_CBPF: Final = 51  # <asm-generic/socket.h>; Python has no name for it
 
@@ -29,8 +33,8 @@ _RET_A: Final = 0x16
 _CPU: Final = (-0x1000 + 36) & 0xFFFFFFFF  # SKF_AD_OFF + SKF_AD_CPU, <linux/filter.h>
 
 
-def steer_by_cpu(sock: socket.socket, count: int) -> None:
-    """Have the group of ``sock``, which has ``count`` members, get connections by the CPU that they arrive on.
+def steer_by_cpu(sock: socket.socket | DatagramEndpoint, count: int) -> None:
+    """Have the group of ``sock``, which has ``count`` members, get what arrives by the CPU that it arrives on.
 
     Raises:
       ValueError: this system has no such thing.

@@ -68,8 +68,8 @@ def _level(value: Any) -> Any:
 class Config:
     """How a server of callbacks works: Gain's options, and what this package adds.
 
-    ``attrs.evolve(config, workers=2)`` makes another of it.  A server of datagrams has one socket, in one process: it has no
-    use for ``architecture``, ``cbpf``, ``load_balancing``, ``cpu_affinity``, ``process_priority`` and ``tcp_keep_alive``.
+    ``attrs.evolve(config, workers=2)`` makes another of it.  A server of datagrams is in one process, and its workers take
+    what comes: it has no use for ``cpu_affinity`` (says a warning), ``load_balancing`` and ``tcp_keep_alive``.
 
     Raises:
       ValueError, TypeError: a value makes no sense; says which one, and what would.
@@ -77,7 +77,7 @@ class Config:
 
     architecture: Architecture = attrs.field(default="reactor", validator=_one_of(Architecture))
     """``"reactor"``: an acceptor hands connections to the workers.  ``"socket_sharding"``: each worker has a listener of its
-    own on the same port, and the kernel distributes (TCP)."""
+    own on the same port, and the kernel distributes (TCP, UDP)."""
     async_handler: bool = attrs.field(default=False, validator=_check_flag)
     """Run ``on_read`` in a worker thread, so that it may take long, or block.  Writing and closing from there is safe, and
     the order is kept.  The other callbacks stay in the run's thread.  An ``async def on_read`` holds up nobody but its
@@ -93,10 +93,10 @@ class Config:
     process_priority: bool = attrs.field(default=False, validator=_check_flag)
     """Give the worker processes, or without them this one, a nice value of -19, which takes privileges (setpriority(2))."""
     workers: int = attrs.field(default=1, validator=_whole(1))
-    """How many consumers, or shards, share the connections; datagrams: how many are handled at once.  They are tasks of one
-    thread: more of them make no use of more CPUs, ``processes`` does."""
+    """How many consumers, or shards, share the connections; of datagrams, how many are handled at once.  They are tasks of
+    one thread: more of them make no use of more CPUs, ``processes`` does."""
     cbpf: bool = attrs.field(default=False, validator=_check_flag)
-    """Socket sharding on Linux: the shard is chosen by the CPU that a connection arrives on."""
+    """Socket sharding on Linux: the shard is chosen by the CPU that a connection, or datagram, arrives on."""
     load_balancing: Any = "round_robin"
     """Reactor: which worker gets a connection.  ``"round_robin"``, ``"least_connections"``, ``"source_ip_hash"``, or a
     balancer of your own, see :func:`serve`."""

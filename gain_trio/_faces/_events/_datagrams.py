@@ -141,8 +141,14 @@ class DatagramDriver:
 
     @property
     def at_once(self) -> int:
-        """How many datagrams are to be handled at the same time."""
-        return max(self._config.pool_size, self._config.workers) if self._is_threaded else self._config.workers
+        """How many datagrams are to be handled at the same time, by each socket."""
+        workers = 1 if self.shards is not None else self._config.workers
+        return max(self._config.pool_size, workers) if self._is_threaded else workers
+
+    @property
+    def shards(self) -> int | None:
+        """How many sockets share the port; None for one that has it for itself."""
+        return self._config.workers if self._config.architecture == "socket_sharding" else None
 
     def is_in_callback_thread(self) -> bool:
         """Whether this is called from an ``on_read`` in a worker thread."""

@@ -28,7 +28,12 @@ class EventHandler:
     """
 
     def on_start(self, server: EventServer) -> Result:
-        """The server listens: ``server.addresses`` has where."""
+        """The server listens: ``server.addresses`` has where.
+
+        Where connections are served by worker processes (``processes``, ``Config.cpu_affinity``) this is called in the
+        server's process, and in none of them.  Their event handlers are copies, made by pickling before: what this one
+        keeps in ``self`` is not there, and their callbacks cannot shut the server down.
+        """
 
     def on_accept(self, conn: Conn) -> Result:
         """There is a new connection.  Not called for datagrams.

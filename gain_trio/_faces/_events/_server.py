@@ -338,12 +338,20 @@ class EventServer:
     def _datagram_server(self) -> Any:
         driver = self._driver = DatagramDriver(self._handler, self._config)
         config = self._config
+        if config.cbpf and driver.shards is None:
+            raise ValueError("cbpf=True chooses among the sockets of architecture='socket_sharding'")
+        if config.cpu_affinity:
+            logger.warning("cpu_affinity=True has no effect on a server of datagrams, which is in one process")
+        if config.process_priority:
+            take_process_priority(HIGH_PRIORITY)
         # Which is for the end of this server, and none of theirs.
         others = {name: value for name, value in self._others.items() if name != "graceful_timeout"}
         return functools.partial(
             serve_datagrams,
             driver,
             workers=driver.at_once,
+            shards=driver.shards,
+            cbpf=config.cbpf,
             receive_buffer=config.socket_recv_buffer_size or None,
             send_buffer=config.socket_send_buffer_size or None,
             **others,
