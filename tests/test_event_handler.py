@@ -623,6 +623,28 @@ async def test_a_write_deadline(autojump_clock: MockClock) -> None:
     assert [type(reason) for reason in recorder.reasons] == [trio.TooSlowError]
 
 
+async def test_write_deadlines_take_no_task_each(autojump_clock: MockClock) -> None:
+    def on_accept(conn: Conn) -> None:
+        for seconds in (50, 40, 60):
+            conn.set_write_deadline(trio.current_time() + seconds)
+
+    def keepers() -> list[str]:
+        root = trio.lowlevel.current_root_task()
+        assert root is not None
+        names = (task.name for nursery in root.child_nurseries for task in nursery.child_tasks)
+        return [name for name in names if "deadline" in name]
+
+    recorder = Recorder({"on_accept": on_accept})
+    async with serving(recorder) as server:
+        clients = [await dial(server) for _ in range(20)]
+        await called(recorder, "on_accept", 20)
+        assert keepers() == ["gain_trio deadline keeper"]
+        await trio.sleep(100)
+        assert not recorder.reasons, "there was nothing to write"
+        for client in clients:
+            await client.aclose()
+
+
 async def test_deadlines_of_what_is_in_time(autojump_clock: MockClock) -> None:
     def on_accept(conn: Conn) -> None:
         conn.set_deadline(trio.current_time() + 5)

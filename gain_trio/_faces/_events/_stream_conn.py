@@ -32,6 +32,7 @@ import trio
 
 from gain_trio._transports import Connection, Marks
 from gain_trio._transports._connection import checked_deadline
+from gain_trio._transports._deadlines import DeadlineKeeper, Entry, current_keeper
 from gain_trio._transports._queues import NOTHING, Inbound, joined, whole_of
 
 from ._config import WritePolicy
@@ -109,7 +110,7 @@ class StreamConn(Conn):
         self._handed_over: list[bytes] = []  # what other threads have written, and is not queued yet
         self._handed = 0  # how many bytes that are
         self._write_deadline = math.inf
-        self._watch: trio.CancelScope | None = None  # of the task that keeps it
+        self._watch: tuple[DeadlineKeeper, Entry] | None = None  # of the write deadline
 
     def __repr__(self) -> str:
         return f"<gain_trio.Conn {'closed' if self._is_closed else f'fd={self.fd}'} at {id(self):#x}>"
@@ -295,7 +296,8 @@ class StreamConn(Conn):
             self._is_closed = True
             self._take_exactly = self._send = _refuse
         if self._watch is not None:
-            self._watch.cancel()
+            keeper, entry = self._watch
+            keeper.forget(entry)
 
     # --- the socket ---
 
@@ -360,23 +362,19 @@ class StreamConn(Conn):
 
     def _move_write_deadline(self, when: float) -> None:
         self._write_deadline = when
-        if self._watch is not None:
-            self._watch.deadline = when
-        elif when != math.inf:
-            self._watch = trio.CancelScope(deadline=when)
-            trio.lowlevel.spawn_system_task(self._keep_write_deadline, self._watch, name="gain_trio write deadline")
+        if when != math.inf:
+            if self._watch is None:
+                self._watch = (current_keeper(), Entry(self))
+            keeper, entry = self._watch
+            keeper.watch(entry, when)
 
-    async def _keep_write_deadline(self, watch: trio.CancelScope) -> None:
-        """Until the deadline has passed, or the connection is over."""
-        with watch:
-            await trio.sleep_forever()
-        self._watch = None
-        if self._is_over:
-            return
-        if self._write_deadline > trio.current_time():  # moved after the scope was cancelled, and before this task ran
-            self._move_write_deadline(self._write_deadline)
-        elif self._connection.outbound_buffered:
+    def deadline_passed(self, now: float) -> float:
+        """See :class:`Expires`: the keeper's visit, which may be for a deadline that was moved away since."""
+        if self._is_over or self._write_deadline > now:
+            return math.inf if self._is_over else self._write_deadline
+        if self._connection.outbound_buffered:
             self._fail(trio.TooSlowError("the connection's write deadline has passed"))
+        return math.inf
 
     @property
     def _is_over(self) -> bool:
