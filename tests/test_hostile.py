@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from typing import Any
 
 import pytest
 import trio
 from event_servers import Recorder
-from pairs import MEBIBYTE, pattern, receive_all, receive_exactly, until
+from pairs import pattern, receive_all, receive_exactly, until
 from test_event_handler import called, dial, in_time, serving
 from test_http import GET, statuses
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -100,24 +99,6 @@ async def test_what_an_async_on_close_raises_is_logged_as_it_is(caplog: pytest.L
     assert record.exc_info is not None
     assert record.exc_info[0] is KeyError
     caplog.clear()
-
-
-async def test_a_write_deadline_that_is_moved_when_it_has_just_passed(autojump_clock: MockClock) -> None:
-    def on_accept(conn: Any) -> None:
-        conn.set_write_deadline(trio.current_time() + 5)
-        conn._watch.cancel()  # the clock reaches it, and before anybody has noticed:
-        conn.set_write_deadline(trio.current_time() + 20)
-        conn.write(bytes(32 * MEBIBYTE))
-
-    recorder = Recorder({"on_accept": on_accept})
-    async with serving(recorder, write_limit=64 * MEBIBYTE) as server:
-        client = await dial(server)
-        await called(recorder, "on_accept")
-        before = trio.current_time()
-        await in_time(lambda: bool(recorder.reasons))
-        assert trio.current_time() - before == pytest.approx(20, abs=2)
-        await client.aclose()
-    assert [type(reason) for reason in recorder.reasons] == [trio.TooSlowError]
 
 
 # --- callbacks in threads, that do not take what has arrived ---

@@ -75,7 +75,7 @@ class DatagramServer:
     """
 
     def __init__(self, handler: DatagramHandler, endpoints: Sequence[DatagramEndpoint], *, strict: bool) -> None:
-        self.endpoints = tuple(endpoints)
+        self.endpoints: tuple[DatagramEndpoint, ...] = tuple(endpoints)
         """Where it receives: one, or as many as there are shards.  A handler gets the one that its datagram came by."""
         self._handler = handler
         self._strict = strict
