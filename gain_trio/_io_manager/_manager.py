@@ -26,13 +26,16 @@ that, and whatever arrived is reaped by ``process_events``, back in the host's t
 A completion that is made by somebody's write to another eventfd is counted late, because eventfds may not signal each
 other, and since Linux 6.11 only once: ``__io_eventfd_signal`` (io_uring/eventfd.c) notes that a late signal is on its way,
 and nothing takes the note back.  So the worker polls the eventfd of ``force_wakeup`` itself, and for those that programs
-wait for the registration is renewed with each tick of the guest: a new one has no such note.
+wait for the registration is renewed with each tick of the guest: a new one has no such note.  Before Linux 5.18 there was
+no need to, and it waited for all operations to end (``io_ring_quiesce``).
 """
 
 from __future__ import annotations
 
 import errno
+import functools
 import os
+import platform
 import select
 import threading
 import weakref
@@ -44,6 +47,7 @@ import outcome
 import trio
 
 from gain_trio._kernel import PollEvent, Tier, fastpath, ring_unavailable
+from gain_trio._kernel._errors import kernel_version
 from gain_trio._ring import Ring, RingOptions
 
 from ._errors import broken
@@ -158,6 +162,7 @@ class UringIOManager:
         self.reactor.bind(self._seam)
         if self._seam.is_guest:
             self._completion_eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            self.ring.register_eventfd(self._completion_eventfd)
         else:
             self._watch_wakeup()
 
@@ -228,7 +233,8 @@ class UringIOManager:
         if self._seam is None:  # a guest run makes its first ticks without a wait
             self._bind()
         if self._completion_eventfd is not None:
-            self.ring.register_eventfd(self._completion_eventfd)
+            if _renews_eventfd():
+                self.ring.register_eventfd(self._completion_eventfd)
             _drain_eventfd(self._wakeup_eventfd)
             _drain_eventfd(self._completion_eventfd)
             self.reactor.wait(0)  # after that, because it takes what was not counted
@@ -278,6 +284,13 @@ class UringIOManager:
     def _forget(self) -> None:
         self.reactor.forget()
         self.ring.forget()
+
+
+@functools.cache
+def _renews_eventfd() -> bool:
+    """Whether registering an eventfd again is needed, at times, and harmless."""
+    version = kernel_version(platform.release())
+    return version is None or version >= (5, 18)
 
 
 def _drain_eventfd(eventfd: int) -> None:
