@@ -247,7 +247,9 @@ async def _open_shards(
     endpoints: list[DatagramEndpoint] = []
     for _ in range(count):
         endpoints.append(await stack.enter_async_context(await open_datagram_endpoint(address, **options)))
-        address = str(UdpAddress(*endpoints[0].local_address[:2]))
+        host, port, *more = endpoints[0].local_address
+        scope = f"%{more[1]}" if more and more[1] and "%" not in host else ""
+        address = str(UdpAddress(host + scope, port))
     if by_cpu:
         steer_by_cpu(endpoints[0], count)
     return endpoints

@@ -12,6 +12,7 @@ worker gets them; and a connection that did have one is never given to a second.
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import os
 import socket
@@ -44,6 +45,28 @@ def open_pair() -> tuple[socket.socket, socket.socket]:
     own.setblocking(False)
     other.setblocking(False)
     return own, other
+
+
+def say_served(sock: socket.socket) -> None:
+    """A worker has its first connection.  The server can read that, whatever becomes of the worker in the next moment.
+
+    With socket sharding nobody else knows: a report goes out when the handler waits, and it may never do.
+    """
+    # The buffer is empty, because nothing else is sent that way; and the server may be gone.
+    with contextlib.suppress(OSError):
+        sock.send(b"+")
+
+
+def has_served(sock: socket.socket) -> bool:
+    """Whether the worker has said so; once."""
+    for _ in range(2):
+        try:
+            return bool(sock.recv(1))
+        except ConnectionResetError:  # told first, when the worker is gone and has left something unread
+            continue
+        except BlockingIOError:
+            break
+    return False
 
 
 @final

@@ -138,6 +138,7 @@ class WorkerProcess:
         self._in_flight: dict[int, list[tuple[Accepted, RemoteConsumer]]] = {}
         self._posted = trio.Event()
         self._has_no_room = False
+        self._has_served = False
         self._on_their_way = 0
         self._drain_timeout: float | None = None
         self._accepts = True
@@ -151,6 +152,11 @@ class WorkerProcess:
     def has_room(self) -> bool:
         """Whether it may be given a connection."""
         return self.state is State.READY and self._on_their_way < WINDOW
+
+    @property
+    def has_served(self) -> bool:
+        """Whether it had a connection; known when it has ended."""
+        return self._has_served or any(consumer.connections for consumer in self.consumers)
 
     @property
     def was_started(self) -> bool:
@@ -238,7 +244,10 @@ class WorkerProcess:
                 except OSError as error:  # for want of descriptors, of processes, or of memory
                     self.failure = Failed(f"it cannot be started: {error.strerror or error}", "")
                 else:
-                    await self._attend(hand_off)
+                    try:
+                        await self._attend(hand_off)
+                    finally:
+                        self._has_served = _hand_off.has_served(hand_off)
         finally:
             with trio.CancelScope(shield=True):
                 await self._see_it_gone()

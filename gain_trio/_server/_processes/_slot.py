@@ -178,8 +178,7 @@ class Slot:
     def _died_at_once(self, worker: WorkerProcess) -> bool:
         if worker.ready_at is None or trio.current_time() - worker.ready_at >= AT_ONCE:
             return False
-        told = worker.statistics is not None and worker.statistics.accepted
-        return not (told or any(consumer.connections for consumer in worker.consumers))
+        return not worker.has_served
 
     async def _pause(self, deaths: int) -> None:
         with trio.move_on_after(pause_before(deaths)):

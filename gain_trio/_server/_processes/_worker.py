@@ -118,6 +118,7 @@ class Worker:
         self._forwarder = forwarder
         self._changed = trio.Event()  # a connection began or ended
         self._ended = trio.Event()  # a connection ended
+        self._has_served = False
         self._taking = trio.Lock()
         self._serving = trio.CancelScope()
         self._lost = [0] * config.workers  # connections that nothing could be made of, by consumer
@@ -171,6 +172,9 @@ class Worker:
                 await self._forwarder.send_all(self._control)
 
     def _note_change(self, ended: bool) -> None:
+        if not self._has_served:
+            self._has_served = True
+            _hand_off.say_served(self._sockets.hand_off)
         self._changed.set()
         if ended:
             self._ended.set()
