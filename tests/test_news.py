@@ -296,6 +296,7 @@ async def reset_told(served: Connection) -> None:
 async def test_a_reset_is_told_though_the_queue_is_full(both: Pair, waits: bool) -> None:
     """Or a program that takes nothing would keep the connection for ever."""
     client, served = both
+    served._tell_resets()
     await stall(client, served)
     async with trio.open_nursery() as nursery:
         if waits:
@@ -308,6 +309,7 @@ async def test_a_reset_is_told_though_the_queue_is_full(both: Pair, waits: bool)
 
 async def test_a_reset_that_was_told_early_comes_after_the_bytes_too(both: Pair) -> None:
     client, served = both
+    served._tell_resets()
     await stall(client, served)
     client.abort()
     await reset_told(served)
@@ -319,9 +321,24 @@ async def test_a_reset_that_was_told_early_comes_after_the_bytes_too(both: Pair)
     assert taken > queued
 
 
+async def test_a_reset_behind_a_full_queue_is_not_told_to_who_will_take_it(both: Pair) -> None:
+    client, served = both
+    await stall(client, served)
+    client.abort()
+    with trio.move_on_after(QUIET):
+        await served._wait_inbound()
+        pytest.fail("there is nothing to tell")
+    taken = queued = len(served.next())
+    with trio.fail_after(PATIENCE), pytest.raises(trio.BrokenResourceError):
+        while await served._wait_inbound() != END:
+            taken += len(served.next())
+    assert taken > queued
+
+
 async def test_the_end_of_both_sides_is_no_error_while_the_queue_is_full() -> None:
     """The socket has something to tell then, for ever, and that must neither end the wait nor keep the run busy."""
     client, served = await open_pair(marks=SMALL)
+    served._tell_resets()
     await client.send(bytes(60_000))
     await client.flush()
     await served.send_eof()
@@ -353,6 +370,7 @@ async def test_a_full_queue_without_a_descriptor_to_watch_the_socket_with(
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     client, served = both
+    served._tell_resets()
     monkeypatch.setattr("select.epoll", none_left)
     await stall(client, served)
     async with trio.open_nursery() as nursery:

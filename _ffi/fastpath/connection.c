@@ -625,6 +625,8 @@ static PyMethodDef connection_methods[] = {
      PyDoc_STR("_send_nowait($self, data, /)\n--\n\nQueue all of data without waiting: how much is outbound.")},
     {"_tell_written", (PyCFunction)gt_connection_tell_written, METH_O,
      PyDoc_STR("_tell_written($self, wanted, /)\n--\n\nHave _wait_inbound() tell when the kernel has taken bytes.")},
+    {"_tell_resets", (PyCFunction)gt_connection_tell_resets, METH_NOARGS,
+     PyDoc_STR("_tell_resets($self, /)\n--\n\nHave _wait_inbound() raise the socket's error while the queue is full, too.")},
     {"_take_written", (PyCFunction)gt_connection_take_written, METH_NOARGS,
      PyDoc_STR("_take_written($self, /)\n--\n\nHow many bytes the kernel has taken since this was asked last.")},
     {"_find", (PyCFunction)(void (*)(void))connection_find, METH_FASTCALL,

@@ -10,14 +10,15 @@
  *     an error   of either direction: a program that only writes has no other call that could raise it
  *     END        the peer's, or the program's own: _end_inbound()
  *     STALLED    the queue is at its high mark, and nothing more will come until the program takes some; once a pause
- *     an error   of the socket, while it is like that: a peer that has reset the connection would be waited for for ever
+ *     an error   of the socket, while it is like that, to a program that wants to be told: one that may never take anything
  *
  * A byte that the program takes before it was told counts as told.  The queue is first in, first out, so of `untold` bytes
  * those are left that are still queued: the lesser of the two numbers.
  *
  * That last error is told though the kernel may have bytes that came before it.  The program can still have them, if it takes
- * what is queued and asks again; a server of callbacks closes the connection, as after any other reset.  The socket tells of
- * its error once, so it is asked no sooner than then, and the receive that comes to the end of the bytes is given the answer.
+ * what is queued and asks again; a server of callbacks, which has asked for it by _tell_resets(), closes the connection, as
+ * after any other reset.  The socket tells of its error once, so it is asked no sooner than then, and the receive that comes to
+ * the end of the bytes is given the answer.
  *
  * Told of the end by _end_inbound() a program hears of no bytes any more, but the queue keeps what is in it, and after
  * _resume_inbound() it is told of them.
@@ -37,7 +38,7 @@ static bool has_stalled(const gt_stream *stream) { return stream->receive_paused
 
 static bool may_have_failed(const gt_stream *stream)
 {
-    return stream->receive_paused && (stream->failed || stream->socket_error);
+    return stream->tells_resets && stream->receive_paused && (stream->failed || stream->socket_error);
 }
 
 /* The watch may have fired for what is no error of the connection: the kernel's notes on what was sent. */
@@ -160,6 +161,15 @@ PyObject *gt_connection_send_nowait(gt_connection *self, PyObject *data)
     if (gt_stream_queue_whole(stream, data) < 0)
         return NULL;
     return PyLong_FromSize_t(self->stream ? self->stream->outbound.size : 0);
+}
+
+PyObject *gt_connection_tell_resets(gt_connection *self, PyObject *Py_UNUSED(ignored))
+{
+    gt_stream *stream;
+    if (!gt_connection_open_stream(self, &stream))
+        return NULL;
+    stream->tells_resets = true;
+    Py_RETURN_NONE;
 }
 
 PyObject *gt_connection_tell_written(gt_connection *self, PyObject *wanted)

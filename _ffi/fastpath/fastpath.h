@@ -126,6 +126,7 @@ struct gt_stream {
     bool end_told; /* a call has answered with the end */
     bool inbound_ended; /* the program wants to hear of nothing more that arrives */
     bool tells_written; /* `written` is counted, and wakes GT_INBOUND */
+    bool tells_resets;  /* so does an error of the socket while receiving is paused */
     bool stall_told;    /* GT_INBOUND has told of this pause */
     size_t untold;      /* bytes that GT_INBOUND has not told of; the program may have taken some of them */
     size_t written;     /* bytes that the kernel has taken since the program asked last */
@@ -275,6 +276,7 @@ PyObject *gt_connection_take_exactly(gt_connection *self, PyObject *count);
 PyObject *gt_connection_end_inbound(gt_connection *self, PyObject *ignored);
 PyObject *gt_connection_resume_inbound(gt_connection *self, PyObject *ignored);
 PyObject *gt_connection_tell_written(gt_connection *self, PyObject *wanted);
+PyObject *gt_connection_tell_resets(gt_connection *self, PyObject *ignored);
 PyObject *gt_connection_take_written(gt_connection *self, PyObject *ignored);
 
 /* --- poll.c: a task that waits for a descriptor to become ready --- */

@@ -417,6 +417,13 @@ class Connection(Framing, SocketCalls, trio.abc.HalfCloseableStream):
         """
 
     @abc.abstractmethod
+    def _tell_resets(self) -> None:
+        """Have :meth:`_wait_inbound` raise the socket's error also while the queue is full, before what is in it is taken.
+
+        For who may never take it, and would not hear of a peer that has reset the connection.
+        """
+
+    @abc.abstractmethod
     def _take_written(self) -> int:
         """How many bytes the kernel has taken since this was asked last, while :meth:`_tell_written`."""
 

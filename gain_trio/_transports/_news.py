@@ -22,6 +22,7 @@ class News:
         "is_paused",
         "progressed",
         "stall_told",
+        "tells_resets",
         "tells_written",
         "untold",
         "written",
@@ -37,6 +38,8 @@ class News:
         """Bytes that the kernel has taken since somebody asked."""
         self.progressed = False
         """It has taken bytes that may be none of the program's: TLS sends some of its own, and whole pieces."""
+        self.tells_resets = False
+        """The socket's error is told while the queue is full, too."""
         self.written_told = False
         """The last that was told was that the kernel has taken bytes."""
         self.is_over = False

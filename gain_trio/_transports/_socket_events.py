@@ -3,8 +3,9 @@
 The task that waits for news waits for the socket to become readable.  Whatever else there is to tell (the kernel has taken
 bytes, a send has failed, the program has ended it) wakes it by ``notify_closing``, as a deadline does.
 
-While the queue is full and nothing is read, waiting until it is readable would be no wait.  Then it waits for an error of
-the socket, since a peer that has reset the connection would be waited for for ever, and is woken by a cancelled scope.
+While the queue is full and nothing is read, waiting until it is readable would be no wait.  Then it waits to be woken by a
+cancelled scope, and if that is asked for (``_tell_resets``) for an error of the socket: who may never take anything would
+wait for a peer that has reset the connection for ever.
 Errors alone are what an epoll tells of that was asked for nothing; and that one is readable when it has one to tell.
 
 A message is one step here, too: what was read leaves a note whether the kernel had more, and when the program has taken all
@@ -173,7 +174,7 @@ class SocketEvents(SocketSending):
         if self._read_deadline < self._read_looked_at:
             self._watch_receiving()
         if news.is_paused:
-            await self._wait_while_full()
+            await self._wait_while_full(news)
         elif self._is_dry:
             self._waits_for_news = True
             try:
@@ -191,12 +192,15 @@ class SocketEvents(SocketSending):
         if self._late_receiving:
             raise trio.TooSlowError("the connection's read deadline has passed")
 
-    async def _wait_while_full(self) -> None:
+    async def _wait_while_full(self, news: News) -> None:
         """Until :attr:`_room` is cancelled.  Raises the socket's error; what the kernel has before it can still be read."""
         self._room = trio.CancelScope()
         try:
             with self._room:
-                await self._wait_for_error()
+                if news.tells_resets:
+                    await self._wait_for_error()
+                else:
+                    await trio.sleep_forever()
         finally:
             self._room = None
         if self._socket_error is not None:
@@ -302,6 +306,10 @@ class SocketEvents(SocketSending):
             await super()._wait_below(mark)
         finally:
             self._flushing = False
+
+    def _tell_resets(self) -> None:
+        """See :meth:`Connection._tell_resets`."""
+        self._own_news().tells_resets = True
 
     def _tell_written(self, wanted: bool, /) -> None:
         """See :meth:`Connection._tell_written`."""

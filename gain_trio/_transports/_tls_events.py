@@ -146,6 +146,10 @@ class TlsEvents(TlsTraffic):
             self._feeding.is_taken = True
             try:
                 self._below_is_over = await self._below_news() == END
+            except trio.BrokenResourceError:
+                if news.tells_resets:
+                    raise
+                self._below_is_over = True  # to be told after the bytes that have come before
             finally:
                 self._feeding.end()
         elif news.tells_written and self._below.outbound_buffered and self._send_error is None:
@@ -212,6 +216,11 @@ class TlsEvents(TlsTraffic):
         if self._error is not None or self._send_error is not None:
             self._check_sendable()
         return self.outbound_buffered
+
+    def _tell_resets(self) -> None:
+        """See :meth:`Connection._tell_resets`."""
+        self._own_news().tells_resets = True
+        self._below._tell_resets()
 
     def _tell_written(self, wanted: bool, /) -> None:
         """See :meth:`Connection._tell_written`."""

@@ -161,7 +161,7 @@ class StreamDriver(AttendingHandler):
         """The server is being stopped: what the kernel has taken by now is told, as it is after a close()."""
         if self.callbacks.on_write.is_overridden and (written := connection._take_written()):
             conn._send_no_more()
-            with trio.move_on_after(LAST_SECONDS, shield=True):
+            with trio.CancelScope(deadline=trio.current_time() + LAST_SECONDS, shield=True):
                 await self.callbacks.on_write(conn, written)
 
     async def _tell_closed(self, conn: StreamConn, reason: BaseException | None, cancelled: bool) -> None:
@@ -170,7 +170,7 @@ class StreamDriver(AttendingHandler):
         if not on_close.is_async:
             on_close.function(conn, reason)
         elif cancelled:
-            with trio.move_on_after(LAST_SECONDS, shield=True):
+            with trio.CancelScope(deadline=trio.current_time() + LAST_SECONDS, shield=True):
                 await on_close.function(conn, reason)
         else:
             await _with_last_seconds(on_close.function, conn, reason)
@@ -179,6 +179,7 @@ class StreamDriver(AttendingHandler):
 
     async def _converse(self, conn: StreamConn, connection: Connection) -> None:
         callbacks = self.callbacks
+        connection._tell_resets()  # an on_read that takes nothing is not called again
         if callbacks.on_write.is_overridden:
             connection._tell_written(True)
         if callbacks.on_accept.is_overridden:
@@ -262,7 +263,7 @@ class StreamDriver(AttendingHandler):
             patience = FIRST_WORDS
         connection._resume_inbound()
         # What has arrived is never too late for a deadline.
-        connection.read_deadline = min(connection.read_deadline, trio.current_time() + patience)
+        end = connection.read_deadline = min(connection.read_deadline, trio.current_time() + patience)
         told: int = WRITTEN
         while told == WRITTEN:
             try:
@@ -270,7 +271,11 @@ class StreamDriver(AttendingHandler):
             except trio.TooSlowError:
                 return
             if told == WRITTEN:
-                await self.callbacks.on_write(conn, connection._take_written())
+                await self._told(told, conn, connection)
+                if (
+                    trio.current_time() > end
+                ):  # on_write may write more each time, and is told of that before the deadline
+                    return
         if told > 0 and isinstance(conn, ThreadedStreamConn):
             assert self._threads is not None
             conn._arrived(told)

@@ -295,8 +295,9 @@ class StreamConn(Conn):
         with self._lock:
             self._is_closed = True
             self._take_exactly = self._send = _refuse
-        if self._watch is not None:
-            keeper, entry = self._watch
+        watch, self._watch = self._watch, None  # which knows this object: a cycle
+        if watch is not None:
+            keeper, entry = watch
             keeper.forget(entry)
 
     # --- the socket ---
