@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import os
 import socket
 import struct
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -643,6 +645,27 @@ async def test_write_deadlines_take_no_task_each(autojump_clock: MockClock) -> N
         assert not recorder.reasons, "there was nothing to write"
         for client in clients:
             await client.aclose()
+
+
+async def test_a_connection_that_had_a_write_deadline_is_gone_when_it_is_over() -> None:
+    """And not when the garbage is collected next."""
+    alive: list[weakref.ref[Conn]] = []
+
+    class Dated(EventHandler):
+        def on_accept(self, conn: Conn) -> None:
+            conn.set_write_deadline(trio.current_time() + 1000)
+            alive.append(weakref.ref(conn))
+
+    gc.disable()
+    try:
+        async with serving(Dated()) as server:
+            for _ in range(5):
+                await (await dial(server)).aclose()
+            await until(lambda: len(alive) == 5 and server.active_connections == 0)
+            await wait_all_tasks_blocked()
+            assert sum(conn() is not None for conn in alive) <= 1, "the last one may be somebody's local variable"
+    finally:
+        gc.enable()
 
 
 async def test_deadlines_of_what_is_in_time(autojump_clock: MockClock) -> None:

@@ -24,7 +24,7 @@ from pairs import PATIENCE, QUIET, Pair, fill_kernel, open_pair, receive_all, re
 from processes import TIMEOUT, connect, read_all, read_exactly
 
 import gain_trio
-from gain_trio import Connection, ProtocolHandler, SlowReader
+from gain_trio import Connection, Marks, ProtocolHandler, SlowReader
 from gain_trio._faces._protocols._transport import ProtocolTransport
 
 Call = tuple[Any, ...]
@@ -535,6 +535,23 @@ async def test_a_protocol_that_never_reads_slows_its_peer_down() -> None:
             run.transport.resume_reading()
             await until(lambda: protocol.received == everything)
         assert sent.is_set()
+
+
+async def test_a_reset_behind_a_full_queue_comes_after_what_is_read_then() -> None:
+    protocol = Recorder()
+    async with running(protocol) as run:
+        run.transport.pause_reading()
+        with trio.move_on_after(QUIET):
+            while True:
+                await run.client.send(bytes(65536))
+        run.client.abort()
+        await trio.testing.wait_all_tasks_blocked(QUIET)
+        assert protocol.names == ["made"]
+        run.transport.resume_reading()
+        await run.ended.wait()
+    assert protocol.names == ["made", "data", "lost"]
+    assert len(protocol.calls[1][1]) >= Marks().receive_high
+    assert isinstance(protocol.calls[2][1], ConnectionResetError)
 
 
 async def test_pausing_in_the_callback_holds_what_comes_next() -> None:
