@@ -556,28 +556,6 @@ static PySendResult drive(PyObject *object, PyObject *message, PyObject **result
     return sent;
 }
 
-PyObject *gt_drive_by_method(sendfunc drive_object, PyObject *object, PyObject *message)
-{
-    PyObject *result;
-    switch (drive_object(object, message, &result)) {
-    case PYGEN_NEXT:
-        return result;
-    case PYGEN_RETURN: {
-        /* An exception instance would be raised itself and a tuple taken apart, so both are wrapped. */
-        PyObject *stop = PyObject_CallOneArg(PyExc_StopIteration, result);
-        Py_DECREF(result);
-        if (stop) {
-            PyErr_SetObject(PyExc_StopIteration, stop);
-            Py_DECREF(stop);
-        }
-        return NULL;
-    }
-    case PYGEN_ERROR:
-        break;
-    }
-    return NULL;
-}
-
 static PyObject *awaitable_send(PyObject *self, PyObject *message) { return gt_drive_by_method(drive, self, message); }
 
 static PyObject *awaitable_next(PyObject *self) { return gt_drive_by_method(drive, self, Py_None); }
@@ -588,21 +566,6 @@ static PyObject *awaitable_close(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     finish((gt_awaitable *)self);
     Py_RETURN_NONE;
-}
-
-PyObject *gt_raise_thrown(PyObject *args)
-{
-    PyObject *type, *value = Py_None, *traceback = Py_None;
-    if (!PyArg_ParseTuple(args, "O|OO:throw", &type, &value, &traceback))
-        return NULL;
-    if (PyExceptionInstance_Check(type)) {
-        PyErr_SetObject((PyObject *)Py_TYPE(type), type);
-    } else if (PyExceptionClass_Check(type)) {
-        PyErr_SetObject(type, value == Py_None ? NULL : value);
-    } else {
-        PyErr_SetString(PyExc_TypeError, "throw() takes an exception");
-    }
-    return NULL;
 }
 
 static PyObject *awaitable_throw(PyObject *self, PyObject *args)

@@ -246,6 +246,7 @@ struct gt_abort {
 
 extern PyTypeObject gt_connection_type;
 extern PyTypeObject gt_abort_type;
+void gt_direction_clear(gt_direction *direction);
 PyObject *gt_direction_trap(gt_connection *connection, gt_direction *direction); /* borrowed; NULL: exception set */
 int gt_connection_wake_direction(gt_connection *connection, gt_direction *direction, bool in_place);
 bool gt_connection_open_stream(gt_connection *connection, gt_stream **stream); /* false: exception set */
@@ -396,6 +397,7 @@ struct gt_reactor {
 
 extern PyTypeObject gt_reactor_type;
 void gt_reactor_ready(gt_reactor *reactor, gt_ready *ready, PyObject *object);
+PyObject *gt_reactor_pop_ready(gt_reactor *reactor); /* the caller's reference, or NULL */
 void gt_reactor_link_wanting(gt_reactor *reactor, gt_stream *stream);
 void gt_reactor_link_starved(gt_reactor *reactor, gt_stream *stream);
 void gt_reactor_wake_thread(const gt_reactor *reactor); /* from another thread: end the wait, there is work */

@@ -31,29 +31,6 @@
 
 /* --- the two lists --- */
 
-void gt_reactor_link_wanting(gt_reactor *reactor, gt_stream *stream)
-{
-    stream->wanting = true;
-    stream->next_wanting = NULL;
-    if (reactor->wanting_last)
-        reactor->wanting_last->next_wanting = stream;
-    else
-        reactor->wanting_first = stream;
-    reactor->wanting_last = stream;
-    gt_reactor_wake_guest(reactor);
-}
-
-void gt_reactor_link_starved(gt_reactor *reactor, gt_stream *stream)
-{
-    gt_stream **place = reactor->wanting_starved ? &reactor->wanting_starved->next_wanting : &reactor->wanting_first;
-    stream->wanting = true;
-    stream->next_wanting = *place;
-    *place = stream;
-    if (!stream->next_wanting)
-        reactor->wanting_last = stream;
-    reactor->wanting_starved = stream;
-}
-
 /* Prepare what the streams on the list want; one that gets no SQE stays, and ends the round. */
 static void prepare_wanting(gt_reactor *reactor)
 {
@@ -70,69 +47,7 @@ static void prepare_wanting(gt_reactor *reactor)
     }
 }
 
-void gt_reactor_ready(gt_reactor *reactor, gt_ready *ready, PyObject *object)
-{
-    if (ready->object)
-        return;
-    ready->object = Py_NewRef(object);
-    ready->next = NULL;
-    if (reactor->ready_last)
-        reactor->ready_last->next = ready;
-    else
-        reactor->ready_first = ready;
-    reactor->ready_last = ready;
-}
-
-/* The next object on the list, now the caller's reference, or NULL. */
-static PyObject *pop_ready(gt_reactor *reactor)
-{
-    gt_ready *ready = reactor->ready_first;
-    if (!ready)
-        return NULL;
-    reactor->ready_first = ready->next;
-    if (!reactor->ready_first)
-        reactor->ready_last = NULL;
-    PyObject *object = ready->object;
-    ready->object = NULL;
-    return object;
-}
-
 /* --- checks --- */
-
-bool gt_reactor_check_thread(const gt_reactor *reactor)
-{
-    if (reactor->ring && reactor->ring->dead && !reactor->closed) {
-        PyErr_SetString(PyExc_RuntimeError,
-                        "this run belongs to the parent process: after a fork, only exec or os._exit can follow");
-        return false;
-    }
-    if (PyThread_get_thread_ident() != reactor->thread) {
-        PyErr_SetString(PyExc_RuntimeError, "this connection belongs to a run in another thread; use trio.from_thread.run()");
-        return false;
-    }
-    return true;
-}
-
-/* A connection can be dropped in any thread, by whoever had the last reference or by the garbage collector. */
-void gt_reactor_wake_thread(const gt_reactor *reactor)
-{
-    const uint64_t one = 1;
-    if (PyThread_get_thread_ident() != reactor->thread && !reactor->ring->dead) {
-        ssize_t written = write(reactor->wakeup_descriptor, &one, sizeof one);
-        (void)written; /* EAGAIN: it is about to wake anyway (eventfd(2)) */
-    }
-}
-
-/* The host of a guest run may close a connection, drop one, or write to one.  A task that does so is followed by a turn of
- * Trio's loop, which submits what is wanted; the host's code is followed by whatever the host does next. */
-void gt_reactor_wake_guest(const gt_reactor *reactor)
-{
-    if (!reactor->guest || reactor->running || reactor->ring->dead || gt_trio_is_in_task(&reactor->trio))
-        return;
-    const uint64_t one = 1;
-    ssize_t written = write(reactor->wakeup_descriptor, &one, sizeof one); /* EAGAIN: it is about to wake anyway */
-    (void)written;
-}
 
 static bool check_idle(const gt_reactor *reactor)
 {
@@ -149,19 +64,6 @@ static bool check_open(const gt_reactor *reactor)
         return false;
     }
     return gt_reactor_check_thread(reactor);
-}
-
-int gt_reactor_wake(gt_reactor *reactor, PyObject *task, PyObject *abort, bool in_place)
-{
-    if (in_place && reactor->in_place) {
-        int resumed = gt_trio_resume(&reactor->trio, task, abort);
-        if (resumed != 0) {
-            reactor->resumed_in_place++;
-            return resumed < 0 ? -1 : 0;
-        }
-    }
-    reactor->rescheduled++;
-    return gt_trio_reschedule(&reactor->trio, task);
 }
 
 /* --- reaping --- */
@@ -204,21 +106,6 @@ static int collect_one(gt_reactor *reactor, const struct io_uring_cqe *cqe, bool
     if (result < 0)
         gt_completion_discard(&slot, cqe);
     return result;
-}
-
-int gt_reactor_look_at_clock(gt_reactor *reactor)
-{
-    if (!reactor->trio.bound)
-        return 0;
-    PyObject *now = PyObject_CallNoArgs(reactor->trio.current_time);
-    if (!now)
-        return -1;
-    double seconds = PyFloat_AsDouble(now);
-    Py_DECREF(now);
-    if (seconds == -1.0 && PyErr_Occurred())
-        return -1;
-    reactor->now = seconds;
-    return 0;
 }
 
 /* Bring the state up to date.  How many completions were news, -1 on error (all of the batch is accounted for even then). */
@@ -306,7 +193,7 @@ static int wake_connection(gt_connection *connection)
 static int resume_ready(gt_reactor *self)
 {
     PyObject *object;
-    while ((object = pop_ready(self))) {
+    while ((object = gt_reactor_pop_ready(self))) {
         int result = Py_IS_TYPE(object, &gt_poll_type)     ? gt_poll_wake((gt_poll *)object)
                      : Py_IS_TYPE(object, &gt_waiter_type) ? gt_waiter_wake((gt_waiter *)object, true)
                                                            : wake_connection((gt_connection *)object);
@@ -520,7 +407,7 @@ static PyObject *reactor_close(gt_reactor *self, PyObject *Py_UNUSED(ignored))
         return NULL;
     discard_completions(self);
     PyObject *object;
-    while ((object = pop_ready(self)))
+    while ((object = gt_reactor_pop_ready(self)))
         Py_DECREF(object);
     detach_streams(self);
     gt_sockets_detach(self);

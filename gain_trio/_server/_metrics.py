@@ -17,6 +17,7 @@ from gain_trio._transports import Connection, IncompleteMessage, MessageTooLong
 from gain_trio._transports._open_sockets import close_sockets, open_sockets
 
 from ._config import ServerConfig
+from ._listening import serve_listeners
 from ._server import Server
 
 if TYPE_CHECKING:
@@ -64,8 +65,6 @@ class MetricsEndpoint:
 
     async def run(self, server: Server) -> None:
         """Answer, until cancelled."""
-        from ._serve import serve_listeners  # noqa: PLC0415 - which imports this
-
         config = ServerConfig(max_connections=MOST_AT_ONCE)
         await serve_listeners(_Handler(_registry(server)), self._groups, config)
 

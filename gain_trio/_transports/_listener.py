@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import abc
 import socket
-from collections.abc import Iterable
-from typing import Any, NoReturn, SupportsIndex
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, NoReturn, SupportsIndex
 
 import trio
 
@@ -79,6 +79,9 @@ class Listener(trio.abc.Listener[Connection]):
     def fileno(self) -> int:
         """The file descriptor; -1 when closed."""
 
+    _wrap: ClassVar[Callable[[socket.socket | trio.socket.SocketType, Marks | None, bool], Listener]]
+    """Set by ``_wrapping.py``, which knows the implementations."""
+
     @classmethod
     def from_socket(
         cls,
@@ -103,9 +106,7 @@ class Listener(trio.abc.Listener[Connection]):
           ValueError: it is one of another kind, or is closed, or does not listen.
           RuntimeError: not called from a task of a Trio run.
         """
-        from ._wrapping import wrap_listener  # noqa: PLC0415 - it knows the implementations, which build on this class
-
-        return wrap_listener(sock, marks, pass_fds=pass_fds)
+        return cls._wrap(sock, marks, pass_fds)
 
     # --- for the server ---
 

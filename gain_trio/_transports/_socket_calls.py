@@ -6,8 +6,8 @@ What is said here about a connection that cannot do a thing is said for all that
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol
 
 from ._proxy_protocol import ProxyHeader
 from ._unix import PeerCredentials, peer_credentials
@@ -31,6 +31,9 @@ class SocketCalls:
     """See :class:`Connection`."""
 
     __slots__ = ()
+
+    _wrap: ClassVar[Callable[[socket.socket | trio.socket.SocketType, Marks | None, bool], Connection]]
+    """Set by ``_wrapping.py``, which knows the implementations."""
 
     @classmethod
     def from_socket(
@@ -58,9 +61,7 @@ class SocketCalls:
           OSError: it is not connected (``ENOTCONN``), or there is no room for another connection.
           RuntimeError: not called from a task of a Trio run.
         """
-        from ._wrapping import wrap_connection  # noqa: PLC0415 - it knows the implementations, which build on this
-
-        return wrap_connection(sock, marks, pass_fds=pass_fds)
+        return cls._wrap(sock, marks, pass_fds)
 
     async def detach(self) -> tuple[socket.socket, bytes]:
         """Give the socket back: flush what was sent, stop receiving, and let go.

@@ -17,7 +17,7 @@ from ._listener import Listener
 T = TypeVar("T")
 
 
-def wrap_connection(sock: object, marks: Marks | None, *, pass_fds: bool) -> Connection:
+def wrap_connection(sock: object, marks: Marks | None, pass_fds: bool) -> Connection:
     """See :meth:`Connection.from_socket`."""
     make = implementation("Connection.from_socket()", pass_fds=pass_fds)
     checked = check_socket(sock, "Connection.from_socket()", pass_fds=pass_fds)
@@ -35,7 +35,7 @@ def wrap_connection(sock: object, marks: Marks | None, *, pass_fds: bool) -> Con
     return _take_over(checked, lambda own: make.connection(own, marks or Marks()))
 
 
-def wrap_listener(sock: object, marks: Marks | None, *, pass_fds: bool) -> Listener:
+def wrap_listener(sock: object, marks: Marks | None, pass_fds: bool) -> Listener:
     """See :meth:`Listener.from_socket`."""
     what = "Listener.from_socket()"
     make = implementation(what, pass_fds=pass_fds)
@@ -94,3 +94,7 @@ def _take_over(sock: socket.socket | trio.socket.SocketType, make: Callable[[soc
         raise
     sock.detach()
     return made
+
+
+Connection._wrap = staticmethod(wrap_connection)
+Listener._wrap = staticmethod(wrap_listener)

@@ -29,7 +29,7 @@ import trio
 from gain_trio._io_manager import backend_info, run
 from gain_trio._server._config import ServerConfig
 from gain_trio._server._consumer import Handler
-from gain_trio._server._serve import serve_listeners
+from gain_trio._server._listening import serve_listeners
 from gain_trio._transports import Marks
 from gain_trio._transports._implementation import implementation
 from gain_trio._transports._sockets import reset_on_close

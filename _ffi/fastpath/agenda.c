@@ -1,0 +1,119 @@
+/* agenda.c: what a reactor has to do next: the streams that want SQEs, the objects whose tasks are to be resumed, and how a task
+ * is woken.  Everything of the fast path stands on this; the loop that works it off is in reactor.c.
+ */
+#include "fastpath.h"
+
+#include <unistd.h>
+
+void gt_reactor_link_wanting(gt_reactor *reactor, gt_stream *stream)
+{
+    stream->wanting = true;
+    stream->next_wanting = NULL;
+    if (reactor->wanting_last)
+        reactor->wanting_last->next_wanting = stream;
+    else
+        reactor->wanting_first = stream;
+    reactor->wanting_last = stream;
+    gt_reactor_wake_guest(reactor);
+}
+
+void gt_reactor_link_starved(gt_reactor *reactor, gt_stream *stream)
+{
+    gt_stream **place = reactor->wanting_starved ? &reactor->wanting_starved->next_wanting : &reactor->wanting_first;
+    stream->wanting = true;
+    stream->next_wanting = *place;
+    *place = stream;
+    if (!stream->next_wanting)
+        reactor->wanting_last = stream;
+    reactor->wanting_starved = stream;
+}
+
+void gt_reactor_ready(gt_reactor *reactor, gt_ready *ready, PyObject *object)
+{
+    if (ready->object)
+        return;
+    ready->object = Py_NewRef(object);
+    ready->next = NULL;
+    if (reactor->ready_last)
+        reactor->ready_last->next = ready;
+    else
+        reactor->ready_first = ready;
+    reactor->ready_last = ready;
+}
+
+/* The next object on the list, now the caller's reference, or NULL. */
+PyObject *gt_reactor_pop_ready(gt_reactor *reactor)
+{
+    gt_ready *ready = reactor->ready_first;
+    if (!ready)
+        return NULL;
+    reactor->ready_first = ready->next;
+    if (!reactor->ready_first)
+        reactor->ready_last = NULL;
+    PyObject *object = ready->object;
+    ready->object = NULL;
+    return object;
+}
+
+bool gt_reactor_check_thread(const gt_reactor *reactor)
+{
+    if (reactor->ring && reactor->ring->dead && !reactor->closed) {
+        PyErr_SetString(PyExc_RuntimeError,
+                        "this run belongs to the parent process: after a fork, only exec or os._exit can follow");
+        return false;
+    }
+    if (PyThread_get_thread_ident() != reactor->thread) {
+        PyErr_SetString(PyExc_RuntimeError, "this connection belongs to a run in another thread; use trio.from_thread.run()");
+        return false;
+    }
+    return true;
+}
+
+/* A connection can be dropped in any thread, by whoever had the last reference or by the garbage collector. */
+void gt_reactor_wake_thread(const gt_reactor *reactor)
+{
+    const uint64_t one = 1;
+    if (PyThread_get_thread_ident() != reactor->thread && !reactor->ring->dead) {
+        ssize_t written = write(reactor->wakeup_descriptor, &one, sizeof one);
+        (void)written; /* EAGAIN: it is about to wake anyway (eventfd(2)) */
+    }
+}
+
+/* The host of a guest run may close a connection, drop one, or write to one.  A task that does so is followed by a turn of
+ * Trio's loop, which submits what is wanted; the host's code is followed by whatever the host does next. */
+void gt_reactor_wake_guest(const gt_reactor *reactor)
+{
+    if (!reactor->guest || reactor->running || reactor->ring->dead || gt_trio_is_in_task(&reactor->trio))
+        return;
+    const uint64_t one = 1;
+    ssize_t written = write(reactor->wakeup_descriptor, &one, sizeof one); /* EAGAIN: it is about to wake anyway */
+    (void)written;
+}
+
+int gt_reactor_wake(gt_reactor *reactor, PyObject *task, PyObject *abort, bool in_place)
+{
+    if (in_place && reactor->in_place) {
+        int resumed = gt_trio_resume(&reactor->trio, task, abort);
+        if (resumed != 0) {
+            reactor->resumed_in_place++;
+            return resumed < 0 ? -1 : 0;
+        }
+    }
+    reactor->rescheduled++;
+    return gt_trio_reschedule(&reactor->trio, task);
+}
+
+int gt_reactor_look_at_clock(gt_reactor *reactor)
+{
+    if (!reactor->trio.bound)
+        return 0;
+    PyObject *now = PyObject_CallNoArgs(reactor->trio.current_time);
+    if (!now)
+        return -1;
+    double seconds = PyFloat_AsDouble(now);
+    Py_DECREF(now);
+    if (seconds == -1.0 && PyErr_Occurred())
+        return -1;
+    reactor->now = seconds;
+    return 0;
+}

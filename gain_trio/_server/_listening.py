@@ -1,0 +1,113 @@
+"""The nursery tree of a server in one process, on listening sockets that are open already.
+
+Whatever cancels the scope it runs in ends everything below it::
+
+    serve_listeners(handler, groups, ...)   cancel this scope, and everything below is gone
+    └─ server nursery
+       ├─ acceptors (one a listener)        listener.accept -> balancer.pick(peer) -> consumer
+       └─ consumers × workers               each owns the nursery its connections' handler tasks live in
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import socket
+import ssl
+from collections.abc import Sequence
+
+import trio
+
+from gain_trio._io_manager._current import current_ring_statistics
+from gain_trio._transports import Listener, Marks
+from gain_trio._transports._implementation import implementation, make_listeners, until_let_go
+from gain_trio._transports._listener import close_all
+from gain_trio._transports._open_sockets import close_sockets
+from gain_trio._transports._tls import check_server_context, server_handshake
+
+from ._acceptor import Acceptor
+from ._balancer import RoundRobin, balancer_of
+from ._config import ServerConfig
+from ._consumer import AttendingHandler, Consumer, Handler, Prepare, Terms
+from ._dispatcher import Dispatcher
+from ._limits import Places
+from ._proxy import ProxyStep
+from ._server import Server
+
+
+async def serve_listeners(
+    handler: Handler,
+    groups: Sequence[Sequence[socket.socket]],
+    config: ServerConfig,
+    *,
+    task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve on listening sockets that are open already, in this process; they are closed at the end, whatever it is.
+
+    ``groups`` is what :func:`open_sockets` gives: with socket sharding one group of sockets for each worker, otherwise one
+    group for all of them, which may be empty where connections come by :meth:`Server._hand_off`.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.callback(close_sockets, groups)
+        marks = config.marks or Marks()
+        prepare = _steps(config, marks)
+        places = None if config.max_connections is None else Places(config.max_connections)
+        make = implementation("gain_trio.serve()", pass_fds=config.pass_fds)
+        by_group = [make_listeners(make, group, marks, exact=places is not None) for group in groups]
+        listeners = [listener for group in by_group for listener in group]
+        stack.callback(close_all, listeners)
+        terms = Terms(handler, strict=config.strict, idle_timeout=config.idle_timeout, prepare=prepare, places=places)
+        await _run(by_group, config, terms, task_status)
+
+
+def _steps(config: ServerConfig, marks: Marks) -> list[Prepare]:
+    """What is done with a connection before its handler gets it."""
+    steps: list[Prepare] = []
+    if config.proxy_protocol is not False:
+        steps.append(ProxyStep(config.proxy_protocol, config.proxy_timeout).prepare)
+    if config.ssl_context is None:
+        return steps
+    source = config.ssl_context
+    context = check_server_context(source if isinstance(source, ssl.SSLContext) else source())
+    steps.append(functools.partial(server_handshake, context=context, marks=marks, timeout=config.handshake_timeout))
+    return steps
+
+
+async def _run(
+    by_group: Sequence[Sequence[Listener]],
+    config: ServerConfig,
+    terms: Terms,
+    task_status: trio.TaskStatus[Server],
+) -> None:
+    consumers = [Consumer(index, terms) for index in range(config.workers)]
+    listeners = [listener for group in by_group for listener in group]
+    server: Server | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            server = Server(listeners, consumers, terms.draining, nursery.cancel_scope, current_ring_statistics())
+            terms.ended = server._end_if_drained
+            for consumer in consumers:
+                await nursery.start(consumer.run, name=f"gain_trio consumer {consumer.index}")
+            if isinstance(terms.handler, AttendingHandler):
+                nursery.start_soon(terms.handler.attend, terms.draining, name=f"gain_trio attendant of {terms.name}")
+            if config.architecture == "socket_sharding":
+                dispatchers = [Dispatcher([consumer], RoundRobin()) for consumer in consumers]
+            else:
+                dispatchers = [Dispatcher(consumers, balancer_of(config.balancer))]
+            server._dispatcher = dispatchers[0]
+            for group, dispatcher in zip(by_group, dispatchers, strict=True):
+                for listener in group:
+                    acceptor = Acceptor(listener, dispatcher, terms.places, server._end_if_drained)
+                    server._acceptors.append(acceptor)
+                    nursery.start_soon(acceptor.run, name=_acceptor_name(listener, dispatcher))
+            task_status.started(server)
+    finally:
+        close_all(listeners)
+        await until_let_go(listeners)
+        if server is not None:
+            server._is_over()
+
+
+def _acceptor_name(listener: Listener, dispatcher: Dispatcher) -> str:
+    shard = f" shard {dispatcher.only.index}" if dispatcher.only is not None else ""
+    return f"gain_trio acceptor {listener.local_address}{shard}"
