@@ -81,12 +81,12 @@
 #endif
 
 /* io_uring_register(2) opcodes: enumerators in the kernel's header */
-#define GT_REGISTER_RING_FDS 20U         /* 5.18 */
-#define GT_UNREGISTER_RING_FDS 21U       /* 5.18 */
-#define GT_REGISTER_PBUF_RING 22U        /* 5.19 */
-#define GT_UNREGISTER_PBUF_RING 23U      /* 5.19 */
-#define GT_REGISTER_PBUF_STATUS 26U      /* 6.8 */
-#define GT_PBUF_RING_INC 2U              /* 6.12: IOU_PBUF_RING_INC */
+#define GT_REGISTER_RING_FDS 20U    /* 5.18 */
+#define GT_UNREGISTER_RING_FDS 21U  /* 5.18 */
+#define GT_REGISTER_PBUF_RING 22U   /* 5.19 */
+#define GT_UNREGISTER_PBUF_RING 23U /* 5.19 */
+#define GT_REGISTER_PBUF_STATUS 26U /* 6.8 */
+#define GT_PBUF_RING_INC 2U         /* 6.12: IOU_PBUF_RING_INC */
 
 /* A provided buffer ring is an array of these; the tail lives in the last two bytes of its first entry (5.19). */
 struct gt_provided_buffer {

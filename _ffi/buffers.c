@@ -22,7 +22,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#define HOT (256U * 1024)   /* what a window is not narrowed below: a good part of a core's own cache */
+#define HOT (256U * 1024) /* what a window is not narrowed below: a good part of a core's own cache */
 #define SMALLEST_WINDOW 2U
 #define FIRST_PATIENCE 64U
 #define LONGEST_PATIENCE (1U << 20)
@@ -37,8 +37,8 @@ static void provide(struct gt_buffers *buffers, uint16_t id)
     buffers->tail++;
 }
 
-int gt_buffers_open_group(struct gt_ring *ring, struct gt_buffers *buffers, uint16_t group, uint32_t count, uint32_t size,
-                          bool incremental)
+int gt_buffers_open_group(struct gt_ring *ring, struct gt_buffers *buffers, uint16_t group, uint32_t count,
+                          uint32_t size, bool incremental)
 {
     if (ring->dead)
         return -EBADF;
@@ -63,7 +63,8 @@ int gt_buffers_open_group(struct gt_ring *ring, struct gt_buffers *buffers, uint
     opened.held = calloc(count, sizeof *opened.held);
     int result = -ENOMEM;
     if (opened.consumed && opened.held) {
-        if (madvise(entries, opened.entries_bytes, MADV_DONTFORK) || madvise(memory, opened.memory_bytes, MADV_DONTFORK)) {
+        if (madvise(entries, opened.entries_bytes, MADV_DONTFORK) ||
+            madvise(memory, opened.memory_bytes, MADV_DONTFORK)) {
             result = -errno;
         } else {
             struct gt_buffer_ring_registration registration = {
@@ -146,7 +147,8 @@ bool gt_buffers_widen(struct gt_buffers *buffers)
 {
     if (buffers->held_count == 0)
         return false;
-    while (buffers->window <= buffers->count - buffers->held_count) /* it may be narrower than what has not come back yet */
+    while (buffers->window <=
+           buffers->count - buffers->held_count) /* it may be narrower than what has not come back yet */
         buffers->window *= 2;
     while (buffers->held_count > 0 && buffers->count - buffers->held_count < buffers->window)
         provide(buffers, buffers->held[--buffers->held_count]);

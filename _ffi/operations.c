@@ -160,7 +160,8 @@ static int check_pollable(int fd)
     struct stat status;
     if (fstat(fd, &status) < 0)
         return -errno;
-    if (S_ISSOCK(status.st_mode) || S_ISFIFO(status.st_mode) || (status.st_mode & S_IFMT) == 0) /* 0: an eventfd or so */
+    if (S_ISSOCK(status.st_mode) || S_ISFIFO(status.st_mode) ||
+        (status.st_mode & S_IFMT) == 0) /* 0: an eventfd or so */
         return 0;
     int epoll = epoll_create1(EPOLL_CLOEXEC);
     if (epoll < 0)
@@ -206,7 +207,8 @@ int gt_operation_recv(struct gt_ring *ring, int fd, uint64_t *key)
     return error;
 }
 
-int gt_operation_send(struct gt_ring *ring, int fd, const void *data, uint32_t length, uint32_t msg_flags, uint64_t *key)
+int gt_operation_send(struct gt_ring *ring, int fd, const void *data, uint32_t length, uint32_t msg_flags,
+                      uint64_t *key)
 {
     int error;
     struct io_uring_sqe *sqe = open_operation(ring, key, &error);

@@ -54,10 +54,8 @@ static const struct {
     uint32_t feature;
     uint32_t flags;
 } setup_flags[] = {
-    {GT_FEATURE_NO_SQARRAY, IORING_SETUP_NO_SQARRAY},
-    {GT_FEATURE_DEFER_TASKRUN, IORING_SETUP_DEFER_TASKRUN},
-    {GT_FEATURE_SINGLE_ISSUER, IORING_SETUP_SINGLE_ISSUER},
-    {GT_FEATURE_TASKRUN_FLAG, IORING_SETUP_TASKRUN_FLAG},
+    {GT_FEATURE_NO_SQARRAY, IORING_SETUP_NO_SQARRAY},       {GT_FEATURE_DEFER_TASKRUN, IORING_SETUP_DEFER_TASKRUN},
+    {GT_FEATURE_SINGLE_ISSUER, IORING_SETUP_SINGLE_ISSUER}, {GT_FEATURE_TASKRUN_FLAG, IORING_SETUP_TASKRUN_FLAG},
     {GT_FEATURE_SUBMIT_ALL, IORING_SETUP_SUBMIT_ALL},
 };
 #define SETUP_FLAGS (sizeof setup_flags / sizeof setup_flags[0])
@@ -196,7 +194,8 @@ static void prep_probe(struct gt_ring *ring, struct io_uring_sqe *sqe, enum prob
 /* One io_uring_enter, if the queues have room for all probes and no kernel stops at one of them. */
 static int probe(struct gt_ring *ring, uint32_t unwanted)
 {
-    uint32_t supported = (GT_FEATURE_CANCEL_ANY | GT_FEATURE_MULTISHOT_ACCEPT | GT_FEATURE_MULTISHOT_RECEIVE) & ~unwanted;
+    uint32_t supported =
+        (GT_FEATURE_CANCEL_ANY | GT_FEATURE_MULTISHOT_ACCEPT | GT_FEATURE_MULTISHOT_RECEIVE) & ~unwanted;
     uint32_t asked = 0, answered = 0;
     unsigned int next = 0;
     for (;;) {
@@ -442,7 +441,8 @@ int gt_ring_enter(struct gt_ring *ring, int64_t timeout_ns)
         /* A wait that fails after a successful submission returns the submission's count, so the head tells better. */
         uint32_t left = gt_ring_unsubmitted(ring);
         ring->submissions += count - left;
-        if (left == 0 || result <= 0) /* else see gt_ring_submit(); the error is there as a completion, so no wait is long */
+        if (left == 0 ||
+            result <= 0) /* else see gt_ring_submit(); the error is there as a completion, so no wait is long */
             return result < 0 ? result : 0;
         count = left;
     }

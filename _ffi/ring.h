@@ -42,16 +42,16 @@ struct msghdr; /* <sys/socket.h> */
 
 /* What a kernel may or may not have.  Each is found out by trying it; one that is unwanted is not tried. */
 enum gt_feature {
-    GT_FEATURE_NO_SQARRAY = 1 << 0,       /* 6.6: SQEs are taken in ring order, no index array */
-    GT_FEATURE_REGISTERED_FD = 1 << 1,    /* 5.18: io_uring_enter without looking the ring's fd up */
-    GT_FEATURE_BUFFER_RING = 1 << 2,      /* 5.19: provided buffer ring */
-    GT_FEATURE_BUFFER_INCREMENT = 1 << 3, /* 6.12: buffers of that ring consumed bit by bit */
-    GT_FEATURE_TASKRUN_FLAG = 1 << 4,     /* 5.19: the kernel says when there is deferred work to collect */
-    GT_FEATURE_SUBMIT_ALL = 1 << 5,       /* 5.18: a bad SQE does not keep the ones behind it from being submitted */
-    GT_FEATURE_CQE_SKIP = 1 << 6,         /* 5.17: a cancel completes only if it has failed */
-    GT_FEATURE_CANCEL_ANY = 1 << 7,       /* 5.19: one cancel for everything in flight */
-    GT_FEATURE_SINGLE_ISSUER = 1 << 8,    /* 6.0: the kernel relies on one thread to submit */
-    GT_FEATURE_DEFER_TASKRUN = 1 << 9,    /* 6.1: completions are made when we wait for them, and at no other time */
+    GT_FEATURE_NO_SQARRAY = 1 << 0,         /* 6.6: SQEs are taken in ring order, no index array */
+    GT_FEATURE_REGISTERED_FD = 1 << 1,      /* 5.18: io_uring_enter without looking the ring's fd up */
+    GT_FEATURE_BUFFER_RING = 1 << 2,        /* 5.19: provided buffer ring */
+    GT_FEATURE_BUFFER_INCREMENT = 1 << 3,   /* 6.12: buffers of that ring consumed bit by bit */
+    GT_FEATURE_TASKRUN_FLAG = 1 << 4,       /* 5.19: the kernel says when there is deferred work to collect */
+    GT_FEATURE_SUBMIT_ALL = 1 << 5,         /* 5.18: a bad SQE does not keep the ones behind it from being submitted */
+    GT_FEATURE_CQE_SKIP = 1 << 6,           /* 5.17: a cancel completes only if it has failed */
+    GT_FEATURE_CANCEL_ANY = 1 << 7,         /* 5.19: one cancel for everything in flight */
+    GT_FEATURE_SINGLE_ISSUER = 1 << 8,      /* 6.0: the kernel relies on one thread to submit */
+    GT_FEATURE_DEFER_TASKRUN = 1 << 9,      /* 6.1: completions are made when we wait for them, and at no other time */
     GT_FEATURE_MULTISHOT_ACCEPT = 1 << 10,  /* 5.19: one accept for all connections of a listener */
     GT_FEATURE_MULTISHOT_RECEIVE = 1 << 11, /* 6.0: one receive for all data of a connection */
 };
@@ -80,8 +80,8 @@ struct gt_slot {
     uint32_t in_flight; /* operations whose final CQE has not been seen */
     uint32_t next_free;
     uint8_t kind;
-    bool abandoned;      /* nobody waits for this operation any more: its completion is housekeeping */
-    bool finished;       /* a GT_SLOT_OPERATION whose main operation has completed for good */
+    bool abandoned;         /* nobody waits for this operation any more: its completion is housekeeping */
+    bool finished;          /* a GT_SLOT_OPERATION whose main operation has completed for good */
     bool yields_descriptor; /* a result >= 0 is a descriptor of ours, to be closed if nobody takes it */
 };
 
@@ -362,7 +362,8 @@ int gt_operation_nop(struct gt_ring *ring, uint64_t *key);
 int gt_operation_poll(struct gt_ring *ring, int fd, uint32_t events, bool multishot, uint64_t *key);
 int gt_operation_accept(struct gt_ring *ring, int fd, uint32_t accept_flags, uint64_t *key);
 int gt_operation_recv(struct gt_ring *ring, int fd, uint64_t *key);
-int gt_operation_send(struct gt_ring *ring, int fd, const void *data, uint32_t length, uint32_t msg_flags, uint64_t *key);
+int gt_operation_send(struct gt_ring *ring, int fd, const void *data, uint32_t length, uint32_t msg_flags,
+                      uint64_t *key);
 
 /* Ask for an operation's end; its final CQE still comes.  With `abandon` nobody is to be told of it.  Never dropped: when no
  * SQE is to be had, the next gt_ring_enter() asks again.  0, -ENOENT when it has ended already, or -ENOMEM. */
@@ -375,8 +376,8 @@ int gt_buffers_open(struct gt_ring *ring, uint32_t count, uint32_t size, bool in
 int gt_buffers_close(struct gt_ring *ring);
 
 /* The same for another group, whose books the caller keeps and publishes; `buffers` is zeroed before it is opened. */
-int gt_buffers_open_group(struct gt_ring *ring, struct gt_buffers *buffers, uint16_t group, uint32_t count, uint32_t size,
-                          bool incremental);
+int gt_buffers_open_group(struct gt_ring *ring, struct gt_buffers *buffers, uint16_t group, uint32_t count,
+                          uint32_t size, bool incremental);
 int gt_buffers_close_group(struct gt_ring *ring, struct gt_buffers *buffers);
 
 /* Where the data of a CQE with IORING_CQE_F_BUFFER lies.  Valid until gt_buffers_recycle() of the same CQE. */

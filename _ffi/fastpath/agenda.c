@@ -63,7 +63,8 @@ bool gt_reactor_check_thread(const gt_reactor *reactor)
         return false;
     }
     if (PyThread_get_thread_ident() != reactor->thread) {
-        PyErr_SetString(PyExc_RuntimeError, "this connection belongs to a run in another thread; use trio.from_thread.run()");
+        PyErr_SetString(PyExc_RuntimeError,
+                        "this connection belongs to a run in another thread; use trio.from_thread.run()");
         return false;
     }
     return true;

@@ -280,7 +280,8 @@ static int queue_current(gt_awaitable *self, bool all)
         const char *data = self->data ? PyBytes_AS_STRING(self->data) : self->view.buf;
         size_t left = current_length(self) - self->offset;
         if (left > REFERENCE && !all) {
-            size_t mark = stream->send_high > REFERENCE ? stream->send_high : REFERENCE; /* small marks, but no small sends */
+            size_t mark =
+                stream->send_high > REFERENCE ? stream->send_high : REFERENCE; /* small marks, but no small sends */
             size_t room = stream->outbound.size < mark ? mark - stream->outbound.size : 0;
             if (left > room)
                 left = room;
@@ -397,7 +398,8 @@ static int answer(gt_awaitable *self, PyObject **result)
         return gt_answer_inbound(connection, result);
     if (receives(self))
         return self->call == GT_FILL ? answer_fill(self, result) : answer_receive(self, result);
-    if (stream->send_error || stream->send_torn) { /* what follows half of something would be taken for its other half */
+    if (stream->send_error ||
+        stream->send_torn) { /* what follows half of something would be taken for its other half */
         raise_broken(self, stream->send_error ? stream->send_error : ECANCELED);
         return -1;
     }
@@ -414,8 +416,9 @@ static int raise_late(gt_awaitable *self)
 {
     if (gt_awaitable_is_torn(self) && queue_data(self, true) < 0)
         return -1;
-    PyErr_SetString(self->connection->reactor->too_slow_error,
-                    receives(self) ? "the connection's read deadline has passed" : "the connection's write deadline has passed");
+    PyErr_SetString(self->connection->reactor->too_slow_error, receives(self)
+                                                                   ? "the connection's read deadline has passed"
+                                                                   : "the connection's write deadline has passed");
     return -1;
 }
 
@@ -472,7 +475,8 @@ static PySendResult start(gt_awaitable *self, PyObject *task, PyObject **result)
         return PYGEN_ERROR;
     }
     /* On a closed connection a call in progress has been refused, and is over but for its task's next step. */
-    if ((direction_of(self)->awaitable || (self->connection->send_held && !receives(self))) && !self->connection->closed) {
+    if ((direction_of(self)->awaitable || (self->connection->send_held && !receives(self))) &&
+        !self->connection->closed) {
         PyErr_Format(self->connection->reactor->busy_error, "another task is already %s on this connection",
                      receives(self) ? "receiving" : "sending");
         return PYGEN_ERROR;
@@ -542,8 +546,7 @@ static PySendResult drive(PyObject *object, PyObject *message, PyObject **result
     PyObject *task = gt_trio_current_task(&self->connection->reactor->trio);
     if (!task)
         return PYGEN_ERROR;
-    PySendResult sent =
-        self->state == NEW ? start(self, task, result) : resume(self, task, message, result);
+    PySendResult sent = self->state == NEW ? start(self, task, result) : resume(self, task, message, result);
     if (sent == PYGEN_RETURN) {
         finish(self);
     } else if (sent == PYGEN_ERROR) {
@@ -609,8 +612,8 @@ static PyAsyncMethods awaitable_async = {
 };
 
 PyTypeObject gt_awaitable_type = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "gain_trio._fastpath.Call",
+    PyVarObject_HEAD_INIT(NULL, 0) /* the macro brings the comma */
+        .tp_name = "gain_trio._fastpath.Call",
     .tp_basicsize = sizeof(gt_awaitable),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
     .tp_doc = PyDoc_STR("A call in progress on a connection."),

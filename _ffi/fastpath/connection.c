@@ -95,7 +95,8 @@ static void connection_dealloc(gt_connection *self)
     if (self->weakrefs)
         PyObject_ClearWeakRefs((PyObject *)self);
     if (self->stream) {
-        if (!self->stream->closing && !self->reactor->ring->dead) { /* a __del__ of a class made of this one hid the finalizer */
+        if (!self->stream->closing &&
+            !self->reactor->ring->dead) { /* a __del__ of a class made of this one hid the finalizer */
             gt_stream_close(self->stream, self->stream->outbound.size > 0);
             gt_reactor_wake_thread(self->reactor);
         }
@@ -129,7 +130,8 @@ static PyObject *connection_receive(gt_connection *self, PyObject *const *args, 
     }
     if (named) {
         if (PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(names, 0), "max_bytes") != 0) {
-            PyErr_Format(PyExc_TypeError, "receive() got an unexpected keyword argument %R", PyTuple_GET_ITEM(names, 0));
+            PyErr_Format(PyExc_TypeError, "receive() got an unexpected keyword argument %R",
+                         PyTuple_GET_ITEM(names, 0));
             return NULL;
         }
         max = args[0];
@@ -217,9 +219,15 @@ static PyObject *connection_send(gt_connection *self, PyObject *data)
     return (PyObject *)call;
 }
 
-static PyObject *connection_flush(gt_connection *self, PyObject *Py_UNUSED(ignored)) { return new_call(self, GT_FLUSH); }
+static PyObject *connection_flush(gt_connection *self, PyObject *Py_UNUSED(ignored))
+{
+    return new_call(self, GT_FLUSH);
+}
 
-static PyObject *connection_detach(gt_connection *self, PyObject *Py_UNUSED(ignored)) { return new_call(self, GT_DETACH); }
+static PyObject *connection_detach(gt_connection *self, PyObject *Py_UNUSED(ignored))
+{
+    return new_call(self, GT_DETACH);
+}
 
 static PyObject *connection_wait_inbound(gt_connection *self, PyObject *Py_UNUSED(ignored))
 {
@@ -469,13 +477,16 @@ static PyObject *get_is_send_torn(gt_connection *self, void *Py_UNUSED(closure))
 
 static PyObject *get_is_closed(gt_connection *self, void *Py_UNUSED(closure)) { return PyBool_FromLong(self->closed); }
 
-static PyObject *get_is_send_eof(gt_connection *self, void *Py_UNUSED(closure)) { return PyBool_FromLong(self->send_eof); }
+static PyObject *get_is_send_eof(gt_connection *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(self->send_eof);
+}
 
 static PyGetSetDef connection_getset[] = {
     {"inbound_buffered", (getter)get_inbound_buffered, NULL,
      PyDoc_STR("Bytes received and not yet taken: what next() returns without waiting."), NULL},
-    {"outbound_buffered", (getter)get_outbound_buffered, NULL,
-     PyDoc_STR("Bytes sent and not yet taken by the kernel."), NULL},
+    {"outbound_buffered", (getter)get_outbound_buffered, NULL, PyDoc_STR("Bytes sent and not yet taken by the kernel."),
+     NULL},
     {"read_deadline", (getter)gt_connection_get_deadline, (setter)gt_connection_set_deadline,
      PyDoc_STR("When a call that waits to receive is too slow, on Trio's clock."), NULL},
     {"write_deadline", (getter)gt_connection_get_deadline, (setter)gt_connection_set_deadline,
@@ -494,7 +505,8 @@ static PyGetSetDef connection_getset[] = {
 };
 
 static PyMemberDef connection_members[] = {
-    {"context", T_OBJECT, offsetof(gt_connection, context), 0, PyDoc_STR("Anything: it is the program's, None at first.")},
+    {"context", T_OBJECT, offsetof(gt_connection, context), 0,
+     PyDoc_STR("Anything: it is the program's, None at first.")},
     {"bytes_received", T_ULONGLONG, offsetof(gt_connection, bytes_received), READONLY,
      PyDoc_STR("Bytes that have arrived, taken or not.")},
     {"bytes_sent", T_ULONGLONG, offsetof(gt_connection, bytes_sent), READONLY,
@@ -506,9 +518,11 @@ static PyMethodDef connection_methods[] = {
     {"receive", (PyCFunction)(void (*)(void))connection_receive, METH_FASTCALL | METH_KEYWORDS,
      PyDoc_STR("receive($self, /, max_bytes=None)\n--\n\nThe next bytes; b\"\" at the end of the stream.")},
     {"receive_into", (PyCFunction)connection_receive_into, METH_O,
-     PyDoc_STR("receive_into($self, buffer, /)\n--\n\nThe next bytes, into a writable buffer: how many, 0 at the end.")},
+     PyDoc_STR(
+         "receive_into($self, buffer, /)\n--\n\nThe next bytes, into a writable buffer: how many, 0 at the end.")},
     {"_fill", (PyCFunction)connection_fill, METH_O,
-     PyDoc_STR("_fill($self, count, /)\n--\n\nWait until count bytes are queued or the stream has ended: how many are.")},
+     PyDoc_STR(
+         "_fill($self, count, /)\n--\n\nWait until count bytes are queued or the stream has ended: how many are.")},
     {"send", (PyCFunction)connection_send, METH_O,
      PyDoc_STR("send($self, data, /)\n--\n\nSend bytes, or a list or tuple of them, in order.")},
     {"flush", (PyCFunction)connection_flush, METH_NOARGS,
@@ -526,19 +540,22 @@ static PyMethodDef connection_methods[] = {
     {"discard", (PyCFunction)(void (*)(void))connection_discard, METH_FASTCALL,
      PyDoc_STR("discard($self, count=None, /)\n--\n\nRemove up to count queued bytes: how many.")},
     {"_wait_inbound", (PyCFunction)connection_wait_inbound, METH_NOARGS,
-     PyDoc_STR("_wait_inbound($self, /)\n--\n\nWait for news: how many bytes have arrived, or what else has happened.")},
+     PyDoc_STR(
+         "_wait_inbound($self, /)\n--\n\nWait for news: how many bytes have arrived, or what else has happened.")},
     {"_end_inbound", (PyCFunction)gt_connection_end_inbound, METH_NOARGS,
      PyDoc_STR("_end_inbound($self, /)\n--\n\nHave _wait_inbound() tell of the end, now and ever after.")},
     {"_resume_inbound", (PyCFunction)gt_connection_resume_inbound, METH_NOARGS,
      PyDoc_STR("_resume_inbound($self, /)\n--\n\nTake _end_inbound() back.")},
     {"_take_exactly", (PyCFunction)gt_connection_take_exactly, METH_O,
-     PyDoc_STR("_take_exactly($self, count, /)\n--\n\nExactly count queued bytes, or all, or None if there are fewer.")},
+     PyDoc_STR(
+         "_take_exactly($self, count, /)\n--\n\nExactly count queued bytes, or all, or None if there are fewer.")},
     {"_send_nowait", (PyCFunction)gt_connection_send_nowait, METH_O,
      PyDoc_STR("_send_nowait($self, data, /)\n--\n\nQueue all of data without waiting: how much is outbound.")},
     {"_tell_written", (PyCFunction)gt_connection_tell_written, METH_O,
      PyDoc_STR("_tell_written($self, wanted, /)\n--\n\nHave _wait_inbound() tell when the kernel has taken bytes.")},
     {"_tell_resets", (PyCFunction)gt_connection_tell_resets, METH_NOARGS,
-     PyDoc_STR("_tell_resets($self, /)\n--\n\nHave _wait_inbound() raise the socket's error while the queue is full, too.")},
+     PyDoc_STR(
+         "_tell_resets($self, /)\n--\n\nHave _wait_inbound() raise the socket's error while the queue is full, too.")},
     {"_take_written", (PyCFunction)gt_connection_take_written, METH_NOARGS,
      PyDoc_STR("_take_written($self, /)\n--\n\nHow many bytes the kernel has taken since this was asked last.")},
     {"_find", (PyCFunction)(void (*)(void))connection_find, METH_FASTCALL,
@@ -558,7 +575,8 @@ static PyMethodDef connection_methods[] = {
     {"_tear_sends", (PyCFunction)connection_tear_sends, METH_NOARGS,
      PyDoc_STR("_tear_sends($self, /)\n--\n\nWhat was sent is no whole: refuse sends, and close with RST.")},
     {"_fail_sends", (PyCFunction)connection_fail_sends, METH_O,
-     PyDoc_STR("_fail_sends($self, errno, /)\n--\n\nWhat was sent past this object has failed: why the first thing did.")},
+     PyDoc_STR(
+         "_fail_sends($self, errno, /)\n--\n\nWhat was sent past this object has failed: why the first thing did.")},
     {"_wait_for_room", (PyCFunction)connection_wait_for_room, METH_NOARGS,
      PyDoc_STR("_wait_for_room($self, /)\n--\n\nWait until the kernel would take something.")},
     {"_has_sent", (PyCFunction)gt_connection_has_sent, METH_O,
@@ -569,8 +587,8 @@ static PyMethodDef connection_methods[] = {
 };
 
 PyTypeObject gt_connection_type = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "gain_trio._fastpath.Stream",
+    PyVarObject_HEAD_INIT(NULL, 0) /* the macro brings the comma */
+        .tp_name = "gain_trio._fastpath.Stream",
     .tp_basicsize = sizeof(gt_connection),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
     .tp_doc = PyDoc_STR("A connected stream socket on the ring."),

@@ -60,10 +60,11 @@ static PyObject *make_tuple(const gt_sockaddr *raw)
 
 static bool refuse_host(PyObject *tuple, int family)
 {
-    PyErr_Format(PyExc_ValueError,
-                 "%R is not an IPv%d address, which this endpoint sends to; names are not looked up for every datagram: "
-                 "do it once, with trio.socket.getaddrinfo()",
-                 PyTuple_GET_ITEM(tuple, 0), family == AF_INET ? 4 : 6);
+    PyErr_Format(
+        PyExc_ValueError,
+        "%R is not an IPv%d address, which this endpoint sends to; names are not looked up for every datagram: "
+        "do it once, with trio.socket.getaddrinfo()",
+        PyTuple_GET_ITEM(tuple, 0), family == AF_INET ? 4 : 6);
     return false;
 }
 

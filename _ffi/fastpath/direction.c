@@ -30,8 +30,8 @@ static void abort_dealloc(gt_abort *self)
 }
 
 PyTypeObject gt_abort_type = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "gain_trio._fastpath.Abort",
+    PyVarObject_HEAD_INIT(NULL, 0) /* the macro brings the comma */
+        .tp_name = "gain_trio._fastpath.Abort",
     .tp_basicsize = sizeof(gt_abort),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
     .tp_doc = PyDoc_STR("Trio calls this to cancel a call that waits."),

@@ -13,8 +13,7 @@
 
 static int check_numbers(int descriptor, bool known, Py_ssize_t queue_size, Py_ssize_t queue_bytes, Py_ssize_t max_size)
 {
-    if (descriptor >= 0 && known && queue_size > 0 && queue_size <= MOST_QUEUED &&
-        queue_bytes > 0 && max_size >= 0)
+    if (descriptor >= 0 && known && queue_size > 0 && queue_size <= MOST_QUEUED && queue_bytes > 0 && max_size >= 0)
         return 0;
     PyErr_SetString(PyExc_ValueError, "need descriptor >= 0, AF_INET or AF_INET6 or a connected socket, "
                                       "0 < queue_size <= 2**24, queue_bytes > 0, max_size >= 0");
@@ -23,8 +22,8 @@ static int check_numbers(int descriptor, bool known, Py_ssize_t queue_size, Py_s
 
 static int endpoint_init(gt_endpoint *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"reactor",  "descriptor", "family", "remote", "queue_size", "queue_bytes",
-                            "max_size", "buffers",    NULL};
+    static char *names[] = {"reactor",     "descriptor", "family",  "remote", "queue_size",
+                            "queue_bytes", "max_size",   "buffers", NULL};
     PyObject *reactor, *remote;
     int descriptor, family;
     unsigned int buffers;
@@ -36,7 +35,8 @@ static int endpoint_init(gt_endpoint *self, PyObject *args, PyObject *kwargs)
         PyErr_SetString(PyExc_RuntimeError, "an endpoint is initialised once");
         return -1;
     }
-    bool known = family == AF_INET || family == AF_INET6 || remote != Py_None; /* connected: no addresses to deal with */
+    bool known =
+        family == AF_INET || family == AF_INET6 || remote != Py_None; /* connected: no addresses to deal with */
     if (check_numbers(descriptor, known, queue_size, queue_bytes, max_size) < 0)
         return -1;
     if (((gt_reactor *)reactor)->closed) {
@@ -145,7 +145,10 @@ static gt_exchange *new_call(gt_endpoint *self)
     return NULL;
 }
 
-static PyObject *endpoint_receive(gt_endpoint *self, PyObject *Py_UNUSED(ignored)) { return (PyObject *)new_call(self); }
+static PyObject *endpoint_receive(gt_endpoint *self, PyObject *Py_UNUSED(ignored))
+{
+    return (PyObject *)new_call(self);
+}
 
 static PyObject *endpoint_anext(PyObject *self) { return (PyObject *)new_call((gt_endpoint *)self); }
 
@@ -157,7 +160,8 @@ static bool set_destination(gt_exchange *call, PyObject *address)
                        ? 1
                        : PyObject_RichCompareBool(address, endpoint->remote, Py_EQ);
         if (same == 0)
-            PyErr_Format(PyExc_ValueError, "this endpoint is connected to %R, and sends nowhere else", endpoint->remote);
+            PyErr_Format(PyExc_ValueError, "this endpoint is connected to %R, and sends nowhere else",
+                         endpoint->remote);
         return same > 0;
     }
     if (address == Py_None) {
@@ -272,7 +276,8 @@ static PyGetSetDef endpoint_getset[] = {
 };
 
 static PyMemberDef endpoint_members[] = {
-    {"context", T_OBJECT, offsetof(gt_endpoint, context), 0, PyDoc_STR("Anything: it is the program's, None at first.")},
+    {"context", T_OBJECT, offsetof(gt_endpoint, context), 0,
+     PyDoc_STR("Anything: it is the program's, None at first.")},
     {NULL, 0, 0, 0, NULL},
 };
 
@@ -291,8 +296,8 @@ static PyAsyncMethods endpoint_async = {
 };
 
 PyTypeObject gt_endpoint_type = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "gain_trio._fastpath.Endpoint",
+    PyVarObject_HEAD_INIT(NULL, 0) /* the macro brings the comma */
+        .tp_name = "gain_trio._fastpath.Endpoint",
     .tp_basicsize = sizeof(gt_endpoint),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
     .tp_doc = PyDoc_STR("A datagram socket on the ring."),

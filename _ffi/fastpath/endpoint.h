@@ -55,9 +55,9 @@ static inline socklen_t gt_sockaddr_length(int family)
 bool gt_sockaddr_equal(const gt_sockaddr *one, const gt_sockaddr *other);
 bool gt_sockaddr_parse(PyObject *tuple, int family, gt_sockaddr *raw); /* false: exception set */
 
-gt_peer *gt_peers_get(gt_peers *peers, const gt_sockaddr *raw); /* NULL: out of memory, exception set */
-gt_peer *gt_peers_find(gt_peers *peers, const gt_sockaddr *raw);       /* NULL: not there */
-gt_peer *gt_peers_find_tuple(gt_peers *peers, PyObject *tuple);        /* NULL: not there */
+gt_peer *gt_peers_get(gt_peers *peers, const gt_sockaddr *raw);  /* NULL: out of memory, exception set */
+gt_peer *gt_peers_find(gt_peers *peers, const gt_sockaddr *raw); /* NULL: not there */
+gt_peer *gt_peers_find_tuple(gt_peers *peers, PyObject *tuple);  /* NULL: not there */
 void gt_peers_clear(gt_peers *peers);
 
 typedef struct {
@@ -100,7 +100,8 @@ struct gt_socket {
     bool closing;
 };
 
-gt_socket *gt_socket_open(gt_reactor *reactor, gt_endpoint *endpoint, int fd, int family, bool connected, uint32_t buffers);
+gt_socket *gt_socket_open(gt_reactor *reactor, gt_endpoint *endpoint, int fd, int family, bool connected,
+                          uint32_t buffers);
 void gt_socket_want(gt_socket *socket);
 void gt_socket_close(gt_socket *socket);
 

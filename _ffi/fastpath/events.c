@@ -153,7 +153,8 @@ PyObject *gt_connection_send_nowait(gt_connection *self, PyObject *data)
     }
     if (stream->send_error || stream->send_torn)
         return gt_raise_broken(self->reactor, stream->send_error ? stream->send_error : ECANCELED);
-    const gt_awaitable *call = self->sending.awaitable; /* of a send not all may be queued, and one for room is amidst a file */
+    const gt_awaitable *call =
+        self->sending.awaitable; /* of a send not all may be queued, and one for room is amidst a file */
     if (self->send_held || (call && (call->call == GT_SEND || call->call == GT_ROOM))) {
         PyErr_SetString(self->reactor->busy_error, "another task is already sending on this connection");
         return NULL;

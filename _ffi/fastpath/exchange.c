@@ -76,8 +76,7 @@ static void notify_first(gt_reactor *reactor, gt_waiters *list)
 void gt_endpoint_notify(gt_endpoint *endpoint)
 {
     gt_waiters *receiving = &endpoint->receiving, *sending = &endpoint->sending;
-    while (receiving->first &&
-           receiving->notified < endpoint->inbound.count + (endpoint->socket_error != 0))
+    while (receiving->first && receiving->notified < endpoint->inbound.count + (endpoint->socket_error != 0))
         notify_first(endpoint->reactor, receiving);
     /* With one of them at a time the line is as fair as can be: the next is notified when this one has sent. */
     if (sending->first && sending->notified == 0 && gt_endpoint_has_room(endpoint))
@@ -198,8 +197,8 @@ static void waiter_dealloc(gt_waiter *self)
 }
 
 PyTypeObject gt_waiter_type = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "gain_trio._fastpath.Waiter",
+    PyVarObject_HEAD_INIT(NULL, 0) /* the macro brings the comma */
+        .tp_name = "gain_trio._fastpath.Waiter",
     .tp_basicsize = sizeof(gt_waiter),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
     .tp_doc = PyDoc_STR("A task that waits for an endpoint; Trio calls this to cancel its wait."),
@@ -483,8 +482,8 @@ static PyAsyncMethods exchange_async = {
 };
 
 PyTypeObject gt_exchange_type = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "gain_trio._fastpath.Exchange",
+    PyVarObject_HEAD_INIT(NULL, 0) /* the macro brings the comma */
+        .tp_name = "gain_trio._fastpath.Exchange",
     .tp_basicsize = sizeof(gt_exchange),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
     .tp_doc = PyDoc_STR("A call in progress on an endpoint."),

@@ -41,7 +41,7 @@ typedef struct {
     size_t start; /* of what is left of `whole` or of `data` */
     size_t length;
     size_t capacity;
-    PyObject **later; /* what follows either: a circle of large chunks, as bytes objects */
+    PyObject **later;  /* what follows either: a circle of large chunks, as bytes objects */
     size_t later_size; /* bytes in them */
     uint32_t later_head, later_count, later_capacity; /* the last is a power of two, or 0 */
 } gt_inbound;
@@ -51,10 +51,13 @@ static inline size_t gt_inbound_head_size(const gt_inbound *queue)
 {
     return queue->whole ? (size_t)PyBytes_GET_SIZE(queue->whole) - queue->start : queue->length;
 }
-static inline size_t gt_inbound_size(const gt_inbound *queue) { return gt_inbound_head_size(queue) + queue->later_size; }
+static inline size_t gt_inbound_size(const gt_inbound *queue)
+{
+    return gt_inbound_head_size(queue) + queue->later_size;
+}
 int gt_inbound_append(gt_inbound *queue, const char *data, size_t length); /* -1: out of memory, no exception set */
 PyObject *gt_inbound_take(gt_inbound *queue, size_t max);                  /* `max` bytes or all, removed */
-PyObject *gt_inbound_take_piece(gt_inbound *queue, size_t max);            /* at most `max`, as they lie there, removed */
+PyObject *gt_inbound_take_piece(gt_inbound *queue, size_t max); /* at most `max`, as they lie there, removed */
 PyObject *gt_inbound_peek(const gt_inbound *queue, size_t max);
 size_t gt_inbound_take_into(gt_inbound *queue, char *target, size_t max); /* how much; NULL target: discard */
 /* Where `needle` begins, at `start` or after it; SIZE_MAX: nowhere.  -1: out of memory, exception set. */
@@ -102,9 +105,9 @@ struct gt_stream {
     gt_stream *previous, *next;
     gt_stream *next_wanting;
     uint32_t slot;
-    int fd; /* -1 once its close has been prepared */
-    bool wanting; /* on the reactor's list of streams to prepare SQEs for */
-    bool fed;     /* the receive that is or was armed last has brought something */
+    int fd;         /* -1 once its close has been prepared */
+    bool wanting;   /* on the reactor's list of streams to prepare SQEs for */
+    bool fed;       /* the receive that is or was armed last has brought something */
     bool send_torn; /* a send ended with only a part of its data queued: what the peer has is no whole */
     bool receive_armed, receive_cancelled;
     bool receive_deaf; /* armed since before the hangup, so it may never tell of it */
@@ -112,7 +115,8 @@ struct gt_stream {
     bool hung_up; /* the watch has fired: nothing more will arrive than what is queued */
     bool failed;  /* and that was with an error, which nobody has asked the socket for yet */
     bool send_cancelled;
-    bool send_cut_short; /* less than all was sent: it had to wait and could not, or there was an error that was not told */
+    bool
+        send_cut_short; /* less than all was sent: it had to wait and could not, or there was an error that was not told */
     bool send_blocked;   /* the next send has to wait for room */
     bool send_polls;     /* the send in flight is none, but a poll for room */
     bool room_wanted;    /* a call waits for room */
@@ -120,24 +124,24 @@ struct gt_stream {
     bool receive_paused; /* the queue is over its high mark */
     bool receive_held;   /* a task waits for the receive to be over, to take the descriptor away */
     bool closing;
-    bool timed;   /* active_at is kept up to date */
+    bool timed; /* active_at is kept up to date */
     bool taken; /* closing, but the descriptor is somebody else's now, and stays open */
     bool end_of_stream;
-    bool end_told; /* a call has answered with the end */
-    bool inbound_ended; /* the program wants to hear of nothing more that arrives */
-    bool tells_written; /* `written` is counted, and wakes GT_INBOUND */
-    bool tells_resets;  /* so does an error of the socket while receiving is paused */
-    bool stall_told;    /* GT_INBOUND has told of this pause */
-    size_t untold;      /* bytes that GT_INBOUND has not told of; the program may have taken some of them */
-    size_t written;     /* bytes that the kernel has taken since the program asked last */
+    bool end_told;                 /* a call has answered with the end */
+    bool inbound_ended;            /* the program wants to hear of nothing more that arrives */
+    bool tells_written;            /* `written` is counted, and wakes GT_INBOUND */
+    bool tells_resets;             /* so does an error of the socket while receiving is paused */
+    bool stall_told;               /* GT_INBOUND has told of this pause */
+    size_t untold;                 /* bytes that GT_INBOUND has not told of; the program may have taken some of them */
+    size_t written;                /* bytes that the kernel has taken since the program asked last */
     int receive_error, send_error; /* errno, 0 for none */
-    int socket_error;              /* the socket's, which GT_INBOUND has asked for; what is queued can still be received */
-    uint32_t send_in_flight;       /* segments in the send in flight, 0: there is none */
-    uint32_t send_length;          /* bytes in it */
-    gt_gather *gather;             /* its, or NULL */
+    int socket_error;        /* the socket's, which GT_INBOUND has asked for; what is queued can still be received */
+    uint32_t send_in_flight; /* segments in the send in flight, 0: there is none */
+    uint32_t send_length;    /* bytes in it */
+    gt_gather *gather;       /* its, or NULL */
     size_t receive_high, receive_low, send_high;
     double active_at; /* on Trio's clock: when a byte was moved last, in either direction */
-    size_t fill; /* so many bytes are waited for, and the high mark is no less than that; 0: none are */
+    size_t fill;      /* so many bytes are waited for, and the high mark is no less than that; 0: none are */
     gt_inbound inbound;
     gt_outbound outbound;
 };
@@ -153,21 +157,23 @@ bool gt_stream_prepare(gt_stream *stream);
 bool gt_stream_complete(gt_stream *stream, const struct io_uring_cqe *cqe); /* true: news for the program */
 void gt_stream_consumed(gt_stream *stream);                                 /* inbound bytes were taken */
 void gt_stream_fill(gt_stream *stream, size_t count);                       /* a task waits for `count` bytes */
-void gt_stream_want_room(gt_stream *stream, bool wanted); /* `room` is to become true when the kernel would take something */
-void gt_stream_hold(gt_stream *stream, bool held); /* stop receiving for as long as this is so, and tell when that is done */
+void gt_stream_want_room(gt_stream *stream,
+                         bool wanted); /* `room` is to become true when the kernel would take something */
+void gt_stream_hold(gt_stream *stream,
+                    bool held); /* stop receiving for as long as this is so, and tell when that is done */
 /* Nothing is in flight but, perhaps, a send: what the one who wants to take the descriptor waits for. */
 static inline bool gt_stream_is_idle(const gt_stream *stream)
 {
     return !stream->receive_armed && !stream->watch_armed && !stream->send_polls;
 }
-int gt_stream_take(gt_stream *stream);             /* the descriptor, which the caller owns: the end of the stream */
+int gt_stream_take(gt_stream *stream); /* the descriptor, which the caller owns: the end of the stream */
 
 /* --- awaitable.c: what `await` does --- */
 
 enum gt_call {
     GT_RECEIVE,
     GT_RECEIVE_INTO,
-    GT_FILL, /* until so many bytes are queued, or no more will be; takes none */
+    GT_FILL,    /* until so many bytes are queued, or no more will be; takes none */
     GT_INBOUND, /* until there is news for a server of callbacks; takes nothing */
     GT_DETACH, /* until nothing is in flight: the descriptor and what is queued.  The last one of the receiving side. */
     GT_SEND,
@@ -183,11 +189,12 @@ struct gt_awaitable {
     PyObject *data; /* GT_SEND of bytes */
     Py_buffer view; /* GT_SEND of anything else, GT_RECEIVE_INTO */
     size_t offset;  /* GT_SEND: how much of it has been queued */
-    PyObject *parts; /* GT_SEND of several: a tuple of bytes and memoryviews, of which `data` or `view` is the current one */
+    PyObject
+        *parts; /* GT_SEND of several: a tuple of bytes and memoryviews, of which `data` or `view` is the current one */
     Py_ssize_t next_part;
-    size_t before;  /* GT_SEND: bytes in the parts before the current one */
-    size_t length;  /* GT_SEND: bytes in all */
-    size_t max;     /* GT_RECEIVE: at most; GT_FILL: at least */
+    size_t before; /* GT_SEND: bytes in the parts before the current one */
+    size_t length; /* GT_SEND: bytes in all */
+    size_t max;    /* GT_RECEIVE: at most; GT_FILL: at least */
     uint8_t call;
     uint8_t state;
     bool has_view;
@@ -217,9 +224,9 @@ typedef struct {
     gt_awaitable *awaitable; /* borrowed: the call in progress, from parking until it is resumed */
     PyObject *trap;          /* WaitTaskRescheduled(abort), made when first needed */
     gt_abort *abort;
-    double deadline;         /* on Trio's clock */
-    double looked_at;        /* when the keeper of deadlines comes */
-    bool late;               /* the task was resumed because its deadline has passed */
+    double deadline;  /* on Trio's clock */
+    double looked_at; /* when the keeper of deadlines comes */
+    bool late;        /* the task was resumed because its deadline has passed */
 } gt_direction;
 
 struct gt_connection {
@@ -229,9 +236,9 @@ struct gt_connection {
     gt_direction receiving, sending;
     gt_ready ready;
     uint64_t bytes_received, bytes_sent; /* here, because they are asked for when the stream is gone, too */
-    bool closed;         /* refuses calls */
-    bool send_eof;       /* refuses sends */
-    bool send_held;      /* somebody sends past this object: calls of the sending side are busy */
+    bool closed;                         /* refuses calls */
+    bool send_eof;                       /* refuses sends */
+    bool send_held;                      /* somebody sends past this object: calls of the sending side are busy */
     PyObject *context;
     PyObject *weakrefs;
 };
@@ -285,7 +292,7 @@ PyObject *gt_connection_take_written(gt_connection *self, PyObject *ignored);
 struct gt_poll {
     PyObject_HEAD
     gt_reactor *reactor;
-    PyObject *task; /* parked, or NULL */
+    PyObject *task;           /* parked, or NULL */
     gt_poll *previous, *next; /* on the reactor's list while pending */
     gt_ready ready;
     uint64_t key;
@@ -314,12 +321,12 @@ typedef struct {
 } gt_field;
 
 typedef struct {
-    PyObject *run_context;   /* the __dict__ of trio's GLOBAL_RUN_CONTEXT in this thread; empty outside a task */
-    PyObject *runner;        /* NULL until bound */
-    PyObject *main_task;     /* NULL until known */
-    PyObject *instruments;   /* the dict of the runner's instruments, by hook */
-    PyObject *trap_type;     /* WaitTaskRescheduled */
-    PyObject *checkpoint;    /* CancelShieldedCheckpoint: what a task yields to be scheduled again at once */
+    PyObject *run_context; /* the __dict__ of trio's GLOBAL_RUN_CONTEXT in this thread; empty outside a task */
+    PyObject *runner;      /* NULL until bound */
+    PyObject *main_task;   /* NULL until known */
+    PyObject *instruments; /* the dict of the runner's instruments, by hook */
+    PyObject *trap_type;   /* WaitTaskRescheduled */
+    PyObject *checkpoint;  /* CancelShieldedCheckpoint: what a task yields to be scheduled again at once */
     PyObject *task_type;
     PyObject *abort_succeeded;
     PyObject *woken;         /* outcome.Value(None) */
@@ -338,7 +345,7 @@ typedef struct {
 } gt_trio;
 
 int gt_trio_bind(gt_trio *trio, PyObject *seam); /* takes what it needs from the attributes of `seam` */
-void gt_trio_unbind(gt_trio *trio); /* lets go of the run */
+void gt_trio_unbind(gt_trio *trio);              /* lets go of the run */
 void gt_trio_free(gt_trio *trio);
 int gt_trio_traverse(gt_trio *trio, visitproc visit, void *arg);
 bool gt_trio_is_in_task(const gt_trio *trio);
@@ -355,7 +362,7 @@ typedef struct {
 int gt_trio_note_deadlines(gt_trio *trio, gt_deadlines *noted);
 int gt_trio_can_linger(gt_trio *trio, const gt_deadlines *noted);
 int gt_trio_resume(gt_trio *trio, PyObject *task, PyObject *abort); /* one step, in place */
-int gt_trio_leave_task(gt_trio *trio); /* after the last of a batch of steps */
+int gt_trio_leave_task(gt_trio *trio);                              /* after the last of a batch of steps */
 int gt_trio_reschedule(gt_trio *trio, PyObject *task);
 int gt_task_module_init(void);
 
@@ -386,7 +393,7 @@ struct gt_reactor {
     uint64_t closing_count; /* of them, those that the kernel has not let go yet */
     uint64_t timed_streams; /* that want to know when they moved a byte last */
     double now;             /* on Trio's clock, of the last batch; kept up to date while there are timed streams */
-    uint64_t starvations; /* receives ended by ENOBUFS */
+    uint64_t starvations;   /* receives ended by ENOBUFS */
     uint64_t resumed_in_place;
     uint64_t rescheduled;
     bool in_place;
@@ -400,10 +407,10 @@ void gt_reactor_ready(gt_reactor *reactor, gt_ready *ready, PyObject *object);
 PyObject *gt_reactor_pop_ready(gt_reactor *reactor); /* the caller's reference, or NULL */
 void gt_reactor_link_wanting(gt_reactor *reactor, gt_stream *stream);
 void gt_reactor_link_starved(gt_reactor *reactor, gt_stream *stream);
-void gt_reactor_wake_thread(const gt_reactor *reactor); /* from another thread: end the wait, there is work */
-void gt_reactor_wake_guest(const gt_reactor *reactor);  /* something is wanted: end the wait, if nobody else will */
+void gt_reactor_wake_thread(const gt_reactor *reactor);  /* from another thread: end the wait, there is work */
+void gt_reactor_wake_guest(const gt_reactor *reactor);   /* something is wanted: end the wait, if nobody else will */
 bool gt_reactor_check_thread(const gt_reactor *reactor); /* false: exception set */
-int gt_reactor_look_at_clock(gt_reactor *reactor); /* sets `now`; -1: exception set */
+int gt_reactor_look_at_clock(gt_reactor *reactor);       /* sets `now`; -1: exception set */
 int gt_reactor_wake(gt_reactor *reactor, PyObject *task, PyObject *abort, bool in_place);
 
 /* --- socket.c: what the reactor does with the sockets of datagram endpoints --- */

@@ -15,8 +15,8 @@
 #include "fastpath.h"
 
 #define SMALLEST 4096U
-#define LARGE 4096U  /* a chunk of no less is not copied together with its neighbours */
-#define KEEP 65536U  /* an emptied buffer larger than this is given back */
+#define LARGE 4096U /* a chunk of no less is not copied together with its neighbours */
+#define KEEP 65536U /* an emptied buffer larger than this is given back */
 #define KEEP_LATER 8U
 
 /* --- the flat buffer --- */

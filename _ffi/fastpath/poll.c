@@ -268,8 +268,8 @@ static PyAsyncMethods poll_async = {
 };
 
 PyTypeObject gt_poll_type = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "gain_trio._fastpath.Poll",
+    PyVarObject_HEAD_INIT(NULL, 0) /* the macro brings the comma */
+        .tp_name = "gain_trio._fastpath.Poll",
     .tp_basicsize = sizeof(gt_poll),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
     .tp_doc = PyDoc_STR("A wait for a descriptor to become ready."),

@@ -129,7 +129,8 @@ static Py_ssize_t collect(gt_reactor *reactor)
         }
         if (!gt_ring_overflown(reactor->ring))
             break;
-        if (gt_ring_enter(reactor->ring, 0) < 0) /* moves what overflowed into the queue; an error repeats itself next tick */
+        if (gt_ring_enter(reactor->ring, 0) <
+            0) /* moves what overflowed into the queue; an error repeats itself next tick */
             break;
     }
     if (!type)
@@ -156,12 +157,11 @@ static int enter(gt_reactor *reactor, int64_t timeout_ns)
         timeout_ns = 0;
     if (timeout_ns == 0 && gt_ring_unsubmitted(reactor->ring) == 0)
         return gt_ring_enter(reactor->ring, 0); /* at most a look: not worth the GIL's hand-over */
-    if ((reactor->wanting_first || reactor->wanting_sockets || reactor->ring->delayed_count > 0) && timeout_ns > RETRY_NS)
+    if ((reactor->wanting_first || reactor->wanting_sockets || reactor->ring->delayed_count > 0) &&
+        timeout_ns > RETRY_NS)
         timeout_ns = RETRY_NS;
-    Py_BEGIN_ALLOW_THREADS
-    result = gt_ring_enter(reactor->ring, timeout_ns);
-    Py_END_ALLOW_THREADS
-    return result;
+    Py_BEGIN_ALLOW_THREADS result = gt_ring_enter(reactor->ring, timeout_ns);
+    Py_END_ALLOW_THREADS return result;
 }
 
 static bool parse_timeout(PyObject *argument, int64_t *timeout_ns)
@@ -302,13 +302,14 @@ static PyObject *reactor_process(gt_reactor *self, PyObject *Py_UNUSED(ignored))
 
 static int reactor_init(gt_reactor *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"ring_address", "ring_owner", "make_broken", "closed_error",
-                            "busy_error", "too_slow_error", "in_place", "wakeup_descriptor", NULL};
+    static char *names[] = {"ring_address", "ring_owner",        "make_broken",
+                            "closed_error", "busy_error",        "too_slow_error",
+                            "in_place",     "wakeup_descriptor", NULL};
     unsigned long long address;
     PyObject *owner, *make_broken, *closed_error, *busy_error, *too_slow_error;
     int in_place, wakeup_descriptor;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "KOOOOOpi:Reactor", names, &address, &owner, &make_broken, &closed_error,
-                                     &busy_error, &too_slow_error, &in_place, &wakeup_descriptor))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "KOOOOOpi:Reactor", names, &address, &owner, &make_broken,
+                                     &closed_error, &busy_error, &too_slow_error, &in_place, &wakeup_descriptor))
         return -1;
     struct gt_ring *ring = (struct gt_ring *)(uintptr_t)address;
     if (self->ring || !ring || ring->magic != GT_RING_MAGIC || ring->dead) {
@@ -481,10 +482,10 @@ static void reactor_dealloc(gt_reactor *self)
 
 /* --- attributes --- */
 
-#define COUNTER(NAME, EXPRESSION)                                                                                    \
-    static PyObject *get_##NAME(gt_reactor *self, void *Py_UNUSED(closure))                                          \
-    {                                                                                                                \
-        return PyLong_FromUnsignedLongLong((unsigned long long)(EXPRESSION));                                        \
+#define COUNTER(NAME, EXPRESSION)                                                                                      \
+    static PyObject *get_##NAME(gt_reactor *self, void *Py_UNUSED(closure))                                            \
+    {                                                                                                                  \
+        return PyLong_FromUnsignedLongLong((unsigned long long)(EXPRESSION));                                          \
     }
 COUNTER(connections, self->stream_count)
 COUNTER(closing, self->closing_count)
@@ -494,11 +495,15 @@ COUNTER(resumed_in_place, self->resumed_in_place)
 COUNTER(rescheduled, self->rescheduled)
 #undef COUNTER
 
-static PyObject *get_thread(gt_reactor *self, void *Py_UNUSED(closure)) { return PyLong_FromUnsignedLong(self->thread); }
+static PyObject *get_thread(gt_reactor *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromUnsignedLong(self->thread);
+}
 
 static PyGetSetDef reactor_getset[] = {
     {"connections", (getter)get_connections, NULL, PyDoc_STR("Connections that are open or closing."), NULL},
-    {"closing", (getter)get_closing, NULL, PyDoc_STR("Connections that were closed and the kernel has yet to let go."), NULL},
+    {"closing", (getter)get_closing, NULL, PyDoc_STR("Connections that were closed and the kernel has yet to let go."),
+     NULL},
     {"endpoints", (getter)get_endpoints, NULL, PyDoc_STR("Datagram endpoints that are open or closing."), NULL},
     {"starvations", (getter)get_starvations, NULL, PyDoc_STR("Receives ended because no buffer was free."), NULL},
     {"resumed_in_place", (getter)get_resumed_in_place, NULL, PyDoc_STR("Tasks resumed in place."), NULL},
@@ -524,8 +529,8 @@ static PyMethodDef reactor_methods[] = {
 };
 
 PyTypeObject gt_reactor_type = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "gain_trio._fastpath.Reactor",
+    PyVarObject_HEAD_INIT(NULL, 0) /* the macro brings the comma */
+        .tp_name = "gain_trio._fastpath.Reactor",
     .tp_basicsize = sizeof(gt_reactor),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
     .tp_doc = PyDoc_STR("The connections of one run, on its ring."),

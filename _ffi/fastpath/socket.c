@@ -148,7 +148,8 @@ void gt_socket_close(gt_socket *socket)
 
 bool gt_endpoint_has_room(const gt_endpoint *endpoint)
 {
-    return endpoint->turn < SENDS_A_TURN && endpoint->outbound.count < SENDS_A_TURN && endpoint->outbound.bytes < MOST_BYTES;
+    return endpoint->turn < SENDS_A_TURN && endpoint->outbound.count < SENDS_A_TURN &&
+           endpoint->outbound.bytes < MOST_BYTES;
 }
 
 bool gt_endpoint_sends_at_once(const gt_exchange *call)
@@ -305,7 +306,8 @@ void gt_sockets_prepare(gt_reactor *reactor)
 
 /* --- CQEs to state --- */
 
-static void queue_datagram(gt_socket *socket, const struct gt_received_message *header, const char *payload, size_t length)
+static void queue_datagram(gt_socket *socket, const struct gt_received_message *header, const char *payload,
+                           size_t length)
 {
     gt_endpoint *endpoint = socket->endpoint;
     if (header->payload_length > endpoint->max_size || header->flags & MSG_TRUNC) {

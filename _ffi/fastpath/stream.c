@@ -95,7 +95,8 @@ gt_stream *gt_stream_open(gt_reactor *reactor, gt_connection *connection, int fd
     stream->slot = room ? gt_slot_open(reactor->ring, GT_SLOT_STREAM, stream) : GT_NO_SLOT;
     if (stream->slot == GT_NO_SLOT) {
         PyMem_Free(stream);
-        PyObject *arguments = Py_BuildValue("(is)", ENOSPC, "the ring's table of connections is full (RingOptions.max_slots)");
+        PyObject *arguments =
+            Py_BuildValue("(is)", ENOSPC, "the ring's table of connections is full (RingOptions.max_slots)");
         if (arguments) {
             PyErr_SetObject(PyExc_OSError, arguments);
             Py_DECREF(arguments);
@@ -159,7 +160,8 @@ int gt_stream_close(gt_stream *stream, bool reset)
     int error = 0;
     if (stream->closing)
         return 0;
-    if (stream->reactor->ring->dead) { /* the child of a fork: the socket, and so its linger option, is the parent's, too */
+    if (stream->reactor->ring
+            ->dead) { /* the child of a fork: the socket, and so its linger option, is the parent's, too */
         begin_closing(stream);
         return 0;
     }
@@ -184,9 +186,11 @@ static bool prepare_close(gt_stream *stream)
     if (stream->receive_armed && !stream->receive_cancelled &&
         !prepare_cancel(stream, GT_TAG_RECV, &stream->receive_cancelled))
         return false;
-    if (stream->send_in_flight && !stream->send_cancelled && !prepare_cancel(stream, GT_TAG_SEND, &stream->send_cancelled))
+    if (stream->send_in_flight && !stream->send_cancelled &&
+        !prepare_cancel(stream, GT_TAG_SEND, &stream->send_cancelled))
         return false;
-    if (stream->watch_armed && !stream->watch_cancelled && !prepare_cancel(stream, GT_TAG_WATCH, &stream->watch_cancelled))
+    if (stream->watch_armed && !stream->watch_cancelled &&
+        !prepare_cancel(stream, GT_TAG_WATCH, &stream->watch_cancelled))
         return false;
     if (stream->fd < 0)
         return true;
@@ -309,10 +313,7 @@ bool gt_stream_prepare(gt_stream *stream)
 }
 
 /* The kernel's "try again" in all its forms: the operation is over, the stream is not. */
-static bool is_retry(int error)
-{
-    return error == ECANCELED || error == EINTR || error == EAGAIN || error == ENOBUFS;
-}
+static bool is_retry(int error) { return error == ECANCELED || error == EINTR || error == EAGAIN || error == ENOBUFS; }
 
 /* True when there is news for the program.  A task that waits for more than there is gets none. */
 static bool tell_receiving(gt_stream *stream)
@@ -359,8 +360,8 @@ static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
     if (gt_completion_is_final(cqe)) {
         stream->receive_armed = stream->receive_cancelled = false;
         news |= stream->receive_held;
-        if (cqe->res == 0 && ((stream->send_cut_short && is_gone(stream)) ||
-                              (stream->send_error && stream->send_error != EPIPE))) {
+        if (cqe->res == 0 &&
+            ((stream->send_cut_short && is_gone(stream)) || (stream->send_error && stream->send_error != EPIPE))) {
             /* A socket tells of its error once.  The send was told, so to the receive a reset looks like the end. */
             stream->receive_error = stream->send_error && stream->send_error != EPIPE ? stream->send_error : ECONNRESET;
             news = true;
@@ -423,7 +424,8 @@ static bool poll_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
     }
     if (cqe->res < 0 && !is_retry(-cqe->res) && !stream->send_error)
         stream->send_error = -cqe->res;
-    if (cqe->res > 0 && cqe->res & (EPOLLOUT | EPOLLERR | EPOLLHUP)) { /* an error of the socket is for whoever sends to find */
+    if (cqe->res > 0 &&
+        cqe->res & (EPOLLOUT | EPOLLERR | EPOLLHUP)) { /* an error of the socket is for whoever sends to find */
         stream->room |= stream->room_wanted;
         stream->room_wanted = stream->send_blocked = false;
     }
@@ -433,7 +435,8 @@ static bool poll_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
         gt_stream_want(stream); /* something may have been queued behind a poll that nobody waits for any more */
     gt_connection *connection = stream->connection;
     if (connection && connection->receiving.task && gt_awaitable_is_satisfied(connection->receiving.awaitable)) {
-        gt_reactor_ready(stream->reactor, &connection->ready, (PyObject *)connection); /* a detach has waited for its end */
+        gt_reactor_ready(stream->reactor, &connection->ready,
+                         (PyObject *)connection); /* a detach has waited for its end */
         return true;
     }
     return tell_sender(stream);
@@ -444,7 +447,8 @@ static bool send_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
     if (stream->send_polls)
         return poll_completed(stream, cqe);
     if (cqe->res > 0 && (uint32_t)cqe->res < stream->send_length && !stream->send_cancelled)
-        stream->send_blocked = stream->send_cut_short = true; /* or it was an error, and the count is told in its place */
+        stream->send_blocked = stream->send_cut_short =
+            true; /* or it was an error, and the count is told in its place */
     else if (cqe->res == -EAGAIN)
         stream->send_blocked = true;
     stream->send_in_flight = 0;
@@ -464,7 +468,8 @@ static bool send_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
     }
     if (stream->closing || stream->send_error)
         gt_outbound_clear(&stream->outbound, 0);
-    else if (stream->outbound.size > 0 || stream->room_wanted) /* the poll for room has waited for the send to be over */
+    else if (stream->outbound.size > 0 ||
+             stream->room_wanted) /* the poll for room has waited for the send to be over */
         gt_stream_want(stream);
     if (stream->gather && stream->outbound.size == 0) { /* an idle connection keeps none */
         PyMem_Free(stream->gather);

@@ -143,14 +143,22 @@ int gt_trio_bind(gt_trio *trio, PyObject *seam)
         const char *name;
     } objects[] = {
         {&trio->checkpoint, "checkpoint"},
-        {&trio->run_context, "run_context"},       {&trio->runner, "runner"},
-        {&trio->instruments, "instruments"},       {&trio->trap_type, "trap_type"},
-        {&trio->task_type, "task_type"},           {&trio->abort_succeeded, "abort_succeeded"},
-        {&trio->woken, "woken"},                   {&trio->reschedule, "reschedule"},
-        {&trio->task_exited, "task_exited"},       {&trio->unusual_yield, "unusual_yield"},
-        {&trio->step_observed, "step_observed"},   {&trio->current_time, "current_time"},
-        {&trio->run_queue, "run_queue"},           {&trio->waiting_for_idle, "waiting_for_idle"},
-        {&trio->deadlines, "deadlines"},           {&trio->infinity, "infinity"},
+        {&trio->run_context, "run_context"},
+        {&trio->runner, "runner"},
+        {&trio->instruments, "instruments"},
+        {&trio->trap_type, "trap_type"},
+        {&trio->task_type, "task_type"},
+        {&trio->abort_succeeded, "abort_succeeded"},
+        {&trio->woken, "woken"},
+        {&trio->reschedule, "reschedule"},
+        {&trio->task_exited, "task_exited"},
+        {&trio->unusual_yield, "unusual_yield"},
+        {&trio->step_observed, "step_observed"},
+        {&trio->current_time, "current_time"},
+        {&trio->run_queue, "run_queue"},
+        {&trio->waiting_for_idle, "waiting_for_idle"},
+        {&trio->deadlines, "deadlines"},
+        {&trio->infinity, "infinity"},
     };
     for (size_t i = 0; i < sizeof objects / sizeof objects[0]; i++) {
         PyObject *value = PyObject_GetAttrString(seam, objects[i].name);
@@ -266,7 +274,8 @@ PyObject *gt_trio_current_task(gt_trio *trio)
 {
     PyObject *task = trio->bound ? PyDict_GetItemWithError(trio->run_context, name_task) : NULL;
     if (!task && !PyErr_Occurred())
-        PyErr_SetString(PyExc_RuntimeError, "must be called from async context, in the run that the connection belongs to");
+        PyErr_SetString(PyExc_RuntimeError,
+                        "must be called from async context, in the run that the connection belongs to");
     return task;
 }
 

@@ -96,14 +96,17 @@ static void churn_complete(struct load *load, const struct io_uring_cqe *cqe)
 {
     uint32_t index = operation_index(cqe);
     switch (operation_tag(cqe)) {
-    case TAG_CONNECT: connected(load, index, cqe->res); break;
+    case TAG_CONNECT:
+        connected(load, index, cqe->res);
+        break;
     case TAG_RECV:
         if (places[index].echoed)
             ended(load, index, cqe->res);
         else
             echoed(load, index, cqe->res);
         break;
-    default: fail("send or close: %s", strerror(-cqe->res)); /* these complete only when they fail */
+    default:
+        fail("send or close: %s", strerror(-cqe->res)); /* these complete only when they fail */
     }
 }
 

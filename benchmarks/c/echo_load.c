@@ -146,7 +146,10 @@ static void print_result(void)
         length += turns.slices.all[i].length_ns;
     }
     printf("{\"mode\": \"%s\", \"connections\": %u, \"size\": %u, \"depth\": %u, \"slice_count\": %u",
-           options->churn ? "churn" : options->udp ? "udp" : "echo", options->connections, options->size, options->depth, turns.slices.count);
+           options->churn ? "churn"
+           : options->udp ? "udp"
+                          : "echo",
+           options->connections, options->size, options->depth, turns.slices.count);
     print_number("p50_us", histogram_percentile(&load.latency, 0.5) / 1e3);
     print_number("p99_us", histogram_percentile(&load.latency, 0.99) / 1e3);
     print_number("p999_us", histogram_percentile(&load.latency, 0.999) / 1e3);

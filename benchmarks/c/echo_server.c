@@ -238,9 +238,14 @@ static void handle(const struct io_uring_cqe *cqe)
         else
             receive_ended(index, cqe);
         break;
-    case TAG_SEND: was_sent(index, cqe->res); break;
-    case TAG_ACCEPT: accepted(cqe); break;
-    default: fail("close: %s", strerror(-cqe->res)); /* completes only when it fails */
+    case TAG_SEND:
+        was_sent(index, cqe->res);
+        break;
+    case TAG_ACCEPT:
+        accepted(cqe);
+        break;
+    default:
+        fail("close: %s", strerror(-cqe->res)); /* completes only when it fails */
     }
 }
 

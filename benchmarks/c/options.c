@@ -28,7 +28,8 @@ static const char usage_text[] =
     "  --refpid  its process\n"
     "  --churn   a connection, one message echoed, closed, and again\n"
     "  --udp     every message is a datagram, every connection a connected UDP socket\n"
-    "  --idle    echo one message on each of so many connections, say so, hold them until stdin ends (at most -d seconds)\n"
+    "  --idle    echo one message on each of so many connections, say so, hold them until stdin ends (at most -d "
+    "seconds)\n"
     "  --slices  print every slice, too\n";
 
 enum { OPTION_PID = 256, OPTION_REFERENCE, OPTION_REFERENCE_PID, OPTION_CHURN, OPTION_UDP, OPTION_IDLE, OPTION_SLICES };
@@ -72,22 +73,52 @@ static int64_t parse_seconds(const char *what, const char *text, double low)
 static void parse_one(struct options *options, int option, const char *value)
 {
     switch (option) {
-    case 'H': options->host = parse_loopback(value); break;
-    case 'p': options->port = (uint16_t)parse_integer("-p", value, 1, 65535); break;
-    case 'c': options->connections = (uint32_t)parse_integer("-c", value, 1, MAX_CONNECTIONS); break;
-    case 's': options->size = (uint32_t)parse_integer("-s", value, 1, MAX_MESSAGE); break;
-    case 'd': options->duration_ns = parse_seconds("-d", value, 0.1); break;
-    case 'P': options->depth = (uint32_t)parse_integer("-P", value, 1, MAX_DEPTH); break;
-    case 'w': options->warmup_ns = parse_seconds("-w", value, 0); break;
-    case OPTION_PID: options->server_pid = (pid_t)parse_integer("--pid", value, 1, INT32_MAX); break;
-    case OPTION_REFERENCE: options->reference_port = (uint16_t)parse_integer("--ref", value, 1, 65535); break;
-    case OPTION_REFERENCE_PID: options->reference_pid = (pid_t)parse_integer("--refpid", value, 1, INT32_MAX); break;
-    case OPTION_CHURN: options->churn = true; break;
-    case OPTION_UDP: options->udp = true; break;
-    case OPTION_IDLE: options->idle = (uint32_t)parse_integer("--idle", value, 1, MAX_IDLE); break;
-    case OPTION_SLICES: options->print_slices = true; break;
-    case 'h': usage(0);
-    default: usage(2);
+    case 'H':
+        options->host = parse_loopback(value);
+        break;
+    case 'p':
+        options->port = (uint16_t)parse_integer("-p", value, 1, 65535);
+        break;
+    case 'c':
+        options->connections = (uint32_t)parse_integer("-c", value, 1, MAX_CONNECTIONS);
+        break;
+    case 's':
+        options->size = (uint32_t)parse_integer("-s", value, 1, MAX_MESSAGE);
+        break;
+    case 'd':
+        options->duration_ns = parse_seconds("-d", value, 0.1);
+        break;
+    case 'P':
+        options->depth = (uint32_t)parse_integer("-P", value, 1, MAX_DEPTH);
+        break;
+    case 'w':
+        options->warmup_ns = parse_seconds("-w", value, 0);
+        break;
+    case OPTION_PID:
+        options->server_pid = (pid_t)parse_integer("--pid", value, 1, INT32_MAX);
+        break;
+    case OPTION_REFERENCE:
+        options->reference_port = (uint16_t)parse_integer("--ref", value, 1, 65535);
+        break;
+    case OPTION_REFERENCE_PID:
+        options->reference_pid = (pid_t)parse_integer("--refpid", value, 1, INT32_MAX);
+        break;
+    case OPTION_CHURN:
+        options->churn = true;
+        break;
+    case OPTION_UDP:
+        options->udp = true;
+        break;
+    case OPTION_IDLE:
+        options->idle = (uint32_t)parse_integer("--idle", value, 1, MAX_IDLE);
+        break;
+    case OPTION_SLICES:
+        options->print_slices = true;
+        break;
+    case 'h':
+        usage(0);
+    default:
+        usage(2);
     }
 }
 
@@ -109,7 +140,8 @@ void options_parse(struct options *options, int count, char **arguments)
     }
     if (optind < count || options->port == 0)
         usage(2);
-    if ((options->reference_port != 0) != (options->reference_pid != 0) || (options->reference_pid && !options->server_pid))
+    if ((options->reference_port != 0) != (options->reference_pid != 0) ||
+        (options->reference_pid && !options->server_pid))
         fail("--ref, --refpid and --pid belong together");
     if (options->churn && options->depth != 1)
         fail("--churn echoes one message per connection: -P must be 1");

@@ -19,7 +19,7 @@ struct options {
     int64_t duration_ns;  /* of each server's turns together */
     int64_t warmup_ns;
     bool churn;
-    bool udp; /* datagrams instead of streams */
+    bool udp;      /* datagrams instead of streams */
     uint32_t idle; /* connections to open and hold; 0: not that mode */
     bool print_slices;
 };

@@ -16,10 +16,7 @@ static bool usable(const struct slices *slices, const struct slice *slice, bool 
     return slice->requests > 0 && slice->server_used_ns > 0 && (!quiet_only || is_quiet(slice, slices->quiet_share));
 }
 
-static double cost(const struct slice *slice)
-{
-    return (double)slice->server_used_ns / (double)slice->requests;
-}
+static double cost(const struct slice *slice) { return (double)slice->server_used_ns / (double)slice->requests; }
 
 static int compare(const void *left, const void *right)
 {

@@ -31,7 +31,7 @@
 #include <unistd.h>
 
 #define PIECE (1U << 20)
-#define STRIDE 65536U /* what servers send repeats the byte 'x' in stretches of this */
+#define STRIDE 65536U              /* what servers send repeats the byte 'x' in stretches of this */
 #define SETTLE_NS (20 * NS_PER_MS) /* what the server does after its last byte is still charged to it */
 #define PATIENCE_SECONDS 60
 
@@ -133,7 +133,8 @@ int main(int count, char **arguments)
     used += cpu_used_ns(&server);
     const struct cpu_split split = cpu_split(&server);
     double user = split.user - split_before.user, system = split.system - split_before.system;
-    printf("{\"bytes\": %llu, \"seconds\": %.6f, \"cpu_seconds\": %.6f, \"user_seconds\": %.2f, \"system_seconds\": %.2f}\n",
+    printf("{\"bytes\": %llu, \"seconds\": %.6f, \"cpu_seconds\": %.6f, \"user_seconds\": %.2f, \"system_seconds\": "
+           "%.2f}\n",
            (unsigned long long)bytes, seconds, (double)used / 1e9, user, system);
     if (fflush(stdout) != 0)
         fail("stdout: %s", strerror(errno));

@@ -10,10 +10,7 @@
 #define SETTLE_REST_NS (10 * NS_PER_US) /* a server at rest uses less than this between two checks */
 #define SETTLE_LIMIT_NS (20 * NS_PER_MS)
 
-static bool watched(const struct turns *turns, enum side side)
-{
-    return turns->server[side].pid != 0;
-}
+static bool watched(const struct turns *turns, enum side side) { return turns->server[side].pid != 0; }
 
 static struct reading take_reading(const struct turns *turns)
 {
@@ -61,10 +58,7 @@ void turns_begin(struct turns *turns, struct load *load)
     begin_turn(turns, SIDE_SERVER);
 }
 
-int64_t turns_patience(const struct turns *turns)
-{
-    return turns->drained_at ? SETTLE_CHECK_NS : GT_NO_TIMEOUT;
-}
+int64_t turns_patience(const struct turns *turns) { return turns->drained_at ? SETTLE_CHECK_NS : GT_NO_TIMEOUT; }
 
 /* Has the server come to rest?  Looked at every 200 us, and not for ever. */
 static bool settled(struct turns *turns)

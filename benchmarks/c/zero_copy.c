@@ -25,10 +25,10 @@
 
 #define MEMORY (8U << 20)
 #define RECEIVED_AT_ONCE (1U << 20)
-#define OPCODE_SEND_ZC 47         /* IORING_OP_SEND_ZC, 6.0; the headers may be older */
-#define REPORT_USAGE (1U << 3)    /* IORING_SEND_ZC_REPORT_USAGE, 6.2 */
-#define USAGE_COPIED (1U << 31)   /* IORING_NOTIF_USAGE_ZC_COPIED */
-#define CQE_F_NOTIF (1U << 3)     /* IORING_CQE_F_NOTIF */
+#define OPCODE_SEND_ZC 47       /* IORING_OP_SEND_ZC, 6.0; the headers may be older */
+#define REPORT_USAGE (1U << 3)  /* IORING_SEND_ZC_REPORT_USAGE, 6.2 */
+#define USAGE_COPIED (1U << 31) /* IORING_NOTIF_USAGE_ZC_COPIED */
+#define CQE_F_NOTIF (1U << 3)   /* IORING_CQE_F_NOTIF */
 
 enum { NORMAL, ZERO_COPY };
 
@@ -63,8 +63,8 @@ static void open_pair(int *sender, int *receiver)
     socklen_t length = sizeof address;
     int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     *sender = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (listener < 0 || *sender < 0 || bind(listener, (struct sockaddr *)&address, length) < 0 || listen(listener, 1) < 0 ||
-        getsockname(listener, (struct sockaddr *)&address, &length) < 0 ||
+    if (listener < 0 || *sender < 0 || bind(listener, (struct sockaddr *)&address, length) < 0 ||
+        listen(listener, 1) < 0 || getsockname(listener, (struct sockaddr *)&address, &length) < 0 ||
         connect(*sender, (struct sockaddr *)&address, length) < 0 || (*receiver = accept(listener, NULL, NULL)) < 0)
         fail("no connection to itself: %s", strerror(errno));
     close(listener);
@@ -75,8 +75,7 @@ static void receive_for_ever(int fd)
     char *buffer = allocate(1, RECEIVED_AT_ONCE);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     pin(1);
-    while (recv(fd, buffer, RECEIVED_AT_ONCE, 0) > 0) {
-    }
+    while (recv(fd, buffer, RECEIVED_AT_ONCE, 0) > 0) {}
     _exit(0);
 }
 
@@ -123,8 +122,9 @@ static void take_turn(int fd, const char *memory, int kind, uint32_t size, uint6
         reap(size, &count);
     }
     int64_t seconds = monotonic_ns() - begun;
-    printf("{\"kind\": \"%s\", \"cpu_ns\": %lld, \"ns\": %lld, \"copied\": %.3f}\n", kind == ZERO_COPY ? "zero copy" : "send",
-           (long long)(cpu_used() - cpu), (long long)seconds, (double)count.copied / (double)messages);
+    printf("{\"kind\": \"%s\", \"cpu_ns\": %lld, \"ns\": %lld, \"copied\": %.3f}\n",
+           kind == ZERO_COPY ? "zero copy" : "send", (long long)(cpu_used() - cpu), (long long)seconds,
+           (double)count.copied / (double)messages);
 }
 
 int main(int argc, char **argv)
