@@ -144,9 +144,12 @@ class Exchange:
                 data = joined
             position, length = 0, len(data)
             while position < length:
+                before = position
                 position = self._read(data, position, answers)
                 if self._is_over():
                     return b"".join(answers)
+                if position <= before:
+                    raise _no_progress()
         except Refused as refusal:
             self._give_up(refusal, answers)
         else:
@@ -379,6 +382,11 @@ def _persistence(connection: Iterable[bytes], *, is_1_0: bool) -> bytes:
     if is_1_0:
         return b"keep-alive" if b"keep-alive" in tokens else b"close"
     return b""
+
+
+def _no_progress() -> Refused:
+    """For a fault of this reader's, which would hold up the whole run for ever."""
+    return Refused(HTTPStatus.INTERNAL_SERVER_ERROR, "the server cannot read this request")
 
 
 def _too_long(head: bytes | bytearray, position: int) -> Refused:

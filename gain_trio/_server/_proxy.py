@@ -113,5 +113,10 @@ async def _receive_header(connection: Connection) -> ProxyHeader:
         known = parse_proxy_header(data)  # of what is no header this says so even if there is too little of it
         if isinstance(known, NeedMore) and queued < found.count:
             raise ProxyProtocolError(f"the connection ended after {queued} bytes of a PROXY protocol header")
+        if isinstance(known, NeedMore) and known.count <= len(data):
+            # A fault of the parser's.  _fill() would return at once, for ever, and never let another task run.
+            raise ProxyProtocolError(
+                f"the parser wants {known.count} bytes of a PROXY protocol header, and has {queued}"
+            )
         found = known
     return found

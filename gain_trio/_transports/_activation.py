@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import weakref
 from typing import Final, final
@@ -29,6 +30,9 @@ from ._address import FdAddress
 FIRST: Final = 3
 """SD_LISTEN_FDS_START."""
 VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+_NUMBER = re.compile("[0-9]{1,10}")
+_SHOWN: Final = 200
+"""Characters of a variable that an error message repeats."""
 _CURE: Final = "start the program by a .socket unit, or try it with systemd-socket-activate"
 
 
@@ -78,22 +82,24 @@ class Passed:
         meant = os.environ.get("LISTEN_PID")
         if meant is None:
             return
-        if not meant.isdecimal():
-            raise OSError(errno.EINVAL, f"LISTEN_PID is no process: {meant!r}")
-        if int(meant) != os.getpid():
+        pid = _number(meant)
+        if pid is None:
+            raise OSError(errno.EINVAL, f"LISTEN_PID is no process: {meant[:_SHOWN]!r}")
+        if pid != os.getpid():
             reason = f"the sockets were passed to process {meant} (LISTEN_PID), and this is {os.getpid()}"
             raise OSError(errno.ENOENT, f"{reason}; a script that starts the program must do so with exec")
-        count = os.environ.get("LISTEN_FDS", "")
-        if not count.isdecimal():
-            raise OSError(errno.EINVAL, f"LISTEN_PID is set, and LISTEN_FDS is no number: {count!r}")
-        names = os.environ.get("LISTEN_FDNAMES")
-        listed = names.split(":") if names is not None else ["unknown"] * int(count)
-        if len(listed) != int(count):
-            reason = f"LISTEN_FDNAMES has {len(listed)} names for {count} descriptors (LISTEN_FDS): {names!r}"
-            raise OSError(errno.EINVAL, reason)
-        descriptors = range(FIRST, FIRST + int(count))
-        for descriptor in descriptors:
+        said = os.environ.get("LISTEN_FDS", "")
+        count = _number(said)
+        if count is None:
+            raise OSError(errno.EINVAL, f"LISTEN_PID is set, and LISTEN_FDS is no number: {said[:_SHOWN]!r}")
+        descriptors = range(FIRST, FIRST + count)
+        for descriptor in descriptors:  # before anything of this length is made: the count may be anything
             _check_open(descriptor)
+        names = os.environ.get("LISTEN_FDNAMES", ":".join(["unknown"] * count))
+        listed = names.split(":") if names or count else []
+        if len(listed) != count:
+            reason = f"LISTEN_FDNAMES has {len(listed)} names for {count} descriptors (LISTEN_FDS): {names[:_SHOWN]!r}"
+            raise OSError(errno.EINVAL, reason)
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)
         self._names = dict(zip(descriptors, listed, strict=True))
@@ -104,6 +110,11 @@ class Passed:
 
 passed: Final = Passed()
 """This process's."""
+
+
+def _number(text: str) -> int | None:
+    """The number that the text is, or None: it has anything but digits in it, or more than any number of these can have."""
+    return int(text) if _NUMBER.fullmatch(text) else None
 
 
 def _check_open(descriptor: int) -> None:

@@ -185,7 +185,7 @@ class Framing(abc.ABC):
                     raise IncompleteMessage(queued)
                 return 0
             searched = queued - size + 1
-            wanted = queued + 1
+            wanted = queued + 1  # more than there is, so each turn of this loop waits
         if found + size > max_bytes:
             raise MessageTooLong(max_bytes)
         return found + size

@@ -141,7 +141,7 @@ class NeedMore:
     """The header is not whole yet."""
 
     count: int
-    """Bytes that it has at least, those that have been seen included."""
+    """Bytes that it has at least, those that have been seen included: always more than have been seen."""
 
 
 def parse_proxy_header(data: bytes, *, max_length: int = MAX_LENGTH) -> ProxyHeader | NeedMore:
@@ -181,9 +181,9 @@ def _parse_v1(data: bytes) -> ProxyHeader | NeedMore:
     if end > V1_MAX_LENGTH - 2:
         _refuse_v1(line, f"there is no CRLF within {V1_MAX_LENGTH} bytes")
     line = line[: end + 2]
-    if line.endswith(b"\r"):
+    if len(line) == end + 1 and line.endswith(b"\r"):  # the CR is the last byte that has arrived
         return NeedMore(max(_V1_SHORTEST, end + 2))
-    if not line.endswith(b"\r\n"):
+    if line[end:] != b"\r\n":
         _refuse_v1(line, "a line ends with CR and LF, and with neither of them alone")
     kind, *fields = line[len(_V1_PREFIX) : end].split(b" ")
     if kind == b"UNKNOWN":  # and whatever follows, which is to be ignored
