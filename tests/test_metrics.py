@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import sys
 from typing import Any
 
+import fuzz  # noqa: F401  # the profile of Hypothesis
 import pytest
 import trio
 import worker_handlers as handlers
+from hypothesis import given
+from hypothesis import strategies as st
 from pairs import receive_all, receive_exactly, until
+from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 from test_server import LOCAL, connect, serving
@@ -117,6 +123,78 @@ async def test_other_requests(request_: bytes, status: str) -> None:
         assert bool(content) is not request_.startswith(b"HEAD")
 
 
+@pytest.mark.parametrize(
+    "accept",
+    [
+        b"application/openmetrics-text; version=abc",
+        b"application/openmetrics-text; version=",
+        b"application/openmetrics-text; version==1; version",
+        b"application/openmetrics-text; version=1.\xb2",
+        b"application/openmetrics-text; version=" + b"9" * 5000,
+        b"application/openmetrics-text; version=1.0\n.0; escaping=allow-utf-8",
+        b"application/openmetrics-text; version=1.0.0; escaping=nonsense\nX: y",
+        b"text/plain; version=-; escaping=",
+        b"text/plain; version=1.0.0; escaping=\x1b[31m",
+        b",;=,;;==,",
+        b"\0",
+        bytes(range(0x80, 0x100)),
+    ],
+)
+async def test_any_accept_is_answered_without_a_line_in_the_log(
+    accept: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(handlers.echo, metrics=LOCAL) as server:
+        status, fields, content = await ask(server, b"GET /metrics HTTP/1.1\r\nAccept: " + accept + b"\r\n\r\n")
+        assert status == "HTTP/1.1 200 OK"
+        assert fields.keys() == {"content-type", "content-length", "connection"}
+        assert "gain_trio_connections_accepted" in content
+    assert not [record for record in caplog.records if record.levelno >= logging.INFO and record.name == "gain_trio"]
+
+
+HEADS = st.lists(
+    st.one_of(
+        st.binary(max_size=40),
+        st.sampled_from(
+            [
+                b"GET /metrics HTTP/1.1\r\n",
+                b"HEAD /metrics HTTP/1.0\r\n",
+                b"Accept:",
+                b"accept: application/openmetrics-text;",
+                b"text/plain;",
+                b"version=",
+                b"escaping=",
+                b"\r\n",
+                b",",
+            ]
+        ),
+    ),
+    max_size=10,
+).map(b"".join)
+
+
+@given(HEADS)
+def test_any_request_has_an_answer(head: bytes) -> None:
+    handler = _metrics._Handler(CollectorRegistry())
+    answer = handler._answer_to(head.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n"))
+    assert re.match(rb"HTTP/1\.1 (200|400|404|405) [A-Za-z ]+\r\n", answer)
+    fields = answer.partition(b"\r\n\r\n")[0].split(b"\r\n")[1:]
+    assert all(re.fullmatch(rb"[A-Za-z-]+: [\x20-\x7e]+", field) for field in fields)
+
+
+async def test_silent_clients_hold_up_no_scrape(autojump_clock: trio.testing.MockClock) -> None:
+    async with serving(handlers.echo, metrics=LOCAL) as server:
+        [(host, port)] = server.metrics_addresses
+        silent = [await gain_trio.connect(f"tcp://{host}:{port}") for _ in range(3 * _metrics.MOST_AT_ONCE)]
+        start = trio.current_time()
+        assert await scrape(server)
+        assert trio.current_time() - start <= _metrics.HEAD_TIMEOUT
+        for client in silent:
+            with pytest.raises((trio.BrokenResourceError, gain_trio.IncompleteMessage)):
+                await client.receive_exactly(1)
+            await client.aclose()
+        assert trio.current_time() - start <= _metrics.HEAD_TIMEOUT + 1
+
+
 async def test_who_asks_slowly_is_cut_off(autojump_clock: trio.testing.MockClock) -> None:
     async with serving(handlers.echo, metrics=LOCAL) as server:
         [(host, port)] = server.metrics_addresses
@@ -125,7 +203,7 @@ async def test_who_asks_slowly_is_cut_off(autojump_clock: trio.testing.MockClock
             await client.send(GET[:-2])
             with pytest.raises(trio.BrokenResourceError):
                 await client.receive()
-            assert trio.current_time() - start <= _metrics.TIMEOUT + 1
+            assert trio.current_time() - start <= _metrics.HEAD_TIMEOUT + 1
 
 
 async def test_who_goes_away_does_no_harm() -> None:

@@ -3,10 +3,15 @@
 The numbers are those of :meth:`Server.statistics`, over all worker processes, asked for at each scrape.  The endpoint is a
 small server of this package's own, in the server's process, with limits on everything: who can reach it can neither
 hold much nor keep it busy for long.
+
+A client that sends nothing is cut off after :data:`HEAD_TIMEOUT`, and at once when :data:`MOST_SILENT` have connected after
+it.  So silent clients hold up no scrape, however many they are.  And no request causes a traceback: what prometheus_client
+cannot understand in an ``Accept`` is answered in the format for clients that have none.
 """
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, final
@@ -27,10 +32,16 @@ if TYPE_CHECKING:
 PATH: Final = "/metrics"
 LARGEST_REQUEST: Final = 8192
 """Bytes of a request's head; a request for metrics has no more."""
+HEAD_TIMEOUT: Final = 2.0
+"""Seconds that a request's head may take."""
 TIMEOUT: Final = 10.0
 """Seconds for a request and its answer."""
-MOST_AT_ONCE: Final = 16
+MOST_SILENT: Final = 16
+"""Connections whose request has not come yet; one more, and the oldest of them is reset."""
+MOST_AT_ONCE: Final = 64
 """Connections; others wait."""
+_ACCEPT: Final = re.compile(r"[\t\x20-\x7e]*")
+"""What a field's value may consist of."""
 
 
 @final
@@ -77,21 +88,37 @@ class _Handler:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
+        self._silent: dict[trio.CancelScope, None] = {}  # of connections whose request is waited for, oldest first
 
     async def __call__(self, connection: Connection) -> None:
         with trio.move_on_after(TIMEOUT):
             try:
-                head = await connection.receive_until(b"\r\n\r\n", max_bytes=LARGEST_REQUEST)
+                head = await self._receive_head(connection)
             except IncompleteMessage:
                 return
             except MessageTooLong:
                 answer = _answer("431 Request Header Fields Too Large")
             else:
+                if head is None:
+                    connection.abort()
+                    return
                 answer = self._answer_to(head.decode("latin-1").split("\r\n"))
             await connection.send(answer)
             await connection.aclose()
             return
         connection.abort()
+
+    async def _receive_head(self, connection: Connection) -> bytes | None:
+        """A request's head; None when it does not come in time, or later ones wait for the place."""
+        with trio.move_on_after(HEAD_TIMEOUT) as scope:
+            self._silent[scope] = None
+            if len(self._silent) > MOST_SILENT:
+                next(iter(self._silent)).cancel()
+            try:
+                return await connection.receive_until(b"\r\n\r\n", max_bytes=LARGEST_REQUEST)
+            finally:
+                del self._silent[scope]
+        return None
 
     def _answer_to(self, lines: list[str]) -> bytes:
         request = lines[0].split(" ")
@@ -102,14 +129,25 @@ class _Handler:
             return _answer("404 Not Found", text=f"The metrics are at {PATH}\n")
         if method not in {"GET", "HEAD"}:
             return _answer("405 Method Not Allowed", "Allow: GET, HEAD\r\n")
-        from prometheus_client.exposition import choose_encoder  # noqa: PLC0415 - see MetricsEndpoint.open()
-
         accepts = [
             value.strip() for name, _, value in (line.partition(":") for line in lines[1:]) if name.lower() == "accept"
         ]
-        encode, content_type = choose_encoder(", ".join(accepts))
-        content = encode(self._registry)
+        content, content_type = self._encoded(", ".join(accepts))
         return _answer("200 OK", content_type=content_type, content=content, with_content=method == "GET")
+
+    def _encoded(self, accept: str) -> tuple[bytes, str]:
+        """The metrics in a format that a client accepts, and its name."""
+        from prometheus_client.exposition import choose_encoder  # noqa: PLC0415 - see MetricsEndpoint.open()
+
+        if _ACCEPT.fullmatch(accept):  # or a part of it might become a line of the answer, which repeats the version
+            try:
+                encode, content_type = choose_encoder(accept)
+            except Exception:  # noqa: BLE001, S110 - of ``version=abc`` it makes a ValueError; the client gets the usual format
+                pass
+            else:
+                return encode(self._registry), content_type
+        encode, content_type = choose_encoder("")
+        return encode(self._registry), content_type
 
 
 def _answer(
