@@ -12,6 +12,7 @@ import trio
 import trio.testing
 
 from gain_trio import Connection, Listener, Marks, connect, open_listeners
+from gain_trio._transports._passed_descriptors import keeper
 
 Pair: TypeAlias = tuple[Connection, Connection]
 
@@ -57,6 +58,11 @@ async def until(condition: Callable[[], bool]) -> None:
     with trio.fail_after(PATIENCE):
         while not condition():
             await trio.lowlevel.checkpoint()
+
+
+async def until_passed_are_closed() -> None:
+    """Let the run go on until what peers have passed, and no handler wants, has been closed."""
+    await until(lambda: keeper.is_idle)
 
 
 async def until_queued(connection: Connection, count: int) -> None:

@@ -10,15 +10,14 @@ then goes byte by byte.)
 
 Where descriptors could leak: the kernel makes them the process's in recvmsg(2), and from there on somebody must have
 them.  They go to the socket's queue in the same step, which no KeyboardInterrupt can end halfway; ``receive_fds``
-takes them in the step in which it returns; closing, and dropping, closes those that wait.  A message that was cut
-short (``MSG_CTRUNC``: the process could have no more) brings a part of its descriptors.  They are closed, and the
-connection is broken, since what was lost cannot be had again.
+takes them in the step in which it returns; closing, and dropping, has those that wait closed, in a thread
+(``_passed_descriptors.py`` says why).  A message for whose descriptors the process has no room is not received: the
+connection is broken, since what the kernel would drop of it cannot be had again.
 """
 
 from __future__ import annotations
 
 import array
-import contextlib
 import errno
 import os
 import socket
@@ -31,6 +30,7 @@ import trio
 from gain_trio._io_manager._errors import broken_by
 
 from ._connection import Marks
+from ._passed_descriptors import MOST_AT_ONCE, MOST_WAITING, close_if_dirty, keeper, most_waiting, passed_descriptors
 from ._queues import head_of, without_head
 from ._socket_base import as_size, current_thread
 from ._socket_calls import HasDescriptor
@@ -40,12 +40,13 @@ from ._socket_events import CHUNK
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-MOST_AT_ONCE = 253
-"""Descriptors that one message passes (SCM_MAX_FD)."""
-MOST_WAITING = 1024
-"""Descriptors that wait to be taken."""
-
-_SIZE = array.array("i").itemsize
+_UCRED = 12  # bytes of struct ucred, which comes with every message if SO_PASSCRED is set
+_ROOM = (
+    socket.CMSG_SPACE(MOST_AT_ONCE * array.array("i").itemsize) + socket.CMSG_SPACE(_UCRED)
+    if hasattr(socket, "CMSG_SPACE")
+    else 0
+)
+_NO_ROOM = "descriptors were passed that this process has no room for: it has too many open files (RLIMIT_NOFILE)"
 _CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # where it is missing, it is done afterwards
 _NO_FAULT_OF_THE_STREAM = frozenset(
     {errno.EBADF, errno.ETOOMANYREFS, errno.EINVAL, errno.ENOMEM, errno.ENOBUFS, errno.EMFILE, errno.EPERM}
@@ -60,54 +61,62 @@ class DescriptorSocket(socket.socket):
     def __init__(self, sock: socket.socket) -> None:
         """Take the descriptor of ``sock`` over."""
         self.arrived: deque[int] = deque()
+        self._process = os.getpid()
         super().__init__(sock.family, sock.type, sock.proto, sock.detach())
         self.setblocking(False)
 
     @trio.lowlevel.enable_ki_protection
     def recv(self, size: int, flags: int = 0, /) -> bytes:
         """As ever; descriptors that come with the bytes are queued."""
-        room = socket.CMSG_LEN(MOST_AT_ONCE * _SIZE)
-        data, ancillary, answer, _address = self.recvmsg(size, room, flags | _CLOSE_ON_EXEC)
+        if not keeper.has_room():
+            return self._receive_without(size, flags)
+        data, ancillary, answer, _address = self.recvmsg(size, _ROOM, flags | _CLOSE_ON_EXEC)
+        if not ancillary:
+            return data
         fresh = passed_descriptors(ancillary)
+        keeper.add(len(fresh))
+        most = most_waiting()
         if answer & socket.MSG_CTRUNC:
-            _close(fresh)
+            keeper.close(fresh)
+            raise OSError(errno.EMFILE, _NO_ROOM)
+        if len(fresh) + len(self.arrived) > most:
+            keeper.close(fresh)
             raise OSError(
-                errno.EMFILE, "descriptors were passed that this process cannot have: it has too many open files"
+                errno.ENOBUFS,
+                f"more than {most} descriptors were passed that nobody has taken "
+                f"({MOST_WAITING}, or a quarter of RLIMIT_NOFILE)",
             )
-        if len(fresh) + len(self.arrived) > MOST_WAITING:
-            _close(fresh)
-            raise OSError(errno.ENOBUFS, f"more than {MOST_WAITING} descriptors were passed that nobody has taken")
         if not _CLOSE_ON_EXEC:
             for descriptor in fresh:
                 os.set_inheritable(descriptor, False)
         self.arrived.extend(fresh)
         return data
 
+    def _receive_without(self, size: int, flags: int) -> bytes:
+        """Receive bytes that come without descriptors, and leave others in the kernel, which would drop them here."""
+        _data, _ancillary, answer, _address = self.recvmsg(size, 0, flags | socket.MSG_PEEK)
+        if answer & socket.MSG_CTRUNC:
+            raise OSError(errno.EMFILE, _NO_ROOM)
+        return super().recv(size, flags)
+
+    def take(self, most: int) -> list[int]:
+        """The oldest descriptors, at most so many: they are the caller's."""
+        taken = [self.arrived.popleft() for _ in range(min(most, len(self.arrived)))]
+        keeper.add(-len(taken))
+        return taken
+
     def send_with(self, data: bytes, descriptors: array.array[int]) -> int:
         """Send with descriptors: how many bytes the kernel takes."""
         return self.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)])
 
     def close(self) -> None:
-        """Close the socket, and what nobody has taken."""
+        """Close the socket, and have closed what no call has taken."""
         waiting = list(self.arrived)
         self.arrived.clear()
-        _close(waiting)
+        keeper.close(waiting)
+        if self._process == os.getpid() and self.fileno() >= 0:  # the child of a fork leaves the connection alone
+            close_if_dirty(self)
         super().close()
-
-
-def passed_descriptors(ancillary: Sequence[tuple[int, int, bytes]]) -> array.array[int]:
-    """Those in what :meth:`socket.socket.recvmsg` returns beside the data."""
-    fresh = array.array("i")
-    for level, kind, content in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            fresh.frombytes(content[: len(content) - len(content) % _SIZE])
-    return fresh
-
-
-def _close(descriptors: Sequence[int]) -> None:
-    for descriptor in descriptors:
-        with contextlib.suppress(OSError):  # of a file that was passed here and is wanted by nobody
-            os.close(descriptor)
 
 
 @final
@@ -140,8 +149,7 @@ class DescriptorConnection(SocketConnection):
             data = head_of(self._inbound, max_bytes)
             self._inbound = without_head(self._inbound, max_bytes)
             self._unwaited += len(data)
-        arrived = self._socket.arrived
-        return data, [arrived.popleft() for _ in range(min(max_fds, len(arrived)))]
+        return data, self._socket.take(max_fds)
 
     async def send_fds(self, data: Buffer, fds: Sequence[int | HasDescriptor]) -> None:
         """See :meth:`Connection.send_fds`."""

@@ -54,7 +54,10 @@ async def open_listeners(
         umask makes of 0o777.  There is no moment at which more are let in than it says.
       owner, group: of that file, as numbers or names; None leaves the process's own.
       pass_fds: the connections of a Unix socket can pass descriptors: :meth:`Connection.send_fds` and ``receive_fds``.
-        They go over the socket itself then, also in a run on the ring.
+        They go over the socket itself then, also in a run on the ring.  Without it the kernel refuses what a peer
+        passes (its sendmsg(2) fails with ``EPERM``; ``SO_PASSRIGHTS``, Linux 6.16).  Older kernels drop the descriptors
+        when the bytes are received, and that may wait for as long as the peer has arranged (``SO_LINGER``): only peers
+        that can be trusted should be able to connect there, see ``mode``.
 
     Raises:
       ValueError: the address is none, or the system has no such, or an option is none for this kind of address.
@@ -121,7 +124,7 @@ async def connect(
     if isinstance(parsed, UnixAddress):
         check_unix()
         hostname = server_hostname or "localhost"
-        sock = await connect_unix(parsed)
+        sock = await connect_unix(parsed, pass_fds=pass_fds)
     else:
         assert isinstance(parsed, TcpAddress)
         if pass_fds:

@@ -15,7 +15,7 @@ async def open_unix(address: UnixAddress, options: SocketOptions) -> socket.sock
     """One, which removes its file when it is closed."""
     check_unix()
     try:
-        return await listen_unix(address, options.places, options.access)
+        return await listen_unix(address, options.places, options.access, pass_fds=options.pass_fds)
     except OSError as error:
         raise OSError(error.errno, f"cannot listen on {address}: {error.strerror}") from error
 
@@ -31,7 +31,7 @@ def open_passed(address: FdAddress, *, pass_fds: bool) -> list[socket.socket]:
             _check_listening(address, sock)
             check_socket(sock, str(address), pass_fds=pass_fds)
         for sock in sockets:
-            prepare_socket(sock)
+            prepare_socket(sock, pass_fds=pass_fds)
     except BaseException:
         give_back(sockets)
         raise

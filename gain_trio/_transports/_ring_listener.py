@@ -28,6 +28,7 @@ from gain_trio._ring import Operation
 
 from ._connection import Marks
 from ._listener import CONNECTION_ERRNOS, Listener
+from ._passed_descriptors import admit
 from ._ring_connection import RingConnection
 from ._sockets import deepen_send_buffer, reset_on_close
 
@@ -93,9 +94,11 @@ class RingListener(Listener):
         """A connection that is here already, or None.  Raises what :meth:`accept` raises."""
         if self._closed:
             raise trio.ClosedResourceError("this listener was closed")
-        if self._queue:
+        while self._queue:
             descriptor = self._queue.popleft()
             try:
+                if self._is_unix and not _is_admitted(descriptor):
+                    continue
                 connection = RingConnection(self._manager, descriptor, self._marks)
             except OSError:  # the table of connections is full; the next call may find a place
                 self._queue.appendleft(descriptor)
@@ -103,9 +106,6 @@ class RingListener(Listener):
             except BaseException:
                 os.close(descriptor)
                 raise
-            if self._is_unix:
-                with connection._borrowed_socket() as sock:
-                    deepen_send_buffer(sock)
             return connection
         if self._stopped:
             if self._operation is None:
@@ -180,6 +180,18 @@ class RingListener(Listener):
     def _is_let_go(self) -> bool:
         """See :attr:`Listener._is_let_go`."""
         return self._operation is None
+
+
+def _is_admitted(descriptor: int) -> bool:
+    """Prepare a Unix connection, and refuse one that descriptors were passed to already."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptor)
+    try:
+        if not admit(sock):
+            return False
+        deepen_send_buffer(sock)
+    finally:
+        sock.detach()
+    return True
 
 
 def _reset(descriptor: int) -> None:

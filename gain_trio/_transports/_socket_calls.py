@@ -125,6 +125,12 @@ class SocketCalls:
         ``b""`` though the stream has not ended.  ``peek``, ``next``, ``discard`` and ``inbound_buffered`` look ahead,
         so after them descriptors may be returned before their bytes.
 
+        Closing a descriptor that a peer has passed may wait: for ``SO_LINGER`` seconds if it is a TCP socket with unsent
+        data and the peer has closed its own copies, for a file server if it is a file of FUSE or NFS, for a terminal to
+        drain.  A handler that does not trust its peer closes it in a thread,
+        ``await trio.to_thread.run_sync(os.close, fd)``.  Descriptors that no call has taken are closed in threads, with
+        the connection at the latest.
+
         Returns:
           The bytes, and the descriptors: close-on-exec, and the caller's to close.  ``(b"", [])`` at the end of the
           stream.
@@ -132,7 +138,8 @@ class SocketCalls:
         Raises:
           ValueError: ``max_bytes`` or ``max_fds`` is less than 1.
           trio.BrokenResourceError: the connection broke; also when descriptors came that could not be had, because the
-            process has too many, or because 1,024 wait already.  They are closed.
+            process has too many open files, or because too many wait already: a quarter of RLIMIT_NOFILE, at most
+            1,024, for a connection, and half of RLIMIT_NOFILE for all of them.  They are closed.
           RuntimeError: the connection was not opened with ``pass_fds=True``.
 
         And what :meth:`Connection.receive` raises.  Cancelling it loses nothing.

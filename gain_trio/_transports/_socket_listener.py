@@ -18,8 +18,10 @@ import trio
 
 from ._connection import Connection, Marks
 from ._listener import CONNECTION_ERRNOS, Listener
+from ._passed_descriptors import admit, close_unused, keeper, receives_descriptors
 from ._socket_connection import SocketConnection
 from ._sockets import deepen_send_buffer, reset_on_close
+from ._unix import close_listening
 
 BATCH = 128
 """Connections accepted without waiting, after which other tasks get their turn."""
@@ -38,6 +40,7 @@ class SocketListener(Listener):
         "_make",
         "_marks",
         "_parked",
+        "_receives_descriptors",
         "_socket",
         "local_address",
     )
@@ -51,6 +54,7 @@ class SocketListener(Listener):
         self._socket = sock
         self._make = make
         self._is_unix = sock.family == getattr(socket, "AF_UNIX", None)
+        self._receives_descriptors = receives_descriptors(sock)
         self._marks = marks
         self._parked = trio.lowlevel.ParkingLot()
         self._has_lookout = False
@@ -112,6 +116,8 @@ class SocketListener(Listener):
                 if error.errno in CONNECTION_ERRNOS:
                     continue
                 raise
+            if self._is_unix and not self._receives_descriptors and not admit(sock):
+                continue
             self._held = sock
             return self._made()
         return None
@@ -129,7 +135,7 @@ class SocketListener(Listener):
             self._held = sock
             raise
         except BaseException:
-            sock.close()
+            close_unused(sock)
             raise
 
     @trio.lowlevel.enable_ki_protection
@@ -144,10 +150,10 @@ class SocketListener(Listener):
             return
         self._closed = True
         trio.lowlevel.notify_closing(self._socket)
-        self._socket.close()  # the kernel resets what is in its backlog
+        close_listening(self._socket)  # the kernel resets what is in its backlog
         if self._held is not None:
-            with self._held:
-                reset_on_close(self._held)
+            reset_on_close(self._held)
+            close_unused(self._held)
             self._held = None
         self._parked.unpark_all()
 
@@ -158,7 +164,7 @@ class SocketListener(Listener):
     @property
     def _is_let_go(self) -> bool:
         """See :attr:`Listener._is_let_go`."""
-        return True
+        return not self._receives_descriptors or keeper.is_idle
 
 
 def _closed() -> trio.ClosedResourceError:

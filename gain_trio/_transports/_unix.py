@@ -30,6 +30,7 @@ import contextlib
 import errno
 import logging
 import os
+import select
 import socket
 import stat
 import struct
@@ -42,6 +43,7 @@ import attrs
 import trio
 
 from ._address import UnixAddress
+from ._passed_descriptors import SO_PASSRIGHTS, accept_descriptors, keeper
 from ._sockets import deepen_send_buffer
 
 LOCK_PATIENCE: Final = 5.0
@@ -119,12 +121,41 @@ class OwningSocket(socket.socket):
         found = os.lstat(path)
         self._file = (path, found.st_dev, found.st_ino, os.getpid())
 
-    def close(self) -> None:
-        """Remove the file, if it is still the one that was bound, and close the socket."""
+    def remove_file(self) -> None:
+        """Remove the file, if it is still the one that was bound."""
         owned, self._file = self._file, None
         if owned is not None:
             _remove(*owned)
+
+    def close(self) -> None:
+        """Remove the file, and close the socket."""
+        self.remove_file()
         super().close()
+
+
+def close_listening(sock: socket.socket) -> None:
+    """Close a listener: in a thread if descriptors may be queued in a connection that waits to be accepted.
+
+    Otherwise, and where the kernel cannot refuse descriptors, it is closed at once, so that its address is free.
+    """
+    receives = False
+    with contextlib.suppress(OSError):  # an older kernel, or a socket that somebody else has closed
+        if sock.family == getattr(socket, "AF_UNIX", None):
+            receives = bool(sock.getsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS))
+    if receives and isinstance(sock, OwningSocket):  # any other may be another process's, too: it is left as it is
+        sock.remove_file()
+        receives = not accept_descriptors(sock, False) or _has_waiting(sock)
+    if receives:
+        keeper.close_socket(sock)
+    else:
+        sock.close()
+
+
+def _has_waiting(sock: socket.socket) -> bool:
+    """Whether a connection waits to be accepted."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _remove(path: str, device: int, inode: int, process: int) -> None:
@@ -140,7 +171,7 @@ def _remove(path: str, device: int, inode: int, process: int) -> None:
         logger.warning("cannot remove the Unix socket %s: %s; the next server there replaces it", path, error.strerror)
 
 
-async def listen_unix(address: UnixAddress, backlog: int, access: Access) -> socket.socket:
+async def listen_unix(address: UnixAddress, backlog: int, access: Access, *, pass_fds: bool) -> socket.socket:
     """A listening socket, which removes its file when it is closed.
 
     Raises:
@@ -151,6 +182,7 @@ async def listen_unix(address: UnixAddress, backlog: int, access: Access) -> soc
     sock = OwningSocket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
+        accept_descriptors(sock, pass_fds)
         if address.abstract:
             sock.bind(address.sockaddr)
             sock.listen(backlog)
@@ -180,6 +212,7 @@ async def bind_unix(
     sock = OwningSocket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
         sock.setblocking(False)
+        accept_descriptors(sock, False)
         configure(sock)
         if remote is not None:
             sock.connect(remote.sockaddr)  # before it has a name, so that nobody else has a moment to send to it
@@ -318,7 +351,7 @@ def _group_id(group: int | str | None) -> int:
 # --- connecting ---
 
 
-async def connect_unix(address: UnixAddress) -> socket.socket:
+async def connect_unix(address: UnixAddress, *, pass_fds: bool) -> socket.socket:
     """A connected, non-blocking socket.
 
     With the server's backlog full it waits for a place there.  The kernel tells nobody that there is one (connect(2),
@@ -328,6 +361,7 @@ async def connect_unix(address: UnixAddress) -> socket.socket:
     pause = _SHORTEST_PAUSE
     try:
         sock.setblocking(False)
+        accept_descriptors(sock, pass_fds)
         deepen_send_buffer(sock)
         await trio.lowlevel.checkpoint()
         while (answer := sock.connect_ex(address.sockaddr)) == errno.EAGAIN:

@@ -13,6 +13,7 @@ import trio
 from ._connection import Connection, Marks
 from ._implementation import implementation
 from ._listener import Listener
+from ._passed_descriptors import accept_descriptors
 
 T = TypeVar("T")
 
@@ -32,7 +33,7 @@ def wrap_connection(sock: object, marks: Marks | None, pass_fds: bool) -> Connec
             raise
         reason = "Connection.from_socket() takes a connected socket, and this one is not connected, or no more"
         raise OSError(errno.ENOTCONN, reason) from error
-    return _take_over(checked, lambda own: make.connection(own, marks or Marks()))
+    return _take_over(checked, lambda own: make.connection(own, marks or Marks()), pass_fds=pass_fds)
 
 
 def wrap_listener(sock: object, marks: Marks | None, pass_fds: bool) -> Listener:
@@ -45,7 +46,7 @@ def wrap_listener(sock: object, marks: Marks | None, pass_fds: bool) -> Listener
             f"{what} takes a socket that listens, and this one does not: call its listen() first; if it is connected, "
             "Connection.from_socket() takes it"
         )
-    return _take_over(checked, lambda own: make.listener(own, marks or Marks()))
+    return _take_over(checked, lambda own: make.listener(own, marks or Marks()), pass_fds=pass_fds)
 
 
 def check_socket(sock: object, what: str, *, pass_fds: bool) -> socket.socket | trio.socket.SocketType:
@@ -72,21 +73,24 @@ def _is_listening(sock: socket.socket | trio.socket.SocketType) -> bool:
     return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
-def prepare_socket(sock: socket.socket) -> None:
-    """Make it what those that are opened here are: non-blocking, and TCP_NODELAY."""
+def prepare_socket(sock: socket.socket, *, pass_fds: bool) -> None:
+    """Make it what those that are opened here are: non-blocking, TCP_NODELAY, and without descriptors unless asked."""
+    accept_descriptors(sock, pass_fds)
     sock.setblocking(False)
     if sock.family in {socket.AF_INET, socket.AF_INET6}:  # a listener hands it down to its connections
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 @trio.lowlevel.enable_ki_protection
-def _take_over(sock: socket.socket | trio.socket.SocketType, make: Callable[[socket.socket], T]) -> T:
+def _take_over(
+    sock: socket.socket | trio.socket.SocketType, make: Callable[[socket.socket], T], *, pass_fds: bool
+) -> T:
     """Make something that owns the descriptor of ``sock``, which owns it no more then, and still does if this raises."""
     own = socket.socket(sock.family, sock.type, sock.proto, sock.fileno())
     # A socket of trio.socket is non-blocking, and says nothing of it.
     timeout = sock.gettimeout() if isinstance(sock, socket.socket) else 0.0
     try:
-        prepare_socket(own)
+        prepare_socket(own, pass_fds=pass_fds)
         made = make(own)
     except BaseException:
         own.settimeout(timeout)

@@ -8,6 +8,7 @@ from typing import Any, final
 import trio
 
 from gain_trio._transports import Marks
+from gain_trio._transports._passed_descriptors import close_unused
 from gain_trio._transports._socket_listener import SocketListener
 from gain_trio._transports._sockets import reset_on_close
 
@@ -39,12 +40,12 @@ class Accepted:
 
     def close(self) -> None:
         """Close this copy of the descriptor; a worker has its own."""
-        self._socket.close()
+        close_unused(self._socket)
 
     def reset(self) -> None:
         """End a connection that nobody will serve, so that the client cannot take it for served."""
-        with self._socket:
-            reset_on_close(self._socket)
+        reset_on_close(self._socket)
+        close_unused(self._socket)
 
     def _close_now(self) -> None:
         """What a dispatcher calls when a balancer fails."""
