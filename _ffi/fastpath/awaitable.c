@@ -398,9 +398,13 @@ static int answer(gt_awaitable *self, PyObject **result)
         return gt_answer_inbound(connection, result);
     if (receives(self))
         return self->call == GT_FILL ? answer_fill(self, result) : answer_receive(self, result);
-    if (stream->send_error ||
-        stream->send_torn) { /* what follows half of something would be taken for its other half */
-        raise_broken(self, stream->send_error ? stream->send_error : ECANCELED);
+    int refused = stream->send_error;
+    if (!refused && stream->send_torn)
+        refused = ECANCELED;
+    if (!refused && self->call == GT_SEND && self->length > 0 && !connection->send_eof)
+        refused = gt_stream_check_sending(stream);
+    if (refused) {
+        raise_broken(self, refused);
         return -1;
     }
     if (self->call == GT_SEND)

@@ -25,9 +25,6 @@
  */
 #include "fastpath.h"
 
-#include <errno.h>
-#include <sys/socket.h>
-
 static size_t count_untold(const gt_stream *stream)
 {
     size_t queued = gt_inbound_size(&stream->inbound);
@@ -41,16 +38,10 @@ static bool may_have_failed(const gt_stream *stream)
     return stream->tells_resets && stream->receive_paused && (stream->failed || stream->socket_error);
 }
 
-/* The watch may have fired for what is no error of the connection: the kernel's notes on what was sent. */
 static bool has_failed(gt_stream *stream)
 {
-    if (stream->failed) {
-        int error = 0;
-        socklen_t size = sizeof error;
-        stream->failed = false;
-        if (getsockopt(stream->fd, SOL_SOCKET, SO_ERROR, &error, &size) == 0)
-            stream->socket_error = error;
-    }
+    if (stream->failed)
+        gt_stream_ask_for_error(stream);
     return stream->socket_error != 0;
 }
 
@@ -151,8 +142,9 @@ PyObject *gt_connection_send_nowait(gt_connection *self, PyObject *data)
         PyErr_SetString(self->reactor->closed_error, "send_eof() was called on this connection");
         return NULL;
     }
-    if (stream->send_error || stream->send_torn)
-        return gt_raise_broken(self->reactor, stream->send_error ? stream->send_error : ECANCELED);
+    int refused = gt_stream_check_sending(stream);
+    if (refused)
+        return gt_raise_broken(self->reactor, refused);
     const gt_awaitable *call =
         self->sending.awaitable; /* of a send not all may be queued, and one for room is amidst a file */
     if (self->send_held || (call && (call->call == GT_SEND || call->call == GT_ROOM))) {

@@ -112,8 +112,10 @@ struct gt_stream {
     bool receive_armed, receive_cancelled;
     bool receive_deaf; /* armed since before the hangup, so it may never tell of it */
     bool watch_armed, watch_cancelled;
-    bool hung_up; /* the watch has fired: nothing more will arrive than what is queued */
-    bool failed;  /* and that was with an error, which nobody has asked the socket for yet */
+    bool watch_again; /* it has fired, and was armed once more */
+    bool hung_up;     /* the watch has fired: nothing more will arrive than what is queued */
+    bool failed;      /* and that was with an error, which nobody has asked the socket for yet */
+    bool broken;      /* and the kernel takes nothing to send any more */
     bool send_cancelled;
     bool
         send_cut_short; /* less than all was sent: it had to wait and could not, or there was an error that was not told */
@@ -135,10 +137,10 @@ struct gt_stream {
     size_t untold;                 /* bytes that GT_INBOUND has not told of; the program may have taken some of them */
     size_t written;                /* bytes that the kernel has taken since the program asked last */
     int receive_error, send_error; /* errno, 0 for none */
-    int socket_error;        /* the socket's, which GT_INBOUND has asked for; what is queued can still be received */
-    uint32_t send_in_flight; /* segments in the send in flight, 0: there is none */
-    uint32_t send_length;    /* bytes in it */
-    gt_gather *gather;       /* its, or NULL */
+    int socket_error;              /* the socket's, which was asked for; what is queued can still be received */
+    uint32_t send_in_flight;       /* segments in the send in flight, 0: there is none */
+    uint32_t send_length;          /* bytes in it */
+    gt_gather *gather;             /* its, or NULL */
     size_t receive_high, receive_low, send_high;
     double active_at; /* on Trio's clock: when a byte was moved last, in either direction */
     size_t fill;      /* so many bytes are waited for, and the high mark is no less than that; 0: none are */
@@ -155,8 +157,11 @@ void gt_stream_want(gt_stream *stream);
 void gt_stream_want_first(gt_stream *stream); /* before those that have had their share */
 bool gt_stream_prepare(gt_stream *stream);
 bool gt_stream_complete(gt_stream *stream, const struct io_uring_cqe *cqe); /* true: news for the program */
-void gt_stream_consumed(gt_stream *stream);                                 /* inbound bytes were taken */
-void gt_stream_fill(gt_stream *stream, size_t count);                       /* a task waits for `count` bytes */
+void gt_stream_ask_for_error(gt_stream *stream);                            /* the socket, which tells of it once */
+/* Before something is to be sent: the errno for which it cannot be, 0 if it can. */
+int gt_stream_check_sending(gt_stream *stream);
+void gt_stream_consumed(gt_stream *stream);           /* inbound bytes were taken */
+void gt_stream_fill(gt_stream *stream, size_t count); /* a task waits for `count` bytes */
 void gt_stream_want_room(gt_stream *stream,
                          bool wanted); /* `room` is to become true when the kernel would take something */
 void gt_stream_hold(gt_stream *stream,

@@ -11,7 +11,7 @@
  *     receive, multishot   open, no end or error, not paused or held   EOF, error, ENOBUFS, or its cancel
  *     cancel of receive    paused, held, deaf, or closing              see gt_slot_cancel()
  *     watch (a poll)       open, no end or error, not held, not        the peer's hangup or an error, or its cancel
- *                          hung up
+ *                          broken, and no more than twice
  *     cancel of watch      held, or closing                            see gt_slot_cancel()
  *     send                 open, something outbound                    its CQE, for up to GATHERED segments
  *     poll for room        open, room wanted or send blocked, and no   its cancel, or an error; it stands where a send
@@ -37,6 +37,12 @@
  * do not.  So a second operation, a poll for nothing but hangups and errors, watches the socket.  When it has fired, a receive
  * that goes on without having told of the end is *deaf*: it is cancelled, and the next one, which looks at the socket before
  * it waits, brings what is queued, or the end.  No more can arrive then, so this comes to an end, too.
+ *
+ * A connection that has been reset is *broken*, and the watch tells of that as well (EPOLLHUP: both directions are shut down).
+ * What has arrived can be received even so.  But an answer to it would be worked out and queued for no peer, and the next one,
+ * until the run waits and the kernel is asked to send the first: so from the watch's completion on, sends fail.  A peer that has
+ * shut down its side first can still reset the connection afterwards.  As long as the receive has not come to the end, no
+ * operation may be in flight that would notice; then the watch is armed once more, as a multishot poll, which tells of changes.
  *
  * A peer that has shut down its side may still read what is sent, and slowly.  But to io_uring every poll of such a socket is
  * answered at once, whatever it is for (it always asks for hangups, too): a send that has to wait spins, 128 times, and then
@@ -229,13 +235,14 @@ static bool prepare_watch(gt_stream *stream)
     if (stream->watch_armed)
         return !stream->receive_held || stream->watch_cancelled ||
                prepare_cancel(stream, GT_TAG_WATCH, &stream->watch_cancelled);
-    if (stream->receive_held || stream->hung_up || stream->end_of_stream || stream->receive_error)
+    if (stream->receive_held || stream->end_of_stream || stream->receive_error || stream->broken || stream->watch_again)
         return true;
     struct io_uring_sqe *sqe = gt_slot_sqe(stream->reactor->ring, stream->slot, GT_TAG_WATCH);
     if (!sqe)
         return false;
-    gt_prep_poll(sqe, stream->fd, EPOLLRDHUP | EPOLLHUP | EPOLLERR, false);
+    gt_prep_poll(sqe, stream->fd, EPOLLRDHUP | EPOLLHUP | EPOLLERR, stream->hung_up);
     stream->watch_armed = true;
+    stream->watch_again = stream->hung_up;
     return true;
 }
 
@@ -327,6 +334,27 @@ static bool tell_receiving(gt_stream *stream)
     return true;
 }
 
+/* A socket tells of its error once, and the watch may have fired for what is none: the kernel's notes on what was sent. */
+void gt_stream_ask_for_error(gt_stream *stream)
+{
+    int error = 0;
+    socklen_t size = sizeof error;
+    stream->failed = false;
+    if (getsockopt(stream->fd, SOL_SOCKET, SO_ERROR, &error, &size) == 0 && error)
+        stream->socket_error = error;
+}
+
+int gt_stream_check_sending(gt_stream *stream)
+{
+    if (stream->broken && !stream->send_error) {
+        int known = stream->socket_error ? stream->socket_error : stream->receive_error;
+        stream->send_error = known ? known : EPIPE;
+    }
+    if (stream->send_error)
+        return stream->send_error;
+    return stream->send_torn ? ECANCELED : 0; /* what follows half of something would be taken for its other half */
+}
+
 /* Not only has the peer shut down its side, but neither can it be sent to: it was reset. */
 static bool is_gone(const gt_stream *stream)
 {
@@ -372,6 +400,7 @@ static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
             stream->end_of_stream = news = true;
         } else if (cqe->res < 0 && !is_retry(-cqe->res)) {
             stream->receive_error = -cqe->res;
+            stream->broken |= !stream->closing && is_gone(stream);
             news = true;
         } else {
             /* A receive that has had some of the buffers provided may well have had all of them; others are held back. */
@@ -395,12 +424,19 @@ static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
  * where receiving has stopped a server of callbacks is told of an error here, see events.c. */
 static bool watch_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
 {
-    stream->watch_armed = stream->watch_cancelled = false;
+    if (gt_completion_is_final(cqe))
+        stream->watch_armed = stream->watch_cancelled = false;
     if (stream->closing)
         return false;
-    stream->hung_up |= cqe->res > 0;
-    stream->receive_deaf |= cqe->res > 0;
-    stream->failed |= cqe->res > 0 && (cqe->res & EPOLLERR);
+    if (cqe->res > 0) {
+        stream->receive_deaf |= !stream->hung_up;
+        stream->hung_up = true;
+        stream->failed |= (cqe->res & EPOLLERR) != 0;
+    }
+    if (cqe->res > 0 && (cqe->res & EPOLLHUP) && !stream->broken) {
+        stream->broken = true;
+        gt_stream_ask_for_error(stream);
+    }
     gt_stream_want(stream);
     gt_inbound_wake(stream);
     return stream->receive_held && tell_receiving(stream);
@@ -462,9 +498,9 @@ static bool send_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
         if (stream->tells_written)
             stream->written += (size_t)cqe->res;
     } else if (cqe->res == 0) { /* send(2) of some bytes never takes none of them: this one is at its end */
-        stream->send_error = EPIPE;
-    } else if (!is_retry(-cqe->res)) {
-        stream->send_error = -cqe->res;
+        stream->send_error = stream->send_error ? stream->send_error : EPIPE;
+    } else if (!is_retry(-cqe->res) && !stream->send_error) {
+        stream->send_error = cqe->res == -EPIPE && stream->socket_error ? stream->socket_error : -cqe->res;
     }
     if (stream->closing || stream->send_error)
         gt_outbound_clear(&stream->outbound, 0);
