@@ -24,7 +24,7 @@ identity := $(shell $(PYTHON) -c 'import sys; print(sys.executable, sys.version.
 c_sources := $(wildcard _ffi/*.[ch] _ffi/*.py _ffi/fastpath/*.[ch])
 build_inputs := pyproject.toml setup.py $(c_sources)
 packaged := $(build_inputs) MANIFEST.in README.md LICENSE $(shell find gain_trio -name '*.py' -o -name '*.pyi' -o -name py.typed 2>/dev/null)
-packaged += $(wildcard CHANGELOG.md CONTRIBUTING.md Makefile docs/*.md docs/*.rst docs/*.py tools/*.py tests/*.py examples/*.py)
+packaged += $(wildcard CHANGELOG.md CONTRIBUTING.md Makefile docs/*.md docs/*.rst docs/*.py tools/*.py tests/*.py tests/support/*.py examples/*.py)
 
 .PHONY: help demo test test-ring test-trio test-once test-features soak lint format types docs package package-pure sanitize test-in-tree
 .PHONY: trio-suite trio-suite-newest trio-suite-oldest trio-suite-poll bench clean FORCE

@@ -14,6 +14,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -21,9 +22,10 @@ from pathlib import Path
 
 import pytest
 import trio
-from certificates import TLS_1_2, TLS_1_3, open_tls_pair
-from pairs import PATIENCE, Pair, open_descriptors, open_pair, open_unix_pair
-from tls_pairs import TlsPair
+from support.certificates import TLS_1_2, TLS_1_3, open_tls_pair
+from support.descriptors import open_descriptors
+from support.pairs import PATIENCE, Pair, open_pair, open_unix_pair
+from support.tls_pairs import TlsPair
 
 import gain_trio
 from gain_trio import BackendInfo, Feature
@@ -144,6 +146,15 @@ async def tls_pair(request: pytest.FixtureRequest) -> AsyncIterator[TlsPair]:
     yield client, served
     client.abort()
     served.abort()
+
+
+@pytest.fixture
+def peer() -> Iterator[socket.socket]:
+    """A datagram socket of the standard library on 127.0.0.1: what it sends has arrived when ``sendto`` returns."""
+    with socket.socket(type=socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.setblocking(False)
+        yield sock
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import fuzz  # noqa: F401  # loads Hypothesis' profile
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
+from support import fuzz  # noqa: F401  # loads Hypothesis' profile
 
 from gain_trio._transports import Address, FdAddress, TcpAddress, UdpAddress, UnixAddress, _address, parse_address
 

@@ -14,14 +14,14 @@ from pathlib import Path
 import outcome
 import pytest
 import trio
-from _helpers import descriptor_limit, next_descriptor
-from processes import TIMEOUT
+from support.descriptors import descriptor_limit, next_descriptor
+from support.processes import TIMEOUT
 
 import gain_trio
 from gain_trio import RingUnavailable
 from gain_trio._kernel import _errors, load_error, ring_unavailable
 
-HERE = Path(__file__).resolve().parent
+RESTRICTED = str(Path(__file__).resolve().parent / "support" / "restricted.py")
 
 # Serves one client, who is in the same process, and says what it was on.
 PROGRAM = """
@@ -69,7 +69,7 @@ def python(*arguments: str, **environment: str) -> tuple[list[str], list[str]]:
 
 def restricted(restriction: str, backend: str, **environment: str) -> tuple[list[str], list[str]]:
     """Run PROGRAM under a restriction."""
-    return python(str(HERE / "restricted.py"), restriction, "-c", PROGRAM, backend, **environment)
+    return python(RESTRICTED, restriction, "-c", PROGRAM, backend, **environment)
 
 
 # --- a ring that cannot be had ---
@@ -461,7 +461,15 @@ def plugin_session(tmp_path: Path, *options: str, **environment: str) -> tuple[i
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("GAIN_TRIO_")}
     pytest_run = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "gain_trio.pytest_plugin", *options]
     result = subprocess.run(
-        [sys.executable, str(HERE / "restricted.py"), "EPERM", *pytest_run, "--rootdir", str(tmp_path), str(tmp_path)],
+        [
+            sys.executable,
+            RESTRICTED,
+            "EPERM",
+            *pytest_run,
+            "--rootdir",
+            str(tmp_path),
+            str(tmp_path),
+        ],
         capture_output=True,
         text=True,
         timeout=TIMEOUT,

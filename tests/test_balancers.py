@@ -13,8 +13,8 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from pairs import receive_all, until
-from test_server import LOCAL, connect, echo, serving
+from support.pairs import receive_all, until
+from support.servers import LOCAL, connect, echo, serving
 
 import gain_trio
 from gain_trio import Balancer, Connection, ConsumerView, Server

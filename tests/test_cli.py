@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from certificates import certificate, client_context
-from processes import TIMEOUT, Program, connect, read_all, read_exactly, run, running
+from support.certificates import certificate, client_context
+from support.processes import TIMEOUT, Program, connect, read_all, read_exactly, run, running
 
 import gain_trio
 from gain_trio._faces._cli import main
@@ -96,7 +96,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def serving(program: Program, handler: str = "echo") -> tuple[str, int]:
+def where_it_serves(program: Program, handler: str = "echo") -> tuple[str, int]:
     """Where the command says that it serves."""
     line = program.line()
     assert line, program.end()
@@ -176,7 +176,7 @@ def test_it_serves_though_it_cannot_say_where(tmp_path: Path, redirection: str, 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_echoes_and_a_signal_ends_it_with_status_0(number: signal.Signals) -> None:
     with running(*SERVE, ANY_PORT, "--handler", "echo") as program:
-        with connect(*serving(program)) as client:
+        with connect(*where_it_serves(program)) as client:
             client.sendall(b"hello")
             assert read_exactly(client, 5) == b"hello"
             program.interrupt(number)  # while the connection is open
@@ -186,7 +186,7 @@ def test_it_echoes_and_a_signal_ends_it_with_status_0(number: signal.Signals) ->
 
 def test_a_signal_cancels_handlers_which_clean_up(folder: Path) -> None:
     with running(*SERVE, ANY_PORT, "--handler", "my_handlers:stubborn", cwd=folder) as program:
-        with connect(*serving(program, "my_handlers:stubborn")) as client:
+        with connect(*where_it_serves(program, "my_handlers:stubborn")) as client:
             assert read_exactly(client, 5) == b"ready"
             program.interrupt()
             program.interrupt(signal.SIGTERM)  # the first lets it finish, which it never does
@@ -196,7 +196,7 @@ def test_a_signal_cancels_handlers_which_clean_up(folder: Path) -> None:
 def test_a_handler_that_does_not_finish_in_time_is_cancelled(folder: Path) -> None:
     arguments = ("--handler", "my_handlers:stubborn", "--graceful-timeout", "0.01")
     with running(*SERVE, ANY_PORT, *arguments, cwd=folder) as program:
-        with connect(*serving(program, "my_handlers:stubborn")) as client:
+        with connect(*where_it_serves(program, "my_handlers:stubborn")) as client:
             assert read_exactly(client, 5) == b"ready"
             program.interrupt()
             assert program.end() == (0, "cleaned up\n", "")
@@ -204,7 +204,7 @@ def test_a_handler_that_does_not_finish_in_time_is_cancelled(folder: Path) -> No
 
 def test_connections_are_shared_by_workers() -> None:
     with running(*SERVE, ANY_PORT, "--handler", "echo", "--workers", "3", "--backlog", "16") as program:
-        address = serving(program)
+        address = where_it_serves(program)
         for number in range(7):
             with connect(*address) as client:
                 client.sendall(b"%d" % number)
@@ -216,7 +216,7 @@ def test_connections_are_shared_by_workers() -> None:
 def test_a_balancer_of_ones_own(folder: Path, name: str) -> None:
     arguments = ("--handler", "my_handlers:which", "--workers", "3", "--balancer", name)
     with running(*SERVE, ANY_PORT, *arguments, cwd=folder) as program:
-        address = serving(program, "my_handlers:which")
+        address = where_it_serves(program, "my_handlers:which")
         for _ in range(2):
             with connect(*address) as client:
                 assert read_all(client) == b"gain_trio consumer 2"
@@ -233,7 +233,7 @@ def test_a_balancer_of_ones_own(folder: Path, name: str) -> None:
 )
 def test_options_of_a_server(arguments: tuple[str, ...]) -> None:
     with running(*SERVE, ANY_PORT, "--handler", "echo", *arguments) as program:
-        address = serving(program)
+        address = where_it_serves(program)
         for number in range(4):
             with connect(*address) as client:
                 client.sendall(b"%d" % number)
@@ -245,7 +245,7 @@ def test_options_of_a_server(arguments: tuple[str, ...]) -> None:
 def test_several_addresses(folder: Path) -> None:
     path = folder / "app.sock"
     with running(*SERVE, ANY_PORT, f"unix://{path}", "--handler", "echo") as program:
-        address = serving(program)
+        address = where_it_serves(program)
         assert program.line() == f"serving echo on unix://{path}; Ctrl-C stops it"
         with connect(*address) as client, socket.socket(socket.AF_UNIX) as local:
             local.connect(str(path))
@@ -267,7 +267,7 @@ def test_tls(folder: Path, key_apart: bool) -> None:
         certificate().private_key_pem.write_to_path(chain, append=True)
     arguments = ["--tls-cert", chain, *(["--tls-key", key] if key_apart else [])]
     with running(*SERVE, ANY_PORT, "--handler", "echo", *arguments) as program:
-        with connect(*serving(program)) as client:
+        with connect(*where_it_serves(program)) as client:
             with client_context().wrap_socket(client, server_hostname="localhost") as secure:
                 secure.sendall(b"hello")
                 assert secure.recv(5) == b"hello"
@@ -277,7 +277,7 @@ def test_tls(folder: Path, key_apart: bool) -> None:
 def test_the_log(folder: Path, style: str) -> None:
     arguments = ("--handler", "my_handlers:fail", "--log-level", "debug", "--log-format", style)
     with running(*SERVE, ANY_PORT, *arguments, cwd=folder) as program:
-        with connect(*serving(program, "my_handlers:fail")) as client:
+        with connect(*where_it_serves(program, "my_handlers:fail")) as client:
             peer = "{}:{}".format(*client.getsockname())
             assert read_all(client) == b""
         program.interrupt()
@@ -299,7 +299,7 @@ def test_ipv6() -> None:
     except OSError:
         pytest.skip("this machine has no IPv6 loopback")
     with running(*SERVE, "tcp://[::1]:0", "--handler", "echo") as program:
-        host, port = serving(program)
+        host, port = where_it_serves(program)
         assert host == "::1"
         with connect(host, port) as client:
             client.sendall(b"six")
@@ -309,13 +309,13 @@ def test_ipv6() -> None:
 @pytest.mark.parametrize("name", ["my_handlers:greet", "my_handlers:Namespace.greet"])
 def test_a_handler_of_ones_own_is_found_where_one_stands(folder: Path, name: str) -> None:
     with running(*SERVE, ANY_PORT, "--handler", name, cwd=folder) as program:
-        with connect(*serving(program, name)) as client:
+        with connect(*where_it_serves(program, name)) as client:
             assert read_all(client) == b"hello from a module"
 
 
 def test_the_http_handler_answers_another_programs_requests() -> None:
     with running(*SERVE, "127.0.0.1:0", "--network", "tcp", "--handler", "http") as program:
-        client = http.client.HTTPConnection(*serving(program, "http"), timeout=TIMEOUT)
+        client = http.client.HTTPConnection(*where_it_serves(program, "http"), timeout=TIMEOUT)
         for path, status in (("/plaintext", 200), ("/nothing", 404), ("/", 200)):
             client.request("GET", path)
             response = client.getresponse()
@@ -326,14 +326,17 @@ def test_the_http_handler_answers_another_programs_requests() -> None:
 
 @pytest.mark.parametrize("options", [["--async-handler"], ["--async-handler", "--pool"]])
 def test_the_built_in_handlers_run_in_worker_threads(options: list[str]) -> None:
-    with running(*SERVE, ANY_PORT, "--handler", "echo", *options) as program, connect(*serving(program)) as client:
+    with (
+        running(*SERVE, ANY_PORT, "--handler", "echo", *options) as program,
+        connect(*where_it_serves(program)) as client,
+    ):
         client.sendall(bytes(1 << 20))
         assert read_exactly(client, 1 << 20) == bytes(1 << 20)
         program.interrupt()
         assert program.end() == (0, "", "")
     with (
         running(*SERVE, ANY_PORT, "--handler", "http", *options) as program,
-        connect(*serving(program, "http")) as client,
+        connect(*where_it_serves(program, "http")) as client,
     ):
         client.sendall(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n" * 2 + b"GET /x HTTP/1.0\r\n\r\n")
         received = read_all(client)
@@ -343,7 +346,7 @@ def test_the_built_in_handlers_run_in_worker_threads(options: list[str]) -> None
 @pytest.mark.parametrize("name", ["my_handlers:Shout", "my_handlers:shouting"])
 def test_an_event_handler_is_served_over_tcp_and_udp(folder: Path, name: str) -> None:
     with running(*SERVE, ANY_PORT, "--handler", name, cwd=folder) as program:
-        with connect(*serving(program, name)) as client:
+        with connect(*where_it_serves(program, name)) as client:
             client.sendall(b"hello")
             assert read_exactly(client, 5) == b"HELLO"
     with running(*SERVE, "udp://127.0.0.1:0", "--handler", name, cwd=folder) as program:
@@ -391,7 +394,7 @@ def test_a_path_is_served_as_a_unix_socket(tmp_path: Path) -> None:
 
 def test_a_handler_that_fails_is_logged_and_the_server_goes_on(folder: Path) -> None:
     with running(*SERVE, ANY_PORT, "--handler", "my_handlers:fail", cwd=folder) as program:
-        address = serving(program, "my_handlers:fail")
+        address = where_it_serves(program, "my_handlers:fail")
         for _ in range(2):
             with connect(*address) as client:
                 assert read_all(client) == b""
@@ -514,7 +517,7 @@ def test_the_command_is_installed() -> None:
 def test_processes_serve_and_a_signal_ends_them_with_status_0(folder: Path, architecture: str) -> None:
     arguments = ("--handler", "my_handlers:greet", "--processes", "2", "--architecture", architecture)
     with running(*SERVE, ANY_PORT, *arguments, cwd=folder) as program:
-        address = serving(program, "my_handlers:greet")
+        address = where_it_serves(program, "my_handlers:greet")
         for _ in range(4):
             with connect(*address) as client:
                 assert read_all(client) == b"hello from a module"
@@ -525,7 +528,7 @@ def test_processes_serve_and_a_signal_ends_them_with_status_0(folder: Path, arch
 def test_a_hangup_replaces_processes_of_callbacks(folder: Path) -> None:
     arguments = ("--handler", "my_handlers:Where", "--processes", "1")
     with running(*SERVE, ANY_PORT, *arguments, cwd=folder) as program:
-        address = serving(program, "my_handlers:Where")
+        address = where_it_serves(program, "my_handlers:Where")
         with connect(*address) as client:
             first = read_all(client)
         program.interrupt(signal.SIGHUP)
@@ -556,7 +559,7 @@ def test_a_hangup_does_nothing_to_a_server_without_processes(folder: Path, addre
 def test_what_processes_log_is_logged_by_the_command(folder: Path) -> None:
     arguments = ("--handler", "my_handlers:fail", "--processes", "2", "--log-format", "json")
     with running(*SERVE, ANY_PORT, *arguments, cwd=folder) as program:
-        with connect(*serving(program, "my_handlers:fail")) as client:
+        with connect(*where_it_serves(program, "my_handlers:fail")) as client:
             assert read_all(client) == b""
         program.interrupt()
         status, _out, err = program.end()
@@ -595,7 +598,7 @@ def test_process_priority(folder: Path, processes: tuple[str, ...]) -> None:
 def test_pretty_is_a_format_of_the_log(folder: Path) -> None:
     arguments = ("--handler", "my_handlers:fail", "--log-format", "json", "--pretty")
     with running(*SERVE, ANY_PORT, *arguments, cwd=folder) as program:
-        with connect(*serving(program, "my_handlers:fail")) as client:
+        with connect(*where_it_serves(program, "my_handlers:fail")) as client:
             assert read_all(client) == b""
         program.interrupt()
         status, _out, err = program.end()
@@ -608,7 +611,7 @@ def test_metrics_are_served(folder: Path) -> None:
         port = free.getsockname()[1]
     arguments = ("--handler", "echo", "--processes", "2", "--cpu-affinity", "--metrics", f"tcp://127.0.0.1:{port}")
     with running(*SERVE, ANY_PORT, *arguments) as program:
-        serving(program)
+        where_it_serves(program)
         with connect("127.0.0.1", port) as client:
             client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
             assert b"\ngain_trio_worker_processes 2.0\n" in read_all(client)

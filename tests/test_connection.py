@@ -17,12 +17,12 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 import trustme
-from pairs import (
+from support.descriptors import is_open
+from support.pairs import (
     MEBIBYTE,
     PATIENCE,
     Pair,
     clog,
-    is_open,
     open_pair,
     pattern,
     receive_all,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import trio
-from pairs import MEBIBYTE, Pair, clog, open_pair, pattern, receive_all, receive_exactly, until_queued
+from support.pairs import MEBIBYTE, Pair, clog, open_pair, pattern, receive_all, receive_exactly, until_queued
 from trio.testing import wait_all_tasks_blocked
 
 import gain_trio

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import errno
 import socket
-import struct
 from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
-from pairs import MEBIBYTE, PATIENCE, Pair, clog, open_pair, open_trio_pair, pattern, receive_all, until, until_queued
+from support.pairs import (
+    MEBIBYTE,
+    PATIENCE,
+    Pair,
+    clog,
+    open_pair,
+    open_trio_pair,
+    pattern,
+    receive_all,
+    until,
+    until_queued,
+)
+from support.sockets import reset
 from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
 import gain_trio
 from gain_trio import Connection, Marks
 from gain_trio._transports._connection_base import CLOSE_TIMEOUT
-
-
-def reset(connection: trio.SocketStream) -> None:
-    """End it with RST."""
-    connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    connection.socket.close()
-
 
 # --- half closing ---
 

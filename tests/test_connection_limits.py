@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import trio
-from pairs import (
+from support.pairs import (
     MEBIBYTE,
     QUIET,
     address_of,

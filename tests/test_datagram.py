@@ -11,14 +11,15 @@ import queue
 import random
 import socket
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 import trio
-from _helpers import ring_run, statistics
-from pairs import is_open, pattern, until
-from test_fork_and_threads import in_child
+from support.datagrams import LOCAL, receive_from, until_counted, url
+from support.descriptors import is_open
+from support.pairs import pattern, until
+from support.runs import in_child, ring_run, statistics
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio
@@ -28,15 +29,9 @@ from gain_trio._transports._open_endpoint import make_endpoint
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_leak")
 
-LOCAL = "udp://127.0.0.1:0"
 HOSTS = ["127.0.0.1", "::1"]
 LARGEST = 65507
 """Bytes of a datagram by IPv4."""
-
-
-def url(address: Any) -> str:
-    """Of a socket address."""
-    return f"udp://[{address[0]}]:{address[1]}" if ":" in address[0] else f"udp://{address[0]}:{address[1]}"
 
 
 @pytest.fixture
@@ -44,34 +39,6 @@ async def endpoint() -> AsyncIterator[DatagramEndpoint]:
     """One on 127.0.0.1, closed at the end."""
     async with await open_datagram_endpoint(LOCAL) as opened:
         yield opened
-
-
-@pytest.fixture
-def peer() -> Iterator[socket.socket]:
-    """A socket of the standard library on 127.0.0.1: what it sends has arrived when ``sendto`` returns."""
-    with socket.socket(type=socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        sock.setblocking(False)
-        yield sock
-
-
-async def until_counted(endpoint: DatagramEndpoint, count: int) -> None:
-    """Let the run go on until so many datagrams have arrived, whatever became of them."""
-
-    def arrived() -> int:
-        now = endpoint.statistics()
-        return now.received + now.dropped + now.oversized
-
-    await until(lambda: arrived() >= count)
-
-
-async def receive_from(sock: socket.socket) -> tuple[bytes, Any]:
-    """A datagram that the run sends to a socket of the standard library."""
-    with trio.fail_after(10):
-        while True:
-            with contextlib.suppress(BlockingIOError):
-                return sock.recvfrom(65536)
-            await trio.lowlevel.checkpoint()
 
 
 def is_silent(sock: socket.socket) -> bool:

@@ -8,14 +8,14 @@ import logging
 import re
 import socket
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 import trio
-from pairs import is_open, until
-from test_datagram import LOCAL, peer, receive_from, url
+from support.datagrams import LOCAL, receive_from, send_back, serving_datagrams, url
+from support.descriptors import is_open
+from support.pairs import until
+from support.test_datagram import peer
 from trio.testing import wait_all_tasks_blocked
 
 import gain_trio
@@ -29,22 +29,8 @@ pytestmark = pytest.mark.usefixtures("no_descriptor_leak")
 __all__ = ["peer"]  # the fixture
 
 
-async def echo(data: bytes, address: Any, endpoint: DatagramEndpoint) -> None:
-    await endpoint.send(data, address)
-
-
-@asynccontextmanager
-async def serving(handler: Any, **options: Any) -> AsyncIterator[DatagramServer]:
-    """A server for the length of a with statement."""
-    async with trio.open_nursery() as nursery:
-        server = await nursery.start(lambda **status: gain_trio.serve_datagrams(handler, LOCAL, **options, **status))
-        assert isinstance(server, DatagramServer)
-        yield server
-        nursery.cancel_scope.cancel()
-
-
 async def test_start_returns_a_server(peer: socket.socket) -> None:
-    async with serving(echo) as server:
+    async with serving_datagrams(send_back) as server:
         assert server.addresses == (server.address,) == (server.endpoint.local_address,)
         assert str(server.address[1]) in repr(server)
         for number in range(3):
@@ -65,7 +51,10 @@ async def test_shards_share_the_port(cbpf: bool) -> None:
         seen.append((address, endpoint, data))
         await endpoint.send(data, address)
 
-    async with serving(handler, shards=4, workers=2, cbpf=cbpf) as server, contextlib.AsyncExitStack() as stack:
+    async with (
+        serving_datagrams(handler, shards=4, workers=2, cbpf=cbpf) as server,
+        contextlib.AsyncExitStack() as stack,
+    ):
         assert len(server.endpoints) == len({endpoint.fileno() for endpoint in server.endpoints}) == 4
         assert {endpoint.local_address for endpoint in server.endpoints} == {server.address}
         assert server.addresses == (server.address,)
@@ -97,7 +86,7 @@ async def test_shards_share_the_port(cbpf: bool) -> None:
 )
 async def test_shards_that_cannot_be(address: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        await gain_trio.serve_datagrams(echo, address, **options)
+        await gain_trio.serve_datagrams(send_back, address, **options)
 
 
 async def test_many_clients() -> None:
@@ -107,7 +96,7 @@ async def test_many_clients() -> None:
                 await client.send(b"%d %d" % (name, number))
                 assert (await client.receive())[0] == b"%d %d" % (name, number)
 
-    async with serving(echo, workers=3) as server:
+    async with serving_datagrams(send_back, workers=3) as server:
         async with trio.open_nursery() as clients:
             for name in range(50):
                 clients.start_soon(exchange, server, name)
@@ -121,7 +110,7 @@ async def test_one_worker_handles_in_order(peer: socket.socket) -> None:
         await trio.lowlevel.checkpoint()
         handled.append(data)
 
-    async with serving(handler) as server:
+    async with serving_datagrams(handler) as server:
         for number in range(50):
             peer.sendto(b"%d" % number, server.address)
         await until(lambda: len(handled) == 50)
@@ -136,7 +125,7 @@ async def test_workers_bound_how_many_run_and_the_queue_what_waits(workers: int,
         await go_on.wait()
         await endpoint.send(data, address)
 
-    async with serving(handler, workers=workers, queue_size=5) as server:
+    async with serving_datagrams(handler, workers=workers, queue_size=5) as server:
         for number in range(workers):
             peer.sendto(b"%d" % number, server.address)
             await until(lambda number=number: server.statistics().active == number + 1)  # type: ignore[misc]
@@ -163,7 +152,7 @@ async def fail_on_bad(data: bytes, address: Any, endpoint: DatagramEndpoint) -> 
 async def test_a_handlers_error_is_logged_and_the_server_goes_on(
     bad: bytes, peer: socket.socket, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with serving(fail_on_bad) as server:
+    async with serving_datagrams(fail_on_bad) as server:
         for data in (b"good", bad, bad, b"good"):
             peer.sendto(data, server.address)
         for _ in range(2):
@@ -177,7 +166,7 @@ async def test_a_handlers_error_is_logged_and_the_server_goes_on(
 
 async def test_strict_propagates(peer: socket.socket) -> None:
     with pytest.raises(BaseExceptionGroup) as caught:
-        async with serving(fail_on_bad, strict=True) as server:
+        async with serving_datagrams(fail_on_bad, strict=True) as server:
             peer.sendto(b"bad", server.address)
             await trio.sleep_forever()
     matching, rest = caught.value.split(RuntimeError)
@@ -193,7 +182,7 @@ async def test_what_is_no_exception_propagates(
         raise BaseExceptionGroup("both", [error(), ExceptionGroup("one", [ValueError("logged")])])
 
     with pytest.raises(BaseExceptionGroup) as caught:
-        async with serving(handler) as server:
+        async with serving_datagrams(handler) as server:
             peer.sendto(b"x", server.address)
             await trio.sleep_forever()
     matching, rest = caught.value.split(error)
@@ -211,7 +200,7 @@ async def test_a_source_that_cannot_be_answered_is_no_error_of_the_handler(
     async def answer_to_port_0(data: bytes, address: Any, endpoint: DatagramEndpoint) -> None:
         await endpoint.send(data, (address[0], 0))
 
-    async with serving(answer_to_port_0) as server:
+    async with serving_datagrams(answer_to_port_0) as server:
         for _ in range(2):
             peer.sendto(b"x", server.address)
         await until(lambda: server.statistics().handled == 2)
@@ -229,7 +218,7 @@ async def test_of_a_group_too(peer: socket.socket, caplog: pytest.LogCaptureFixt
     async def handler(_data: bytes, _address: Any, _endpoint: DatagramEndpoint) -> None:
         raise ExceptionGroup("outer", [ExceptionGroup("inner", [unreachable]), unreachable, *others])
 
-    async with serving(handler) as server:
+    async with serving_datagrams(handler) as server:
         peer.sendto(b"x", server.address)
         await until(lambda: server.statistics().handled == 1)
         now = server.statistics()
@@ -249,7 +238,7 @@ async def test_cancelling_ends_handlers_and_closes(peer: socket.socket) -> None:
         finally:
             ended.append(data)
 
-    async with serving(handler, workers=2) as server:
+    async with serving_datagrams(handler, workers=2) as server:
         peer.sendto(b"one", server.address)
         peer.sendto(b"two", server.address)
         await until(lambda: server.statistics().active == 2)
@@ -262,9 +251,9 @@ async def test_cancelling_ends_handlers_and_closes(peer: socket.socket) -> None:
     ("arguments", "options", "error"),
     [
         (("not callable", LOCAL), {}, TypeError),
-        ((echo, LOCAL), {"workers": 0}, ValueError),
-        ((echo, "tcp://127.0.0.1:0"), {}, ValueError),
-        ((echo, LOCAL), {"no_such": 1}, TypeError),
+        ((send_back, LOCAL), {"workers": 0}, ValueError),
+        ((send_back, "tcp://127.0.0.1:0"), {}, ValueError),
+        ((send_back, LOCAL), {"no_such": 1}, TypeError),
     ],
 )
 async def test_bad_arguments(arguments: Any, options: dict[str, Any], error: type[Exception]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import trio
-from pairs import MEBIBYTE, Pair, clog, open_trio_pair, pattern, receive_exactly, until
+from support.pairs import MEBIBYTE, Pair, clog, open_trio_pair, pattern, receive_exactly, until
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 import trio
-from _helpers import descriptor_limit, fill, next_descriptor, read_available
-from pairs import Pair, clog, is_open, open_descriptors, pattern, receive_all, receive_exactly, until_passed_are_closed
+from support.descriptors import descriptor_limit, is_open, next_descriptor, open_descriptors
+from support.pairs import Pair, clog, pattern, receive_all, receive_exactly, until_passed_are_closed
+from support.sockets import fill, read_available
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio

@@ -8,7 +8,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from processes import ROOT
+from support.processes import ROOT
 
 import gain_trio
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import attrs
 import pytest
-from processes import TIMEOUT, run
+from support.processes import TIMEOUT, run
 
 import gain_trio
 from gain_trio._faces import _doctor
@@ -585,7 +585,7 @@ def test_a_page_that_cannot_be_written_does_not_say_that_there_is_no_ring(
 def test_a_ring_refused_for_lack_of_memory_to_lock_is_told_so_to_root_too() -> None:
     if not ring_can_run():
         pytest.skip("there is no ring to refuse")
-    restricted = Path(__file__).resolve().parent / "restricted.py"
+    restricted = Path(__file__).resolve().parent / "support" / "restricted.py"
     status, out, err = run(restricted, "memlock", "-m", "gain_trio", "doctor", "--json")
     content = json.loads(out)
     assert (status, err) == (0 if content["ring"]["runs"] else 1, "")

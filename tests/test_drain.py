@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import trio
-from certificates import client_context, server_context
-from pairs import MEBIBYTE, clog, open_descriptors, pattern, receive_all, receive_exactly, until
-from test_server import LOCAL, connect, echo, serving
+from support.certificates import client_context, server_context
+from support.descriptors import open_descriptors
+from support.pairs import MEBIBYTE, clog, pattern, receive_all, receive_exactly, until
+from support.servers import LOCAL, connect, echo, serving
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import trio
-from event_servers import Recorder
-from pairs import PATIENCE, receive_all
-from test_event_handler import called, dial, reset, serving
+from support.event_runs import called, dial, serving_events
+from support.event_servers import Recorder
+from support.pairs import PATIENCE, receive_all
+from support.sockets import reset
 
 import gain_trio
 from gain_trio import BufferEmpty, Conn, ConnectionAlreadyClosed, ConnectionClosed, ShortBuffer
@@ -169,7 +170,7 @@ USES: list[Callable[[Conn], None]] = [
 @pytest.mark.parametrize("use", USES)
 async def test_reading(use: Callable[[Conn], None], network: str, async_handler: bool) -> None:
     recorder = Recorder({"on_read": lambda conn, _n: use(conn)})
-    async with serving(recorder, f"{network}://127.0.0.1:0", async_handler=async_handler) as server:
+    async with serving_events(recorder, f"{network}://127.0.0.1:0", async_handler=async_handler) as server:
         kind = trio.socket.SOCK_DGRAM if network == "udp" else trio.socket.SOCK_STREAM
         with trio.socket.socket(type=kind) as client:
             await client.connect(server.addresses[0])
@@ -188,7 +189,7 @@ async def test_what_is_left_stays_and_is_told_once(async_handler: bool) -> None:
             conn.write(conn.next())
 
     recorder = Recorder({"on_read": on_read})
-    async with serving(recorder, async_handler=async_handler) as server:
+    async with serving_events(recorder, async_handler=async_handler) as server:
         client = await dial(server)
         for number in range(1, 4):
             await client.send_all(DATA)
@@ -220,7 +221,7 @@ async def test_writing(async_handler: bool) -> None:
         conn.close()
 
     recorder = Recorder({"on_read": on_read})
-    async with serving(recorder, async_handler=async_handler) as server:
+    async with serving_events(recorder, async_handler=async_handler) as server:
         client = await dial(server)
         await client.send_all(b"?")
         data = await receive_all(client)
@@ -270,7 +271,7 @@ async def test_closed(async_handler: bool) -> None:
         is_closed(conn)
 
     recorder = Recorder({"on_read": on_read, "on_write": is_closed, "on_close": is_closed})
-    async with serving(recorder, async_handler=async_handler) as server:
+    async with serving_events(recorder, async_handler=async_handler) as server:
         client = await dial(server)
         await client.send_all(DATA)
         assert await receive_all(client) == b"bye"
@@ -298,7 +299,7 @@ async def test_writing_to_one_that_was_reset_is_no_error() -> None:
             conn.write(b"late")
 
     recorder = Waiting({"on_close": on_close})
-    async with serving(recorder) as server:
+    async with serving_events(recorder) as server:
         client = await dial(server)
         await client.send_all(b"?")
         assert await client.receive_some() != b""

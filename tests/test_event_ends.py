@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import trio
-from event_servers import Recorder
-from pairs import PATIENCE, open_pair, receive_all, receive_exactly, until
-from processes import connect as connect_blocking
-from processes import run, running
+from support.event_servers import Recorder
+from support.pairs import PATIENCE, open_pair, receive_all, receive_exactly, until
+from support.processes import connect as connect_blocking
+from support.processes import run, running
+from support.worker_handlers import Unhurried
+from support.workers import ARCHITECTURES, children
 from trio.testing import MockClock, wait_all_tasks_blocked
-from worker_handlers import Unhurried
-from workers import ARCHITECTURES, children
 
 import gain_trio
 from gain_trio import Config, Conn, Connection, EventHandler, EventServer, InvalidState, Marks

@@ -10,18 +10,21 @@ import socket
 import struct
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 import trio
-from _helpers import WaitCounter, descriptor_limit, next_descriptor
-from certificates import client_context, server_context
-from event_servers import AsyncRecorder, Recorder
-from pairs import MEBIBYTE, PATIENCE, fill_kernel, pattern, receive_all, receive_exactly, until
+from support.certificates import client_context, server_context
+from support.descriptors import descriptor_limit, next_descriptor
+from support.event_runs import BOTH, THREADS, called, dial, in_time, serving_events, write_back
+from support.event_servers import Recorder
+from support.pairs import MEBIBYTE, PATIENCE, fill_kernel, pattern, receive_all, receive_exactly, until
+from support.runs import WaitCounter
+from support.servers import LOCAL
+from support.sockets import reset
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio
@@ -31,44 +34,6 @@ from gain_trio._faces._events._stream_conn import StreamConn
 
 T = TypeVar("T")
 
-LOCAL = "tcp://127.0.0.1:0"
-BOTH = pytest.mark.parametrize("make", [Recorder, AsyncRecorder])
-THREADS = pytest.mark.parametrize("async_handler", [False, True], ids=["in the run", "in threads"])
-
-
-@asynccontextmanager
-async def serving(handler: EventHandler, address: str = LOCAL, **options: Any) -> AsyncIterator[EventServer]:
-    """A server for the length of a with statement."""
-    async with trio.open_nursery() as nursery:
-        server = await nursery.start(
-            lambda task_status: gain_trio.serve_events(handler, address, task_status=task_status, **options)
-        )
-        yield server
-        nursery.cancel_scope.cancel()
-
-
-async def dial(server: EventServer) -> trio.SocketStream:
-    return await trio.open_tcp_stream("127.0.0.1", server.addresses[0][1])
-
-
-async def in_time(condition: Callable[[], bool]) -> None:
-    """Until it holds, on a clock that is not real: it goes on only when nobody has anything to do."""
-    while not condition():  # noqa: ASYNC110 - no event tells of what is looked at
-        await trio.sleep(0.5)
-
-
-async def called(recorder: Recorder, name: str, times: int = 1) -> None:
-    await until(lambda: recorder.counts[name] >= times)
-
-
-def reset(client: trio.SocketStream) -> None:
-    client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    client.socket.close()
-
-
-def echo(conn: Conn, n: int) -> None:
-    conn.write(conn.next(n))
-
 
 # --- how a connection ends ---
 
@@ -76,8 +41,8 @@ def echo(conn: Conn, n: int) -> None:
 @BOTH
 @THREADS
 async def test_a_reset_is_told_with_its_error(make: type[Recorder], async_handler: bool) -> None:
-    recorder = make({"on_read": echo})
-    async with serving(recorder, async_handler=async_handler) as server:
+    recorder = make({"on_read": write_back})
+    async with serving_events(recorder, async_handler=async_handler) as server:
         client = await dial(server)
         await client.send_all(b"hello")
         assert await receive_exactly(client, 5) == b"hello"
@@ -92,7 +57,7 @@ async def test_a_reset_is_told_with_its_error(make: type[Recorder], async_handle
 async def test_what_came_before_a_reset_is_told_before_it() -> None:
     seen: list[bytes] = []
     recorder = Recorder({"on_read": lambda conn, n: seen.append(conn.next(n))})
-    async with serving(recorder) as server:
+    async with serving_events(recorder) as server:
         client = await dial(server)
         await client.send_all(b"last words")
         await called(recorder, "on_read")
@@ -105,7 +70,7 @@ async def test_what_came_before_a_reset_is_told_before_it() -> None:
 async def test_cancelling_calls_on_close_for_every_connection_once(async_handler: bool) -> None:
     closed: list[tuple[Conn, BaseException | None]] = []
     recorder = Recorder({"on_close": lambda conn, err: closed.append((conn, err))})
-    async with serving(recorder, async_handler=async_handler, workers=3) as server:
+    async with serving_events(recorder, async_handler=async_handler, workers=3) as server:
         clients = [await dial(server) for _ in range(20)]
         await called(recorder, "on_accept", 20)
     assert len({conn for conn, _err in closed}) == len(closed) == 20
@@ -127,7 +92,7 @@ async def test_an_async_on_close_may_wait_while_the_server_is_cancelled() -> Non
             assert err is None
 
     recorder = Careful()
-    async with serving(recorder) as server:
+    async with serving_events(recorder) as server:
         client = await dial(server)
         await called(recorder, "on_accept")
     assert len(ended) == 1
@@ -140,7 +105,7 @@ async def test_an_async_on_close_cannot_keep_a_cancelled_server_for_ever(autojum
             await trio.sleep_forever()
 
     recorder = Stubborn()
-    async with serving(recorder) as server:
+    async with serving_events(recorder) as server:
         client = await dial(server)
         await called(recorder, "on_accept")
         before = trio.current_time()
@@ -150,7 +115,7 @@ async def test_an_async_on_close_cannot_keep_a_cancelled_server_for_ever(autojum
 
 async def test_cancelling_with_something_unsent_says_so() -> None:
     recorder = Recorder({"on_accept": lambda conn: conn.write(bytes(32 * MEBIBYTE))})
-    async with serving(recorder) as server:
+    async with serving_events(recorder) as server:
         client = await dial(server)
         await called(recorder, "on_accept")
         await wait_all_tasks_blocked()
@@ -175,12 +140,12 @@ async def test_an_exception_closes_its_connection_only(
             raise Mishap("once")
 
     def on_read(conn: Conn, n: int) -> None:
-        echo(conn, n)
+        write_back(conn, n)
         if where == "on_read":
             fail_once(conn)
 
     recorder = make({"on_read": on_read} if where == "on_read" else {"on_read": on_read, where: fail_once})
-    async with serving(recorder, async_handler=async_handler) as server:
+    async with serving_events(recorder, async_handler=async_handler) as server:
         first = await dial(server)
         try:
             await first.send_all(b"hello")
@@ -207,7 +172,7 @@ async def test_an_exception_in_on_close_is_logged(caplog: pytest.LogCaptureFixtu
         raise ZeroDivisionError
 
     recorder = Recorder({"on_close": fail})
-    async with serving(recorder) as server:
+    async with serving_events(recorder) as server:
         for number in range(1, 3):
             await (await dial(server)).aclose()
             await called(recorder, "on_close", number)
@@ -231,7 +196,7 @@ async def test_keyboard_interrupt_is_not_kept() -> None:
 
     recorder = Recorder({"on_read": interrupt})
     with pytest.raises(BaseException) as caught:
-        async with serving(recorder) as server:
+        async with serving_events(recorder) as server:
             client = await dial(server)
             await client.send_all(b"!")
             await trio.sleep_forever()
@@ -245,7 +210,7 @@ async def test_close_sends_fin_at_once_though_the_task_waits(async_handler: bool
     """From another task, and while a receive is pending."""
     conns: list[Conn] = []
     recorder = Recorder({"on_accept": conns.append})
-    async with serving(recorder, async_handler=async_handler) as server:
+    async with serving_events(recorder, async_handler=async_handler) as server:
         client = await dial(server)
         await called(recorder, "on_accept")
         await wait_all_tasks_blocked()
@@ -267,7 +232,7 @@ async def test_a_connection_closed_by_another_connections_callback() -> None:
                 other.close()
 
     recorder = Recorder({"on_accept": conns.append, "on_read": kick})
-    async with serving(recorder) as server:
+    async with serving_events(recorder) as server:
         first = await dial(server)
         await called(recorder, "on_accept")
         second = await dial(server)
@@ -283,7 +248,7 @@ async def test_a_connection_closed_by_another_connections_callback() -> None:
 async def test_what_was_written_arrives_though_the_peer_has_shut_down() -> None:
     data = pattern(4 * MEBIBYTE)
     recorder = Recorder({"on_read": lambda conn, n: (conn.discard(n), conn.write(data))})
-    async with serving(recorder) as server:
+    async with serving_events(recorder) as server:
         client = await dial(server)
         await client.send_all(b"?")
         await client.send_eof()
@@ -299,7 +264,7 @@ async def test_the_numbers_of_on_write_add_up() -> None:
     recorder = Recorder(
         {"on_accept": lambda conn: (conn.write(data), conn.close()), "on_write": lambda _conn, n: written.append(n)}
     )
-    async with serving(recorder) as server:
+    async with serving_events(recorder) as server:
         client = await dial(server)
         assert await receive_all(client) == data
         await called(recorder, "on_close")
@@ -310,7 +275,7 @@ async def test_the_numbers_of_on_write_add_up() -> None:
 
 async def test_a_closed_connection_that_is_not_read_is_reset_after_a_time(autojump_clock: MockClock) -> None:
     recorder = Recorder({"on_accept": lambda conn: (conn.write(bytes(32 * MEBIBYTE)), conn.close())})
-    async with serving(recorder) as server:
+    async with serving_events(recorder) as server:
         client = await dial(server)
         before = trio.current_time()
         await called(recorder, "on_accept")
@@ -329,7 +294,7 @@ async def test_a_time_to_linger_bounds_the_end(autojump_clock: MockClock) -> Non
         conn.close()
 
     recorder = Recorder({"on_accept": on_accept})
-    async with serving(recorder) as server:
+    async with serving_events(recorder) as server:
         client = await dial(server)
         before = trio.current_time()
         await called(recorder, "on_accept")
@@ -359,7 +324,7 @@ async def test_no_end_waits_in_close_2_for_the_peer(end: str) -> None:
             conn.set_read_deadline(trio.current_time())
 
     recorder = Recorder({"on_read": on_read, "on_write": on_write})
-    async with serving(recorder) as server:
+    async with serving_events(recorder) as server:
         client = await dial(server)
         await client.send_all(b"?")
         await called(recorder, "on_write")
@@ -394,7 +359,7 @@ async def test_the_properties_reach_the_socket() -> None:
                 conn.set_keep_alive_period(bad)
 
     recorder = Recorder({"on_accept": on_accept})
-    async with serving(recorder) as server:
+    async with serving_events(recorder) as server:
         client = await dial(server)
         await called(recorder, "on_accept")
         await client.aclose()
@@ -415,7 +380,7 @@ async def test_a_slow_reader_is_closed() -> None:
             unsent.append(conn.outbound_buffered)
 
     recorder = Recorder({"on_read": flood})
-    async with serving(recorder, write_limit=MEBIBYTE) as server:
+    async with serving_events(recorder, write_limit=MEBIBYTE) as server:
         client = await dial(server)
         await client.send_all(b"?")
         await called(recorder, "on_close")
@@ -446,7 +411,7 @@ async def test_a_slow_reader_may_be_the_programs_affair() -> None:
 
     totals: list[int] = []
     recorder = Recorder({"on_read": flood})
-    async with serving(recorder, write_limit=MEBIBYTE, write_policy="raise") as server:
+    async with serving_events(recorder, write_limit=MEBIBYTE, write_policy="raise") as server:
         client = await dial(server)
         for turn in range(1, 3):  # it goes on when the kernel has made room
             await client.send_all(b"?")
@@ -461,7 +426,7 @@ async def test_a_slow_reader_may_be_the_programs_affair() -> None:
 async def test_one_write_is_never_cut_in_two() -> None:
     data = pattern(8 * MEBIBYTE)
     recorder = Recorder({"on_accept": lambda conn: conn.write(data)})
-    async with serving(recorder, write_limit=1) as server:
+    async with serving_events(recorder, write_limit=1) as server:
         client = await dial(server)
         assert await receive_exactly(client, len(data)) == data
         await client.aclose()
@@ -481,7 +446,7 @@ async def test_a_slow_reader_among_others_ends_alone() -> None:
     recorder = Recorder(
         {"on_accept": conns.append, "on_read": broadcast, "on_close": lambda conn, _err: conns.remove(conn)}
     )
-    async with serving(recorder, write_limit=16 * MEBIBYTE) as server:
+    async with serving_events(recorder, write_limit=16 * MEBIBYTE) as server:
         slow = await dial(server)
         await called(recorder, "on_accept")
         quick = await dial(server)
@@ -509,7 +474,7 @@ async def test_who_never_reads_is_sent_no_more_than_a_bound(
     conns: list[Conn] = []
     recorder = Recorder({"on_accept": conns.append})
     marks = Marks(receive_high=64 << 10, receive_low=32 << 10)
-    async with serving(recorder, marks=marks, async_handler=async_handler) as server:
+    async with serving_events(recorder, marks=marks, async_handler=async_handler) as server:
         connection = await gain_trio.connect(f"tcp://127.0.0.1:{server.addresses[0][1]}")
         await called(recorder, "on_accept")
         total = await fill_kernel(connection)
@@ -527,7 +492,7 @@ async def test_who_never_reads_is_sent_no_more_than_a_bound(
 async def test_one_that_is_never_read_ends_with_its_reset(make: type[Recorder], async_handler: bool) -> None:
     recorder = make()
     marks = Marks(receive_high=64 << 10, receive_low=32 << 10)
-    async with serving(recorder, marks=marks, async_handler=async_handler) as server:
+    async with serving_events(recorder, marks=marks, async_handler=async_handler) as server:
         connection = await gain_trio.connect(f"tcp://127.0.0.1:{server.addresses[0][1]}")
         await called(recorder, "on_accept")
         await fill_kernel(connection)
@@ -541,7 +506,7 @@ async def test_one_that_is_never_read_ends_with_its_reset(make: type[Recorder], 
 async def test_one_that_is_never_read_can_still_be_closed() -> None:
     conns: list[Conn] = []
     recorder = Recorder({"on_accept": conns.append})
-    async with serving(recorder, marks=Marks(receive_high=4096, receive_low=0), async_handler=True) as server:
+    async with serving_events(recorder, marks=Marks(receive_high=4096, receive_low=0), async_handler=True) as server:
         client = await dial(server)
         await client.send_all(bytes(16384))
         await called(recorder, "on_accept")
@@ -563,9 +528,9 @@ def take_every_descriptor() -> list[int]:
 
 async def test_out_of_descriptors_nothing_spins(caplog: pytest.LogCaptureFixture) -> None:
     counter = WaitCounter()
-    recorder = Recorder({"on_read": echo})
+    recorder = Recorder({"on_read": write_back})
     with descriptor_limit(next_descriptor() + 8):  # the kernel notes the limit when an accept is armed
-        async with serving(recorder) as server:
+        async with serving_events(recorder) as server:
             client = socket.socket()
             client.setblocking(False)
             taken = take_every_descriptor()
@@ -595,7 +560,7 @@ async def test_a_read_deadline(autojump_clock: MockClock) -> None:
         conn.set_read_deadline(trio.current_time() + 10)
 
     recorder = Recorder({"on_accept": later, "on_read": later})
-    async with serving(recorder) as server:
+    async with serving_events(recorder) as server:
         client = await dial(server)
         await called(recorder, "on_accept")
         before = trio.current_time()
@@ -615,7 +580,7 @@ async def test_a_write_deadline(autojump_clock: MockClock) -> None:
         conn.write(bytes(32 * MEBIBYTE))
 
     recorder = Recorder({"on_accept": on_accept})
-    async with serving(recorder, write_limit=64 * MEBIBYTE) as server:
+    async with serving_events(recorder, write_limit=64 * MEBIBYTE) as server:
         client = await dial(server)
         await called(recorder, "on_accept")
         before = trio.current_time()
@@ -637,7 +602,7 @@ async def test_write_deadlines_take_no_task_each(autojump_clock: MockClock) -> N
         return [name for name in names if "deadline" in name]
 
     recorder = Recorder({"on_accept": on_accept})
-    async with serving(recorder) as server:
+    async with serving_events(recorder) as server:
         clients = [await dial(server) for _ in range(20)]
         await called(recorder, "on_accept", 20)
         assert keepers() == ["gain_trio deadline keeper"]
@@ -658,7 +623,7 @@ async def test_a_connection_that_had_a_write_deadline_is_gone_when_it_is_over() 
 
     gc.disable()
     try:
-        async with serving(Dated()) as server:
+        async with serving_events(Dated()) as server:
             for _ in range(5):
                 await (await dial(server)).aclose()
             await until(lambda: len(alive) == 5 and server.active_connections == 0)
@@ -677,7 +642,7 @@ async def test_deadlines_of_what_is_in_time(autojump_clock: MockClock) -> None:
             conn.set_deadline(float("nan"))
 
     recorder = Recorder({"on_accept": on_accept})
-    async with serving(recorder) as server:
+    async with serving_events(recorder) as server:
         client = await dial(server)
         assert await receive_exactly(client, 7) == b"in time"
         await trio.sleep(60)
@@ -690,7 +655,7 @@ async def test_deadlines_of_what_is_in_time(autojump_clock: MockClock) -> None:
 
 async def test_an_idle_connection(autojump_clock: MockClock) -> None:
     recorder = Recorder()
-    async with serving(recorder, idle_timeout=30) as server:
+    async with serving_events(recorder, idle_timeout=30) as server:
         client = await dial(server)
         assert await client.receive_some() == b""
         await called(recorder, "on_close")
@@ -717,7 +682,7 @@ async def test_threads_write_in_order_and_close_behind() -> None:
 
     main = threading.current_thread()
     recorder = Recorder({"on_read": on_read})
-    async with serving(recorder, async_handler=True) as server:
+    async with serving_events(recorder, async_handler=True) as server:
         client = await dial(server)
         await client.send_all(b"?")
         assert await receive_all(client) == expected
@@ -742,7 +707,7 @@ async def test_what_a_thread_has_written_is_sent_before_a_close() -> None:
         conn.close()
 
     recorder = Recorder({"on_read": on_read})
-    async with serving(recorder) as server:
+    async with serving_events(recorder) as server:
         client = await dial(server)
         await client.send_all(b"?")
         assert await receive_all(client) == b"one, two"
@@ -761,7 +726,7 @@ async def test_what_a_thread_has_written_is_sent_before_what_the_run_writes_then
         conn.write(b"run; ")
 
     recorder = Recorder({"on_read": on_read})
-    async with serving(recorder) as server:
+    async with serving_events(recorder) as server:
         client = await dial(server)
         await client.send_all(b"?")
         assert await receive_exactly(client, 31) == b"thread, run, thread, run, run; "
@@ -787,7 +752,7 @@ async def test_what_a_thread_has_written_when_the_peer_has_ended_is_sent(on_writ
             in_a_thread(conn.write, data)
 
     recorder = Recorder({"on_read": on_read, "on_write": told})
-    async with serving(recorder) as server:
+    async with serving_events(recorder) as server:
         client = await dial(server)
         await client.send_all(b"?")
         await client.send_eof()
@@ -812,7 +777,7 @@ async def test_what_a_thread_writes_just_before_the_end_is_sent_or_refused(monke
 
     monkeypatch.setattr(StreamDriver, "_has_unsent", look_and_be_overtaken)
     recorder = Recorder()
-    async with serving(recorder) as server:
+    async with serving_events(recorder) as server:
         client = await dial(server)
         await client.send_eof()
         assert await receive_all(client) == b"in time"
@@ -829,7 +794,7 @@ async def test_what_a_thread_has_written_counts_as_unsent_when_a_callback_fails(
         raise LookupError("the program's own")
 
     recorder = Recorder({"on_read": on_read})
-    async with serving(recorder) as server:
+    async with serving_events(recorder) as server:
         client = await dial(server)
         await client.send_all(b"?")
         with pytest.raises(trio.BrokenResourceError):
@@ -856,7 +821,7 @@ async def test_threads_are_bounded_like_everybody(policy: str) -> None:
         counts.append(written)
 
     recorder = Recorder({"on_read": flood})
-    async with serving(recorder, async_handler=True, write_limit=MEBIBYTE, write_policy=policy) as server:
+    async with serving_events(recorder, async_handler=True, write_limit=MEBIBYTE, write_policy=policy) as server:
         client = await dial(server)
         await client.send_all(b"?")
         await until(lambda: bool(counts))
@@ -881,7 +846,7 @@ async def test_everything_but_reading_works_from_any_thread() -> None:
         assert conn.remote_addr[0] == "127.0.0.1"
         conn.close()
 
-    async with serving(recorder) as server:
+    async with serving_events(recorder) as server:
         client = await dial(server)
         await called(recorder, "on_accept")
         await trio.to_thread.run_sync(use, conns[0])
@@ -906,10 +871,10 @@ async def test_no_more_threads_than_the_pool_has() -> None:
         both.wait()  # two are here at a time, so it is really two
         with lock:
             inside -= 1
-        echo(conn, n)
+        write_back(conn, n)
 
     recorder = Recorder({"on_read": on_read})
-    async with serving(recorder, async_handler=True, pool=True, pool_size=2) as server:
+    async with serving_events(recorder, async_handler=True, pool=True, pool_size=2) as server:
         clients = [await dial(server) for _ in range(8)]
         for client in clients:
             await client.send_all(b"x")
@@ -927,8 +892,8 @@ async def test_no_more_threads_than_the_pool_has() -> None:
 @THREADS
 async def test_tls(make: type[Recorder], async_handler: bool) -> None:
     data = pattern(MEBIBYTE)
-    recorder = make({"on_accept": lambda conn: conn.write(b"welcome"), "on_read": echo})
-    async with serving(
+    recorder = make({"on_accept": lambda conn: conn.write(b"welcome"), "on_read": write_back})
+    async with serving_events(
         recorder, ssl_context=server_context(), async_handler=async_handler, write_limit=4 * MEBIBYTE
     ) as server:
         address = f"tcp://127.0.0.1:{server.addresses[0][1]}"
@@ -953,7 +918,7 @@ async def test_on_write_is_not_told_of_what_tls_sends_of_its_own() -> None:
         conn._connection._below._send_nowait(b"as tickets and answers are sent")
 
     recorder = Recorder({"on_accept": on_accept, "on_write": lambda _conn, n: written.append(n)})
-    async with serving(recorder, ssl_context=server_context()) as server:
+    async with serving_events(recorder, ssl_context=server_context()) as server:
         address = f"tcp://127.0.0.1:{server.addresses[0][1]}"
         client = await gain_trio.connect(address, ssl_context=client_context())
         await called(recorder, "on_accept")
@@ -968,7 +933,7 @@ async def test_on_write_is_not_told_of_what_tls_sends_of_its_own() -> None:
 async def test_tls_closes_behind_what_was_written() -> None:
     data = pattern(4 * MEBIBYTE)
     recorder = Recorder({"on_accept": lambda conn: (conn.write(data), conn.close())})
-    async with serving(recorder, ssl_context=server_context()) as server:
+    async with serving_events(recorder, ssl_context=server_context()) as server:
         address = f"tcp://127.0.0.1:{server.addresses[0][1]}"
         client = await gain_trio.connect(address, ssl_context=client_context())
         assert await receive_all(client) == data
@@ -979,7 +944,7 @@ async def test_tls_closes_behind_what_was_written() -> None:
 
 @THREADS
 async def test_unix(tmp_path: Path, async_handler: bool) -> None:
-    recorder = Recorder({"on_accept": lambda conn: not_tcp(conn), "on_read": echo})
+    recorder = Recorder({"on_accept": lambda conn: not_tcp(conn), "on_read": write_back})
 
     def not_tcp(conn: Conn) -> None:
         with pytest.raises(gain_trio.NotSupported, match="TCP"):
@@ -987,7 +952,7 @@ async def test_unix(tmp_path: Path, async_handler: bool) -> None:
         with pytest.raises(gain_trio.NotSupported, match="TCP"):
             conn.set_keep_alive_period(60)
 
-    async with serving(recorder, f"unix://{tmp_path}/app.sock", async_handler=async_handler):
+    async with serving_events(recorder, f"unix://{tmp_path}/app.sock", async_handler=async_handler):
         client = await gain_trio.connect(f"unix://{tmp_path}/app.sock")
         await client.send(b"hello")
         assert await receive_exactly(client, 5) == b"hello"
@@ -1004,7 +969,7 @@ async def test_an_error_in_a_datagrams_callback(caplog: pytest.LogCaptureFixture
         conn.write(b"good")
 
     recorder = Recorder({"on_read": on_read})
-    async with serving(recorder, "udp://127.0.0.1:0") as server:
+    async with serving_events(recorder, "udp://127.0.0.1:0") as server:
         with trio.socket.socket(type=socket.SOCK_DGRAM) as client:
             await client.connect(server.addresses[0])
             await client.send(b"bad")
@@ -1028,7 +993,7 @@ async def test_what_a_datagrams_callback_writes_is_one_datagram() -> None:
         conn.close()
 
     recorder = Recorder({"on_read": on_read})
-    async with serving(recorder, "udp://127.0.0.1:0", socket_recv_buffer_size=1 << 20) as server:
+    async with serving_events(recorder, "udp://127.0.0.1:0", socket_recv_buffer_size=1 << 20) as server:
         with trio.socket.socket(type=socket.SOCK_DGRAM) as client:
             await client.connect(server.addresses[0])
             await client.send(b"")
@@ -1045,7 +1010,7 @@ async def test_tls_from_other_threads() -> None:
             conn.write(b"%03d " % number)
         conn.close()
 
-    async with serving(recorder, ssl_context=server_context()) as server:
+    async with serving_events(recorder, ssl_context=server_context()) as server:
         address = f"tcp://127.0.0.1:{server.addresses[0][1]}"
         client = await gain_trio.connect(address, ssl_context=client_context())
         await called(recorder, "on_accept")
@@ -1065,7 +1030,7 @@ async def test_a_callbacks_nursery_that_is_cancelled_is_no_error() -> None:
                 self._called("on_read", conn, n)
 
     recorder = Busy()
-    async with serving(recorder) as server:
+    async with serving_events(recorder) as server:
         client = await dial(server)
         await client.send_all(b"?")
         await called(recorder, "on_read")

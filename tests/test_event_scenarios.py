@@ -11,8 +11,8 @@ from typing import Any
 
 import attrs
 import pytest
-from event_servers import AsyncRecorder, Behaviour, Recorder, dial, read_exactly, started
-from pairs import pattern
+from support.event_servers import AsyncRecorder, Behaviour, Recorder, dial, read_exactly, started
+from support.pairs import pattern
 
 from gain_trio import Conn, ConnectionClosed, EventServer
 

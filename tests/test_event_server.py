@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 import trio
-from event_servers import Recorder, dial, read_exactly, started
-from pairs import PATIENCE
-from processes import connect, running
+from support.event_runs import write_back
+from support.event_servers import Recorder, dial, read_exactly, started
+from support.pairs import PATIENCE
+from support.processes import connect, running
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio
@@ -28,15 +29,11 @@ from gain_trio._faces._events._driver import StreamDriver
 LOCAL = "tcp://127.0.0.1:0"
 
 
-def echo(conn: Conn, n: int) -> None:
-    conn.write(conn.next(n))
-
-
 # --- states ---
 
 
 def test_a_server_can_be_started_again() -> None:
-    recorder = Recorder({"on_read": echo})
+    recorder = Recorder({"on_read": write_back})
     server = EventServer(recorder)
     for turn in range(1, 4):
         assert not server.is_running
@@ -54,7 +51,7 @@ def test_a_server_can_be_started_again() -> None:
 
 
 def test_a_second_start_is_refused() -> None:
-    recorder = Recorder({"on_read": echo})
+    recorder = Recorder({"on_read": write_back})
     with started(recorder) as server:
         with pytest.raises(AlreadyRunning, match="running"):
             server.start(LOCAL)
@@ -414,7 +411,7 @@ async def test_the_ring_is_the_runs() -> None:
 
 
 def test_a_ring_of_the_servers_own() -> None:
-    with started(Recorder({"on_read": echo}), max_sq_entries=8, max_cq_events=16) as server:
+    with started(Recorder({"on_read": write_back}), max_sq_entries=8, max_cq_events=16) as server:
         clients = [dial(server) for _ in range(20)]
         for client in clients:
             client.sendall(b"small ring")

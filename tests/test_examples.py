@@ -13,19 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from certificates import certificate, client_context
-from processes import ROOT, TIMEOUT, Program, connect, read_all, read_exactly, run, running
+from support.certificates import certificate, client_context
+from support.examples import EXAMPLES, listening
+from support.processes import TIMEOUT, connect, read_all, read_exactly, run, running
 
-EXAMPLES = ROOT / "examples"
 LARGE = bytes(range(256)) * 8192  # 2 MiB: more than the marks and the socket buffers hold
-
-
-def listening(program: Program) -> tuple[str, int]:
-    """Where an example says that it listens."""
-    line = program.line()
-    match = re.fullmatch(r"listening on (\S+) port (\d+)", line)
-    assert match, line or program.end()
-    return match[1], int(match[2])
 
 
 @contextlib.contextmanager

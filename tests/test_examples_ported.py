@@ -6,8 +6,8 @@ import http.client
 import signal
 import socket
 
-from processes import TIMEOUT, connect, read_all, read_exactly, running
-from test_examples import EXAMPLES, listening
+from support.examples import EXAMPLES, listening
+from support.processes import TIMEOUT, connect, read_all, read_exactly, running
 
 GET = b"GET /plaintext HTTP/1.1\r\nHost: here\r\n\r\n"
 

@@ -13,7 +13,6 @@ import os
 import resource
 import signal
 import socket
-import struct
 import sys
 import warnings
 from collections import Counter
@@ -22,23 +21,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 import trio
 import trio.testing
-from _helpers import (
-    WaitCounter,
-    bounded,
-    descriptor_limit,
-    echo,
-    next_descriptor,
-    ring_run,
-    socket_pair,
-    statistics,
-    until_let_go,
-)
-from pairs import (
+from support.descriptors import descriptor_limit, next_descriptor, open_descriptors
+from support.pairs import (
     MEBIBYTE,
     PATIENCE,
     Pair,
     clog,
-    open_descriptors,
     open_pair,
     open_trio_pair,
     pattern,
@@ -47,6 +35,9 @@ from pairs import (
     until,
     until_queued,
 )
+from support.runs import WaitCounter, bounded, ring_run, statistics, until_let_go
+from support.servers import echo_until_broken
+from support.sockets import reset, socket_pair
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio
@@ -62,7 +53,7 @@ pytestmark = pytest.mark.usefixtures("no_descriptor_leak")
 async def served_echo() -> AsyncIterator[Server]:
     """A server that echoes, for the length of the block."""
     async with trio.open_nursery() as nursery:
-        server: Server = await nursery.start(gain_trio.serve, echo, "tcp://127.0.0.1:0")
+        server: Server = await nursery.start(gain_trio.serve, echo_until_broken, "tcp://127.0.0.1:0")
         yield server
         nursery.cancel_scope.cancel()
 
@@ -227,12 +218,6 @@ def test_without_descriptors_a_server_says_so_waits_and_recovers(caplog: pytest.
 
 
 # --- the peer resets ---
-
-
-def reset(stream: trio.SocketStream) -> None:
-    """Close with RST."""
-    stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    stream.socket.close()
 
 
 async def expect_broken(call: Callable[[], Awaitable[object]]) -> None:
@@ -417,7 +402,7 @@ def test_an_interrupt_from_outside_ends_a_run_that_is_busy_with_one_connection(r
         client, served = await open_pair()
         turns = 0
         async with client, served, trio.open_nursery() as nursery:
-            nursery.start_soon(echo, served)
+            nursery.start_soon(echo_until_broken, served)
             while True:
                 await client.send(b"x")
                 await client.receive()

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import gc
-import os
 import socket
 import subprocess
 import sys
 import threading
-import traceback
 import warnings
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -16,19 +14,20 @@ from pathlib import Path
 
 import pytest
 import trio
-from _helpers import bounded, echo, ring_run
-from pairs import (
+from support.descriptors import open_descriptors
+from support.pairs import (
     MEBIBYTE,
     PATIENCE,
     Pair,
     address_of,
     clog,
-    open_descriptors,
     open_pair,
     open_trio_pair,
     pattern,
     receive_exactly,
 )
+from support.runs import bounded, in_child, ring_run
+from support.servers import echo_until_broken
 
 import gain_trio
 from gain_trio import Connection
@@ -69,7 +68,7 @@ def test_runs_in_several_threads_do_not_know_of_each_other() -> None:
         client, served = await open_pair()
         await trio.to_thread.run_sync(together.wait)
         async with client, served, trio.open_nursery() as nursery:
-            nursery.start_soon(echo, served)
+            nursery.start_soon(echo_until_broken, served)
             for _ in range(20):
                 async with trio.open_nursery() as turn:
                     turn.start_soon(client.send, message)
@@ -90,7 +89,7 @@ def test_two_runs_talk_to_each_other() -> None:
         async with listener:
             listening.set()
             async with await listener.accept() as connection:
-                await echo(connection)
+                await echo_until_broken(connection)
         done.set()
 
     async def client() -> None:
@@ -178,24 +177,6 @@ async def test_a_connection_that_another_thread_drops_is_closed_by_its_run() -> 
 
 
 # --- fork ---
-
-
-def in_child(function: Callable[[], object]) -> None:
-    """Call it in a forked child, which ends without ceremony; a failure there is one here."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 has reservations about fork and threads
-        child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            function()
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
 
 
 async def echoes(client: Connection, served: Connection, message: bytes) -> None:
@@ -353,7 +334,7 @@ def test_sockets_of_the_standard_library_live_beside_the_ring() -> None:
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            server: gain_trio.Server = await nursery.start(gain_trio.serve, echo, "tcp://127.0.0.1:0")
+            server: gain_trio.Server = await nursery.start(gain_trio.serve, echo_until_broken, "tcp://127.0.0.1:0")
             host, port = server.addresses[0]
 
             def blocking() -> bytes:

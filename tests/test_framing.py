@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import pickle
 import socket
-import struct
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
 import trio
-from fuzz import cut, places
 from hypothesis import given
 from hypothesis import strategies as st
-from pairs import MEBIBYTE, PATIENCE, Pair, open_pair, open_trio_pair, pattern, until, until_queued
+from support.fuzz import cut, places
+from support.pairs import MEBIBYTE, PATIENCE, Pair, open_pair, open_trio_pair, pattern, until, until_queued
+from support.sockets import reset
 from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
 from gain_trio import Connection, IncompleteMessage, Marks, MessageTooLong
@@ -29,12 +29,6 @@ CALLS: dict[str, Call] = {
     "receive_line": lambda connection: connection.receive_line(),
 }
 each_call = pytest.mark.parametrize("call", list(CALLS.values()), ids=list(CALLS))
-
-
-def reset(connection: trio.SocketStream) -> None:
-    """End it with RST."""
-    connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    connection.socket.close()
 
 
 async def send_in_pieces(client: Connection, served: Connection, pieces: list[bytes]) -> None:

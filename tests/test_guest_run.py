@@ -15,24 +15,17 @@ from typing import Any, NoReturn
 import outcome
 import pytest
 import trio
-from _helpers import echo, socket_pair
-from pairs import PATIENCE, open_descriptors, open_pair, pattern, receive_exactly
+from support.descriptors import open_descriptors
+from support.pairs import PATIENCE, open_pair, pattern, receive_exactly
+from support.runs import host_run
+from support.servers import echo_until_broken
+from support.sockets import socket_pair
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio
 from gain_trio import Connection, open_listeners
 
 LOCAL = "tcp://127.0.0.1:0"
-
-
-def host_run(async_fn: Callable[..., Awaitable[Any]], *args: Any, **options: Any) -> Any:
-    """A guest run in a host loop that does what it is told to and nothing else."""
-    todo: queue.Queue[Callable[[], object]] = queue.Queue()
-    ended: list[outcome.Outcome[Any]] = []
-    gain_trio.start_guest_run(async_fn, *args, run_sync_soon_threadsafe=todo.put, done_callback=ended.append, **options)
-    while not ended:
-        todo.get(timeout=PATIENCE)()
-    return ended[0].unwrap()
 
 
 @pytest.mark.usefixtures("no_descriptor_leak")
@@ -47,7 +40,7 @@ def test_a_guest_run_does_what_any_run_does() -> None:
         message = pattern(1 << 20)
         client, served = await open_pair()
         async with client, served, trio.open_nursery() as nursery:
-            nursery.start_soon(echo, served)
+            nursery.start_soon(echo_until_broken, served)
             nursery.start_soon(client.send, message)
             assert await receive_exactly(client, len(message)) == message
             nursery.cancel_scope.cancel()

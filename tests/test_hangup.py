@@ -15,8 +15,8 @@ from typing import Literal, TypeAlias
 import pytest
 import trio
 import trio.testing
-from _helpers import WaitCounter, ring_run
-from pairs import MEBIBYTE, PATIENCE, QUIET, pattern
+from support.pairs import MEBIBYTE, PATIENCE, QUIET, pattern
+from support.runs import WaitCounter, ring_run
 
 import gain_trio
 from gain_trio import Connection, Feature, Marks

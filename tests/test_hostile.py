@@ -8,10 +8,10 @@ import logging
 
 import pytest
 import trio
-from event_servers import Recorder
-from pairs import pattern, receive_all, receive_exactly, until
-from test_event_handler import called, dial, in_time, serving
-from test_http import GET, statuses
+from support.event_runs import called, dial, in_time, serving_events
+from support.event_servers import Recorder
+from support.http_answers import GET, statuses
+from support.pairs import pattern, receive_all, receive_exactly, until
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio
@@ -31,7 +31,7 @@ async def test_an_on_write_that_always_writes_leaves_their_turn_to_others_and_en
         conn.write(b"x")
 
     recorder = Recorder({"on_accept": lambda conn: (conn.set_linger(1), conn.write(b"x")), "on_write": on_write})
-    async with serving(recorder) as server:
+    async with serving_events(recorder) as server:
         client = await dial(server)
         await called(recorder, "on_write", 100)
         await client.send_eof()
@@ -74,7 +74,7 @@ async def test_an_async_on_close_that_has_begun_has_its_time_when_the_server_is_
             await trio.sleep(seconds)
             ended.append(seconds)
 
-    async with serving(Careful()) as server:
+    async with serving_events(Careful()) as server:
         client = await dial(server)
         await client.aclose()
         await begun.wait()
@@ -91,7 +91,7 @@ async def test_what_an_async_on_close_raises_is_logged_as_it_is(caplog: pytest.L
             raise KeyError("in on_close")
 
     recorder = Fails()
-    async with serving(recorder) as server:
+    async with serving_events(recorder) as server:
         client = await dial(server)
         await client.aclose()
         await until(lambda: server.statistics().handler_errors == 1)
@@ -112,7 +112,7 @@ async def test_a_stalled_connection_is_told_what_was_written_and_can_read_then()
         received.extend(conn.next())
 
     recorder = Recorder({"on_read": lambda conn, _n: conn.write(b"!"), "on_write": on_write})
-    async with serving(recorder, async_handler=True, marks=SMALL_MARKS) as server:
+    async with serving_events(recorder, async_handler=True, marks=SMALL_MARKS) as server:
         client = await dial(server)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client.send_all, pattern(200_000))
@@ -125,7 +125,7 @@ async def test_a_stalled_connection_is_told_what_was_written_and_can_read_then()
 
 async def test_a_stalled_connection_can_be_idle(autojump_clock: MockClock) -> None:
     recorder = Recorder()
-    async with serving(recorder, async_handler=True, marks=SMALL_MARKS, idle_timeout=30) as server:
+    async with serving_events(recorder, async_handler=True, marks=SMALL_MARKS, idle_timeout=30) as server:
         going, ended = await dial(server), await dial(server)
         await going.send_all(bytes(2000))
         await ended.send_all(bytes(1000))
@@ -147,7 +147,7 @@ async def test_what_a_stalled_connection_holds_can_be_taken_after_the_peer_has_e
         conns.append(conn)
 
     recorder = Recorder({"on_read": on_read})
-    async with serving(recorder, async_handler=True, marks=SMALL_MARKS) as server:
+    async with serving_events(recorder, async_handler=True, marks=SMALL_MARKS) as server:
         client = await dial(server)
         await client.send_all(pattern(1500)[:1000])
         await until(lambda: recorder.counts["on_read"] >= 1 and conns[0].inbound_buffered == 1000)

@@ -12,10 +12,11 @@ import h11
 import pytest
 import trio
 import trio.testing
-from certificates import client_context, server_context
 from hypothesis import given
 from hypothesis import strategies as st
-from pairs import PATIENCE, open_pair, receive_all
+from support.certificates import client_context, server_context
+from support.http_answers import GET, answers, statuses
+from support.pairs import PATIENCE, open_pair, receive_all
 
 import gain_trio
 from gain_trio import Connection
@@ -29,7 +30,6 @@ OK = (
     b"HTTP/1.1 200 OK\r\nServer: gain_trio\r\nDate: " + DATE + b"\r\nContent-Type: text/plain; charset=utf-8\r\n"
     b"Content-Length: 13\r\n\r\nHello, World!"
 )
-GET = b"GET /plaintext HTTP/1.1\r\nHost: here\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: here\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -37,47 +37,6 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 def exchange() -> Exchange:
     return Exchange(Plaintext(lambda: NOW))
-
-
-class Answer:
-    """One response, read by somebody else's parser."""
-
-    def __init__(self, response: h11.Response | h11.InformationalResponse, body: bytes) -> None:
-        self.status = response.status_code
-        self.version = response.http_version
-        self.fields = {name.decode(): value.decode() for name, value in response.headers}
-        assert len(self.fields) == len(list(response.headers)), "a field twice"
-        self.body = body
-
-
-def answers(received: bytes, *methods: str, reset: bool = False) -> list[Answer]:
-    """Every response in there.  ``methods``: of the requests, GET where there are fewer."""
-    found = []
-    wanted = iter(methods)
-    while received:
-        parser = h11.Connection(h11.CLIENT)
-        parser.send(h11.Request(method=next(wanted, "GET"), target="/", headers=[("Host", "here")]))
-        parser.send(h11.EndOfMessage())
-        parser.receive_data(received)
-        body = b""
-        while True:
-            event = parser.next_event()
-            if isinstance(event, h11.InformationalResponse):
-                found.append(Answer(event, b""))
-            elif isinstance(event, h11.Response):
-                response = event
-            elif isinstance(event, h11.Data):
-                body += event.data
-            else:
-                assert isinstance(event, h11.EndOfMessage), event
-                break
-        found.append(Answer(response, body))
-        received, _closed = parser.trailing_data
-    return found
-
-
-def statuses(received: bytes, *methods: str) -> list[int]:
-    return [answer.status for answer in answers(received, *methods)]
 
 
 # --- what is answered ---

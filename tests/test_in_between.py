@@ -19,8 +19,9 @@ from typing import Any
 
 import pytest
 import trio
-from _helpers import bounded
-from pairs import PATIENCE, is_open, open_pair, until
+from support.descriptors import is_open
+from support.pairs import PATIENCE, open_pair, until
+from support.runs import bounded
 from trio.testing import wait_all_tasks_blocked
 
 import gain_trio

@@ -10,7 +10,7 @@ import ssl
 import subprocess
 import sys
 import termios
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -18,8 +18,10 @@ from pathlib import Path
 import pytest
 import trio
 import trustme
-from certificates import TLS_1_2, TLS_1_3, authority, certificate, client_context, server_context
-from pairs import PATIENCE, pattern, receive_all, until
+from support.certificates import TLS_1_2, TLS_1_3, authority, certificate, client_context, server_context
+from support.pairs import PATIENCE, pattern, receive_all, until
+from support.servers import echo
+from support.tls_pairs import serving_tls
 
 import gain_trio
 from gain_trio import Connection, Server
@@ -37,26 +39,6 @@ def ca_file(tmp_path: Path) -> Path:
     path = tmp_path / "ca.pem"
     authority().cert_pem.write_to_path(path)
     return path
-
-
-async def echo(connection: Connection) -> None:
-    async for data in connection:
-        await connection.send(data)
-
-
-@asynccontextmanager
-async def serving(
-    handler: Callable[[Connection], Awaitable[object]], context: ssl.SSLContext | None = None
-) -> AsyncIterator[Server]:
-    with trio.fail_after(PATIENCE):
-        async with trio.open_nursery() as nursery:
-            server = await nursery.start(
-                lambda **status: gain_trio.serve(
-                    handler, "tcp://127.0.0.1:0", ssl_context=context or server_context(), **status
-                )
-            )
-            yield server
-            nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
@@ -118,7 +100,7 @@ async def read_until(process: trio.Process, text: bytes) -> bytes:
 @versions
 async def test_s_client_echo(ca_file: Path, version: ssl.TLSVersion) -> None:
     data = b"".join(b"%d\n" % number for number in range(50_000)) + b".\n"  # no letters, which may be commands to it
-    async with serving(echo) as server:
+    async with serving_tls(echo) as server:
         async with running(*s_client(server, ca_file, version, "-quiet", "-no_ign_eof")) as client:
             assert client.stdin is not None
             async with trio.open_nursery() as nursery:
@@ -139,7 +121,7 @@ async def test_s_client_alpn(ca_file: Path, version: ssl.TLSVersion) -> None:
 
     context = server_context()
     context.set_alpn_protocols(["h2"])
-    async with serving(handler, context) as server:
+    async with serving_tls(handler, ssl_context=context) as server:
         async with running(*s_client(server, ca_file, version, "-alpn", "h2,http/1.1")) as client:
             assert client.stdout is not None
             printed = await receive_all(client.stdout)  # the handler's end is its end
@@ -152,7 +134,7 @@ async def test_s_client_alpn(ca_file: Path, version: ssl.TLSVersion) -> None:
 async def test_s_client_that_does_not_trust_us(tmp_path: Path) -> None:
     other = tmp_path / "other.pem"
     trustme.CA().cert_pem.write_to_path(other)
-    async with serving(echo) as server:
+    async with serving_tls(echo) as server:
         async with running(*s_client(server, other, TLS_1_3)) as client:
             assert await client.wait() != 0
         await until(lambda: server.statistics().failed_handshakes == 1)
@@ -180,7 +162,7 @@ async def test_s_client_changes_keys_while_much_is_sent(ca_file: Path) -> None:
             await type_in(client, b"K\n")
             await type_in(client, b"line %d\n" % number)
 
-    async with serving(handler) as server:
+    async with serving_tls(handler) as server:
         async with running(*s_client(server, ca_file, TLS_1_3)) as client:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(change_keys, client)
@@ -283,7 +265,7 @@ async def curl(*arguments: object, **options: object) -> subprocess.CompletedPro
 @needs_curl
 @versions
 async def test_curl(ca_file: Path, version: ssl.TLSVersion) -> None:
-    async with serving(hello, server_context(version)) as server:
+    async with serving_tls(hello, ssl_context=server_context(version)) as server:
         url = f"https://localhost:{server.addresses[0][1]}/"
         where = ("--ipv4", "--http1.1", "--cacert", ca_file, url)
         got = await curl(*where)
@@ -300,7 +282,7 @@ async def test_curl(ca_file: Path, version: ssl.TLSVersion) -> None:
 
 @needs_curl
 async def test_curl_that_does_not_trust_us() -> None:
-    async with serving(hello) as server:
+    async with serving_tls(hello) as server:
         got = await curl("--ipv4", f"https://localhost:{server.addresses[0][1]}/")
         assert got.returncode == 60, got.stderr  # CURLE_PEER_FAILED_VERIFICATION
         assert (await curl("--ipv4", f"http://localhost:{server.addresses[0][1]}/")).returncode != 0

@@ -19,10 +19,11 @@ from typing import Any
 
 import pytest
 import trio
-from pairs import PATIENCE, pattern, receive_all, receive_exactly, until
+from support.pairs import PATIENCE, pattern, receive_all, receive_exactly, until
+from support.servers import echo, serving
 
 import gain_trio
-from gain_trio import Connection, Server
+from gain_trio import Connection
 
 DATA = pattern(1 << 20)
 
@@ -33,20 +34,6 @@ def is_there(path: str) -> bool:
 
 def needs(program: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not installed")
-
-
-async def echo(connection: Connection) -> None:
-    async for data in connection:
-        await connection.send(data)
-
-
-@asynccontextmanager
-async def serving(handler: Any, address: str, **options: Any) -> AsyncIterator[Server]:
-    async with trio.open_nursery() as nursery:
-        server = await nursery.start(lambda **status: gain_trio.serve(handler, address, **options, **status))
-        assert isinstance(server, Server)
-        yield server
-        nursery.cancel_scope.cancel()
 
 
 async def run(*command: str, data: bytes = b"") -> bytes:

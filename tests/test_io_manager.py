@@ -16,29 +16,11 @@ from typing import Any, NoReturn
 import pytest
 import trio
 import trio.testing
-from _helpers import (
-    descriptor_limit,
-    echo,
-    fill,
-    mapped_bytes,
-    next_descriptor,
-    read_available,
-    ring_run,
-    socket_pair,
-    statistics,
-)
-from pairs import (
-    PATIENCE,
-    Pair,
-    open_descriptors,
-    open_pair,
-    open_trio_pair,
-    pattern,
-    receive_all,
-    receive_exactly,
-    until,
-)
-from test_guest_run import host_run
+from support.descriptors import descriptor_limit, mapped_bytes, next_descriptor, open_descriptors
+from support.pairs import PATIENCE, Pair, open_pair, open_trio_pair, pattern, receive_all, receive_exactly, until
+from support.runs import host_run, ring_run, statistics
+from support.servers import echo_until_broken
+from support.sockets import fill, read_available, socket_pair
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio
@@ -123,7 +105,7 @@ def test_statistics_tell_how_tasks_were_woken(in_place: bool) -> None:
     async def main() -> None:
         client, served = await open_pair()
         async with client, served, trio.open_nursery() as nursery:
-            nursery.start_soon(echo, served)
+            nursery.start_soon(echo_until_broken, served)
             before = statistics()
             for _ in range(10):
                 await client.send(b"x")
@@ -527,7 +509,7 @@ def test_a_busy_connection_starves_nobody(in_place: bool) -> None:
 
         with socket_pair() as (one, other):
             async with client, served, trio.open_nursery() as nursery:
-                nursery.start_soon(echo, served)
+                nursery.start_soon(echo_until_broken, served)
                 nursery.start_soon(ping)
                 await until(lambda: turns > 100)
                 await trio.sleep(0.01)  # time passes
@@ -552,7 +534,7 @@ def test_a_deadline_that_a_busy_task_sets_is_met(in_place: bool) -> None:
     async def main() -> None:
         client, served = await open_pair()
         async with client, served, trio.open_nursery() as nursery:
-            nursery.start_soon(echo, served)
+            nursery.start_soon(echo_until_broken, served)
             for _ in range(100):
                 await client.send(b"x")
                 assert await client.receive() == b"x"

@@ -9,7 +9,7 @@ import random
 
 import pytest
 import trio
-from pairs import MEBIBYTE, Pair, open_pair, pattern, receive_all, receive_exactly, until
+from support.pairs import MEBIBYTE, Pair, open_pair, pattern, receive_all, receive_exactly, until
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gain_trio import Marks

@@ -8,15 +8,14 @@ import errno
 import os
 import pickle
 import random
-import resource
 import socket
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 import trio
-from pairs import PATIENCE, address_of, is_open, open_descriptors, receive_all, until
+from support.descriptors import is_open, no_descriptors_left, open_descriptors
+from support.pairs import PATIENCE, address_of, receive_all, until
 from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
 import gain_trio
@@ -26,19 +25,6 @@ from gain_trio._transports._ring_listener import QUEUE_HIGH, RingListener
 from gain_trio._transports._socket_options import SocketOptions
 
 LOCAL = "tcp://127.0.0.1:0"
-
-
-@contextmanager
-def no_descriptors_left() -> Iterator[None]:
-    """The process can open no more descriptors than it has."""
-    lowest_free = os.dup(0)
-    os.close(lowest_free)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def client_socket(listener: Listener) -> socket.socket:

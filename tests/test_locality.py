@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from processes import TIMEOUT, run
+from support.processes import TIMEOUT, run
 
 from gain_trio._faces import _locality
 from gain_trio._faces._cli import main

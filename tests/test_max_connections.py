@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import trio
-from _helpers import WaitCounter, ring_run
-from certificates import client_context, server_context
-from pairs import open_descriptors, receive_all, until
-from test_listener import no_descriptors_left
-from test_server import LOCAL, connect, serving
+from support.certificates import client_context, server_context
+from support.descriptors import no_descriptors_left, open_descriptors
+from support.pairs import receive_all, until
+from support.runs import WaitCounter, ring_run
+from support.servers import LOCAL, connect, serving
 from trio.testing import wait_all_tasks_blocked
 
 import gain_trio

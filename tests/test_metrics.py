@@ -7,18 +7,18 @@ import re
 import sys
 from typing import Any
 
-import fuzz  # noqa: F401  # the profile of Hypothesis
 import pytest
 import trio
-import worker_handlers as handlers
 from hypothesis import given
 from hypothesis import strategies as st
-from pairs import receive_all, receive_exactly, until
 from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
-from test_server import LOCAL, connect, serving
-from workers import clients_of, soon
+from support import fuzz  # noqa: F401  # the profile of Hypothesis
+from support import worker_handlers as handlers
+from support.pairs import receive_all, receive_exactly, until
+from support.servers import LOCAL, connect, echo, serving
+from support.workers import clients_of, soon
 
 import gain_trio
 from gain_trio import Server
@@ -55,7 +55,7 @@ async def scrape(server: Server) -> dict[Any, float]:
 @pytest.mark.parametrize("processes", [None, 2])
 async def test_the_numbers_are_those_of_the_server(processes: int | None) -> None:
     options: dict[str, Any] = {"metrics": LOCAL, "workers": 2, "processes": processes}
-    async with serving(handlers.echo, **options) as server:
+    async with serving(echo, **options) as server:
         clients = [await connect(server) for _ in range(5)]
         for client in clients:
             await client.send(b"12345")
@@ -96,7 +96,7 @@ async def worker_pids(server: Server) -> list[int]:
 
 
 async def test_openmetrics_for_who_accepts_it() -> None:
-    async with serving(handlers.echo, metrics=LOCAL) as server:
+    async with serving(echo, metrics=LOCAL) as server:
         request = b"GET /metrics HTTP/1.1\r\nAccept: application/openmetrics-text; version=1.0.0\r\n\r\n"
         status, fields, content = await ask(server, request)
         assert status == "HTTP/1.1 200 OK"
@@ -117,7 +117,7 @@ async def test_openmetrics_for_who_accepts_it() -> None:
     ],
 )
 async def test_other_requests(request_: bytes, status: str) -> None:
-    async with serving(handlers.echo, metrics=LOCAL) as server:
+    async with serving(echo, metrics=LOCAL) as server:
         answer, _fields, content = await ask(server, request_)
         assert answer == f"HTTP/1.1 {status}"
         assert bool(content) is not request_.startswith(b"HEAD")
@@ -143,7 +143,7 @@ async def test_other_requests(request_: bytes, status: str) -> None:
 async def test_any_accept_is_answered_without_a_line_in_the_log(
     accept: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with serving(handlers.echo, metrics=LOCAL) as server:
+    async with serving(echo, metrics=LOCAL) as server:
         status, fields, content = await ask(server, b"GET /metrics HTTP/1.1\r\nAccept: " + accept + b"\r\n\r\n")
         assert status == "HTTP/1.1 200 OK"
         assert fields.keys() == {"content-type", "content-length", "connection"}
@@ -182,7 +182,7 @@ def test_any_request_has_an_answer(head: bytes) -> None:
 
 
 async def test_silent_clients_hold_up_no_scrape(autojump_clock: trio.testing.MockClock) -> None:
-    async with serving(handlers.echo, metrics=LOCAL) as server:
+    async with serving(echo, metrics=LOCAL) as server:
         [(host, port)] = server.metrics_addresses
         silent = [await gain_trio.connect(f"tcp://{host}:{port}") for _ in range(3 * _metrics.MOST_AT_ONCE)]
         start = trio.current_time()
@@ -196,7 +196,7 @@ async def test_silent_clients_hold_up_no_scrape(autojump_clock: trio.testing.Moc
 
 
 async def test_who_asks_slowly_is_cut_off(autojump_clock: trio.testing.MockClock) -> None:
-    async with serving(handlers.echo, metrics=LOCAL) as server:
+    async with serving(echo, metrics=LOCAL) as server:
         [(host, port)] = server.metrics_addresses
         async with await gain_trio.connect(f"tcp://{host}:{port}") as client:
             start = trio.current_time()
@@ -207,7 +207,7 @@ async def test_who_asks_slowly_is_cut_off(autojump_clock: trio.testing.MockClock
 
 
 async def test_who_goes_away_does_no_harm() -> None:
-    async with serving(handlers.echo, metrics=LOCAL) as server:
+    async with serving(echo, metrics=LOCAL) as server:
         [(host, port)] = server.metrics_addresses
         for data in (b"", b"GET"):
             async with await gain_trio.connect(f"tcp://{host}:{port}") as client:
@@ -218,7 +218,7 @@ async def test_who_goes_away_does_no_harm() -> None:
 
 async def test_the_endpoint_goes_with_the_server() -> None:
     async with trio.open_nursery() as nursery:
-        server = await nursery.start(lambda **status: gain_trio.serve(handlers.echo, LOCAL, metrics=LOCAL, **status))
+        server = await nursery.start(lambda **status: gain_trio.serve(echo, LOCAL, metrics=LOCAL, **status))
         await server.drain(1)
     [(host, port)] = server.metrics_addresses
     await until(lambda: True)
@@ -230,10 +230,10 @@ async def test_an_address_that_is_taken_is_told() -> None:
     [listener] = await gain_trio.open_listeners(LOCAL)
     async with listener:
         with pytest.raises(OSError, match="cannot listen"):
-            await gain_trio.serve(handlers.echo, LOCAL, metrics=f"tcp://127.0.0.1:{listener.local_address[1]}")
+            await gain_trio.serve(echo, LOCAL, metrics=f"tcp://127.0.0.1:{listener.local_address[1]}")
 
 
 async def test_without_the_package_the_cure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with pytest.raises(ImportError, match=r'pip install "gain-trio\[metrics\]"'):
-        await gain_trio.serve(handlers.echo, LOCAL, metrics=LOCAL)
+        await gain_trio.serve(echo, LOCAL, metrics=LOCAL)

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 import trio
-from certificates import open_tls_pair
-from pairs import (
+from support.certificates import open_tls_pair
+from support.pairs import (
     MEBIBYTE,
     PATIENCE,
     QUIET,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from pairs import PATIENCE, Pair, clog, open_pair, open_unix_pair
+from support.pairs import PATIENCE, Pair, clog, open_pair, open_unix_pair
 from trio.testing import check_one_way_stream
 
 from gain_trio import Connection

@@ -18,8 +18,7 @@ from typing import Any, TypeVar
 
 import pytest
 import trio
-from _helpers import bounded, echo, fill, socket_pair
-from pairs import (
+from support.pairs import (
     MEBIBYTE,
     PATIENCE,
     Pair,
@@ -32,6 +31,9 @@ from pairs import (
     until,
     until_queued,
 )
+from support.runs import bounded
+from support.servers import echo_until_broken
+from support.sockets import fill, socket_pair
 from trio.testing import check_half_closeable_stream, wait_all_tasks_blocked
 
 import gain_trio
@@ -65,13 +67,13 @@ def system_tasks() -> list[str]:
 PROGRAM = """
 import trio, gain_trio
 
-async def echo(connection):
+async def echo_until_broken(connection):
     async for data in connection:
         await connection.send(data)
 
 async def main():
     async with trio.open_nursery() as nursery:
-        server = await nursery.start(gain_trio.serve, echo, "tcp://127.0.0.1:0")
+        server = await nursery.start(gain_trio.serve, echo_until_broken, "tcp://127.0.0.1:0")
         async with await gain_trio.connect("tcp://127.0.0.1:%d" % server.addresses[0][1]) as client:
             await client.send(b"hello")
             print((await client.receive()).decode(), gain_trio.backend_info().backend)
@@ -114,7 +116,7 @@ def test_what_a_run_on_a_ring_that_can_only_wait_gets() -> None:
     async def main() -> None:
         data = pattern(MEBIBYTE)
         async with trio.open_nursery() as nursery:
-            server = await nursery.start(gain_trio.serve, echo, LOCAL)
+            server = await nursery.start(gain_trio.serve, echo_until_broken, LOCAL)
             async with await gain_trio.connect(f"tcp://127.0.0.1:{server.addresses[0][1]}") as client:
                 assert isinstance(client, SocketConnection)
                 assert gain_trio.backend_info().tier == "poll"
@@ -476,7 +478,7 @@ def test_hundreds_of_connections_at_once() -> None:
                 assert await receive_exactly(client, len(message)) == message
 
         async with trio.open_nursery() as nursery:
-            server = await nursery.start(gain_trio.serve, echo, LOCAL)
+            server = await nursery.start(gain_trio.serve, echo_until_broken, LOCAL)
             async with trio.open_nursery() as clients:
                 for number in range(count):
                     clients.start_soon(exchange, f"tcp://127.0.0.1:{server.addresses[0][1]}", number)

@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 import trio
-from fuzz import cut, places
 from hypothesis import example, given
 from hypothesis import strategies as st
+from support.fuzz import cut, places
 
 import gain_trio
 from gain_trio import Connection

@@ -17,8 +17,9 @@ from typing import Any, final
 
 import pytest
 import trio
-from _helpers import descriptor_limit, fill, next_descriptor
-from pairs import open_descriptors, open_unix_pair, until, until_passed_are_closed
+from support.descriptors import descriptor_limit, next_descriptor, open_descriptors
+from support.pairs import open_unix_pair, until, until_passed_are_closed
+from support.sockets import fill
 
 import gain_trio
 from gain_trio import Connection, Listener, open_listeners
@@ -169,7 +170,7 @@ async def test_a_datagram_endpoint_refuses_them(path: str) -> None:
 @refuses
 @pytest.mark.parametrize("processes", [None, 1])
 async def test_a_server_refuses_them(path: str, processes: int | None) -> None:
-    from worker_handlers import echo
+    from support.servers import echo
 
     async with trio.open_nursery() as nursery:
         await nursery.start(lambda **status: gain_trio.serve(echo, f"unix://{path}", processes=processes, **status))

@@ -10,7 +10,6 @@ import logging
 import pickle
 import socket
 import ssl
-import struct
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -19,9 +18,10 @@ from typing import Any, cast
 import pytest
 import trio
 import trio.testing
-from certificates import open_tls_pair
-from pairs import PATIENCE, QUIET, Pair, fill_kernel, open_pair, receive_all, receive_exactly, until
-from processes import TIMEOUT, connect, read_all, read_exactly
+from support.certificates import open_tls_pair
+from support.pairs import PATIENCE, QUIET, Pair, fill_kernel, open_pair, receive_all, receive_exactly, until
+from support.processes import TIMEOUT, connect, read_all, read_exactly
+from support.sockets import reset
 
 import gain_trio
 from gain_trio import Connection, Marks, ProtocolHandler, SlowReader
@@ -231,9 +231,8 @@ def end(client: socket.socket) -> bytes:
     return read_all(client)
 
 
-def reset(client: socket.socket) -> bytes:
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    client.close()
+def end_with_reset(client: socket.socket) -> bytes:
+    reset(client)
     return b""
 
 
@@ -260,7 +259,7 @@ def switch(client: socket.socket) -> bytes:
 SCENARIOS: dict[str, tuple[Callable[[], Recorder | Buffered], Callable[[socket.socket], bytes]]] = {
     "nothing said": (Recorder, end),
     "an echo": (Echo, functools.partial(greet, then=end)),
-    "a reset": (Echo, functools.partial(greet, then=reset)),
+    "a reset": (Echo, functools.partial(greet, then=end_with_reset)),
     "kept open after the end": (KeepsOpen, end),
     "closed at once": (ClosesAtOnce, end),
     "aborted": (AbortsOnData, lambda client: ask(client) and b"over"),
@@ -1061,7 +1060,7 @@ gain_trio.run(main)
 
 @pytest.fixture
 def language_server(tmp_path: Path) -> Iterator[Any]:
-    from processes import running as program_running
+    from support.processes import running as program_running
 
     path = tmp_path / "language_server.py"
     path.write_text(LANGUAGE_SERVER)

@@ -8,9 +8,9 @@ import struct
 from typing import Any
 
 import pytest
-from fuzz import cut, places
 from hypothesis import example, given
 from hypothesis import strategies as st
+from support.fuzz import cut, places
 
 from gain_trio._transports._proxy_protocol import (
     MAX_LENGTH,

@@ -6,14 +6,13 @@ import logging
 import math
 import socket
 import struct
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
-from pairs import pattern, receive_all, until
+from support.pairs import pattern, receive_all, until
+from support.servers import connect, serving
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio
@@ -45,19 +44,6 @@ class Seen:
         data = await receive_all(connection)
         self.data.append(data)
         await connection.send(data)
-
-
-@asynccontextmanager
-async def serving(handler: Any, address: str = LOCAL, **options: Any) -> AsyncIterator[Server]:
-    async with trio.open_nursery() as nursery:
-        server = await nursery.start(lambda **status: gain_trio.serve(handler, address, **options, **status))
-        assert isinstance(server, Server)
-        yield server
-        nursery.cancel_scope.cancel()
-
-
-async def connect(server: Server) -> Connection:
-    return await gain_trio.connect(f"tcp://127.0.0.1:{server.addresses[0][1]}")
 
 
 async def exchange(server: Server, *pieces: bytes) -> bytes:

@@ -15,7 +15,7 @@ from typing import TypeAlias
 import pytest
 import trio
 import trio.testing
-from pairs import PATIENCE, until
+from support.pairs import PATIENCE, until
 
 from gain_trio import Connection, Marks
 

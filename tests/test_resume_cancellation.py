@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import trio
-from pairs import PATIENCE, Pair, open_pair, until_queued
+from support.pairs import PATIENCE, Pair, open_pair, until_queued
+from support.two_ways import ask_ten, echo_ten, ping_pong, run_with_pair, woken_by
 from trio.testing import MockClock, wait_all_tasks_blocked
-from two_ways import ask_ten, echo_ten, ping_pong, run_with_pair, woken_by
 
 import gain_trio
 from gain_trio import Connection

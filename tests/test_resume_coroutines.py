@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 import outcome
 import pytest
 import trio
-from pairs import until_queued
+from support.pairs import until_queued
+from support.two_ways import run_with_pair, woken_by
 from trio.testing import wait_all_tasks_blocked
-from two_ways import run_with_pair, woken_by
 
 from gain_trio import Connection
 

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from _helpers import descriptor_limit, drive, mapped_bytes, next_descriptor, ring_run, socket_pair
-from pairs import address_of, open_descriptors, pattern, receive_exactly
+from support.descriptors import descriptor_limit, mapped_bytes, next_descriptor, open_descriptors
+from support.pairs import address_of, pattern, receive_exactly
+from support.runs import drive, ring_run
+from support.sockets import socket_pair
 
 import gain_trio
 from gain_trio import Feature, Marks, RingOptions, RingUnavailable

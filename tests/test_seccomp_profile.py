@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import TIMEOUT, run
+from support.processes import TIMEOUT, run
 
 from gain_trio._faces._seccomp import SYSCALLS, Profile, ProfileError, allow_io_uring, parse, render, resolve
 from gain_trio._faces._seccomp_command import write_atomically

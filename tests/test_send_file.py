@@ -15,18 +15,8 @@ from pathlib import Path
 
 import pytest
 import trio
-from pairs import (
-    MEBIBYTE,
-    PATIENCE,
-    QUIET,
-    Pair,
-    fill_kernel,
-    open_descriptors,
-    open_pair,
-    pattern,
-    receive_all,
-    receive_exactly,
-)
+from support.descriptors import open_descriptors
+from support.pairs import MEBIBYTE, PATIENCE, QUIET, Pair, fill_kernel, open_pair, pattern, receive_all, receive_exactly
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gain_trio import Connection

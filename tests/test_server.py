@@ -8,14 +8,24 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import trio
-from pairs import MEBIBYTE, PATIENCE, clog, fill_kernel, open_trio_pair, pattern, receive_all, receive_exactly, until
-from test_listener import no_descriptors_left
+from support.descriptors import no_descriptors_left
+from support.pairs import (
+    MEBIBYTE,
+    PATIENCE,
+    clog,
+    fill_kernel,
+    open_trio_pair,
+    pattern,
+    receive_all,
+    receive_exactly,
+    until,
+)
+from support.servers import LOCAL, connect, echo, serving
 from trio.testing import wait_all_tasks_blocked
 
 import gain_trio
@@ -24,29 +34,6 @@ from gain_trio._transports._connection_base import CLOSE_TIMEOUT
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup, ExceptionGroup
-
-LOCAL = "tcp://127.0.0.1:0"
-
-
-async def echo(connection: Connection) -> None:
-    async for data in connection:
-        await connection.send(data)
-
-
-@asynccontextmanager
-async def serving(
-    handler: Callable[[Connection], Awaitable[object]], address: str | Sequence[str] = LOCAL, **options: Any
-) -> AsyncIterator[Server]:
-    """A server for the length of a with statement."""
-    async with trio.open_nursery() as nursery:
-        server = await nursery.start(lambda **status: gain_trio.serve(handler, address, **options, **status))
-        assert isinstance(server, Server)
-        yield server
-        nursery.cancel_scope.cancel()
-
-
-async def connect(server: Server) -> Connection:
-    return await gain_trio.connect(f"tcp://127.0.0.1:{server.addresses[0][1]}")
 
 
 # --- serving ---

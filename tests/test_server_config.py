@@ -12,9 +12,9 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from certificates import client_context, server_context
-from pairs import receive_all
-from test_server import LOCAL, connect, echo, serving
+from support.certificates import client_context, server_context
+from support.pairs import receive_all
+from support.servers import LOCAL, connect, echo, serving
 
 import gain_trio
 from gain_trio import Connection, Marks, ServerConfig, ServerOptions

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import trio
-from pairs import PATIENCE, receive_all, until
-from test_server import LOCAL, connect
+from support.pairs import PATIENCE, receive_all, until
+from support.servers import LOCAL, connect
 
 import gain_trio
 from gain_trio import Connection, Server

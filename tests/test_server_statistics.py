@@ -7,17 +7,16 @@ import itertools
 import json
 import logging
 import pickle
-import socket
-import struct
 from collections.abc import Callable
 from typing import Any
 
 import attrs
 import pytest
 import trio
-from certificates import client_context, server_context
-from pairs import MEBIBYTE, Pair, pattern, receive_all, receive_exactly, until
-from test_server import connect, echo, serving
+from support.certificates import client_context, server_context
+from support.pairs import MEBIBYTE, Pair, pattern, receive_all, receive_exactly, until
+from support.servers import connect, echo, serving
+from support.sockets import reset
 from trio.testing import MockClock
 
 import gain_trio
@@ -45,11 +44,6 @@ async def end_somehow(connection: Connection) -> None:
         case b"finish":
             return
     await connection.receive()
-
-
-def reset(client: trio.SocketStream) -> None:
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    client.socket.close()
 
 
 async def test_every_connection_has_one_cause(autojump_clock: MockClock, caplog: pytest.LogCaptureFixture) -> None:

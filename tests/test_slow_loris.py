@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import resource
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trio
-from pairs import until
+from support.pairs import until
+from support.servers import serving
 from trio.testing import MockClock
 
 import gain_trio
-from gain_trio import Connection, Server
+from gain_trio import Connection
 
 OTHERS = 1000
 LORISES = 20
@@ -44,17 +44,6 @@ async def answer_lines(connection: Connection) -> None:
         if line is None:
             return
         await connection.send(line + b"\n")
-
-
-@asynccontextmanager
-async def serving(address: str, idle_timeout: float) -> AsyncIterator[Server]:
-    async with trio.open_nursery() as nursery:
-        server = await nursery.start(
-            lambda **status: gain_trio.serve(answer_lines, address, idle_timeout=idle_timeout, backlog=4096, **status)
-        )
-        assert isinstance(server, Server)
-        yield server
-        nursery.cancel_scope.cancel()
 
 
 async def ask(connection: Connection) -> None:
@@ -91,7 +80,10 @@ async def test_they_are_thrown_out_and_nobody_else_is(
     mock_clock: MockClock, tmp_path: Path, *, kind: str, every: float, idle_timeout: float, thrown_out_at: float
 ) -> None:
     address = "tcp://127.0.0.1:0" if kind == "TCP" else f"unix://{tmp_path}/socket"
-    async with serving(address, idle_timeout) as server, trio.open_nursery() as nursery:
+    async with (
+        serving(answer_lines, address, idle_timeout=idle_timeout, backlog=4096) as server,
+        trio.open_nursery() as nursery,
+    ):
         if kind == "TCP":
             address = f"tcp://127.0.0.1:{server.addresses[0][1]}"
         others = [await gain_trio.connect(address) for _ in range(OTHERS)]

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import trio
-from pairs import open_descriptors, until
-from test_server import LOCAL, connect, echo, serving
+from support.descriptors import open_descriptors
+from support.pairs import until
+from support.servers import LOCAL, connect, echo, serving
 
 import gain_trio
 from gain_trio import Connection

@@ -15,18 +15,12 @@ from typing import Any
 
 import pytest
 import trio
-from certificates import (
-    TLS_1_2,
-    TLS_1_3,
-    client_context,
-    open_tls_pair,
-    server_context,
-)
-from pairs import (
+from support.certificates import TLS_1_2, TLS_1_3, client_context, open_tls_pair, server_context
+from support.descriptors import is_open
+from support.pairs import (
     MEBIBYTE,
     PATIENCE,
     Pair,
-    is_open,
     open_pair,
     open_unix_pair,
     pattern,
@@ -34,7 +28,8 @@ from pairs import (
     receive_exactly,
     until,
 )
-from tls_pairs import SMALL, TlsPair, clog, connect, echo, serving, where
+from support.servers import echo
+from support.tls_pairs import SMALL, TlsPair, clog, connect_tls, serving_tls, where
 from trio.testing import MockClock, assert_checkpoints, check_two_way_stream, wait_all_tasks_blocked
 
 import gain_trio
@@ -252,7 +247,7 @@ async def test_what_comes_with_the_end_of_the_handshake() -> None:
         assert await connection.receive_exactly(5) == b"early"
         await connection.send(b"got it")
 
-    async with serving(handler) as server:
+    async with serving_tls(handler) as server:
         async with await gain_trio.connect(where(server)) as client:
             tls, incoming, outgoing = await handshake_by_hand(client)
             tls.write(b"ear")
@@ -277,7 +272,7 @@ async def test_nothing_is_sent_to_a_client_that_does_not_expect_it() -> None:
         assert await receive_exactly(connection, 100_000) == pattern(100_000)
         assert await connection.receive() == b""
 
-    async with serving(handler, strict=True) as server:
+    async with serving_tls(handler, strict=True) as server:
         async with await gain_trio.connect(where(server)) as client:
             tls, _incoming, outgoing = await handshake_by_hand(client)
             tls.write(b"1")
@@ -300,8 +295,8 @@ async def test_tickets_come_with_the_first_data() -> None:
         await connection.receive()
 
     ours = client_context()
-    async with serving(handler) as server:
-        async with await connect(server, ssl_context=ours) as client:
+    async with serving_tls(handler) as server:
+        async with await connect_tls(server, ssl_context=ours) as client:
             await client.send(b"?")
             assert await client.receive() == b"x"
             assert isinstance(client, TlsConnection)

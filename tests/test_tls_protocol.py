@@ -8,18 +8,10 @@ from typing import Any
 
 import pytest
 import trio
-from certificates import (
-    open_tls_pair,
-)
-from pairs import (
-    MEBIBYTE,
-    is_open,
-    pattern,
-    receive_all,
-    receive_exactly,
-    until,
-)
-from tls_pairs import TlsPair, clog
+from support.certificates import open_tls_pair
+from support.descriptors import is_open
+from support.pairs import MEBIBYTE, pattern, receive_all, receive_exactly, until
+from support.tls_pairs import TlsPair, clog
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gain_trio import Connection, Marks

@@ -6,9 +6,7 @@ import contextlib
 import errno
 import logging
 import math
-import socket
 import ssl
-import struct
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -16,24 +14,12 @@ from typing import Any
 import pytest
 import trio
 import trustme
-from certificates import (
-    TLS_1_2,
-    TLS_1_3,
-    authority,
-    client_context,
-    open_tls_pair,
-    server_context,
-)
-from pairs import (
-    MEBIBYTE,
-    PATIENCE,
-    address_of,
-    is_open,
-    pattern,
-    receive_all,
-    until,
-)
-from tls_pairs import LOCAL, clog, connect, echo, serving, where
+from support.certificates import TLS_1_2, TLS_1_3, authority, client_context, open_tls_pair, server_context
+from support.descriptors import is_open
+from support.pairs import MEBIBYTE, PATIENCE, address_of, pattern, receive_all, until
+from support.servers import LOCAL, echo
+from support.sockets import reset
+from support.tls_pairs import clog, connect_tls, serving_tls, where
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio
@@ -44,8 +30,8 @@ from gain_trio._transports._tls_connection import TlsConnection
 
 
 async def test_serve_and_connect() -> None:
-    async with serving(echo, workers=2) as server:
-        async with await connect(server) as client:
+    async with serving_tls(echo, workers=2) as server:
+        async with await connect_tls(server) as client:
             assert isinstance(client, TlsConnection)
             await client.send(b"hello")
             assert await client.receive() == b"hello"
@@ -71,7 +57,7 @@ async def test_a_handler_that_returns_ends_the_stream_properly() -> None:
     async def handler(connection: Connection) -> None:
         await connection.send(pattern(3 * MEBIBYTE))
 
-    async with serving(handler) as server, await connect(server) as client:
+    async with serving_tls(handler) as server, await connect_tls(server) as client:
         assert await receive_all(client) == pattern(3 * MEBIBYTE)
 
 
@@ -85,7 +71,7 @@ async def test_marks_reach_the_connections() -> None:
         most.append(connection.outbound_buffered)
         done.set()
 
-    async with serving(handler, marks=Marks(send_high=5000)) as server, await connect(server) as client:
+    async with serving_tls(handler, marks=Marks(send_high=5000)) as server, await connect_tls(server) as client:
         await done.wait()
         await receive_all(client)
     assert 5000 <= most[0] < 5000 + 2 * 5000
@@ -103,7 +89,10 @@ async def test_alpn(offered: list[str], chosen: str | None) -> None:
     ours = client_context()
     if offered:
         ours.set_alpn_protocols(offered)
-    async with serving(handler, ssl_context=context) as server, await connect(server, ssl_context=ours) as client:
+    async with (
+        serving_tls(handler, ssl_context=context) as server,
+        await connect_tls(server, ssl_context=ours) as client,
+    ):
         assert client.selected_alpn_protocol() == chosen
         assert await client.receive() == b""
     assert found == [chosen]
@@ -119,26 +108,26 @@ async def test_client_certificates(version: ssl.TLSVersion) -> None:
     context = server_context(version)
     context.verify_mode = ssl.CERT_REQUIRED
     authority().configure_trust(context)
-    async with serving(handler, ssl_context=context) as server:
+    async with serving_tls(handler, ssl_context=context) as server:
         ours = client_context()
         authority().issue_cert("me@example.org").configure_cert(ours)
-        async with await connect(server, ssl_context=ours) as client:
+        async with await connect_tls(server, ssl_context=ours) as client:
             assert b"me@example.org" in await client.receive()
         # Without one TLS 1.2 fails in the handshake; in TLS 1.3 the client's is done before the server can say so.
         with pytest.raises((ssl.SSLError, trio.BrokenResourceError)):
-            async with await connect(server) as client:
+            async with await connect_tls(server) as client:
                 await client.receive()
         await until(lambda: server.statistics().failed_handshakes == 1)
         assert server.statistics().handler_errors == 0
 
 
 async def test_the_name_to_be_proved() -> None:
-    async with serving(echo) as server:
-        async with await connect(server, server_hostname="localhost") as client:
+    async with serving_tls(echo) as server:
+        async with await connect_tls(server, server_hostname="localhost") as client:
             await client.send(b"x")
             assert await client.receive() == b"x"
         with pytest.raises(ssl.SSLCertVerificationError, match=r"does not prove that it is example\.org") as caught:
-            await connect(server, server_hostname="example.org")
+            await connect_tls(server, server_hostname="example.org")
         assert f"tcp://127.0.0.1:{server.addresses[0][1]}" in str(caught.value)
         assert caught.value.verify_code
         await until(lambda: server.active_connections == 0)
@@ -158,7 +147,7 @@ async def test_the_host_of_the_address_has_to_be_proved(host: str, name: str) ->
 
 
 async def test_the_default_context_trusts_nobody_here() -> None:
-    async with serving(echo) as server:
+    async with serving_tls(echo) as server:
         with pytest.raises(ssl.SSLCertVerificationError, match=r"unable to get local issuer|self.signed"):
             await gain_trio.connect(where(server), ssl_context=True)
         with pytest.raises(OSError, match="certificate"):
@@ -178,15 +167,15 @@ async def test_connecting_to_what_has_no_tls() -> None:
         await connection.receive()
         connection.abort()
 
-    async with serving(hello, ssl_context=None) as server:
+    async with serving_tls(hello, ssl_context=None) as server:
         with pytest.raises(ssl.SSLError, match=r"TLS handshake with tcp://127\.0\.0\.1:\d+ failed: .*WRONG_VERSION"):
-            await connect(server)
-    async with serving(hang_up, ssl_context=None) as server:
+            await connect_tls(server)
+    async with serving_tls(hang_up, ssl_context=None) as server:
         with pytest.raises(OSError, match=r"TLS handshake with .* failed"):
-            await connect(server)
-    async with serving(reset, ssl_context=None) as server:
+            await connect_tls(server)
+    async with serving_tls(reset, ssl_context=None) as server:
         with pytest.raises(OSError, match=r"TLS handshake with .* failed: .*reset") as caught:
-            await connect(server)
+            await connect_tls(server)
         assert caught.value.errno == errno.ECONNRESET
 
 
@@ -194,11 +183,11 @@ async def test_the_peer_hears_why_a_handshake_has_failed(caplog: pytest.LogCaptu
     caplog.set_level(logging.INFO, "gain_trio")
     old = client_context()
     old.maximum_version = TLS_1_2
-    async with serving(echo, ssl_context=server_context(TLS_1_3)) as server:
+    async with serving_tls(echo, ssl_context=server_context(TLS_1_3)) as server:
         with pytest.raises(ssl.SSLError, match="ALERT_PROTOCOL_VERSION"):
-            await connect(server, ssl_context=old)
+            await connect_tls(server, ssl_context=old)
         with pytest.raises(ssl.SSLCertVerificationError):
-            await connect(server, ssl_context=ssl.create_default_context())
+            await connect_tls(server, ssl_context=ssl.create_default_context())
         await until(lambda: server.statistics().failed_handshakes == 2)
     [_, record] = [record for record in caplog.records if record.name == "gain_trio"]
     assert "ALERT_UNKNOWN_CA" in record.getMessage()
@@ -248,11 +237,6 @@ async def test_serve_refuses(options: dict[str, Any], error: type[Exception], me
 # --- handshakes that fail ---
 
 
-def reset(client: trio.SocketStream) -> None:
-    client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    client.socket.close()
-
-
 async def plain_text(client: trio.SocketStream) -> None:
     await client.send_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
     with contextlib.suppress(trio.BrokenResourceError):
@@ -296,7 +280,7 @@ async def test_a_failed_handshake_costs_nobody_else_anything(
     misbehave: Callable[[trio.SocketStream], Awaitable[None]], strict: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "gain_trio")
-    async with serving(echo, strict=strict) as server, await connect(server) as other:
+    async with serving_tls(echo, strict=strict) as server, await connect_tls(server) as other:
         async with await trio.open_tcp_stream("127.0.0.1", server.addresses[0][1]) as client:
             await misbehave(client)
         await until(lambda: server.statistics().failed_handshakes == 1)
@@ -318,14 +302,14 @@ async def test_silent_clients_run_out_of_time_and_others_are_served(
 ) -> None:
     caplog.set_level(logging.INFO, "gain_trio")
     silent = []
-    async with serving(echo, handshake_timeout=7) as server:
+    async with serving_tls(echo, handshake_timeout=7) as server:
         for number in range(60):
             silent.append(await gain_trio.connect(where(server)))
             if number % 10 == 0:
-                async with await connect(server) as client:
+                async with await connect_tls(server) as client:
                     await client.send(b"hello")
                     assert await client.receive() == b"hello"
-        kept = await connect(server)
+        kept = await connect_tls(server)
         await until(lambda: server.active_connections == 61)
         mock_clock.jump(6.9)
         await wait_all_tasks_blocked()
@@ -344,7 +328,7 @@ async def test_silent_clients_run_out_of_time_and_others_are_served(
 
 
 async def test_cancelling_the_server_in_the_middle_of_a_handshake() -> None:
-    async with serving(echo) as server:
+    async with serving_tls(echo) as server:
         client = await gain_trio.connect(where(server))
         await until(lambda: server.active_connections == 1)
     assert server.active_connections == 0
@@ -359,13 +343,13 @@ def test_a_hundred_at_once_leave_nothing(no_descriptor_leak: None) -> None:
     data = pattern(100_000)
 
     async def exchange(server: Server) -> None:
-        async with await connect(server) as client, trio.open_nursery() as nursery:
+        async with await connect_tls(server) as client, trio.open_nursery() as nursery:
             nursery.start_soon(client.send, data)
             assert await client.receive_exactly(len(data)) == data
 
     async def main() -> None:
         with trio.fail_after(PATIENCE):
-            async with serving(echo, workers=3) as server:
+            async with serving_tls(echo, workers=3) as server:
                 async with trio.open_nursery() as clients:
                     for _ in range(100):
                         clients.start_soon(exchange, server)

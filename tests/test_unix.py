@@ -9,18 +9,17 @@ import os
 import socket
 import stat
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
-from pairs import MEBIBYTE, Pair, clog, open_unix_pair, pattern, receive_all, receive_exactly, until
+from support.pairs import MEBIBYTE, Pair, clog, open_unix_pair, pattern, receive_all, receive_exactly, until
+from support.servers import echo, serving
 from trio.testing import check_half_closeable_stream, wait_all_tasks_blocked
 
 import gain_trio
-from gain_trio import Connection, Server, open_listeners
+from gain_trio import Connection, open_listeners
 from gain_trio._transports import _unix
 from gain_trio._transports._address import address_text
 
@@ -41,20 +40,6 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def is_there(path: str) -> bool:
     return os.path.lexists(path)
-
-
-async def echo(connection: Connection) -> None:
-    async for data in connection:
-        await connection.send(data)
-
-
-@asynccontextmanager
-async def serving(address: str, handler: Any = echo, **options: Any) -> AsyncIterator[Server]:
-    async with trio.open_nursery() as nursery:
-        server = await nursery.start(lambda **status: gain_trio.serve(handler, address, **options, **status))
-        assert isinstance(server, Server)
-        yield server
-        nursery.cancel_scope.cancel()
 
 
 # --- streams ---
@@ -83,7 +68,7 @@ async def test_trios_own_checks(address: str, pass_fds: bool) -> None:
 
 async def test_serve_and_connect(address: str) -> None:
     data = pattern(MEBIBYTE)
-    async with serving(address, workers=2) as server:
+    async with serving(echo, address, workers=2) as server:
         assert [address_text(found) for found in server.addresses] == [address]
         async with await gain_trio.connect(address) as client, trio.open_nursery() as nursery:
             nursery.start_soon(client.send, data)
@@ -282,7 +267,7 @@ async def test_the_file_goes_with_the_listener(path: str) -> None:
 
 
 async def test_a_cancelled_server_removes_its_file(path: str) -> None:
-    async with serving(f"unix://{path}"):
+    async with serving(echo, f"unix://{path}"):
         assert is_there(path)
     assert not is_there(path)
 
@@ -323,13 +308,13 @@ async def test_a_file_that_cannot_be_removed_is_told(
 
 async def test_what_is_left_over_is_replaced(path: str) -> None:
     leave_stale(path)
-    async with serving(f"unix://{path}"), await gain_trio.connect(f"unix://{path}") as client:
+    async with serving(echo, f"unix://{path}"), await gain_trio.connect(f"unix://{path}") as client:
         await client.send(b"x")
         assert await client.receive() == b"x"
 
 
 async def test_a_server_that_lives_is_left_alone(path: str) -> None:
-    async with serving(f"unix://{path}"):
+    async with serving(echo, f"unix://{path}"):
         with pytest.raises(OSError, match=f"cannot listen on unix://{path}: a server is listening there") as caught:
             await open_listeners(f"unix://{path}")
         assert caught.value.errno == errno.EADDRINUSE
@@ -347,7 +332,7 @@ async def test_a_datagram_socket_that_lives_is_left_alone(path: str) -> None:
 
 async def test_an_abstract_name_in_use(tmp_path: Path) -> None:
     address = f"unix://@gain_trio{tmp_path}"
-    async with serving(address):
+    async with serving(echo, address):
         with pytest.raises(OSError, match="cannot listen on") as caught:
             await open_listeners(address)
         assert caught.value.errno == errno.EADDRINUSE

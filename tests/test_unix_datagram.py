@@ -10,19 +10,19 @@ import pwd
 import socket
 import stat
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
-from pairs import is_open, pattern, until
-from test_datagram import receive_from, until_counted
+from support.datagrams import receive_from, send_back, serving_datagrams, until_counted
+from support.descriptors import is_open
+from support.pairs import pattern, until
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio
-from gain_trio import DatagramEndpoint, DatagramServer, open_datagram_endpoint
+from gain_trio import DatagramEndpoint, open_datagram_endpoint
 from gain_trio._transports import _unix
 from gain_trio._transports._unix_endpoint import UnixEndpoint
 
@@ -68,19 +68,6 @@ def leave_stale(path: str, kind: socket.SocketKind = socket.SOCK_DGRAM) -> None:
     """What a server leaves that was killed."""
     with socket.socket(socket.AF_UNIX, kind) as sock:
         sock.bind(path)
-
-
-async def echo(data: bytes, address: Any, endpoint: DatagramEndpoint) -> None:
-    await endpoint.send(data, address)
-
-
-@asynccontextmanager
-async def serving(address: str, handler: Any = echo, **options: Any) -> AsyncIterator[DatagramServer]:
-    async with trio.open_nursery() as nursery:
-        server = await nursery.start(lambda **status: gain_trio.serve_datagrams(handler, address, **options, **status))
-        assert isinstance(server, DatagramServer)
-        yield server
-        nursery.cancel_scope.cancel()
 
 
 async def fill(endpoint: DatagramEndpoint, address: Any = None) -> int:
@@ -637,7 +624,7 @@ async def test_where_there_are_no_unix_sockets(path: str, monkeypatch: pytest.Mo
 
 async def test_serve_datagrams(names: tuple[str, str]) -> None:
     async with (
-        serving(names[0], workers=2) as server,
+        serving_datagrams(send_back, names[0], workers=2) as server,
         await open_datagram_endpoint(names[1], remote_address=names[0]) as client,
     ):
         for number in range(100):
@@ -648,7 +635,7 @@ async def test_serve_datagrams(names: tuple[str, str]) -> None:
 
 
 async def test_a_cancelled_server_removes_its_file(path: str) -> None:
-    async with serving(f"unix://{path}", mode=0o600):
+    async with serving_datagrams(send_back, f"unix://{path}", mode=0o600):
         assert stat.S_IMODE(os.lstat(path).st_mode) == 0o600
     assert not is_there(path)
 
@@ -660,7 +647,7 @@ async def test_senders_that_cannot_be_answered_are_counted(
     caplog.set_level(logging.INFO, "gain_trio")
     monkeypatch.chdir(tmp_path)
     gone = str(tmp_path / "gone")
-    async with serving(f"unix://{path}") as server:
+    async with serving_datagrams(send_back, f"unix://{path}") as server:
         for name in (None, gone, "relative", b"\0gain_trio" + os.fsencode(tmp_path)):
             # All of them are closed before the server gets its turn.
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
@@ -681,7 +668,7 @@ async def test_a_file_that_the_handler_misses_is_its_own_error(path: str, peer: 
     async def handler(_data: bytes, _address: Any, _endpoint: DatagramEndpoint) -> None:
         raise FileNotFoundError(errno.ENOENT, "No such file or directory", "/etc/no such")
 
-    async with serving(f"unix://{path}", handler) as server:
+    async with serving_datagrams(handler, f"unix://{path}") as server:
         peer.sendto(b"x", path)
         await until(lambda: server.statistics().handled == 1)
         assert (server.statistics().handler_errors, server.statistics().unreachable) == (1, 0)

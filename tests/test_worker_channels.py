@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import trio
-from _helpers import descriptor_limit, next_descriptor, socket_pair, until_let_go
-from pairs import PATIENCE, is_open, open_descriptors
-from workers import raises_alone
+from support.descriptors import descriptor_limit, is_open, next_descriptor, open_descriptors
+from support.pairs import PATIENCE
+from support.runs import until_let_go
+from support.sockets import socket_pair
+from support.workers import raises_alone
 
 from gain_trio._server._processes import _hand_off, _logs, _messages, _process
 from gain_trio._server._processes._accepted import Accepted

@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 import trio
-import worker_handlers as handlers
-from pairs import PATIENCE, open_descriptors, receive_all, receive_exactly
-from processes import running
-from test_server import LOCAL, connect, serving
-from workers import ARCHITECTURES, Exit, children, clients_of, process_of, raises_alone, soon
+from support import worker_handlers as handlers
+from support.descriptors import open_descriptors
+from support.pairs import PATIENCE, receive_all, receive_exactly
+from support.processes import running
+from support.servers import LOCAL, connect, echo, serving
+from support.workers import ARCHITECTURES, Exit, children, clients_of, process_of, raises_alone, soon
 
 import gain_trio
 from gain_trio import Connection, Server, WorkerFailed
@@ -200,7 +201,7 @@ async def test_what_a_terminal_sends_to_all_processes_is_the_servers_affair() ->
 
 async def test_a_process_that_always_dies_ends_the_server_with_the_reason(caplog: pytest.LogCaptureFixture) -> None:
     descriptors = open_descriptors()
-    handler = handlers.WhenUnpickled(handlers.echo, handlers.die)
+    handler = handlers.WhenUnpickled(echo, handlers.die)
     with pytest.raises(WorkerFailed, match="could not begin to serve: the process was killed by SIGKILL"):
         await gain_trio.serve(handler, LOCAL, processes=2)
     assert "is tried again" in caplog.text
@@ -226,7 +227,7 @@ async def test_what_is_lacking_to_start_a_process_may_come_back(
             assert await process_of(client) != pid
     monkeypatch.setattr(_launch.Launch, "start", refuse)
     with pytest.raises(WorkerFailed, match="Too many open files"):
-        await gain_trio.serve(handlers.echo, LOCAL, processes=2)
+        await gain_trio.serve(echo, LOCAL, processes=2)
 
 
 async def test_draining_while_a_process_is_about_to_end(short_grace: None) -> None:
@@ -241,7 +242,7 @@ async def test_draining_while_a_process_is_about_to_end(short_grace: None) -> No
 
 
 async def test_a_program_that_cannot_start_ends_the_server_with_its_traceback() -> None:
-    handler = handlers.WhenUnpickled(handlers.echo, handlers.complain)
+    handler = handlers.WhenUnpickled(echo, handlers.complain)
     with pytest.raises(WorkerFailed) as caught:
         await gain_trio.serve(handler, LOCAL, processes=2)
     assert caught.value.reason == "LookupError: this program cannot start"
@@ -457,9 +458,7 @@ async def test_what_a_process_logs_at_its_end_is_logged(caplog: pytest.LogCaptur
         caplog.clear()
         with caplog.at_level(logging.INFO, "gain_trio"):
             async with trio.open_nursery() as nursery:
-                server = await nursery.start(
-                    lambda **status: gain_trio.serve(handlers.echo, LOCAL, processes=1, **status)
-                )
+                server = await nursery.start(lambda **status: gain_trio.serve(echo, LOCAL, processes=1, **status))
                 await server.drain(60)
         last = [record.getMessage() for record in caplog.records if record.processName == "gain_trio worker 0"][-1]
         assert "drained" in last
@@ -546,7 +545,7 @@ async def test_a_process_that_does_not_end_is_killed(handler: Any, short_grace: 
 async def test_cancelling_while_processes_are_starting_leaves_nothing(tmp_path: Path, short_grace: None) -> None:
     gate = tmp_path / "gate"
     gate.touch()
-    handler = handlers.WhenUnpickled(handlers.echo, handlers.wait_while, gate)
+    handler = handlers.WhenUnpickled(echo, handlers.wait_while, gate)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lambda: gain_trio.serve(handler, LOCAL, processes=2))
         await soon(lambda: len(children()) == 2)
@@ -560,7 +559,7 @@ ORPHANS = """
 import sys
 import trio
 import gain_trio
-import worker_handlers
+from support import worker_handlers
 
 
 async def main():

@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 import trio
-import worker_handlers as handlers
-from certificates import certificate, client_context
-from pairs import PATIENCE, open_descriptors, receive_all, receive_exactly
-from test_server import LOCAL, connect, serving
-from workers import ARCHITECTURES, children, clients_of, process_of, raises_alone, soon
+from support import worker_handlers as handlers
+from support.certificates import certificate, client_context
+from support.descriptors import open_descriptors
+from support.pairs import PATIENCE, receive_all, receive_exactly
+from support.servers import LOCAL, connect, echo, serving
+from support.workers import ARCHITECTURES, children, clients_of, process_of, raises_alone, soon
 
 import gain_trio
 from gain_trio import BackendInfo, Connection, ConsumerView, Server
@@ -52,7 +53,7 @@ async def test_every_process_serves_and_nothing_is_left_behind(architecture: str
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 async def test_statistics_are_summed(architecture: str, backend: BackendInfo) -> None:
-    async with serving(handlers.echo, processes=2, workers=2, architecture=architecture) as server:
+    async with serving(echo, processes=2, workers=2, architecture=architecture) as server:
         clients = [await connect(server) for _ in range(8)]
         for client in clients:
             await client.send(b"12345")
@@ -213,7 +214,7 @@ async def test_max_connections_holds_over_all_processes(architecture: str) -> No
 
 async def test_max_connections_must_be_divisible_among_shards() -> None:
     with pytest.raises(ValueError, match="each needs one at least"):
-        await gain_trio.serve(handlers.echo, LOCAL, processes=3, architecture="socket_sharding", max_connections=2)
+        await gain_trio.serve(echo, LOCAL, processes=3, architecture="socket_sharding", max_connections=2)
 
 
 async def test_a_process_without_descriptors_has_connections_wait(caplog: pytest.LogCaptureFixture) -> None:
@@ -293,7 +294,7 @@ async def test_a_priority_that_is_not_allowed_is_told(monkeypatch: pytest.Monkey
     if os.geteuid() == 0:
         pytest.skip("root may take any priority")
     with pytest.raises(gain_trio.WorkerFailed, match="CAP_SYS_NICE"):
-        await gain_trio.serve(handlers.echo, LOCAL, processes=1, priority=-20)
+        await gain_trio.serve(echo, LOCAL, processes=1, priority=-20)
 
 
 # --- what they need ---
@@ -318,18 +319,18 @@ async def test_a_handler_that_cannot_be_pickled_is_refused_at_once(handler: Any)
 async def test_a_context_that_cannot_be_pickled_is_refused_at_once() -> None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     with pytest.raises(ValueError, match=r"ssl_context=.* cannot be sent .* a function at the top of a module"):
-        await gain_trio.serve(handlers.echo, LOCAL, processes=2, ssl_context=context)
+        await gain_trio.serve(echo, LOCAL, processes=2, ssl_context=context)
 
 
 async def test_a_context_that_cannot_be_made_ends_the_server_with_the_reason() -> None:
     with pytest.raises(gain_trio.WorkerFailed, match="the certificate is missing"):
-        await gain_trio.serve(handlers.echo, LOCAL, processes=2, ssl_context=handlers.make_no_context)
+        await gain_trio.serve(echo, LOCAL, processes=2, ssl_context=handlers.make_no_context)
 
 
 async def test_affinity_and_priority_are_for_worker_processes() -> None:
     for option in ({"cpu_affinity": True}, {"priority": 5}):
         with pytest.raises(ValueError, match="give processes=, too"):
-            await gain_trio.serve(handlers.echo, LOCAL, **option)  # type: ignore[arg-type]
+            await gain_trio.serve(echo, LOCAL, **option)  # type: ignore[arg-type]
 
 
 # --- the log ---

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import trio
-import worker_handlers as handlers
-from _helpers import descriptor_limit, next_descriptor
-from pairs import PATIENCE, open_descriptors, receive_all, receive_exactly
-from test_server import LOCAL, connect, serving
-from workers import ARCHITECTURES, Exit, children, process_of, soon
+from support import worker_handlers as handlers
+from support.descriptors import descriptor_limit, next_descriptor, open_descriptors
+from support.pairs import PATIENCE, receive_all, receive_exactly
+from support.servers import LOCAL, connect, echo, serving
+from support.workers import ARCHITECTURES, Exit, children, process_of, soon
 
 import gain_trio
 from gain_trio import ServerConfig, WorkerFailed
@@ -147,7 +147,7 @@ async def test_a_process_that_always_dies_at_once_ends_the_server() -> None:
 
 
 async def test_a_program_that_dies_as_soon_as_it_serves_ends_the_server() -> None:
-    handler = handlers.WhenUnpickled(handlers.echo, handlers.die_soon)
+    handler = handlers.WhenUnpickled(echo, handlers.die_soon)
     with pytest.raises(
         WorkerFailed, match=r"(could not begin to serve|as soon as it served, .*): .* exited with status 3"
     ):

@@ -16,21 +16,22 @@ from typing import Any
 
 import pytest
 import trio
-from _helpers import fill, next_descriptor, read_available, socket_pair, until_let_go
-from pairs import (
+from support.descriptors import is_open, next_descriptor
+from support.pairs import (
     MEBIBYTE,
     QUIET,
     Pair,
     clog,
     fill_kernel,
-    is_open,
     open_pair,
     pattern,
     receive_all,
     receive_exactly,
     until_queued,
 )
-from processes import TIMEOUT, running
+from support.processes import TIMEOUT, running
+from support.runs import until_let_go
+from support.sockets import fill, read_available, socket_pair
 from trio.testing import wait_all_tasks_blocked
 
 import gain_trio

@@ -7,19 +7,16 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
-from certificates import (
-    client_context,
-    server_context,
-)
 from trio.testing import wait_all_tasks_blocked
 
 import gain_trio
 from gain_trio import Connection, Marks, Server
 from gain_trio._transports._tls_connection import TlsConnection
 from gain_trio._transports._tls_traffic import PIECE
+from support.certificates import client_context, server_context
+from support.servers import serving
 
 TlsPair = tuple[TlsConnection, TlsConnection]
-LOCAL = "tcp://127.0.0.1:0"
 SMALL = Marks(receive_high=8192, receive_low=1024, send_high=8192)
 
 
@@ -38,26 +35,18 @@ async def clog(connection: TlsConnection, size: int = PIECE) -> None:
         await wait_all_tasks_blocked(0.05)
 
 
-async def echo(connection: Connection) -> None:
-    async for data in connection:
-        await connection.send(data)
-
-
 @asynccontextmanager
-async def serving(handler: Callable[[Connection], Awaitable[object]], **options: Any) -> AsyncIterator[Server]:
+async def serving_tls(handler: Callable[[Connection], Awaitable[object]], **options: Any) -> AsyncIterator[Server]:
     """A server with TLS for the length of a with statement."""
     options.setdefault("ssl_context", server_context())
-    async with trio.open_nursery() as nursery:
-        server = await nursery.start(lambda **status: gain_trio.serve(handler, LOCAL, **options, **status))
-        assert isinstance(server, Server)
+    async with serving(handler, **options) as server:
         yield server
-        nursery.cancel_scope.cancel()
 
 
 def where(server: Server, host: str = "127.0.0.1") -> str:
     return f"tcp://{host}:{server.addresses[0][1]}"
 
 
-async def connect(server: Server, **options: Any) -> Connection:
+async def connect_tls(server: Server, **options: Any) -> Connection:
     options.setdefault("ssl_context", client_context())
     return await gain_trio.connect(where(server), **options)

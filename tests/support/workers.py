@@ -10,10 +10,10 @@ from contextlib import asynccontextmanager, contextmanager
 
 import pytest
 import trio
-from pairs import PATIENCE, receive_exactly
-from test_server import connect
 
 from gain_trio import Connection, Server
+from support.pairs import PATIENCE, receive_exactly
+from support.servers import connect
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import trio
-from pairs import PATIENCE
 
 import gain_trio
 from gain_trio import Conn, EventHandler, EventServer
+from support.pairs import PATIENCE
 
 CALLBACKS = ("on_accept", "on_read", "on_write", "on_close")
 Behaviour = dict[str, Callable[..., object]]

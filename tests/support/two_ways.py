@@ -6,10 +6,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import trio
-from pairs import open_pair
 
 import gain_trio
 from gain_trio import Connection
+from support.pairs import open_pair
 
 T = TypeVar("T")
 

@@ -7,11 +7,11 @@ import ssl
 
 import trio
 import trustme
-from pairs import address_of
 
 from gain_trio import Connection, Marks, connect, open_listeners
 from gain_trio._transports._tls import server_handshake
 from gain_trio._transports._tls_connection import TlsConnection
+from support.pairs import address_of
 
 TLS_1_2 = ssl.TLSVersion.TLSv1_2
 TLS_1_3 = ssl.TLSVersion.TLSv1_3

@@ -21,11 +21,6 @@ import trio
 from gain_trio import Conn, Connection, EventHandler
 
 
-async def echo(connection: Connection) -> None:
-    async for data in connection:
-        await connection.send(data)
-
-
 async def tell_process(connection: Connection) -> None:
     """Answer every byte with this process's id, in 8 digits."""
     while data := await connection.receive():

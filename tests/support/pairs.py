@@ -119,24 +119,3 @@ def pattern(length: int) -> bytes:
     """Bytes with no period that a buffer's size could hide."""
     step = bytes(range(251))
     return (step * (length // len(step) + 1))[:length]
-
-
-def open_descriptors() -> list[str]:
-    """What /proc/self/fd lists, less its own."""
-    descriptors = []
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            target = os.readlink(f"/proc/self/fd/{name}")
-        except FileNotFoundError:
-            continue
-        descriptors.append(f"{name} {target.partition(':')[0]}")
-    return sorted(descriptors)
-
-
-def is_open(descriptor: int) -> bool:
-    """Whether this number is a descriptor of the process."""
-    try:
-        os.fstat(descriptor)
-    except OSError:
-        return False
-    return True

@@ -1,4 +1,4 @@
-"""Run Python where a ring cannot be had: ``python tests/restricted.py RESTRICTION ...`` becomes ``python ...``, restricted.
+"""Run Python where a ring cannot be had: ``python restricted.py RESTRICTION ...`` becomes ``python ...``, restricted.
 
 An errno by name (``EPERM``) installs a seccomp filter that has io_uring_setup(2) fail with it, as the profiles of container
 runtimes do.  ``memlock`` takes away the right to lock memory.  Both outlive execve(2), and nothing takes them off again.
