@@ -104,8 +104,10 @@ bool gt_slot_complete(struct gt_ring *ring, const struct io_uring_cqe *cqe, stru
         slot->in_flight--;
         ring->in_flight--;
         if (slot->kind == GT_SLOT_OPERATION) {
-            if (gt_key_tag(cqe->user_data) == GT_TAG_MAIN)
+            if (gt_key_tag(cqe->user_data) == GT_TAG_MAIN) {
                 slot->finished = true;
+                ring->abandoned -= slot->abandoned;
+            }
             if (slot->finished)
                 gt_slot_retire(ring, gt_key_slot(cqe->user_data));
         }
@@ -238,6 +240,7 @@ int gt_operation_cancel(struct gt_ring *ring, uint64_t key, bool abandon)
     struct gt_slot *slot = find_slot(ring, key);
     if (!slot || slot->finished)
         return -ENOENT;
+    ring->abandoned += abandon && !slot->abandoned;
     slot->abandoned |= abandon;
     return gt_slot_cancel(ring, key) ? 0 : delay_cancel(ring, key);
 }

@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #define DRAIN_ROUND_NS 100000000     /* how long gt_ring_drain() waits before it cancels once more */
+#define DEFERRED_A_ROUND 20U         /* IO_LOCAL_TW_DEFAULT_MAX in the kernel's io_uring.c, since 6.14 */
 #define PROBE_PATIENCE_NS 1000000000 /* how long a kernel may take to answer what it answers at once */
 
 static int sys_setup(unsigned int entries, struct io_uring_params *params)
@@ -445,6 +446,23 @@ int gt_ring_enter(struct gt_ring *ring, int64_t timeout_ns)
             result <= 0) /* else see gt_ring_submit(); the error is there as a completion, so no wait is long */
             return result < 0 ? result : 0;
         count = left;
+    }
+}
+
+/* io_uring_cancel(2) takes an operation off its file's queue.  The rest, and with it the reference to the file, is deferred
+ * work, of which one io_uring_enter does DEFERRED_A_ROUND pieces and then says by IORING_SQ_TASKRUN that there are more. */
+void gt_ring_settle(struct gt_ring *ring)
+{
+    uint64_t rounds = 2 + ring->in_flight / DEFERRED_A_ROUND;
+    bool tells = ring->features & GT_FEATURE_TASKRUN_FLAG;
+    for (uint64_t round = 0; round < rounds; round++) {
+        gt_ring_enter(ring, 0);
+        if (ring->dead)
+            return;
+        bool unsubmitted = gt_ring_unsubmitted(ring) > 0 || ring->delayed_count > 0;
+        bool deferred = !tells || (__atomic_load_n(ring->sq_flags, __ATOMIC_RELAXED) & IORING_SQ_TASKRUN);
+        if (!unsubmitted && !deferred)
+            return;
     }
 }
 

@@ -35,7 +35,7 @@
 
 struct msghdr; /* <sys/socket.h> */
 
-#define GT_RING_MAGIC 0x67742d72696e6732ULL /* "gt-ring2": changes with the layout of struct gt_ring */
+#define GT_RING_MAGIC 0x67742d72696e6733ULL /* "gt-ring3": changes with the layout of struct gt_ring */
 #define GT_NO_SLOT UINT32_MAX
 #define GT_NO_TIMEOUT INT64_MAX
 #define GT_MAX_SLOTS (1U << 20)
@@ -150,6 +150,7 @@ struct gt_ring {
     uint32_t slot_free;
     uint32_t max_slots;
     uint64_t in_flight; /* over all slots */
+    uint64_t abandoned; /* of them, single operations for which no caller waits any more */
 
     uint64_t *delayed_cancels; /* keys whose cancel found no SQE */
     uint32_t delayed_count;
@@ -194,6 +195,11 @@ int gt_ring_submit(struct gt_ring *ring);
 /* Submit everything prepared; wait until a CQE is there or `timeout_ns` is over (0: do not wait, GT_NO_TIMEOUT: as long as
  * it takes); run deferred work.  One io_uring_enter, or none where nothing is to be done.  0, -ETIME, -EINTR, or -errno. */
 int gt_ring_enter(struct gt_ring *ring, int64_t timeout_ns);
+
+/* Submit everything prepared, and have the kernel do all that it has deferred, without reaping.  When this returns, operations
+ * whose cancel was prepared hold no file any more: a socket that the caller closes then is closed for its peer and for bind(2),
+ * too.  Where the kernel takes nothing (out of memory) the next gt_ring_enter() does it. */
+void gt_ring_settle(struct gt_ring *ring);
 
 /* Copy out up to `max` CQEs and give their places back to the kernel. */
 uint32_t gt_ring_reap(struct gt_ring *ring, struct io_uring_cqe *out, uint32_t max);

@@ -80,6 +80,7 @@ builder.cdef(
     void gt_ring_forget(struct gt_ring *ring);
     int gt_ring_submit(struct gt_ring *ring);
     int gt_ring_enter(struct gt_ring *ring, int64_t timeout_ns);
+    void gt_ring_settle(struct gt_ring *ring);
     uint32_t gt_ring_reap(struct gt_ring *ring, struct io_uring_cqe *out, uint32_t max);
     int gt_ring_register(struct gt_ring *ring, unsigned int opcode, void *argument, unsigned int count);
 

@@ -101,7 +101,7 @@ int gt_reactor_wake(gt_reactor *reactor, PyObject *task, PyObject *abort, bool i
         }
     }
     reactor->rescheduled++;
-    return gt_trio_reschedule(&reactor->trio, task);
+    return gt_trio_reschedule(&reactor->trio, task, abort);
 }
 
 int gt_reactor_look_at_clock(gt_reactor *reactor)

@@ -232,6 +232,8 @@ static PyObject *endpoint_close(gt_endpoint *self, PyObject *Py_UNUSED(ignored))
     if (!gt_reactor_check_thread(self->reactor))
         return NULL;
     close_endpoint(self);
+    if (self->socket)
+        gt_socket_settle(self->socket);
     int receivers = gt_waiters_wake_all(&self->receiving);
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);

@@ -103,7 +103,8 @@ struct gt_socket {
 gt_socket *gt_socket_open(gt_reactor *reactor, gt_endpoint *endpoint, int fd, int family, bool connected,
                           uint32_t buffers);
 void gt_socket_want(gt_socket *socket);
-void gt_socket_close(gt_socket *socket);
+void gt_socket_close(gt_socket *socket);  /* when the run waits next */
+void gt_socket_settle(gt_socket *socket); /* and at once: it is closing, and the thread is the run's */
 
 /* --- exchange.c --- */
 

@@ -368,7 +368,9 @@ int gt_trio_note_deadlines(gt_trio *trio, gt_deadlines *noted);
 int gt_trio_can_linger(gt_trio *trio, const gt_deadlines *noted);
 int gt_trio_resume(gt_trio *trio, PyObject *task, PyObject *abort); /* one step, in place */
 int gt_trio_leave_task(gt_trio *trio);                              /* after the last of a batch of steps */
-int gt_trio_reschedule(gt_trio *trio, PyObject *task);
+int gt_trio_reschedule(gt_trio *trio, PyObject *task, PyObject *abort);
+PyObject *gt_take_exception(void);              /* the one that is set, with its traceback; none is set afterwards */
+void gt_restore_exception(PyObject *exception); /* takes the caller's reference */
 int gt_task_module_init(void);
 
 /* --- reactor.c --- */
@@ -388,6 +390,7 @@ struct gt_reactor {
     gt_stream *wanting_starved; /* the last of those at its head that went away with nothing, or NULL */
     gt_ready *ready_first, *ready_last;
     PyObject *completions; /* list of (key, result, flags): single operations, for Python */
+    PyObject *failure;     /* an exception of a step made while lingering, for process() to raise, or NULL */
     PyObject *make_broken; /* errno -> exception: the one place that translates errno */
     PyObject *closed_error, *busy_error, *too_slow_error;
     struct io_uring_cqe *batch;

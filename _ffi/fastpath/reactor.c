@@ -206,17 +206,26 @@ static int resume_ready(gt_reactor *self)
     return gt_trio_leave_task(&self->trio);
 }
 
-/* Do what process() would do, if Trio's loop would do nothing else.  1: wait again, 0: the loop has to, -1: error. */
-static int linger(gt_reactor *self, const gt_deadlines *noted)
+/* Leave the exception that is set to process(), as news.  Trio turns what process() raises into a TrioInternalError, with which
+ * it ends the run in good order; out of wait() an exception leaves trio.run() bare, with the run unclosed.  Only a handler of a
+ * signal does that here, as it does in Trio's own I/O manager. */
+static Py_ssize_t postpone(gt_reactor *self)
+{
+    Py_XSETREF(self->failure, gt_take_exception());
+    return 1;
+}
+
+/* Do what process() would do, if Trio's loop would do nothing else.  Whether to wait again. */
+static bool linger(gt_reactor *self, const gt_deadlines *noted)
 {
     if (!self->in_place || !self->trio.bound || PyList_GET_SIZE(self->completions) > 0)
         return 0;
     int can = gt_trio_can_linger(&self->trio, noted);
-    if (can <= 0)
-        return can;
-    if (resume_ready(self) < 0)
-        return -1;
-    return gt_trio_can_linger(&self->trio, noted);
+    if (can > 0)
+        can = resume_ready(self) < 0 ? -1 : gt_trio_can_linger(&self->trio, noted);
+    if (can < 0)
+        postpone(self);
+    return can > 0;
 }
 
 /* One wait as Trio sees it: until there is something for its loop to do (how much: > 0), or the time is over (0).  -1: error. */
@@ -229,7 +238,7 @@ static Py_ssize_t wait_for_news(gt_reactor *self, int64_t timeout, const gt_dead
         int result = enter(self, news > 0 ? 0 : timeout);
         Py_ssize_t collected = collect(self);
         if (collected < 0)
-            return -1;
+            return postpone(self);
         news += collected;
         if (news == 0 && self->ready_first)
             news = 1;
@@ -239,7 +248,7 @@ static Py_ssize_t wait_for_news(gt_reactor *self, int64_t timeout, const gt_dead
         if (result < 0 && result != -EINTR && result != -ETIME && result != -EBUSY && result != -EAGAIN) {
             errno = -result;
             PyErr_SetFromErrno(PyExc_OSError);
-            return -1;
+            return postpone(self);
         }
         if (timeout == 0) {
             /* Housekeeping may have asked for more (the next piece of a long send, a receive to arm again), and what comes
@@ -251,9 +260,8 @@ static Py_ssize_t wait_for_news(gt_reactor *self, int64_t timeout, const gt_dead
             return news;
         }
         if (news > 0) {
-            int again = linger(self, noted);
-            if (again <= 0)
-                return again < 0 ? -1 : news;
+            if (!linger(self, noted))
+                return news;
             news = 0;
         }
         if (timeout != GT_NO_TIMEOUT) {
@@ -283,6 +291,11 @@ static PyObject *reactor_process(gt_reactor *self, PyObject *Py_UNUSED(ignored))
 {
     if (!check_open(self) || !check_idle(self))
         return NULL;
+    if (self->failure) {
+        gt_restore_exception(self->failure);
+        self->failure = NULL;
+        return NULL;
+    }
     self->running = true;
     int resumed = resume_ready(self);
     self->running = false;
@@ -355,6 +368,14 @@ static PyObject *reactor_poll(gt_reactor *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "iI:poll", &fd, &events) || !check_open(self))
         return NULL;
     return gt_poll_new(self, fd, events);
+}
+
+/* Have the kernel let go of the files of waits that were ended.  Nothing is reaped: a task runs, and finds the state that it knows. */
+static PyObject *reactor_settle(gt_reactor *self, PyObject *Py_UNUSED(ignored))
+{
+    if (self->ring && !self->closed && self->ring->abandoned > 0)
+        gt_ring_settle(self->ring);
+    Py_RETURN_NONE;
 }
 
 static void complete_while_closing(const struct io_uring_cqe *cqe, void *context)
@@ -447,6 +468,7 @@ static int reactor_traverse(gt_reactor *self, visitproc visit, void *arg)
 {
     Py_VISIT(self->ring_owner);
     Py_VISIT(self->completions);
+    Py_VISIT(self->failure);
     Py_VISIT(self->make_broken);
     Py_VISIT(self->closed_error);
     Py_VISIT(self->busy_error);
@@ -459,6 +481,7 @@ static int reactor_traverse(gt_reactor *self, visitproc visit, void *arg)
 static int reactor_clear(gt_reactor *self)
 {
     gt_trio_unbind(&self->trio); /* what else there is is in no cycle */
+    Py_CLEAR(self->failure);
     while (self->polls)
         gt_poll_cancel(self->polls);
     return 0;
@@ -521,6 +544,8 @@ static PyMethodDef reactor_methods[] = {
      PyDoc_STR("wait($self, timeout, /)\n--\n\nSubmit, wait at most timeout seconds, reap: how much news there is.")},
     {"process", (PyCFunction)reactor_process, METH_NOARGS,
      PyDoc_STR("process($self, /)\n--\n\nResume tasks: the completions of single operations, or None.")},
+    {"settle", (PyCFunction)reactor_settle, METH_NOARGS,
+     PyDoc_STR("settle($self, /)\n--\n\nHave the kernel let go of the files of waits that were ended.")},
     {"close", (PyCFunction)reactor_close, METH_NOARGS,
      PyDoc_STR("close($self, /)\n--\n\nEnd everything: how many operations could not be ended.")},
     {"forget", (PyCFunction)reactor_forget, METH_NOARGS,

@@ -262,6 +262,13 @@ static bool prepare_close(gt_socket *socket)
     return true;
 }
 
+/* It stays on the list of sockets that want something: what is prepared here is completed after the list is worked off. */
+void gt_socket_settle(gt_socket *socket)
+{
+    if (!socket->reactor->ring->dead && prepare_close(socket))
+        gt_ring_settle(socket->reactor->ring);
+}
+
 /* True when all that the state asks for is prepared, false when the ring had no SQE. */
 static bool prepare_socket(gt_socket *socket)
 {

@@ -19,8 +19,8 @@
  *     after_task_step                                  seam.step_observed, if the step has added an instrument
  *
  * Everything unusual takes Trio's own road, gt_trio_reschedule(): a run with instruments that watch tasks or I/O (they are
- * to see what they always see, in the order they always see it), a coroutine that is not a native one, and a task that for
- * whatever reason is scheduled already.
+ * to see what they always see, in the order they always see it), a coroutine that is not a native one, and a task that a
+ * program has scheduled already or has parked with an abort function of its own.
  *
  * Lingering.  With one busy connection even a tick of Trio's loop for every message costs more than the message.  When the
  * steps of a batch have left nothing for the loop to do, which is to say that it would compute the same timeout and wait
@@ -393,9 +393,17 @@ int gt_trio_can_linger(gt_trio *trio, const gt_deadlines *noted)
 
 /* --- resuming --- */
 
-int gt_trio_reschedule(gt_trio *trio, PyObject *task)
+/* One that is scheduled already will look for itself; Trio takes no task twice.  One that is not parked with `abort` gets an
+ * outcome of its own: what it is parked in unwraps it, and an Outcome can be unwrapped once. */
+int gt_trio_reschedule(gt_trio *trio, PyObject *task, PyObject *abort)
 {
-    PyObject *result = PyObject_CallFunctionObjArgs(trio->reschedule, task, trio->woken, NULL);
+    int idle = field_is(&trio->next_send_fn, task, Py_None);
+    if (idle <= 0)
+        return idle;
+    int parked = field_is(&trio->abort_func, task, abort);
+    if (parked < 0)
+        return -1;
+    PyObject *result = PyObject_CallFunctionObjArgs(trio->reschedule, task, parked ? trio->woken : NULL, NULL);
     Py_XDECREF(result);
     return result ? 0 : -1;
 }
@@ -414,8 +422,7 @@ static int call_method_and_drop(PyObject *object, PyObject *name)
     return result ? 0 : -1;
 }
 
-/* The exception that is set, as an instance with its traceback; no exception is set afterwards. */
-static PyObject *take_exception(void)
+PyObject *gt_take_exception(void)
 {
 #if PY_VERSION_HEX >= 0x030c0000
     return PyErr_GetRaisedException();
@@ -432,6 +439,15 @@ static PyObject *take_exception(void)
 #endif
 }
 
+void gt_restore_exception(PyObject *exception)
+{
+#if PY_VERSION_HEX >= 0x030c0000
+    PyErr_SetRaisedException(exception);
+#else
+    PyErr_Restore(Py_NewRef(Py_TYPE(exception)), exception, PyException_GetTraceback(exception));
+#endif
+}
+
 static int task_returned(gt_trio *trio, PyObject *task, PyObject *value)
 {
     int result = call_and_drop(trio->task_exited, task, value, Py_None);
@@ -441,7 +457,7 @@ static int task_returned(gt_trio *trio, PyObject *task, PyObject *value)
 
 static int task_raised(gt_trio *trio, PyObject *task)
 {
-    PyObject *exception = take_exception();
+    PyObject *exception = gt_take_exception();
     int result = call_and_drop(trio->task_exited, task, Py_None, exception);
     Py_DECREF(exception);
     return result;
@@ -486,19 +502,14 @@ static int step_in_context(PyObject *coro, PyObject *context, PySendResult *sent
     if (PyContext_Enter(context) < 0)
         return -1;
     *sent = PyIter_Send(coro, Py_None, result);
-    PyObject *exception = *sent == PYGEN_ERROR ? take_exception() : NULL;
+    PyObject *exception = *sent == PYGEN_ERROR ? gt_take_exception() : NULL;
     if (PyContext_Exit(context) < 0) {
         Py_XDECREF(exception);
         Py_CLEAR(*result);
         return -1;
     }
-    if (exception) {
-#if PY_VERSION_HEX >= 0x030c0000
-        PyErr_SetRaisedException(exception);
-#else
-        PyErr_Restore(Py_NewRef(Py_TYPE(exception)), exception, PyException_GetTraceback(exception));
-#endif
-    }
+    if (exception)
+        gt_restore_exception(exception);
     return 0;
 }
 
@@ -546,14 +557,12 @@ int gt_trio_resume(gt_trio *trio, PyObject *task, PyObject *abort)
 {
     if ((PyObject *)Py_TYPE(task) != trio->task_type || gt_trio_is_observed(trio))
         return 0;
-    int scheduled = field_is(&trio->next_send_fn, task, Py_None);
+    int idle = field_is(&trio->next_send_fn, task, Py_None);
     int parked = field_is(&trio->abort_func, task, abort);
-    if (scheduled < 0 || parked < 0)
+    if (idle < 0 || parked < 0)
         return -1;
-    if (!scheduled || !parked) {
-        PyErr_SetString(PyExc_RuntimeError, "a task that waits for a connection was woken by somebody else");
-        return -1;
-    }
+    if (!idle || !parked) /* by a program that drives our awaitables itself, or that has rescheduled a task of ours */
+        return 0;
     PyObject *coro = field_get(&trio->coro, task);
     if (!coro)
         return -1;

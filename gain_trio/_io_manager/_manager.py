@@ -10,8 +10,9 @@ never disturbs anybody.
 
 *A poll is an operation on the file, not on the number.*  ``wait_readable(fd)`` is one POLL_ADD (poll.c).  It holds a
 reference to the open file until its final completion: closing the descriptor does not end it, and while it is there a
-socket is not closed for the peer.  That is why ``notify_closing`` cancels, and why the cancel is submitted even if the
-descriptor has been closed or reused since: it goes by the operation's key.
+socket is not closed for the peer, nor for another ``bind``.  That is why ``notify_closing`` cancels, and has the kernel end
+the poll before it returns.  The cancel goes by the operation's key, so it is right even if the descriptor has been closed or
+reused since.
 
 *get_events is falsy if and only if the timeout expired.*  ``MockClock`` jumps and ``wait_all_tasks_blocked`` returns when
 a wait comes back empty.  Completions that are only housekeeping (a cancel's acknowledgement, the end of an abandoned poll)
@@ -278,6 +279,7 @@ class UringIOManager:
             if task is not None:
                 error = trio.ClosedResourceError("another task closed this fd")
                 trio.lowlevel.reschedule(task, outcome.Error(error))
+        self.reactor.settle()  # also of a wait that was cancelled in this turn, and has left the table
 
     # --- fork ---
 

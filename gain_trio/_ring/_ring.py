@@ -270,6 +270,14 @@ class Ring:
             check(result)
         return True
 
+    def settle(self) -> None:
+        """Submit, and have the kernel end what was cancelled: when this returns, that holds no file any more.
+
+        Where the kernel takes nothing, because it has no memory, the next :meth:`enter` does it.
+        """
+        if not self.closed:
+            self._lib.gt_ring_settle(self._ring)
+
     def reap(self) -> list[Completion]:
         """Take all completions there are, call their callbacks, and return them."""
         cqe = uring.ffi.new("struct io_uring_cqe *")

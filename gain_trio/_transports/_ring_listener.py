@@ -13,7 +13,6 @@ listening: somebody could connect until the next turn of the loop has submitted 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import socket
@@ -160,8 +159,7 @@ class RingListener(Listener):
         ring = self._manager.ring
         if self._operation is not None and not ring.closed:
             self._operation.cancel()
-            with contextlib.suppress(OSError):  # then the next turn of the loop does it
-                ring.enter(0)
+            ring.settle()
         else:
             self._waiting.unpark_all()
         self._socket.close()
