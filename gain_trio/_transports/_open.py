@@ -37,8 +37,7 @@ async def open_listeners(
 
     On ``unix:///path`` and, on Linux, ``unix://@abstract-name`` there is one listener.  The file of a socket in which
     nobody listens any more is replaced; one of a server that lives, and anything that is no socket, is ``EADDRINUSE``.
-    Closing the listener removes its file.  A lock on the directory (flock(2)), held while it is opened, keeps two that
-    start at once apart.
+    Closing the listener removes its file.  Two that start at once do not take each other's socket for left over.
 
     ``fd://3`` is a listening socket that the process was started with, ``fd://systemd`` stands for all that systemd has
     passed (socket activation, sd_listen_fds(3)), ``fd://systemd/NAME`` for those of this ``FileDescriptorName=``.  They

@@ -13,12 +13,7 @@ stays connected whatever the mode becomes.  On Linux, bind(2) makes the file wit
 the umask, so fchmod(2) of the socket before it makes a file that nobody may write to until owner and mode are set.  Other
 systems have no such thing: there, a directory that others cannot search keeps them out for that moment.
 
-*A file that is left over is replaced, and nothing else.*  A server that was killed leaves its file, and bind(2) does
-not replace one.  What is there has to be a socket, and a connection to it has to be refused: then nobody has it.  A
-server that lives sees that one connection come and go; one of datagrams sees nothing, for a stream is what it is asked
-for, which the kernel refuses in another way (``EPROTOTYPE``).  Two that start at once would take each other's socket,
-bound but not yet listening, for left over: so from before bind until after listen a starter holds a lock (flock(2)) on
-the directory, which leaves no file behind as one on a file of its own would.
+*A file that is left over is replaced, and nothing else*: see ``_unix_binding.py``.
 
 *The file goes with the server*: at close, if it is still the same file (device and inode; the number is not used again
 while the socket is bound), and while the socket still lives, so that no other server can have begun to replace it.
@@ -35,7 +30,7 @@ import socket
 import stat
 import struct
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Protocol, final
 
@@ -45,10 +40,8 @@ import trio
 from ._address import UnixAddress
 from ._passed_descriptors import SO_PASSRIGHTS, accept_descriptors, keeper
 from ._sockets import deepen_send_buffer
+from ._unix_binding import bind_path, check_bound, file_of
 
-LOCK_PATIENCE: Final = 5.0
-"""Seconds that a starter waits for the lock of the directory, which others hold for less than a millisecond."""
-_LOCK_PAUSE: Final = 0.01
 _SHORTEST_PAUSE: Final = 0.001
 _LONGEST_PAUSE: Final = 0.05
 _BIND_TAKES_MODE: Final[bool] = sys.platform == "linux"
@@ -116,10 +109,19 @@ class OwningSocket(socket.socket):
 
     _file: tuple[str, int, int, int] | None = None
 
-    def owns(self, path: str) -> None:
+    def owns(self, path: str, found: os.stat_result) -> None:
         """The socket has been bound to this path."""
-        found = os.lstat(path)
         self._file = (path, found.st_dev, found.st_ino, os.getpid())
+
+    def has_file(self) -> bool:
+        """Whether the file is still the one that was bound."""
+        assert self._file is not None
+        path, device, inode, _process = self._file
+        try:
+            found = os.lstat(path)
+        except FileNotFoundError:
+            return False
+        return (found.st_dev, found.st_ino) == (device, inode)
 
     def remove_file(self) -> None:
         """Remove the file, if it is still the one that was bound."""
@@ -187,11 +189,11 @@ async def listen_unix(address: UnixAddress, backlog: int, access: Access, *, pas
             sock.bind(address.sockaddr)
             sock.listen(backlog)
             return sock
-        async with _lock(str(Path(address.path).parent)):
-            _bind(sock, address.path)
-            sock.owns(address.path)
-            _give(address.path, owner, group, access.mode)
-            sock.listen(backlog)
+        await bind_path(sock, address.path)
+        sock.owns(address.path, await file_of(address.path))
+        _give(address.path, owner, group, access.mode)
+        sock.listen(backlog)
+        await check_bound(sock.has_file)
         return sock
     except BaseException:
         sock.close()
@@ -223,10 +225,10 @@ async def bind_unix(
         if _BIND_TAKES_MODE and (mode, owner, group) != (None, -1, -1):
             mode = 0o777 & ~_umask() if mode is None else mode
             os.fchmod(sock.fileno(), 0)
-        async with _lock(str(Path(address.path).parent)):
-            _bind(sock, address.path)
-            sock.owns(address.path)
-            _give(address.path, owner, group, mode)
+        await bind_path(sock, address.path)
+        sock.owns(address.path, await file_of(address.path))
+        _give(address.path, owner, group, mode)
+        await check_bound(sock.has_file)
         return sock
     except BaseException:
         sock.close()
@@ -247,69 +249,6 @@ def _umask() -> int:
         if name == "Umask":
             return int(value, 8)
     raise OSError(errno.EOPNOTSUPP, "the kernel does not tell the umask (proc(5), Umask): give a mode as well")
-
-
-@contextlib.asynccontextmanager
-async def _lock(directory: str) -> AsyncIterator[None]:
-    """Hold the lock that servers hold which start in this directory."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with trio.move_on_after(LOCK_PATIENCE) as scope:
-            while not _try_lock(descriptor):  # noqa: ASYNC110 - a lock between processes tells nobody when it is free
-                await trio.sleep(_LOCK_PAUSE)
-        if scope.cancelled_caught:
-            reason = (
-                f"another process has held the lock (flock) of the directory {directory} for {LOCK_PATIENCE} seconds"
-            )
-            raise OSError(errno.EAGAIN, reason)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    import fcntl  # noqa: PLC0415 - there is none where there are no Unix sockets
-
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _bind(sock: socket.socket, path: str) -> None:
-    try:
-        sock.bind(path)
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            raise
-    else:
-        return
-    _remove_left_over(path)
-    sock.bind(path)
-
-
-def _remove_left_over(path: str) -> None:
-    """Make room for a socket, or raise why that cannot be."""
-    try:
-        before = os.lstat(path)
-        if not stat.S_ISSOCK(before.st_mode):
-            raise OSError(errno.EADDRINUSE, "there is something of this name that is no socket, and it is left alone")
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.setblocking(False)
-            answer = probe.connect_ex(path)
-        if answer in {0, errno.EAGAIN, errno.EPROTOTYPE}:
-            raise OSError(errno.EADDRINUSE, "a server is listening there")
-        if answer not in {errno.ECONNREFUSED, errno.ENOENT}:
-            raise OSError(
-                errno.EADDRINUSE,
-                f"there is a socket of this name, and nobody knows whether a server lives there: {os.strerror(answer)}",
-            )
-        after = os.lstat(path)
-        if (after.st_dev, after.st_ino) == (before.st_dev, before.st_ino):  # if not, bind(2) says the rest
-            Path(path).unlink()
-    except FileNotFoundError:
-        pass  # somebody has removed it: just as well
 
 
 def _set_mode(path: str, mode: int) -> None:
