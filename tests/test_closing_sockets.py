@@ -13,7 +13,7 @@ from typing import TypeAlias
 import pytest
 import trio
 import trio.testing
-from pairs import PATIENCE
+from support.pairs import PATIENCE
 
 from gain_trio import open_datagram_endpoint, open_listeners
 

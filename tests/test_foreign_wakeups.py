@@ -14,7 +14,7 @@ import outcome
 import pytest
 import trio
 import trio.testing
-from pairs import PATIENCE, open_pair
+from support.pairs import PATIENCE, open_pair
 
 import gain_trio
 from gain_trio import Connection
