@@ -6,7 +6,9 @@ import json
 import logging
 import sys
 from datetime import datetime, timezone
-from typing import Literal, TypeAlias, final, get_args
+from typing import Any, Literal, TypeAlias, final, get_args
+
+from gain_trio._transports import shown, shown_traceback
 
 LogFormat: TypeAlias = Literal["pretty", "json"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]
@@ -40,10 +42,28 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, default=str)
 
 
+@final
+class LineFormatter(logging.Formatter):
+    """For people: printable characters, and a message of several lines is indented from the second one on.
+
+    So nothing that a peer has sent can be taken for a record, or reach the terminal as an escape sequence, whichever
+    library has logged it.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """See :meth:`logging.Formatter.formatMessage`."""
+        lines = [shown(line, len(line)) for line in super().formatMessage(record).split("\n")]
+        return "\n    ".join(lines)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        """See :meth:`logging.Formatter.formatException`."""
+        return shown_traceback(ei[1]) if ei[1] is not None else ""
+
+
 def configure_logging(level: LogLevel, style: LogFormat) -> None:
     """Have the process log to standard error, from this level on."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
-        JsonFormatter() if style == "json" else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        JsonFormatter() if style == "json" else LineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     )
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -16,7 +16,7 @@ import trio
 import gain_trio
 from gain_trio import ServerConfig
 from gain_trio._server._company import END_SIGNALS, REPLACE_SIGNALS
-from gain_trio._transports import parse_address
+from gain_trio._transports import parse_address, shown
 
 from ._events._server import only_one_of
 from ._handlers import find_datagram_handler, find_handler
@@ -140,7 +140,7 @@ async def _replace_workers(server: gain_trio.EventServer | gain_trio.DatagramSer
     if isinstance(server, gain_trio.EventServer):
         await server._replace_workers()
     else:
-        logger.info("SIGHUP replaces worker processes, and %r has none: nothing is done", server)
+        logger.info("SIGHUP replaces worker processes, and %s has none: nothing is done", shown(server))
 
 
 @final
@@ -156,7 +156,7 @@ class _Announcement(trio.TaskStatus[Any]):
         try:
             show("".join(f"serving {self._handler} on {address}; Ctrl-C stops it\n" for address in where))
         except OSError as error:  # whoever wanted to read it does not; that is no reason not to serve
-            logger.warning("it serves, but cannot say so: %s: %s", error.filename, error.strerror)
+            logger.warning("it serves, but cannot say so: %s: %s", shown(error.filename), shown(error.strerror))
 
 
 async def _serve(start: Starter, handler: str, address: str) -> None:

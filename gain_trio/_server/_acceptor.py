@@ -9,7 +9,7 @@ from typing import final
 
 import trio
 
-from gain_trio._transports import Connection, Listener
+from gain_trio._transports import Connection, Listener, shown
 from gain_trio._transports._listener import RESOURCE_ERRNOS
 
 from ._dispatcher import Dispatcher
@@ -95,8 +95,8 @@ class Acceptor:
         elif isinstance(error, OSError) and error.errno in RESOURCE_ERRNOS:
             logger.error(
                 "cannot accept connections on %s: %s (%s); trying again in %s seconds",
-                self._listener.local_address,
-                errno.errorcode[error.errno],
+                shown(self._listener.local_address),
+                shown(errno.errorcode[error.errno]),
                 error.strerror,
                 RESOURCE_PAUSE,
             )

@@ -11,6 +11,8 @@ from typing import Final, final
 
 import trio
 
+from gain_trio._transports import shown
+
 from ._config import ServerConfig
 from ._metrics import MetricsEndpoint
 from ._server import Server
@@ -104,13 +106,13 @@ async def _attend(
         name, server = signal.Signals(number).name, introduction.server
         if number in REPLACE_SIGNALS:
             if server is None or is_draining:
-                logger.info("%s is ignored: the server is not up %s", name, "any more" if is_draining else "yet")
+                logger.info("%s is ignored: the server is not up %s", shown(name), "any more" if is_draining else "yet")
             else:
                 introduction.company.start_soon(server._replace_workers, name="gain_trio replacement of workers")
         elif server is None or is_draining:
-            logger.info("%s: the server is cancelled", name)
+            logger.info("%s: the server is cancelled", shown(name))
             scope.cancel()
         else:
-            logger.info("%s: the server drains; another one cancels it", name)
+            logger.info("%s: the server drains; another one cancels it", shown(name))
             is_draining = True
             introduction.company.start_soon(server.drain, config.graceful_timeout, name="gain_trio drain")

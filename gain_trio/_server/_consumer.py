@@ -202,11 +202,11 @@ class Consumer:
             log.over(logging.INFO, connection, "failed_handshake", text, peer, error)
             return "failed_handshake"
         except ProxyProtocolError as error:
-            log.over(logging.WARNING, connection, "refused", "connection %r is refused: %s", connection, error)
+            log.over(logging.WARNING, connection, "refused", "connection %s is refused: %s", connection, error)
             connection.abort()
             return "refused"
         except trio.BrokenResourceError as error:
-            log.over(logging.INFO, connection, "refused", "connection %r is refused: %s", connection, error)
+            log.over(logging.INFO, connection, "refused", "connection %s is refused: %s", connection, error)
             return "refused"
         return prepared
 
@@ -215,12 +215,12 @@ class Consumer:
         name = self._terms.name
         if _is_only(trio.BrokenResourceError, error):
             why = error.__cause__ or error
-            log.over(logging.INFO, connection, "broken", "connection %r of handler %s broke: %s", connection, name, why)
+            log.over(logging.INFO, connection, "broken", "connection %s of handler %s broke: %s", connection, name, why)
             return "broken"
         if _is_only(trio.TooSlowError, error):
-            text = "connection %r of handler %s was too slow: %s"
+            text = "connection %s of handler %s was too slow: %s"
             log.over(logging.INFO, connection, "too_slow", text, connection, name, error)
             return "too_slow"
-        text = "handler %s failed; its connection %r is closed"
+        text = "handler %s failed; its connection %s is closed"
         log.over(logging.ERROR, connection, "error", text, name, connection, exc_info=error)
         return "error"

@@ -29,6 +29,7 @@ from gain_trio._transports import (
     UdpAddress,
     open_datagram_endpoint,
     parse_address,
+    shown,
 )
 from gain_trio._transports._reuse_port import steer_by_cpu
 from gain_trio._transports._sockets import errnos
@@ -139,10 +140,10 @@ class DatagramServer:
             self._unreachable += 1
             while isinstance(error, BaseExceptionGroup):
                 error = error.exceptions[0]
-            logger.info("handler %s could not answer %s: %s", self._name, address, error)
+            logger.info("handler %s could not answer %s: %s", shown(self._name), shown(address), shown(error))
             return
         self._handler_errors += 1
-        logger.error("handler %s failed on a datagram from %s", self._name, address, exc_info=error)
+        logger.error("handler %s failed on a datagram from %s", shown(self._name), shown(address), exc_info=error)
 
 
 def _total(parts: Sequence[DatagramStatistics]) -> DatagramStatistics:

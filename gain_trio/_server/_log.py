@@ -15,11 +15,25 @@ import logging
 
 import trio
 
-from gain_trio._transports import Connection
+from gain_trio._transports import Connection, shown, shown_traceback
 
 from ._statistics import CloseCause
 
 logger = logging.getLogger("gain_trio")
+
+
+def _show_traceback(record: logging.LogRecord) -> bool:
+    """A filter that drops nothing: the traceback of a record as a formatter finds it made.
+
+    A handler's exception often quotes what its peer has sent.  ``exc_info`` stays for formatters that do better.
+    """
+    if record.exc_info and not record.exc_text:
+        error = record.exc_info[1]
+        record.exc_text = None if error is None else shown_traceback(error)
+    return True
+
+
+logger.addFilter(_show_traceback)
 
 
 def peer_text(connection: Connection) -> str:
@@ -48,15 +62,22 @@ class ConnectionLog:
         if logger.isEnabledFor(logging.DEBUG):
             peer = peer_text(connection)
             extra = self._extra(peer)
-            logger.debug("connection %d from %s is open", self._number, peer, extra=extra)
+            logger.debug("connection %d from %s is open", self._number, shown(peer), extra=extra)
 
     def closed(self, connection: Connection, cause: CloseCause) -> None:
         """At level debug."""
         if logger.isEnabledFor(logging.DEBUG):
             peer, received, sent = peer_text(connection), connection.bytes_received, connection.bytes_sent
             extra = {**self._extra(peer), "cause": cause, "bytes_received": received, "bytes_sent": sent}
-            text = "connection %d from %s is closed (%s): %d bytes received, %d sent"
-            logger.debug(text, self._number, peer, cause, received, sent, extra=extra)
+            logger.debug(
+                "connection %d from %s is closed (%s): %d bytes received, %d sent",
+                self._number,
+                shown(peer),
+                shown(cause),
+                received,
+                sent,
+                extra=extra,
+            )
 
     def over(
         self,
@@ -67,10 +88,13 @@ class ConnectionLog:
         *arguments: object,
         exc_info: BaseException | None = None,
     ) -> None:
-        """Why it is over, in words.  Who the peer is costs a system call, so it is not asked for in vain."""
+        """Why it is over, in words.  Who the peer is costs a system call, so it is not asked for in vain.
+
+        The arguments are shown: the text has ``%s`` for each of them.
+        """
         if logger.isEnabledFor(level):
             extra = {**self._extra(peer_text(connection)), "cause": cause}
-            logger.log(level, text, *arguments, exc_info=exc_info, extra=extra, stacklevel=2)
+            logger.log(level, text, *map(shown, arguments), exc_info=exc_info, extra=extra, stacklevel=2)
 
     def _extra(self, peer: str) -> dict[str, object]:
         return {"connection": self._number, "peer": peer, "consumer": self._consumer}

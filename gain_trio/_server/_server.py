@@ -9,7 +9,7 @@ from typing import Any
 import trio
 
 from gain_trio._io_manager import UringStatistics
-from gain_trio._transports import Connection, Listener
+from gain_trio._transports import Connection, Listener, shown
 
 from ._acceptor import Acceptor
 from ._checks import check_timeout
@@ -87,7 +87,7 @@ class Server:
         """What :meth:`drain` does, but for waiting."""
         self.stop_accepting()
         if not self.draining.is_set():
-            logger.info("%r drains: %d connections have %g seconds", self, self.active_connections, timeout)
+            logger.info("%s drains: %d connections have %g seconds", shown(self), self.active_connections, timeout)
             self.draining.set()
         self._scope.deadline = min(self._scope.deadline, trio.current_time() + timeout)
         self._end_if_drained()
@@ -98,7 +98,7 @@ class Server:
 
     async def _replace_workers(self) -> None:
         """What SIGHUP asks for."""
-        logger.info("SIGHUP replaces worker processes, and %r has none (processes=): nothing is done", self)
+        logger.info("SIGHUP replaces worker processes, and %s has none (processes=): nothing is done", shown(self))
 
     def _end_if_drained(self) -> None:
         """Called whenever a connection or an acceptor has ended."""
@@ -108,7 +108,7 @@ class Server:
     def _is_over(self) -> None:
         """Nothing of it is left."""
         if self.draining.is_set():
-            logger.info("%r is drained", self)
+            logger.info("%s is drained", shown(self))
         self._ended.set()
 
     def _hand_off(self, connection: Connection) -> None:

@@ -8,6 +8,7 @@ from ._listener import Listener
 from ._open import connect, open_listeners
 from ._open_endpoint import open_datagram_endpoint
 from ._proxy_protocol import ProxyHeader, ProxyProtocolError
+from ._shown import shown, shown_lines, shown_traceback
 from ._unix import PeerCredentials
 
 __all__ = [
@@ -31,4 +32,7 @@ __all__ = [
     "open_datagram_endpoint",
     "open_listeners",
     "parse_address",
+    "shown",
+    "shown_lines",
+    "shown_traceback",
 ]

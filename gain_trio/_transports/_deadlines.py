@@ -26,6 +26,8 @@ from typing import Protocol, final
 
 import trio
 
+from ._shown import shown
+
 logger = logging.getLogger("gain_trio")
 
 
@@ -262,7 +264,7 @@ class _Idleness:
             return end
         self.was_idle = True
         try:
-            logger.info("connection %r is closed: for %g seconds no byte was moved", connection, self.timeout)
+            logger.info("connection %s is closed: for %g seconds no byte was moved", shown(connection), self.timeout)
         finally:  # a filter of the program's may fail
             connection._break(errno.ETIMEDOUT)
         return math.inf

@@ -39,6 +39,7 @@ import trio
 
 from ._address import UnixAddress
 from ._passed_descriptors import SO_PASSRIGHTS, accept_descriptors, keeper
+from ._shown import shown
 from ._sockets import deepen_send_buffer
 from ._unix_binding import bind_path, check_bound, file_of
 
@@ -170,7 +171,11 @@ def _remove(path: str, device: int, inode: int, process: int) -> None:
     except FileNotFoundError:
         pass  # somebody has done it already
     except OSError as error:  # privileges were dropped since, perhaps; no reason not to close
-        logger.warning("cannot remove the Unix socket %s: %s; the next server there replaces it", path, error.strerror)
+        logger.warning(
+            "cannot remove the Unix socket %s: %s; the next server there replaces it",
+            shown(path),
+            shown(error.strerror),
+        )
 
 
 async def listen_unix(address: UnixAddress, backlog: int, access: Access, *, pass_fds: bool) -> socket.socket:

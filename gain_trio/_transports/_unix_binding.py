@@ -29,6 +29,7 @@ from typing import Final
 
 import trio
 
+from ._shown import shown
 from ._unix_holders import is_held
 
 logger = logging.getLogger("gain_trio")
@@ -175,7 +176,9 @@ def _remove(path: str, judged: os.stat_result) -> None:
         Path(aside).unlink()
     except FileExistsError:  # a third server has taken the name; the second finds that out by check_bound()
         logger.warning(
-            "the Unix socket of a server that was just starting is left as %r: another one is now at %r", aside, path
+            "the Unix socket of a server that was just starting is left as %s: another one is now at %s",
+            shown(aside),
+            shown(path),
         )
     except OSError:  # links are not for everybody's files (protected_hardlinks, proc(5)), and not on every file system
         os.rename(aside, path)  # noqa: PTH104 - the same

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias, final, get_args
 
 import attrs
 
+from gain_trio._faces._logging import LineFormatter
 from gain_trio._ring import RingOptions
 
 WritePolicy: TypeAlias = Literal["close", "raise"]
@@ -212,7 +213,7 @@ def logging_as(config: Config) -> Iterator[None]:
     logger = logging.getLogger("gain_trio")
     handler = logging.StreamHandler() if config.pretty_logger else None
     if handler is not None:
-        handler.setFormatter(logging.Formatter("%(asctime)s  %(levelname)-8s %(message)s", "%H:%M:%S"))
+        handler.setFormatter(LineFormatter("%(asctime)s  %(levelname)-8s %(message)s", "%H:%M:%S"))
         logger.addHandler(handler)
     try:
         with contextlib.nullcontext() if config.logger_level is None else _levels.at(config.logger_level):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import trio
 
-from gain_trio._transports import DatagramEndpoint
+from gain_trio._transports import DatagramEndpoint, shown
 from gain_trio._transports._queues import Inbound, whole_of
 
 from ._activity import Activity
@@ -44,7 +44,7 @@ class DatagramConn(InboxReading):
         self._is_released = False
 
     def __repr__(self) -> str:
-        return f"<gain_trio.Conn of a datagram from {self._peer}>"
+        return f"<gain_trio.Conn of a datagram from {shown(self._peer)}>"
 
     def _check_readable(self) -> None:
         self._check_held()

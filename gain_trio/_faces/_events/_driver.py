@@ -27,7 +27,7 @@ import trio
 from gain_trio._faces._idleness import sleep_until_idle
 from gain_trio._server._consumer import AttendingHandler
 from gain_trio._server._consumer import _is_only as is_only
-from gain_trio._transports import Connection, Marks
+from gain_trio._transports import Connection, Marks, shown
 from gain_trio._transports._connection import END, STALLED, WRITTEN
 
 from ._activity import Activity
@@ -242,10 +242,10 @@ class StreamDriver(AttendingHandler):
 
     def _log_stall(self, conn: StreamConn) -> None:
         logger.warning(
-            "%r: on_read() of %r leaves %d bytes unread; nothing more is received until some are taken, or the server's "
+            "%s: on_read() of %s leaves %d bytes unread; nothing more is received until some are taken, or the server's "
             "Marks(receive_high=...) is larger",
-            conn,
-            self,
+            shown(conn),
+            shown(self),
             conn.inbound_buffered,
         )
 

@@ -32,7 +32,7 @@ from gain_trio._server import (
 )
 from gain_trio._server._checks import check_timeout
 from gain_trio._server._processes._placement import take_process_priority
-from gain_trio._transports import Marks
+from gain_trio._transports import Marks, shown
 
 from ._activity import SHUTDOWN_SECONDS
 from ._config import HIGH_PRIORITY, Config, logging_as, merged, ring_options, serve_options
@@ -252,11 +252,11 @@ class EventServer:
     async def _replace_workers(self) -> None:
         """What SIGHUP asks for, in the run."""
         if not self.is_running:
-            logger.info("SIGHUP is ignored: %r does not serve any more", self)
+            logger.info("SIGHUP is ignored: %s does not serve any more", shown(self))
         elif isinstance(self._server, Server):
             await self._server._replace_workers()
         else:
-            logger.info("SIGHUP replaces worker processes, and %r has none: nothing is done", self)
+            logger.info("SIGHUP replaces worker processes, and %s has none: nothing is done", shown(self))
 
     def _would_wait_for_itself(self) -> bool:
         if self._driver is not None and self._driver.is_in_callback_thread():

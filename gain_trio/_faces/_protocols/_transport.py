@@ -34,7 +34,7 @@ import trio
 
 from gain_trio._faces._events._errors import SlowReader
 from gain_trio._faces._idleness import sleep_until_idle
-from gain_trio._transports import Connection
+from gain_trio._transports import Connection, shown
 from gain_trio._transports._connection import WRITTEN
 from gain_trio._transports._connection_base import CLOSE_TIMEOUT
 from gain_trio._transports._tls_connection import TlsConnection
@@ -226,7 +226,7 @@ class ProtocolTransport(asyncio.Transport):
         try:
             call()
         except Exception:
-            logger.exception("%s() of the protocol %r failed", name, self._protocol)
+            logger.exception("%s() of the protocol %s failed", shown(name), shown(self._protocol))
 
     def _watches_room(self) -> bool:
         """Whether anybody waits for what is unsent to leave."""

@@ -20,6 +20,8 @@ from typing import Any, Final, final
 
 import trio
 
+from gain_trio._transports import shown, shown_traceback
+
 from ._control import Control
 from ._messages import Log, Message
 
@@ -110,7 +112,7 @@ class Forwarder(logging.Handler):
         """Write what can no longer be sent to standard error, in short."""
         while self._waiting:
             record = self._waiting.popleft()
-            sys.stderr.write(f"{record['levelname']}: {record['msg']}\n")
+            sys.stderr.write(f"{shown(record['levelname'])}: {shown(record['msg'], LARGEST_RECORD)}\n")
 
 
 def _portable(record: logging.LogRecord) -> dict[str, Any]:
@@ -119,7 +121,7 @@ def _portable(record: logging.LogRecord) -> dict[str, Any]:
     attributes["msg"] = record.getMessage()
     attributes["args"] = None
     if record.exc_info and not record.exc_text:
-        attributes["exc_text"] = logging.Formatter().formatException(record.exc_info)
+        attributes["exc_text"] = "" if record.exc_info[1] is None else shown_traceback(record.exc_info[1])
     attributes["exc_info"] = None
     return {
         name: _cut(value) if isinstance(value, str) else value

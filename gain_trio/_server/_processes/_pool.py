@@ -19,6 +19,7 @@ from gain_trio._server._balancer import RoundRobin, balancer_of
 from gain_trio._server._config import ServerConfig
 from gain_trio._server._dispatcher import Dispatcher
 from gain_trio._server._statistics import ServerStatistics
+from gain_trio._transports import shown
 
 from ._accepted import Accepted, listener_for_others
 from ._failure import WorkerFailed
@@ -223,7 +224,8 @@ class Pool:
                     await slot.replace()
                 except WorkerFailed as error:
                     logger.error(
-                        "the other worker processes are not replaced, because the first one could not be: %s", error
+                        "the other worker processes are not replaced, because the first one could not be: %s",
+                        shown(error),
                     )
                     return
 
@@ -336,7 +338,7 @@ class Pool:
     def _drop(self, connections: Sequence[Accepted], reason: str) -> None:
         if connections:
             logger.warning(
-                "%d connections that no worker process had taken yet are reset: %s", len(connections), reason
+                "%d connections that no worker process had taken yet are reset: %s", len(connections), shown(reason)
             )
         for connection in connections:
             connection.reset()

@@ -26,6 +26,7 @@ from typing import Final, Protocol, final
 import trio
 
 from gain_trio._server._statistics import ServerStatistics
+from gain_trio._transports import shown
 
 from . import _hand_off
 from ._accepted import Accepted
@@ -414,7 +415,7 @@ class WorkerProcess:
                 try:
                     await _hand_off.send(hand_off, sequence, [consumer.number for _, consumer in batch], connections)
                 except OSError as error:  # it is gone, and what is on its way goes to others
-                    logger.debug("worker process %s takes no more connections: %s", self.pid, error)
+                    logger.debug("worker process %s takes no more connections: %s", self.pid, shown(error))
                     return
             if self._drain_timeout is not None:
                 timeout, self._drain_timeout = self._drain_timeout, None

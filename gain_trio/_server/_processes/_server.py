@@ -8,6 +8,7 @@ from typing import Any, final
 from gain_trio._server._checks import check_timeout
 from gain_trio._server._server import Server
 from gain_trio._server._statistics import ServerStatistics
+from gain_trio._transports import shown
 
 from ._pool import Pool
 
@@ -43,7 +44,7 @@ class ProcessServer(Server):
     def _begin_to_drain(self, timeout: float) -> None:
         """See :meth:`Server._begin_to_drain`."""
         if not self.draining.is_set():
-            logger.info("%r drains: %d connections have %g seconds", self, self.active_connections, timeout)
+            logger.info("%s drains: %d connections have %g seconds", shown(self), self.active_connections, timeout)
         self._pool.drain(timeout)
 
     def statistics(self) -> ServerStatistics:

@@ -28,6 +28,7 @@ import attrs
 import trio
 
 from gain_trio._server._statistics import ServerStatistics
+from gain_trio._transports import shown, shown_lines
 
 from ._failure import WorkerFailed, failure_of
 from ._process import State, WorkerProcess
@@ -202,7 +203,7 @@ class Slot:
             if old is not None and old.state is not State.ENDED:
                 self._refuse(wanted, error)
                 if not old.was_asked_to_leave:
-                    logger.error("process %s goes on in its place, because %s", old.pid, error)
+                    logger.error("process %s goes on in its place, because %s", old.pid, shown(error))
                     return
                 if old.state is State.READY:
                     old.drain(self._graceful_timeout)
@@ -217,8 +218,8 @@ class Slot:
             logger.error(
                 "worker process %d could not begin to serve, and is tried again: %s%s",
                 self.index,
-                error.reason,
-                f"\n{error.worker_traceback}" if error.worker_traceback else "",
+                shown(error.reason),
+                f"\n{shown_lines(error.worker_traceback)}" if error.worker_traceback else "",
             )
             await self._pause(uncounted + attempt + 1)
 
@@ -272,8 +273,8 @@ class Slot:
             "worker process %d (%s) %s, and is replaced%s",
             self.index,
             worker.pid,
-            worker.end,
-            f":\n{text}" if text else "",
+            shown(worker.end),
+            f":\n{shown_lines(text)}" if text else "",
         )
 
     async def _until(self, condition: Callable[[], bool]) -> None:

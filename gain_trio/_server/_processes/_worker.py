@@ -30,7 +30,7 @@ from gain_trio._io_manager import backend_info, run
 from gain_trio._server._config import ServerConfig
 from gain_trio._server._consumer import Handler
 from gain_trio._server._listening import serve_listeners
-from gain_trio._transports import Marks
+from gain_trio._transports import Marks, shown
 from gain_trio._transports._implementation import implementation
 from gain_trio._transports._sockets import reset_on_close
 
@@ -240,7 +240,7 @@ class Worker:
             sock.setblocking(False)
             connection = self._make.connection(sock, self._marks)
         except OSError as error:  # the ring's table of connections is full
-            logger.error("a connection is reset, because this process has no room for it: %s", error)
+            logger.error("a connection is reset, because this process has no room for it: %s", shown(error))
             with sock:
                 reset_on_close(sock)
             self._lost[number] += 1
