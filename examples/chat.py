@@ -7,6 +7,7 @@ which never waits.  When an outbox is full its client reads too slowly, and the 
 reset, so that the client sees that it has missed something.  Ctrl-C stops the server.
 """
 
+import functools
 import signal
 import sys
 from itertools import count
@@ -55,7 +56,8 @@ class Room:
 
     async def _receive_lines(self, connection: gain_trio.Connection, name: str) -> None:
         try:
-            while (line := await connection.receive_line(max_bytes=LONGEST_LINE)) is not None:
+            receive_line = functools.partial(connection.receive_line, max_bytes=LONGEST_LINE)
+            async for line in connection.messages(receive_line):
                 self.broadcast(f"{name}: {line.decode(errors='replace')}")
                 await trio.lowlevel.checkpoint()  # however much one client says, the others have their turn
         except (gain_trio.IncompleteMessage, gain_trio.MessageTooLong) as error:

@@ -14,8 +14,8 @@ import gain_trio
 
 
 async def echo(connection: gain_trio.Connection) -> None:
-    """Send back what comes, until the client has sent its last; then the connection is closed."""
-    async for data in connection:
+    """Send back what comes, until the client has sent its last, or the server drains; then the connection is closed."""
+    async for data in connection.messages():
         await connection.send(data)
 
 

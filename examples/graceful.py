@@ -14,6 +14,7 @@ one cuts all of it off at once.
 """
 
 import contextlib
+import functools
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -27,16 +28,6 @@ MOST_LINES = 10_000_000
 AT_ONCE = 1000
 
 
-async def hang_up_when_draining(connection: gain_trio.Connection) -> None:
-    """Have the handler wait for no more requests.
-
-    A deadline ends the wait for the next one, now or later, and nothing else: one that has come is still answered, and
-    what is being sent goes on.
-    """
-    await connection.draining.wait()
-    connection.read_deadline = trio.current_time()
-
-
 async def answer(connection: gain_trio.Connection, request: bytes) -> None:
     """As many lines as asked for."""
     count = min(int(request), MOST_LINES)
@@ -46,13 +37,10 @@ async def answer(connection: gain_trio.Connection, request: bytes) -> None:
 
 
 async def handler(connection: gain_trio.Connection) -> None:
-    """One client."""
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(hang_up_when_draining, connection)
-        with contextlib.suppress(trio.TooSlowError, ValueError, gain_trio.IncompleteMessage):
-            while (request := await connection.receive_line(max_bytes=LONGEST_LINE)) is not None:
-                await answer(connection, request)
-        nursery.cancel_scope.cancel()
+    """One client, until it has asked its last or the server drains: a request that has come is still answered."""
+    with contextlib.suppress(ValueError):
+        async for request in connection.messages(functools.partial(connection.receive_line, max_bytes=LONGEST_LINE)):
+            await answer(connection, request)
 
 
 async def main(address: str, seconds: float) -> None:

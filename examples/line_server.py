@@ -12,6 +12,7 @@
 A client has SECONDS (10) for each line and for taking each answer; then it is told so and the connection is closed.
 """
 
+import functools
 import signal
 import sys
 
@@ -46,7 +47,9 @@ class Store:
         """One client."""
         try:
             connection.set_deadline(trio.current_time() + self._seconds)
-            while (line := await connection.receive_line(max_bytes=LONGEST_LINE)) not in (None, b"quit"):
+            async for line in connection.messages(functools.partial(connection.receive_line, max_bytes=LONGEST_LINE)):
+                if line == b"quit":
+                    break
                 connection.set_deadline(trio.current_time() + self._seconds)
                 await connection.send(self.answer(line) + b"\n")
         except trio.TooSlowError:

@@ -42,7 +42,7 @@ class Census:
         """Say where connections are, and wait until the client goes."""
         counts = self.server.statistics().active_by_consumer
         await connection.send(" ".join(map(str, counts)).encode() + b"\n")
-        async for _data in connection:
+        async for _data in connection.messages():
             pass
 
 

@@ -13,7 +13,6 @@ connection::
     kill -HUP <the process id that is printed>
 """
 
-import contextlib
 import functools
 import os
 import sys
@@ -25,18 +24,8 @@ import gain_trio
 
 async def tell_process(connection: gain_trio.Connection) -> None:
     """Answer lines, until the client has sent its last, or until this process is to end."""
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(wait_for_no_more, connection)
-        with contextlib.suppress(trio.TooSlowError):
-            while await connection.receive_line() is not None:
-                await connection.send(f"process {os.getpid()}\n".encode())
-        nursery.cancel_scope.cancel()
-
-
-async def wait_for_no_more(connection: gain_trio.Connection) -> None:
-    """When this process is to end: answer what has arrived, and wait for nothing else."""
-    await connection.draining.wait()
-    connection.read_deadline = trio.current_time()
+    async for _line in connection.messages(connection.receive_line):
+        await connection.send(f"process {os.getpid()}\n".encode())
 
 
 async def main(processes: int | None, address: str) -> None:

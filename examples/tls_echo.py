@@ -27,7 +27,7 @@ import gain_trio
 async def echo(connection: gain_trio.Connection) -> None:
     """Send back what comes.  The handshake is done already, so there is something to say about the client."""
     print(f"{connection.tls_version()} with {connection.remote_address[0]}", flush=True)
-    async for data in connection:
+    async for data in connection.messages():
         await connection.send(data)
 
 

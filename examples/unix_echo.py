@@ -19,7 +19,7 @@ async def echo(connection: gain_trio.Connection) -> None:
     """Send back what comes, until the client has sent its last; then the connection is closed."""
     peer = connection.peer_credentials()
     print(f"process {peer.pid} of user {peer.uid}", flush=True)
-    async for data in connection:
+    async for data in connection.messages():
         await connection.send(data)
 
 

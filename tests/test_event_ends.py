@@ -202,7 +202,7 @@ async def test_what_has_arrived_is_told_when_the_server_drains(async_handler: bo
 async def test_a_connection_that_comes_while_the_server_drains_is_served(
     async_handler: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_driver, "FIRST_WORDS", PATIENCE)
+    monkeypatch.setattr(_driver, "FIRST_SECONDS", PATIENCE)
     recorder = Recorder({"on_read": lambda conn, n: conn.write(conn.next(n).upper())})
     driver = StreamDriver(recorder, Config(async_handler=async_handler), Marks())
     early, late = await open_pair(), await open_pair()
@@ -226,7 +226,7 @@ async def test_a_connection_that_comes_while_the_server_drains_is_served(
 async def test_a_connection_that_says_nothing_does_not_keep_a_server_that_drains(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_driver, "FIRST_WORDS", 0.0)
+    monkeypatch.setattr(_driver, "FIRST_SECONDS", 0.0)
     recorder = Recorder()
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:

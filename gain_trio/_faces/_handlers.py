@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 from collections.abc import Iterable
 from typing import Any, cast
-
-import trio
 
 from gain_trio._server._checks import is_class_of_callbacks
 from gain_trio._server._consumer import Handler
 from gain_trio._server._datagrams import DatagramHandler
 from gain_trio._transports import Connection, DatagramEndpoint
 
-from ._draining import end_when_draining
 from ._http import http
 
 
 async def echo(connection: Connection) -> None:
     """Send back what comes, until it ends or the server drains."""
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(end_when_draining, connection)
-        with contextlib.suppress(trio.TooSlowError):
-            while data := await connection.receive():
-                await connection.send(data)
-        nursery.cancel_scope.cancel()
+    async for data in connection.messages():
+        await connection.send(data)
 
 
 async def echo_datagram(data: bytes, address: Any, endpoint: DatagramEndpoint) -> None:

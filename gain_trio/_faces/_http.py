@@ -18,7 +18,6 @@ import trio
 
 from gain_trio._transports import Connection
 
-from ._draining import end_when_draining
 from ._http_requests import Exchange, Phase, Site
 
 CHUNK = 65536
@@ -123,23 +122,19 @@ async def http(connection: Connection) -> None:
 
     When its server drains, what has arrived is answered, and what has begun to arrive, and then it is closed.
     """
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(end_when_draining, connection)
-        if await _converse(connection, Exchange(SITE)):
-            await _linger(connection)
-        nursery.cancel_scope.cancel()
+    if await _converse(connection, Exchange(SITE)):
+        await _linger(connection)
 
 
 async def _converse(connection: Connection, exchange: Exchange) -> bool:
     """Answer requests until the last one.  Returns whether the peer has not ended its side yet."""
     deadline = math.inf  # of the request that has begun
     while True:
+        if exchange.phase is Phase.IDLE and not await connection.wait_data():
+            return connection.draining.is_set()
         try:
             data = await connection.receive(CHUNK)
         except trio.TooSlowError:
-            if trio.current_time() < deadline < math.inf:  # the server drains, and a request is on its way
-                connection.read_deadline = deadline
-                continue
             await _answer(connection, exchange.too_slow())
             return True
         await _answer(connection, exchange.feed(data) if data else exchange.feed_eof())
@@ -147,8 +142,7 @@ async def _converse(connection: Connection, exchange: Exchange) -> bool:
             return bool(data)
         if exchange.phase is Phase.IDLE:
             if deadline < math.inf:
-                deadline = math.inf
-                connection.read_deadline = trio.current_time() if connection.draining.is_set() else math.inf
+                connection.read_deadline = deadline = math.inf
         elif deadline == math.inf or exchange.has_answered:
             connection.read_deadline = deadline = trio.current_time() + REQUEST_TIMEOUT
 

@@ -93,7 +93,7 @@ class Consumer:
         """Its place among the consumers."""
         self._terms = terms
         self._nursery: trio.Nursery | None = None
-        self._open: set[Connection] = set()  # as they were accepted, below TLS
+        self._open: dict[Connection, Connection] = {}  # as it was accepted, below TLS: as its handler has it
         self.connections = 0
         """How many it has been handed."""
         self.closed: dict[CloseCause, int] = dict.fromkeys(get_args(CloseCause), 0)
@@ -125,6 +125,11 @@ class Consumer:
             task_status.started()
             await trio.sleep_forever()
 
+    def drain(self) -> None:
+        """The server drains: end the waits of handlers between two messages.  Those that begin later see it themselves."""
+        for connection in list(self._open.values()):
+            connection._begin_drain()
+
     def hand_off(self, connection: Connection) -> None:
         """Take a connection over, and the place that was taken for it, and start its handler.
 
@@ -133,7 +138,7 @@ class Consumer:
         assert self._nursery is not None
         self._nursery.start_soon(self._serve, connection, next(self._terms.numbers), name=self._terms.name)
         self.connections += 1
-        self._open.add(connection)
+        self._open[connection] = connection
         if self._terms.changed is not None:
             self._terms.changed(False)
 
@@ -148,7 +153,9 @@ class Consumer:
             if isinstance(prepared, str):
                 cause = prepared
                 return
-            connection = prepared
+            connection = self._open[accepted] = prepared
+            if terms.draining.is_set():
+                connection._begin_drain()
             await terms.handler(connection)
             if not connection._close_soon():
                 await connection.aclose()
@@ -174,7 +181,7 @@ class Consumer:
 
     def _ended(self, accepted: Connection, log: ConnectionLog, cause: CloseCause) -> None:
         """It is closed: keep the books."""
-        self._open.discard(accepted)
+        del self._open[accepted]
         self.closed[cause] += 1
         self._bytes_received += accepted.bytes_received
         self._bytes_sent += accepted.bytes_sent

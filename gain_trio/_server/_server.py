@@ -89,6 +89,8 @@ class Server:
         if not self.draining.is_set():
             logger.info("%s drains: %d connections have %g seconds", shown(self), self.active_connections, timeout)
             self.draining.set()
+            for consumer in self._consumers:
+                consumer.drain()
         self._scope.deadline = min(self._scope.deadline, trio.current_time() + timeout)
         self._end_if_drained()
 

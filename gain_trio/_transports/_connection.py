@@ -13,7 +13,7 @@ import trio
 from gain_trio._ring._options import whole_number
 
 from ._files import File
-from ._framing import Framing
+from ._messages import MessageLoop
 from ._seconds import checked_seconds
 from ._socket_calls import SocketCalls
 
@@ -64,7 +64,7 @@ def checked_idle_timeout(timeout: float) -> float:
     return checked_seconds("idle_timeout", timeout, positive=True)
 
 
-class Connection(Framing, SocketCalls, trio.abc.HalfCloseableStream):
+class Connection(MessageLoop, SocketCalls, trio.abc.HalfCloseableStream):
     """A connected stream socket.
 
     A :class:`trio.abc.HalfCloseableStream`, so ``trio.SSLStream(connection)`` and everything else written for Trio's
@@ -278,9 +278,9 @@ class Connection(Framing, SocketCalls, trio.abc.HalfCloseableStream):
     def draining(self) -> trio.Event:
         """Set when the connection's server drains (:meth:`Server.drain`): finish what is being done, and return.
 
-        A handler can look at it between two messages, ``if connection.draining.is_set(): break``, or wait for it beside
-        :meth:`receive`, in a task of its own.  It is one event for all connections of the server, and of one that has no
-        server it is never set.
+        A handler that waits for its next message by :meth:`wait_data` or :meth:`messages` is ended there, and need not look
+        at this.  Any other can wait for it in a task of its own.  It is one event for all connections of the server; a
+        connection that has no server has one that is never set.
         """
 
     @abc.abstractmethod

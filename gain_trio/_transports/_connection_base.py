@@ -42,6 +42,8 @@ class ConnectionBase(Connection):
     """What a proxy said; set by the server."""
     _draining: trio.Event | None
     """The server's; one of its own, made when asked for, of a connection that has no server."""
+    _prelude: int
+    """Bytes received that are no message of the peer's: a PROXY protocol header."""
 
     def __reduce_ex__(self, _protocol: SupportsIndex, /) -> NoReturn:
         # A copy would be a second owner of the descriptor: the first to close it closes the other's, or a stranger's.
@@ -113,6 +115,11 @@ class ConnectionBase(Connection):
         if self._draining is None:
             self._draining = trio.Event()  # type: ignore[misc]  # a slot of the implementation
         return self._draining
+
+    @property
+    def _is_unheard(self) -> bool:
+        """See :attr:`MessageLoop._is_unheard`."""
+        return self.bytes_received <= self._prelude
 
     def _drains_with(self, event: trio.Event) -> None:
         """The server's event is the connection's."""
@@ -251,6 +258,7 @@ class ConnectionBase(Connection):
     def _told_by_a_proxy(self, header: ProxyHeader) -> None:
         """From now on the addresses are those in there, as far as it has any."""
         self._proxy_header = header  # type: ignore[misc]  # the slot is the implementation's
+        self._prelude = header.length  # type: ignore[misc]
 
     @property
     def direct_local_address(self) -> Any:

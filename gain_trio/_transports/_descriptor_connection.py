@@ -32,7 +32,7 @@ from gain_trio._io_manager._errors import broken_by
 from ._connection import Marks
 from ._passed_descriptors import MOST_AT_ONCE, MOST_WAITING, close_if_dirty, keeper, most_waiting, passed_descriptors
 from ._queues import head_of, without_head
-from ._socket_base import as_size, current_thread
+from ._socket_base import as_size, current_thread, kept
 from ._socket_calls import HasDescriptor
 from ._socket_connection import SocketConnection
 from ._socket_events import CHUNK
@@ -105,6 +105,10 @@ class DescriptorSocket(socket.socket):
         keeper.add(-len(taken))
         return taken
 
+    def peek(self) -> bytes:
+        """The next byte, which stays unread, as do descriptors that come with it."""
+        return super().recv(1, socket.MSG_PEEK)
+
     def send_with(self, data: bytes, descriptors: array.array[int]) -> int:
         """Send with descriptors: how many bytes the kernel takes."""
         return self.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)])
@@ -133,6 +137,45 @@ class DescriptorConnection(SocketConnection):
 
     def _size_for(self, max_bytes: int) -> int:
         return min(CHUNK, super()._size_for(max_bytes), max_bytes)
+
+    async def _wait_first(self) -> int:
+        """See :meth:`MessageLoop._wait_first`.  Takes no byte from the kernel: its descriptors would come with it."""
+        if self._is_closed or self._receiving or current_thread() != self._run.thread:
+            self._refuse("receiving")
+        self._receiving = True
+        self._late_receiving = False
+        try:
+            await self._before_receiving()
+            while not self._inbound:
+                await self._wait_until_wet()
+                if self._has_unread():
+                    return 1
+                self._check_dry()
+                if not self._is_dry:
+                    return 0
+            return 1
+        except OSError as error:
+            raise broken_by(error) from error
+        finally:
+            self._receiving = False
+
+    def _has_unread(self) -> bool:
+        """Whether the kernel has a byte.  Otherwise the state says what it has, as after :meth:`_read`."""
+        if self._ended or self._receive_error is not None:
+            return False
+        try:
+            if self._socket.peek():
+                self._is_dry = False
+                return True
+        except (BlockingIOError, InterruptedError):
+            self._is_dry = True
+            return False
+        except OSError as error:
+            self._is_dry = False
+            self._receive_error = kept(error)
+            return False
+        self._read(1)
+        return False
 
     async def receive_fds(self, max_bytes: int, max_fds: int) -> tuple[bytes, list[int]]:
         """See :meth:`Connection.receive_fds`."""

@@ -34,7 +34,18 @@ else:
 class RingConnection(_Stream, KernelFileSending):
     """See :class:`Connection`.  Owns the descriptor."""
 
-    __slots__ = ("_draining", "_local_address", "_proxy_header", "_remote_address", "_timing", "_transfer")
+    __slots__ = (
+        "_between",
+        "_draining",
+        "_drains",
+        "_hurry",
+        "_local_address",
+        "_prelude",
+        "_proxy_header",
+        "_remote_address",
+        "_timing",
+        "_transfer",
+    )
 
     def __init__(self, manager: UringIOManager, descriptor: int, marks: Marks) -> None:
         self._local_address: Any = None
@@ -43,6 +54,9 @@ class RingConnection(_Stream, KernelFileSending):
         self._proxy_header: ProxyHeader | None = None
         self._transfer: trio.CancelScope | None = None
         self._draining: trio.Event | None = None
+        self._between = self._drains = False
+        self._hurry = None
+        self._prelude = 0
         # Last: from here on the descriptor is the connection's, and a caller that sees an exception closes it.
         super().__init__(manager.reactor, descriptor, marks.receive_high, marks.receive_low, marks.send_high)
 

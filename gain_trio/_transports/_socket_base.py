@@ -91,12 +91,16 @@ class SocketBase(KernelFileSending):
     __slots__ = (
         "__weakref__",
         "_active_at",
+        "_between",
         "_descriptor",
         "_draining",
+        "_drains",
+        "_hurry",
         "_is_closed",
         "_is_timed",
         "_local_address",
         "_marks",
+        "_prelude",
         "_proxy_header",
         "_read_deadline",
         "_read_looked_at",
@@ -136,6 +140,9 @@ class SocketBase(KernelFileSending):
         self._proxy_header: ProxyHeader | None = None
         self._transfer: trio.CancelScope | None = None
         self._draining: trio.Event | None = None
+        self._between = self._drains = False
+        self._hurry = None
+        self._prelude = 0
         self.bytes_received = self.bytes_sent = 0
         self.context = None
 

@@ -215,6 +215,8 @@ class SocketConnection(SocketEvents):
         if max_bytes is None or len(data) <= max_bytes:
             self._unwaited += len(data)
             self._inbound = NOTHING
+            if self._is_kernel_dry:
+                self._emptied()
             return bytes(data)  # of bytes this is the object itself
         self._unwaited += max_bytes
         self._is_dry = False
@@ -265,10 +267,21 @@ class SocketConnection(SocketEvents):
         finally:
             self._receiving = False
             if self._inbound:
+                self._is_kernel_dry = self._is_dry
                 self._is_dry = False
 
     async def _read_more(self, wanted: int) -> bool:
         """Queue what there is next, waiting for it; False at the end of the stream."""
+        await self._wait_until_wet()
+        data = self._read(self._size_for(wanted))
+        if data:
+            self._enqueue_inbound(data)
+            return True
+        self._check_dry()
+        return self._is_dry
+
+    async def _wait_until_wet(self) -> None:
+        """Wait for the socket to become readable, if it had nothing left."""
         if self._is_dry:
             if self._read_deadline < self._read_looked_at:
                 self._watch_receiving()
@@ -279,12 +292,6 @@ class SocketConnection(SocketEvents):
             self._unwaited = 0
         if self._is_closed:
             raise closed_error()
-        data = self._read(self._size_for(wanted))
-        if data:
-            self._enqueue_inbound(data)
-            return True
-        self._check_dry()
-        return self._is_dry
 
     # --- what has been received, without waiting ---
 

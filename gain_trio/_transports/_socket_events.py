@@ -258,10 +258,14 @@ class SocketEvents(SocketSending):
         taken = head_of(self._inbound, count)
         self._inbound = without_head(self._inbound, count)
         if not self._inbound and self._is_kernel_dry:
-            self._is_kernel_dry = False
-            self._is_dry = not self._ended and self._receive_error is None
+            self._emptied()
         self._let_go_on()
         return taken
+
+    def _emptied(self) -> None:
+        """The queue was emptied, and the kernel had nothing left when it was filled."""
+        self._is_kernel_dry = False
+        self._is_dry = not self._ended and self._receive_error is None
 
     def _let_go_on(self) -> None:
         """Some of the queue was taken."""

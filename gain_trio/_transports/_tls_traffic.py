@@ -102,14 +102,18 @@ class TlsTraffic(FileSending):
     __slots__ = (
         "_answered",
         "_below",
+        "_between",
+        "_drains",
         "_ended",
         "_engine",
         "_error",
         "_expects_close_notify",
         "_feeding",
+        "_hurry",
         "_inbound",
         "_is_closed",
         "_is_send_torn",
+        "_is_unheard",
         "_making_room",
         "_marks",
         "_piece",
@@ -127,6 +131,7 @@ class TlsTraffic(FileSending):
     )
 
     _is_closed: bool
+    _is_unheard: bool
 
     def __init__(self, engine: Engine, below: Connection, marks: Marks, *, https_compatible: bool) -> None:
         self._engine = engine
@@ -139,6 +144,9 @@ class TlsTraffic(FileSending):
         self._error: OSError | None = None  # of ssl's: nothing goes in either direction after it
         self._send_error: OSError | None = None  # of the connection below
         self._is_closed = False
+        self._is_unheard = True
+        self._between = self._drains = False
+        self._hurry = None
         self._is_send_torn = False  # also while a send waits with a part of its data sent
         self._unencrypted: deque[bytes] = deque()  # what has to wait for the peer, in a renegotiation
         self._unencrypted_size = 0
@@ -159,6 +167,7 @@ class TlsTraffic(FileSending):
 
     def _arrived(self, data: bytes) -> None:
         """Queue it."""
+        self._is_unheard = False
         self._inbound = joined(self._inbound, data)
 
     def _handed_down(self, count: int) -> None:

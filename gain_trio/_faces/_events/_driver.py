@@ -29,6 +29,7 @@ from gain_trio._server._consumer import AttendingHandler
 from gain_trio._server._consumer import _is_only as is_only
 from gain_trio._transports import Connection, Marks, shown
 from gain_trio._transports._connection import END, STALLED, WRITTEN
+from gain_trio._transports._messages import FIRST_SECONDS
 
 from ._activity import Activity
 from ._config import Config
@@ -36,8 +37,6 @@ from ._errors import SlowReader
 from ._handler import Callbacks, EventHandler
 from ._stream_conn import StreamConn, Terms, ThreadedStreamConn
 
-FIRST_WORDS = 1.0
-"""Seconds that a peer has to say something when its connection was made and the server drains already."""
 LAST_SECONDS = 5.0
 """That an ``async def on_write`` and ``on_close`` have when the server is being stopped."""
 
@@ -116,7 +115,7 @@ class StreamDriver(AttendingHandler):
         try:
             await self._converse(conn, connection)
             if self._drains:
-                await self._hear_once_more(conn, connection, FIRST_WORDS if is_late else 0)
+                await self._hear_once_more(conn, connection, FIRST_SECONDS if is_late else 0)
             await self._finish(conn, connection)
         except BaseException as error:
             conn._write_handed()  # which is unsent, too
@@ -259,8 +258,8 @@ class StreamDriver(AttendingHandler):
         """
         if conn._is_closed or conn._failure is not None:
             return
-        if not connection.bytes_received:
-            patience = FIRST_WORDS
+        if connection._is_unheard:
+            patience = FIRST_SECONDS
         connection._resume_inbound()
         # What has arrived is never too late for a deadline.
         end = connection.read_deadline = min(connection.read_deadline, trio.current_time() + patience)
