@@ -14,7 +14,7 @@ import attrs
 import pytest
 import trio
 from support.certificates import client_context, server_context
-from support.pairs import MEBIBYTE, Pair, pattern, receive_all, receive_exactly, until
+from support.pairs import MEBIBYTE, Pair, open_pair, pattern, receive_all, receive_exactly, until
 from support.servers import connect, echo, serving
 from support.sockets import reset
 from trio.testing import MockClock
@@ -24,6 +24,7 @@ from gain_trio import BackendInfo, Connection, ServerStatistics, UringStatistics
 from gain_trio._faces._logging import JsonFormatter
 from gain_trio._io_manager import current_manager
 from gain_trio._server._consumer import Consumer, Terms
+from gain_trio._server._limits import Places
 
 
 class DeliberateError(Exception):
@@ -315,3 +316,19 @@ def test_the_json_formatter_takes_what_json_cannot() -> None:
     shown = details(record)
     assert (shown["message"], shown["set"], shown["stack"]) == ("it at 5", "{1}", "here")
     assert shown["time"].endswith("+00:00")
+
+
+async def test_a_connection_that_comes_when_the_server_is_being_cancelled_is_reset_and_counted() -> None:
+    """An acceptor may have one in the very tick in which a deadline cancels all tasks, and consumers may be faster."""
+    places = Places(1)
+    consumer = Consumer(0, Terms(echo, places=places))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(consumer.run)
+        nursery.cancel_scope.cancel()
+    connection, peer = await open_pair()
+    async with peer:
+        assert places.take()
+        consumer.hand_off(connection)
+        with pytest.raises(trio.BrokenResourceError):
+            await peer.receive()
+    assert (consumer.connections, consumer.active, consumer.closed["cancelled"], places.free) == (1, 0, 1, 1)

@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -279,6 +279,56 @@ async def test_an_error_of_the_balancers_spares_no_process_its_end(
     assert system.returncode == -9
     assert process.state is _process.State.ENDED
     assert await other.receive() is None, "it was told to end, and this end is closed"
+
+
+class AtTheEndOfNurseries(trio.abc.Instrument):
+    """Calls back when the last task of a nursery has ended, which takes no new ones from then on."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self._call = call
+        self.calls = 0
+        self.errors: list[Exception] = []
+
+    def task_exited(self, task: trio.lowlevel.Task) -> None:
+        if task.parent_nursery is not None and not task.parent_nursery.child_tasks:
+            self.calls += 1
+            try:
+                self._call()
+            except Exception as error:
+                self.errors.append(error)
+
+
+@pytest.mark.parametrize("ready", [False, True], ids=["starting", "ready"])
+async def test_orders_may_come_at_any_moment_of_a_process_that_ends(
+    ready: bool, worker: tuple[WorkerProcess, Owner, Control], hand_off: Pair
+) -> None:
+    process, _owner, other = worker
+    system: Any = Process()
+    process._process = system
+    if ready:
+        process._note_ready("trio")
+        process.state = _process.State.LEAVING
+
+    def give_orders() -> None:
+        process.stop_accepting()
+        process.drain(1)
+
+    instrument = AtTheEndOfNurseries(give_orders)
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(attend, process, hand_off[0])
+            await trio.testing.wait_all_tasks_blocked()
+            trio.lowlevel.add_instrument(instrument)
+            other.close()
+            system.kill()
+    trio.lowlevel.remove_instrument(instrument)
+    assert instrument.calls
+    assert instrument.errors == []
+
+
+async def attend(process: WorkerProcess, hand_off: socket.socket) -> None:
+    with process._scope:
+        await process._attend(hand_off)
 
 
 @pytest.mark.parametrize("message", [Drain(1), Ended((1,))], ids=lambda message: type(message).__name__)

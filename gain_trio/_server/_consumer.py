@@ -92,7 +92,7 @@ class Consumer:
         self.index = index
         """Its place among the consumers."""
         self._terms = terms
-        self._nursery: trio.Nursery | None = None
+        self._nursery: trio.Nursery | None = None  # None when it takes no new tasks: before run(), and when that ends
         self._open: dict[Connection, Connection] = {}  # as it was accepted, below TLS: as its handler has it
         self.connections = 0
         """How many it has been handed."""
@@ -121,9 +121,13 @@ class Consumer:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own the nursery, until cancelled."""
-        async with trio.open_nursery() as self._nursery:
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             task_status.started()
-            await trio.sleep_forever()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None  # it may be closed before an acceptor that has a connection learns of the end
 
     def drain(self) -> None:
         """The server drains: end the waits of handlers between two messages.  Those that begin later see it themselves."""
@@ -133,14 +137,19 @@ class Consumer:
     def hand_off(self, connection: Connection) -> None:
         """Take a connection over, and the place that was taken for it, and start its handler.
 
-        When it raises, the connection is the caller's still.
+        When it raises, the connection is the caller's still.  A connection that comes when the server is being cancelled
+        is reset, and counts as cancelled.
         """
-        assert self._nursery is not None
-        self._nursery.start_soon(self._serve, connection, next(self._terms.numbers), name=self._terms.name)
+        number = next(self._terms.numbers)
+        if self._nursery is not None:
+            self._nursery.start_soon(self._serve, connection, number, name=self._terms.name)
         self.connections += 1
         self._open[connection] = connection
         if self._terms.changed is not None:
             self._terms.changed(False)
+        if self._nursery is None:
+            connection.abort()
+            self._ended(connection, ConnectionLog(number, self.index), "cancelled")
 
     async def _serve(self, accepted: Connection, number: int) -> None:
         terms = self._terms

@@ -134,15 +134,18 @@ class WorkerProcess:
         self._process: trio.Process | None = None
         self._control: Control | None = None
         self._scope = trio.CancelScope()
-        self._nursery: trio.Nursery | None = None
         self._outbox: deque[tuple[Accepted, RemoteConsumer]] = deque()
         self._in_flight: dict[int, list[tuple[Accepted, RemoteConsumer]]] = {}
         self._posted = trio.Event()
+        self._ready = trio.Event()
+        self._listeners_to_close = trio.Event()
+        self._end_wanted = trio.Event()
+        self._end_scope = trio.CancelScope()
+        """Whose deadline is that of the drain."""
         self._has_no_room = False
         self._has_served = False
         self._on_their_way = 0
         self._drain_timeout: float | None = None
-        self._accepts = True
 
     @property
     def pid(self) -> int | None:
@@ -188,9 +191,7 @@ class WorkerProcess:
 
     def stop_accepting(self) -> None:
         """Have it close its listeners: at once, or when it is ready."""
-        self._accepts = False
-        if self._nursery is not None and self.state is State.READY:
-            self._nursery.start_soon(self._send, StopAccepting())
+        self._listeners_to_close.set()
 
     def drain(self, timeout: float) -> None:
         """Have it end when its connections have, within ``timeout`` seconds.  One that is not ready yet ends at once.
@@ -206,8 +207,8 @@ class WorkerProcess:
             # It is told when what was accepted for it has been sent.
             self._drain_timeout = timeout
             self._posted.set()
-            if self._nursery is not None:
-                self._nursery.start_soon(self._end_after, timeout + GRACE)
+            self._end_scope.deadline = min(self._end_scope.deadline, trio.current_time() + timeout)
+            self._end_wanted.set()
 
     def cancel(self) -> None:
         """Have it end at once."""
@@ -218,8 +219,18 @@ class WorkerProcess:
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):  # it is gone, which others see, too
             await self._control.send(message)
 
-    async def _end_after(self, seconds: float) -> None:
-        await trio.sleep(seconds)
+    async def _close_listeners(self) -> None:
+        """Pass the order on when there is one, and when the process can understand it."""
+        await self._ready.wait()
+        await self._listeners_to_close.wait()
+        await self._send(StopAccepting())
+
+    async def _enforce_end(self) -> None:
+        """Stop a process that has not ended when the time of its drain is up."""
+        await self._end_wanted.wait()
+        with self._end_scope:
+            await trio.sleep_forever()
+        await trio.sleep(GRACE)
         logger.error("worker process %s has not ended in time, and is stopped", self.pid)
         self.cancel()
 
@@ -277,9 +288,12 @@ class WorkerProcess:
 
     async def _attend(self, hand_off: socket.socket) -> None:
         try:
-            async with trio.open_nursery() as self._nursery:
-                self._nursery.start_soon(self._send_connections, hand_off)
-                self._nursery.start_soon(self._await_exit)
+            # All tasks begin here, and wait for their orders: a nursery that may be ending takes no new ones.
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._send_connections, hand_off)
+                nursery.start_soon(self._close_listeners)
+                nursery.start_soon(self._enforce_end)
+                nursery.start_soon(self._await_exit)
                 await self._listen()
                 # It has closed its end, or it is gone.
                 with trio.move_on_after(GRACE):
@@ -287,7 +301,6 @@ class WorkerProcess:
                     await self._process.wait()
                 self.cancel()
         finally:
-            self._nursery = None
             if self.state is State.READY:  # it ends, and gets nothing any more
                 self._become(State.LEAVING)
 
@@ -376,10 +389,9 @@ class WorkerProcess:
     def _note_ready(self, backend: str) -> None:
         self.backend = backend
         self.ready_at = trio.current_time()
+        self._ready.set()  # it may have copies of listeners that were closed here meanwhile
         if self.state is State.STARTING:
             self._become(State.READY)
-            if not self._accepts:  # it has copies of listeners that were closed here meanwhile
-                self.stop_accepting()
 
     # --- connections on their way to it ---
 
