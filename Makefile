@@ -129,6 +129,7 @@ types: $(VENV)/lint
 	$(bin)/mypy gain_trio examples tools
 	$(bin)/mypy benchmarks/*.py
 	PATH="$(abspath $(bin)):$$PATH" PYTHONPATH='$(CURDIR)' pyright --verifytypes gain_trio --ignoreexternal
+	PATH="$(abspath $(bin)):$$PATH" PYTHONPATH='$(CURDIR)' $(bin)/python tools/check_forgotten_awaits.py
 
 $(VENV)/docs: $(VENV)/built pyproject.toml
 	$(pip) --editable '.[test,docs]' $(WITH)

@@ -55,7 +55,7 @@ gt_awaitable *gt_awaitable_new(gt_connection *connection, enum gt_call call)
     self->max = SIZE_MAX;
     self->call = (uint8_t)call;
     self->state = NEW;
-    self->has_view = false;
+    self->has_view = self->is_finalized = false;
     memset(&self->view, 0, sizeof self->view);
     PyObject_GC_Track(self);
     return self;
@@ -528,6 +528,18 @@ static PySendResult resume(gt_awaitable *self, PyObject *task, PyObject *message
     return answered > 0 ? PYGEN_RETURN : PYGEN_ERROR;
 }
 
+/* It was awaited, and fails before it begins. */
+static PySendResult end_unstarted(gt_awaitable *self)
+{
+    if (self->state == NEW) {
+        PyObject *type, *value, *traceback;
+        PyErr_Fetch(&type, &value, &traceback);
+        finish(self);
+        PyErr_Restore(type, value, traceback);
+    }
+    return PYGEN_ERROR;
+}
+
 static PySendResult drive(PyObject *object, PyObject *message, PyObject **result)
 {
     gt_awaitable *self = (gt_awaitable *)object;
@@ -538,18 +550,18 @@ static PySendResult drive(PyObject *object, PyObject *message, PyObject **result
     }
     if (self->connection->reactor->closed) { /* the run is over, and there is no telling what it knew of tasks */
         raise_closed(self, "this connection was closed at the end of its run");
-        return PYGEN_ERROR;
+        return end_unstarted(self);
     }
     if (!gt_reactor_check_thread(self->connection->reactor))
-        return PYGEN_ERROR;
+        return end_unstarted(self);
     if (self->state == PARKED && message == Py_None && direction_of(self)->awaitable == self &&
         direction_of(self)->task) { /* whoever wakes the task takes it from there first */
         PyErr_SetString(PyExc_RuntimeError, "this receive() or send() is being awaited by another task already");
-        return PYGEN_ERROR;
+        return end_unstarted(self);
     }
     PyObject *task = gt_trio_current_task(&self->connection->reactor->trio);
     if (!task)
-        return PYGEN_ERROR;
+        return end_unstarted(self);
     PySendResult sent = self->state == NEW ? start(self, task, result) : resume(self, task, message, result);
     if (sent == PYGEN_RETURN) {
         finish(self);
@@ -591,13 +603,44 @@ static int awaitable_traverse(gt_awaitable *self, visitproc visit, void *arg)
     return 0;
 }
 
+static const char *name_of(const gt_awaitable *self)
+{
+    static const char *const names[] = {
+        [GT_RECEIVE] = "Connection.receive",     [GT_RECEIVE_INTO] = "Connection.receive_into",
+        [GT_FILL] = "Connection._fill",          [GT_INBOUND] = "Connection._wait_inbound",
+        [GT_DETACH] = "Connection._detach",      [GT_SEND] = "Connection.send",
+        [GT_FLUSH] = "Connection.flush",         [GT_WRITABLE] = "Connection._wait_writable",
+        [GT_ROOM] = "Connection._wait_for_room", [GT_CLOSE_FLUSH] = "Connection._close_flush",
+    };
+    return names[self->call];
+}
+
+/* The garbage collector calls it of one in a cycle, whatever has become of it. */
+static void awaitable_finalize(gt_awaitable *self)
+{
+    self->is_finalized = true;
+    if (self->state == NEW)
+        gt_warn_never_awaited((PyObject *)self, name_of(self));
+}
+
+void gt_awaitable_withdraw(gt_awaitable *self)
+{
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    finish(self);
+    Py_DECREF(self);
+    PyErr_Restore(type, value, traceback);
+}
+
 static void awaitable_dealloc(gt_awaitable *self)
 {
+    if (self->state == NEW && PyObject_CallFinalizerFromDealloc((PyObject *)self) < 0)
+        return; /* a hook for warnings has kept it */
     PyObject_GC_UnTrack(self);
     if (self->connection)
         finish(self);
     Py_CLEAR(self->connection);
-    if (free_count < FREE_LIST_SIZE)
+    if (free_count < FREE_LIST_SIZE && !self->is_finalized) /* Python finalizes an object once */
         free_list[free_count++] = self;
     else
         PyObject_GC_Del(self);
@@ -622,6 +665,7 @@ PyTypeObject gt_awaitable_type = {
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
     .tp_doc = PyDoc_STR("A call in progress on a connection."),
     .tp_dealloc = (destructor)awaitable_dealloc,
+    .tp_finalize = (destructor)awaitable_finalize,
     .tp_traverse = (traverseproc)awaitable_traverse,
     .tp_as_async = &awaitable_async,
     .tp_iter = awaitable_self,

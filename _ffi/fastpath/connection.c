@@ -159,7 +159,7 @@ static PyObject *take_view(gt_connection *self, enum gt_call kind, PyObject *buf
     if (!call)
         return NULL;
     if (PyObject_GetBuffer(buffer, &call->view, flags) < 0) {
-        Py_DECREF(call);
+        gt_awaitable_withdraw(call);
         return NULL;
     }
     call->has_view = true;
@@ -170,7 +170,7 @@ static PyObject *connection_receive_into(gt_connection *self, PyObject *buffer)
 {
     gt_awaitable *call = (gt_awaitable *)take_view(self, GT_RECEIVE_INTO, buffer, PyBUF_WRITABLE);
     if (call && call->view.len == 0) {
-        Py_DECREF(call);
+        gt_awaitable_withdraw(call);
         PyErr_SetString(PyExc_ValueError, "receive_into() needs a buffer of at least one byte");
         return NULL;
     }
@@ -195,8 +195,10 @@ static PyObject *connection_fill(gt_connection *self, PyObject *count)
 static PyObject *send_parts(gt_connection *self, PyObject *parts)
 {
     gt_awaitable *call = (gt_awaitable *)new_call(self, GT_SEND);
-    if (call && gt_awaitable_set_parts(call, parts) < 0)
-        Py_CLEAR(call);
+    if (call && gt_awaitable_set_parts(call, parts) < 0) {
+        gt_awaitable_withdraw(call);
+        return NULL;
+    }
     return (PyObject *)call;
 }
 

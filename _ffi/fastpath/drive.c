@@ -37,3 +37,13 @@ PyObject *gt_raise_thrown(PyObject *args)
     }
     return NULL;
 }
+
+/* As the interpreter does for a coroutine; where warnings are errors, there is no caller that could catch one. */
+void gt_warn_never_awaited(PyObject *awaitable, const char *call)
+{
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    if (PyErr_WarnFormat(PyExc_RuntimeWarning, 1, "coroutine '%s' was never awaited", call) < 0)
+        PyErr_WriteUnraisable(awaitable);
+    PyErr_Restore(type, value, traceback);
+}

@@ -150,7 +150,13 @@ static PyObject *endpoint_receive(gt_endpoint *self, PyObject *Py_UNUSED(ignored
     return (PyObject *)new_call(self);
 }
 
-static PyObject *endpoint_anext(PyObject *self) { return (PyObject *)new_call((gt_endpoint *)self); }
+static PyObject *endpoint_anext(PyObject *self)
+{
+    gt_exchange *call = new_call((gt_endpoint *)self);
+    if (call)
+        call->iterates = true;
+    return (PyObject *)call;
+}
 
 static bool set_destination(gt_exchange *call, PyObject *address)
 {
@@ -215,7 +221,7 @@ static PyObject *endpoint_send(gt_endpoint *self, PyObject *const *args, Py_ssiz
     if (!call)
         return NULL;
     if (!set_destination(call, address) || !set_data(call, args[0])) {
-        Py_DECREF(call);
+        gt_exchange_withdraw(call);
         return NULL;
     }
     return (PyObject *)call;

@@ -134,12 +134,15 @@ struct gt_exchange {
     PyObject *data;    /* to send; NULL: the call receives */
     gt_sockaddr to;
     bool to_reached; /* the address is one that datagrams go to */
+    bool iterates;   /* it is what `async for` awaits */
+    bool is_finalized;
     uint8_t state;
 };
 
 extern PyTypeObject gt_exchange_type;
 extern PyTypeObject gt_waiter_type;
 gt_exchange *gt_exchange_new(gt_endpoint *endpoint);
+void gt_exchange_withdraw(gt_exchange *call); /* it could not be made; takes the caller's reference */
 int gt_waiter_wake(gt_waiter *waiter, bool in_place);
 int gt_waiters_wake_all(gt_waiters *waiters); /* by Trio's scheduler */
 void gt_waiter_drop(gt_waiter *waiter);

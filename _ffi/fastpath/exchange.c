@@ -225,7 +225,7 @@ gt_exchange *gt_exchange_new(gt_endpoint *endpoint)
     self->endpoint = endpoint;
     self->waiter = NULL;
     self->data = NULL;
-    self->to_reached = false;
+    self->to_reached = self->iterates = self->is_finalized = false;
     self->state = NEW;
     PyObject_GC_Track(self);
     return self;
@@ -395,6 +395,18 @@ static PySendResult resume(gt_exchange *self, PyObject *task, PyObject *message,
     return try_to_answer(self, task, result);
 }
 
+/* It was awaited, and fails before it begins. */
+static PySendResult end_unstarted(gt_exchange *self)
+{
+    if (self->state == NEW) {
+        PyObject *type, *value, *traceback;
+        PyErr_Fetch(&type, &value, &traceback);
+        finish(self);
+        PyErr_Restore(type, value, traceback);
+    }
+    return PYGEN_ERROR;
+}
+
 static PySendResult drive(PyObject *object, PyObject *message, PyObject **result)
 {
     gt_exchange *self = (gt_exchange *)object;
@@ -406,17 +418,17 @@ static PySendResult drive(PyObject *object, PyObject *message, PyObject **result
     }
     if (reactor->closed) { /* the run is over, and there is no telling what it knew of tasks */
         raise_closed(self, "this endpoint was closed at the end of its run");
-        return PYGEN_ERROR;
+        return end_unstarted(self);
     }
     if (!gt_reactor_check_thread(reactor))
-        return PYGEN_ERROR;
+        return end_unstarted(self);
     if (self->state == PARKED && message == Py_None && self->waiter->task) { /* whoever wakes it takes the task first */
         PyErr_SetString(PyExc_RuntimeError, "this receive() or send() is being awaited by another task already");
-        return PYGEN_ERROR;
+        return end_unstarted(self);
     }
     PyObject *task = gt_trio_current_task(&reactor->trio);
     if (!task)
-        return PYGEN_ERROR;
+        return end_unstarted(self);
     PySendResult sent = self->state == NEW ? start(self, task, result) : resume(self, task, message, result);
     if (sent == PYGEN_NEXT)
         return sent;
@@ -457,13 +469,34 @@ static int exchange_traverse(gt_exchange *self, visitproc visit, void *arg)
     return 0;
 }
 
+/* The garbage collector calls it of one in a cycle, whatever has become of it. */
+static void exchange_finalize(gt_exchange *self)
+{
+    self->is_finalized = true;
+    if (self->state == NEW)
+        gt_warn_never_awaited((PyObject *)self, self->data       ? "DatagramEndpoint.send"
+                                                : self->iterates ? "DatagramEndpoint.__anext__"
+                                                                 : "DatagramEndpoint.receive");
+}
+
+void gt_exchange_withdraw(gt_exchange *self)
+{
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    finish(self);
+    Py_DECREF(self);
+    PyErr_Restore(type, value, traceback);
+}
+
 static void exchange_dealloc(gt_exchange *self)
 {
+    if (self->state == NEW && PyObject_CallFinalizerFromDealloc((PyObject *)self) < 0)
+        return; /* a hook for warnings has kept it */
     PyObject_GC_UnTrack(self);
     if (self->endpoint)
         finish(self);
     Py_CLEAR(self->endpoint);
-    if (free_count < FREE_LIST_SIZE)
+    if (free_count < FREE_LIST_SIZE && !self->is_finalized) /* Python finalizes an object once */
         free_list[free_count++] = self;
     else
         PyObject_GC_Del(self);
@@ -488,6 +521,7 @@ PyTypeObject gt_exchange_type = {
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
     .tp_doc = PyDoc_STR("A call in progress on an endpoint."),
     .tp_dealloc = (destructor)exchange_dealloc,
+    .tp_finalize = (destructor)exchange_finalize,
     .tp_traverse = (traverseproc)exchange_traverse,
     .tp_as_async = &exchange_async,
     .tp_iter = exchange_self,

@@ -203,12 +203,15 @@ struct gt_awaitable {
     uint8_t call;
     uint8_t state;
     bool has_view;
+    bool is_finalized;
 };
 
 extern PyTypeObject gt_awaitable_type;
 PyObject *gt_drive_by_method(sendfunc drive, PyObject *object, PyObject *message); /* what __next__ and send() do */
 PyObject *gt_raise_thrown(PyObject *args);                                         /* what throw() ends with */
+void gt_warn_never_awaited(PyObject *awaitable, const char *call);                 /* what tp_finalize does */
 gt_awaitable *gt_awaitable_new(gt_connection *connection, enum gt_call call);
+void gt_awaitable_withdraw(gt_awaitable *awaitable); /* it could not be made; takes the caller's reference */
 bool gt_awaitable_is_satisfied(const gt_awaitable *awaitable);
 bool gt_awaitable_is_torn(const gt_awaitable *awaitable);
 int gt_awaitable_set_parts(gt_awaitable *awaitable, PyObject *parts); /* a list or tuple; -1: exception set */

@@ -149,9 +149,7 @@ static PySendResult drive(PyObject *object, PyObject *message, PyObject **result
     gt_poll *self = (gt_poll *)object;
     *result = NULL;
     if (self->state == NEW) {
-        if (!gt_reactor_check_thread(self->reactor))
-            return PYGEN_ERROR;
-        PySendResult sent = start(self, result);
+        PySendResult sent = gt_reactor_check_thread(self->reactor) ? start(self, result) : PYGEN_ERROR;
         if (sent != PYGEN_NEXT)
             self->state = DONE;
         return sent;
@@ -240,8 +238,16 @@ static int poll_clear(gt_poll *self)
     return 0;
 }
 
+static void poll_finalize(gt_poll *self)
+{
+    if (self->state == NEW)
+        gt_warn_never_awaited((PyObject *)self, self->events & POLLOUT ? "wait_writable" : "wait_readable");
+}
+
 static void poll_dealloc(gt_poll *self)
 {
+    if (self->state == NEW && PyObject_CallFinalizerFromDealloc((PyObject *)self) < 0)
+        return; /* a hook for warnings has kept it */
     PyObject_GC_UnTrack(self);
     poll_clear(self);
     Py_CLEAR(self->reactor);
@@ -274,6 +280,7 @@ PyTypeObject gt_poll_type = {
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
     .tp_doc = PyDoc_STR("A wait for a descriptor to become ready."),
     .tp_dealloc = (destructor)poll_dealloc,
+    .tp_finalize = (destructor)poll_finalize,
     .tp_traverse = (traverseproc)poll_traverse,
     .tp_clear = (inquiry)poll_clear,
     .tp_call = (ternaryfunc)poll_abort,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Awaitable, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, final
 
 import attrs
@@ -148,7 +148,7 @@ class Connection(MessageLoop, SocketCalls, trio.abc.HalfCloseableStream):
     # --- receiving ---
 
     @abc.abstractmethod
-    def receive(self, max_bytes: int | None = None) -> Awaitable[bytes]:
+    def receive(self, max_bytes: int | None = None) -> Coroutine[Any, Any, bytes]:
         """Wait for bytes and return them, at most ``max_bytes`` (None: as many as lie in one piece).
 
         What has arrived in small pieces lies in one; large ones (of 4 KiB and more) are returned one by one, uncopied.
@@ -166,7 +166,7 @@ class Connection(MessageLoop, SocketCalls, trio.abc.HalfCloseableStream):
         """
 
     @abc.abstractmethod
-    def receive_into(self, buffer: Buffer, /) -> Awaitable[int]:
+    def receive_into(self, buffer: Buffer, /) -> Coroutine[Any, Any, int]:
         """Like :meth:`receive`, into a writable buffer of at least one byte, which must keep its size meanwhile.
 
         Returns:
@@ -197,7 +197,7 @@ class Connection(MessageLoop, SocketCalls, trio.abc.HalfCloseableStream):
     # --- sending ---
 
     @abc.abstractmethod
-    def send(self, data: Buffer | Sequence[Buffer], /) -> Awaitable[None]:
+    def send(self, data: Buffer | Sequence[Buffer], /) -> Coroutine[Any, Any, None]:
         """Send all of ``data``, after what was sent before.
 
         A list or tuple of buffers is sent as one message, in their order, without joining large ones first.
@@ -247,7 +247,7 @@ class Connection(MessageLoop, SocketCalls, trio.abc.HalfCloseableStream):
         """
 
     @abc.abstractmethod
-    def flush(self) -> Awaitable[None]:
+    def flush(self) -> Coroutine[Any, Any, None]:
         """Wait until the kernel has taken everything that was sent.  Raises what :meth:`send` raises."""
 
     @property
@@ -365,7 +365,7 @@ class Connection(MessageLoop, SocketCalls, trio.abc.HalfCloseableStream):
     # --- for a server of callbacks, whose calls must not wait ---
 
     @abc.abstractmethod
-    def _wait_inbound(self) -> Awaitable[int]:
+    def _wait_inbound(self) -> Coroutine[Any, Any, int]:
         """Wait for news, in place of :meth:`receive`; takes nothing from the queue.
 
         Returns:

@@ -10,7 +10,7 @@ import abc
 import contextlib
 import math
 import socket
-from collections.abc import Awaitable, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 
 import trio
@@ -67,11 +67,11 @@ class ConnectionBase(Connection):
         """Whether a send ended with only a part of its data sent."""
 
     @abc.abstractmethod
-    def _wait_writable(self) -> Awaitable[None]:
+    def _wait_writable(self) -> Coroutine[Any, Any, None]:
         """Wait until less than the high mark is outbound."""
 
     @abc.abstractmethod
-    def _close_flush(self) -> Awaitable[None]:
+    def _close_flush(self) -> Coroutine[Any, Any, None]:
         """:meth:`flush` after :meth:`_refuse_calls`."""
 
     @abc.abstractmethod

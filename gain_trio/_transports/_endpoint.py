@@ -8,7 +8,7 @@ import errno
 import socket
 import struct
 import sys
-from collections.abc import Awaitable
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex, TypeAlias, final
 
 import attrs
@@ -90,7 +90,7 @@ class DatagramEndpoint(trio.abc.AsyncResource):
     # --- datagrams ---
 
     @abc.abstractmethod
-    def receive(self) -> Awaitable[Datagram]:
+    def receive(self) -> Coroutine[Any, Any, Datagram]:
         """Wait for a datagram and return it whole, with the address it came from.  It may be empty.
 
         Raises:
@@ -104,7 +104,7 @@ class DatagramEndpoint(trio.abc.AsyncResource):
         """
 
     @abc.abstractmethod
-    def send(self, data: Buffer, /, address: Any = None) -> Awaitable[None]:
+    def send(self, data: Buffer, /, address: Any = None) -> Coroutine[Any, Any, None]:
         """Send a datagram: whole, and after those sent before.  Waits while the socket has no room.
 
         A small datagram to an address that datagrams have gone to leaves, together with others, before the run waits
@@ -212,7 +212,7 @@ class DatagramEndpoint(trio.abc.AsyncResource):
         return self
 
     @abc.abstractmethod
-    def __anext__(self) -> Awaitable[Datagram]:
+    def __anext__(self) -> Coroutine[Any, Any, Datagram]:
         """:meth:`receive`: there is no end to it but the endpoint's."""
 
 

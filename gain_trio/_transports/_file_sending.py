@@ -8,7 +8,7 @@ import errno
 import os
 import select
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Coroutine, Iterator
 from typing import Any, NoReturn, final
 
 import attrs
@@ -126,7 +126,7 @@ class KernelFileSending(FileSending, ConnectionBase):
     __slots__ = ()
 
     @abc.abstractmethod
-    def _wait_for_room(self) -> Awaitable[None]:
+    def _wait_for_room(self) -> Coroutine[Any, Any, None]:
         """Wait until the kernel would take something.  Raises what :meth:`send` raises, and keeps its deadline."""
 
     @abc.abstractmethod

@@ -13,8 +13,8 @@ leaves the others where they are.
 from __future__ import annotations
 
 import abc
-from collections.abc import Awaitable
-from typing import final
+from collections.abc import Coroutine
+from typing import Any, final
 
 DEFAULT_MAX_BYTES = 65536
 
@@ -76,7 +76,7 @@ class Framing(abc.ABC):
     # --- what a connection brings ---
 
     @abc.abstractmethod
-    def _fill(self, count: int, /) -> Awaitable[int]:
+    def _fill(self, count: int, /) -> Coroutine[Any, Any, int]:
         """Wait until ``count`` bytes are queued or the stream has ended, and return how many are queued.
 
         While it waits, receiving is not stopped before that many are there, whatever the marks say.  It is a cancellation

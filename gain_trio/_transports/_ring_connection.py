@@ -66,9 +66,13 @@ class RingConnection(_Stream, KernelFileSending):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """:meth:`Connection.receive` as a full checkpoint."""
-        call = self.receive(max_bytes)
+        call = self.receive(max_bytes)  # before the checkpoint, because it may refuse
         if not self._receive_would_wait:
-            await trio.lowlevel.checkpoint()
+            try:
+                await trio.lowlevel.checkpoint()
+            except BaseException:
+                call.close()  # its `await` was not forgotten
+                raise
         return await call
 
     @trio.lowlevel.enable_ki_protection  # of what is nobody's for a moment
