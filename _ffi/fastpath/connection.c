@@ -553,6 +553,8 @@ static PyMethodDef connection_methods[] = {
          "_take_exactly($self, count, /)\n--\n\nExactly count queued bytes, or all, or None if there are fewer.")},
     {"_send_nowait", (PyCFunction)gt_connection_send_nowait, METH_O,
      PyDoc_STR("_send_nowait($self, data, /)\n--\n\nQueue all of data without waiting: how much is outbound.")},
+    {"_push", (PyCFunction)gt_connection_push, METH_NOARGS,
+     PyDoc_STR("_push($self, /)\n--\n\nOffer the kernel what is outbound: how much it has not taken.")},
     {"_tell_written", (PyCFunction)gt_connection_tell_written, METH_O,
      PyDoc_STR("_tell_written($self, wanted, /)\n--\n\nHave _wait_inbound() tell when the kernel has taken bytes.")},
     {"_tell_resets", (PyCFunction)gt_connection_tell_resets, METH_NOARGS,

@@ -183,3 +183,15 @@ PyObject *gt_connection_take_written(gt_connection *self, PyObject *Py_UNUSED(ig
         self->stream->written = 0;
     return PyLong_FromSize_t(written);
 }
+
+PyObject *gt_connection_push(gt_connection *self, PyObject *Py_UNUSED(ignored))
+{
+    gt_stream *stream;
+    if (!gt_connection_open_stream(self, &stream))
+        return NULL;
+    if (stream->timed && gt_reactor_look_at_clock(stream->reactor) < 0)
+        return NULL;
+    if (!stream->closing) /* the clock is Python's, and may have done anything */
+        gt_stream_push(stream);
+    return PyLong_FromSize_t(stream->outbound.size);
+}

@@ -117,9 +117,9 @@ struct gt_stream {
     bool failed;      /* and that was with an error, which nobody has asked the socket for yet */
     bool broken;      /* and the kernel takes nothing to send any more */
     bool send_cancelled;
-    bool
-        send_cut_short; /* less than all was sent: it had to wait and could not, or there was an error that was not told */
+    bool send_cut_short; /* the last send took less than all: there was no room, or an error that was not told */
     bool send_blocked;   /* the next send has to wait for room */
+    bool poll_hung_up;   /* a poll for room has told of a hangup */
     bool send_polls;     /* the send in flight is none, but a poll for room */
     bool room_wanted;    /* a call waits for room */
     bool room;           /* there is some */
@@ -160,6 +160,7 @@ bool gt_stream_complete(gt_stream *stream, const struct io_uring_cqe *cqe); /* t
 void gt_stream_ask_for_error(gt_stream *stream);                            /* the socket, which tells of it once */
 /* Before something is to be sent: the errno for which it cannot be, 0 if it can. */
 int gt_stream_check_sending(gt_stream *stream);
+void gt_stream_push(gt_stream *stream);               /* offer what is outbound to the kernel */
 void gt_stream_consumed(gt_stream *stream);           /* inbound bytes were taken */
 void gt_stream_fill(gt_stream *stream, size_t count); /* a task waits for `count` bytes */
 void gt_stream_want_room(gt_stream *stream,
@@ -294,6 +295,7 @@ PyObject *gt_connection_resume_inbound(gt_connection *self, PyObject *ignored);
 PyObject *gt_connection_tell_written(gt_connection *self, PyObject *wanted);
 PyObject *gt_connection_tell_resets(gt_connection *self, PyObject *ignored);
 PyObject *gt_connection_take_written(gt_connection *self, PyObject *ignored);
+PyObject *gt_connection_push(gt_connection *self, PyObject *ignored);
 
 /* --- poll.c: a task that waits for a descriptor to become ready --- */
 

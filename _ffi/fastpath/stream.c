@@ -14,8 +14,8 @@
  *                          broken, and no more than twice
  *     cancel of watch      held, or closing                            see gt_slot_cancel()
  *     send                 open, something outbound                    its CQE, for up to GATHERED segments
- *     poll for room        open, room wanted or send blocked, and no   its cancel, or an error; it stands where a send
- *                          send in flight                              would
+ *     poll for room        open, room wanted or send blocked, and no   there is room, an error, or its cancel; it
+ *                          send in flight                              stands where a send would
  *     cancel of that       there is room, or nobody wants it any       see gt_slot_cancel()
  *                          more, or closing
  *     cancel of send       closing                                     the same
@@ -44,11 +44,21 @@
  * shut down its side first can still reset the connection afterwards.  As long as the receive has not come to the end, no
  * operation may be in flight that would notice; then the watch is armed once more, as a multishot poll, which tells of changes.
  *
+ * No send waits in the kernel (MSG_DONTWAIT): it takes what the socket has room for, and its completion says how much that
+ * is.  What is left waits for a poll for room, and then the next send goes.  A send that waits (MSG_WAITALL) would save that
+ * poll, but it completes when the peer has made room for the last of its bytes and says nothing before: a peer that takes
+ * 2 MB/s of a send of 40 MB looks like one that takes nothing for twenty seconds, and idle timeouts, write limits and the
+ * bounds of a close cut it off.  So what counts as sent is what the kernel has taken, from the turn of the loop on in which it
+ * has taken it.  A small send, which the kernel takes whole, is one operation either way.
+ *
+ * Because only a poll is in flight while a stream is blocked, its bytes can also be offered to the kernel by a plain send(2),
+ * in between (gt_stream_push).  The kernel reports room only when a third of the socket's buffer is free, up to some
+ * megabytes, and it takes bytes as soon as there is any room: who would give up on a peer because too much is unsent offers
+ * the bytes first.
+ *
  * A peer that has shut down its side may still read what is sent, and slowly.  But to io_uring every poll of such a socket is
- * answered at once, whatever it is for (it always asks for hangups, too): a send that has to wait spins, 128 times, and then
- * ends with EAGAIN, or with a part of its bytes sent.  So after that, and once the watch has fired, sends do not wait in the
- * kernel (MSG_DONTWAIT), and a poll for room comes before the next one: a multishot poll, which goes on after its first answer
- * and then tells of changes only.
+ * answered at once, whatever it is for (it always asks for hangups, too).  So once a hangup has been seen the poll for room is
+ * a multishot one, which goes on after its first answer and then tells of changes only.
  *
  * The descriptor can be taken away (detach).  A receive in flight would still bring bytes then, and nobody would have them:
  * so receiving is held, which cancels the receive as a pause does, and the watch with it, until their final CQEs are in; what
@@ -77,6 +87,7 @@
 
 #define LARGEST_SEND (1U << 26) /* bytes an operation; more is sent by the next one */
 #define GATHERED 32U            /* segments an operation */
+#define SEND_FLAGS ((uint32_t)(MSG_NOSIGNAL | MSG_DONTWAIT))
 
 /* The kernel reads it until the operation has completed. */
 struct gt_gather {
@@ -246,30 +257,32 @@ static bool prepare_watch(gt_stream *stream)
     return true;
 }
 
-static uint32_t send_flags(const gt_stream *stream)
+/* The first segments, up to GATHERED of them: how many, and their bytes. */
+static uint32_t gather_segments(const gt_outbound *outbound, struct iovec *pieces, size_t *length)
 {
-    return MSG_NOSIGNAL | (stream->hung_up ? MSG_DONTWAIT : MSG_WAITALL);
+    uint32_t count = 0;
+    *length = 0;
+    while (count < outbound->count && count < GATHERED && *length < LARGEST_SEND) {
+        const gt_segment *segment = gt_outbound_at(outbound, count);
+        size_t sent = count == 0 ? outbound->sent : 0, piece = segment->length - sent;
+        if (piece > LARGEST_SEND - *length)
+            piece = LARGEST_SEND - *length;
+        pieces[count++] = (struct iovec){.iov_base = segment->data + sent, .iov_len = piece};
+        *length += piece;
+    }
+    return count;
 }
 
 /* Several segments leave in one operation: a header and a body are one message to the peer, too, and not two. */
 static void prepare_gathered(gt_stream *stream, struct io_uring_sqe *sqe)
 {
-    const gt_outbound *outbound = &stream->outbound;
     gt_gather *gather = stream->gather;
-    size_t length = 0;
-    uint32_t count = 0;
-    while (count < outbound->count && count < GATHERED && length < LARGEST_SEND) {
-        const gt_segment *segment = gt_outbound_at(outbound, count);
-        size_t sent = count == 0 ? outbound->sent : 0, piece = segment->length - sent;
-        if (piece > LARGEST_SEND - length)
-            piece = LARGEST_SEND - length;
-        gather->pieces[count++] = (struct iovec){.iov_base = segment->data + sent, .iov_len = piece};
-        length += piece;
-    }
+    size_t length;
+    uint32_t count = gather_segments(&stream->outbound, gather->pieces, &length);
     gather->header = (struct msghdr){.msg_iov = gather->pieces, .msg_iovlen = count};
     stream->send_length = (uint32_t)length;
     stream->send_in_flight = count;
-    gt_prep_sendmsg(sqe, stream->fd, &gather->header, send_flags(stream));
+    gt_prep_sendmsg(sqe, stream->fd, &gather->header, SEND_FLAGS);
 }
 
 static bool prepare_send(gt_stream *stream)
@@ -287,7 +300,7 @@ static bool prepare_send(gt_stream *stream)
     size_t length = head->length - stream->outbound.sent;
     stream->send_length = length > LARGEST_SEND ? LARGEST_SEND : (uint32_t)length;
     stream->send_in_flight = 1;
-    gt_prep_send(sqe, stream->fd, head->data + stream->outbound.sent, stream->send_length, send_flags(stream));
+    gt_prep_send(sqe, stream->fd, head->data + stream->outbound.sent, stream->send_length, SEND_FLAGS);
     return true;
 }
 
@@ -297,7 +310,7 @@ static bool prepare_poll(gt_stream *stream)
     struct io_uring_sqe *sqe = gt_slot_sqe(stream->reactor->ring, stream->slot, GT_TAG_SEND);
     if (!sqe)
         return false;
-    gt_prep_poll(sqe, stream->fd, EPOLLOUT, true);
+    gt_prep_poll(sqe, stream->fd, EPOLLOUT, stream->hung_up || stream->poll_hung_up);
     stream->send_polls = true;
     stream->send_in_flight = 1;
     return true;
@@ -460,6 +473,7 @@ static bool poll_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
     }
     if (cqe->res < 0 && !is_retry(-cqe->res) && !stream->send_error)
         stream->send_error = -cqe->res;
+    stream->poll_hung_up |= cqe->res > 0 && (cqe->res & (EPOLLRDHUP | EPOLLHUP));
     if (cqe->res > 0 &&
         cqe->res & (EPOLLOUT | EPOLLERR | EPOLLHUP)) { /* an error of the socket is for whoever sends to find */
         stream->room |= stream->room_wanted;
@@ -478,41 +492,70 @@ static bool poll_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
     return tell_sender(stream);
 }
 
+/* A send of `length` bytes has ended with this result: what sendmsg(2) returns, or a negative errno. */
+static void account_send(gt_stream *stream, ssize_t result, size_t length)
+{
+    stream->send_blocked = (result >= 0 && (size_t)result < length) || result == -EAGAIN;
+    if (result > 0) {
+        /* The socket may also have had an error after the bytes that it took, and tells of it once. */
+        stream->send_cut_short = (size_t)result < length;
+        if (stream->timed)
+            stream->active_at = stream->reactor->now;
+        if (stream->connection)
+            stream->connection->bytes_sent += (uint64_t)result;
+        gt_outbound_sent(&stream->outbound, (size_t)result);
+        if (stream->tells_written)
+            stream->written += (size_t)result;
+    } else if (result == 0) { /* send(2) of some bytes never takes none of them: this one is at its end */
+        stream->send_error = stream->send_error ? stream->send_error : EPIPE;
+    } else if (!is_retry((int)-result) && !stream->send_error) {
+        stream->send_error = result == -EPIPE && stream->socket_error ? stream->socket_error : (int)-result;
+    }
+}
+
+/* After a send: what comes next, and whether there is somebody to tell. */
+static bool sending_changed(gt_stream *stream)
+{
+    if (stream->closing || stream->send_error)
+        gt_outbound_clear(&stream->outbound, 0);
+    /* It wants the next send, the poll for room, or the cancel of a poll that nothing waits for any more. */
+    if (!stream->closing && (stream->outbound.size > 0 || stream->room_wanted || stream->send_polls))
+        gt_stream_want(stream);
+    gt_inbound_wake(stream);
+    return tell_sender(stream);
+}
+
 static bool send_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
 {
     if (stream->send_polls)
         return poll_completed(stream, cqe);
-    if (cqe->res > 0 && (uint32_t)cqe->res < stream->send_length && !stream->send_cancelled)
-        stream->send_blocked = stream->send_cut_short =
-            true; /* or it was an error, and the count is told in its place */
-    else if (cqe->res == -EAGAIN)
-        stream->send_blocked = true;
     stream->send_in_flight = 0;
     stream->send_cancelled = false;
-    if (cqe->res > 0) {
-        if (stream->timed)
-            stream->active_at = stream->reactor->now;
-        if (stream->connection)
-            stream->connection->bytes_sent += (uint64_t)cqe->res;
-        gt_outbound_sent(&stream->outbound, (size_t)cqe->res);
-        if (stream->tells_written)
-            stream->written += (size_t)cqe->res;
-    } else if (cqe->res == 0) { /* send(2) of some bytes never takes none of them: this one is at its end */
-        stream->send_error = stream->send_error ? stream->send_error : EPIPE;
-    } else if (!is_retry(-cqe->res) && !stream->send_error) {
-        stream->send_error = cqe->res == -EPIPE && stream->socket_error ? stream->socket_error : -cqe->res;
-    }
-    if (stream->closing || stream->send_error)
-        gt_outbound_clear(&stream->outbound, 0);
-    else if (stream->outbound.size > 0 ||
-             stream->room_wanted) /* the poll for room has waited for the send to be over */
-        gt_stream_want(stream);
+    account_send(stream, cqe->res, stream->send_length);
+    bool news = sending_changed(stream);
     if (stream->gather && stream->outbound.size == 0) { /* an idle connection keeps none */
         PyMem_Free(stream->gather);
         stream->gather = NULL;
     }
-    gt_inbound_wake(stream);
-    return tell_sender(stream);
+    return news;
+}
+
+/* Offer the kernel what is outbound, now: nothing of it may be in flight.  Runs no Python. */
+void gt_stream_push(gt_stream *stream)
+{
+    if (stream->closing || stream->send_error || stream->reactor->ring->dead || stream->outbound.size == 0 ||
+        (stream->send_in_flight && !stream->send_polls))
+        return;
+    ssize_t sent;
+    do {
+        struct iovec pieces[GATHERED];
+        size_t length;
+        struct msghdr header = {.msg_iov = pieces};
+        header.msg_iovlen = gather_segments(&stream->outbound, pieces, &length);
+        sent = sendmsg(stream->fd, &header, (int)SEND_FLAGS);
+        account_send(stream, sent < 0 ? -(ssize_t)errno : sent, length);
+    } while (sent > 0 && stream->outbound.size > 0 && !stream->send_blocked);
+    sending_changed(stream);
 }
 
 /* The caller has kept the ring's books for this CQE already.  May destroy the stream. */
