@@ -25,7 +25,7 @@ from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
 import gain_trio
 from gain_trio import Connection, Marks
-from gain_trio._transports._connection_base import CLOSE_TIMEOUT
+from gain_trio._transports._patience import STALL
 
 # --- half closing ---
 
@@ -97,7 +97,7 @@ async def test_aclose_is_bounded_and_resets(autojump_clock: MockClock) -> None:
     await clog(served)
     start = trio.current_time()
     await served.aclose()
-    assert trio.current_time() - start == CLOSE_TIMEOUT
+    assert trio.current_time() - start == STALL
     with pytest.raises(trio.BrokenResourceError) as caught:
         await receive_all(client)
     assert isinstance(caught.value.__cause__, ConnectionResetError)
@@ -358,7 +358,7 @@ async def test_aclose_of_a_broken_connection(pair: Pair) -> None:
     client, served = pair
     await clog(served)
     client.abort()
-    with trio.fail_after(CLOSE_TIMEOUT / 2):
+    with trio.fail_after(STALL / 2):
         await served.aclose()
 
 

@@ -34,7 +34,7 @@ from trio.testing import MockClock, assert_checkpoints, check_two_way_stream, wa
 
 import gain_trio
 from gain_trio import Connection, IncompleteMessage, Marks, MessageTooLong
-from gain_trio._transports._connection_base import CLOSE_TIMEOUT
+from gain_trio._transports._patience import STALL
 from gain_trio._transports._tls_connection import TlsConnection
 from gain_trio._transports._tls_traffic import CHUNK, CONTROL_ROOM
 
@@ -531,7 +531,7 @@ async def test_aclose_is_bounded_and_resets(autojump_clock: MockClock) -> None:
     await clog(client)
     before = trio.current_time()
     await client.aclose()
-    assert trio.current_time() - before == pytest.approx(CLOSE_TIMEOUT)
+    assert trio.current_time() - before == pytest.approx(STALL)
     with pytest.raises(trio.BrokenResourceError):
         await receive_all(served)
     served.abort()

@@ -15,7 +15,7 @@ from support.tls_pairs import TlsPair, clog
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gain_trio import Connection, Marks
-from gain_trio._transports._connection_base import CLOSE_TIMEOUT
+from gain_trio._transports._patience import STALL
 from gain_trio._transports._tls_connection import TlsConnection
 from gain_trio._transports._tls_traffic import CHUNK, CONTROL_ROOM, PIECE
 
@@ -193,7 +193,7 @@ async def test_a_renegotiation_that_is_never_done_ends_in_a_reset(autojump_clock
     client._send_nowait(b"last")
     before = trio.current_time()
     await client.aclose()
-    assert trio.current_time() - before == pytest.approx(CLOSE_TIMEOUT)
+    assert trio.current_time() - before == pytest.approx(STALL)
     with pytest.raises(trio.BrokenResourceError):
         await served.receive()
     served.abort()

@@ -570,6 +570,9 @@ static PyMethodDef connection_methods[] = {
      PyDoc_STR("_refuse_sends($self, /)\n--\n\nNo more sends: send_eof() was called.")},
     {"_deadline_passed", (PyCFunction)gt_connection_deadline_passed, METH_VARARGS,
      PyDoc_STR("_deadline_passed($self, sending, now, /)\n--\n\nThe keeper's visit: when to come again.")},
+    {"_unacknowledged", (PyCFunction)gt_connection_unacknowledged, METH_NOARGS,
+     PyDoc_STR(
+         "_unacknowledged($self, /)\n--\n\nBytes that the kernel has taken and the peer has not, or None (SIOCOUTQ).")},
     {"_timed", (PyCFunction)gt_connection_timed, METH_O,
      PyDoc_STR("_timed($self, wanted, /)\n--\n\nKeep _active_at up to date, or not.")},
     {"_break", (PyCFunction)gt_connection_break, METH_O,

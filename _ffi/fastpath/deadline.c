@@ -19,7 +19,9 @@
 #include "fastpath.h"
 
 #include <errno.h>
+#include <linux/sockios.h>
 #include <math.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 void gt_direction_init(gt_direction *direction) { direction->deadline = direction->looked_at = INFINITY; }
@@ -153,6 +155,16 @@ PyObject *gt_connection_has_sent(gt_connection *self, PyObject *count)
 PyObject *gt_connection_get_active_at(gt_connection *self, void *Py_UNUSED(closure))
 {
     return PyFloat_FromDouble(self->stream ? self->stream->active_at : 0.0);
+}
+
+/* Also while a close flushes, when the descriptor is not the program's any more. */
+PyObject *gt_connection_unacknowledged(gt_connection *self, PyObject *Py_UNUSED(ignored))
+{
+    int count;
+    const gt_stream *stream = self->stream;
+    if (!stream || stream->closing || stream->reactor->ring->dead || ioctl(stream->fd, SIOCOUTQ, &count) < 0)
+        Py_RETURN_NONE;
+    return PyLong_FromLong(count);
 }
 
 /* Break the connection: both ends are told, and calls raise the errno, until somebody closes it. */

@@ -278,6 +278,7 @@ int gt_connection_set_deadline(gt_connection *self, PyObject *value, void *closu
 PyObject *gt_connection_timed(gt_connection *self, PyObject *wanted);
 PyObject *gt_connection_has_sent(gt_connection *self, PyObject *count);
 PyObject *gt_connection_get_active_at(gt_connection *self, void *closure);
+PyObject *gt_connection_unacknowledged(gt_connection *self, PyObject *ignored);
 PyObject *gt_connection_break(gt_connection *self, PyObject *number);
 
 /* --- events.c: what a server of callbacks needs --- */

@@ -119,6 +119,12 @@ def _add_limits(group: argparse._ArgumentGroup) -> None:
         "--idle-timeout", type=float, metavar="S", help="seconds without a byte that end a connection (none do)"
     )
     group.add_argument(
+        "--close-timeout",
+        type=float,
+        metavar="S",
+        help="seconds that closing a connection waits for a peer that goes on taking what was sent (60)",
+    )
+    group.add_argument(
         "--graceful-timeout",
         type=float,
         metavar="S",
@@ -170,6 +176,8 @@ def config_of(options: argparse.Namespace) -> ServerConfig:
     }
     if options.idle_timeout is not None:
         given["idle_timeout"] = options.idle_timeout
+    if options.close_timeout is not None:
+        given["close_timeout"] = options.close_timeout
     if options.graceful_timeout is not None:
         given["graceful_timeout"] = options.graceful_timeout
     return ServerConfig(**given)

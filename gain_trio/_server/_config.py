@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, TypeVar, f
 import attrs
 
 from gain_trio._transports import Marks, parse_address
-from gain_trio._transports._connection import checked_idle_timeout
+from gain_trio._transports._connection import checked_close_timeout, checked_idle_timeout
+from gain_trio._transports._patience import DEFAULT_CLOSE_TIMEOUT
 from gain_trio._transports._socket_options import SocketOptions
 from gain_trio._transports._tls import check_handshake_timeout, check_server_context
 
@@ -181,6 +182,9 @@ class ServerConfig:
     32767, rounded up to whole ones.  None for not at all."""
     idle_timeout: float = attrs.field(default=math.inf, converter=checked_idle_timeout)
     """Seconds that a connection may move no byte in either direction, see :attr:`Connection.idle_timeout`."""
+    close_timeout: float = attrs.field(default=DEFAULT_CLOSE_TIMEOUT, converter=checked_close_timeout)
+    """Seconds that closing a connection waits for a peer that goes on taking what was sent, see
+    :attr:`Connection.close_timeout`; for one that takes nothing it waits 5."""
     marks: Marks | None = attrs.field(default=None, validator=_check_marks)
     """How much a connection holds before it pushes back."""
     mode: int | None = None
@@ -248,6 +252,7 @@ class ServerOptions(TypedDict, total=False):
     send_buffer: int | None
     keep_alive: float | None
     idle_timeout: float
+    close_timeout: float
     marks: Marks | None
     mode: int | None
     owner: int | str | None

@@ -15,6 +15,7 @@ import trio
 
 from gain_trio._transports import Connection, ProxyProtocolError
 from gain_trio._transports._connection_base import ConnectionBase
+from gain_trio._transports._patience import DEFAULT_CLOSE_TIMEOUT
 from gain_trio._transports._tls import HandshakeError
 
 from ._limits import Places
@@ -56,6 +57,7 @@ class Terms:
     handler: Handler
     strict: bool = False
     idle_timeout: float = math.inf
+    close_timeout: float = DEFAULT_CLOSE_TIMEOUT
     prepare: Sequence[Prepare] = ()
     """Steps before the handler."""
     places: Places | None = None
@@ -209,6 +211,8 @@ class Consumer:
         cast("ConnectionBase", connection)._drains_with(terms.draining)
         if terms.idle_timeout != math.inf:
             connection.idle_timeout = terms.idle_timeout
+        if terms.close_timeout != DEFAULT_CLOSE_TIMEOUT:
+            connection.close_timeout = terms.close_timeout
         try:
             prepared: Connection = connection
             for prepare in terms.prepare:

@@ -56,7 +56,14 @@ async def serve_listeners(
         by_group = [make_listeners(make, group, marks, exact=places is not None) for group in groups]
         listeners = [listener for group in by_group for listener in group]
         stack.callback(close_all, listeners)
-        terms = Terms(handler, strict=config.strict, idle_timeout=config.idle_timeout, prepare=prepare, places=places)
+        terms = Terms(
+            handler,
+            strict=config.strict,
+            idle_timeout=config.idle_timeout,
+            close_timeout=config.close_timeout,
+            prepare=prepare,
+            places=places,
+        )
         await _run(by_group, config, terms, task_status)
 
 

@@ -64,6 +64,11 @@ def checked_idle_timeout(timeout: float) -> float:
     return checked_seconds("idle_timeout", timeout, positive=True)
 
 
+def checked_close_timeout(timeout: float) -> float:
+    """``timeout``, if a close can wait for so many seconds."""
+    return checked_seconds("close_timeout", timeout)
+
+
 class Connection(MessageLoop, SocketCalls, trio.abc.HalfCloseableStream):
     """A connected stream socket.
 
@@ -123,6 +128,9 @@ class Connection(MessageLoop, SocketCalls, trio.abc.HalfCloseableStream):
     def idle_timeout(self) -> float:
         """How long the connection may move no byte in either direction: seconds, ``math.inf`` at first.
 
+        Bytes that the kernel has taken count, and on Linux so does what the peer takes of those: a peer that takes
+        something at least every half of this time is not idle, however slowly it does.
+
         After that it is over: the peer is told, a line is logged, and calls raise :exc:`trio.BrokenResourceError` with
         ``ETIMEDOUT`` as its cause.  It remains to be closed; if something was unsent, with a reset.  Setting it to what is
         not greater than 0 raises a :exc:`ValueError`, what is no number a :exc:`TypeError`.
@@ -131,6 +139,27 @@ class Connection(MessageLoop, SocketCalls, trio.abc.HalfCloseableStream):
     @idle_timeout.setter
     @abc.abstractmethod
     def idle_timeout(self, timeout: float) -> None: ...
+
+    @property
+    @abc.abstractmethod
+    def close_timeout(self) -> float:
+        """How long a close waits for a peer that goes on taking what was sent: seconds, 60 at first.
+
+        A close waits no more than 5 seconds for a peer that takes nothing, and then resets the connection, as it does when
+        this time is over.  With ``math.inf`` a peer that takes a byte every few seconds holds it for as long as it likes.
+        Setting it to what is less than 0 raises a :exc:`ValueError`, what is no number a :exc:`TypeError`.
+        """
+
+    @close_timeout.setter
+    @abc.abstractmethod
+    def close_timeout(self, timeout: float) -> None: ...
+
+    @abc.abstractmethod
+    def _unacknowledged(self) -> int | None:
+        """Bytes that the kernel has taken and the peer has not; None when that is not known, also when it has no socket.
+
+        Linux alone says (SIOCOUTQ, tcp(7) and unix(7)); of a Unix socket they are counted with what the kernel keeps beside.
+        """
 
     @property
     @abc.abstractmethod
@@ -295,9 +324,15 @@ class Connection(MessageLoop, SocketCalls, trio.abc.HalfCloseableStream):
     async def aclose(self) -> None:
         """Close the connection: flush what was sent, then close.
 
-        Calls in progress raise :exc:`trio.ClosedResourceError` at once.  The flush is bounded in time; when it is not
-        done then, or when this is cancelled, the connection is reset, so that the peer does not take what arrived for
-        everything.  With nothing left to send it ends with FIN, unless bytes are in the kernel that nobody received: then
+        Calls in progress raise :exc:`trio.ClosedResourceError` at once.  The flush goes on while the peer takes something,
+        for :attr:`close_timeout` at most.  When the peer has taken nothing for 5 seconds, when that time is over, or when
+        this is cancelled, the connection is reset, so that the peer does not take what arrived for everything.
+
+        A Unix socket has no reset: the peer receives what the kernel has taken and then the end of the stream, or
+        ``ECONNRESET`` if it has sent something that was not received here (unix(7)).  A protocol that has to tell a part
+        from the whole there marks the end of its messages itself, by a length or a separator.
+
+        With nothing left to send it ends with FIN, unless bytes are in the kernel that nobody received: then
         the kernel resets it (RFC 1122, 4.2.2.13).  On the ring they may be in the connection's queue already, and it does
         not.  Receive until the end of the stream first where that matters.  Closing twice is fine.
         """
@@ -409,6 +444,18 @@ class Connection(MessageLoop, SocketCalls, trio.abc.HalfCloseableStream):
         """
 
     @abc.abstractmethod
+    def _push(self) -> int:
+        """Offer the kernel what is outbound, now, and return how much of it the kernel has not taken.
+
+        The kernel reports room when a good part of its buffer is free, and takes bytes as soon as there is any room.  And on
+        the ring, what a task sends in one step is offered when the step is over.  A caller that would give up on the
+        peer because too much is outbound asks this first.  An error of the send is kept for the next call that sends.
+
+        Raises:
+          trio.ClosedResourceError: the connection is closed.
+        """
+
+    @abc.abstractmethod
     def _tell_written(self, wanted: bool, /) -> None:
         """Have :meth:`_wait_inbound` tell when the kernel has taken bytes, or not.  Counting begins at 0.
 
@@ -432,6 +479,10 @@ class Connection(MessageLoop, SocketCalls, trio.abc.HalfCloseableStream):
     def _end_sending(self) -> None:
         """What :meth:`send_eof` does when all is flushed, without a checkpoint."""
         raise NotImplementedError("TLS cannot end one direction only")
+
+    @abc.abstractmethod
+    async def _close_flushing(self) -> bool:
+        """:meth:`aclose`.  False when it gave up on the peer, and has reset the connection with something unsent."""
 
     @abc.abstractmethod
     def _close_soon(self) -> bool:

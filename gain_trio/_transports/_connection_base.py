@@ -17,15 +17,13 @@ import trio
 
 from gain_trio._io_manager._errors import broken_by
 
-from ._connection import Connection, checked_idle_timeout
+from ._connection import Connection, checked_close_timeout, checked_idle_timeout
 from ._deadlines import Timing
+from ._patience import Patience
 from ._proxy_protocol import ProxyHeader
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
-
-CLOSE_TIMEOUT = 5.0
-"""Seconds that aclose() waits for a peer that does not read."""
 
 
 class ConnectionBase(Connection):
@@ -36,6 +34,7 @@ class ConnectionBase(Connection):
     _local_address: Any
     _remote_address: Any
     """What was looked up, or None.  Slots of the implementation, as are these:"""
+    _close_timeout: float
     _timing: Timing | None
     """Made when the first deadline or idle timeout is to be kept."""
     _proxy_header: ProxyHeader | None
@@ -147,12 +146,21 @@ class ConnectionBase(Connection):
         timing.idleness.timeout = timeout
         self._timed(timeout != math.inf)
         if timeout != math.inf:
-            timing.watch_idleness(self._active_at + timeout)
+            timing.watch_idleness(self._active_at)
 
     @property
     def _was_idle(self) -> bool:
         """See :attr:`Connection._was_idle`."""
         return self._timing is not None and self._timing.idleness.was_idle
+
+    @property
+    def close_timeout(self) -> float:
+        """See :attr:`Connection.close_timeout`."""
+        return self._close_timeout
+
+    @close_timeout.setter
+    def close_timeout(self, timeout: float) -> None:
+        self._close_timeout = checked_close_timeout(timeout)  # type: ignore[misc]  # a slot of the implementation
 
     def _own_timing(self) -> Timing:
         if self._timing is None:
@@ -199,24 +207,30 @@ class ConnectionBase(Connection):
             except OSError as error:
                 raise broken_by(error) from error
 
-    @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
         """See :meth:`Connection.aclose`."""
+        await self._close_flushing()
+
+    @trio.lowlevel.enable_ki_protection
+    async def _close_flushing(self) -> bool:
+        """See :meth:`Connection._close_flushing`."""
         if self._is_closed:
             await trio.lowlevel.checkpoint()
-            return
+            return True
         self._refuse_calls()
         flushed = False
         try:
-            with trio.move_on_after(CLOSE_TIMEOUT):
-                await trio.lowlevel.checkpoint()
-                if self.outbound_buffered and not self._is_send_torn:
-                    await self._close_flush()
+            patience = Patience(self)
+            await trio.lowlevel.checkpoint()
+            if self.outbound_buffered and not self._is_send_torn:
+                flushed = await patience.wait(self._close_flush)
+            else:
                 flushed = True
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             flushed = True  # there is nobody left to send to, or abort() was called: nobody to reset
         finally:
             self._close(not flushed and self.outbound_buffered > 0)
+        return flushed
 
     @trio.lowlevel.enable_ki_protection
     def abort(self) -> None:

@@ -26,6 +26,7 @@ from typing import Protocol, final
 
 import trio
 
+from ._patience import Movement
 from ._shown import shown
 
 logger = logging.getLogger("gain_trio")
@@ -222,6 +223,13 @@ class Timed(Protocol):
     def _timed(self, wanted: bool, /) -> None:
         """Keep :attr:`_active_at`, or do not."""
 
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes that the kernel has taken."""
+
+    def _unacknowledged(self) -> int | None:
+        """How many of them the peer has not; None where that is not known."""
+
     def _deadline_passed(self, sending: bool, now: float, /) -> float:
         """See :meth:`Expires.deadline_passed`, of one direction."""
 
@@ -248,20 +256,24 @@ class _Direction:
 class _Idleness:
     """How long no byte was moved, in either direction."""
 
-    __slots__ = ("_connection", "timeout", "was_idle")
+    __slots__ = ("_connection", "_movement", "timeout", "was_idle")
 
     def __init__(self, connection: weakref.ref[Timed]) -> None:
         self._connection = connection
+        self._movement = Movement()
         self.timeout = math.inf
         self.was_idle = False
+
+    def first_look(self, active_at: float) -> float:
+        return self._movement.next_look(active_at, active_at, self.timeout)
 
     def deadline_passed(self, now: float) -> float:
         connection = self._connection()
         if connection is None:
             return math.inf
-        end = connection._active_at + self.timeout
-        if end > now:
-            return end
+        moved_at = self._movement.look(now, connection._active_at, connection.bytes_sent, connection._unacknowledged())
+        if moved_at + self.timeout > now:
+            return self._movement.next_look(now, moved_at, self.timeout)
         self.was_idle = True
         try:
             logger.info("connection %s is closed: for %g seconds no byte was moved", shown(connection), self.timeout)
@@ -288,9 +300,9 @@ class Timing:
         """Look at a direction at this time."""
         self._keeper.watch(self._writing if sending else self._reading, when)
 
-    def watch_idleness(self, when: float) -> None:
-        """Look whether the connection is idle at this time."""
-        self._keeper.watch(self._idle, when)
+    def watch_idleness(self, active_at: float) -> None:
+        """Look whether the connection, which has moved a byte at this time, is idle."""
+        self._keeper.watch(self._idle, self.idleness.first_look(active_at))
 
     def stop(self) -> None:
         """Look at nothing any more."""

@@ -175,10 +175,10 @@ class KernelFileSending(FileSending, ConnectionBase):
         raise broken_by(first) from first
 
     @trio.lowlevel.enable_ki_protection
-    async def aclose(self) -> None:
-        """See :meth:`Connection.aclose`."""
+    async def _close_flushing(self) -> bool:
+        """See :meth:`Connection._close_flushing`."""
         self._end_transfer()
-        await super().aclose()
+        return await super()._close_flushing()
 
     @trio.lowlevel.enable_ki_protection
     def abort(self) -> None:

@@ -16,6 +16,7 @@ from gain_trio._kernel import fastpath
 from ._connection import Marks
 from ._deadlines import Timing
 from ._file_sending import KernelFileSending
+from ._patience import DEFAULT_CLOSE_TIMEOUT
 from ._proxy_protocol import ProxyHeader
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class RingConnection(_Stream, KernelFileSending):
 
     __slots__ = (
         "_between",
+        "_close_timeout",
         "_draining",
         "_drains",
         "_hurry",
@@ -50,6 +52,7 @@ class RingConnection(_Stream, KernelFileSending):
     def __init__(self, manager: UringIOManager, descriptor: int, marks: Marks) -> None:
         self._local_address: Any = None
         self._remote_address: Any = None
+        self._close_timeout = DEFAULT_CLOSE_TIMEOUT
         self._timing: Timing | None = None
         self._proxy_header: ProxyHeader | None = None
         self._transfer: trio.CancelScope | None = None

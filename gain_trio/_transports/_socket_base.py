@@ -14,6 +14,7 @@ import trio
 
 from ._deadlines import Timing
 from ._file_sending import KernelFileSending
+from ._patience import DEFAULT_CLOSE_TIMEOUT, unacknowledged
 from ._proxy_protocol import ProxyHeader
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ class SocketBase(KernelFileSending):
         "__weakref__",
         "_active_at",
         "_between",
+        "_close_timeout",
         "_descriptor",
         "_draining",
         "_drains",
@@ -129,6 +131,7 @@ class SocketBase(KernelFileSending):
         self._socket = sock
         self._descriptor = sock.fileno()  # -1 once it has been closed; one that is_closed may still be flushed
         self._is_closed = False
+        self._close_timeout = DEFAULT_CLOSE_TIMEOUT
         self._timing: Timing | None = None
         self._is_timed = False
         self._active_at = 0.0
@@ -168,6 +171,10 @@ class SocketBase(KernelFileSending):
         """See :meth:`ConnectionBase._timed`."""
         self._is_timed = wanted
         self._active_at = trio.current_time()
+
+    def _unacknowledged(self) -> int | None:
+        """See :meth:`Connection._unacknowledged`."""
+        return unacknowledged(self._descriptor)
 
     def _has_sent(self, count: int) -> None:
         """The kernel has taken so many bytes."""

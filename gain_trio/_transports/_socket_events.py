@@ -302,6 +302,15 @@ class SocketEvents(SocketSending):
             self._enqueue(whole, sent)
         return self.outbound_buffered
 
+    def _push(self) -> int:
+        """See :meth:`Connection._push`."""
+        if self._is_closed or current_thread() != self._run.thread:
+            self._check_thread()
+            raise closed_error()
+        with contextlib.suppress(trio.BrokenResourceError):  # which is kept for the next send
+            self._write_queued()
+        return self.outbound_buffered
+
     async def _wait_below(self, mark: int) -> None:
         if self._sending:
             self._refuse("sending")

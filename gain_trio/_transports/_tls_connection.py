@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, final
 import trio
 
 from ._connection import Connection, Marks
-from ._connection_base import CLOSE_TIMEOUT
+from ._patience import STALL
 from ._proxy_protocol import ProxyHeader
 from ._queues import NOTHING, Message, head_of, message_of, receive_into
 from ._socket_base import as_size
@@ -61,6 +61,19 @@ class TlsConnection(TlsEvents):
     @idle_timeout.setter
     def idle_timeout(self, timeout: float) -> None:
         self._below.idle_timeout = timeout
+
+    @property
+    def close_timeout(self) -> float:
+        """See :attr:`Connection.close_timeout`."""
+        return self._below.close_timeout
+
+    @close_timeout.setter
+    def close_timeout(self, timeout: float) -> None:
+        self._below.close_timeout = timeout
+
+    def _unacknowledged(self) -> int | None:
+        """See :meth:`Connection._unacknowledged`."""
+        return self._below._unacknowledged()
 
     @property
     def _was_idle(self) -> bool:
@@ -277,13 +290,18 @@ class TlsConnection(TlsEvents):
             "that has to go on receiving marks the end of its messages itself"
         )
 
-    @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
         """See :meth:`Connection.aclose`; sends close_notify before FIN."""
+        await self._close_flushing()
+
+    @trio.lowlevel.enable_ki_protection
+    async def _close_flushing(self) -> bool:
+        """See :meth:`Connection._close_flushing`."""
         if self._is_closed:
             await trio.lowlevel.checkpoint()
-            return
+            return True
         self._end_transfer()
+        flushed = False
         try:
             self._is_closed = True
             self._wake_for_news()
@@ -296,15 +314,16 @@ class TlsConnection(TlsEvents):
                 with contextlib.suppress(trio.ClosedResourceError):  # abort() was called
                     self._close_notify()
                     self._below.discard()  # of TLS's own, mostly; left unread it would turn FIN into a reset
-                    await self._below.aclose()
+                    flushed = await self._below._close_flushing()
         finally:
             self._close_below()
+        return flushed
 
     async def _encrypt_kept_in_time(self) -> None:
         """A renegotiation is to be over, so that what was sent can be; but not for ever."""
         with (
             contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError),
-            trio.move_on_after(CLOSE_TIMEOUT),
+            trio.move_on_after(STALL),
         ):
             while self._unencrypted:
                 self._inbound = NOTHING  # nobody takes it any more

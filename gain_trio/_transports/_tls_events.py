@@ -217,6 +217,12 @@ class TlsEvents(TlsTraffic):
             self._check_sendable()
         return self.outbound_buffered
 
+    def _push(self) -> int:
+        """See :meth:`Connection._push`."""
+        self._check_open()
+        self._below._push()
+        return self.outbound_buffered
+
     def _tell_resets(self) -> None:
         """See :meth:`Connection._tell_resets`."""
         self._own_news().tells_resets = True

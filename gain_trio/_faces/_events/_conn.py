@@ -188,7 +188,10 @@ class Conn(abc.ABC):
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Close the connection when what was written is sent, for which it has 5 seconds, or those of :meth:`set_linger`.
+        """Close the connection when what was written is sent.
+
+        It waits for a peer that goes on taking it, for ``close_timeout`` at most (an option of :func:`serve`, 60 seconds),
+        and 5 seconds for one that takes nothing; or for the time of :meth:`set_linger`, whether bytes move or not.
 
         Nothing can be read or written any more, and ``on_read`` is not called again; ``on_write`` may be, and then
         ``on_close`` is.  Of a datagram's source there is nothing to close, and nothing happens.
@@ -255,9 +258,9 @@ class Conn(abc.ABC):
         """Set what closing does with what the peer has not received (``SO_LINGER``, socket(7)).
 
         Args:
-          seconds: less than 0, as at first: it is sent in the background, and what the kernel has not taken has 5 seconds.
-            0: it is dropped, and the peer gets a reset.  More than 0: the same as at first, with so many seconds.  The
-            server does not wait meanwhile.
+          seconds: less than 0, as at first: it is sent in the background, and what the kernel has not taken has the time
+            that :meth:`close` says.  0: it is dropped, and the peer gets a reset.  More than 0: the same as at first, with
+            so many seconds.  The server does not wait meanwhile.
         """
         self._set_option(socket.SOL_SOCKET, socket.SO_LINGER, linger_value(seconds))
 

@@ -30,6 +30,7 @@ from gain_trio._server._consumer import _is_only as is_only
 from gain_trio._transports import Connection, Marks, shown
 from gain_trio._transports._connection import END, STALLED, WRITTEN
 from gain_trio._transports._messages import FIRST_SECONDS
+from gain_trio._transports._patience import Patience
 
 from ._activity import Activity
 from ._config import Config
@@ -290,14 +291,13 @@ class StreamDriver(AttendingHandler):
         if conn._flush_seconds == 0:
             connection.abort()
             return
-        deadline = trio.current_time() + conn._flush_seconds
+        begun = trio.current_time()
+        patience = Patience(connection, conn._flush_seconds)
         while await self._has_unsent(conn, connection) or not conn._refuse_all():
-            with trio.move_on_at(deadline) as scope:
-                # An on_write() that writes has something to be told of at once, where the kernel takes it at once.
-                await trio.lowlevel.checkpoint()
-                await connection.flush()
-            if scope.cancelled_caught:
-                seconds = conn._flush_seconds
+            # An on_write() that writes has something to be told of at once, where the kernel takes it at once.
+            await trio.lowlevel.checkpoint()
+            if not await patience.wait(connection.flush):
+                seconds = trio.current_time() - begun
                 raise SlowReader(f"{connection.outbound_buffered} bytes were unsent {seconds:g} seconds after the end")
         conn._linger_no_more()
         if not connection._close_soon():

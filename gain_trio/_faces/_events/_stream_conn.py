@@ -45,9 +45,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-FLUSH_SECONDS = 5.0
-"""That a closed connection has for what was written before, unless ``set_linger`` says otherwise."""
-
 current_thread = threading.get_ident
 
 
@@ -102,7 +99,7 @@ class StreamConn(Conn):
         self._send: Callable[[Buffer], int] = connection._send_nowait
         self._is_closed = False  # by the program, or over
         self._failure: BaseException | None = None  # why the task of the connection is to end it
-        self._flush_seconds = FLUSH_SECONDS
+        self._flush_seconds: float | None = None  # what set_linger() says; without it, the connection's close_timeout
         self._lingers = False  # SO_LINGER is set, with a time
         self._local: Any = None
         self._remote: Any = None
@@ -174,7 +171,7 @@ class StreamConn(Conn):
         self._send_by(self._connection._send_nowait)  # before it looks: another thread may put this in place again
         self._write_handed()
         unsent = self._connection.outbound_buffered
-        if unsent > self._write_limit:
+        if unsent > self._write_limit and (unsent := self._connection._push()) > self._write_limit:
             self._send_by(self._send_looking)
             raise self._too_slow(unsent)
         return self._connection._send_nowait(data)
@@ -335,7 +332,7 @@ class StreamConn(Conn):
         self._check_open()
         if option == socket.SO_LINGER and isinstance(value, bytes):
             on, seconds = LINGER.unpack(value)
-            self._flush_seconds = float(seconds) if on else FLUSH_SECONDS
+            self._flush_seconds = float(seconds) if on else None
             self._lingers = seconds > 0
         try:
             self._in_run(self._connection.setsockopt, level, option, value)

@@ -33,12 +33,15 @@ class ProtocolHandler:
     - An exception that leaves ``connection_made``, ``data_received``, ``eof_received``, ``get_buffer`` or
       ``buffer_updated`` resets the connection and goes to ``connection_lost``, and then to the server, which logs and
       counts it.  (asyncio carries on after one in ``connection_made``.)  One that leaves ``pause_writing`` or
-      ``resume_writing`` is logged, and that is all. - ``close()`` gives the peer 5 seconds to take what was written,
-      and then resets the connection: ``connection_lost`` gets a :exc:`TimeoutError`.  In asyncio that may take for
-      ever. - ``abort()`` resets the connection, so that the peer cannot take what arrived for everything. - With more
-      than ``write_limit`` bytes unsent, the next write resets the connection, and ``connection_lost`` gets a
-      :exc:`SlowReader`.  asyncio's buffer has no limit.  A protocol that keeps to ``pause_writing()`` never gets there.
-      - ``get_extra_info("socket")`` is no socket, but has the methods of :class:`asyncio.trsock.TransportSocket`.
+      ``resume_writing`` is logged, and that is all.
+    - ``close()`` waits while the peer takes what was written, for the connection's ``close_timeout`` at most.  When the
+      peer takes nothing for 5 seconds, or that time is over, the connection is reset, and ``connection_lost`` gets a
+      :exc:`TimeoutError`.  In asyncio that may take for ever.
+    - ``abort()`` resets the connection, so that the peer cannot take what arrived for everything.
+    - With more than ``write_limit`` bytes that the kernel does not take, the next write resets the connection, and
+      ``connection_lost`` gets a :exc:`SlowReader`.  asyncio's buffer has no limit.  A protocol that keeps to
+      ``pause_writing()`` never gets there.
+    - ``get_extra_info("socket")`` is no socket, but has the methods of :class:`asyncio.trsock.TransportSocket`.
 
     Args:
       factory: makes a protocol: its class, or any function without arguments.

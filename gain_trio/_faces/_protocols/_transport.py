@@ -36,7 +36,7 @@ from gain_trio._faces._events._errors import SlowReader
 from gain_trio._faces._idleness import sleep_until_idle
 from gain_trio._transports import Connection, shown
 from gain_trio._transports._connection import WRITTEN
-from gain_trio._transports._connection_base import CLOSE_TIMEOUT
+from gain_trio._transports._patience import Patience
 from gain_trio._transports._tls_connection import TlsConnection
 
 from ._views import SocketView, SslView
@@ -191,13 +191,14 @@ class ProtocolTransport(asyncio.Transport):
             raise self._error
         if self._is_aborted:
             return
-        with trio.move_on_after(CLOSE_TIMEOUT) as self._scope:
-            await self._connection.flush()
-            if not self._connection._close_soon():
-                await self._connection.aclose()
-        if self._scope.cancelled_caught and not self._is_aborted:
+        flushed = False
+        with trio.CancelScope() as self._scope:
+            flushed = await Patience(self._connection).wait(self._connection.flush)
+            if flushed and not self._connection._close_soon():
+                flushed = await self._connection._close_flushing()
+        if not flushed and not self._is_aborted:
             reason = OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
-            raise trio.BrokenResourceError(f"the peer did not take the rest within {CLOSE_TIMEOUT:.0f} s") from reason
+            raise trio.BrokenResourceError("the peer did not take the rest in time, or takes nothing") from reason
 
     # --- calling the protocol ---
 
@@ -340,7 +341,7 @@ class ProtocolTransport(asyncio.Transport):
         if not data or self._is_closing:
             return
         connection = self._connection
-        if connection.outbound_buffered > self._write_limit:
+        if connection.outbound_buffered > self._write_limit and self._push() > self._write_limit:
             self._lose(SlowReader(f"more than {self._write_limit} bytes are unsent: the peer does not take them"))
             return
         try:
@@ -348,8 +349,15 @@ class ProtocolTransport(asyncio.Transport):
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self._lose(error)
             return
-        if unsent > self._high:
-            self._pause_protocol_over(unsent)
+        if unsent > self._high and not self._protocol_paused:
+            self._pause_protocol_over(self._push())
+
+    def _push(self) -> int:
+        """How much the kernel does not take at the moment."""
+        try:
+            return self._connection._push()
+        except trio.ClosedResourceError:
+            return 0  # the write that follows finds out
 
     def _lose(self, error: Exception) -> None:
         """The connection is of no more use; its task will say so."""
