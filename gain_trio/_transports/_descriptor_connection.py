@@ -36,6 +36,7 @@ from ._socket_base import as_size, current_thread, kept
 from ._socket_calls import HasDescriptor
 from ._socket_connection import SocketConnection
 from ._socket_events import CHUNK
+from ._sockets import NO_SIGNAL
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -111,7 +112,7 @@ class DescriptorSocket(socket.socket):
 
     def send_with(self, data: bytes, descriptors: array.array[int]) -> int:
         """Send with descriptors: how many bytes the kernel takes."""
-        return self.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)])
+        return self.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)], NO_SIGNAL)
 
     def close(self) -> None:
         """Close the socket, and have closed what no call has taken."""

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import select
+import signal
 import time
 from collections.abc import Coroutine, Iterator
 from typing import Any, NoReturn, final
@@ -212,8 +213,29 @@ class _Turn:
     """The kernel takes nothing more at the moment."""
 
 
+@contextlib.contextmanager
+def _sigpipe_taken() -> Iterator[None]:
+    """What ``MSG_NOSIGNAL`` is to a send: sendfile(2) has no flags.
+
+    The kernel sends SIGPIPE to the thread that has written (signal(7)), so it is blocked in this one, and taken if it came.
+    """
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGPIPE})
+    try:
+        yield
+    finally:
+        if signal.SIGPIPE not in blocked:
+            if signal.SIGPIPE in signal.sigpending():
+                signal.sigwait({signal.SIGPIPE})
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
 def _send_for_a_while(descriptor: int, source: Source, done: int) -> _Turn:
     """For a worker thread."""
+    with _sigpipe_taken():
+        return _send_in_turn(descriptor, source, done)
+
+
+def _send_in_turn(descriptor: int, source: Source, done: int) -> _Turn:
     turn = _Turn()
     until = time.monotonic() + TURN
     room = select.poll()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import trio
 
 from ._endpoint import Datagram, DatagramEndpoint, DatagramStatistics, dropped_by_kernel
+from ._sockets import NO_SIGNAL
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -223,7 +224,11 @@ class SocketEndpoint(DatagramEndpoint):
 
     def _transmit(self, data: Buffer, address: Any) -> int:
         inbox = self._inbox
-        return inbox.sock.send(data) if inbox.remote is not None else inbox.sock.sendto(data, address)
+        return (
+            inbox.sock.send(data, NO_SIGNAL)
+            if inbox.remote is not None
+            else inbox.sock.sendto(data, NO_SIGNAL, address)
+        )
 
     def _check_address(self, address: Any) -> None:
         """Before the socket module looks up a name, and blocks meanwhile."""

@@ -18,6 +18,7 @@ from gain_trio._io_manager._errors import broken_by
 from ._connection import Marks, checked_deadline
 from ._queues import SMALL, Message, Outbound, message_of
 from ._socket_base import SocketBase, closed_error, current_thread, kept
+from ._sockets import NO_SIGNAL
 
 checkpoint_if_cancelled = trio.lowlevel.checkpoint_if_cancelled
 
@@ -153,7 +154,7 @@ class SocketSending(SocketBase):
         if len(parts) == 1 or not hasattr(self._socket, "sendmsg"):  # Windows has none
             return self._write(parts[0])
         try:
-            sent = self._socket.sendmsg(parts)
+            sent = self._socket.sendmsg(parts, (), NO_SIGNAL)
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError as error:
@@ -255,7 +256,7 @@ class SocketSending(SocketBase):
     def _write(self, data: bytes | memoryview) -> int:
         """How much the kernel takes."""
         try:
-            sent = self._socket.send(data)
+            sent = self._socket.send(data, NO_SIGNAL)
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError as error:

@@ -11,6 +11,11 @@ _NO_LINGER = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)  # str
 _NOT_A_SOCKET_ANY_MORE = frozenset({errno.EBADF, errno.ENOTSOCK, errno.EINVAL})
 
 
+NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
+"""For every send: a peer that is gone is an error of the call.  Without it the kernel sends the process SIGPIPE as well
+(send(2)).  Python ignores that signal at first, but a program may have given it back its default, which ends the process."""
+
+
 def errnos(*names: str) -> frozenset[int]:
     """The numbers of those that this system has."""
     return frozenset(getattr(errno, name) for name in names if hasattr(errno, name))

@@ -11,6 +11,7 @@ import trio
 
 from ._connection import Connection, Marks
 from ._seconds import checked_seconds
+from ._sockets import NO_SIGNAL
 from ._tls_connection import TlsConnection
 from ._tls_engine import Engine, is_cut_off
 from ._tls_traffic import CHUNK, explained
@@ -145,7 +146,7 @@ def _send_alert(alert: bytes, below: Connection) -> None:
     connection = cast("KernelFileSending", below)
     # Whether the peer hears of it is all the same here.
     with contextlib.suppress(OSError, trio.ClosedResourceError), connection._borrowed_socket() as sock:
-        connection._has_sent(sock.send(alert, getattr(socket, "MSG_DONTWAIT", 0)))
+        connection._has_sent(sock.send(alert, getattr(socket, "MSG_DONTWAIT", 0) | NO_SIGNAL))
 
 
 def _why(error: trio.BrokenResourceError | ssl.SSLError) -> str:

@@ -28,6 +28,7 @@ import trio
 
 from ._address import SUN_PATH, UdpAddress, UnixAddress
 from ._socket_endpoint import Inbox, SocketEndpoint
+from ._sockets import NO_SIGNAL
 from ._unix import Access, bind_unix, check_access, check_unix
 
 if TYPE_CHECKING:
@@ -153,15 +154,15 @@ class UnixEndpoint(SocketEndpoint):
         inbox = self._inbox
         try:
             if self._remote is None:
-                return inbox.sock.sendto(data, address)
+                return inbox.sock.sendto(data, NO_SIGNAL, address)
             try:
-                return inbox.sock.send(data)
+                return inbox.sock.send(data, NO_SIGNAL)
             except OSError as error:
                 if error.errno not in _DISCONNECTED:
                     raise
             inbox.sock.connect(self._remote.sockaddr)
             inbox.remote = inbox.sock.getpeername()  # it may have bound the same name in another spelling
-            return inbox.sock.send(data)
+            return inbox.sock.send(data, NO_SIGNAL)
         except OSError as error:
             if error.errno in _NO_ROOM:
                 raise BlockingIOError(error.errno, error.strerror) from error

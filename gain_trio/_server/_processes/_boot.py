@@ -52,7 +52,7 @@ def report_failure(control: socket.socket, error: BaseException) -> None:
     control.setblocking(True)
     try:
         with control:
-            control.sendall(FRAME.pack(len(content)) + content)
+            control.sendall(FRAME.pack(len(content)) + content, getattr(socket, "MSG_NOSIGNAL", 0))
     except OSError as lost:
         sys.stderr.write(f"{text}gain_trio: and the server cannot be told: {lost}\n")
 

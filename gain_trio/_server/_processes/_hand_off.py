@@ -24,6 +24,7 @@ import attrs
 import trio
 
 from gain_trio._transports._passed_descriptors import passed_descriptors
+from gain_trio._transports._sockets import NO_SIGNAL
 
 from ._accepted import Accepted
 
@@ -54,7 +55,7 @@ def say_served(sock: socket.socket) -> None:
     """
     # The buffer is empty, because nothing else is sent that way; and the server may be gone.
     with contextlib.suppress(OSError):
-        sock.send(b"+")
+        sock.send(b"+", NO_SIGNAL)
 
 
 def has_served(sock: socket.socket) -> bool:
@@ -91,7 +92,7 @@ async def send(sock: socket.socket, sequence: int, consumers: Sequence[int], con
     descriptors = [connection.fileno() for connection in connections]
     while True:
         try:
-            socket.send_fds(sock, [content], descriptors)
+            sock.sendmsg([content], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))], NO_SIGNAL)
         except (BlockingIOError, InterruptedError):
             await trio.lowlevel.wait_writable(sock)
         except OSError as error:
