@@ -15,7 +15,6 @@ import trio
 from support.datagrams import LOCAL, receive_from, send_back, serving_datagrams, url
 from support.descriptors import is_open
 from support.pairs import until
-from support.test_datagram import peer
 from trio.testing import wait_all_tasks_blocked
 
 import gain_trio
@@ -25,8 +24,6 @@ if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup, ExceptionGroup
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_leak")
-
-__all__ = ["peer"]  # the fixture
 
 
 async def test_start_returns_a_server(peer: socket.socket) -> None:

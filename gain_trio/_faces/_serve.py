@@ -16,9 +16,9 @@ import trio
 import gain_trio
 from gain_trio import ServerConfig
 from gain_trio._server._company import END_SIGNALS, REPLACE_SIGNALS
+from gain_trio._server._failures import only_one_of
 from gain_trio._transports import parse_address, shown
 
-from ._events._server import only_one_of
 from ._handlers import find_datagram_handler, find_handler
 from ._logging import configure_logging
 from ._network import SERVED, full_address, is_of_datagrams, served_text

@@ -6,9 +6,8 @@ import abc
 import itertools
 import logging
 import math
-import sys
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeAlias, cast, final, get_args
+from typing import Final, TypeAlias, cast, final, get_args
 
 import attrs
 import trio
@@ -18,12 +17,10 @@ from gain_trio._transports._connection_base import ConnectionBase
 from gain_trio._transports._patience import DEFAULT_CLOSE_TIMEOUT
 from gain_trio._transports._tls import HandshakeError
 
+from ._failures import judged, parted
 from ._limits import Places
 from ._log import ConnectionLog, peer_text
 from ._statistics import CloseCause
-
-if sys.version_info < (3, 11):
-    from exceptiongroup import BaseExceptionGroup
 
 Handler: TypeAlias = Callable[[Connection], Awaitable[object]]
 """What serves one connection: an async function."""
@@ -43,10 +40,8 @@ class AttendingHandler(abc.ABC):
         """Run as long as the server does: a task, in each process that serves."""
 
 
-def _is_only(kind: type[BaseException], error: BaseException) -> bool:
-    if isinstance(error, BaseExceptionGroup):
-        return error.split(kind)[1] is None
-    return isinstance(error, kind)
+_WORDS: Final[dict[type[BaseException], str]] = {trio.BrokenResourceError: "broke", trio.TooSlowError: "was too slow"}
+"""What has become of a connection that ended by this."""
 
 
 @final
@@ -80,11 +75,9 @@ class Terms:
 class Consumer:
     """Runs handlers.
 
-    What a handler raises ends its connection and nothing else: it is logged with its traceback and counted.  Only
-    ``trio.BrokenResourceError`` and ``trio.TooSlowError`` are no errors of the program's, but the peer's or the network's:
-    they get a line at level info, and counts of their own.  With ``strict`` it propagates, and so do in any case a
-    cancellation and everything that is no :exc:`Exception` (``KeyboardInterrupt``, ``SystemExit``).  A group is taken apart
-    accordingly.
+    What a handler raises ends its connection and nothing else: it is logged with its traceback and counted.  What is the
+    peer's fault gets a line at level info, and counts of its own (``_failures.py``).  With ``strict`` all of it propagates,
+    and so do in any case a cancellation and everything that is no :exc:`Exception` (``KeyboardInterrupt``, ``SystemExit``).
 
     Before the handler the steps of ``prepare`` have their turn, in the connection's task.  A connection that one of them
     refuses gets a line and is counted, and never propagates: it is the peer's doing, or the operator's.
@@ -171,17 +164,14 @@ class Consumer:
             if not connection._close_soon():
                 await connection.aclose()
             cause = "finished"
-        except Exception as error:
-            cause = self._failed(connection, log, error)
-            if terms.strict:
+        except BaseException as error:
+            failure, rest = parted(error)
+            if failure is not None:
+                cause = self._failed(connection, log, failure)
+            if terms.strict or failure is None:
                 raise
-        except BaseExceptionGroup as group:
-            errors, others = group.split(Exception)
-            if errors is not None:
-                cause = self._failed(connection, log, errors)
-            if terms.strict or others is None:
-                raise
-            raise others from None
+            if rest is not None:
+                raise rest from None
         finally:
             try:
                 if connection._was_idle:
@@ -231,16 +221,12 @@ class Consumer:
         return prepared
 
     def _failed(self, connection: Connection, log: ConnectionLog, error: BaseException) -> CloseCause:
-        # The network's doing, or the peer's, who must not be able to fill the log with tracebacks, is a line.
-        name = self._terms.name
-        if _is_only(trio.BrokenResourceError, error):
-            why = error.__cause__ or error
-            log.over(logging.INFO, connection, "broken", "connection %s of handler %s broke: %s", connection, name, why)
-            return "broken"
-        if _is_only(trio.TooSlowError, error):
-            text = "connection %s of handler %s was too slow: %s"
-            log.over(logging.INFO, connection, "too_slow", text, connection, name, error)
-            return "too_slow"
-        text = "handler %s failed; its connection %s is closed"
-        log.over(logging.ERROR, connection, "error", text, name, connection, exc_info=error)
-        return "error"
+        name, verdict = self._terms.name, judged(error)
+        if verdict.cause == "error":
+            text = "handler %s failed with %s: %s; its connection %s is closed"
+            kind = type(verdict.error).__qualname__
+            log.over(logging.ERROR, connection, "error", text, name, kind, verdict.text, connection, exc_info=error)
+        else:
+            text = f"connection %s of handler %s {_WORDS.get(type(verdict.error), 'is closed')}: %s"
+            log.over(logging.INFO, connection, verdict.cause, text, connection, name, verdict.text)
+        return verdict.cause

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
-import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, final
 
@@ -31,11 +31,11 @@ from gain_trio._transports import (
     parse_address,
     shown,
 )
+from gain_trio._transports._peer import endpoint_text
 from gain_trio._transports._reuse_port import steer_by_cpu
 from gain_trio._transports._sockets import errnos
 
-if sys.version_info < (3, 11):
-    from exceptiongroup import BaseExceptionGroup
+from ._failures import consists_of, first_of, only_one_of, parted
 
 DatagramHandler = Callable[[bytes, Any, DatagramEndpoint], Awaitable[object]]
 """What serves one datagram: an async function of its data, where it came from, and the endpoint to answer with."""
@@ -84,7 +84,7 @@ class DatagramServer:
         self._handled = self._active = self._handler_errors = self._unreachable = 0
 
     def __repr__(self) -> str:
-        return f"<gain_trio.DatagramServer on {self.endpoint.local_address}>"
+        return f"<gain_trio.DatagramServer on {endpoint_text(self.endpoint.local_address)}>"
 
     @property
     def endpoint(self) -> DatagramEndpoint:
@@ -119,31 +119,35 @@ class DatagramServer:
             self._active += 1
             try:
                 await self._handler(data, address, endpoint)
-            except Exception as error:
-                self._failed(address, error)
-                if self._strict:
+            except BaseException as error:
+                failure, rest = parted(error)
+                if failure is not None:
+                    self._failed(address, failure)
+                if self._strict or failure is None:
                     raise
-            except BaseExceptionGroup as group:
-                errors, others = group.split(Exception)
-                if errors is not None:
-                    self._failed(address, errors)
-                if self._strict or others is None:
-                    raise
-                raise others from None
+                if rest is not None:
+                    raise rest from None
             finally:
                 self._active -= 1
                 self._handled += 1
 
     def _failed(self, address: Any, error: BaseException) -> None:
         # Source addresses can be forged; nobody must be able to fill the log with tracebacks by that.
-        if _is_only_unreachable(address, error):
+        name, sender = self._name, "a sender without a name" if address is None else endpoint_text(address)
+        if consists_of(error, functools.partial(_is_unreachable, address)):
             self._unreachable += 1
-            while isinstance(error, BaseExceptionGroup):
-                error = error.exceptions[0]
-            logger.info("handler %s could not answer %s: %s", shown(self._name), shown(address), shown(error))
+            logger.info("handler %s could not answer %s: %s", shown(name), shown(sender), shown(first_of(error)))
             return
         self._handler_errors += 1
-        logger.error("handler %s failed on a datagram from %s", shown(self._name), shown(address), exc_info=error)
+        one = only_one_of(error)
+        logger.error(
+            "handler %s failed on a datagram from %s with %s: %s",
+            shown(name),
+            shown(sender),
+            shown(type(one).__qualname__),
+            shown(one),
+            exc_info=error,
+        )
 
 
 def _total(parts: Sequence[DatagramStatistics]) -> DatagramStatistics:
@@ -153,12 +157,6 @@ def _total(parts: Sequence[DatagramStatistics]) -> DatagramStatistics:
         values = [getattr(part, name) for part in parts]
         sums[name] = None if None in values else sum(values)
     return DatagramStatistics(**sums)  # type: ignore[arg-type]  # only dropped_by_kernel can be None
-
-
-def _is_only_unreachable(address: Any, error: BaseException) -> bool:
-    if isinstance(error, BaseExceptionGroup):
-        return error.split(lambda one: _is_unreachable(address, one))[1] is None
-    return _is_unreachable(address, error)
 
 
 def _is_unreachable(address: Any, error: BaseException) -> bool:

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import logging
 
-import trio
-
 from gain_trio._transports import Connection, shown, shown_traceback
+from gain_trio._transports._peer import UNKNOWN
 
 from ._statistics import CloseCause
 
@@ -38,14 +37,7 @@ logger.addFilter(_show_traceback)
 
 def peer_text(connection: Connection) -> str:
     """The other end, for a log; what is gone may not have an address any more."""
-    try:
-        address = connection.remote_address
-    except (trio.BrokenResourceError, trio.ClosedResourceError):
-        return "a client that is gone"
-    if not isinstance(address, tuple):
-        return "a peer on a Unix socket"
-    host, port = address[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return connection._peer_text() or UNKNOWN
 
 
 class ConnectionLog:

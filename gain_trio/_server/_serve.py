@@ -56,8 +56,10 @@ async def serve(
 
     For every connection ``await handler(connection)`` runs in a task of its own.  When it returns, the connection is
     flushed and closed.  When it raises an :exc:`Exception`, the connection is closed, the error is logged to the logger
-    ``gain_trio`` with its traceback and counted, and the server goes on; :exc:`trio.BrokenResourceError` and
-    :exc:`trio.TooSlowError` mean that the peer is gone or too slow, and get one line at level info.  When it is cancelled,
+    ``gain_trio`` with its traceback and counted, and the server goes on.  What is the peer's fault gets one line at level
+    info: :exc:`trio.BrokenResourceError` and :exc:`trio.TooSlowError` mean that it is gone or too slow,
+    :exc:`IncompleteMessage` and :exc:`MessageTooLong` that it hung up in the middle of a message or sent one that is too
+    long.  A group of one exception counts as that exception.  Each line names the peer.  When the handler is cancelled,
     its connection is closed like by a cancelled :meth:`Connection.aclose`: a handler that streams in pieces and must not be
     taken for finished calls :meth:`Connection.abort` when it is interrupted.
 

@@ -10,6 +10,7 @@ import trio
 
 from gain_trio._io_manager import UringStatistics
 from gain_trio._transports import Connection, Listener, shown
+from gain_trio._transports._peer import endpoint_text
 
 from ._acceptor import Acceptor
 from ._checks import check_timeout
@@ -49,7 +50,8 @@ class Server:
         """Set when :meth:`drain` was called.  It is the same as :attr:`Connection.draining` of all its connections."""
 
     def __repr__(self) -> str:
-        return f"<gain_trio.Server on {', '.join(map(str, self.addresses)) or 'what another process accepts'}>"
+        where = ", ".join(map(endpoint_text, self.addresses)) or "what another process accepts"
+        return f"<gain_trio.Server on {where}{', draining' if self.draining.is_set() else ''}>"
 
     @property
     def active_connections(self) -> int:

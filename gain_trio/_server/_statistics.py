@@ -30,9 +30,10 @@ class ServerStatistics:
     finished: int
     """Connections whose handler returned, whatever had become of the connection by then."""
     handler_errors: int
-    """Connections whose handler ended with an exception, other than the next two."""
+    """Connections whose handler ended with an exception, other than those of the next two."""
     broken: int
-    """Connections whose handler ended with a trio.BrokenResourceError: the peer was gone."""
+    """Connections whose handler ended with a trio.BrokenResourceError, IncompleteMessage or MessageTooLong: the peer was
+    gone, hung up in the middle of a message, or sent one that was too long."""
     too_slow: int
     """Connections whose handler ended with a trio.TooSlowError: a deadline had passed."""
     idle: int

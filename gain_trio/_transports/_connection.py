@@ -476,6 +476,15 @@ class Connection(MessageLoop, SocketCalls, trio.abc.HalfCloseableStream):
 
     # --- for the server ---
 
+    @abc.abstractmethod
+    def _peer_text(self) -> str | None:
+        """The other end for a person to read, escaped, also after a reset; None if it is not known any more."""
+
+    def _described(self, state: str) -> str:
+        """What :func:`repr` returns."""
+        peer = self._peer_text()
+        return f"<gain_trio.Connection {state}{f' with {peer}' if peer is not None else ''} at {id(self):#x}>"
+
     def _end_sending(self) -> None:
         """What :meth:`send_eof` does when all is flushed, without a checkpoint."""
         raise NotImplementedError("TLS cannot end one direction only")

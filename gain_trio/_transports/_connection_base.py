@@ -10,6 +10,7 @@ import abc
 import contextlib
 import math
 import socket
+import sys
 from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 
@@ -20,6 +21,7 @@ from gain_trio._io_manager._errors import broken_by
 from ._connection import Connection, checked_close_timeout, checked_idle_timeout
 from ._deadlines import Timing
 from ._patience import Patience
+from ._peer import UNNAMED, endpoint_text, peer_of, unnamed_text
 from ._proxy_protocol import ProxyHeader
 
 if TYPE_CHECKING:
@@ -217,6 +219,7 @@ class ConnectionBase(Connection):
         if self._is_closed:
             await trio.lowlevel.checkpoint()
             return True
+        self._remember_peer()
         self._refuse_calls()
         flushed = False
         try:
@@ -235,6 +238,7 @@ class ConnectionBase(Connection):
     @trio.lowlevel.enable_ki_protection
     def abort(self) -> None:
         """See :meth:`Connection.abort`."""
+        self._remember_peer()
         self._close(True)
 
     @trio.lowlevel.enable_ki_protection
@@ -248,6 +252,7 @@ class ConnectionBase(Connection):
     @trio.lowlevel.enable_ki_protection
     def _close_now(self) -> None:
         """See :meth:`Connection._close_now`."""
+        self._remember_peer()
         self._close(not self._is_closed and self.outbound_buffered > 0)
 
     # --- the socket ---
@@ -263,6 +268,28 @@ class ConnectionBase(Connection):
         """See :attr:`Connection.remote_address`."""
         header = self._proxy_header
         return self.direct_remote_address if header is None or header.source is None else header.source
+
+    def _peer_text(self) -> str | None:
+        """See :meth:`Connection._peer_text`."""
+        header = self._proxy_header
+        if header is not None and header.source is not None:
+            return endpoint_text(header.source)
+        if self._remote_address:
+            return endpoint_text(self._remote_address)
+        try:
+            with self._borrowed_socket() as sock:
+                if self._remote_address is None:
+                    self._remote_address = peer_of(sock)
+                if self._remote_address in ("", b""):
+                    return unnamed_text(sock)
+        except (trio.ClosedResourceError, OSError):
+            return None if self._remote_address is None else UNNAMED
+        return None if self._remote_address is None else endpoint_text(self._remote_address)
+
+    def _remember_peer(self) -> None:
+        """It is about to be closed because of an error, which a line of the log will be about."""
+        if self._remote_address is None and isinstance(sys.exc_info()[1], Exception):
+            self._peer_text()
 
     @property
     def proxy_header(self) -> ProxyHeader | None:

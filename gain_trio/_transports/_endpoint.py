@@ -15,6 +15,7 @@ import attrs
 import trio
 
 from ._multicast import change_membership
+from ._peer import endpoint_text
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer, Self
@@ -163,6 +164,13 @@ class DatagramEndpoint(trio.abc.AsyncResource):
     @abc.abstractmethod
     def local_address(self) -> Any:
         """This end, as from :meth:`socket.socket.getsockname`."""
+
+    def _described(self, *, closed: bool) -> str:
+        """What :func:`repr` returns."""
+        remote = self.remote_address
+        connected = "" if remote is None else f" to {endpoint_text(remote)}"
+        where = f"{'closed on' if closed else 'on'} {endpoint_text(self.local_address)}{connected}"
+        return f"<gain_trio.DatagramEndpoint {where} at {id(self):#x}>"
 
     @property
     @abc.abstractmethod

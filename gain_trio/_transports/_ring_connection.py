@@ -64,8 +64,7 @@ class RingConnection(_Stream, KernelFileSending):
         super().__init__(manager.reactor, descriptor, marks.receive_high, marks.receive_low, marks.send_high)
 
     def __repr__(self) -> str:
-        state = "closed" if self._is_closed else f"fd={self._descriptor}"
-        return f"<gain_trio.Connection {state} at {id(self):#x}>"
+        return self._described("closed" if self._is_closed else f"fd={self._descriptor}")
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """:meth:`Connection.receive` as a full checkpoint."""

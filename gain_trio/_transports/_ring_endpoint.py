@@ -51,8 +51,7 @@ class RingEndpoint(_Endpoint, DatagramEndpoint):
         sock.detach()  # from here on the descriptor is the endpoint's
 
     def __repr__(self) -> str:
-        state = "closed" if self._is_closed else str(self._local_address)
-        return f"<gain_trio.DatagramEndpoint {state} at {id(self):#x}>"
+        return self._described(closed=self._is_closed)
 
     def statistics(self) -> DatagramStatistics:
         """See :meth:`DatagramEndpoint.statistics`."""

@@ -28,6 +28,7 @@ from gain_trio._ring import Operation
 from ._connection import Marks
 from ._listener import CONNECTION_ERRNOS, Listener
 from ._passed_descriptors import admit
+from ._peer import endpoint_text
 from ._ring_connection import RingConnection
 from ._sockets import deepen_send_buffer, reset_on_close
 
@@ -71,7 +72,8 @@ class RingListener(Listener):
         self.local_address: Any = sock.getsockname()
 
     def __repr__(self) -> str:
-        return f"<gain_trio.Listener {'closed' if self._closed else self.local_address} at {id(self):#x}>"
+        state = "closed on" if self._closed else "on"
+        return f"<gain_trio.Listener {state} {endpoint_text(self.local_address)} at {id(self):#x}>"
 
     def fileno(self) -> int:
         """See :meth:`Listener.fileno`."""

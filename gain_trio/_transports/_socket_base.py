@@ -150,8 +150,7 @@ class SocketBase(KernelFileSending):
         self.context = None
 
     def __repr__(self) -> str:
-        state = "closed" if self._is_closed else f"fd={self._descriptor}"
-        return f"<gain_trio.Connection {state} at {id(self):#x}>"
+        return self._described("closed" if self._is_closed else f"fd={self._descriptor}")
 
     def _refuse(self, verb: str) -> NoReturn:
         """A call that cannot even begin."""

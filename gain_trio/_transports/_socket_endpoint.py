@@ -168,8 +168,7 @@ class SocketEndpoint(DatagramEndpoint):
                 self._token.run_sync_soon(inbox.close)  # this may be any thread
 
     def __repr__(self) -> str:
-        state = "closed" if self._inbox.closed else str(self._local_address)
-        return f"<gain_trio.DatagramEndpoint {state} at {id(self):#x}>"
+        return self._described(closed=self._inbox.closed)
 
     # --- datagrams ---
 

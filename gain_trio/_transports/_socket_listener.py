@@ -19,6 +19,7 @@ import trio
 from ._connection import Connection, Marks
 from ._listener import CONNECTION_ERRNOS, Listener
 from ._passed_descriptors import admit, close_unused, keeper, receives_descriptors
+from ._peer import endpoint_text
 from ._socket_connection import SocketConnection
 from ._sockets import deepen_send_buffer, reset_on_close
 from ._unix import close_listening
@@ -64,7 +65,8 @@ class SocketListener(Listener):
         self.local_address: Any = sock.getsockname()
 
     def __repr__(self) -> str:
-        return f"<gain_trio.Listener {'closed' if self._closed else self.local_address} at {id(self):#x}>"
+        state = "closed on" if self._closed else "on"
+        return f"<gain_trio.Listener {state} {endpoint_text(self.local_address)} at {id(self):#x}>"
 
     def fileno(self) -> int:
         """See :meth:`Listener.fileno`."""

@@ -48,8 +48,11 @@ class TlsConnection(TlsEvents):
         self._transfer: trio.CancelScope | None = None
 
     def __repr__(self) -> str:
-        state = "closed" if self._is_closed else f"{self.tls_version()} fd={self.fileno()}"
-        return f"<gain_trio.Connection {state} at {id(self):#x}>"
+        return self._described("closed" if self._is_closed else f"{self.tls_version()} fd={self.fileno()}")
+
+    def _peer_text(self) -> str | None:
+        """See :meth:`Connection._peer_text`."""
+        return self._below._peer_text()
 
     # --- idleness: that of the connection below ---
 

@@ -26,7 +26,7 @@ import trio
 
 from gain_trio._faces._idleness import sleep_until_idle
 from gain_trio._server._consumer import AttendingHandler
-from gain_trio._server._consumer import _is_only as is_only
+from gain_trio._server._failures import is_cancellation, only_one_of
 from gain_trio._transports import Connection, Marks, shown
 from gain_trio._transports._connection import END, STALLED, WRITTEN
 from gain_trio._transports._messages import FIRST_SECONDS
@@ -122,7 +122,7 @@ class StreamDriver(AttendingHandler):
             conn._write_handed()  # which is unsent, too
             self._remember_addresses(conn)
             reason = _reason(error, connection)
-            if is_only(trio.Cancelled, error):
+            if is_cancellation(error):
                 cancelled = True
                 await self._tell_what_was_written(conn, connection)
             raise
@@ -315,9 +315,10 @@ class StreamDriver(AttendingHandler):
 
 def _reason(error: BaseException, connection: Connection) -> BaseException | None:
     """What ``on_close`` gets."""
-    if is_only(trio.Cancelled, error):
+    if is_cancellation(error):
         unsent = connection.outbound_buffered
         return ConnectionAbortedError(f"the server was stopped with {unsent} bytes unsent") if unsent else None
+    error = only_one_of(error)
     if isinstance(error, trio.BrokenResourceError) and isinstance(error.__cause__, OSError):
         return error.__cause__
     return error

@@ -31,8 +31,10 @@ from gain_trio._server import (
     serve_datagrams,
 )
 from gain_trio._server._checks import check_timeout
+from gain_trio._server._failures import only_one_of
 from gain_trio._server._processes._placement import take_process_priority
 from gain_trio._transports import Marks, shown
+from gain_trio._transports._peer import endpoint_text
 
 from ._activity import SHUTDOWN_SECONDS
 from ._config import HIGH_PRIORITY, Config, logging_as, merged, ring_options, serve_options
@@ -114,7 +116,9 @@ class EventServer:
         self._server: Server | DatagramServer | None = None
 
     def __repr__(self) -> str:
-        return f"<gain_trio.EventServer of {type(self._handler).__qualname__}, {self._state.value}>"
+        where = ", ".join(map(endpoint_text, self.addresses))
+        on = f" on {where}" if where else ""
+        return f"<gain_trio.EventServer of {type(self._handler).__qualname__}{on}, {self._state.value}>"
 
     # --- what it is ---
 
@@ -379,14 +383,6 @@ async def _serve_until_drained(
     """Serve, and when that has ended by itself, end what else is in the scope: an ``on_start`` that waits."""
     await serve(address, task_status=task_status)
     scope.cancel()
-
-
-def only_one_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The exception in a group that has one, or else the group."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
 
 
 async def serve_events(

@@ -33,6 +33,7 @@ import trio
 from gain_trio._transports import Connection, Marks
 from gain_trio._transports._connection import checked_deadline
 from gain_trio._transports._deadlines import DeadlineKeeper, Entry, current_keeper
+from gain_trio._transports._peer import endpoint_text
 from gain_trio._transports._queues import NOTHING, Inbound, joined, whole_of
 
 from ._config import WritePolicy
@@ -110,7 +111,9 @@ class StreamConn(Conn):
         self._watch: tuple[DeadlineKeeper, Entry] | None = None  # of the write deadline
 
     def __repr__(self) -> str:
-        return f"<gain_trio.Conn {'closed' if self._is_closed else f'fd={self.fd}'} at {id(self):#x}>"
+        peer = endpoint_text(self._remote) if self._remote else self._connection._peer_text()
+        state = "closed" if self._is_closed else f"fd={self.fd}"
+        return f"<gain_trio.Conn {state}{f' with {peer}' if peer is not None else ''} at {id(self):#x}>"
 
     # --- what has arrived ---
 

@@ -32,6 +32,7 @@ from gain_trio._server._consumer import Handler
 from gain_trio._server._listening import serve_listeners
 from gain_trio._transports import Marks, shown
 from gain_trio._transports._implementation import implementation
+from gain_trio._transports._peer import UNKNOWN, endpoint_text, peer_of
 from gain_trio._transports._sockets import reset_on_close
 
 from . import _hand_off
@@ -240,7 +241,11 @@ class Worker:
             sock.setblocking(False)
             connection = self._make.connection(sock, self._marks)
         except OSError as error:  # the ring's table of connections is full
-            logger.error("a connection is reset, because this process has no room for it: %s", shown(error))
+            peer = peer_of(sock)
+            peer = UNKNOWN if peer is None else endpoint_text(peer)
+            logger.error(
+                "the connection from %s is reset: this process has no room for it: %s", shown(peer), shown(error)
+            )
             with sock:
                 reset_on_close(sock)
             self._lost[number] += 1
