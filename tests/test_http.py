@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.certificates import client_context, server_context
 from support.http_answers import GET, answers, statuses
-from support.pairs import PATIENCE, open_pair, receive_all
+from support.pairs import PATIENCE, open_pair, receive_all, until
 
 import gain_trio
 from gain_trio import Connection
 from gain_trio._faces import _http
-from gain_trio._faces._http import Plaintext, http
+from gain_trio._faces._http import IDLE_TIMEOUT, Plaintext, http
 from gain_trio._faces._http_requests import MAX_BODY, MAX_HEAD, Exchange, Phase
 
 NOW = 1_700_000_000.0
@@ -247,6 +247,42 @@ REFUSED = {
     "no length": (400, POST + b"Content-Length:\r\n\r\n"),
     "a length of many digits": (400, POST + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n"),
     "too long a body": (413, POST + b"Content-Length: %d\r\nExpect: 100-continue\r\n\r\n" % (MAX_BODY + 1)),
+    "three empty lines": (400, b"\r\n\r\n\r\n" + GET),
+    "many empty lines": (400, b"\r\n" * 1000),
+    "an empty coding before": (400, POST + b"Transfer-Encoding: ,chunked\r\n\r\n"),
+    "an empty coding behind": (400, POST + b"Transfer-Encoding: chunked,\r\n\r\n"),
+    "an empty coding in between": (400, POST + b"Transfer-Encoding: chunked, ,chunked\r\n\r\n"),
+    "an empty coding in a field of its own": (400, POST + b"Transfer-Encoding:\r\nTransfer-Encoding: chunked\r\n\r\n"),
+    "no coding": (400, POST + b"Transfer-Encoding: \t\r\n\r\n"),
+    "a coding with a parameter": (501, POST + b"Transfer-Encoding: chunked;q=1\r\n\r\n"),
+    "a coding in quotes": (501, POST + b'Transfer-Encoding: "chunked"\r\n\r\n'),
+    "a coding with a control character": (400, POST + b"Transfer-Encoding: \x0bchunked\r\n\r\n"),
+    "a coding behind a non-breaking space": (501, POST + b"Transfer-Encoding: \xa0chunked\r\n\r\n"),
+    "another coding": (501, POST + b"Transfer-Encoding: xchunked\r\n\r\n"),
+    "identity": (501, POST + b"Transfer-Encoding: identity\r\n\r\n"),
+    "an empty expectation": (400, POST + b"Content-Length: 5\r\nExpect: ,100-continue\r\n\r\n"),
+    "a length and an empty one": (400, POST + b"Content-Length: 5\r\nContent-Length:\r\n\r\n"),
+    "a length in hexadecimal": (400, POST + b"Content-Length: 0x5\r\n\r\n"),
+    "a length with an underscore": (400, POST + b"Content-Length: 1_0\r\n\r\n"),
+    "a length with a comma": (400, POST + b"Content-Length: 5,\r\n\r\n"),
+    "a folded length": (400, POST + b"Content-Length:\r\n 5\r\n\r\n"),
+    "a length with a NUL": (400, POST + b"Content-Length: 5\0\r\n\r\n"),
+    "a length, and chunks in another case": (400, POST + b"content-length: 5\r\nTRANSFER-ENCODING: chunked\r\n\r\n"),
+    "a coding whose name has a space behind": (400, POST + b"Transfer-Encoding : chunked\r\n\r\n"),
+    "a coding in a folded field": (400, POST + b"X: y\r\n Transfer-Encoding: chunked\r\n\r\n"),
+    "a line with a space before the fields": (400, b"GET / HTTP/1.1\r\n Host: here\r\n\r\n"),
+    "two spaces in the request line": (400, b"GET  / HTTP/1.1\r\nHost: here\r\n\r\n"),
+    "a tab in the request line": (400, b"GET\t/ HTTP/1.1\r\nHost: here\r\n\r\n"),
+    "a space after the version": (400, b"GET / HTTP/1.1 \r\nHost: here\r\n\r\n"),
+    "white space before a chunk size": (400, CHUNKED + b" 5\r\nhello\r\n"),
+    "a signed chunk size": (400, CHUNKED + b"+5\r\nhello\r\n"),
+    "a chunk size with an underscore": (400, CHUNKED + b"0_5\r\nhello\r\n"),
+    "a bare LF after a chunk size": (400, CHUNKED + b"5\nhello\r\n0\r\n\r\n"),
+    "a bare CR after a chunk size": (400, CHUNKED + b"5\rXhello\r\n0\r\n\r\n"),
+    "a bare LF in an extension": (400, CHUNKED + b"5;x\nhello\r\n0\r\n\r\n"),
+    "a bare LF after a chunk": (400, CHUNKED + b"5\r\nhello\n0\r\n\r\n"),
+    "a bare LF after the last chunk": (400, CHUNKED + b"0\r\nX: y\n\r\n"),
+    "a trailer with a space before its colon": (400, CHUNKED + b"0\r\nX : y\r\n\r\n"),
     "gzip": (501, POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n"),
     "chunked twice": (501, POST + b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n"),
     "no chunk size": (400, CHUNKED + b"\r\n"),
@@ -294,8 +330,14 @@ def test_what_is_sent_within_the_limits_is_taken() -> None:
     assert statuses(talk.feed(CHUNKED + b"%x\r\n" % MAX_BODY + bytes(MAX_BODY) + b"\r\n0\r\n\r\n")) == [405]
 
 
-def test_empty_lines_before_a_request_are_ignored() -> None:
-    assert exchange().feed(b"\r\n\r\n" + GET + b"\r\n" + GET) == OK + OK
+def test_two_empty_lines_before_a_request_are_ignored() -> None:
+    assert exchange().feed(b"\r\n\r\n" + GET + b"\r\n\r\n" + GET + b"\r\n") == OK + OK
+    talk = exchange()
+    for line in (b"\r", b"\n\r\n", GET, b"\r\n", b"\r\n"):
+        talk.feed(line)
+    assert talk.phase is Phase.IDLE
+    assert statuses(talk.feed(b"\r\n")) == [400]
+    assert talk.phase is Phase.OVER
 
 
 # --- pieces ---
@@ -468,6 +510,38 @@ async def test_a_request_in_time_sets_the_clock_back(autojump_clock: trio.testin
         await client.send_eof()
         assert statuses(await receive_all(client)) == [200, 200]
         await client.aclose()
+
+
+@pytest.mark.parametrize("sent", [b"", GET, b"\r\n", POST + b"Content-Length: 5\r\n\r\nhello"])
+async def test_a_silent_client_is_let_go(autojump_clock: trio.testing.MockClock, sent: bytes) -> None:
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(lambda **status: gain_trio.serve(http, "tcp://127.0.0.1:0", **status))
+        host, port = server.addresses[0]
+        async with await gain_trio.connect(f"tcp://{host}:{port}") as client:
+            await client.send(sent)
+            start = trio.current_time()
+            while True:
+                try:
+                    if not await client.receive():
+                        break
+                except trio.BrokenResourceError:
+                    break
+            assert IDLE_TIMEOUT - 1 <= trio.current_time() - start <= IDLE_TIMEOUT + 2
+        await until(lambda: server.statistics().idle == 1)
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_servers_own_idle_timeout_comes_first(autojump_clock: trio.testing.MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(
+            lambda **status: gain_trio.serve(http, "tcp://127.0.0.1:0", idle_timeout=300, **status)
+        )
+        host, port = server.addresses[0]
+        async with await gain_trio.connect(f"tcp://{host}:{port}") as client:
+            await trio.sleep(200)
+            await client.send(GET)
+            assert statuses(await client.receive()) == [200]
+        nursery.cancel_scope.cancel()
 
 
 async def test_over_tls() -> None:

@@ -22,6 +22,8 @@ from ._http_requests import Exchange, Phase, Site
 
 CHUNK = 65536
 """The most bytes to look at in one step: some thousand requests, a few milliseconds."""
+IDLE_TIMEOUT = 60.0
+"""Seconds that a client may say nothing, if the server has no ``idle_timeout`` of its own."""
 REQUEST_TIMEOUT = 30.0
 """Seconds that a request may take from its first byte to its last."""
 ANSWER_TIMEOUT = 30.0
@@ -124,6 +126,9 @@ async def http(connection: Connection) -> None:
     """
     if await _converse(connection, Exchange(SITE)):
         await _linger(connection)
+
+
+http.default_idle_timeout = IDLE_TIMEOUT  # type: ignore[attr-defined]  # see serve_listeners()
 
 
 async def _converse(connection: Connection, exchange: Exchange) -> bool:

@@ -5,8 +5,9 @@ It reads requests as RFC 9112 has them and leaves what they mean to a :class:`Si
 
 *Strict where two readers could disagree.*  A proxy in front that sees other boundaries between requests than this
 server does is how requests are smuggled.  So a bare LF, white space before a colon, a folded field, Content-Length
-beside Transfer-Encoding, several lengths, and Transfer-Encoding in HTTP/1.0 are refused with 400 and the connection is
-closed, though some of them could be understood.
+beside Transfer-Encoding, several lengths, Transfer-Encoding in HTTP/1.0, an empty member in a list of codings, and
+more than two empty lines before a request are refused with 400 and the connection is closed, though some of them could be
+understood.
 
 *One regular expression reads a head.*  It says where the head ends, that it is well-formed, and takes it apart, in
 about a microsecond.  No two of its neighbouring parts can match the same byte, so it fails in linear time, too.  A head
@@ -43,6 +44,9 @@ MAX_KNOWN = 1024
 """Bytes of fields that are remembered, see below."""
 MAX_METHOD = 32
 """Bytes of a method's name; the longest one registered has 17."""
+
+MAX_EMPTY_LINES = 2
+"""Empty lines before a request (RFC 9112, 2.2, has at least one ignored)."""
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 _HEAD = re.compile(
@@ -102,6 +106,7 @@ class Exchange:
 
     __slots__ = (
         "_connection",
+        "_empty_lines",
         "_expects",
         "_known_fields",
         "_left",
@@ -123,6 +128,7 @@ class Exchange:
         self._rest = bytearray()  # what has arrived of a head or of a line that is not whole
         self._read: Callable[[bytes, int, list[bytes]], int] = self._read_head
         self._known_fields: bytes | None = None
+        self._empty_lines = 0  # before the request that is to come
         # Of the request whose body is being skipped:
         self._method = self._target = self._connection = b""
         self._expects = False
@@ -203,6 +209,7 @@ class Exchange:
         if match is None:
             return self._read_odd_head(data, position)
         end = match.end()
+        self._empty_lines = 0
         if end - position > MAX_HEAD:
             raise _too_long(data, position)
         method, target, minor, fields = match.groups()
@@ -225,6 +232,11 @@ class Exchange:
     def _read_odd_head(self, data: bytes, position: int) -> int:
         """A head that is not whole or not right, or an empty line before it, which is allowed (RFC 9112, 2.2)."""
         if data.startswith(b"\r\n", position):
+            self._empty_lines += 1
+            if self._empty_lines > MAX_EMPTY_LINES:
+                raise Refused(
+                    HTTPStatus.BAD_REQUEST, f"before a request there are at most {MAX_EMPTY_LINES} empty lines"
+                )
             return position + 2
         end = data.find(b"\r\n\r\n", position)
         if end < 0:
@@ -268,7 +280,7 @@ class Exchange:
         if codings is not None:
             if is_1_0 or lengths is not None:
                 raise Refused(HTTPStatus.BAD_REQUEST, "Transfer-Encoding in HTTP/1.0, or beside Content-Length")
-            if _tokens(codings) != [b"chunked"]:
+            if _members(codings) != [b"chunked"]:
                 raise Refused(HTTPStatus.NOT_IMPLEMENTED, "the only transfer coding here is chunked")
             self._total = 0
             self._read = self._read_chunk_size
@@ -281,7 +293,7 @@ class Exchange:
             if self._left:
                 self._read = self._skip_body
         if expected is not None and not is_1_0:  # RFC 9110, 10.1.1: in HTTP/1.0 it means nothing
-            if _tokens(expected) != [b"100-continue"]:
+            if _members(expected) != [b"100-continue"]:
                 raise Refused(HTTPStatus.EXPECTATION_FAILED, "the only expectation met here is 100-continue")
             self._expects = True
 
@@ -368,6 +380,14 @@ def _tokens(values: Iterable[bytes]) -> list[bytes]:
     none.
     """
     return [token for value in values for token in map(_trimmed, value.split(b",")) if token]
+
+
+def _members(values: Iterable[bytes]) -> list[bytes]:
+    """The same of a list that another reader must not understand otherwise: an empty member is refused."""
+    members = [member for value in values for member in map(_trimmed, value.split(b","))]
+    if not all(members):
+        raise Refused(HTTPStatus.BAD_REQUEST, "a list of codings or expectations has an empty member")
+    return members
 
 
 def _trimmed(part: bytes) -> bytes:

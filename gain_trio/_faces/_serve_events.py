@@ -7,9 +7,10 @@ import functools
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from ._event_handlers import BUILT_IN_EVENTS
+from ._event_handlers import BUILT_IN_EVENTS, HttpEvents
 from ._events import EventHandler, serve_events
 from ._handlers import find_datagram_handler, find_object
+from ._http import IDLE_TIMEOUT
 from ._network import is_of_datagrams
 
 
@@ -39,6 +40,8 @@ def starter(
         return None
     if len(addresses) > 1:
         raise ValueError("a server of callbacks has one address: start another gain-trio for the others")
+    if isinstance(event_handler, HttpEvents):
+        more.setdefault("idle_timeout", IDLE_TIMEOUT)
     return functools.partial(
         serve_events,
         event_handler,

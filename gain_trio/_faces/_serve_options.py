@@ -116,7 +116,10 @@ def _add_limits(group: argparse._ArgumentGroup) -> None:
         "--backlog", type=int, metavar="N", help="connections that may wait to be accepted (all the system allows)"
     )
     group.add_argument(
-        "--idle-timeout", type=float, metavar="S", help="seconds without a byte that end a connection (none do)"
+        "--idle-timeout",
+        type=float,
+        metavar="S",
+        help="seconds without a byte that end a connection (of http 60, otherwise none do)",
     )
     group.add_argument(
         "--close-timeout",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import socket
 import ssl
 from collections.abc import Sequence
@@ -56,10 +57,13 @@ async def serve_listeners(
         by_group = [make_listeners(make, group, marks, exact=places is not None) for group in groups]
         listeners = [listener for group in by_group for listener in group]
         stack.callback(close_all, listeners)
+        idle_timeout = config.idle_timeout
+        if idle_timeout == math.inf:  # then a handler of this package's own may have a limit
+            idle_timeout = getattr(handler, "default_idle_timeout", math.inf)
         terms = Terms(
             handler,
             strict=config.strict,
-            idle_timeout=config.idle_timeout,
+            idle_timeout=idle_timeout,
             close_timeout=config.close_timeout,
             prepare=prepare,
             places=places,
