@@ -15,8 +15,12 @@ import gain_trio
 
 
 async def echo(data: bytes, address: Any, endpoint: gain_trio.DatagramEndpoint) -> None:
-    """Send a datagram back to where it came from."""
-    await endpoint.send(data, address)
+    """Send a datagram back to where it came from.
+
+    Not to the port of a service, this one's own included: with a forged source two of them would answer each other for ever.
+    """
+    if address[1] >= 1024 and address[1] != endpoint.local_address[1]:
+        await endpoint.send(data, address)
 
 
 async def main(address: str) -> None:

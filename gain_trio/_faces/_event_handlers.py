@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from typing import final
 
+from ._echoing import may_echo
 from ._events import Conn, EventHandler
+from ._events._datagrams import DatagramConn
 from ._http import SITE
 from ._http_requests import Exchange, Phase
 
 
 @final
 class EchoEvents(EventHandler):
-    """Send back what comes."""
+    """Send back what comes; over UDP if :func:`may_echo` allows it."""
 
     def on_read(self, conn: Conn, n: int) -> None:
         """See :meth:`EventHandler.on_read`."""
-        conn.write(conn.next(n))
+        data = conn.next(n)
+        if not isinstance(conn, DatagramConn) or may_echo(conn.remote_addr, conn.local_addr):
+            conn.write(data)
 
 
 @final

@@ -11,6 +11,7 @@ from gain_trio._server._consumer import Handler
 from gain_trio._server._datagrams import DatagramHandler
 from gain_trio._transports import Connection, DatagramEndpoint
 
+from ._echoing import may_echo
 from ._http import http
 
 
@@ -21,8 +22,9 @@ async def echo(connection: Connection) -> None:
 
 
 async def echo_datagram(data: bytes, address: Any, endpoint: DatagramEndpoint) -> None:
-    """Send a datagram back to where it came from."""
-    await endpoint.send(data, address)
+    """Send a datagram back to where it came from, unless :func:`may_echo` says no."""
+    if may_echo(address, endpoint.local_address):
+        await endpoint.send(data, address)
 
 
 BUILT_IN: dict[str, Handler] = {"echo": echo, "http": http}
