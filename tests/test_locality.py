@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -382,7 +383,7 @@ def test_a_dry_run_prints_and_writes_nothing(tree: Tree) -> None:
 
 def in_tree(tree: Tree, script: str) -> None:
     """Run what was printed, on the tree's files."""
-    text = script.replace("> /", f"> {tree.root}/")
+    text = re.sub("> ('?)/", rf"> \1{tree.root}/", script)
     subprocess.run(["sh", "-e", "-c", text], timeout=TIMEOUT, check=True)
 
 
@@ -412,6 +413,31 @@ def test_the_undo_file_is_the_way_back(tree: Tree, tmp_path: Path) -> None:
     assert "there is a file already" in err
     undo.unlink()
     assert tree.contents() == before
+
+
+@pytest.mark.parametrize("name", ["e;id>x", "$(id>x)", "`id>x`", "a'b", 'a"b', "a&id>x", "e\x1b[0m", "\u00e9", "~"])
+def test_an_interface_of_any_name_is_quoted(tree: Tree, tmp_path: Path, name: str) -> None:
+    tree.interface(name, 4, [f"{name}-{number}" for number in range(4)])
+    before = tree.contents()
+    undo = tmp_path / "undo.sh"
+    status, out, err = command(tree, name, "--undo-file", undo)
+    assert (status, err) == (0, "")
+    script = undo.read_text()
+    undo.unlink()
+    after = tree.contents()
+    assert after != before
+    in_tree(tree, script)
+    assert tree.contents() == before, "the way back, and nothing else: no file was made"
+    in_tree(tree, out)
+    assert tree.contents() == after, "what is printed does the same"
+
+
+def test_a_program_of_any_name_is_no_matter(tree: Tree) -> None:
+    """Every user chooses the names of his own (prctl(2), PR_SET_NAME)."""
+    path = tree.root / "proc/7/comm"
+    path.parent.mkdir()
+    path.write_bytes(b"\xff\x1b[0m\n")
+    assert command(four_queues(tree), "eth0", "--dry-run")[0] == 0
 
 
 def test_a_second_time_there_is_nothing_to_do(tree: Tree, tmp_path: Path) -> None:

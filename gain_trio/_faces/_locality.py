@@ -29,6 +29,7 @@ import errno
 import itertools
 import os
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -272,13 +273,13 @@ def _xps(queue: Path, number: int, count: int, cpus: Sequence[int], root: Path) 
 def _runs(root: Path, program: str) -> bool:
     for name in (root / "proc").glob("[0-9]*/comm"):
         with contextlib.suppress(OSError):  # it has ended meanwhile
-            if name.read_text().strip() == program:
+            if _read(name) == program:
                 return True
     return False
 
 
 def _read(path: Path) -> str:
-    return path.read_text(encoding="ascii").strip()
+    return path.read_text(encoding="utf-8", errors="surrogateescape").strip()
 
 
 def _inside(path: Path, root: Path) -> str:
@@ -345,5 +346,5 @@ def _write(root: Path, path: str, text: str) -> None:
 
 
 def command(change: Change, *, undo: bool = False) -> str:
-    """The same as a line for a shell."""
-    return f"echo {change.old if undo else change.new} > {change.path}"
+    """The same as a line for a shell.  The name of an interface may have any characters but white space, ``/`` and ``:``."""
+    return f"echo {shlex.quote(change.old if undo else change.new)} > {shlex.quote(change.path)}"

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from gain_trio._transports import shown
+
 from ._locality import Change, LocalityError, Plan, apply, command, list_text, parse_cpus, plan
 from ._parsing import Subparsers, fail, show
 
@@ -52,7 +54,7 @@ def execute(options: argparse.Namespace) -> int:
             return 0
         kept = _apply(what, options.undo_file, root)
         made = [change for change in what.changes if change not in kept]
-        left = [f"# left alone, the kernel manages it: {change.path}, {change.about}" for change in kept]
+        left = [f"# left alone, the kernel manages it: {shown(change.path)}, {shown(change.about)}" for change in kept]
         show(_text([*_heading(what), *_script(made), *left, *_way_back(made)]))
     except LocalityError as error:
         return fail(str(error))
@@ -81,13 +83,13 @@ def _text(lines: Iterable[str]) -> str:
 
 
 def _heading(what: Plan) -> Iterator[str]:
-    yield f"# {what.interface}: a queue a CPU, of CPUs {list_text(what.cpus)}"
+    yield f"# {shown(what.interface)}: a queue a CPU, of CPUs {list_text(what.cpus)}"
     for note in what.notes:
-        yield f"# {note}"
+        yield f"# {shown(note, len(note))}"
 
 
 def _script(changes: Iterable[Change]) -> Iterator[str]:
-    yield from [f"{command(change)}  # {change.about}" for change in changes] or ["# it is so already"]
+    yield from [f"{command(change)}  # {shown(change.about)}" for change in changes] or ["# it is so already"]
 
 
 def _way_back(changes: Iterable[Change]) -> Iterator[str]:
@@ -99,7 +101,7 @@ def _way_back(changes: Iterable[Change]) -> Iterator[str]:
 
 def _write_undo_file(path: Path, what: Plan) -> None:
     """Before anything is changed.  One that exists is of an earlier time, and so nearer to how it was."""
-    with path.open("x", encoding="ascii") as file:
+    with path.open("x", encoding="utf-8", errors="surrogateescape") as file:
         file.write("#!/bin/sh\n" + _text(command(change, undo=True) for change in what.changes))
         file.flush()
     path.chmod(0o755)

@@ -17,13 +17,16 @@ else:
 def show(text: str) -> None:
     """Write to standard output.  A reader that goes before the end, as ``head`` does, has read enough.
 
+    Characters that its encoding has not are written as escapes.
+
     Raises:
       OSError: it cannot be written; ``filename`` is "standard output".
     """
     if sys.stdout is None:  # it was closed when Python started
         raise _unwritable(errno.EBADF)
+    encoding = sys.stdout.encoding or "utf-8"
     try:
-        sys.stdout.write(text)
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
         sys.stdout.flush()
     except OSError as error:
         nowhere = os.open(os.devnull, os.O_WRONLY)
