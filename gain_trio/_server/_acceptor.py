@@ -14,9 +14,12 @@ from gain_trio._transports._listener import RESOURCE_ERRNOS
 
 from ._dispatcher import Dispatcher
 from ._limits import Places
+from ._seldom import seldom, since_last
 
 RESOURCE_PAUSE = 0.1
-"""Seconds without accepting when the process or the machine is out of descriptors or memory: Trio's policy."""
+"""Seconds without accepting when the process or the machine is out of descriptors or memory: Trio's policy.
+
+The log has a line when it begins, and one a minute."""
 
 logger = logging.getLogger("gain_trio")
 
@@ -93,13 +96,16 @@ class Acceptor:
             self.is_over = True
             self._ended()
         elif isinstance(error, OSError) and error.errno in RESOURCE_ERRNOS:
-            logger.error(
-                "cannot accept connections on %s: %s (%s); trying again in %s seconds",
-                shown(self._listener.local_address),
-                shown(errno.errorcode[error.errno]),
-                error.strerror,
-                RESOURCE_PAUSE,
-            )
+            count = seldom("accept").count()
+            if count is not None:
+                logger.error(
+                    "cannot accept connections on %s: %s (%s); trying again in %s seconds%s",
+                    shown(self._listener.local_address),
+                    shown(errno.errorcode[error.errno]),
+                    error.strerror,
+                    RESOURCE_PAUSE,
+                    shown(since_last(count)),
+                )
             await trio.sleep(RESOURCE_PAUSE)
         else:
             raise error from None

@@ -18,6 +18,7 @@ from gain_trio._server._acceptor import RESOURCE_PAUSE, Acceptor
 from gain_trio._server._balancer import RoundRobin, balancer_of
 from gain_trio._server._config import ServerConfig
 from gain_trio._server._dispatcher import Dispatcher
+from gain_trio._server._seldom import seldom, since_last
 from gain_trio._server._statistics import ServerStatistics
 from gain_trio._transports import shown
 
@@ -146,12 +147,15 @@ class Pool:
             try:
                 copies = copies_of(sockets)
             except OSError as error:  # for want of descriptors: what waits in the backlog waits some more
-                logger.error(
-                    "cannot accept for worker process %d, which is gone: %s; trying again in %s seconds",
-                    slot.index,
-                    error.strerror,
-                    RESOURCE_PAUSE,
-                )
+                count = seldom(f"stand in for {slot.index}").count()
+                if count is not None:
+                    logger.error(
+                        "cannot accept for worker process %d, which is gone: %s; trying again in %s seconds%s",
+                        slot.index,
+                        error.strerror,
+                        RESOURCE_PAUSE,
+                        shown(since_last(count)),
+                    )
                 await trio.sleep(RESOURCE_PAUSE)
                 continue
             acceptors: list[Acceptor] = []

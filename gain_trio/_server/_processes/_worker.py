@@ -30,6 +30,7 @@ from gain_trio._io_manager import backend_info, run
 from gain_trio._server._config import ServerConfig
 from gain_trio._server._consumer import Handler
 from gain_trio._server._listening import serve_listeners
+from gain_trio._server._seldom import seldom, since_last
 from gain_trio._transports import Marks, shown
 from gain_trio._transports._implementation import implementation
 from gain_trio._transports._peer import UNKNOWN, endpoint_text, peer_of
@@ -211,11 +212,15 @@ class Worker:
             await trio.lowlevel.wait_readable(self._sockets.hand_off)
             if not await self._take_all():
                 # The server keeps the others, and sends them once more; connections wait there as they wait in the backlog.
-                logger.error(
-                    "worker process %d cannot take connections: it has too many open files; trying again in %s seconds",
-                    os.getpid(),
-                    _hand_off.PAUSE,
-                )
+                count = seldom("take").count()
+                if count is not None:
+                    logger.error(
+                        "worker process %d cannot take connections: it has too many open files; trying again in %s seconds"
+                        "%s",
+                        os.getpid(),
+                        _hand_off.PAUSE,
+                        shown(since_last(count)),
+                    )
                 await trio.sleep(_hand_off.PAUSE)
 
     async def _take_all(self) -> bool:
@@ -241,11 +246,15 @@ class Worker:
             sock.setblocking(False)
             connection = self._make.connection(sock, self._marks)
         except OSError as error:  # the ring's table of connections is full
-            peer = peer_of(sock)
-            peer = UNKNOWN if peer is None else endpoint_text(peer)
-            logger.error(
-                "the connection from %s is reset: this process has no room for it: %s", shown(peer), shown(error)
-            )
+            count = seldom("begin").count()
+            if count is not None:
+                peer = peer_of(sock)
+                logger.error(
+                    "the connection from %s is reset: this process has no room for it: %s%s",
+                    shown(UNKNOWN if peer is None else endpoint_text(peer)),
+                    shown(error),
+                    shown(since_last(count)),
+                )
             with sock:
                 reset_on_close(sock)
             self._lost[number] += 1
