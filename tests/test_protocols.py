@@ -172,6 +172,18 @@ class Buffered(asyncio.BufferedProtocol):
         self.recorder.connection_lost(exc)
 
 
+class ClosesWhenPaused(Recorder):
+    """Writing is resumed all the same: others may wait for that."""
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self.transport.write(bytes(8 << 20))
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.transport.close()
+
+
 class Limits(Recorder):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -267,6 +279,7 @@ SCENARIOS: dict[str, tuple[Callable[[], Recorder | Buffered], Callable[[socket.s
     "paused in between": (PausesInBetween, lambda client: client.sendall(b"hello") or end(client)),
     "another protocol": (Switches, switch),
     "buffered": (Buffered, functools.partial(greet, then=end)),
+    "closed when paused": (ClosesWhenPaused, lambda client: client.sendall(b"hello") or read_all(client)),
     "limits": (Limits, read_all),
     "questions": (Asks, read_all),
     "nonsense": (WritesNonsense, read_all),
@@ -702,7 +715,7 @@ async def test_closing_sends_what_was_written_first() -> None:
         assert len(await receive_all(run.client)) == 24 << 20
         await run.ended.wait()
         assert run.error is None
-    assert protocol.names == ["made", "pause", "lost"]
+    assert protocol.names == ["made", "pause", "resume", "lost"]
     assert protocol.calls[-1] == ("lost", None)
 
 

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
+import trio
+
+from gain_trio._server._consumer import AttendingHandler
 from gain_trio._transports import Connection
+
+from ._ending import watch
 
 if TYPE_CHECKING:
     import asyncio
+
+    from ._transport import ProtocolTransport
 
 DEFAULT_WRITE_LIMIT = 16 * 1024 * 1024
 
 
 @final
-class ProtocolHandler:
+class ProtocolHandler(AttendingHandler):
     """A handler for :func:`serve` that runs an :class:`asyncio.Protocol`, or an :class:`asyncio.BufferedProtocol`.
 
     ``serve(ProtocolHandler(MyProtocol), address)`` does what ``loop.create_server(MyProtocol, ...)`` does in asyncio:
@@ -23,6 +30,13 @@ class ProtocolHandler:
     are called in the order, and with the meaning, that asyncio documents.  The protocol need not inherit from asyncio's
     classes.  ``connection_lost`` is called once for every ``connection_made``, also when the server is cancelled (with
     None: it was closed by this side).
+
+    When the server drains (:meth:`Server.drain`, SIGTERM) idle connections are closed, as by ``transport.close()``, and busy
+    ones when they become idle.  A connection is busy while something is unsent or undelivered, while nothing was written
+    since the last bytes were delivered, until no byte has come or gone for a quarter of a second, and in the first second
+    if its peer has sent nothing yet.  A protocol that knows better has a method ``server_draining()``, which is called
+    once, when the server begins to drain.  If it returns true the protocol closes its transport itself, when it is done;
+    ``graceful_timeout`` bounds that, too.
 
     There is no event loop: ``asyncio.get_running_loop()`` raises :exc:`RuntimeError` as anywhere in Trio, and with it
     whatever needs one (tasks, futures, ``call_later``, streams).
@@ -64,8 +78,26 @@ class ProtocolHandler:
         # What the server's log calls it.
         self.__qualname__ = f"ProtocolHandler({getattr(factory, '__qualname__', None) or repr(factory)})"
 
+        self._attended: set[trio.Event] = set()
+        self._running: set[ProtocolTransport] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For worker processes: what is running here is not theirs."""
+        return {**self.__dict__, "_attended": set(), "_running": set()}
+
     def __repr__(self) -> str:
         return f"<gain_trio.{self.__qualname__}>"
+
+    async def attend(self, draining: trio.Event) -> None:
+        """Have the protocols of a server end when it drains."""
+        self._attended.add(draining)
+        try:
+            await draining.wait()
+        finally:
+            self._attended.discard(draining)
+        for transport in list(self._running):
+            if transport.drains_with(draining):
+                transport._drain()
 
     async def __call__(self, connection: Connection) -> None:
         """Run a protocol on ``connection`` until it is lost.
@@ -76,4 +108,16 @@ class ProtocolHandler:
         # asyncio takes longer to import than all the rest, and few programs want this.
         from ._transport import ProtocolTransport  # noqa: PLC0415
 
-        await ProtocolTransport(connection, self._factory(), self._write_limit).run()
+        transport = ProtocolTransport(connection, self._factory(), self._write_limit)
+        draining = connection.draining
+        scope = None
+        if draining not in self._attended:  # it drains already, or another handler has called this one
+            scope = trio.CancelScope()
+            trio.lowlevel.spawn_system_task(watch, draining, transport, scope, name="gain_trio watch for a drain")
+        self._running.add(transport)
+        try:
+            await transport.run()
+        finally:
+            self._running.discard(transport)
+            if scope is not None:
+                scope.cancel()

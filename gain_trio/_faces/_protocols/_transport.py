@@ -26,6 +26,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast, final
@@ -39,6 +40,7 @@ from gain_trio._transports._connection import WRITTEN
 from gain_trio._transports._patience import Patience
 from gain_trio._transports._tls_connection import TlsConnection
 
+from ._ending import Quiet
 from ._views import SocketView, SslView
 
 if TYPE_CHECKING:
@@ -58,16 +60,21 @@ class ProtocolTransport(asyncio.Transport):
         "_connection",
         "_data_received",
         "_ended",
+        "_ends_when_idle",
         "_eof_sent",
         "_eof_written",
         "_error",
+        "_has_heard",
         "_high",
         "_is_aborted",
         "_is_closing",
         "_is_tls",
         "_low",
+        "_made_at",
+        "_owes",
         "_protocol",
         "_protocol_paused",
+        "_quiet",
         "_reading_paused",
         "_scope",
         "_write_limit",
@@ -87,6 +94,11 @@ class ProtocolTransport(asyncio.Transport):
         self._eof_written = False  # write_eof() was called
         self._eof_sent = False  # and has taken effect
         self._error: Exception | None = None  # what connection_lost() will be told
+        self._owes = False  # bytes were delivered, and nothing was written since
+        self._has_heard = False  # bytes were delivered
+        self._made_at = trio.current_time()
+        self._quiet: Quiet | None = None  # the server drains
+        self._ends_when_idle = False  # and the task has seen it
         self._scope: trio.CancelScope | None = None  # that the task waits in, to be cancelled for it to look again
         self.set_protocol(protocol)
 
@@ -115,7 +127,7 @@ class ProtocolTransport(asyncio.Transport):
 
     async def _serve(self) -> None:
         connection = self._connection
-        while not self._is_closing:
+        while not self._is_closing and self._quiet is None:
             if self._ended:
                 await self._wait_for_room()
             elif self._reading_paused:
@@ -130,11 +142,59 @@ class ProtocolTransport(asyncio.Transport):
                     self._deliver()
                 else:
                     await self._look(told)
+        if self._quiet is not None and not self._is_closing:
+            self._ends_when_idle = True
+            connection._resume_inbound()
+            connection._tell_written(True)
+            await self._serve_until_idle(self._quiet)
+
+    async def _serve_until_idle(self, quiet: Quiet) -> None:
+        """The server drains."""
+        connection = self._connection
+        while not self._is_closing:
+            end = quiet.ends_at(owes=self._owes, has_heard=self._has_heard)
+            if end <= trio.current_time():
+                self.close()
+                return
+            told = WRITTEN
+            with trio.CancelScope(deadline=end) as self._scope:
+                if not self._ended:
+                    told = await connection._wait_inbound()
+                elif connection.outbound_buffered:
+                    await connection.flush()
+                else:
+                    await sleep_until_idle(connection)
+            if self.is_reading() and connection.inbound_buffered:
+                self._deliver()
+            if told <= 0:
+                await self._look(told)
+
+    def drains_with(self, draining: trio.Event) -> bool:
+        """Whether this is the event of its server."""
+        return self._connection.draining is draining
+
+    def _drain(self) -> None:
+        """The server drains: end the connection when it is idle, unless the protocol does so itself."""
+        if self._is_closing or self._quiet is not None:
+            return
+        ask = getattr(self._protocol, "server_draining", None)
+        try:
+            if ask is not None and ask():
+                return
+        except Exception as error:  # noqa: BLE001 - raised by the connection's own task
+            self._lose(error)
+            return
+        if not self._is_closing:
+            self._quiet = Quiet(self._connection, self._made_at)
+            self._connection._end_inbound()  # until the task has seen that
+            self._look_again()
 
     async def _look(self, told: int) -> None:
         """Something else than bytes that can be delivered."""
         if self._is_closing:
             return
+        if told == 0 and self._quiet is not None and not self._ends_when_idle:
+            return  # that is no end, but _drain()
         if told == WRITTEN:
             self._connection._take_written()
             self._look_at_room()
@@ -169,7 +229,8 @@ class ProtocolTransport(asyncio.Transport):
         """Wait until what is unsent has left, if that is of interest, or until a method is called."""
         if self._is_closing:
             return
-        with trio.CancelScope() as self._scope:
+        end = math.inf if self._quiet is None else self._quiet.ends_at(owes=self._owes, has_heard=self._has_heard)
+        with trio.CancelScope(deadline=end) as self._scope:
             if self._watches_room():
                 await self._connection.flush()
             else:
@@ -194,6 +255,9 @@ class ProtocolTransport(asyncio.Transport):
         flushed = False
         with trio.CancelScope() as self._scope:
             flushed = await Patience(self._connection).wait(self._connection.flush)
+            if flushed and self._protocol_paused:  # it was closed while it was to write no more
+                self._protocol_paused = False
+                self._call_flow_control(self._protocol.resume_writing, "resume_writing")
             if flushed and not self._connection._close_soon():
                 flushed = await self._connection._close_flushing()
         if not flushed and not self._is_aborted:
@@ -207,6 +271,7 @@ class ProtocolTransport(asyncio.Transport):
         if self._data_received is None:
             self._deliver_buffered(cast("asyncio.BufferedProtocol", self._protocol))
         elif data := self._connection.next():
+            self._owes = self._has_heard = True
             self._data_received(data)
 
     def _deliver_buffered(self, protocol: asyncio.BufferedProtocol) -> None:
@@ -219,6 +284,7 @@ class ProtocolTransport(asyncio.Transport):
                     raise RuntimeError("get_buffer() returned an empty buffer")
                 data = self._connection.next(min(queued, room.nbytes))
                 room[: len(data)] = data
+            self._owes = self._has_heard = True
             protocol.buffer_updated(len(data))
         if protocol is not self._protocol:
             self._deliver()
@@ -246,7 +312,7 @@ class ProtocolTransport(asyncio.Transport):
         if self._protocol_paused and unsent <= self._low:
             self._protocol_paused = False
             self._call_flow_control(self._protocol.resume_writing, "resume_writing")
-        if not self._watches_room() and not self._is_closing:
+        if not self._watches_room() and not self._is_closing and self._quiet is None:
             self._connection._tell_written(False)
 
     def _pause_protocol_over(self, unsent: int) -> None:
@@ -340,6 +406,10 @@ class ProtocolTransport(asyncio.Transport):
             data = memoryview(data)  # a TypeError for what is no data
         if not data or self._is_closing:
             return
+        if self._owes:
+            self._owes = False
+            if self._quiet is not None:
+                self._look_again()
         connection = self._connection
         if connection.outbound_buffered > self._write_limit and self._push() > self._write_limit:
             self._lose(SlowReader(f"more than {self._write_limit} bytes are unsent: the peer does not take them"))
