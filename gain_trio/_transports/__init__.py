@@ -10,6 +10,7 @@ from ._open_endpoint import open_datagram_endpoint
 from ._proxy_protocol import ProxyHeader, ProxyProtocolError
 from ._shown import shown, shown_lines, shown_traceback
 from ._unix import PeerCredentials
+from ._wrapping import wrap_connection, wrap_listener
 
 __all__ = [
     "Address",

@@ -6,9 +6,9 @@ import socket
 
 from ._activation import give_back, keep, take_sockets
 from ._address import FdAddress, UnixAddress
+from ._preparing import check_socket, prepare_socket
 from ._socket_options import SocketOptions
 from ._unix import check_unix, listen_unix
-from ._wrapping import check_socket, prepare_socket
 
 
 async def open_unix(address: UnixAddress, options: SocketOptions) -> socket.socket:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import socket
-import ssl
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -13,7 +12,7 @@ import trio
 from ._connection import Connection, Marks
 from ._implementation import implementation
 from ._listener import Listener
-from ._passed_descriptors import accept_descriptors
+from ._preparing import check_socket, prepare_socket
 
 T = TypeVar("T")
 
@@ -49,36 +48,8 @@ def wrap_listener(sock: object, marks: Marks | None, pass_fds: bool) -> Listener
     return _take_over(checked, lambda own: make.listener(own, marks or Marks()), pass_fds=pass_fds)
 
 
-def check_socket(sock: object, what: str, *, pass_fds: bool) -> socket.socket | trio.socket.SocketType:
-    """``sock``, if it is an open stream socket without TLS; ``what`` is what to call the caller in messages."""
-    if isinstance(sock, ssl.SSLSocket):
-        raise ValueError(
-            f"{what} takes a socket without TLS; wrap that one, and put TLS above: trio.SSLStream(connection, ...)"
-        )
-    if not isinstance(sock, socket.socket | trio.socket.SocketType):
-        hint = "; pass its .socket" if isinstance(sock, trio.SocketStream | trio.SocketListener) else ""
-        raise TypeError(f"{what} takes a socket.socket or one of trio.socket, not {sock!r}{hint}")
-    if sock.fileno() < 0:
-        raise ValueError(f"{what} takes an open socket, and this one is closed")
-    if sock.type != socket.SOCK_STREAM:
-        raise ValueError(f"{what} takes a stream socket (SOCK_STREAM), and this one is {sock.type!r}")
-    if pass_fds and sock.family != getattr(socket, "AF_UNIX", None):
-        raise ValueError(
-            f"descriptors pass through Unix sockets only, and this one is {sock.family!r}: leave out pass_fds=True"
-        )
-    return sock
-
-
 def _is_listening(sock: socket.socket | trio.socket.SocketType) -> bool:
     return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-
-
-def prepare_socket(sock: socket.socket, *, pass_fds: bool) -> None:
-    """Make it what those that are opened here are: non-blocking, TCP_NODELAY, and without descriptors unless asked."""
-    accept_descriptors(sock, pass_fds)
-    sock.setblocking(False)
-    if sock.family in {socket.AF_INET, socket.AF_INET6}:  # a listener hands it down to its connections
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 @trio.lowlevel.enable_ki_protection
@@ -98,7 +69,3 @@ def _take_over(
         raise
     sock.detach()
     return made
-
-
-Connection._wrap = staticmethod(wrap_connection)
-Listener._wrap = staticmethod(wrap_listener)
