@@ -15,8 +15,8 @@ import gain_trio
 
 # How requests are read and answered, without any I/O, is that of `gain-trio serve --handler http`.  A program of your own
 # takes a library such as h11 in its place, which is used in the same way: bytes in, bytes out.
-from gain_trio._faces._http import REQUEST_TIMEOUT, SITE
-from gain_trio._faces._http_requests import Exchange, Phase
+from gain_trio._http._http_handler import REQUEST_TIMEOUT, SITE
+from gain_trio._http._http_requests import Exchange, Phase
 
 
 class Http(gain_trio.EventHandler):

@@ -13,25 +13,6 @@ A server is a handler and a nursery::
     gain_trio.run(main)
 """
 
-from ._faces._events import (
-    AlreadyRunning,
-    BufferEmpty,
-    Config,
-    Conn,
-    ConnectionAlreadyClosed,
-    ConnectionClosed,
-    EventHandler,
-    EventServer,
-    InvalidDuration,
-    InvalidState,
-    NotSupported,
-    ShortBuffer,
-    SlowReader,
-    UnsupportedProtocol,
-    listen_and_serve,
-    serve_events,
-)
-from ._faces._protocols import ProtocolHandler
 from ._io_manager import (
     Backend,
     BackendInfo,
@@ -70,6 +51,25 @@ from ._transports import (
     connect,
     open_datagram_endpoint,
     open_listeners,
+)
+from .asyncio_bridge import ProtocolHandler
+from .callbacks import (
+    AlreadyRunning,
+    BufferEmpty,
+    Config,
+    Conn,
+    ConnectionAlreadyClosed,
+    ConnectionClosed,
+    EventHandler,
+    EventServer,
+    InvalidDuration,
+    InvalidState,
+    NotSupported,
+    ShortBuffer,
+    SlowReader,
+    UnsupportedProtocol,
+    listen_and_serve,
+    serve_events,
 )
 
 __version__ = "0.1.0"

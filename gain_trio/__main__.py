@@ -2,6 +2,6 @@
 
 import sys
 
-from gain_trio._faces._cli import main
+from gain_trio._command import main
 
 sys.exit(main())

@@ -11,8 +11,7 @@ from typing import get_args
 import pytest
 
 from gain_trio import Backend, BackendInfo, RingUnavailable, backend_info, uninstall
-from gain_trio._io_manager._choice import Wish, resolve
-from gain_trio._io_manager._install import install_wish
+from gain_trio._io_manager import Wish, install_wish, resolve
 
 _chosen = pytest.StashKey[BackendInfo]()
 

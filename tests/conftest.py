@@ -29,7 +29,7 @@ from support.tls_pairs import TlsPair
 
 import gain_trio
 from gain_trio import BackendInfo, Feature
-from gain_trio._transports._passed_descriptors import keeper
+from gain_trio._transports._addresses._passed_descriptors import keeper
 
 BACKEND_VARIABLE = "GAIN_TRIO_BACKEND"
 

@@ -14,7 +14,8 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from support import fuzz  # noqa: F401  # loads Hypothesis' profile
 
-from gain_trio._transports import Address, FdAddress, TcpAddress, UdpAddress, UnixAddress, _address, parse_address
+from gain_trio._transports import Address, FdAddress, TcpAddress, UdpAddress, UnixAddress, parse_address
+from gain_trio._transports._addresses import _address
 
 ALL: tuple[_address.Scheme, ...] = ("tcp", "udp", "unix", "fd")
 

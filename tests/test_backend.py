@@ -402,7 +402,7 @@ if sys.platform == "win32":
     socket.SO_EXCLUSIVEADDRUSE = socket.SO_REUSEADDR  # a number that this kernel takes
 
 import gain_trio, gain_trio.pytest_plugin
-from gain_trio._faces import _cli
+from gain_trio._command import _cli
 print(gain_trio.backend_info().reason)
 """ + PROGRAM.replace("sys.argv[1]", "sys.argv[2]")
 

@@ -22,7 +22,7 @@ from support.certificates import certificate, client_context
 from support.processes import TIMEOUT, Program, connect, read_all, read_exactly, run, running
 
 import gain_trio
-from gain_trio._faces._cli import main
+from gain_trio._command._cli import main
 
 SERVE = ("-m", "gain_trio", "serve")
 ANY_PORT = "tcp://127.0.0.1:0"

@@ -25,7 +25,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 import gain_trio
 from gain_trio import DatagramEndpoint, open_datagram_endpoint
 from gain_trio._io_manager import current_manager
-from gain_trio._transports._open_endpoint import make_endpoint
+from gain_trio._transports._datagrams._open_endpoint import make_endpoint
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_leak")
 

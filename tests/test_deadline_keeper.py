@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from gain_trio._transports._deadlines import DeadlineKeeper, Entry, Heap
+from gain_trio._transports._connections._deadlines import DeadlineKeeper, Entry, Heap
 
 
 class Watched:

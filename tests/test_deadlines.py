@@ -17,7 +17,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio
 from gain_trio import Connection, Marks
-from gain_trio._transports._deadlines import DeadlineKeeper, current_keeper
+from gain_trio._transports._connections._deadlines import DeadlineKeeper, current_keeper
 
 BIG = 24 * MEBIBYTE
 """More than any peer's kernel holds."""

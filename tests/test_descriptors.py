@@ -21,7 +21,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio
 from gain_trio import Connection, open_listeners
-from gain_trio._transports._descriptor_connection import MOST_AT_ONCE, MOST_WAITING
+from gain_trio._transports._backends._descriptor_connection import MOST_AT_ONCE, MOST_WAITING
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_leak")
 

@@ -15,10 +15,10 @@ import pytest
 from support.processes import TIMEOUT, run
 
 import gain_trio
-from gain_trio._faces import _doctor
-from gain_trio._faces._advice import Advice, advise
-from gain_trio._faces._cgroup import cpu_quota
-from gain_trio._faces._doctor import (
+from gain_trio._command import _doctor
+from gain_trio._command._advice import Advice, advise
+from gain_trio._command._cgroup import cpu_quota
+from gain_trio._command._doctor import (
     SYSCTLS,
     VARIABLES,
     Choice,
@@ -34,7 +34,7 @@ from gain_trio._faces._doctor import (
     collect,
     container_signs,
 )
-from gain_trio._faces._doctor_page import as_json, as_text
+from gain_trio._command._doctor_page import as_json, as_text
 from gain_trio._kernel import Feature, kernel_version, load_error
 from gain_trio._ring import Ring, RingOptions
 
@@ -596,7 +596,7 @@ def test_a_ring_refused_for_lack_of_memory_to_lock_is_told_so_to_root_too() -> N
 WITHOUT_MODULES = """
 import sys
 sys.modules["gain_trio._uring"] = sys.modules["gain_trio._fastpath"] = None  # importing them raises ImportError
-from gain_trio._faces._cli import main
+from gain_trio._command._cli import main
 sys.exit(main(["doctor"]))
 """
 
@@ -620,7 +620,7 @@ header = ctypes.create_string_buffer(struct.pack("@HP", 4, ctypes.addressof(line
 libc = ctypes.CDLL(None, use_errno=True)
 assert libc.prctl(38, 1, 0, 0, 0) == 0, "PR_SET_NO_NEW_PRIVS"
 assert libc.prctl(22, 2, header, 0, 0) == 0, "PR_SET_SECCOMP, SECCOMP_MODE_FILTER"
-from gain_trio._faces._cli import main
+from gain_trio._command._cli import main
 sys.exit(main(["doctor", "--json"]))
 """
 SETUP, ENTER = 425, 426  # io_uring_setup and io_uring_enter, on every architecture that gain_trio has been tried on

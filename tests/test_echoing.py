@@ -12,9 +12,9 @@ import trio
 from support.pairs import PATIENCE, until
 
 import gain_trio
-from gain_trio._faces._echoing import may_echo
-from gain_trio._faces._event_handlers import EchoEvents
-from gain_trio._faces._handlers import echo_datagram
+from gain_trio._command._echoing import may_echo
+from gain_trio._command._event_handlers import EchoEvents
+from gain_trio._command._handlers import echo_datagram
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio
 from gain_trio import Config, Conn, Connection, EventHandler, EventServer, InvalidState, Marks
-from gain_trio._faces._events import _driver
-from gain_trio._faces._events import _server as server_module
-from gain_trio._faces._events._driver import StreamDriver
+from gain_trio.callbacks import _driver
+from gain_trio.callbacks import _server as server_module
+from gain_trio.callbacks._driver import StreamDriver
 
 LOCAL = "tcp://127.0.0.1:0"
 THREADS = pytest.mark.parametrize("async_handler", [False, True], ids=["in the run", "in threads"])
@@ -258,7 +258,7 @@ import sys
 from pathlib import Path
 import trio
 import gain_trio
-import gain_trio._faces._cli
+import gain_trio._command._cli
 
 class Handler(gain_trio.EventHandler):
     def on_start(self, server):
@@ -282,7 +282,7 @@ if __name__ == "__main__":
 IN_PROGRAMS = [
     'gain_trio.EventServer(handler, graceful_timeout=3600).start_as_main_process("tcp://127.0.0.1:0")',
     'gain_trio.listen_and_serve("tcp://127.0.0.1:0", handler, graceful_timeout=3600)',
-    'gain_trio._faces._cli.main(["serve", "tcp://127.0.0.1:0", "--handler", "program:handler"])',
+    'gain_trio._command._cli.main(["serve", "tcp://127.0.0.1:0", "--handler", "program:handler"])',
 ]
 
 

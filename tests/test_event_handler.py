@@ -29,8 +29,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio
 from gain_trio import Conn, Connection, ConnectionClosed, EventHandler, EventServer, Marks, SlowReader
-from gain_trio._faces._events._driver import StreamDriver
-from gain_trio._faces._events._stream_conn import StreamConn
+from gain_trio.callbacks._driver import StreamDriver
+from gain_trio.callbacks._stream_conn import StreamConn
 
 T = TypeVar("T")
 

@@ -23,8 +23,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio
 from gain_trio import AlreadyRunning, Config, Conn, EventHandler, EventServer, InvalidState, UnsupportedProtocol
-from gain_trio._faces._events._config import FIELDS, merged, ring_options, serve_options
-from gain_trio._faces._events._driver import StreamDriver
+from gain_trio.callbacks._config import FIELDS, merged, ring_options, serve_options
+from gain_trio.callbacks._driver import StreamDriver
 
 LOCAL = "tcp://127.0.0.1:0"
 

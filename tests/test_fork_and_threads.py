@@ -32,7 +32,7 @@ from support.servers import echo_until_broken
 import gain_trio
 from gain_trio import Connection
 from gain_trio._io_manager import current_manager
-from gain_trio._transports._socket_endpoint import Inbox
+from gain_trio._transports._datagrams._socket_endpoint import Inbox
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_leak")
 

@@ -19,7 +19,7 @@ from support.sockets import reset
 from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
 from gain_trio import Connection, IncompleteMessage, Marks, MessageTooLong
-from gain_trio._transports._framing import Framing
+from gain_trio._transports._connections._framing import Framing
 
 Call = Callable[[Connection], Awaitable[Any]]
 

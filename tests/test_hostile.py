@@ -16,8 +16,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio
 from gain_trio import Conn, Marks, ProtocolHandler, SlowReader
-from gain_trio._faces import _http
-from gain_trio._faces._http import http
+from gain_trio._http import _http_handler as _http
+from gain_trio._http._http_handler import http
 
 LOCAL = "tcp://127.0.0.1:0"
 SMALL_MARKS = Marks(receive_high=1000, receive_low=100)

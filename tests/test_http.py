@@ -20,9 +20,9 @@ from support.pairs import PATIENCE, open_pair, receive_all, until
 
 import gain_trio
 from gain_trio import Connection
-from gain_trio._faces import _http
-from gain_trio._faces._http import IDLE_TIMEOUT, Plaintext, http
-from gain_trio._faces._http_requests import MAX_BODY, MAX_HEAD, Exchange, Phase
+from gain_trio._http import _http_handler as _http
+from gain_trio._http._http_handler import IDLE_TIMEOUT, Plaintext, http
+from gain_trio._http._http_requests import MAX_BODY, MAX_HEAD, Exchange, Phase
 
 NOW = 1_700_000_000.0
 DATE = b"Tue, 14 Nov 2023 22:13:20 GMT"

@@ -27,8 +27,8 @@ from trio.testing import wait_all_tasks_blocked
 import gain_trio
 from gain_trio import Connection, open_datagram_endpoint, open_listeners
 from gain_trio._io_manager import current_manager
-from gain_trio._transports._ring_connection import RingConnection
-from gain_trio._transports._ring_endpoint import RingEndpoint
+from gain_trio._transports._backends._ring_connection import RingConnection
+from gain_trio._transports._datagrams._ring_endpoint import RingEndpoint
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_leak")
 

@@ -20,9 +20,9 @@ from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
 import gain_trio
 from gain_trio import Connection, Listener, open_listeners
-from gain_trio._transports._open_sockets import open_sockets
-from gain_trio._transports._ring_listener import QUEUE_HIGH, RingListener
-from gain_trio._transports._socket_options import SocketOptions
+from gain_trio._transports._addresses._open_sockets import open_sockets
+from gain_trio._transports._addresses._socket_options import SocketOptions
+from gain_trio._transports._backends._ring_listener import QUEUE_HIGH, RingListener
 
 LOCAL = "tcp://127.0.0.1:0"
 

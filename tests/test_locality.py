@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.processes import TIMEOUT, run
 
-from gain_trio._faces import _locality
-from gain_trio._faces._cli import main
-from gain_trio._faces._locality import LocalityError, apply, list_text, mask_text, parse_cpus, plan
+from gain_trio._command import _locality
+from gain_trio._command._cli import main
+from gain_trio._command._locality import LocalityError, apply, list_text, mask_text, parse_cpus, plan
 
 PCI = "0000:00:05.0"
 CPUS = st.sets(st.integers(0, 300), min_size=1)

@@ -26,8 +26,8 @@ from support.pairs import (
 from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
 from gain_trio import Connection, Marks
-from gain_trio._transports._connection import END, STALLED, WRITTEN
-from gain_trio._transports._tls_connection import TlsConnection
+from gain_trio._transports._connections._connection import END, STALLED, WRITTEN
+from gain_trio._transports._tls._tls_connection import TlsConnection
 
 SMALL = Marks(receive_high=8192, receive_low=4096, send_high=16384)
 

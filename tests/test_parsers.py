@@ -24,16 +24,22 @@ from support.fuzz import cut, places
 
 import gain_trio
 from gain_trio import Connection
-from gain_trio._faces._http import SITE
-from gain_trio._faces._http_requests import MAX_HEAD, Exchange, Phase
+from gain_trio._http._http_handler import SITE
+from gain_trio._http._http_requests import MAX_HEAD, Exchange, Phase
 from gain_trio._server import _proxy
 from gain_trio._server._processes import _messages
 from gain_trio._server._processes._boot import FRAME
 from gain_trio._server._processes._control import Control
-from gain_trio._transports import IncompleteMessage, MessageTooLong, _activation
-from gain_trio._transports._address import FdAddress
-from gain_trio._transports._framing import Framing
-from gain_trio._transports._proxy_protocol import NeedMore, ProxyHeader, ProxyProtocolError, parse_proxy_header
+from gain_trio._transports import IncompleteMessage, MessageTooLong
+from gain_trio._transports._addresses import _activation
+from gain_trio._transports._addresses._address import FdAddress
+from gain_trio._transports._connections._framing import Framing
+from gain_trio._transports._connections._proxy_protocol import (
+    NeedMore,
+    ProxyHeader,
+    ProxyProtocolError,
+    parse_proxy_header,
+)
 
 PATIENCE = 10
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"

@@ -23,7 +23,7 @@ from support.sockets import fill
 
 import gain_trio
 from gain_trio import Connection, Listener, open_listeners
-from gain_trio._transports._passed_descriptors import (
+from gain_trio._transports._addresses._passed_descriptors import (
     MOST_AT_ONCE,
     MOST_THREADS,
     MOST_WAITING,

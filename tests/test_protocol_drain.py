@@ -20,7 +20,7 @@ from trio.testing import wait_all_tasks_blocked
 
 import gain_trio
 from gain_trio import Connection, EventHandler, ProtocolHandler, Server
-from gain_trio._faces._protocols import _ending
+from gain_trio.asyncio_bridge import _ending
 
 SOON = 25.0
 """Seconds that a drain may take which nothing holds up; :data:`FOREVER` is what it would take otherwise."""

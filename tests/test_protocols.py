@@ -25,7 +25,7 @@ from support.sockets import reset
 
 import gain_trio
 from gain_trio import Connection, Marks, ProtocolHandler, SlowReader
-from gain_trio._faces._protocols._transport import ProtocolTransport
+from gain_trio.asyncio_bridge._transport import ProtocolTransport
 
 Call = tuple[Any, ...]
 

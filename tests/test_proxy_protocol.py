@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from support.fuzz import cut, places
 
-from gain_trio._transports._proxy_protocol import (
+from gain_trio._transports._connections._proxy_protocol import (
     MAX_LENGTH,
     NeedMore,
     ProxyCommand,

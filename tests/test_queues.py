@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from gain_trio._transports._queues import (
+from gain_trio._transports._connections._queues import (
     GATHERED,
     NOTHING,
     SMALL,

@@ -25,7 +25,7 @@ from gain_trio._io_manager import UringIOManager
 from gain_trio._io_manager._seam import current_io_manager
 from gain_trio._kernel import FULL_TIER, CompletionFlag, PollEvent, fastpath, uring
 from gain_trio._ring import Completion, Ring
-from gain_trio._transports._ring_connection import RingConnection
+from gain_trio._transports._backends._ring_connection import RingConnection
 
 EVERYTHING = Feature(sum(Feature))
 NEEDED = tuple(feature for feature in Feature if feature & FULL_TIER)

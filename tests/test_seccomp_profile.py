@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from support.processes import TIMEOUT, run
 
-from gain_trio._faces._seccomp import SYSCALLS, Profile, ProfileError, allow_io_uring, parse, render, resolve
-from gain_trio._faces._seccomp_command import write_atomically
+from gain_trio._command._seccomp import SYSCALLS, Profile, ProfileError, allow_io_uring, parse, render, resolve
+from gain_trio._command._seccomp_command import write_atomically
 
 SECCOMP = ("-m", "gain_trio", "seccomp")
 ALLOW, DENY, LOG = "SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_LOG"

@@ -20,8 +20,8 @@ from support.pairs import MEBIBYTE, PATIENCE, QUIET, Pair, fill_kernel, open_pai
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gain_trio import Connection
-from gain_trio._transports import _file_sending
-from gain_trio._transports._files import Source
+from gain_trio._transports._connections import _file_sending
+from gain_trio._transports._connections._files import Source
 
 LARGE = 24 * MEBIBYTE
 """More than the kernel holds for a connection."""

@@ -21,10 +21,10 @@ from trio.testing import MockClock
 
 import gain_trio
 from gain_trio import BackendInfo, Connection, ServerStatistics, UringStatistics
-from gain_trio._faces._logging import JsonFormatter
 from gain_trio._io_manager import current_manager
 from gain_trio._server._consumer import Consumer, Terms
 from gain_trio._server._limits import Places
+from gain_trio._server._logging import JsonFormatter
 
 
 class DeliberateError(Exception):

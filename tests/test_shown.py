@@ -20,10 +20,10 @@ from support.pairs import until
 
 import gain_trio
 from gain_trio import Connection, DatagramEndpoint
-from gain_trio._faces._logging import LineFormatter
+from gain_trio._server._logging import LineFormatter
 from gain_trio._server._processes import _logs
 from gain_trio._server._processes._messages import Log
-from gain_trio._transports._shown import MOST, shown, shown_lines, shown_traceback
+from gain_trio._transports._addresses._shown import MOST, shown, shown_lines, shown_traceback
 
 HOSTILE = "x\n2026-01-01 00:00:00 ERROR gain_trio: forged\r\x1b[31m\u202e\u2028\x85\x9b\0"
 """A newline, a return, escape sequences of 7 and 8 bits, a change of direction, other line separators, a NUL."""

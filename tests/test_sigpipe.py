@@ -11,7 +11,7 @@ from pathlib import Path
 
 from support.pairs import PATIENCE
 
-from gain_trio._transports._file_sending import _sigpipe_taken
+from gain_trio._transports._connections._file_sending import _sigpipe_taken
 
 CASES = ("send", "parts", "buffer", "large", "file", "unix send", "unix file", "descriptors", "tls send", "tls file")
 PROGRAM = """

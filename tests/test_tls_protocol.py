@@ -16,8 +16,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gain_trio import Connection, Marks
 from gain_trio._transports._patience import STALL
-from gain_trio._transports._tls_connection import TlsConnection
-from gain_trio._transports._tls_traffic import CHUNK, CONTROL_ROOM, PIECE
+from gain_trio._transports._tls._tls_connection import TlsConnection
+from gain_trio._transports._tls._tls_traffic import CHUNK, CONTROL_ROOM, PIECE
 
 # --- what TLS itself sends and waits for ---
 

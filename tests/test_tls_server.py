@@ -24,7 +24,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio
 from gain_trio import Connection, Marks, Server
-from gain_trio._transports._tls_connection import TlsConnection
+from gain_trio._transports._tls._tls_connection import TlsConnection
 
 # --- serve() and connect() ---
 

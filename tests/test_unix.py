@@ -20,8 +20,8 @@ from trio.testing import check_half_closeable_stream, wait_all_tasks_blocked
 
 import gain_trio
 from gain_trio import Connection, open_listeners
-from gain_trio._transports import _unix
-from gain_trio._transports._address import address_text
+from gain_trio._transports._addresses import _unix
+from gain_trio._transports._addresses._address import address_text
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_leak")
 

@@ -16,9 +16,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio
 from gain_trio import open_datagram_endpoint, open_listeners
-from gain_trio._transports import _unix_binding, _unix_holders
-from gain_trio._transports._unix_binding import PATIENCE
-from gain_trio._transports._unix_holders import is_held
+from gain_trio._transports._addresses import _unix_binding, _unix_holders
+from gain_trio._transports._addresses._unix_binding import PATIENCE
+from gain_trio._transports._addresses._unix_holders import is_held
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_leak")
 

@@ -23,8 +23,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio
 from gain_trio import DatagramEndpoint, open_datagram_endpoint
-from gain_trio._transports import _unix
-from gain_trio._transports._unix_endpoint import UnixEndpoint
+from gain_trio._transports._addresses import _unix
+from gain_trio._transports._datagrams._unix_endpoint import UnixEndpoint
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_leak")
 

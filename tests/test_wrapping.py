@@ -36,8 +36,8 @@ from trio.testing import wait_all_tasks_blocked
 
 import gain_trio
 from gain_trio import Connection, Listener, Marks, open_listeners
-from gain_trio._transports import _activation
-from gain_trio._transports._ring_connection import RingConnection
+from gain_trio._transports._addresses import _activation
+from gain_trio._transports._backends._ring_connection import RingConnection
 
 pytestmark = pytest.mark.usefixtures("no_descriptor_leak")
 

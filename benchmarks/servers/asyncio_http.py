@@ -7,8 +7,8 @@ from typing import cast
 import loops
 from listener import BACKLOG, listening_socket
 
-from gain_trio._faces._http import SITE
-from gain_trio._faces._http_requests import Exchange, Phase
+from gain_trio._http._http_handler import SITE
+from gain_trio._http._http_requests import Exchange, Phase
 
 
 class Http(asyncio.Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import gain_trio
-from gain_trio._faces._http import http
+from gain_trio._http._http_handler import http
 
 
 async def main(port: int) -> None:

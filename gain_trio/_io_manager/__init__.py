@@ -1,9 +1,10 @@
 """Floor 3: the I/O manager that takes the place of Trio's own, and the ways to install it."""
 
-from ._choice import Backend, BackendInfo
-from ._current import backend_info, current_manager
-from ._install import install, uninstall
-from ._manager import UringIOManager, UringStatistics
+from ._choice import Backend, BackendInfo, Wish, resolve
+from ._current import backend_info, current_manager, current_ring_statistics, ring_settings
+from ._errors import broken_by
+from ._install import install, install_wish, uninstall
+from ._manager import UringIOManager, UringStatistics, resume_in_place_default
 from ._run import run, start_guest_run
 
 __all__ = [
@@ -11,9 +12,16 @@ __all__ = [
     "BackendInfo",
     "UringIOManager",
     "UringStatistics",
+    "Wish",
     "backend_info",
+    "broken_by",
     "current_manager",
+    "current_ring_statistics",
     "install",
+    "install_wish",
+    "resolve",
+    "resume_in_place_default",
+    "ring_settings",
     "run",
     "start_guest_run",
     "uninstall",

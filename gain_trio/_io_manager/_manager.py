@@ -47,8 +47,7 @@ import attrs
 import outcome
 import trio
 
-from gain_trio._kernel import PollEvent, Tier, fastpath, ring_unavailable
-from gain_trio._kernel._errors import kernel_version
+from gain_trio._kernel import PollEvent, Tier, fastpath, kernel_version, ring_unavailable
 from gain_trio._ring import Ring, RingOptions
 
 from ._errors import broken

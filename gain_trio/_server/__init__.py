@@ -1,23 +1,46 @@
 """Floor 5: serving."""
 
-from ._balancer import Balancer, ConsumerView
-from ._config import ServerConfig, ServerOptions
-from ._datagrams import DatagramServer, DatagramServerStatistics, serve_datagrams
-from ._processes import WorkerFailed
+from ._balancer import BALANCERS, Balancer, BalancerName, ConsumerView
+from ._checks import check_timeout, is_class_of_callbacks
+from ._company import END_SIGNALS, REPLACE_SIGNALS
+from ._config import Architecture, ContextSource, ServerConfig, ServerOptions
+from ._consumer import AttendingHandler, Handler
+from ._datagrams import DatagramHandler, DatagramServer, DatagramServerStatistics, serve_datagrams
+from ._failures import is_cancellation, only_one_of
+from ._logging import FORMATS, LEVELS, LineFormatter, configure_logging
+from ._processes import WorkerFailed, take_process_priority
 from ._serve import serve
 from ._server import Server
 from ._statistics import ServerStatistics
 
 __all__ = [
+    "BALANCERS",
+    "END_SIGNALS",
+    "FORMATS",
+    "LEVELS",
+    "REPLACE_SIGNALS",
+    "Architecture",
+    "AttendingHandler",
     "Balancer",
+    "BalancerName",
     "ConsumerView",
+    "ContextSource",
+    "DatagramHandler",
     "DatagramServer",
     "DatagramServerStatistics",
+    "Handler",
+    "LineFormatter",
     "Server",
     "ServerConfig",
     "ServerOptions",
     "ServerStatistics",
     "WorkerFailed",
+    "check_timeout",
+    "configure_logging",
+    "is_cancellation",
+    "is_class_of_callbacks",
+    "only_one_of",
     "serve",
     "serve_datagrams",
+    "take_process_priority",
 ]

@@ -9,8 +9,7 @@ from typing import final
 
 import trio
 
-from gain_trio._transports import Connection, Listener, shown
-from gain_trio._transports._listener import RESOURCE_ERRNOS
+from gain_trio._transports import RESOURCE_ERRNOS, Connection, Listener, shown
 
 from ._dispatcher import Dispatcher
 from ._limits import Places

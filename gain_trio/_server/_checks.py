@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gain_trio._transports._seconds import checked_seconds
+from gain_trio._transports import checked_seconds
 
 
 def check_handler(handler: object) -> None:

@@ -15,11 +15,16 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, TypeVar, f
 
 import attrs
 
-from gain_trio._transports import Marks, parse_address
-from gain_trio._transports._connection import checked_close_timeout, checked_idle_timeout
-from gain_trio._transports._patience import DEFAULT_CLOSE_TIMEOUT
-from gain_trio._transports._socket_options import SocketOptions
-from gain_trio._transports._tls import check_handshake_timeout, check_server_context
+from gain_trio._transports import (
+    DEFAULT_CLOSE_TIMEOUT,
+    Marks,
+    SocketOptions,
+    check_handshake_timeout,
+    check_server_context,
+    checked_close_timeout,
+    checked_idle_timeout,
+    parse_address,
+)
 
 from ._balancer import BALANCERS, Balancer, BalancerName
 from ._checks import check_timeout

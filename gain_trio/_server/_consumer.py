@@ -12,10 +12,7 @@ from typing import Final, TypeAlias, cast, final, get_args
 import attrs
 import trio
 
-from gain_trio._transports import Connection, ProxyProtocolError
-from gain_trio._transports._connection_base import ConnectionBase
-from gain_trio._transports._patience import DEFAULT_CLOSE_TIMEOUT
-from gain_trio._transports._tls import HandshakeError
+from gain_trio._transports import DEFAULT_CLOSE_TIMEOUT, Connection, ConnectionBase, HandshakeError, ProxyProtocolError
 
 from ._failures import judged, parted
 from ._limits import Places

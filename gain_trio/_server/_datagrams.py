@@ -27,13 +27,13 @@ from gain_trio._transports import (
     DatagramEndpoint,
     DatagramStatistics,
     UdpAddress,
+    endpoint_text,
+    errnos,
     open_datagram_endpoint,
     parse_address,
     shown,
+    steer_by_cpu,
 )
-from gain_trio._transports._peer import endpoint_text
-from gain_trio._transports._reuse_port import steer_by_cpu
-from gain_trio._transports._sockets import errnos
 
 from ._failures import consists_of, first_of, only_one_of, parted
 

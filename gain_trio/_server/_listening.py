@@ -19,12 +19,18 @@ from collections.abc import Sequence
 
 import trio
 
-from gain_trio._io_manager._current import current_ring_statistics
-from gain_trio._transports import Listener, Marks
-from gain_trio._transports._implementation import implementation, make_listeners, until_let_go
-from gain_trio._transports._listener import close_all
-from gain_trio._transports._open_sockets import close_sockets
-from gain_trio._transports._tls import check_server_context, server_handshake
+from gain_trio._io_manager import current_ring_statistics
+from gain_trio._transports import (
+    Listener,
+    Marks,
+    check_server_context,
+    close_all,
+    close_sockets,
+    implementation,
+    make_listeners,
+    server_handshake,
+    until_let_go,
+)
 
 from ._acceptor import Acceptor
 from ._balancer import RoundRobin, balancer_of

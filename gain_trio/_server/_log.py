@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import logging
 
-from gain_trio._transports import Connection, shown, shown_traceback
-from gain_trio._transports._peer import UNKNOWN
+from gain_trio._transports import UNKNOWN, Connection, shown, shown_traceback
 
 from ._statistics import CloseCause
 

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 import trio
 
-from gain_trio._transports import Connection, IncompleteMessage, MessageTooLong
-from gain_trio._transports._open_sockets import close_sockets, open_sockets
+from gain_trio._transports import Connection, IncompleteMessage, MessageTooLong, close_sockets, open_sockets
 
 from ._config import ServerConfig
 from ._listening import serve_listeners

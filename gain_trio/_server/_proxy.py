@@ -13,10 +13,16 @@ from typing import Any, Final, TypeAlias, final
 
 import trio
 
-from gain_trio._transports import Connection, ProxyHeader, ProxyProtocolError
-from gain_trio._transports._connection_base import ConnectionBase
-from gain_trio._transports._proxy_protocol import MAX_LENGTH, NeedMore, parse_proxy_header
-from gain_trio._transports._seconds import checked_seconds
+from gain_trio._transports import (
+    MAX_LENGTH,
+    Connection,
+    ConnectionBase,
+    NeedMore,
+    ProxyHeader,
+    ProxyProtocolError,
+    checked_seconds,
+    parse_proxy_header,
+)
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 

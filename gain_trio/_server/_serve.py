@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from gain_trio._io_manager import current_manager
-from gain_trio._transports._open_sockets import open_sockets
+from gain_trio._transports import open_sockets
 
 from ._checks import check_handler
 from ._company import run_in_company
@@ -126,7 +126,7 @@ async def serve(
                 "cpu_affinity and priority are for worker processes, and there are none: give processes=, too"
             )
     else:
-        from ._processes._serve import serve_processes as core  # noqa: PLC0415 - who needs no multiprocessing is spared it
+        from ._processes import serve_processes as core  # noqa: PLC0415 - who needs no multiprocessing is spared it
     await run_in_company(functools.partial(core, handler, addresses, config), config, task_status)
 
 

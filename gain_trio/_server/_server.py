@@ -9,8 +9,7 @@ from typing import Any
 import trio
 
 from gain_trio._io_manager import UringStatistics
-from gain_trio._transports import Connection, Listener, shown
-from gain_trio._transports._peer import endpoint_text
+from gain_trio._transports import Connection, Listener, endpoint_text, shown
 
 from ._acceptor import Acceptor
 from ._checks import check_timeout

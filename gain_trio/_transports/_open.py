@@ -7,14 +7,10 @@ import ssl
 
 import trio
 
-from ._address import TcpAddress, UnixAddress, parse_address
-from ._connection import Connection, Marks
-from ._implementation import implementation, make_listeners
-from ._listener import Listener
-from ._open_sockets import open_sockets
-from ._socket_options import SocketOptions
+from ._addresses import SocketOptions, TcpAddress, UnixAddress, check_unix, connect_unix, open_sockets, parse_address
+from ._backends import implementation, make_listeners
+from ._connections import Connection, Listener, Marks
 from ._tls import client_context, client_handshake
-from ._unix import check_unix, connect_unix
 
 
 async def open_listeners(

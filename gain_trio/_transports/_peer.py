@@ -13,8 +13,7 @@ import struct
 import sys
 from typing import Any, Final
 
-from ._shown import shown
-from ._unix import peer_credentials
+from ._addresses import peer_credentials, shown
 
 UNKNOWN: Final = "a client that is gone"
 UNNAMED: Final = "a peer on a Unix socket"

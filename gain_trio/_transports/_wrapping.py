@@ -9,10 +9,9 @@ from typing import TypeVar
 
 import trio
 
-from ._connection import Connection, Marks
-from ._implementation import implementation
-from ._listener import Listener
-from ._preparing import check_socket, prepare_socket
+from ._addresses import check_socket, prepare_socket
+from ._backends import implementation
+from ._connections import Connection, Listener, Marks
 
 T = TypeVar("T")
 

@@ -9,8 +9,8 @@ import trio
 import trustme
 
 from gain_trio import Connection, Marks, connect, open_listeners
-from gain_trio._transports._tls import server_handshake
-from gain_trio._transports._tls_connection import TlsConnection
+from gain_trio._transports._tls._tls_connection import TlsConnection
+from gain_trio._transports._tls._tls_handshake import server_handshake
 from support.pairs import address_of
 
 TLS_1_2 = ssl.TLSVersion.TLSv1_2

@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from gain_trio import Connection, Listener, Marks, connect, open_listeners
-from gain_trio._transports._passed_descriptors import keeper
+from gain_trio._transports._addresses._passed_descriptors import keeper
 
 Pair: TypeAlias = tuple[Connection, Connection]
 

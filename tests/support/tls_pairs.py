@@ -11,8 +11,8 @@ from trio.testing import wait_all_tasks_blocked
 
 import gain_trio
 from gain_trio import Connection, Marks, Server
-from gain_trio._transports._tls_connection import TlsConnection
-from gain_trio._transports._tls_traffic import PIECE
+from gain_trio._transports._tls._tls_connection import TlsConnection
+from gain_trio._transports._tls._tls_traffic import PIECE
 from support.certificates import client_context, server_context
 from support.servers import serving
 

@@ -22,5 +22,11 @@ with one of them.
 """
 
 from ._failure import WorkerFailed
+from ._placement import take_process_priority
+from ._serve import serve_processes
 
-__all__ = ["WorkerFailed"]
+__all__ = [
+    "WorkerFailed",
+    "serve_processes",
+    "take_process_priority",
+]

@@ -7,10 +7,7 @@ from typing import Any, final
 
 import trio
 
-from gain_trio._transports import Marks
-from gain_trio._transports._passed_descriptors import close_unused
-from gain_trio._transports._socket_listener import SocketListener
-from gain_trio._transports._sockets import reset_on_close
+from gain_trio._transports import Marks, SocketListener, close_unused, reset_on_close
 
 
 @final

@@ -23,8 +23,7 @@ from typing import Final, final
 import attrs
 import trio
 
-from gain_trio._transports._passed_descriptors import passed_descriptors
-from gain_trio._transports._sockets import NO_SIGNAL
+from gain_trio._transports import NO_SIGNAL, passed_descriptors
 
 from ._accepted import Accepted
 

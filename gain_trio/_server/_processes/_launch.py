@@ -24,8 +24,7 @@ from typing import Any, TypeAlias, final
 import attrs
 import trio
 
-from gain_trio._io_manager import backend_info
-from gain_trio._io_manager._current import ring_settings
+from gain_trio._io_manager import backend_info, ring_settings
 from gain_trio._ring import RingOptions
 from gain_trio._server._config import ServerConfig
 from gain_trio._server._consumer import Handler

@@ -11,7 +11,7 @@ import trio
 from gain_trio._server._config import ServerConfig
 from gain_trio._server._consumer import Handler
 from gain_trio._server._server import Server
-from gain_trio._transports._open_sockets import close_sockets, open_sockets
+from gain_trio._transports import close_sockets, open_sockets
 
 from ._launch import Launch
 from ._placement import available_cpus, check_placement, prefer_cpu

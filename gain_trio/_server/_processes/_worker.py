@@ -31,10 +31,7 @@ from gain_trio._server._config import ServerConfig
 from gain_trio._server._consumer import Handler
 from gain_trio._server._listening import serve_listeners
 from gain_trio._server._seldom import seldom, since_last
-from gain_trio._transports import Marks, shown
-from gain_trio._transports._implementation import implementation
-from gain_trio._transports._peer import UNKNOWN, endpoint_text, peer_of
-from gain_trio._transports._sockets import reset_on_close
+from gain_trio._transports import UNKNOWN, Marks, endpoint_text, implementation, peer_of, reset_on_close, shown
 
 from . import _hand_off
 from ._boot import described, report_failure

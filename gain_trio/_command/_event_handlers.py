@@ -1,0 +1,44 @@
+"""The built-in handlers of ``gain-trio serve`` as callbacks, for ``--async-handler``."""
+
+from __future__ import annotations
+
+from typing import final
+
+from gain_trio._http import SITE, Exchange, Phase
+from gain_trio.callbacks import Conn, DatagramConn, EventHandler
+
+from ._echoing import may_echo
+
+
+@final
+class EchoEvents(EventHandler):
+    """Send back what comes; over UDP if :func:`may_echo` allows it."""
+
+    def on_read(self, conn: Conn, n: int) -> None:
+        """See :meth:`EventHandler.on_read`."""
+        data = conn.next(n)
+        if not isinstance(conn, DatagramConn) or may_echo(conn.remote_addr, conn.local_addr):
+            conn.write(data)
+
+
+@final
+class HttpEvents(EventHandler):
+    """Answer requests, each in its connection's order; see :mod:`._http`.
+
+    It may run in worker threads, where Trio's clock cannot be read, so a request has no deadline here.
+    """
+
+    def on_accept(self, conn: Conn) -> None:
+        """See :meth:`EventHandler.on_accept`."""
+        conn.set_context(Exchange(SITE))
+
+    def on_read(self, conn: Conn, n: int) -> None:
+        """See :meth:`EventHandler.on_read`."""
+        exchange: Exchange = conn.context
+        if answers := exchange.feed(conn.next(n)):
+            conn.write(answers)
+        if exchange.phase is Phase.OVER:
+            conn.close()
+
+
+BUILT_IN_EVENTS: dict[str, type[EventHandler]] = {"echo": EchoEvents, "http": HttpEvents}

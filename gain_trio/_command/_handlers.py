@@ -1,0 +1,90 @@
+"""Handlers by name, for the command line."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from typing import Any, cast
+
+from gain_trio._http import http
+from gain_trio._server import DatagramHandler, Handler, is_class_of_callbacks
+from gain_trio._transports import Connection, DatagramEndpoint
+
+from ._echoing import may_echo
+
+
+async def echo(connection: Connection) -> None:
+    """Send back what comes, until it ends or the server drains."""
+    async for data in connection.messages():
+        await connection.send(data)
+
+
+async def echo_datagram(data: bytes, address: Any, endpoint: DatagramEndpoint) -> None:
+    """Send a datagram back to where it came from, unless :func:`may_echo` says no."""
+    if may_echo(address, endpoint.local_address):
+        await endpoint.send(data, address)
+
+
+BUILT_IN: dict[str, Handler] = {"echo": echo, "http": http}
+DATAGRAM_BUILT_IN: dict[str, DatagramHandler] = {"echo": echo_datagram}
+
+
+def find_object(name: str, what: str, built_in: Iterable[str]) -> Any:
+    """What ``package.module:name`` stands for.
+
+    Args:
+      name: that.
+      what: what it is to be, for messages.
+      built_in: what could have been said instead.
+
+    Raises:
+      ValueError: there is none by this name; says what there is.
+    """
+    module_name, colon, attribute = name.partition(":")
+    if not colon or not module_name or not attribute:
+        form = "function" if what == "handler" else "name"
+        raise ValueError(f"unknown {what} {name!r}: it is {', '.join(built_in)}, or package.module:{form}")
+    try:
+        target: Any = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(f"cannot import the {what}'s module {module_name!r}: {error}") from error
+    for part in attribute.split("."):
+        try:
+            target = getattr(target, part)
+        except AttributeError:
+            raise ValueError(f"the module {module_name!r} has no {attribute!r}") from None
+    return target
+
+
+def find_handler(name: str) -> Handler:
+    """A built-in handler of connections, or ``package.module:function``.
+
+    Raises:
+      ValueError: there is none by this name; says what there is.
+    """
+    return BUILT_IN[name] if name in BUILT_IN else cast("Handler", _find_function(name, BUILT_IN))
+
+
+def find_datagram_handler(name: str) -> DatagramHandler:
+    """The same, of datagrams.
+
+    Raises:
+      ValueError: there is none by this name, or it is one of connections; says what there is.
+    """
+    if name in DATAGRAM_BUILT_IN:
+        return DATAGRAM_BUILT_IN[name]
+    if name in BUILT_IN:
+        raise ValueError(f"the handler {name!r} needs connections, which a UDP address has not")
+    return cast("DatagramHandler", _find_function(name, DATAGRAM_BUILT_IN))
+
+
+def _find_function(name: str, built_in: Iterable[str]) -> object:
+    found = find_object(name, "handler", built_in)
+    if not callable(found):
+        raise ValueError(f"{name!r} is no function")
+    if is_class_of_callbacks(found):
+        raise ValueError(
+            f"{name!r} is a class, and neither an async function nor an EventHandler; for a class in the shape of "
+            "asyncio.Protocol write handler = gain_trio.ProtocolHandler(MyProtocol) in the module, and give that"
+        )
+    return found

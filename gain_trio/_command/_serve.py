@@ -1,0 +1,161 @@
+"""``gain-trio serve``: a handler, served until interrupted."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import logging
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import attrs
+import trio
+
+import gain_trio
+from gain_trio import ServerConfig
+from gain_trio._server import END_SIGNALS, REPLACE_SIGNALS, configure_logging, only_one_of
+from gain_trio._transports import parse_address, shown
+
+from ._handlers import find_datagram_handler, find_handler
+from ._network import SERVED, full_address, is_of_datagrams, served_text
+from ._parsing import Subparsers, fail, show
+from ._serve_events import starter as events_starter
+from ._serve_options import add_arguments, config_of, take_priority
+
+Starter = Callable[..., Awaitable[None]]
+"""Something for ``nursery.start`` that starts a server."""
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
+
+_OF_DATAGRAMS = {"workers", "architecture", "cbpf"}
+"""The options that make sense for a server of datagrams."""
+
+logger = logging.getLogger("gain_trio")
+
+
+def add_parser(commands: Subparsers) -> None:
+    """The arguments of ``serve``."""
+    serve = commands.add_parser(
+        "serve",
+        help="serve a handler until interrupted",
+        description=(
+            "Serve a handler until Ctrl-C or SIGTERM.  The first lets connections finish, the second cuts them off;\n"
+            "either way the exit status is 0.  SIGHUP replaces worker processes one by one, and does nothing without them."
+        ),
+    )
+    add_arguments(serve)
+    serve.set_defaults(execute=execute)
+
+
+def execute(options: argparse.Namespace) -> int:
+    """Serve, and return the exit status."""
+    sys.path.insert(0, str(Path.cwd()))  # as python -m does: a handler of one's own is found where one stands
+    configure_logging(options.log_level, options.log_format)
+    try:
+        addresses = [full_address(address, options.network) for address in options.address]
+        for address in addresses:
+            parse_address(address, schemes=SERVED)
+        config = config_of(options)
+        take_priority(options)
+        gain_trio.run(_serve, _starter(options, addresses, config), options.handler, addresses[0])
+    except KeyboardInterrupt:
+        return 0
+    except (ValueError, ImportError, gain_trio.RingUnavailable, gain_trio.WorkerFailed) as error:
+        return fail(str(error))
+    except OSError as error:
+        return fail(error.strerror or str(error))
+    return 0
+
+
+def _starter(options: argparse.Namespace, addresses: Sequence[str], config: ServerConfig) -> Starter:
+    """What to start in a nursery."""
+    usual = ServerConfig()
+    changed = {name: getattr(config, name) for name in attrs.fields_dict(ServerConfig)}
+    changed = {name: value for name, value in changed.items() if value != getattr(usual, name) and name != "signals"}
+    if options.graceful_timeout is not None:  # the usual one is shorter for callbacks
+        changed["graceful_timeout"] = config.graceful_timeout
+    of_datagrams = any(map(is_of_datagrams, addresses))
+    if of_datagrams:
+        _check_of_datagrams(addresses, changed)
+    events = events_starter(options, addresses, **changed)
+    if events is not None:
+        return functools.partial(_until_signalled, events)
+    if of_datagrams:
+        handler = find_datagram_handler(options.handler)
+        is_sharded = config.architecture == "socket_sharding"
+        shards, workers = (config.workers, 1) if is_sharded else (None, config.workers)
+        serve = functools.partial(
+            gain_trio.serve_datagrams, handler, addresses[0], workers=workers, shards=shards, cbpf=config.cbpf
+        )
+        return functools.partial(_until_signalled, serve)
+    return functools.partial(gain_trio.serve, find_handler(options.handler), addresses, config=config)
+
+
+def _check_of_datagrams(addresses: Sequence[str], changed: dict[str, Any]) -> None:
+    if len(addresses) > 1:
+        raise ValueError("a UDP address is served alone: start another gain-trio for the others")
+    for name in changed:
+        if name not in _OF_DATAGRAMS:
+            option = {"ssl_context": "tls-cert"}.get(name, name.replace("_", "-"))
+            raise ValueError(f"--{option} is for connections, which a UDP address has not")
+
+
+async def _until_signalled(start: Starter, *, task_status: trio.TaskStatus[Any]) -> None:
+    """Run a server that minds no signals itself.
+
+    The first one ends it: one of callbacks when these have finished, one of datagrams at once, as the second one does.
+    SIGHUP replaces the worker processes of one of callbacks, and does nothing to a server that has none.  They are minded to
+    the end: what nobody minds kills the program.
+    """
+    scope = trio.CancelScope()
+    try:
+        with trio.open_signal_receiver(*END_SIGNALS, *REPLACE_SIGNALS) as signals:
+            async with trio.open_nursery() as nursery:
+
+                async def serve(*, task_status: trio.TaskStatus[Any]) -> None:
+                    with scope:
+                        await start(task_status=task_status)
+                    nursery.cancel_scope.cancel()
+
+                server = await nursery.start(serve)
+                task_status.started(server)
+                async for number in signals:
+                    if number in REPLACE_SIGNALS:
+                        nursery.start_soon(_replace_workers, server, name="gain_trio replacement of workers")
+                    elif isinstance(server, gain_trio.EventServer) and server.is_running:
+                        server.async_shutdown()
+                    else:
+                        scope.cancel()
+    except BaseExceptionGroup as group:
+        error = only_one_of(group)
+        raise error from error.__cause__
+
+
+async def _replace_workers(server: gain_trio.EventServer | gain_trio.DatagramServer) -> None:
+    if isinstance(server, gain_trio.EventServer):
+        await server._replace_workers()
+    else:
+        logger.info("SIGHUP replaces worker processes, and %s has none: nothing is done", shown(server))
+
+
+@final
+class _Announcement(trio.TaskStatus[Any]):
+    """Says where it serves, when it does."""
+
+    def __init__(self, handler: str, address: str) -> None:
+        self._handler = handler
+        self._address = address
+
+    def started(self, value: Any = None) -> None:
+        where = (served_text(self._address, sockaddr) for sockaddr in value.addresses)
+        try:
+            show("".join(f"serving {self._handler} on {address}; Ctrl-C stops it\n" for address in where))
+        except OSError as error:  # whoever wanted to read it does not; that is no reason not to serve
+            logger.warning("it serves, but cannot say so: %s: %s", shown(error.filename), shown(error.strerror))
+
+
+async def _serve(start: Starter, handler: str, address: str) -> None:
+    await start(task_status=_Announcement(handler, address))

@@ -1,1 +1,0 @@
-"""Floor 6: what people meet first."""

@@ -1,0 +1,12 @@
+"""HTTP/1.1: the reader of requests, and the built-in handler on it."""
+
+from ._http_handler import IDLE_TIMEOUT, SITE, http
+from ._http_requests import Exchange, Phase
+
+__all__ = [
+    "IDLE_TIMEOUT",
+    "SITE",
+    "Exchange",
+    "Phase",
+    "http",
+]

@@ -1,0 +1,16 @@
+"""Connections and listeners on the ring, and over sockets."""
+
+from ._implementation import implementation, make_listeners, until_let_go
+from ._socket_base import as_size, closed_error, current_thread, kept
+from ._socket_listener import SocketListener
+
+__all__ = [
+    "SocketListener",
+    "as_size",
+    "closed_error",
+    "current_thread",
+    "implementation",
+    "kept",
+    "make_listeners",
+    "until_let_go",
+]

@@ -1,0 +1,105 @@
+"""Which implementation of connections and listeners a run gets.
+
+On the ring where the run has one that can do all of it, over sockets and Trio's own waits everywhere else.  Nothing above
+this module knows which.
+"""
+
+from __future__ import annotations
+
+import functools
+import socket
+from collections.abc import Callable, Iterable
+from typing import final
+
+import attrs
+import trio
+
+from gain_trio._io_manager import UringIOManager, current_manager
+from gain_trio._transports._connections import Connection, Listener, Marks, close_all
+
+from ._descriptor_connection import DescriptorConnection
+from ._ring_connection import RingConnection
+from ._ring_listener import RingListener
+from ._socket_connection import SocketConnection
+from ._socket_listener import SocketListener
+
+
+@final
+@attrs.frozen
+class Implementation:
+    """What makes connections and listeners of sockets, which must be non-blocking.
+
+    The socket is the new object's when there is one; when there is none, because making it raised, it is still the caller's.
+    """
+
+    connection: Callable[[socket.socket, Marks], Connection]
+    listener: Callable[[socket.socket, Marks], Listener]
+    """One that may accept ahead of those who ask."""
+    exact_listener: Callable[[socket.socket, Marks], Listener]
+    """One that accepts nothing before somebody asks: the rest waits in the kernel's backlog."""
+
+
+_SOCKETS = Implementation(SocketConnection, SocketListener, SocketListener)
+_descriptor_listener = functools.partial(SocketListener, make=DescriptorConnection)
+_WITH_DESCRIPTORS = Implementation(DescriptorConnection, _descriptor_listener, _descriptor_listener)
+
+
+@trio.lowlevel.enable_ki_protection  # of a descriptor that for a moment has two owners
+def _ring_connection(manager: UringIOManager, sock: socket.socket, marks: Marks) -> Connection:
+    connection = RingConnection(manager, sock.fileno(), marks)
+    sock.detach()
+    return connection
+
+
+def implementation(what: str, *, pass_fds: bool = False) -> Implementation:
+    """The one for the run that ``what`` is called from.
+
+    Args:
+      what: who asks, for the message.
+      pass_fds: connections that pass descriptors, which go over sockets everywhere.
+
+    Raises:
+      RuntimeError: not called from a Trio run; names ``what`` and says what is running instead.
+    """
+    manager = current_manager(what)
+    if pass_fds:
+        return _WITH_DESCRIPTORS
+    if manager is None:
+        return _SOCKETS
+    make = functools.partial(_ring_connection, manager)
+    return Implementation(make, functools.partial(RingListener, manager), functools.partial(SocketListener, make=make))
+
+
+_MOST_TURNS = 100
+"""Of the loop, that the kernel gets to let go of what was closed; two or three do."""
+
+
+async def until_let_go(listeners: Iterable[Listener]) -> None:
+    """Wait until the kernel has let go of these listeners and of all connections of the run that were closed.
+
+    Closing one on the ring only prepares it: the next turn of the loop submits the cancels and the close, and one or two
+    further on the last completions are there.  This takes these turns, cancelled or not, a bounded number.
+    """
+    manager = current_manager("until_let_go()")
+    for _turn in range(_MOST_TURNS):
+        if all(listener._is_let_go for listener in listeners) and (manager is None or not manager.reactor.closing):
+            return
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+
+def make_listeners(
+    make: Implementation, sockets: Iterable[socket.socket], marks: Marks, *, exact: bool = False
+) -> list[Listener]:
+    """Listeners that own the sockets; when this raises, all of them are closed."""
+    listeners: list[Listener] = []
+    left = list(sockets)
+    try:
+        while left:
+            listeners.append((make.exact_listener if exact else make.listener)(left[0], marks))
+            left.pop(0)
+    except BaseException:
+        close_all(listeners)
+        for sock in left:
+            sock.close()
+        raise
+    return listeners

@@ -1,0 +1,105 @@
+"""A connection on the ring: ``gain_trio._fastpath.Stream`` with the cold half that all connections share."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, final
+
+import trio
+
+from gain_trio._io_manager import UringIOManager
+from gain_trio._kernel import fastpath
+from gain_trio._transports._connections import KernelFileSending, Marks, ProxyHeader, Timing
+from gain_trio._transports._patience import DEFAULT_CLOSE_TIMEOUT
+
+if TYPE_CHECKING:
+    from gain_trio._fastpath import Stream as _Stream
+elif fastpath is not None:
+    _Stream = fastpath.Stream
+else:
+
+    class _Stream:
+        """Where the compiled modules are missing, no run gets as far as having a connection on the ring."""
+
+        __slots__ = ()
+
+
+@final
+class RingConnection(_Stream, KernelFileSending):
+    """See :class:`Connection`.  Owns the descriptor."""
+
+    __slots__ = (
+        "_between",
+        "_close_timeout",
+        "_draining",
+        "_drains",
+        "_hurry",
+        "_local_address",
+        "_prelude",
+        "_proxy_header",
+        "_remote_address",
+        "_timing",
+        "_transfer",
+    )
+
+    def __init__(self, manager: UringIOManager, descriptor: int, marks: Marks) -> None:
+        self._local_address: Any = None
+        self._remote_address: Any = None
+        self._close_timeout = DEFAULT_CLOSE_TIMEOUT
+        self._timing: Timing | None = None
+        self._proxy_header: ProxyHeader | None = None
+        self._transfer: trio.CancelScope | None = None
+        self._draining: trio.Event | None = None
+        self._between = self._drains = False
+        self._hurry = None
+        self._prelude = 0
+        # Last: from here on the descriptor is the connection's, and a caller that sees an exception closes it.
+        super().__init__(manager.reactor, descriptor, marks.receive_high, marks.receive_low, marks.send_high)
+
+    def __repr__(self) -> str:
+        return self._described("closed" if self._is_closed else f"fd={self._descriptor}")
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """:meth:`Connection.receive` as a full checkpoint."""
+        call = self.receive(max_bytes)  # before the checkpoint, because it may refuse
+        if not self._receive_would_wait:
+            try:
+                await trio.lowlevel.checkpoint()
+            except BaseException:
+                call.close()  # its `await` was not forgotten
+                raise
+        return await call
+
+    @trio.lowlevel.enable_ki_protection  # of what is nobody's for a moment
+    async def detach(self) -> tuple[socket.socket, bytes]:
+        """See :meth:`Connection.detach`."""
+        await trio.lowlevel.checkpoint()
+        await self.flush()
+        descriptor, queued = await self._detach()
+        self._unwatch()
+        try:
+            sock = socket.socket(fileno=descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        sock.setblocking(True)
+        return sock, queued
+
+    def fileno(self) -> int:
+        """See :meth:`Connection.fileno`."""
+        return self._descriptor
+
+    @contextlib.contextmanager
+    @trio.lowlevel.enable_ki_protection  # a socket object that is dropped closes what it was made of
+    def _borrowed_socket(self) -> Iterator[socket.socket]:
+        descriptor = self._descriptor
+        if descriptor < 0:
+            raise trio.ClosedResourceError("this connection was closed")
+        sock = socket.socket(fileno=descriptor)
+        try:
+            yield sock
+        finally:
+            sock.detach()

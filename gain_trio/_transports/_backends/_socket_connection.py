@@ -1,0 +1,438 @@
+"""A connection over a socket, in a run whose I/O manager waits for readiness: Trio's own, or a ring that can do no more.
+
+It keeps the contract of :class:`Connection` to the letter, but not by doing what the ring does.
+
+*The kernel's buffers are the queues.*  The ring has to receive ahead, into buffers it was given; here nothing is received
+before somebody asks.  A peer that sends too much fills the kernel's receive buffer and is stopped by TCP.  Only what looks
+without waiting (``peek``, ``next``, ``discard``, ``inbound_buffered``) moves bytes into a queue here, up to the high mark,
+and ``receive`` empties that first.  Whatever is found behind the bytes, the end of the stream or an error, is kept until
+they have been taken.  While a task waits in ``receive`` the bytes are its, and looking does not take them from under it.
+
+*A task steps once a message.*  Trio's sockets try, wait, try again, and pass a checkpoint after every success.  A receive
+that returned less than it had room for has emptied the kernel's buffer, so the next one waits at once: no failing system
+call, and a turn for everybody else.  A send that the kernel takes at once does not go through the scheduler.  What keeps
+that fair is ``_unwaited``, the bytes moved since a task of this connection last waited, in either direction: from the mark
+on, the next call passes a checkpoint *before* it moves anything, so that a cancellation there loses nothing.  For the same
+economy this is a plain non-blocking ``socket.socket`` with ``trio.lowlevel.wait_readable``: what ``trio.socket`` is made
+of, without the layers of Python in between.
+
+*Sends finish behind the caller's back.*  What the kernel does not take at once is queued, and a system task, the writer,
+drains the queue and ends when it is empty.  It outlives the task that sent, because a ``bytes`` object is sent whole even if
+that task is cancelled, and while something is queued nobody else sends, so the order stays.  It ends by three things: an
+empty queue, an error, a close (which empties the queue).  An error is kept, and raised by the sender's this or next call.
+
+*The run's end closes what is open*, as on the ring, by another system task, one for all connections of a run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import os
+import socket
+import warnings
+from typing import TYPE_CHECKING
+
+import trio
+
+from gain_trio._io_manager import broken_by
+from gain_trio._transports._addresses import reset_on_close
+from gain_trio._transports._connections import (
+    NOTHING,
+    Inbound,
+    Marks,
+    checked_deadline,
+    head_of,
+    receive_into,
+    without_head,
+)
+
+from ._socket_base import as_size, closed_error, current_thread, kept
+from ._socket_events import CHUNK, LARGE_CHUNK, SocketEvents
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+PAGE = 4096
+"""A queue is filled by no less at a time, though it may have its high mark in the middle: small marks are no small calls."""
+
+
+class SocketConnection(SocketEvents):
+    """See :class:`Connection`.  Owns the socket, which must be non-blocking."""
+
+    __slots__ = ("_paused",)
+
+    def __init__(self, sock: socket.socket, marks: Marks) -> None:
+        super().__init__(sock, marks)
+        self._paused = False  # the queue was at its high mark, and has not been at its low one since
+        self._run.connections.add(self)
+
+    def __del__(self) -> None:
+        """Dropped without being closed.  Like a socket: say so, and close.  Maybe in another thread, and after the run."""
+        if getattr(self, "_receiving", None) is None or self._descriptor < 0:
+            return
+        if (
+            not self._run.thread
+        ):  # the child of a fork: its copy goes, and the parent's is left alone, linger option included
+            self._socket.close()
+            return
+        try:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+        finally:
+            self._is_closed = True
+            self._release(reset=self._is_send_torn)
+
+    # --- receiving ---
+
+    async def receive(self, max_bytes: int | None = None) -> bytes:  # noqa: C901  # taken apart it costs a call a message
+        """See :meth:`Connection.receive`."""
+        size = self._chunk if max_bytes is None else self._size_for(max_bytes)
+        if self._is_closed or self._receiving or current_thread() != self._run.thread:
+            self._refuse("receiving")
+        self._receiving = True
+        self._late_receiving = False
+        try:
+            if not self._is_dry:
+                await self._before_receiving()
+            while True:
+                if self._is_dry:
+                    if self._read_deadline < self._read_looked_at:
+                        self._watch_receiving()
+                    await trio.lowlevel.wait_readable(self._descriptor)
+                    self._unwaited = 0
+                if self._is_closed:
+                    raise closed_error()
+                data = self._inbound or self._read(size)
+                if data:
+                    return self._take(data, max_bytes)
+                self._check_dry()
+                if not self._is_dry:
+                    return b""
+        except trio.ClosedResourceError:
+            self._check_late()
+            return self._read_late(size, max_bytes)
+        except OSError as error:  # from the wait: this is no descriptor any more, or none that can be waited for
+            raise broken_by(error) from error
+        finally:
+            self._receiving = False
+
+    def _read_late(self, size: int, max_bytes: int | None) -> bytes:
+        """The deadline has passed: what has come at the last moment is the answer, or the error, all the same."""
+        data = self._read(size)
+        if data:
+            return self._take(data, max_bytes)
+        self._check_dry()
+        return b""
+
+    def _watch_receiving(self) -> None:
+        """The call in progress has a deadline that the keeper does not know of."""
+        self._watch(False, self._read_deadline)
+        self._read_looked_at = self._read_deadline
+
+    def _check_late(self) -> None:
+        """The wait was ended by notify_closing(): by a close, or because the deadline has passed."""
+        if self._is_closed or not self._late_receiving:
+            raise closed_error() from None
+
+    @property
+    def read_deadline(self) -> float:
+        """See :attr:`Connection.read_deadline`."""
+        return self._read_deadline
+
+    @read_deadline.setter
+    def read_deadline(self, deadline: float) -> None:
+        self._read_deadline = checked_deadline(deadline)
+        if self._receiving and not self._is_closed and self._read_deadline < self._read_looked_at:
+            self._watch_receiving()
+
+    def _deadline_passed(self, sending: bool, now: float, /) -> float:
+        """See :meth:`ConnectionBase._deadline_passed`."""
+        if sending:
+            return self._write_deadline_passed(now)
+        self._read_looked_at = math.inf
+        if self._receiving and not self._is_closed:
+            if self._read_deadline > now:
+                self._read_looked_at = self._read_deadline
+            else:
+                self._late_receiving = True
+                trio.lowlevel.notify_closing(
+                    self._descriptor
+                )  # ends the wait; the writer, if there is one, waits again
+                self._wake_for_news()
+        return self._read_looked_at
+
+    def _break(self, number: int, /) -> None:
+        """See :meth:`ConnectionBase._break`."""
+        if self._is_closed:
+            return
+        error = OSError(number, os.strerror(number))
+        self._is_send_torn = self._is_send_torn or self.outbound_buffered > 0
+        self._receive_error = error
+        self._is_dry = False
+        self._send_failed(error)
+        with contextlib.suppress(OSError):  # one that is not connected any more needs no telling
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    async def _before_receiving(self) -> None:
+        """The cancellation point of a receive that may be answered at once."""
+        if self._end_told:
+            await trio.lowlevel.checkpoint()
+        else:
+            await self._pass(self._marks.receive_high)
+
+    def _size_for(self, max_bytes: int) -> int:
+        """How much to ask of the kernel for a receive of so much: what is too much for it is queued."""
+        if as_size(max_bytes) < 1:
+            raise ValueError("max_bytes must be >= 1, or None")
+        return min(CHUNK, max(max_bytes, self._marks.receive_high, PAGE))
+
+    def _read(self, size: int) -> bytes:
+        """What the kernel has.  Nothing: for now if the connection is dry then, otherwise for good."""
+        if self._ended or self._receive_error is not None:
+            return b""
+        try:
+            data = self._socket.recv(size)
+        except (BlockingIOError, InterruptedError):
+            self._is_dry = True
+            return b""
+        except OSError as error:
+            self._is_dry = False
+            self._receive_error = kept(error)
+            return b""
+        if data:
+            self._is_dry = len(data) < size
+            self._chunk = LARGE_CHUNK if len(data) >= CHUNK else CHUNK
+            self.bytes_received += len(data)
+            if self._is_timed:
+                self._active_at = trio.current_time()
+            return data
+        self._is_dry = False
+        # A socket tells of its error once.  Somebody else was told, so to the receive a reset looks like the end.
+        if self._send_error is not None and self._send_error.errno != errno.EPIPE:
+            self._receive_error = self._send_error
+        elif self._socket_error is not None:
+            self._receive_error = self._socket_error
+        else:
+            self._ended = True
+        return b""
+
+    def _take(self, data: Inbound, max_bytes: int | None) -> bytes:
+        """Of ``data``, which is all that is here, as much as may be; the rest stays, or becomes, the queue."""
+        if max_bytes is None or len(data) <= max_bytes:
+            self._unwaited += len(data)
+            self._inbound = NOTHING
+            if self._is_kernel_dry:
+                self._emptied()
+            return bytes(data)  # of bytes this is the object itself
+        self._unwaited += max_bytes
+        self._is_dry = False
+        head = head_of(data, max_bytes)
+        self._inbound = without_head(data, max_bytes)
+        return head
+
+    def _check_dry(self) -> None:
+        """There is nothing: raise why, if it is an error or too late; else, if this is not dry, the end has been told."""
+        if self._is_dry:
+            if self._late_receiving:
+                raise trio.TooSlowError("the connection's read deadline has passed")
+        elif self._receive_error is not None:
+            raise broken_by(kept(self._receive_error))
+        else:
+            self._end_told = True
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """:meth:`Connection.receive` as a full checkpoint."""
+        if self._inbound or self._ended or self._receive_error is not None or self._is_closed or self._receiving:
+            await trio.lowlevel.checkpoint()
+        elif not self._is_dry:
+            self._is_dry = True  # so that it waits, which is a full checkpoint, and finds out what there is
+        return await self.receive(max_bytes)
+
+    async def receive_into(self, buffer: Buffer, /) -> int:
+        """See :meth:`Connection.receive_into`."""
+        return await receive_into(self.receive, buffer)
+
+    async def _fill(self, count: int, /) -> int:
+        """See :meth:`Framing._fill`."""
+        if as_size(count) < 0:
+            raise ValueError("the number of bytes to wait for must be >= 0")
+        if self._is_closed or self._receiving or current_thread() != self._run.thread:
+            self._refuse("receiving")
+        self._receiving = True
+        self._late_receiving = False
+        try:
+            if not count or (self._end_told and len(self._inbound) < count):
+                await trio.lowlevel.checkpoint()
+            else:
+                await self._pass(self._marks.receive_high)
+            while len(self._inbound) < count and await self._read_more(count - len(self._inbound)):
+                pass
+            return len(self._inbound)
+        except OSError as error:
+            raise broken_by(error) from error
+        finally:
+            self._receiving = False
+            if self._inbound:
+                self._is_kernel_dry = self._is_dry
+                self._is_dry = False
+
+    async def _read_more(self, wanted: int) -> bool:
+        """Queue what there is next, waiting for it; False at the end of the stream."""
+        await self._wait_until_wet()
+        data = self._read(self._size_for(wanted))
+        if data:
+            self._enqueue_inbound(data)
+            return True
+        self._check_dry()
+        return self._is_dry
+
+    async def _wait_until_wet(self) -> None:
+        """Wait for the socket to become readable, if it had nothing left."""
+        if self._is_dry:
+            if self._read_deadline < self._read_looked_at:
+                self._watch_receiving()
+            try:
+                await trio.lowlevel.wait_readable(self._descriptor)
+            except trio.ClosedResourceError:
+                self._check_late()
+            self._unwaited = 0
+        if self._is_closed:
+            raise closed_error()
+
+    # --- what has been received, without waiting ---
+
+    def _find(self, separator: bytes, start: int, /) -> int:
+        """See :meth:`Framing._find`."""
+        if self._is_closed:
+            raise closed_error()
+        return self._inbound.find(separator, start)
+
+    def _pump(self) -> None:
+        """Move what the kernel has into the queue, up to the high mark.
+
+        Not while a task waits to receive: the bytes are its, and nothing would wake it for those that are in the queue.
+        """
+        self._check_thread()
+        if self._is_closed:
+            raise closed_error()
+        high = self._marks.receive_high
+        if self._receiving or (self._paused and len(self._inbound) > self._marks.receive_low):
+            return
+        while len(self._inbound) < high:
+            data = self._read(min(CHUNK, max(high - len(self._inbound), PAGE)))
+            if not data:
+                break
+            self._enqueue_inbound(data)
+            if self._is_dry:
+                break
+        self._paused = len(self._inbound) >= high
+        if self._inbound:
+            self._is_dry = False
+
+    def _counted(self, name: str, count: int | None) -> int:
+        """``count`` bytes, or all there are for None, of a queue that is up to date, or long enough as it is."""
+        if count is None:
+            self._pump()
+            return len(self._inbound)
+        count = as_size(count)
+        if count < 0:
+            raise ValueError(f"{name}() takes a number of bytes >= 0, or None")
+        if self._is_closed or count > len(self._inbound) or current_thread() != self._run.thread:
+            self._pump()
+        return min(count, len(self._inbound))
+
+    def peek(self, count: int | None = None, /) -> bytes:
+        """See :meth:`Connection.peek`."""
+        count = self._counted("peek", count)  # which may move the queue
+        return head_of(self._inbound, count)
+
+    def next(self, count: int | None = None, /) -> bytes:
+        """See :meth:`Connection.next`."""
+        count = self._counted("next", count)
+        return self._dequeue(count)
+
+    def discard(self, count: int | None = None, /) -> int:
+        """See :meth:`Connection.discard`."""
+        count = self._counted("discard", count)
+        self._unwaited += count
+        self._inbound = without_head(self._inbound, count)
+        self._let_go_on()
+        return count
+
+    @property
+    def inbound_buffered(self) -> int:
+        """See :attr:`Connection.inbound_buffered`."""
+        if not self._is_closed:
+            self._pump()
+        return len(self._inbound)
+
+    # --- giving the socket back ---
+
+    @trio.lowlevel.enable_ki_protection  # of what is nobody's for a moment
+    async def detach(self) -> tuple[socket.socket, bytes]:
+        """See :meth:`Connection.detach`."""
+        await trio.lowlevel.checkpoint()
+        await self.flush()
+        self._refuse_detach()
+        if self._writing:  # for a call that was cancelled while it waited for room
+            trio.lowlevel.notify_closing(self._descriptor)
+        old, queued = self._socket, bytes(self._inbound)
+        sock = socket.socket(old.family, old.type, old.proto, old.detach())
+        self._is_closed = True
+        self._descriptor = -1
+        self._inbound = NOTHING
+        self._run.connections.discard(self)
+        self._unwatch()
+        sock.setblocking(True)
+        return sock, queued
+
+    def _refuse_detach(self) -> None:
+        """Raise why the socket cannot be given back now."""
+        if self._receiving:
+            self._refuse("receiving")
+        if self._receive_error is not None:
+            raise broken_by(kept(self._receive_error))
+
+    # --- closing ---
+
+    def _refuse_calls(self) -> None:
+        self._check_thread()
+        self._is_closed = True
+        self._unwatch()
+        if self._receiving and self._descriptor >= 0:
+            trio.lowlevel.notify_closing(self._descriptor)
+            self._wake_for_news()
+        self._wake_sender()
+
+    def _close(self, reset: bool, /) -> None:
+        self._refuse_calls()
+        if self._descriptor < 0:
+            return
+        self._inbound = NOTHING
+        self._outbound = None
+        self._room_wanted = False
+        trio.lowlevel.notify_closing(self._descriptor)
+        self._release(reset=reset or self._is_send_torn)
+
+    def _release(self, *, reset: bool) -> None:
+        """Close the descriptor."""
+        self._descriptor = -1
+        try:
+            if reset:
+                reset_on_close(self._socket)
+        finally:
+            try:
+                self._socket.close()
+            except OSError as error:
+                if error.errno != errno.EBADF:  # somebody else has closed it: nothing is left to close
+                    raise
+
+    def fileno(self) -> int:
+        """See :meth:`Connection.fileno`."""
+        return -1 if self._is_closed else self._descriptor
+
+    def _borrowed_socket(self) -> contextlib.AbstractContextManager[socket.socket]:
+        if self._is_closed:
+            raise closed_error()
+        return contextlib.nullcontext(self._socket)

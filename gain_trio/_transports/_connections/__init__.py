@@ -1,0 +1,81 @@
+"""The contract of connections and listeners, and what all of their implementations share."""
+
+from ._connection import (
+    END,
+    STALLED,
+    WRITTEN,
+    Connection,
+    Marks,
+    checked_close_timeout,
+    checked_deadline,
+    checked_idle_timeout,
+)
+from ._connection_base import ConnectionBase
+from ._deadlines import DeadlineKeeper, Entry, Timing, current_keeper
+from ._file_sending import FileSending, KernelFileSending
+from ._framing import IncompleteMessage, MessageTooLong
+from ._idleness import sleep_until_idle
+from ._listener import CONNECTION_ERRNOS, RESOURCE_ERRNOS, Listener, close_all
+from ._messages import FIRST_SECONDS
+from ._news import News
+from ._proxy_protocol import MAX_LENGTH, NeedMore, ProxyHeader, ProxyProtocolError, parse_proxy_header
+from ._queues import (
+    NOTHING,
+    SMALL,
+    Inbound,
+    Message,
+    Outbound,
+    head_of,
+    joined,
+    message_of,
+    receive_into,
+    whole_of,
+    without_head,
+)
+from ._seconds import checked_seconds
+from ._socket_calls import HasDescriptor
+
+__all__ = [
+    "CONNECTION_ERRNOS",
+    "END",
+    "FIRST_SECONDS",
+    "MAX_LENGTH",
+    "NOTHING",
+    "RESOURCE_ERRNOS",
+    "SMALL",
+    "STALLED",
+    "WRITTEN",
+    "Connection",
+    "ConnectionBase",
+    "DeadlineKeeper",
+    "Entry",
+    "FileSending",
+    "HasDescriptor",
+    "Inbound",
+    "IncompleteMessage",
+    "KernelFileSending",
+    "Listener",
+    "Marks",
+    "Message",
+    "MessageTooLong",
+    "NeedMore",
+    "News",
+    "Outbound",
+    "ProxyHeader",
+    "ProxyProtocolError",
+    "Timing",
+    "checked_close_timeout",
+    "checked_deadline",
+    "checked_idle_timeout",
+    "checked_seconds",
+    "close_all",
+    "current_keeper",
+    "head_of",
+    "joined",
+    "message_of",
+    "parse_proxy_header",
+    "receive_into",
+    "sleep_until_idle",
+    "whole_of",
+    "without_head",
+]

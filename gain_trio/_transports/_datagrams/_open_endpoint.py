@@ -1,0 +1,194 @@
+"""Opening datagram endpoints by address."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import socket
+from collections.abc import Iterable
+from typing import Any, Final
+
+import trio
+
+from gain_trio._io_manager import UringIOManager, current_manager
+from gain_trio._transports._addresses import Access, UdpAddress, UnixAddress, parse_address, share_port
+
+from ._endpoint import MAX_SIZE, QUEUE_BYTES, QUEUE_SIZE, DatagramEndpoint
+from ._multicast import change_membership, set_multicast_options
+from ._ring_endpoint import RingEndpoint
+from ._socket_endpoint import SocketEndpoint
+from ._unix_endpoint import check_options, open_unix_endpoint
+
+_UNUSABLE: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.ENETUNREACH, errno.EHOSTUNREACH})
+"""This machine has no such address, or no way to it; the name may have others."""
+
+
+async def open_datagram_endpoint(
+    address: str,
+    *,
+    remote_address: str | None = None,
+    reuse_port: bool = False,
+    multicast_groups: Iterable[str] = (),
+    multicast_interface: str | int | None = None,
+    multicast_loop: bool | None = None,
+    multicast_ttl: int | None = None,
+    queue_size: int = QUEUE_SIZE,
+    queue_bytes: int = QUEUE_BYTES,
+    max_size: int = MAX_SIZE,
+    receive_buffer: int | None = None,
+    send_buffer: int | None = None,
+    mode: int | None = None,
+    owner: int | str | None = None,
+    group: int | str | None = None,
+) -> DatagramEndpoint:
+    """Open a UDP socket on ``udp://host:port``, or a Unix datagram socket on ``unix:///path`` or ``unix://@abstract-name``.
+
+    An endpoint has one socket, and so one address: of a name that has several, the first that can be had.  An empty
+    host stands for all addresses of this machine, by IPv4 (all by IPv6: ``udp://[::]:port``, which is IPv6 alone).
+    With port 0 the kernel chooses one; read it from :attr:`DatagramEndpoint.local_address`.
+
+    A Unix endpoint always has a name of its own, so that it can be answered.  Its file is treated as
+    :func:`open_listeners` treats one: a left-over file is replaced, that of a socket that lives and anything that is no
+    socket is ``EADDRINUSE``, and closing the endpoint removes it.  It goes over the socket itself also in a run on the
+    ring, whose endpoints are for IP.
+
+    Args:
+      address: as above; IPv6 addresses stand in brackets.
+      remote_address: the same.  The endpoint is connected to it: it sends there alone, and only what comes from there is
+        received.  The local address must be of the same IP version; an empty host is of both.  Of a Unix socket it must
+        be there already; when another socket takes its name later, what is sent goes to that one.
+      reuse_port: set ``SO_REUSEPORT``, so that several sockets share the port.  A datagram to one of the machine's
+        addresses goes to one of them, chosen by source address; a multicast datagram to each that has joined.
+      multicast_groups: IP addresses of the groups to join; :meth:`DatagramEndpoint.join` does so later.
+      multicast_interface: where to join, and where datagrams to groups leave: a name or an index, or for IPv4 an address
+        of the interface.  None: the system chooses.
+      multicast_loop: whether sockets of this machine get what is sent to groups from here; None: yes.
+      multicast_ttl: how many networks such a datagram may cross; None: 1, this one alone.
+      queue_size: datagrams kept until they are received.
+      queue_bytes: bytes in them.
+      max_size: larger datagrams are dropped and counted.  For a Unix socket up to 16 MiB.
+      receive_buffer, send_buffer: bytes, of the kernel's buffers (``SO_RCVBUF``, ``SO_SNDBUF``); None: the system's
+        defaults.
+      mode, owner, group: of the file of a Unix socket, see :func:`open_listeners`: who may write to it may send.  That no
+        more are let in at any moment is so on Linux.
+
+    Raises:
+      ValueError: an address, or a number, is none, or an option is none for this kind of address.
+      OSError: the address cannot be had, for example because it is in use (``EADDRINUSE``); the message names it.
+      socket.gaierror: a host has no address (a kind of OSError).
+      RuntimeError: not called from a Trio task.
+    """
+    local = parse_address(address, schemes=("udp", "unix"))
+    assert isinstance(local, UdpAddress | UnixAddress)
+    remote = None if remote_address is None else parse_address(remote_address, schemes=(local.scheme,))
+    access = Access(mode=mode, owner=owner, group=group)
+    multicast_groups = list(multicast_groups)
+    multicast = bool(multicast_groups) or (multicast_interface, multicast_loop, multicast_ttl) != (None, None, None)
+    check_options(local, access=access, reuse_port=reuse_port, multicast=multicast)
+    manager = current_manager("gain_trio.open_datagram_endpoint()")
+    _check_numbers(queue_size=queue_size, queue_bytes=queue_bytes, max_size=max_size)
+    limits = {"queue_size": queue_size, "queue_bytes": queue_bytes, "max_size": max_size}
+
+    def set_buffers(sock: socket.socket) -> None:
+        for option, size in ((socket.SO_RCVBUF, receive_buffer), (socket.SO_SNDBUF, send_buffer)):
+            if size is not None:
+                sock.setsockopt(socket.SOL_SOCKET, option, size)
+
+    if isinstance(local, UnixAddress):
+        assert remote is None or isinstance(remote, UnixAddress)
+        return await open_unix_endpoint(local, remote, access, set_buffers, **limits)
+    assert remote is None or isinstance(remote, UdpAddress)
+    pairs = await _look_up(local, remote)
+
+    def configure(sock: socket.socket) -> None:
+        if reuse_port:
+            share_port(sock)
+        set_buffers(sock)
+        set_multicast_options(sock, interface=multicast_interface, loop=multicast_loop, ttl=multicast_ttl)
+
+    with contextlib.ExitStack() as stack:
+        sock = _open_socket(pairs, configure, f"{local}" if remote is None else f"{local} to {remote}")
+        stack.callback(sock.close)
+        for multicast_group in multicast_groups:
+            change_membership(sock, multicast_group, multicast_interface, member=True)
+        peer = None if remote is None else sock.getpeername()
+        endpoint = make_endpoint(manager, sock, peer, **limits)
+        stack.pop_all()
+        return endpoint
+
+
+@trio.lowlevel.enable_ki_protection  # of a descriptor that for a moment has two owners
+def make_endpoint(manager: UringIOManager | None, sock: socket.socket, remote: Any, **limits: int) -> DatagramEndpoint:
+    """The endpoint of a non-blocking datagram socket, which is the endpoint's from then on.
+
+    A socket of another family than UDP's works if it is connected: ``remote`` is what :meth:`DatagramEndpoint.receive`
+    returns as the source, then.
+    """
+    limits = {"queue_size": QUEUE_SIZE, "queue_bytes": QUEUE_BYTES, "max_size": MAX_SIZE, **limits}
+    if manager is None:
+        return SocketEndpoint(sock, remote, **limits)
+    return RingEndpoint(manager, sock, remote, **limits)
+
+
+def _check_numbers(*, queue_size: int, queue_bytes: int, max_size: int) -> None:
+    for name, number, least, most in (
+        ("queue_size", queue_size, 1, 1 << 24),
+        ("queue_bytes", queue_bytes, 1, 1 << 40),
+        ("max_size", max_size, 0, 1 << 40),
+    ):
+        if not isinstance(number, int):
+            raise TypeError(f"{name} must be a number, not {number!r}")
+        if not least <= number <= most:
+            raise ValueError(f"{name} must be {least} to {most}, not {number}")
+
+
+async def _look_up(local: UdpAddress, remote: UdpAddress | None) -> list[tuple[int, Any, Any]]:
+    """What may be tried: family, local and remote socket address."""
+    found = [
+        (family, sockaddr)
+        for family, _kind, _protocol, _name, sockaddr in await trio.socket.getaddrinfo(
+            local.host or None, local.port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE
+        )
+    ]
+    if remote is None:
+        return [(family, sockaddr, None) for family, sockaddr in found]
+    peers = [
+        (family, sockaddr)
+        for family, _kind, _protocol, _name, sockaddr in await trio.socket.getaddrinfo(
+            remote.host or "localhost", remote.port, type=socket.SOCK_DGRAM
+        )
+    ]
+    pairs: list[tuple[int, Any, Any]] = [
+        (family, here, there) for (family, there), (own, here) in itertools.product(peers, found) if family == own
+    ]
+    if not pairs:
+        raise OSError(errno.EAFNOSUPPORT, f"{local} and {remote} are not of the same IP version")
+    return pairs
+
+
+def _open_socket(pairs: list[tuple[int, Any, Any]], configure: Any, what: str) -> socket.socket:
+    """The first that can be had."""
+    for number, (family, here, there) in enumerate(pairs, 1):
+        sock = None
+        try:
+            sock = socket.socket(family, socket.SOCK_DGRAM)
+            sock.setblocking(False)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # as listeners do
+            configure(sock)
+            sock.bind(here)
+            if there is not None:
+                sock.connect(there)
+        except BaseException as error:
+            if sock is not None:
+                sock.close()
+            if not isinstance(error, OSError):
+                raise
+            if number < len(pairs) and error.errno in _UNUSABLE:
+                continue
+            code = error.errno or 0
+            raise OSError(code, f"cannot open an endpoint on {what}: {os.strerror(code)}") from error
+        return sock
+    raise AssertionError("getaddrinfo() returns at least one address")

@@ -1,0 +1,214 @@
+"""A datagram endpoint of a Unix socket; unix(7).
+
+It goes over the socket in every run.  The ring's endpoint is for IP: its addresses are made of a host and a port, and it
+waits for room by poll(2), which does not do here.
+
+*Waiting for room.*  A datagram goes straight into the receiver's queue, and the kernel refuses it while that is full
+(``EAGAIN``; the queue's length is net.unix.max_dgram_qlen, 10 by default).  On Linux poll(2) tells when there is room
+again if the socket is connected.  If it is not, poll(2) knows of no receiver and says that the socket is writable, at
+once and always: to wait by it would be to spin.  So sending is tried again after a pause, which grows to 50 ms.  Each
+receiver has a line of its own, so that one who does not read holds up nobody but those who send to him.
+
+*Being connected.*  A Unix socket is connected to a socket, not to a name.  Once that one is gone the kernel tells so
+(``ECONNREFUSED``), forgets the connection (``ENOTCONN`` from then on), and lets anybody send.  The endpoint connects to
+the name again then, and what comes from other names meanwhile is left out, as the kernel left it out before.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, final
+
+import attrs
+import trio
+
+from gain_trio._transports._addresses import (
+    NO_SIGNAL,
+    SUN_PATH,
+    Access,
+    UdpAddress,
+    UnixAddress,
+    bind_unix,
+    check_access,
+    check_unix,
+)
+
+from ._socket_endpoint import Inbox, SocketEndpoint
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_SHARED_SCRATCH: Final = 65535
+"""Up to this ``max_size`` a buffer is shared with the run's other endpoints: one byte more shows what is too large."""
+_LARGEST: Final = 1 << 24
+_SHORTEST_PAUSE: Final = 0.001
+_LONGEST_PAUSE: Final = 0.05
+_IS_LINUX: Final[bool] = sys.platform == "linux"
+_NO_ROOM: Final = frozenset({errno.EAGAIN} if _IS_LINUX else {errno.EAGAIN, errno.ENOBUFS})
+"""BSD says ``ENOBUFS`` of a full queue; on Linux that is the machine's memory."""
+_DISCONNECTED: Final = frozenset({errno.ECONNREFUSED, errno.ENOTCONN})
+
+
+def check_options(address: UdpAddress | UnixAddress, *, access: Access, reuse_port: bool, multicast: bool) -> None:
+    """Raise a :exc:`ValueError` for an option that this kind of address has no use for; what is said here was given."""
+    if isinstance(address, UdpAddress):
+        if access:
+            raise ValueError(f"mode, owner and group are for the file of a Unix socket, and {address} has none")
+        return
+    check_unix("udp://127.0.0.1:PORT")
+    check_access(address, access)
+    if reuse_port:
+        raise ValueError(f"reuse_port=True is for UDP, and {address} has no port")
+    if multicast:
+        raise ValueError(f"multicast is for UDP, and {address} is a Unix socket: leave out the multicast options")
+
+
+async def open_unix_endpoint(
+    address: UnixAddress,
+    remote: UnixAddress | None,
+    access: Access,
+    configure: Callable[[socket.socket], None],
+    *,
+    queue_size: int,
+    queue_bytes: int,
+    max_size: int,
+) -> UnixEndpoint:
+    """An endpoint, connected to ``remote`` if that is given."""
+    if max_size > _LARGEST:
+        raise ValueError(f"max_size must be at most {_LARGEST} for a Unix socket, not {max_size}")
+    try:
+        sock = await bind_unix(address, remote, access, configure)
+    except OSError as error:
+        what = f"{address}" if remote is None else f"{address} to {remote}"
+        raise OSError(error.errno, f"cannot open an endpoint on {what}: {error.strerror}") from error
+    try:
+        peer = None if remote is None else sock.getpeername()
+        return UnixEndpoint(
+            sock, peer, remote=remote, queue_size=queue_size, queue_bytes=queue_bytes, max_size=max_size
+        )
+    except BaseException:
+        sock.close()
+        raise
+
+
+@final
+class _UnixInbox(Inbox):
+    def __init__(self, sock: socket.socket, remote: Any, queue_size: int, queue_bytes: int, max_size: int) -> None:
+        super().__init__(sock, remote, queue_size, queue_bytes, max_size)
+        if max_size > _SHARED_SCRATCH:
+            self._scratch = bytearray(max_size + 1)
+
+    def _put(self, length: int, address: Any) -> None:
+        if self.remote is None or address == self.remote:
+            super()._put(length, address or None)  # some systems say "" of a sender without a name
+
+
+@final
+@attrs.define
+class _Line:
+    """Those who wait to send to one receiver."""
+
+    lock: trio.StrictFIFOLock = attrs.field(factory=trio.StrictFIFOLock)
+    length: int = 0
+
+
+@final
+class UnixEndpoint(SocketEndpoint):
+    """See :class:`DatagramEndpoint`."""
+
+    _make_inbox: ClassVar[type[Inbox]] = _UnixInbox
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        remote_address: Any,
+        *,
+        remote: UnixAddress | None,
+        queue_size: int,
+        queue_bytes: int,
+        max_size: int,
+    ) -> None:
+        super().__init__(sock, remote_address, queue_size=queue_size, queue_bytes=queue_bytes, max_size=max_size)
+        self._remote = remote
+        self._lines: dict[Any, _Line] = {}
+
+    def _nobody_waits(self, address: Any) -> bool:
+        return (self._inbox.remote if address is None else address) not in self._lines
+
+    async def _stand_in_line(self, data: Buffer, address: Any) -> None:
+        receiver = self._inbox.remote if address is None else address
+        line = self._lines.setdefault(receiver, _Line())
+        line.length += 1
+        try:
+            async with line.lock:
+                pause = _SHORTEST_PAUSE
+                while not self._send_now(data, address):
+                    if self._remote is not None and _IS_LINUX:
+                        await trio.lowlevel.wait_writable(self._inbox.sock)
+                        continue
+                    with trio.move_on_after(pause):
+                        await self._inbox.ended.wait()
+                    pause = min(2 * pause, _LONGEST_PAUSE)
+        finally:
+            line.length -= 1
+            if not line.length:
+                del self._lines[receiver]
+
+    def _transmit(self, data: Buffer, address: Any) -> int:
+        inbox = self._inbox
+        try:
+            if self._remote is None:
+                return inbox.sock.sendto(data, NO_SIGNAL, address)
+            try:
+                return inbox.sock.send(data, NO_SIGNAL)
+            except OSError as error:
+                if error.errno not in _DISCONNECTED:
+                    raise
+            inbox.sock.connect(self._remote.sockaddr)
+            inbox.remote = inbox.sock.getpeername()  # it may have bound the same name in another spelling
+            return inbox.sock.send(data, NO_SIGNAL)
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                raise BlockingIOError(error.errno, error.strerror) from error
+            raise OSError(error.errno, error.strerror, address if self._remote is None else inbox.remote) from error
+
+    def _check_address(self, address: Any) -> None:
+        """What a sender may have bound on purpose is an :exc:`OSError`: it is not the program's mistake."""
+        remote = self._inbox.remote
+        if remote is not None:
+            if address is not None and address != remote:
+                raise ValueError(f"this endpoint is connected to {remote!r}, and sends nowhere else")
+            return
+        if address is None:
+            raise OSError(
+                errno.EDESTADDRREQ,
+                "there is no address to send to: this endpoint is not connected to one, and a sender without a name "
+                "(None) cannot be answered unless it binds one",
+            )
+        if not isinstance(address, str | bytes):
+            raise TypeError(f"an address here is a path (str) or an abstract name (bytes), not {address!r}")
+        name = os.fsencode(address)
+        if isinstance(address, bytes) and name.startswith(b"\0"):
+            if len(name) > SUN_PATH:
+                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), address)
+            return
+        if not name.startswith(b"/"):
+            raise OSError(
+                errno.EDESTADDRREQ,
+                "it is neither a path from the root, such as '/run/app.sock', nor an abstract name, such as b'\\0app'",
+                address,
+            )
+        if b"\0" in name:
+            raise ValueError(f"the path {address!r} has a NUL in it, which ends a path")
+        if len(name) >= SUN_PATH:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), address)
+
+    def join(self, group: str, interface: str | int | None = None) -> NoReturn:
+        """Raise a :exc:`ValueError`: multicast is for UDP."""
+        raise ValueError(f"{group!r} cannot be joined: multicast is for UDP, and this is a Unix socket ({interface=})")
+
+    leave = join

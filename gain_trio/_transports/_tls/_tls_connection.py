@@ -1,0 +1,421 @@
+"""A connection with TLS, over another connection, behind the contract of :class:`Connection`.
+
+How bytes move, and who waits for what, stands at the top of ``_tls_traffic.py``.
+
+*Receiving.*  What has been decrypted goes to a queue here, and from there to the program, which finds the queue with
+``peek`` and ``next``.  Decrypting takes a task that receives, so what nobody has asked for stays encrypted in the queue of
+the connection below, up to its mark, and ``inbound_buffered`` does not count it.
+
+*Sending.*  Data is encrypted in pieces.  Encrypted bytes cannot be taken back, and the next piece needs them to be sent, so
+what counts as sent is what was encrypted.  A send that is cancelled between two pieces is torn: see :meth:`Connection.send`.
+
+*Ending.*  TLS has an end of its own, close_notify, and without it the end of the stream is an error: anybody on the way can
+cut a TCP stream off.  So a close that is cancelled, or that resets, does not send it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, final
+
+import trio
+
+from gain_trio._transports._backends import as_size
+from gain_trio._transports._connections import (
+    NOTHING,
+    Connection,
+    Marks,
+    Message,
+    ProxyHeader,
+    head_of,
+    message_of,
+    receive_into,
+)
+from gain_trio._transports._patience import STALL
+
+from ._tls_engine import Engine
+from ._tls_events import TlsEvents
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+
+@final
+class TlsConnection(TlsEvents):
+    """See :class:`Connection`.  ``engine`` has done its handshake over the connection below, which belongs to this one."""
+
+    __slots__ = ("__weakref__", "_transfer", "context")
+
+    context: Any
+    _is_send_eof = False  # see send_eof()
+
+    def __init__(self, engine: Engine, below: Connection, marks: Marks, *, https_compatible: bool = False) -> None:
+        super().__init__(engine, below, marks, https_compatible=https_compatible)
+        self.context = None
+        self._transfer: trio.CancelScope | None = None
+
+    def __repr__(self) -> str:
+        return self._described("closed" if self._is_closed else f"{self.tls_version()} fd={self.fileno()}")
+
+    def _peer_text(self) -> str | None:
+        """See :meth:`Connection._peer_text`."""
+        return self._below._peer_text()
+
+    # --- idleness: that of the connection below ---
+
+    @property
+    def idle_timeout(self) -> float:
+        """See :attr:`Connection.idle_timeout`."""
+        return self._below.idle_timeout
+
+    @idle_timeout.setter
+    def idle_timeout(self, timeout: float) -> None:
+        self._below.idle_timeout = timeout
+
+    @property
+    def close_timeout(self) -> float:
+        """See :attr:`Connection.close_timeout`."""
+        return self._below.close_timeout
+
+    @close_timeout.setter
+    def close_timeout(self, timeout: float) -> None:
+        self._below.close_timeout = timeout
+
+    def _unacknowledged(self) -> int | None:
+        """See :meth:`Connection._unacknowledged`."""
+        return self._below._unacknowledged()
+
+    @property
+    def _was_idle(self) -> bool:
+        """See :attr:`Connection._was_idle`."""
+        return self._below._was_idle
+
+    # --- what the connection below knows ---
+
+    @property
+    def draining(self) -> trio.Event:
+        """See :attr:`Connection.draining`."""
+        return self._below.draining
+
+    @property
+    def bytes_received(self) -> int:
+        """See :attr:`Connection.bytes_received`."""
+        return self._below.bytes_received
+
+    @property
+    def bytes_sent(self) -> int:
+        """See :attr:`Connection.bytes_sent`."""
+        return self._below.bytes_sent
+
+    @property
+    def proxy_header(self) -> ProxyHeader | None:
+        """See :attr:`Connection.proxy_header`."""
+        return self._below.proxy_header
+
+    @property
+    def direct_local_address(self) -> Any:
+        """See :attr:`Connection.direct_local_address`."""
+        return self._below.direct_local_address
+
+    @property
+    def direct_remote_address(self) -> Any:
+        """See :attr:`Connection.direct_remote_address`."""
+        return self._below.direct_remote_address
+
+    # --- receiving ---
+
+    async def receive(self, max_bytes: int | None = None) -> bytes:
+        """See :meth:`Connection.receive`."""
+        if max_bytes is not None and as_size(max_bytes) < 1:
+            raise ValueError("max_bytes must be >= 1, or None")
+        self._begin_receiving()
+        try:
+            if self._inbound:
+                await trio.lowlevel.checkpoint_if_cancelled()
+            else:
+                while not self._inbound and await self._decrypt():
+                    pass
+            return self._taken(len(self._inbound) if max_bytes is None else max_bytes)
+        finally:
+            self._receiving = False
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """:meth:`Connection.receive` as a full checkpoint."""
+        await trio.lowlevel.checkpoint()
+        return await self.receive(max_bytes)
+
+    async def receive_into(self, buffer: Buffer, /) -> int:
+        """See :meth:`Connection.receive_into`."""
+        return await receive_into(self.receive, buffer)
+
+    async def _fill(self, count: int, /) -> int:
+        """See :meth:`Framing._fill`."""
+        if as_size(count) < 0:
+            raise ValueError("the number of bytes to wait for must be >= 0")
+        self._begin_receiving()
+        try:
+            if count:
+                await trio.lowlevel.checkpoint_if_cancelled()
+            else:
+                await trio.lowlevel.checkpoint()
+            while len(self._inbound) < count and await self._decrypt():
+                pass
+            self._check_open()
+            return len(self._inbound)
+        finally:
+            self._receiving = False
+
+    # --- what has been received, without waiting ---
+
+    def _find(self, separator: bytes, start: int, /) -> int:
+        """See :meth:`Framing._find`."""
+        self._check_open()
+        return self._inbound.find(separator, start)
+
+    def _counted(self, name: str, count: int | None) -> int:
+        """``count`` bytes, or all there are for None, of the queue."""
+        self._check_open()
+        if count is None:
+            return len(self._inbound)
+        count = as_size(count)
+        if count < 0:
+            raise ValueError(f"{name}() takes a number of bytes >= 0, or None")
+        return min(count, len(self._inbound))
+
+    def peek(self, count: int | None = None, /) -> bytes:
+        """See :meth:`Connection.peek`."""
+        return head_of(self._inbound, self._counted("peek", count))
+
+    def next(self, count: int | None = None, /) -> bytes:
+        """See :meth:`Connection.next`."""
+        return self._taken(self._counted("next", count))
+
+    def discard(self, count: int | None = None, /) -> int:
+        """See :meth:`Connection.discard`."""
+        return len(self._taken(self._counted("discard", count)))
+
+    @property
+    def inbound_buffered(self) -> int:
+        """See :attr:`Connection.inbound_buffered`."""
+        return len(self._inbound)
+
+    # --- sending ---
+
+    async def send(self, data: Buffer | Sequence[Buffer], /) -> None:
+        """See :meth:`Connection.send`."""
+        self._begin_sending()
+        try:
+            if type(data) is bytes and 0 < len(data) <= self._piece:
+                await self._wait_outbound(self._marks.send_high)
+                self._put(data)
+                await self._wait_behind()
+            else:
+                await self._send_pieces(data if isinstance(data, (list, tuple)) else (data,))
+        finally:
+            self._sending = False
+
+    async def _send_pieces(self, buffers: Sequence[Buffer]) -> None:
+        with message_of(buffers) as message:
+            if not message.parts:
+                await trio.lowlevel.checkpoint()
+            await self._wait_outbound(self._marks.send_high)
+            while message.parts:
+                self._put_next(message)
+                try:
+                    await self._wait_behind()
+                except trio.TooSlowError:
+                    self._put_rest(message)
+                    raise
+
+    def _put_next(self, message: Message) -> None:
+        """In a call of its own: the piece can be a view of the program's buffer, and an error of the wait would keep it."""
+        piece = message.take(self._piece)
+        self._is_send_torn = bool(message.parts)  # should anything interrupt what follows
+        self._put(piece)
+
+    def _put_rest(self, message: Message) -> None:
+        """The deadline has passed.  The connection stays good: what was begun is queued to its end."""
+        while message.parts:
+            self._put(message.take(self._piece))
+        self._is_send_torn = False
+
+    async def _wait_behind(self) -> None:
+        """What the call in progress has sent may have been too much, or may have failed."""
+        if (
+            self._below.outbound_buffered >= self._marks.send_high
+            or self._unyielded >= self._marks.send_high
+            or self._unencrypted
+            or self._error is not None
+            or self._send_error is not None
+        ):
+            await self._wait_outbound(self._marks.send_high, own_half=True)
+
+    async def send_all(self, data: Buffer | Sequence[Buffer]) -> None:
+        """:meth:`Connection.send` as a full checkpoint."""
+        await trio.lowlevel.checkpoint()
+        await self.send(data)
+
+    async def flush(self) -> None:
+        """See :meth:`Connection.flush`."""
+        await self._wait_flushing(1)
+        self._count_written()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until less than the high mark is queued for sending.  Raises what ``send`` raises."""
+        await trio.lowlevel.checkpoint()
+        await self._wait_flushing(self._marks.send_high)
+
+    async def _wait_flushing(self, mark: int) -> None:
+        self._begin_sending()
+        self._flushing = True
+        try:
+            await self._wait_outbound(mark)
+        finally:
+            self._flushing = False
+            self._sending = False
+
+    def _hold_sends(self, held: bool, /) -> None:
+        self._sending = held
+
+    def _tear_sends(self) -> None:
+        self._is_send_torn = True
+
+    def _begin_sending(self) -> None:
+        self._check_open()
+        if self._sending:
+            raise trio.BusyResourceError("another task is already sending on this connection")
+        self._sending = True
+
+    # --- ending ---
+
+    async def send_eof(self) -> None:
+        """TLS allows it (RFC 8446, 6.1), Python's ssl does not.
+
+        Raises:
+          NotImplementedError: always, and without any effect.
+        """
+        await trio.lowlevel.checkpoint()
+        raise NotImplementedError(
+            "send_eof(): Python's ssl cannot end one direction of a TLS connection; aclose() ends both, and a protocol "
+            "that has to go on receiving marks the end of its messages itself"
+        )
+
+    async def aclose(self) -> None:
+        """See :meth:`Connection.aclose`; sends close_notify before FIN."""
+        await self._close_flushing()
+
+    @trio.lowlevel.enable_ki_protection
+    async def _close_flushing(self) -> bool:
+        """See :meth:`Connection._close_flushing`."""
+        if self._is_closed:
+            await trio.lowlevel.checkpoint()
+            return True
+        self._end_transfer()
+        flushed = False
+        try:
+            self._is_closed = True
+            self._wake_for_news()
+            self._wake_sender()
+            if self._unencrypted:
+                self._interrupt_calls()
+                await self._encrypt_kept_in_time()
+            await trio.lowlevel.checkpoint()
+            if not self._is_send_torn and not self._unencrypted:
+                with contextlib.suppress(trio.ClosedResourceError):  # abort() was called
+                    self._close_notify()
+                    self._below.discard()  # of TLS's own, mostly; left unread it would turn FIN into a reset
+                    flushed = await self._below._close_flushing()
+        finally:
+            self._close_below()
+        return flushed
+
+    async def _encrypt_kept_in_time(self) -> None:
+        """A renegotiation is to be over, so that what was sent can be; but not for ever."""
+        with (
+            contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError),
+            trio.move_on_after(STALL),
+        ):
+            while self._unencrypted:
+                self._inbound = NOTHING  # nobody takes it any more
+                await self._feed_to_send()
+
+    def _close_notify(self) -> None:
+        """Queue it, behind all that was sent."""
+        if self._error is None and self._expects_close_notify:
+            self._engine.close()
+            if self._engine.has_outgoing:
+                self._hand_down()
+
+    def _close_below(self, *, reset: bool = False) -> None:
+        self._end_transfer()
+        self._is_closed = True
+        self._inbound = NOTHING
+        self._wake_for_news()
+        if self._drop_unencrypted() or reset or self._is_send_torn:
+            self._below.abort()
+        else:
+            self._below._close_now()
+
+    @trio.lowlevel.enable_ki_protection
+    def abort(self) -> None:
+        """See :meth:`Connection.abort`."""
+        self._close_below(reset=True)
+
+    @trio.lowlevel.enable_ki_protection
+    def _close_soon(self) -> bool:
+        """See :meth:`Connection._close_soon`.  There is a close_notify left to send unless it is closed or broken."""
+        if not self._is_closed and self._error is None and self._send_error is None:
+            return False
+        self._close_now()
+        return True
+
+    @trio.lowlevel.enable_ki_protection
+    def _close_now(self) -> None:
+        """See :meth:`Connection._close_now`."""
+        self._close_below()
+
+    # --- TLS ---
+
+    def selected_alpn_protocol(self) -> str | None:
+        """See :meth:`Connection.selected_alpn_protocol`."""
+        return self._engine.ssl_object.selected_alpn_protocol()
+
+    def getpeercert(self, binary_form: bool = False) -> dict[str, Any] | bytes | None:
+        """See :meth:`Connection.getpeercert`."""
+        found: dict[str, Any] | bytes | None = self._engine.ssl_object.getpeercert(binary_form)
+        return found
+
+    def cipher(self) -> tuple[str, str, int] | None:
+        """See :meth:`Connection.cipher`."""
+        return self._engine.ssl_object.cipher()
+
+    def tls_version(self) -> str | None:
+        """See :meth:`Connection.tls_version`."""
+        return self._engine.ssl_object.version()
+
+    # --- the socket ---
+
+    @property
+    def local_address(self) -> Any:
+        """See :attr:`Connection.local_address`."""
+        return self._below.local_address
+
+    @property
+    def remote_address(self) -> Any:
+        """See :attr:`Connection.remote_address`."""
+        return self._below.remote_address
+
+    def fileno(self) -> int:
+        """See :meth:`Connection.fileno`."""
+        return -1 if self._is_closed else self._below.fileno()
+
+    def setsockopt(self, level: int, option: int, value: int | Buffer) -> None:
+        """See :meth:`Connection.setsockopt`."""
+        self._check_open()
+        self._below.setsockopt(level, option, value)
+
+    def getsockopt(self, level: int, option: int, buffersize: int = 0) -> int | bytes:
+        """See :meth:`Connection.getsockopt`."""
+        self._check_open()
+        return self._below.getsockopt(level, option, buffersize)

@@ -1,0 +1,123 @@
+"""ProtocolHandler: a handler for serve() out of a class in the shape of asyncio.Protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, final
+
+import trio
+
+from gain_trio._server import AttendingHandler
+from gain_trio._transports import Connection
+
+from ._ending import watch
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from ._transport import ProtocolTransport
+
+DEFAULT_WRITE_LIMIT = 16 * 1024 * 1024
+
+
+@final
+class ProtocolHandler(AttendingHandler):
+    """A handler for :func:`serve` that runs an :class:`asyncio.Protocol`, or an :class:`asyncio.BufferedProtocol`.
+
+    ``serve(ProtocolHandler(MyProtocol), address)`` does what ``loop.create_server(MyProtocol, ...)`` does in asyncio:
+    for each connection ``factory()`` makes a protocol, and then ``connection_made(transport)``,
+    ``data_received(data)``, ``eof_received()``, ``connection_lost(exc)``, ``pause_writing()`` and ``resume_writing()``
+    are called in the order, and with the meaning, that asyncio documents.  The protocol need not inherit from asyncio's
+    classes.  ``connection_lost`` is called once for every ``connection_made``, also when the server is cancelled (with
+    None: it was closed by this side).
+
+    When the server drains (:meth:`Server.drain`, SIGTERM) idle connections are closed, as by ``transport.close()``, and busy
+    ones when they become idle.  A connection is busy while something is unsent or undelivered, while nothing was written
+    since the last bytes were delivered, until no byte has come or gone for a quarter of a second, and in the first second
+    if its peer has sent nothing yet.  A protocol that knows better has a method ``server_draining()``, which is called
+    once, when the server begins to drain.  If it returns true the protocol closes its transport itself, when it is done;
+    ``graceful_timeout`` bounds that, too.
+
+    There is no event loop: ``asyncio.get_running_loop()`` raises :exc:`RuntimeError` as anywhere in Trio, and with it
+    whatever needs one (tasks, futures, ``call_later``, streams).
+
+    The transport is an :class:`asyncio.Transport`.  Its methods may be called from any task of the run, and from no
+    other thread. Where it differs from asyncio's:
+
+    - An exception that leaves ``connection_made``, ``data_received``, ``eof_received``, ``get_buffer`` or
+      ``buffer_updated`` resets the connection and goes to ``connection_lost``, and then to the server, which logs and
+      counts it.  (asyncio carries on after one in ``connection_made``.)  One that leaves ``pause_writing`` or
+      ``resume_writing`` is logged, and that is all.
+    - ``close()`` waits while the peer takes what was written, for the connection's ``close_timeout`` at most.  When the
+      peer takes nothing for 5 seconds, or that time is over, the connection is reset, and ``connection_lost`` gets a
+      :exc:`TimeoutError`.  In asyncio that may take for ever.
+    - ``abort()`` resets the connection, so that the peer cannot take what arrived for everything.
+    - With more than ``write_limit`` bytes that the kernel does not take, the next write resets the connection, and
+      ``connection_lost`` gets a :exc:`SlowReader`.  asyncio's buffer has no limit.  A protocol that keeps to
+      ``pause_writing()`` never gets there.
+    - ``get_extra_info("socket")`` is no socket, but has the methods of :class:`asyncio.trsock.TransportSocket`.
+
+    Args:
+      factory: makes a protocol: its class, or any function without arguments.
+      write_limit: bytes.
+
+    Raises:
+      TypeError: the factory cannot be called.
+      ValueError: ``write_limit`` is less than 1.
+    """
+
+    def __init__(self, factory: Callable[[], asyncio.BaseProtocol], *, write_limit: int = DEFAULT_WRITE_LIMIT) -> None:
+        if not callable(factory):
+            raise TypeError(
+                f"the factory must be a protocol class, or a function that makes a protocol, not {factory!r}"
+            )
+        if write_limit < 1:
+            raise ValueError(f"write_limit must be at least 1 byte, not {write_limit}")
+        self._factory = factory
+        self._write_limit = write_limit
+        # What the server's log calls it.
+        self.__qualname__ = f"ProtocolHandler({getattr(factory, '__qualname__', None) or repr(factory)})"
+
+        self._attended: set[trio.Event] = set()
+        self._running: set[ProtocolTransport] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For worker processes: what is running here is not theirs."""
+        return {**self.__dict__, "_attended": set(), "_running": set()}
+
+    def __repr__(self) -> str:
+        return f"<gain_trio.{self.__qualname__}>"
+
+    async def attend(self, draining: trio.Event) -> None:
+        """Have the protocols of a server end when it drains."""
+        self._attended.add(draining)
+        try:
+            await draining.wait()
+        finally:
+            self._attended.discard(draining)
+        for transport in list(self._running):
+            if transport.drains_with(draining):
+                transport._drain()
+
+    async def __call__(self, connection: Connection) -> None:
+        """Run a protocol on ``connection`` until it is lost.
+
+        Raises what the protocol raised, or :exc:`trio.BrokenResourceError` or :exc:`SlowReader`: that is how a handler
+        tells the server how it ended.  Cancelling it closes the connection and calls ``connection_lost(None)``.
+        """
+        # asyncio takes longer to import than all the rest, and few programs want this.
+        from ._transport import ProtocolTransport  # noqa: PLC0415
+
+        transport = ProtocolTransport(connection, self._factory(), self._write_limit)
+        draining = connection.draining
+        scope = None
+        if draining not in self._attended:  # it drains already, or another handler has called this one
+            scope = trio.CancelScope()
+            trio.lowlevel.spawn_system_task(watch, draining, transport, scope, name="gain_trio watch for a drain")
+        self._running.add(transport)
+        try:
+            await transport.run()
+        finally:
+            self._running.discard(transport)
+            if scope is not None:
+                scope.cancel()

@@ -1,0 +1,353 @@
+"""The task of a connection: it waits for news and calls back.
+
+    on_accept
+    ┌─> wait ──> on_write, on_read
+    └─────┘
+    the end of the stream, close()        what was written is flushed, with on_write; then it is closed; on_close(None)
+    an error, a callback's exception      the connection is closed (with a reset if something is unsent); on_close(error)
+    cancelled                             the same; on_close(None) if nothing was unsent, and 5 seconds for an async one
+    the server drains                     what has arrived is told to on_read once more; then as by close()
+
+There is one way out, so ``on_close`` is called once, whatever happens.  An exception is raised again behind it: the
+consumer that this runs in logs and counts it as it does a handler's.
+
+The plain case, a ``def on_read``, has a loop of its own, with nothing in it but the wait and the call.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any, final
+
+import trio
+
+from gain_trio._server import AttendingHandler, is_cancellation, only_one_of
+from gain_trio._transports import (
+    END,
+    FIRST_SECONDS,
+    STALLED,
+    WRITTEN,
+    Connection,
+    Marks,
+    Patience,
+    shown,
+    sleep_until_idle,
+)
+
+from ._activity import Activity
+from ._config import Config
+from ._errors import SlowReader
+from ._handler import Callbacks, EventHandler
+from ._stream_conn import StreamConn, Terms, ThreadedStreamConn
+
+LAST_SECONDS = 5.0
+"""That an ``async def on_write`` and ``on_close`` have when the server is being stopped."""
+
+logger = logging.getLogger("gain_trio")
+
+
+@final
+class WorkerThreads:
+    """Where ``on_read`` runs with ``Config.async_handler``.  Made in the run that it serves."""
+
+    def __init__(self, most: float) -> None:
+        self._limiter = trio.CapacityLimiter(most)
+        self._inside: set[int] = set()
+
+    async def run(self, function: Callable[..., object], *arguments: object) -> None:
+        """Call it in a thread.  Cancelling waits for it: a thread cannot be stopped."""
+        await trio.to_thread.run_sync(self._called, function, arguments, limiter=self._limiter)
+
+    def _called(self, function: Callable[..., object], arguments: tuple[object, ...]) -> None:
+        thread = threading.get_ident()
+        self._inside.add(thread)
+        try:
+            function(*arguments)
+        finally:
+            self._inside.discard(thread)
+
+    def has_current(self) -> bool:
+        """Whether this is called from one of them."""
+        return threading.get_ident() in self._inside
+
+
+@final
+class StreamDriver(AttendingHandler):
+    """The handler of :func:`serve` for an event handler: an async function of a connection.
+
+    It is pickled for worker processes, with the event handler and the config alone; the rest is made in the run.
+    """
+
+    def __init__(self, handler: EventHandler, config: Config, marks: Marks) -> None:
+        self.callbacks = Callbacks.of(handler)
+        self._config = config
+        self._marks = marks
+        self._is_threaded = config.async_handler and not self.callbacks.on_read.is_async
+        self.activity = Activity()
+        self._terms: Terms | None = None
+        self._threads: WorkerThreads | None = None
+        self._drains = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StreamDriver, (self.callbacks.handler, self._config, self._marks)
+
+    def __repr__(self) -> str:
+        return type(self.callbacks.handler).__qualname__
+
+    def is_in_callback_thread(self) -> bool:
+        """Whether this is called from an ``on_read`` in a worker thread."""
+        return self._threads is not None and self._threads.has_current()
+
+    async def attend(self, draining: trio.Event) -> None:
+        """Have connections end when the server drains: their tasks wait for something else."""
+        await draining.wait()
+        self._drains = True
+        self.activity.ask_to_end()
+
+    async def __call__(self, connection: Connection) -> None:
+        """Serve one connection."""
+        if self.activity.is_ending:
+            return
+        conn = self._open(connection)
+        self.activity.begin(conn)
+        reason: BaseException | None = None
+        cancelled = False
+        is_late = self._drains
+        if is_late:
+            conn._end_wait()
+        try:
+            await self._converse(conn, connection)
+            if self._drains:
+                await self._hear_once_more(conn, connection, FIRST_SECONDS if is_late else 0)
+            await self._finish(conn, connection)
+        except BaseException as error:
+            conn._write_handed()  # which is unsent, too
+            self._remember_addresses(conn)
+            reason = _reason(error, connection)
+            if is_cancellation(error):
+                cancelled = True
+                await self._tell_what_was_written(conn, connection)
+            raise
+        finally:
+            conn._linger_no_more()
+            connection._close_now()
+            conn._over()
+            if self.callbacks.on_close.is_overridden:
+                try:
+                    await self._tell_closed(conn, reason, cancelled)
+                finally:
+                    self.activity.end(conn)
+            else:
+                self.activity.end(conn)
+
+    def _open(self, connection: Connection) -> StreamConn:
+        if self._terms is None:
+            config = self._config
+            token = trio.lowlevel.current_trio_token()
+            self._terms = Terms(config.write_limit, config.write_policy, token, threading.get_ident())
+            if self._is_threaded:
+                self._threads = WorkerThreads(config.pool_size if config.pool else float("inf"))
+        if self._is_threaded:
+            conn: StreamConn = ThreadedStreamConn(connection, self._terms, self._marks)
+        else:
+            conn = StreamConn(connection, self._terms)
+        if self.callbacks.on_close.is_overridden:
+            conn.remote_addr  # noqa: B018 - looked up now: after a reset nobody can say what it was
+        return conn
+
+    def _remember_addresses(self, conn: StreamConn) -> None:
+        if self.callbacks.on_close.is_overridden:
+            conn.local_addr  # noqa: B018 - of a socket that is closed nobody can say what it was
+
+    async def _tell_what_was_written(self, conn: StreamConn, connection: Connection) -> None:
+        """The server is being stopped: what the kernel has taken by now is told, as it is after a close()."""
+        if self.callbacks.on_write.is_overridden and (written := connection._take_written()):
+            conn._send_no_more()
+            with trio.CancelScope(deadline=trio.current_time() + LAST_SECONDS, shield=True):
+                await self.callbacks.on_write(conn, written)
+
+    async def _tell_closed(self, conn: StreamConn, reason: BaseException | None, cancelled: bool) -> None:
+        """The wait of an ``async def`` is not cut off at once when the server is being stopped, or is stopped meanwhile."""
+        on_close = self.callbacks.on_close
+        if not on_close.is_async:
+            on_close.function(conn, reason)
+        elif cancelled:
+            with trio.CancelScope(deadline=trio.current_time() + LAST_SECONDS, shield=True):
+                await on_close.function(conn, reason)
+        else:
+            await _with_last_seconds(on_close.function, conn, reason)
+
+    # --- while it lasts ---
+
+    async def _converse(self, conn: StreamConn, connection: Connection) -> None:
+        callbacks = self.callbacks
+        connection._tell_resets()  # an on_read that takes nothing is not called again
+        if callbacks.on_write.is_overridden:
+            connection._tell_written(True)
+        if callbacks.on_accept.is_overridden:
+            await callbacks.on_accept(conn)
+        if isinstance(conn, ThreadedStreamConn):
+            await self._read_in_threads(conn, connection)
+        elif callbacks.on_read.is_async:
+            on_read = callbacks.on_read.function
+            wait = connection._wait_inbound
+            while n := await wait():
+                if n > 0:
+                    await on_read(conn, n)
+                else:
+                    await self._told(n, conn, connection)
+        else:
+            on_read = callbacks.on_read.function
+            wait = connection._wait_inbound
+            while n := await wait():
+                if n > 0:
+                    on_read(conn, n)
+                else:
+                    await self._told(n, conn, connection)
+
+    async def _read_in_threads(self, conn: ThreadedStreamConn, connection: Connection) -> None:
+        on_read = self.callbacks.on_read.function
+        threads = self._threads
+        assert threads is not None
+        while n := await connection._wait_inbound():
+            if n < 0:
+                await self._told(n, conn, connection)
+            while n > 0:
+                conn._arrived(n)
+                await threads.run(on_read, conn, n)
+                n = await self._wait_while_stalled(conn, connection) if conn._is_stalled else 0
+
+    async def _wait_while_stalled(self, conn: ThreadedStreamConn, connection: Connection) -> int:
+        """Until there is room in the inbox.  What arrives stays in the connection's queue, which has its own limit.
+
+        Returns how many bytes that is, of which ``on_read`` has to be told.
+        """
+        self._log_stall(conn)
+        arrived = 0
+        wait: Callable[[], Awaitable[int]] = connection._wait_inbound
+        while (n := await conn._wait_for_room(wait)) is not None:
+            if n > 0:
+                arrived += n
+            elif n == WRITTEN:
+                await self._told(n, conn, connection)
+            elif n == END:  # which would be told again at once; what is in the inbox can still be taken
+                wait = functools.partial(sleep_until_idle, connection)
+        return 0 if conn._is_ending else arrived
+
+    async def _told(self, what: int, conn: StreamConn, connection: Connection) -> None:
+        if what == WRITTEN:
+            if written := connection._take_written():  # with TLS there may be none of the program's
+                await self.callbacks.on_write(conn, written)
+        else:
+            assert what == STALLED
+            self._log_stall(conn)
+
+    def _log_stall(self, conn: StreamConn) -> None:
+        logger.warning(
+            "%s: on_read() of %s leaves %d bytes unread; nothing more is received until some are taken, or the server's "
+            "Marks(receive_high=...) is larger",
+            shown(conn),
+            shown(self),
+            conn.inbound_buffered,
+        )
+
+    # --- the end ---
+
+    async def _hear_once_more(self, conn: StreamConn, connection: Connection, patience: float) -> None:
+        """The server drains, and the wait was ended: tell what has arrived, so that no request stays without an answer.
+
+        Once, so that a peer that goes on sending cannot hold it up.  One that has connected and not been heard has
+        ``patience`` seconds: while worker processes are replaced nobody is to notice.
+        """
+        if conn._is_closed or conn._failure is not None:
+            return
+        if connection._is_unheard:
+            patience = FIRST_SECONDS
+        connection._resume_inbound()
+        # What has arrived is never too late for a deadline.
+        end = connection.read_deadline = min(connection.read_deadline, trio.current_time() + patience)
+        told: int = WRITTEN
+        while told == WRITTEN:
+            try:
+                told = await connection._wait_inbound()
+            except trio.TooSlowError:
+                return
+            if told == WRITTEN:
+                await self._told(told, conn, connection)
+                if (
+                    trio.current_time() > end
+                ):  # on_write may write more each time, and is told of that before the deadline
+                    return
+        if told > 0 and isinstance(conn, ThreadedStreamConn):
+            assert self._threads is not None
+            conn._arrived(told)
+            await self._threads.run(self.callbacks.on_read.function, conn, told)
+        elif told > 0:
+            await self.callbacks.on_read(conn, told)
+
+    async def _finish(self, conn: StreamConn, connection: Connection) -> None:
+        """The peer, the program or a failure has ended it: send what is left, and close."""
+        if conn._failure is not None:
+            raise conn._failure
+        self._remember_addresses(conn)
+        if conn._flush_seconds == 0:
+            connection.abort()
+            return
+        begun = trio.current_time()
+        patience = Patience(connection, conn._flush_seconds)
+        while await self._has_unsent(conn, connection) or not conn._refuse_all():
+            # An on_write() that writes has something to be told of at once, where the kernel takes it at once.
+            await trio.lowlevel.checkpoint()
+            if not await patience.wait(connection.flush):
+                seconds = trio.current_time() - begun
+                raise SlowReader(f"{connection.outbound_buffered} bytes were unsent {seconds:g} seconds after the end")
+        conn._linger_no_more()
+        if not connection._close_soon():
+            await connection.aclose()
+
+    async def _has_unsent(self, conn: StreamConn, connection: Connection) -> bool:
+        conn._write_handed()
+        if self.callbacks.on_write.is_overridden and (written := connection._take_written()):
+            await self.callbacks.on_write(conn, written)
+            if conn._failure is not None:
+                raise conn._failure
+            return True  # it may have written, and the kernel may have taken that
+        return connection.outbound_buffered > 0
+
+
+def _reason(error: BaseException, connection: Connection) -> BaseException | None:
+    """What ``on_close`` gets."""
+    if is_cancellation(error):
+        unsent = connection.outbound_buffered
+        return ConnectionAbortedError(f"the server was stopped with {unsent} bytes unsent") if unsent else None
+    error = only_one_of(error)
+    if isinstance(error, trio.BrokenResourceError) and isinstance(error.__cause__, OSError):
+        return error.__cause__
+    return error
+
+
+async def _with_last_seconds(function: Callable[..., Awaitable[object]], *arguments: object) -> None:
+    """Call it, and let it go on for :data:`LAST_SECONDS` when the task is cancelled."""
+    failure: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            with trio.CancelScope(shield=True) as scope:
+                nursery.start_soon(_limit_when_cancelled, scope)
+                try:
+                    await function(*arguments)
+                except Exception as error:  # noqa: BLE001 - raised past the nursery, which would make a group of it
+                    failure = error
+            nursery.cancel_scope.cancel()
+    finally:
+        if failure is not None:
+            raise failure
+
+
+async def _limit_when_cancelled(scope: trio.CancelScope) -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        scope.deadline = trio.current_time() + LAST_SECONDS

@@ -1,0 +1,65 @@
+"""Reading from memory that belongs to a conn: what arrived as a whole, or was moved to where another thread may read it."""
+
+from __future__ import annotations
+
+import abc
+import threading
+
+from gain_trio._transports import Inbound, head_of, without_head
+
+from ._conn import Conn
+from ._errors import ConnectionClosed, ShortBuffer
+
+
+class InboxReading(Conn):
+    """Keeps what has arrived itself.  A lock holds together what a call reads and changes, whoever calls."""
+
+    __slots__ = ()
+
+    _inbox: Inbound
+    """Both are slots of the class that is made."""
+    _lock: threading.Lock
+
+    @abc.abstractmethod
+    def _check_readable(self) -> None:
+        """Raises :exc:`ConnectionClosed`."""
+
+    @abc.abstractmethod
+    def _taken(self, left: int) -> None:
+        """Some was taken, by whichever thread, and so many bytes are left."""
+
+    def next(self, n: int = -1, /) -> bytes:
+        """See :meth:`Conn.next`."""
+        with self._lock:
+            self._check_readable()
+            if n > len(self._inbox):
+                raise ShortBuffer(f"{n} bytes were asked for, and {len(self._inbox)} have arrived")
+            return self._take(n if n > 0 else len(self._inbox))
+
+    def _take(self, count: int) -> bytes:
+        data = head_of(self._inbox, count)
+        self._inbox = without_head(self._inbox, count)  # type: ignore[misc]  # a slot of the class that is made
+        self._taken(len(self._inbox))
+        return data
+
+    def peek(self, n: int = -1, /) -> bytes:
+        """See :meth:`Conn.peek`."""
+        with self._lock:
+            self._check_readable()
+            return head_of(self._inbox, n if n > 0 else len(self._inbox))
+
+    def discard(self, n: int, /) -> int:
+        """See :meth:`Conn.discard`."""
+        with self._lock:
+            self._check_readable()
+            return len(self._take(n if n >= 0 else len(self._inbox)))
+
+    @property
+    def inbound_buffered(self) -> int:
+        """See :attr:`Conn.inbound_buffered`."""
+        with self._lock:
+            try:
+                self._check_readable()
+            except ConnectionClosed:
+                return 0
+            return len(self._inbox)

@@ -1,0 +1,430 @@
+"""EventServer, and the two functions that are one: in a nursery, and as a whole program.
+
+    INACTIVE ──start──> STARTING ──listens──> RUNNING ──shutdown──> STOPPING
+        ^                  │                     │                     │
+        └──────────────────┴─────────────────────┴─────────────────────┘ the run, or the scope, has ended
+
+A lock guards the state, because anybody may ask for it from any thread; nothing waits while it is held.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import functools
+import logging
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, final
+
+import trio
+
+from gain_trio._io_manager import run
+from gain_trio._server import (
+    DatagramServer,
+    DatagramServerStatistics,
+    Server,
+    ServerStatistics,
+    check_timeout,
+    only_one_of,
+    serve,
+    serve_datagrams,
+    take_process_priority,
+)
+from gain_trio._transports import Marks, endpoint_text, shown
+
+from ._activity import SHUTDOWN_SECONDS
+from ._config import HIGH_PRIORITY, Config, logging_as, merged, ring_options, serve_options
+from ._datagrams import DatagramDriver
+from ._driver import StreamDriver
+from ._errors import AlreadyRunning, InvalidState, UnsupportedProtocol
+from ._handler import Callbacks, EventHandler
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
+
+logger = logging.getLogger("gain_trio")
+
+STREAMS = ("tcp", "unix", "fd")
+DATAGRAMS = "udp"
+
+
+class State(enum.Enum):
+    """Of a server; see above."""
+
+    INACTIVE = "not started"
+    STARTING = "being started"
+    RUNNING = "running"
+    STOPPING = "being stopped"
+
+
+def check_network(address: object) -> bool:
+    """Whether the address is one of datagrams.
+
+    Raises:
+      UnsupportedProtocol: it is of a network that is not served.
+    """
+    if not isinstance(address, str):
+        return False  # of several, each is looked at by serve()
+    network, separator, _rest = address.partition("://")
+    if separator and network in (*STREAMS, DATAGRAMS):
+        return network == DATAGRAMS
+    if network in ("tcp4", "tcp6", "udp4", "udp6"):
+        cure = f"write {network[:3]}://, and an address of that family: 127.0.0.1 or 0.0.0.0, [::1] or [::]"
+    else:
+        cure = "it begins with tcp://, udp://, unix:// or fd://"
+    raise UnsupportedProtocol(f"the address {address!r} cannot be served: {cure}")
+
+
+@final
+class EventServer:
+    """A server of callbacks.  It can be started, and after its end started again; one address, or set of them, at a time.
+
+    All but :meth:`start` and :meth:`start_as_main_process` can be called from any thread, and from callbacks.
+
+    With ``processes``, callbacks run to their end in these when the server is shut down, and when a process is replaced: its
+    connections are told of what has arrived, and then closed as by :meth:`Conn.close`.
+
+    Args:
+      event_handler: an :class:`EventHandler`.
+      config: a :class:`Config`, whose values are taken but for those in ``options``.
+      options: fields of :class:`Config`; everything else is passed to :func:`serve` (``ssl_context``, ``idle_timeout``,
+        ``max_connections``, ``processes``, ...), or for ``udp://`` addresses to :func:`open_datagram_endpoint`.
+        ``graceful_timeout`` is for both.
+
+    Raises:
+      TypeError, ValueError: the event handler is none, or an option makes no sense.
+    """
+
+    def __init__(self, event_handler: EventHandler, config: Config | None = None, **options: Any) -> None:
+        self._handler = event_handler
+        self._callbacks = Callbacks.of(event_handler)
+        self._config, self._others = merged(config, options)
+        self._patience: float = check_timeout("graceful_timeout", options.get("graceful_timeout", SHUTDOWN_SECONDS))
+        self._lock = threading.Lock()
+        self._state = State.INACTIVE
+        self._down = threading.Event()
+        self._down.set()
+        self._thread: int | None = None
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._scope: trio.CancelScope | None = None
+        self._nursery: trio.Nursery | None = None  # all tasks of the server are in
+        self._driver: StreamDriver | DatagramDriver | None = None
+        self._server: Server | DatagramServer | None = None
+
+    def __repr__(self) -> str:
+        where = ", ".join(map(endpoint_text, self.addresses))
+        on = f" on {where}" if where else ""
+        return f"<gain_trio.EventServer of {type(self._handler).__qualname__}{on}, {self._state.value}>"
+
+    # --- what it is ---
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it listens: true in ``on_start``, and until it is shut down."""
+        return self._state is State.RUNNING
+
+    @property
+    def active_connections(self) -> int:
+        """How many connections are open.  Datagrams make none."""
+        server = self._server  # in another thread it may end between two looks
+        return server.active_connections if isinstance(server, Server) else 0
+
+    @property
+    def addresses(self) -> tuple[Any, ...]:
+        """Where it listens, as from :meth:`socket.socket.getsockname`; nowhere when it does not run."""
+        server = self._server
+        return server.addresses if server is not None else ()
+
+    def statistics(self) -> ServerStatistics | DatagramServerStatistics:
+        """A snapshot of the counters.
+
+        Raises:
+          InvalidState: it does not run.
+        """
+        server = self._server
+        if server is None:
+            raise InvalidState(f"the server is {self._state.value}, and counts when it runs")
+        return server.statistics()
+
+    # --- as a program ---
+
+    def start(self, address: str) -> None:
+        """Serve on ``address`` in a run of its own, and return when it was shut down.
+
+        Args:
+          address: ``tcp://host:port``, ``unix:///path``, ``fd://systemd``, or ``udp://host:port``.
+
+        Raises:
+          AlreadyRunning: it was started, and has not ended.
+          UnsupportedProtocol: the address is of another network.
+          ValueError, OSError: see :func:`serve`.
+          RuntimeError: this thread is in a Trio run: use :func:`serve_events` there.
+          what leaves ``on_start``.
+        """
+        self._start(address, signals=False)
+
+    def start_as_main_process(self, address: str) -> None:
+        """:meth:`start`, and shut down on SIGTERM and SIGINT; then return, as after any other shutdown.
+
+        One that comes while it is shut down cancels what is left.
+
+        Raises:
+          RuntimeError: this is not the main thread, and what :meth:`start` raises.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("signals go to the main thread: call start_as_main_process() there, or start() here")
+        self._start(address, signals=True)
+
+    def _start(self, address: str, *, signals: bool) -> None:
+        self._begin()
+        try:
+            run(self._main, address, signals, ring=ring_options(self._config))
+        except BaseExceptionGroup as group:
+            error = only_one_of(group)
+            raise error from error.__cause__
+        finally:
+            self._end()
+
+    async def _main(self, address: str, signals: bool) -> None:
+        if not signals:
+            await self._serve(address)
+            return
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._attend, received, name="gain_trio signals")
+                await self._serve(address)
+                nursery.cancel_scope.cancel()  # there is nothing left that a signal could end
+
+    async def _attend(self, signals: AsyncIterator[int]) -> None:
+        """To the end: a signal that nobody takes from there is for the program, and would kill it."""
+        async for _number in signals:
+            if self._state is not State.STOPPING:
+                self.async_shutdown()
+            elif self._scope is not None:
+                self._scope.cancel()
+
+    def shutdown(self) -> None:
+        """:meth:`async_shutdown`, and return when that is done.  Of a server that does not run: nothing.
+
+        Raises:
+          InvalidState: called from a callback, from a thread that a callback waits for (:func:`trio.to_thread.run_sync`), or
+            anywhere else in the run's own thread: it would wait for itself.  :meth:`async_shutdown` does not wait.
+        """
+        if self._would_wait_for_itself():
+            raise InvalidState(
+                "shutdown() waits for the server, and here the server would wait for it: async_shutdown()"
+            )
+        self.async_shutdown()
+        self._down.wait()
+
+    def async_shutdown(self) -> None:
+        """Begin to close all connections and the server, and return at once.  Of a server that does not run: nothing.
+
+        What was written is sent and callbacks run to their end, for which there are ``graceful_timeout`` seconds (5 if that
+        is not given); then they are cancelled.
+        """
+        with self._lock:
+            if self._state is State.INACTIVE:
+                return
+            self._state = State.STOPPING
+            token = self._token
+        if token is not None:
+            # A run that is over has ended meanwhile, which is what was asked for.
+            with contextlib.suppress(trio.RunFinishedError):
+                token.run_sync_soon(self._stop)
+
+    def _stop(self) -> None:
+        """In the run: have everything end, within a time."""
+        scope, driver = self._scope, self._driver
+        if scope is None:
+            return
+        if driver is None:
+            scope.cancel()
+        elif isinstance(self._server, Server) and self._server._is_of_processes:
+            # Callbacks run there, and are given their time there.  It returns when they have ended, and the processes.
+            self._server._begin_to_drain(self._patience)
+        else:
+            scope.deadline = min(scope.deadline, trio.current_time() + self._patience)
+            if isinstance(self._server, Server):
+                self._server.stop_accepting()
+            driver.activity.stop(scope.cancel)
+
+    async def _replace_workers(self) -> None:
+        """What SIGHUP asks for, in the run."""
+        if not self.is_running:
+            logger.info("SIGHUP is ignored: %s does not serve any more", shown(self))
+        elif isinstance(self._server, Server):
+            await self._server._replace_workers()
+        else:
+            logger.info("SIGHUP replaces worker processes, and %s has none: nothing is done", shown(self))
+
+    def _would_wait_for_itself(self) -> bool:
+        if self._driver is not None and self._driver.is_in_callback_thread():
+            return True
+        if self._state is State.INACTIVE:
+            return False
+        if threading.get_ident() == self._thread:
+            return True
+        try:
+            return trio.from_thread.run_sync(self._waits_for_this_task)
+        except RuntimeError:  # no task waits for this thread
+            return False
+
+    def _waits_for_this_task(self) -> bool:
+        """In whichever run: whether the task is a callback's, or one that a callback waits for in turn."""
+        nursery, task = self._nursery, trio.lowlevel.current_task()
+        if nursery is None or nursery not in nursery.parent_task.child_nurseries:
+            return False
+        nurseries = nursery.parent_task.child_nurseries
+        inside = nurseries[nurseries.index(nursery) :]  # those of an on_start; around it are the program's own
+        is_inside = task is nursery.parent_task
+        while not is_inside and task.parent_nursery is not None:
+            is_inside = task.parent_nursery in inside
+            task = task.parent_nursery.parent_task
+        return is_inside
+
+    # --- in a run ---
+
+    def _begin(self) -> None:
+        with self._lock:
+            if self._state is not State.INACTIVE:
+                raise AlreadyRunning(f"the server is {self._state.value}; one server serves once at a time")
+            self._state = State.STARTING
+            self._down.clear()
+            self._thread = threading.get_ident()
+
+    def _end(self) -> None:
+        with self._lock:
+            self._state = State.INACTIVE
+            self._token = self._scope = self._nursery = self._server = self._driver = None
+            self._thread = None
+            self._down.set()
+
+    async def _serve(
+        self, address: str, *, task_status: trio.TaskStatus[EventServer] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve until shut down or cancelled.
+
+        Shut down before ``on_start`` has returned it has started, too, as far as the caller is concerned, and is over.
+        """
+        is_datagrams = check_network(address)
+        has_started = False
+        with logging_as(self._config), trio.CancelScope() as scope:
+            with self._lock:
+                self._token, self._scope = trio.lowlevel.current_trio_token(), scope
+                is_stopping = self._state is State.STOPPING
+            if is_stopping:
+                scope.cancel()
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                make = self._datagram_server if is_datagrams else self._stream_server
+                self._server = await nursery.start(_serve_until_drained, make(), address, scope)
+                with self._lock:
+                    if self._state is State.STARTING:
+                        self._state = State.RUNNING
+                await self._callbacks.on_start(self)
+                task_status.started(self)
+                has_started = True
+        if not has_started:
+            task_status.started(self)
+
+    def _stream_server(self) -> Any:
+        options = serve_options(self._config, self._others)
+        if self._config.process_priority and "priority" not in options:  # there are no other processes to give it to
+            take_process_priority(HIGH_PRIORITY)
+        self._driver = StreamDriver(self._handler, self._config, options.get("marks") or Marks())
+        return functools.partial(serve, self._driver, **options)
+
+    def _datagram_server(self) -> Any:
+        driver = self._driver = DatagramDriver(self._handler, self._config)
+        config = self._config
+        if config.cbpf and driver.shards is None:
+            raise ValueError("cbpf=True chooses among the sockets of architecture='socket_sharding'")
+        if config.cpu_affinity:
+            logger.warning("cpu_affinity=True has no effect on a server of datagrams, which is in one process")
+        if config.process_priority:
+            take_process_priority(HIGH_PRIORITY)
+        # Which is for the end of this server, and none of theirs.
+        others = {name: value for name, value in self._others.items() if name != "graceful_timeout"}
+        return functools.partial(
+            serve_datagrams,
+            driver,
+            workers=driver.at_once,
+            shards=driver.shards,
+            cbpf=config.cbpf,
+            receive_buffer=config.socket_recv_buffer_size or None,
+            send_buffer=config.socket_send_buffer_size or None,
+            **others,
+        )
+
+    async def _serve_in_run(self, address: str, task_status: trio.TaskStatus[EventServer]) -> None:
+        if ring_options(self._config) is not None:
+            raise ValueError(
+                "max_sq_entries and max_cq_events are of the ring of a run, and this run has its own: give "
+                "gain_trio.run(..., ring=gain_trio.RingOptions(...)) instead"
+            )
+        self._begin()
+        try:
+            await self._serve(address, task_status=task_status)
+        except BaseExceptionGroup as group:
+            error = only_one_of(group)
+            raise error from error.__cause__
+        finally:
+            self._end()
+
+
+async def _serve_until_drained(
+    serve: Callable[..., Awaitable[None]], address: str, scope: trio.CancelScope, *, task_status: trio.TaskStatus[Any]
+) -> None:
+    """Serve, and when that has ended by itself, end what else is in the scope: an ``on_start`` that waits."""
+    await serve(address, task_status=task_status)
+    scope.cancel()
+
+
+async def serve_events(
+    event_handler: EventHandler,
+    address: str,
+    *,
+    config: Config | None = None,
+    task_status: trio.TaskStatus[EventServer] = trio.TASK_STATUS_IGNORED,
+    **options: Any,
+) -> None:
+    """Serve callbacks on ``address`` until cancelled or shut down.
+
+    Started by ``server = await nursery.start(gain_trio.serve_events, event_handler, address)`` it returns an
+    :class:`EventServer` that runs: ``on_start`` has returned; or one that was shut down meanwhile.  Cancelling the scope it
+    runs in stops it at once, and ``on_close`` is called for every connection that is open.
+
+    Args:
+      event_handler: an :class:`EventHandler`.
+      address: ``tcp://host:port``, ``unix:///path``, ``fd://systemd``, or ``udp://host:port``.
+      config, options: see :class:`EventServer`.
+
+    Raises:
+      UnsupportedProtocol: the address is of another network.
+      TypeError, ValueError: the event handler is none, or an option makes no sense.
+      OSError, RuntimeError: see :func:`serve`.
+      what leaves ``on_start``.
+    """
+    await EventServer(event_handler, config, **options)._serve_in_run(address, task_status)
+
+
+def listen_and_serve(address: str, event_handler: EventHandler, **options: Any) -> None:
+    """Serve callbacks on ``address``: a whole program.
+
+    Returns when the server was shut down (``server.async_shutdown()``, with the server that ``on_start`` got), and in the
+    main thread on SIGTERM and SIGINT, too: the first shuts it down, the second cancels what is left.
+
+    Args:
+      address: ``tcp://host:port``, ``unix:///path``, ``fd://systemd``, or ``udp://host:port``.
+      event_handler: an :class:`EventHandler`.
+      options: see :class:`EventServer`; ``config=`` among them.
+
+    Raises:
+      What :class:`EventServer` and :meth:`EventServer.start` raise.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    EventServer(event_handler, **options)._start(address, signals=is_main)
