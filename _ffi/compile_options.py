@@ -11,11 +11,14 @@ from pathlib import Path
 RING_SOURCES = ["_ffi/ring.c", "_ffi/operations.c", "_ffi/buffers.c"]
 """The ring itself, which each module has a copy of."""
 
-COMPILE_ARGUMENTS = ["-std=gnu11", "-Wall", "-Wextra", "-fvisibility=hidden"]
-LINK_ARGUMENTS: list[str] = []
+WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wundef", "-Wstrict-prototypes", "-Wmissing-prototypes"]
+"""What every C file of the project is compiled with, the benchmarks' too (tools/check_c.py)."""
 
 # PyMethodDef tables cast METH_FASTCALL and METH_NOARGS functions, and PyTypeObject is filled in part: that is the C API.
-COMPILE_ARGUMENTS += ["-Wno-cast-function-type", "-Wno-missing-field-initializers"]
+PYTHON_WARNINGS = [*WARNINGS, "-Wno-cast-function-type", "-Wno-missing-field-initializers"]
+
+COMPILE_ARGUMENTS = ["-std=gnu11", "-fvisibility=hidden", *PYTHON_WARNINGS]
+LINK_ARGUMENTS: list[str] = []
 
 if os.environ.get("GAIN_TRIO_WERROR") == "1":
     COMPILE_ARGUMENTS.append("-Werror")

@@ -203,7 +203,10 @@ static int probe(struct gt_ring *ring, uint32_t unwanted)
         for (; next < PROBES && gt_ring_unsubmitted(ring) < ring->sq_entries; next++) {
             if (unwanted & probed_feature[next])
                 continue;
-            prep_probe(ring, gt_ring_sqe(ring), next);
+            struct io_uring_sqe *sqe = gt_ring_sqe(ring);
+            if (!sqe)
+                break;
+            prep_probe(ring, sqe, next);
             asked++;
         }
         if (asked == answered && next == PROBES)

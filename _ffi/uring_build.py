@@ -110,7 +110,7 @@ builder.set_source(
     sources=RING_SOURCES,
     include_dirs=["_ffi"],
     depends=["_ffi/abi.h", "_ffi/ring.h"],
-    extra_compile_args=COMPILE_ARGUMENTS,
+    extra_compile_args=[*COMPILE_ARGUMENTS, "-Wno-missing-prototypes"],  # the one function that cffi exports
     extra_link_args=LINK_ARGUMENTS,
 )
 

@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "_ffi"))
+
+from compile_options import WARNINGS  # found by the line above
 
 HERE = Path(__file__).resolve().parent
 SOURCES = HERE / "c"
 RING = HERE.parent / "_ffi"
 BUILD = HERE / ".build"
 
-FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", f"-I{RING}", f"-I{SOURCES}")
+FLAGS = ("-std=gnu11", "-O2", *WARNINGS, "-Werror", f"-I{RING}", f"-I{SOURCES}")
 LOAD_PARTS = (
     "echo_load",
     "options",

@@ -13,6 +13,8 @@ static int add_type(PyObject *module, const char *name, PyTypeObject *type)
     return PyType_Ready(type) < 0 ? -1 : PyModule_AddObjectRef(module, name, (PyObject *)type);
 }
 
+PyMODINIT_FUNC PyInit__fastpath(void); /* the prototype that Python.h has no way to give */
+
 PyMODINIT_FUNC PyInit__fastpath(void)
 {
     if (gt_task_module_init() < 0)

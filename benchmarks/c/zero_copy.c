@@ -43,7 +43,7 @@ static void pin(int cpu)
 {
     cpu_set_t set;
     CPU_ZERO(&set);
-    CPU_SET(cpu, &set);
+    CPU_SET((size_t)cpu, &set);
     if (sched_setaffinity(0, sizeof set, &set) < 0)
         fail("cannot run on CPU %d alone: %s", cpu, strerror(errno));
 }
