@@ -7,6 +7,15 @@ all of them.  Three markers, for what they cannot have in common, skip with a re
 - ``ring``: needs a run on the ring, of any tier.
 - ``full_ring``: looks at the inside of a ring that connections are on.
 - ``needs("buffer_increment", ...)``: needs these kernel features in use.
+
+The others choose what a target of the Makefile runs:
+
+- ``connections``: opens connections, listeners or endpoints in this process, so the sanitizers look on.  test_layout.py
+  holds that a module which does so has it.
+- ``features``: the kernel features that a ring can do without make a difference to it.
+- ``driver``: looks at the ring and at the I/O manager themselves.
+- ``memory``: watches the memory of the process, which a sanitizer's quarantine would add to.
+- ``slow``: takes a second of CPU time or more; ``make check`` leaves it out.
 """
 
 from __future__ import annotations
@@ -55,6 +64,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "ring: needs a run on the ring, of any tier")
     config.addinivalue_line("markers", "full_ring: needs connections on the ring: it looks at their inside")
     config.addinivalue_line("markers", "needs(*features): needs these kernel features, by their lower-case names")
+    config.addinivalue_line("markers", "connections: opens connections, listeners or endpoints in this process")
+    config.addinivalue_line(
+        "markers", "features: the kernel features that a ring can do without make a difference to it"
+    )
+    config.addinivalue_line("markers", "driver: looks at the ring and the I/O manager themselves")
+    config.addinivalue_line("markers", "memory: watches the memory of the process")
+    config.addinivalue_line("markers", "slow: takes a second of CPU time or more")
     choose_backend()
     config.stash[session_backend] = trio.run(ask_for_backend)
 

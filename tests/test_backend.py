@@ -21,6 +21,8 @@ import gain_trio
 from gain_trio import RingUnavailable
 from gain_trio._kernel import _errors, load_error, ring_unavailable
 
+pytestmark = pytest.mark.connections
+
 RESTRICTED = str(Path(__file__).resolve().parent / "support" / "restricted.py")
 
 # Serves one client, who is in the same process, and says what it was on.

@@ -23,6 +23,8 @@ from gain_trio._server._balancer import LeastConnections, RoundRobin, SourceIpHa
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
 
+pytestmark = pytest.mark.connections
+
 
 @attrs.define(eq=False)
 class View:

@@ -17,6 +17,8 @@ from support.pairs import PATIENCE
 
 from gain_trio import open_datagram_endpoint, open_listeners
 
+pytestmark = pytest.mark.connections
+
 TIMES = 50
 Opened: TypeAlias = tuple[trio.socket.SocketType, Callable[[], Awaitable[object]]]
 

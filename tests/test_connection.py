@@ -35,6 +35,8 @@ from trio.testing import check_half_closeable_stream, wait_all_tasks_blocked
 import gain_trio
 from gain_trio import Connection
 
+pytestmark = [pytest.mark.connections, pytest.mark.features]
+
 # --- it is one of Trio's streams ---
 
 

@@ -18,6 +18,8 @@ from trio.testing import wait_all_tasks_blocked
 import gain_trio
 from gain_trio import Marks
 
+pytestmark = [pytest.mark.connections, pytest.mark.features]
+
 # --- receiving ---
 
 

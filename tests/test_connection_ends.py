@@ -27,6 +27,8 @@ import gain_trio
 from gain_trio import Connection, Marks
 from gain_trio._transports._patience import STALL
 
+pytestmark = [pytest.mark.connections, pytest.mark.features]
+
 # --- half closing ---
 
 

@@ -25,6 +25,8 @@ from trio.testing import wait_all_tasks_blocked
 import gain_trio
 from gain_trio import Connection, Marks, RingOptions
 
+pytestmark = [pytest.mark.connections, pytest.mark.features]
+
 RUN_BUFFERS = 2 * MEBIBYTE
 """What the run's receive buffers hold by default."""
 MEMORY_NOISE = 24 * MEBIBYTE

@@ -27,7 +27,7 @@ from gain_trio import DatagramEndpoint, open_datagram_endpoint
 from gain_trio._io_manager import current_manager
 from gain_trio._transports._datagrams._open_endpoint import make_endpoint
 
-pytestmark = pytest.mark.usefixtures("no_descriptor_leak")
+pytestmark = [pytest.mark.connections, pytest.mark.features, pytest.mark.usefixtures("no_descriptor_leak")]
 
 HOSTS = ["127.0.0.1", "::1"]
 LARGEST = 65507

@@ -23,7 +23,7 @@ from gain_trio import DatagramEndpoint, DatagramServer
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup, ExceptionGroup
 
-pytestmark = pytest.mark.usefixtures("no_descriptor_leak")
+pytestmark = [pytest.mark.connections, pytest.mark.usefixtures("no_descriptor_leak")]
 
 
 async def test_start_returns_a_server(peer: socket.socket) -> None:

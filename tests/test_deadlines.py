@@ -19,6 +19,8 @@ import gain_trio
 from gain_trio import Connection, Marks
 from gain_trio._transports._connections._deadlines import DeadlineKeeper, current_keeper
 
+pytestmark = [pytest.mark.connections, pytest.mark.features]
+
 BIG = 24 * MEBIBYTE
 """More than any peer's kernel holds."""
 

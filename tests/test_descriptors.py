@@ -23,7 +23,7 @@ import gain_trio
 from gain_trio import Connection, open_listeners
 from gain_trio._transports._backends._descriptor_connection import MOST_AT_ONCE, MOST_WAITING
 
-pytestmark = pytest.mark.usefixtures("no_descriptor_leak")
+pytestmark = [pytest.mark.connections, pytest.mark.usefixtures("no_descriptor_leak")]
 
 
 async def open_fd_pair() -> Pair:

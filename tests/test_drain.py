@@ -21,6 +21,8 @@ from gain_trio import Connection, Server, UringStatistics
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
 
+pytestmark = pytest.mark.connections
+
 RESPONSE = pattern(6 * MEBIBYTE)
 """More than kernels and marks hold, so that it is in flight until somebody reads it."""
 

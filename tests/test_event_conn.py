@@ -17,6 +17,8 @@ from support.sockets import reset
 import gain_trio
 from gain_trio import BufferEmpty, Conn, ConnectionAlreadyClosed, ConnectionClosed, ShortBuffer
 
+pytestmark = pytest.mark.connections
+
 DATA = b"0123456789"
 
 

@@ -26,6 +26,8 @@ from gain_trio.callbacks import _driver
 from gain_trio.callbacks import _server as server_module
 from gain_trio.callbacks._driver import StreamDriver
 
+pytestmark = pytest.mark.connections
+
 LOCAL = "tcp://127.0.0.1:0"
 THREADS = pytest.mark.parametrize("async_handler", [False, True], ids=["in the run", "in threads"])
 

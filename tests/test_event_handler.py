@@ -32,6 +32,8 @@ from gain_trio import Conn, Connection, ConnectionClosed, EventHandler, EventSer
 from gain_trio.callbacks._driver import StreamDriver
 from gain_trio.callbacks._stream_conn import StreamConn
 
+pytestmark = pytest.mark.connections
+
 T = TypeVar("T")
 
 

@@ -16,6 +16,8 @@ from support.pairs import pattern
 
 from gain_trio import Conn, ConnectionClosed, EventServer
 
+pytestmark = pytest.mark.connections
+
 DATA = os.urandom(512)
 PAGE = 4096
 

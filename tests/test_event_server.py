@@ -26,6 +26,8 @@ from gain_trio import AlreadyRunning, Config, Conn, EventHandler, EventServer, I
 from gain_trio.callbacks._config import FIELDS, merged, ring_options, serve_options
 from gain_trio.callbacks._driver import StreamDriver
 
+pytestmark = pytest.mark.connections
+
 LOCAL = "tcp://127.0.0.1:0"
 
 

@@ -48,7 +48,7 @@ from gain_trio._server import _seldom
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
-pytestmark = pytest.mark.usefixtures("no_descriptor_leak")
+pytestmark = [pytest.mark.connections, pytest.mark.features, pytest.mark.usefixtures("no_descriptor_leak")]
 
 
 @contextlib.asynccontextmanager

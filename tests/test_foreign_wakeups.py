@@ -19,7 +19,7 @@ from support.pairs import PATIENCE, open_pair
 import gain_trio
 from gain_trio import Connection
 
-pytestmark = pytest.mark.full_ring  # over sockets a task is parked by Trio alone
+pytestmark = [pytest.mark.connections, pytest.mark.full_ring]  # over sockets a task is parked by Trio alone
 
 in_place = pytest.mark.parametrize("resume_in_place", [True, False], ids=["in_place", "scheduled"])
 

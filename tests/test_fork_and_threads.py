@@ -34,7 +34,7 @@ from gain_trio import Connection
 from gain_trio._io_manager import current_manager
 from gain_trio._transports._datagrams._socket_endpoint import Inbox
 
-pytestmark = pytest.mark.usefixtures("no_descriptor_leak")
+pytestmark = [pytest.mark.connections, pytest.mark.features, pytest.mark.usefixtures("no_descriptor_leak")]
 
 
 # --- threads ---

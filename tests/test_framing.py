@@ -21,6 +21,8 @@ from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 from gain_trio import Connection, IncompleteMessage, Marks, MessageTooLong
 from gain_trio._transports._connections._framing import Framing
 
+pytestmark = pytest.mark.connections
+
 Call = Callable[[Connection], Awaitable[Any]]
 
 CALLS: dict[str, Call] = {

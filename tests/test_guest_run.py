@@ -25,6 +25,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 import gain_trio
 from gain_trio import Connection, open_listeners
 
+pytestmark = pytest.mark.connections
+
 LOCAL = "tcp://127.0.0.1:0"
 
 

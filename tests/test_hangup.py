@@ -21,6 +21,8 @@ from support.runs import WaitCounter, ring_run
 import gain_trio
 from gain_trio import Connection, Feature, Marks
 
+pytestmark = [pytest.mark.connections, pytest.mark.features]
+
 End: TypeAlias = Literal["eof", "reset"]
 
 SMALL_BUFFERS = {"buffer_size": 100, "buffer_count": 1024}

@@ -19,6 +19,8 @@ from gain_trio import Conn, Marks, ProtocolHandler, SlowReader
 from gain_trio._http import _http_handler as _http
 from gain_trio._http._http_handler import http
 
+pytestmark = pytest.mark.connections
+
 LOCAL = "tcp://127.0.0.1:0"
 SMALL_MARKS = Marks(receive_high=1000, receive_low=100)
 

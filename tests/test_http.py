@@ -24,6 +24,8 @@ from gain_trio._http import _http_handler as _http
 from gain_trio._http._http_handler import IDLE_TIMEOUT, Plaintext, http
 from gain_trio._http._http_requests import MAX_BODY, MAX_HEAD, Exchange, Phase
 
+pytestmark = pytest.mark.connections
+
 NOW = 1_700_000_000.0
 DATE = b"Tue, 14 Nov 2023 22:13:20 GMT"
 OK = (

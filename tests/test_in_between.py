@@ -30,7 +30,7 @@ from gain_trio._io_manager import current_manager
 from gain_trio._transports._backends._ring_connection import RingConnection
 from gain_trio._transports._datagrams._ring_endpoint import RingEndpoint
 
-pytestmark = pytest.mark.usefixtures("no_descriptor_leak")
+pytestmark = [pytest.mark.connections, pytest.mark.usefixtures("no_descriptor_leak")]
 
 LOCAL = "tcp://127.0.0.1:0"
 

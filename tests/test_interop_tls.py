@@ -26,6 +26,8 @@ from support.tls_pairs import serving_tls
 import gain_trio
 from gain_trio import Connection, Server
 
+pytestmark = pytest.mark.connections
+
 OPENSSL = shutil.which("openssl")
 CURL = shutil.which("curl")
 

@@ -25,6 +25,8 @@ from support.servers import echo, serving
 import gain_trio
 from gain_trio import Connection
 
+pytestmark = pytest.mark.connections
+
 DATA = pattern(1 << 20)
 
 

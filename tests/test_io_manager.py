@@ -29,6 +29,8 @@ from gain_trio._io_manager import UringIOManager
 from gain_trio._io_manager._seam import current_io_manager
 from gain_trio._kernel import PollEvent, uring
 
+pytestmark = [pytest.mark.connections, pytest.mark.features, pytest.mark.driver]
+
 Wait = Callable[[Any], Awaitable[None]]
 
 both_directions = pytest.mark.parametrize("direction", ["readable", "writable"])

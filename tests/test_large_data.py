@@ -14,6 +14,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gain_trio import Marks
 
+pytestmark = [pytest.mark.connections, pytest.mark.features]
+
 KIBIBYTE = 1024
 LARGE = 24 * MEBIBYTE
 """More than the kernel holds for a connection."""

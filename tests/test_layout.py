@@ -12,6 +12,17 @@ import pytest
 TESTS = Path(__file__).parent
 SUPPORT = sorted(TESTS.glob("support/*.py"))
 MODULES = sorted(TESTS.glob("test_*.py"))
+OPENERS = {
+    "connect",
+    "EventServer",
+    "listen_and_serve",
+    "open_datagram_endpoint",
+    "open_listeners",
+    "serve",
+    "serve_datagrams",
+    "serve_events",
+}
+"""The functions of gain_trio that open connections, listeners and endpoints; ``from_socket`` of their classes does, too."""
 ONCE = ("echo", "reset", "serving")
 """Helpers that every second module could use: what only resembles one of them has a name of its own."""
 
@@ -27,7 +38,9 @@ def imported(path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", [*SUPPORT, *MODULES], ids=lambda path: str(path.relative_to(TESTS)))
 def test_no_module_imports_a_test_module(path: Path) -> None:
-    assert not {name for name in imported(path) if name.startswith(("test_", "tests."))}
+    assert not [
+        name for name in imported(path) if any(part.startswith("test_") or part == "tests" for part in name.split("."))
+    ]
 
 
 def test_everything_shared_is_in_support() -> None:
@@ -42,3 +55,94 @@ def test_helpers_are_defined_once() -> None:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name in ONCE:
                 homes[node.name].add(str(path.relative_to(TESTS)))
     assert homes == {"echo": {"support/servers.py"}, "reset": {"support/sockets.py"}, "serving": {"support/servers.py"}}
+
+
+# --- which modules open connections ---
+
+
+def imported_names(tree: ast.Module) -> dict[str, tuple[str, str]]:
+    """What the module's imports bind: the module and the name that it is of."""
+    return {
+        alias.asname or alias.name: (node.module or "", alias.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+
+
+def uses(node: ast.AST, opening: set[str]) -> bool:
+    """Whether any of these names, also as a fixture's, or ``gain_trio.serve`` and the like, is below the node."""
+    return any(
+        (isinstance(found, ast.Name) and found.id in opening)
+        or (isinstance(found, ast.arg) and found.arg in opening)
+        or (isinstance(found, ast.Attribute) and found.attr == "from_socket")
+        or (isinstance(found, ast.Attribute) and found.attr in OPENERS and ast.unparse(found.value) == "gain_trio")
+        for found in ast.walk(node)
+    )
+
+
+def opening_names(tree: ast.Module, shared: set[tuple[str, str]]) -> set[str]:
+    """The names in a module by which it can open connections; ``shared``: the functions of support/ that do."""
+    return {
+        name
+        for name, (module, of) in imported_names(tree).items()
+        if (module == "gain_trio" and of in OPENERS) or (module, of) in shared
+    }
+
+
+def shared_openers() -> set[tuple[str, str]]:
+    """The functions and classes of support/, and the fixtures of conftest.py, that open connections, by their modules."""
+    trees = {f"support.{path.stem}": ast.parse(path.read_text()) for path in SUPPORT}
+    trees["conftest"] = ast.parse((TESTS / "conftest.py").read_text())
+    found: set[tuple[str, str]] = set()
+    while True:
+        more = set(found)
+        for module, tree in trees.items():
+            names = opening_names(tree, found) | {name for home, name in found if home == module}
+            more |= {
+                (module, node.name)
+                for node in tree.body
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and uses(node, names)
+            }
+        if more == found:
+            return found
+        found = more
+
+
+def opens_connections(path: Path, shared: set[tuple[str, str]]) -> bool:
+    tree = ast.parse(path.read_text())
+    fixtures = {name for home, name in shared if home == "conftest"}
+    return uses(tree, opening_names(tree, shared) | fixtures)
+
+
+def module_markers(path: Path) -> set[str]:
+    """The markers that all tests of a module have: ``pytestmark``."""
+    return {
+        node.attr
+        for statement in ast.parse(path.read_text()).body
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "pytestmark"
+        for node in ast.walk(statement.value)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "pytest.mark"
+    }
+
+
+SHARED = shared_openers()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
+def test_a_module_that_opens_connections_says_so(path: Path) -> None:
+    """By its marker such a module is run under the sanitizers, whoever has written it."""
+    assert ("connections" in module_markers(path)) is opens_connections(path, SHARED)
+
+
+def test_what_opens_connections_is_found() -> None:
+    assert {
+        ("support.servers", "serving"),
+        ("support.pairs", "open_pair"),
+        ("support.tls_pairs", "connect_tls"),
+        ("support.event_servers", "started"),
+        ("support.two_ways", "run_with_pair"),
+        ("support.workers", "clients_of"),
+        ("conftest", "tls_pair"),
+    } <= SHARED
+    assert not {home for home, _ in SHARED} & {"support.processes", "support.sockets"}

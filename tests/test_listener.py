@@ -24,6 +24,8 @@ from gain_trio._transports._addresses._open_sockets import open_sockets
 from gain_trio._transports._addresses._socket_options import SocketOptions
 from gain_trio._transports._backends._ring_listener import QUEUE_HIGH, RingListener
 
+pytestmark = [pytest.mark.connections, pytest.mark.features]
+
 LOCAL = "tcp://127.0.0.1:0"
 
 

@@ -19,6 +19,8 @@ from trio.testing import wait_all_tasks_blocked
 import gain_trio
 from gain_trio import Connection
 
+pytestmark = pytest.mark.connections
+
 WATCHED = 0.5
 """Seconds for which a server that is full is watched."""
 

@@ -24,6 +24,8 @@ import gain_trio
 from gain_trio import Server
 from gain_trio._server import _metrics
 
+pytestmark = pytest.mark.connections
+
 GET = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 
 

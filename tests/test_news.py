@@ -29,6 +29,8 @@ from gain_trio import Connection, Marks
 from gain_trio._transports._connections._connection import END, STALLED, WRITTEN
 from gain_trio._transports._tls._tls_connection import TlsConnection
 
+pytestmark = pytest.mark.connections
+
 SMALL = Marks(receive_high=8192, receive_low=4096, send_high=16384)
 
 

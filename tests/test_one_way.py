@@ -11,6 +11,8 @@ from trio.testing import check_one_way_stream
 
 from gain_trio import Connection
 
+pytestmark = [pytest.mark.connections, pytest.mark.features]
+
 
 @pytest.mark.parametrize("other_half", ["open", "shut"])
 @pytest.mark.parametrize("direction", ["to the server", "to the client"])

@@ -42,7 +42,7 @@ from gain_trio._transports._addresses import _sockets
 from gain_trio._transports._backends._socket_connection import CHUNK, LARGE_CHUNK, SocketConnection
 from gain_trio._transports._backends._socket_listener import BATCH, SocketListener
 
-pytestmark = pytest.mark.usefixtures("on_trios_own_manager", "no_descriptor_leak")
+pytestmark = [pytest.mark.connections, pytest.mark.usefixtures("on_trios_own_manager", "no_descriptor_leak")]
 
 T = TypeVar("T")
 LOCAL = "tcp://127.0.0.1:0"

@@ -41,6 +41,8 @@ from gain_trio._transports._connections._proxy_protocol import (
     parse_proxy_header,
 )
 
+pytestmark = pytest.mark.connections
+
 PATIENCE = 10
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 V1 = b"PROXY TCP4 192.0.2.1 192.0.2.2 56324 443\r\n"

@@ -34,7 +34,7 @@ from gain_trio._transports._addresses._passed_descriptors import (
     receives_descriptors,
 )
 
-pytestmark = pytest.mark.usefixtures("no_descriptor_leak")
+pytestmark = [pytest.mark.connections, pytest.mark.usefixtures("no_descriptor_leak")]
 
 LINGER = 40
 SOON = 20.0

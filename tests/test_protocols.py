@@ -27,6 +27,8 @@ import gain_trio
 from gain_trio import Connection, Marks, ProtocolHandler, SlowReader
 from gain_trio.asyncio_bridge._transport import ProtocolTransport
 
+pytestmark = pytest.mark.connections
+
 Call = tuple[Any, ...]
 
 

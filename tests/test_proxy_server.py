@@ -20,6 +20,8 @@ from gain_trio import Connection, Server
 from gain_trio._server._proxy import ProxyStep
 from gain_trio._transports._connections._proxy_protocol import ProxyCommand, ProxyFamily
 
+pytestmark = pytest.mark.connections
+
 LOCAL = "tcp://127.0.0.1:0"
 V1 = b"PROXY TCP4 192.0.2.1 198.51.100.2 56324 443\r\n"
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"

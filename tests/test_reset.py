@@ -19,6 +19,8 @@ from support.pairs import PATIENCE, until
 
 from gain_trio import Connection, Marks
 
+pytestmark = [pytest.mark.connections, pytest.mark.features]
+
 Sockets: TypeAlias = tuple[socket.socket, socket.socket]
 
 LINES = 2000

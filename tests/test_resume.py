@@ -22,7 +22,11 @@ from trio.testing import assert_checkpoints, assert_no_checkpoints, wait_all_tas
 import gain_trio
 from gain_trio import Connection
 
-pytestmark = pytest.mark.full_ring  # a task that waits for a socket is never resumed in place
+pytestmark = [
+    pytest.mark.connections,
+    pytest.mark.features,
+    pytest.mark.full_ring,
+]  # a task that waits for a socket is never resumed in place
 
 
 def in_trio_task() -> bool:

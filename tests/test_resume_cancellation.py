@@ -20,7 +20,11 @@ from gain_trio import Connection
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
-pytestmark = pytest.mark.full_ring  # a task that waits for a socket is never resumed in place
+pytestmark = [
+    pytest.mark.connections,
+    pytest.mark.features,
+    pytest.mark.full_ring,
+]  # a task that waits for a socket is never resumed in place
 
 
 # --- cancellation ---

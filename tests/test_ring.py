@@ -35,7 +35,13 @@ BESIDE = tuple(feature for feature in Feature if not feature & FULL_TIER)
 
 needs_full_tier = pytest.mark.usefixtures("full_tier")
 
-pytestmark = [pytest.mark.ring, pytest.mark.usefixtures("no_descriptor_leak")]
+pytestmark = [
+    pytest.mark.connections,
+    pytest.mark.features,
+    pytest.mark.driver,
+    pytest.mark.ring,
+    pytest.mark.usefixtures("no_descriptor_leak"),
+]
 
 
 @contextlib.contextmanager

@@ -23,6 +23,8 @@ from gain_trio import Connection
 from gain_trio._transports._connections import _file_sending
 from gain_trio._transports._connections._files import Source
 
+pytestmark = [pytest.mark.connections, pytest.mark.features]
+
 LARGE = 24 * MEBIBYTE
 """More than the kernel holds for a connection."""
 RESETS = pytest.mark.parametrize("any_pair", ["TCP", "TLS"], indirect=True)

@@ -35,6 +35,8 @@ from gain_trio._transports._patience import STALL
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup, ExceptionGroup
 
+pytestmark = [pytest.mark.connections, pytest.mark.features]
+
 
 # --- serving ---
 

@@ -20,6 +20,8 @@ import gain_trio
 from gain_trio import Connection, Marks, ServerConfig, ServerOptions
 from gain_trio._server._config import merged
 
+pytestmark = pytest.mark.connections
+
 
 def test_the_options_of_serve_are_the_fields_of_the_config() -> None:
     fields = attrs.fields_dict(ServerConfig)

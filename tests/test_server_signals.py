@@ -16,6 +16,8 @@ from support.servers import LOCAL, connect
 import gain_trio
 from gain_trio import Connection, Server
 
+pytestmark = pytest.mark.connections
+
 ENDS = [signal.SIGTERM, signal.SIGINT]
 
 

@@ -26,6 +26,8 @@ from gain_trio._server._consumer import Consumer, Terms
 from gain_trio._server._limits import Places
 from gain_trio._server._logging import JsonFormatter
 
+pytestmark = pytest.mark.connections
+
 
 class DeliberateError(Exception):
     pass

@@ -25,6 +25,8 @@ from gain_trio._server._processes import _logs
 from gain_trio._server._processes._messages import Log
 from gain_trio._transports._addresses._shown import MOST, shown, shown_lines, shown_traceback
 
+pytestmark = pytest.mark.connections
+
 HOSTILE = "x\n2026-01-01 00:00:00 ERROR gain_trio: forged\r\x1b[31m\u202e\u2028\x85\x9b\0"
 """A newline, a return, escape sequences of 7 and 8 bits, a change of direction, other line separators, a NUL."""
 HARMFUL = "\r\x1b\u202e\u2028\x85\x9b\0"

@@ -16,6 +16,8 @@ from trio.testing import MockClock
 import gain_trio
 from gain_trio import Connection
 
+pytestmark = [pytest.mark.connections, pytest.mark.features]
+
 OTHERS = 1000
 LORISES = 20
 LINE_TIMEOUT = 5.0

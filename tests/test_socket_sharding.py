@@ -17,6 +17,8 @@ from support.servers import LOCAL, connect, echo, serving
 import gain_trio
 from gain_trio import Connection
 
+pytestmark = pytest.mark.connections
+
 SHARDS = 4
 
 

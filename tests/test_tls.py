@@ -38,6 +38,8 @@ from gain_trio._transports._patience import STALL
 from gain_trio._transports._tls._tls_connection import TlsConnection
 from gain_trio._transports._tls._tls_traffic import CHUNK, CONTROL_ROOM
 
+pytestmark = pytest.mark.connections
+
 # --- it is one of Trio's streams ---
 #
 # Half-closing is not to be checked: neither trio.SSLStream nor Python's ssl can do it, and send_eof() says so.

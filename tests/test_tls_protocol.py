@@ -19,6 +19,8 @@ from gain_trio._transports._patience import STALL
 from gain_trio._transports._tls._tls_connection import TlsConnection
 from gain_trio._transports._tls._tls_traffic import CHUNK, CONTROL_ROOM, PIECE
 
+pytestmark = pytest.mark.connections
+
 # --- what TLS itself sends and waits for ---
 
 

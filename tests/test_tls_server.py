@@ -26,6 +26,8 @@ import gain_trio
 from gain_trio import Connection, Marks, Server
 from gain_trio._transports._tls._tls_connection import TlsConnection
 
+pytestmark = pytest.mark.connections
+
 # --- serve() and connect() ---
 
 

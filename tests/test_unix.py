@@ -23,7 +23,7 @@ from gain_trio import Connection, open_listeners
 from gain_trio._transports._addresses import _unix
 from gain_trio._transports._addresses._address import address_text
 
-pytestmark = pytest.mark.usefixtures("no_descriptor_leak")
+pytestmark = [pytest.mark.connections, pytest.mark.usefixtures("no_descriptor_leak")]
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from gain_trio._transports._addresses import _unix_binding, _unix_holders
 from gain_trio._transports._addresses._unix_binding import PATIENCE
 from gain_trio._transports._addresses._unix_holders import is_held
 
-pytestmark = pytest.mark.usefixtures("no_descriptor_leak")
+pytestmark = [pytest.mark.connections, pytest.mark.usefixtures("no_descriptor_leak")]
 
 Start: TypeAlias = Callable[[str], Awaitable[None]]
 

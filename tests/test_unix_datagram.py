@@ -26,7 +26,7 @@ from gain_trio import DatagramEndpoint, open_datagram_endpoint
 from gain_trio._transports._addresses import _unix
 from gain_trio._transports._datagrams._unix_endpoint import UnixEndpoint
 
-pytestmark = pytest.mark.usefixtures("no_descriptor_leak")
+pytestmark = [pytest.mark.connections, pytest.mark.usefixtures("no_descriptor_leak")]
 
 
 @pytest.fixture

@@ -14,10 +14,13 @@ import pytest
 import trio
 from support.certificates import client_context, server_context
 from support.pairs import receive_all, until
+from support.servers import serving
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio
 from gain_trio import Connection, Server
+
+pytestmark = pytest.mark.connections
 
 KINDS = ["tcp", "unix", "pass_fds", "tls", "tls over unix"]
 
@@ -28,7 +31,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @asynccontextmanager
-async def serving(
+async def serving_over(
     handler: Callable[[Connection], Awaitable[object]], kind: str, folder: Path, **options: Any
 ) -> AsyncIterator[tuple[Server, Callable[[], Awaitable[Connection]]]]:
     address = f"unix://{folder}/socket" if "unix" in kind or kind == "pass_fds" else "tcp://127.0.0.1:0"
@@ -38,12 +41,10 @@ async def serving(
         client_options = {"ssl_context": client_context(), "server_hostname": "localhost"}
     if kind == "pass_fds":
         options["pass_fds"] = True
-    async with trio.open_nursery() as nursery:
-        server = await nursery.start(functools.partial(gain_trio.serve, handler, address, **options))
+    async with serving(handler, address, **options) as server:
         if address.startswith("tcp"):
             address = f"tcp://127.0.0.1:{server.addresses[0][1]}"
         yield server, functools.partial(gain_trio.connect, address, **client_options)
-        nursery.cancel_scope.cancel()
 
 
 async def answer_lines(connection: Connection) -> None:
@@ -67,7 +68,7 @@ async def answer_pieces(connection: Connection) -> None:
 async def test_idle_connections_end_at_once_when_the_server_drains(
     handler: Callable[[Connection], Awaitable[None]], kind: str, tmp_path: Path
 ) -> None:
-    async with serving(handler, kind, tmp_path) as (server, connect):
+    async with serving_over(handler, kind, tmp_path) as (server, connect):
         clients = [await connect() for _ in range(3)]
         for client in clients:
             await client.send(b"hello\n")
@@ -88,7 +89,7 @@ async def test_what_has_arrived_is_answered(kind: str, tmp_path: Path) -> None:
             await go_on.wait()
             await connection.send(line.upper() + b"\n")
 
-    async with serving(slow, kind, tmp_path) as (server, connect), trio.open_nursery() as nursery:
+    async with serving_over(slow, kind, tmp_path) as (server, connect), trio.open_nursery() as nursery:
         client = await connect()
         await client.send(b"one\ntwo\nthree\n")
         await first.wait()
@@ -101,7 +102,7 @@ async def test_what_has_arrived_is_answered(kind: str, tmp_path: Path) -> None:
 
 
 async def test_a_client_that_has_just_connected_is_served(kind: str, tmp_path: Path) -> None:
-    async with serving(answer_lines, kind, tmp_path) as (server, connect), trio.open_nursery() as nursery:
+    async with serving_over(answer_lines, kind, tmp_path) as (server, connect), trio.open_nursery() as nursery:
         client = await connect()
         await until(lambda: server.active_connections == 1)
         await wait_all_tasks_blocked()
@@ -114,7 +115,7 @@ async def test_a_client_that_has_just_connected_is_served(kind: str, tmp_path: P
 
 
 async def test_a_client_that_never_sends_has_a_second(kind: str, tmp_path: Path, autojump_clock: MockClock) -> None:
-    async with serving(answer_lines, kind, tmp_path) as (server, connect):
+    async with serving_over(answer_lines, kind, tmp_path) as (server, connect):
         client = await connect()
         await until(lambda: server.active_connections == 1)
         await wait_all_tasks_blocked()
@@ -180,7 +181,7 @@ async def test_the_deadline_of_the_program_is_its_own(
             await connection.receive()
         seen.append(trio.current_time() >= deadline)
 
-    async with serving(handler, kind, tmp_path) as (server, connect):
+    async with serving_over(handler, kind, tmp_path) as (server, connect):
         client = await connect()
         if sent:
             await client.send(sent)
@@ -198,7 +199,7 @@ async def test_a_nearer_deadline_of_the_program_is_raised_during_a_drain(
         connection.read_deadline = trio.current_time() + 0.25
         await connection.wait_data()
 
-    async with serving(handler, kind, tmp_path) as (server, connect):
+    async with serving_over(handler, kind, tmp_path) as (server, connect):
         client = await connect()
         await until(lambda: server.active_connections == 1)
         await wait_all_tasks_blocked()
@@ -215,7 +216,7 @@ async def test_cancelling_the_wait_loses_nothing(kind: str, tmp_path: Path) -> N
             assert scope.cancelled_caught
         await answer_lines(connection)
 
-    async with serving(handler, kind, tmp_path) as (server, connect):
+    async with serving_over(handler, kind, tmp_path) as (server, connect):
         client = await connect()
         await client.send(b"hello\n")
         assert await client.receive_exactly(6) == b"HELLO\n"
@@ -237,7 +238,7 @@ async def test_the_end_and_the_beginning_of_messages(kind: str, tmp_path: Path) 
         results.append([data async for data in connection.messages()])
         ended.set()
 
-    async with serving(handler, kind, tmp_path) as (_server, connect):
+    async with serving_over(handler, kind, tmp_path) as (_server, connect):
         client = await connect()
         await client.send(b"abc")
         await client.aclose()
@@ -257,7 +258,7 @@ async def test_a_second_task_is_refused_and_the_first_is_still_ended(kind: str, 
                 await connection.receive()
             await connection.send(b"x")
 
-    async with serving(handler, kind, tmp_path, strict=True) as (server, connect):
+    async with serving_over(handler, kind, tmp_path, strict=True) as (server, connect):
         client = await connect()
         await client.send(b"x")
         await client.receive_exactly(1)
@@ -275,7 +276,7 @@ async def test_a_wait_beside_another_receive_is_refused_and_marks_nothing(kind: 
                 await connection.wait_data()
             await connection.send(b"x")
 
-    async with serving(handler, kind, tmp_path, strict=True) as (server, connect):
+    async with serving_over(handler, kind, tmp_path, strict=True) as (server, connect):
         client = await connect()
         await client.receive_exactly(1)
         await client.send(b"x")
@@ -297,7 +298,7 @@ async def test_messages_can_end_by_what_receives_them(tmp_path: Path) -> None:
         with pytest.raises(TypeError, match="async function"):
             connection.messages(b"\n")  # type: ignore[call-overload]
 
-    async with serving(handler, "tcp", tmp_path, strict=True) as (server, connect):
+    async with serving_over(handler, "tcp", tmp_path, strict=True) as (server, connect):
         client = await connect()
         await client.send(b"one\n\nquit\nabc\n")
         await client.send_eof()
@@ -319,7 +320,7 @@ async def test_descriptors_stay_with_their_message(tmp_path: Path) -> None:
                 os.close(descriptor)
             await connection.send(b"ok")
 
-    async with serving(handler, "pass_fds", tmp_path) as (server, _connect):
+    async with serving_over(handler, "pass_fds", tmp_path) as (server, _connect):
         async with await gain_trio.connect(f"unix://{tmp_path}/socket", pass_fds=True) as client:
             for _ in range(2):
                 await client.send_fds(b"hello", [0, 0])
@@ -329,7 +330,7 @@ async def test_descriptors_stay_with_their_message(tmp_path: Path) -> None:
 
 
 async def test_a_reset_is_raised(tmp_path: Path) -> None:
-    async with serving(answer_lines, "tcp", tmp_path) as (server, connect):
+    async with serving_over(answer_lines, "tcp", tmp_path) as (server, connect):
         client = await connect()
         await until(lambda: server.active_connections == 1)
         client.abort()

@@ -27,6 +27,8 @@ from gain_trio._server._processes._process import WorkerProcess
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
 
+pytestmark = pytest.mark.connections
+
 Pair = tuple[socket.socket, socket.socket]
 
 

@@ -39,7 +39,7 @@ from gain_trio import Connection, Listener, Marks, open_listeners
 from gain_trio._transports._addresses import _activation
 from gain_trio._transports._backends._ring_connection import RingConnection
 
-pytestmark = pytest.mark.usefixtures("no_descriptor_leak")
+pytestmark = [pytest.mark.connections, pytest.mark.usefixtures("no_descriptor_leak")]
 
 
 @pytest.fixture(params=["tcp", "unix"])
