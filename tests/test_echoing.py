@@ -16,6 +16,8 @@ from gain_trio._command._echoing import may_echo
 from gain_trio._command._event_handlers import EchoEvents
 from gain_trio._command._handlers import echo_datagram
 
+pytestmark = pytest.mark.connections
+
 
 @pytest.mark.parametrize(
     ("source", "own", "answered"),

@@ -23,6 +23,8 @@ from gain_trio._server._failures import consists_of, judged, only_one_of, parted
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup, ExceptionGroup
 
+pytestmark = pytest.mark.connections
+
 
 @pytest.mark.parametrize(
     ("error", "cause"),

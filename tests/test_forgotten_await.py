@@ -17,6 +17,8 @@ import gain_trio
 from gain_trio import Connection, DatagramEndpoint
 from gain_trio._io_manager._seam import current_io_manager
 
+pytestmark = pytest.mark.connections
+
 CALLS: dict[str, Callable[[Connection], object]] = {
     "receive": lambda connection: connection.receive(),
     "receive_into": lambda connection: connection.receive_into(bytearray(1)),

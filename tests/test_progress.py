@@ -17,6 +17,8 @@ import gain_trio
 from gain_trio import Connection, EventHandler, SlowReader
 from gain_trio._transports._patience import STALL, Movement, Patience, unacknowledged
 
+pytestmark = pytest.mark.connections
+
 BIG = 24 * MEBIBYTE
 """More than the kernel holds for any pair."""
 PIECE = 512 * 1024

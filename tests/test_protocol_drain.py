@@ -22,6 +22,8 @@ import gain_trio
 from gain_trio import Connection, EventHandler, ProtocolHandler, Server
 from gain_trio.asyncio_bridge import _ending
 
+pytestmark = pytest.mark.connections
+
 SOON = 25.0
 """Seconds that a drain may take which nothing holds up; :data:`FOREVER` is what it would take otherwise."""
 FOREVER = 1000.0

@@ -15,11 +15,11 @@ import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "_ffi"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "_ffi"))
 
 from compile_options import PYTHON_WARNINGS, WARNINGS  # found by the line above
 
+ROOT = Path(__file__).resolve().parent.parent
 COMPILER = shlex.split(os.environ.get("CC", "cc"))
 PYTHON_INCLUDE = sysconfig.get_paths()["include"]
 
