@@ -41,6 +41,8 @@ static int sys_register(int fd, unsigned int opcode, void *argument, unsigned in
     return result < 0 ? -errno : result;
 }
 
+static int thread_id(void) { return (int)syscall(__NR_gettid); } /* glibc has gettid() since 2.30 */
+
 static int64_t monotonic_ns(void)
 {
     struct timespec now;
@@ -230,6 +232,7 @@ int gt_ring_open(struct gt_ring *ring, const struct gt_ring_options *options)
 {
     memset(ring, 0, sizeof *ring);
     ring->fd = -1;
+    ring->thread = thread_id();
     ring->slot_free = GT_NO_SLOT;
     ring->max_slots = options->max_slots && options->max_slots < GT_MAX_SLOTS ? options->max_slots : GT_MAX_SLOTS;
     struct io_uring_params params;
@@ -282,6 +285,7 @@ static bool cancel_all(struct gt_ring *ring, uint32_t *slot)
             if (!ring->slots[*slot].finished && !gt_slot_cancel(ring, gt_key(ring, *slot, GT_TAG_MAIN)))
                 return false;
         } else if (!gt_slot_cancel(ring, gt_key(ring, *slot, GT_TAG_RECV)) ||
+                   !gt_slot_cancel(ring, gt_key(ring, *slot, GT_TAG_DATAGRAM)) ||
                    !gt_slot_cancel(ring, gt_key(ring, *slot, GT_TAG_SEND)) ||
                    !gt_slot_cancel(ring, gt_key(ring, *slot, GT_TAG_WATCH))) {
             return false;
@@ -321,6 +325,18 @@ uint64_t gt_ring_drain(struct gt_ring *ring, int64_t patience_ns, void (*complet
     return ring->in_flight;
 }
 
+void gt_ring_unregister_fd(struct gt_ring *ring)
+{
+    /* Elsewhere the same number may stand for another ring, of that thread. */
+    if (!(ring->features & GT_FEATURE_REGISTERED_FD) || ring->thread != thread_id())
+        return;
+    struct gt_ring_fd_registration registration = {.offset = (uint32_t)ring->enter_fd};
+    sys_register(ring->fd, GT_UNREGISTER_RING_FDS, &registration, 1);
+    ring->features &= ~(uint32_t)GT_FEATURE_REGISTERED_FD;
+    ring->enter_fd = ring->fd;
+    ring->enter_flags = 0;
+}
+
 void gt_ring_close(struct gt_ring *ring)
 {
     if (ring->fd < 0)
@@ -331,10 +347,7 @@ void gt_ring_close(struct gt_ring *ring)
         munmap(ring->sqes, ring->sqes_bytes);
     if (ring->queues_map)
         munmap(ring->queues_map, ring->queues_bytes);
-    if (ring->features & GT_FEATURE_REGISTERED_FD) {
-        struct gt_ring_fd_registration registration = {.offset = (uint32_t)ring->enter_fd};
-        sys_register(ring->fd, GT_UNREGISTER_RING_FDS, &registration, 1);
-    }
+    gt_ring_unregister_fd(ring);
     close(ring->fd);
     free(ring->slots);
     free(ring->delayed_cancels);

@@ -35,7 +35,7 @@
 
 struct msghdr; /* <sys/socket.h> */
 
-#define GT_RING_MAGIC 0x67742d72696e6733ULL /* "gt-ring3": changes with the layout of struct gt_ring */
+#define GT_RING_MAGIC 0x67742d72696e6734ULL /* "gt-ring4": changes with the layout of struct gt_ring */
 #define GT_NO_SLOT UINT32_MAX
 #define GT_NO_TIMEOUT INT64_MAX
 #define GT_MAX_SLOTS (1U << 20)
@@ -65,6 +65,8 @@ enum gt_tag {
     GT_TAG_SEND = 4,
     GT_TAG_CLOSE = 5,
     GT_TAG_WATCH = 6, /* a poll for the peer's hangup */
+    GT_TAG_DATAGRAM =
+        7, /* a receive into buffers of a group of its own: a completion names its buffer, and not the group */
 };
 
 enum gt_slot_kind {
@@ -123,6 +125,7 @@ struct gt_ring {
     uint32_t setup_flags;
     uint32_t kernel_features; /* IORING_FEAT_* */
     bool dead;                /* belongs to another process */
+    int thread;               /* the one that has opened it */
 
     /* submission queue */
     uint32_t *sq_head;
@@ -180,6 +183,10 @@ uint64_t gt_ring_drain(struct gt_ring *ring, int64_t patience_ns, void (*complet
 /* Unmap and close.  With operations still in flight the provided buffers are leaked on purpose: the kernel may still write
  * to them until the ring's last reference is gone. */
 void gt_ring_close(struct gt_ring *ring);
+
+/* Enter the ring by its descriptor from now on.  A registered descriptor is the thread's, and holds the ring until the thread has
+ * ended, whichever thread closes it. */
+void gt_ring_unregister_fd(struct gt_ring *ring);
 
 /* In the child of a fork: let go of the parent's ring without touching it. */
 void gt_ring_forget(struct gt_ring *ring);

@@ -51,6 +51,8 @@ builder.cdef(
     };
 
     struct gt_slot {
+        uint32_t generation;
+        uint8_t kind;
         bool abandoned;
         ...;
     };
@@ -63,6 +65,8 @@ builder.cdef(
         bool dead;
         uint32_t sq_entries;
         uint32_t cq_entries;
+        struct gt_slot *slots;
+        uint32_t slot_count;
         uint64_t in_flight;
         struct gt_buffers buffers;
         uint64_t submissions;

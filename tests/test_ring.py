@@ -697,7 +697,7 @@ def test_closing_ends_all_that_lasts_on_a_connection(unwanted: Feature) -> None:
     """Also on one that nobody has closed before."""
     ring = Ring(RingOptions(unwanted=unwanted))
     errors = (trio.ClosedResourceError, trio.BusyResourceError, trio.TooSlowError)
-    reactor = fastpath.Reactor(ring.address, ring, OSError, *errors, False, -1)
+    reactor = fastpath.Reactor(ring.address, ring, OSError, *errors, False)
     one, other = socket.socketpair()
     with one, other:
         stream = fastpath.Stream(reactor, one.fileno(), 2, 1, 1)

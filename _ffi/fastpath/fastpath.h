@@ -402,7 +402,8 @@ struct gt_reactor {
     struct io_uring_cqe *batch;
     uint32_t batch_capacity;
     unsigned long thread;
-    int wakeup_descriptor; /* an eventfd that ends the wait when it is written to */
+    int wakeup_descriptor;     /* an eventfd that ends the wait when it is written to; -1 once it is closed */
+    int completion_descriptor; /* one that counts completions, or -1 */
     uint64_t stream_count;
     uint64_t closing_count; /* of them, those that the kernel has not let go yet */
     uint64_t timed_streams; /* that want to know when they moved a byte last */
@@ -432,6 +433,7 @@ int gt_reactor_wake(gt_reactor *reactor, PyObject *task, PyObject *abort, bool i
 void gt_sockets_prepare(gt_reactor *reactor);
 bool gt_socket_complete(struct gt_socket *socket, const struct io_uring_cqe *cqe); /* true: news for the program */
 void gt_sockets_detach(gt_reactor *reactor);                                       /* close them all */
+void gt_sockets_abandon(gt_reactor *reactor); /* the same without the ring; they stay until it is closed */
 void gt_sockets_free(gt_reactor *reactor, bool leak);
 void gt_sockets_forget(gt_reactor *reactor);
 

@@ -21,6 +21,8 @@
 #include "endpoint.h"
 
 #include <errno.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -68,6 +70,16 @@ static bool check_open(const gt_reactor *reactor)
 
 /* --- reaping --- */
 
+static void recycle_stale(gt_reactor *reactor, const struct io_uring_cqe *cqe)
+{
+    if (gt_key_tag(cqe->user_data) != GT_TAG_DATAGRAM) {
+        gt_buffers_recycle(&reactor->ring->buffers, cqe);
+    } else if (reactor->datagram_buffers.memory) {
+        gt_buffers_recycle(&reactor->datagram_buffers, cqe);
+        gt_buffers_publish(&reactor->datagram_buffers);
+    }
+}
+
 static int collect_one(gt_reactor *reactor, const struct io_uring_cqe *cqe, bool *news)
 {
     struct gt_slot slot;
@@ -75,7 +87,7 @@ static int collect_one(gt_reactor *reactor, const struct io_uring_cqe *cqe, bool
         return 0;
     if (!gt_slot_complete(reactor->ring, cqe, &slot)) {
         if (cqe->flags & IORING_CQE_F_BUFFER) /* stale, but its buffer is real */
-            gt_buffers_recycle(&reactor->ring->buffers, cqe);
+            recycle_stale(reactor, cqe);
         return 0;
     }
     if (slot.kind == GT_SLOT_STREAM) {
@@ -315,14 +327,13 @@ static PyObject *reactor_process(gt_reactor *self, PyObject *Py_UNUSED(ignored))
 
 static int reactor_init(gt_reactor *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"ring_address", "ring_owner",        "make_broken",
-                            "closed_error", "busy_error",        "too_slow_error",
-                            "in_place",     "wakeup_descriptor", NULL};
+    static char *names[] = {"ring_address", "ring_owner",     "make_broken", "closed_error",
+                            "busy_error",   "too_slow_error", "in_place",    NULL};
     unsigned long long address;
     PyObject *owner, *make_broken, *closed_error, *busy_error, *too_slow_error;
-    int in_place, wakeup_descriptor;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "KOOOOOpi:Reactor", names, &address, &owner, &make_broken,
-                                     &closed_error, &busy_error, &too_slow_error, &in_place, &wakeup_descriptor))
+    int in_place;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "KOOOOOp:Reactor", names, &address, &owner, &make_broken,
+                                     &closed_error, &busy_error, &too_slow_error, &in_place))
         return -1;
     struct gt_ring *ring = (struct gt_ring *)(uintptr_t)address;
     if (self->ring || !ring || ring->magic != GT_RING_MAGIC || ring->dead) {
@@ -342,8 +353,13 @@ static int reactor_init(gt_reactor *self, PyObject *args, PyObject *kwargs)
     self->busy_error = Py_NewRef(busy_error);
     self->too_slow_error = Py_NewRef(too_slow_error);
     self->in_place = in_place;
-    self->wakeup_descriptor = wakeup_descriptor;
     self->thread = PyThread_get_thread_ident();
+    self->completion_descriptor = -1;
+    self->wakeup_descriptor = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (self->wakeup_descriptor < 0) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        return -1;
+    }
     self->ring = ring;
     gt_buffers_adapt(&ring->buffers);
     return 0;
@@ -358,7 +374,21 @@ static PyObject *reactor_bind(gt_reactor *self, PyObject *seam)
         return NULL;
     self->guest = is_guest == Py_True;
     Py_DECREF(is_guest);
+    if (self->guest) /* one that its host abandons may be closed by another thread */
+        gt_ring_unregister_fd(self->ring);
     Py_RETURN_NONE;
+}
+
+/* An eventfd made once, for the ring to count its completions on.  Made here, and not by Python, because here no signal's handler
+ * can come between the descriptor and its owner. */
+static PyObject *reactor_count_completions(gt_reactor *self, PyObject *Py_UNUSED(ignored))
+{
+    if (!check_open(self))
+        return NULL;
+    if (self->completion_descriptor < 0)
+        self->completion_descriptor = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    return self->completion_descriptor < 0 ? PyErr_SetFromErrno(PyExc_OSError)
+                                           : PyLong_FromLong(self->completion_descriptor);
 }
 
 static PyObject *reactor_poll(gt_reactor *self, PyObject *args)
@@ -420,17 +450,55 @@ static void discard_completions(gt_reactor *self)
     }
 }
 
+static void close_descriptor(int *descriptor)
+{
+    if (*descriptor >= 0)
+        close(*descriptor);
+    *descriptor = -1;
+}
+
+static void close_descriptors(gt_reactor *self)
+{
+    close_descriptor(&self->wakeup_descriptor);
+    close_descriptor(&self->completion_descriptor);
+}
+
+/* A run's end in another thread: the garbage collector has found one there that its host has abandoned (trio.lowlevel's guest
+ * mode).  The ring cannot be entered from here, so the descriptors are closed one by one, and its operations end when it is
+ * closed itself.  Until then the kernel may touch their memory, which is leaked. */
+static uint64_t abandon_run(gt_reactor *self)
+{
+    self->closed = true;
+    detach_streams(self); /* before the sockets, as in a close */
+    for (gt_stream *stream = self->streams; stream; stream = stream->next)
+        close_descriptor(&stream->fd);
+    gt_sockets_abandon(self);
+    uint64_t in_flight = self->ring->in_flight;
+    while (self->streams && in_flight == 0)
+        gt_stream_destroy(self->streams);
+    self->streams = self->wanting_first = self->wanting_last = self->wanting_starved = NULL;
+    gt_sockets_free(self, in_flight > 0);
+    gt_trio_unbind(&self->trio);
+    return in_flight;
+}
+
 /* Close every connection and end every operation.  How many are in flight still: 0, unless the kernel does not end them. */
 static PyObject *reactor_close(gt_reactor *self, PyObject *Py_UNUSED(ignored))
 {
     if (self->closed || !self->ring)
         return PyLong_FromLong(0);
-    if (!gt_reactor_check_thread(self) || !check_idle(self))
+    bool elsewhere = PyThread_get_thread_ident() != self->thread && !self->ring->dead;
+    if (!check_idle(self) || (!elsewhere && !gt_reactor_check_thread(self)))
         return NULL;
     discard_completions(self);
     PyObject *object;
     while ((object = gt_reactor_pop_ready(self)))
         Py_DECREF(object);
+    if (elsewhere) {
+        uint64_t left = abandon_run(self);
+        close_descriptors(self);
+        return PyLong_FromUnsignedLongLong(left);
+    }
     detach_streams(self);
     gt_sockets_detach(self);
     uint64_t in_flight = 0;
@@ -448,6 +516,7 @@ static PyObject *reactor_close(gt_reactor *self, PyObject *Py_UNUSED(ignored))
     self->streams = NULL; /* with operations in flight their memory is the kernel's still, and is leaked on purpose */
     gt_sockets_free(self, in_flight > 0);
     gt_trio_unbind(&self->trio);
+    close_descriptors(self);
     return PyLong_FromUnsignedLongLong(in_flight);
 }
 
@@ -460,6 +529,7 @@ static PyObject *reactor_forget(gt_reactor *self, PyObject *Py_UNUSED(ignored))
             if (stream->connection)
                 stream->connection->closed = true;
         gt_sockets_forget(self);
+        close_descriptors(self); /* copies: a write would wake the parent */
     }
     Py_RETURN_NONE;
 }
@@ -491,6 +561,8 @@ static void reactor_dealloc(gt_reactor *self)
 {
     PyObject_GC_UnTrack(self);
     /* Unclosed, its streams stay: only close() may give back memory that the kernel knows. */
+    if (self->ring)
+        close_descriptors(self);
     reactor_clear(self);
     gt_trio_free(&self->trio);
     Py_CLEAR(self->make_broken);
@@ -518,6 +590,11 @@ COUNTER(resumed_in_place, self->resumed_in_place)
 COUNTER(rescheduled, self->rescheduled)
 #undef COUNTER
 
+static PyObject *get_wakeup_descriptor(gt_reactor *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromLong(self->ring ? self->wakeup_descriptor : -1);
+}
+
 static PyObject *get_thread(gt_reactor *self, void *Py_UNUSED(closure))
 {
     return PyLong_FromUnsignedLong(self->thread);
@@ -531,6 +608,8 @@ static PyGetSetDef reactor_getset[] = {
     {"starvations", (getter)get_starvations, NULL, PyDoc_STR("Receives ended because no buffer was free."), NULL},
     {"resumed_in_place", (getter)get_resumed_in_place, NULL, PyDoc_STR("Tasks resumed in place."), NULL},
     {"rescheduled", (getter)get_rescheduled, NULL, PyDoc_STR("Tasks woken through Trio's scheduler."), NULL},
+    {"wakeup_descriptor", (getter)get_wakeup_descriptor, NULL,
+     PyDoc_STR("An eventfd that ends the wait when it is written to; -1 once the reactor is closed."), NULL},
     {"thread", (getter)get_thread, NULL, PyDoc_STR("The identifier of the thread of the run."), NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
@@ -538,6 +617,8 @@ static PyGetSetDef reactor_getset[] = {
 static PyMethodDef reactor_methods[] = {
     {"bind", (PyCFunction)reactor_bind, METH_O,
      PyDoc_STR("bind($self, seam, /)\n--\n\nTake what belongs to the run from the attributes of seam.")},
+    {"count_completions", (PyCFunction)reactor_count_completions, METH_NOARGS,
+     PyDoc_STR("count_completions($self, /)\n--\n\nAn eventfd for the ring to count completions on.")},
     {"poll", (PyCFunction)reactor_poll, METH_VARARGS,
      PyDoc_STR("poll($self, fd, events, /)\n--\n\nAn awaitable: wait until the descriptor is ready.")},
     {"wait", (PyCFunction)reactor_wait, METH_O,

@@ -248,7 +248,7 @@ static bool prepare_cancel(gt_socket *socket, enum gt_tag tag, bool *cancelled)
 static bool prepare_close(gt_socket *socket)
 {
     if (socket->receive_armed && !socket->receive_cancelled &&
-        !prepare_cancel(socket, GT_TAG_RECV, &socket->receive_cancelled))
+        !prepare_cancel(socket, GT_TAG_DATAGRAM, &socket->receive_cancelled))
         return false;
     if (socket->poll_armed && !socket->poll_cancelled && !prepare_cancel(socket, GT_TAG_SEND, &socket->poll_cancelled))
         return false;
@@ -288,7 +288,7 @@ static bool prepare_socket(gt_socket *socket)
         }
     }
     if (!socket->receive_armed && !endpoint->socket_error) {
-        struct io_uring_sqe *sqe = gt_slot_sqe(ring, socket->slot, GT_TAG_RECV);
+        struct io_uring_sqe *sqe = gt_slot_sqe(ring, socket->slot, GT_TAG_DATAGRAM);
         if (!sqe)
             return false;
         gt_prep_recvmsg_multishot(sqe, socket->fd, &socket->header, BUFFER_GROUP);
@@ -384,7 +384,7 @@ bool gt_socket_complete(gt_socket *socket, const struct io_uring_cqe *cqe)
     gt_reactor *reactor = socket->reactor;
     const gt_ready *before = reactor->ready_last;
     switch (gt_key_tag(cqe->user_data)) {
-    case GT_TAG_RECV:
+    case GT_TAG_DATAGRAM:
         receive_completed(socket, cqe);
         break;
     case GT_TAG_SEND:
@@ -416,6 +416,16 @@ void gt_sockets_detach(gt_reactor *reactor)
             socket->endpoint = NULL;
         }
         gt_socket_close(socket);
+    }
+}
+
+void gt_sockets_abandon(gt_reactor *reactor)
+{
+    gt_sockets_detach(reactor);
+    for (gt_socket *socket = reactor->sockets; socket; socket = socket->next) {
+        if (socket->fd >= 0)
+            close(socket->fd);
+        socket->fd = -1;
     }
 }
 

@@ -226,9 +226,9 @@ static bool prepare_receive(gt_stream *stream)
 {
     struct gt_ring *ring = stream->reactor->ring;
     bool over = stream->end_of_stream || stream->receive_error;
-    bool unwanted = stream->receive_paused || stream->receive_held || stream->receive_deaf;
-    if (stream->receive_armed)
-        return !unwanted || over || stream->receive_cancelled ||
+    bool unwanted = over || stream->receive_paused || stream->receive_held || stream->receive_deaf;
+    if (stream->receive_armed) /* also when it is over: with a gap in the queue the kernel may go on */
+        return !unwanted || stream->receive_cancelled ||
                prepare_cancel(stream, GT_TAG_RECV, &stream->receive_cancelled);
     if (over || stream->receive_paused || stream->receive_held)
         return true;
@@ -385,9 +385,12 @@ static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
         if (cqe->res > 0 && !stream->closing && !stream->receive_error) {
             if (stream->connection)
                 stream->connection->bytes_received += (uint64_t)cqe->res;
-            if (gt_inbound_append(&stream->inbound, gt_buffers_data(buffers, cqe), (size_t)cqe->res) < 0)
+            if (gt_inbound_append(&stream->inbound, gt_buffers_data(buffers, cqe), (size_t)cqe->res) < 0) {
                 stream->receive_error = ENOMEM; /* there is a gap in the stream now, so it is broken */
-            stream->untold += (size_t)cqe->res;
+                gt_stream_want(stream);
+            } else {
+                stream->untold += (size_t)cqe->res;
+            }
             news = true;
         }
         stream->fed = true;
@@ -401,8 +404,10 @@ static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
     if (gt_completion_is_final(cqe)) {
         stream->receive_armed = stream->receive_cancelled = false;
         news |= stream->receive_held;
-        if (cqe->res == 0 &&
-            ((stream->send_cut_short && is_gone(stream)) || (stream->send_error && stream->send_error != EPIPE))) {
+        if (stream->receive_error) { /* it was broken before; the receive was cancelled, or finds what was made of it */
+            news = true;
+        } else if (cqe->res == 0 && ((stream->send_cut_short && is_gone(stream)) ||
+                                     (stream->send_error && stream->send_error != EPIPE))) {
             /* A socket tells of its error once.  The send was told, so to the receive a reset looks like the end. */
             stream->receive_error = stream->send_error && stream->send_error != EPIPE ? stream->send_error : ECONNRESET;
             news = true;
@@ -574,6 +579,7 @@ bool gt_stream_complete(gt_stream *stream, const struct io_uring_cqe *cqe)
         break;
     case GT_TAG_CLOSE:  /* an error here means that somebody else closed our descriptor: nothing is left to close */
     case GT_TAG_CANCEL: /* what it cancelled tells by its own CQE; where it found nothing, that CQE was on its way */
+    case GT_TAG_DATAGRAM:
     case GT_TAG_MAIN:
     case GT_TAG_NONE:
         break;

@@ -128,20 +128,20 @@ class UringIOManager:
         self.ring = Ring(options if options is not None else self.default_options)
         self.tier: Tier = self.ring.tier
         try:
-            self._wakeup_eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        except OSError as error:  # the ring had the last free descriptor
+            self.reactor = fastpath.Reactor(
+                self.ring.address,
+                self.ring,
+                broken,
+                trio.ClosedResourceError,
+                trio.BusyResourceError,
+                trio.TooSlowError,
+                resume_in_place,
+            )
+        except BaseException as error:
             self.ring.close()
-            raise ring_unavailable(error.errno or 0) from error
-        self.reactor = fastpath.Reactor(
-            self.ring.address,
-            self.ring,
-            broken,
-            trio.ClosedResourceError,
-            trio.BusyResourceError,
-            trio.TooSlowError,
-            resume_in_place,
-            self._wakeup_eventfd,
-        )
+            if isinstance(error, OSError):  # the ring had the last free descriptor
+                raise ring_unavailable(error.errno or 0) from error
+            raise
         self._thread = threading.get_ident()
         self._seam: RunSeam | None = None
         self._waiters: dict[int, dict[int, Poll]] = {_READ: {}, _WRITE: {}}
@@ -150,10 +150,10 @@ class UringIOManager:
         _living.add(self)
 
     def _watch_wakeup(self) -> None:
-        self.ring.poll(self._wakeup_eventfd, _READ, self._woken)
+        self.ring.poll(self.reactor.wakeup_descriptor, _READ, self._woken)
 
     def _woken(self, _result: int, _flags: int) -> None:
-        _drain_eventfd(self._wakeup_eventfd)
+        _drain_eventfd(self.reactor.wakeup_descriptor)
         self._watch_wakeup()
 
     def _bind(self) -> None:
@@ -161,7 +161,7 @@ class UringIOManager:
         self._seam = RunSeam()
         self.reactor.bind(self._seam)
         if self._seam.is_guest:
-            self._completion_eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            self._completion_eventfd = self.reactor.count_completions()
             self.ring.register_eventfd(self._completion_eventfd)
         else:
             self._watch_wakeup()
@@ -191,17 +191,19 @@ class UringIOManager:
         )
 
     def close(self) -> None:
-        """End of the run: close every connection, end every operation, give the ring back."""
+        """End of the run: close every connection, end every operation, give the ring back.
+
+        Also in another thread than the run's, where the garbage collector may find a guest run that its host has abandoned.
+        """
         if self._closed:
             return
         self._closed = True
-        if not self.ring.closed:  # it is in the child of a fork
+        if self.ring.closed:  # it is in the child of a fork
+            return
+        try:
             self.reactor.close()
+        finally:
             self.ring.close()
-        eventfd, self._wakeup_eventfd = self._wakeup_eventfd, -1
-        os.close(eventfd)
-        if self._completion_eventfd is not None:
-            os.close(self._completion_eventfd)
 
     def force_wakeup(self) -> None:
         """End the wait in progress, or the next one.  From any thread, and from a signal handler.
@@ -209,8 +211,9 @@ class UringIOManager:
         After :meth:`close` there is no wait to end.  It is called even so, when the tasks of an abandoned guest run are
         garbage collected, and the descriptor's number may be somebody else's by then.
         """
-        if self._wakeup_eventfd >= 0:
-            os.eventfd_write(self._wakeup_eventfd, 1)
+        descriptor = self.reactor.wakeup_descriptor
+        if descriptor >= 0:
+            os.eventfd_write(descriptor, 1)
 
     def get_events(self, timeout: float) -> int | bool:
         """Wait at most ``timeout`` seconds for news.  Falsy if and only if the timeout expired."""
@@ -225,7 +228,7 @@ class UringIOManager:
         assert self._completion_eventfd is not None
         poll = select.poll()
         poll.register(self._completion_eventfd, select.POLLIN)
-        poll.register(self._wakeup_eventfd, select.POLLIN)
+        poll.register(self.reactor.wakeup_descriptor, select.POLLIN)
         return bool(poll.poll(ceil(timeout * 1000)))
 
     def process_events(self, events: object) -> None:  # noqa: ARG002  # the reactor has them
@@ -235,7 +238,7 @@ class UringIOManager:
         if self._completion_eventfd is not None:
             if _renews_eventfd():
                 self.ring.register_eventfd(self._completion_eventfd)
-            _drain_eventfd(self._wakeup_eventfd)
+            _drain_eventfd(self.reactor.wakeup_descriptor)
             _drain_eventfd(self._completion_eventfd)
             self.reactor.wait(0)  # after that, because it takes what was not counted
         completions = self.reactor.process()

@@ -108,7 +108,7 @@ class Ring:
             raise RingUnavailable(load_error)
         self.options = options if options is not None else RingOptions()
         self._lib: Any = uring.lib
-        self._ring: Any = uring.ffi.new("struct gt_ring *")
+        self._ring: Any = uring.ffi.new("struct gt_ring *", {"fd": -1})
         self._key: Any = uring.ffi.new("uint64_t *")
         self._operations: dict[int, Operation] = {}
         self._closed = False
@@ -119,15 +119,29 @@ class Ring:
         request.completion_entries = self.options.completion_entries
         request.unwanted = int(self.options.unwanted)
         request.max_slots = self.options.max_slots
-        result = self._lib.gt_ring_open(self._ring, request)
-        if result < 0:
-            raise ring_unavailable(result)
-        try:
-            if FULL_TIER & ~self.features == Feature.BUFFER_RING:  # else nobody would receive into them
-                self._open_buffers()
+        try:  # from before it is opened, because a KeyboardInterrupt comes in between
+            self._open(request)
         except BaseException:
             self._lib.gt_ring_close(self._ring)
             raise
+
+    def __del__(self) -> None:
+        """Dropped without being closed, for example by a KeyboardInterrupt on its way to an owner.
+
+        What is in flight ends with the ring, some time later; the memory that the kernel may touch until then is kept.
+        """
+        ring = getattr(self, "_ring", None)
+        if ring is not None and ring.fd >= 0 and not ring.dead:
+            if ring.in_flight:
+                _LEAKED.append(list(self._operations.values()))
+            self._lib.gt_ring_close(ring)
+
+    def _open(self, request: object) -> None:
+        result = self._lib.gt_ring_open(self._ring, request)
+        if result < 0:
+            raise ring_unavailable(result)
+        if FULL_TIER & ~self.features == Feature.BUFFER_RING:  # else there is nothing that receives into them
+            self._open_buffers()
 
     def _open_buffers(self) -> None:
         """Provided buffers, consumed bit by bit where the kernel can do that; none where it has none (EINVAL)."""
@@ -341,8 +355,11 @@ class Ring:
             return 0
         self._closed = True
         null = uring.ffi.NULL
-        left = self._lib.gt_ring_drain(self._ring, int(patience * _NANOSECONDS), null, null)
-        self._lib.gt_ring_close(self._ring)
+        try:
+            self._lib.gt_ring_drain(self._ring, int(patience * _NANOSECONDS), null, null)
+        finally:
+            left = self._ring.in_flight
+            self._lib.gt_ring_close(self._ring)
         if left:
             _LEAKED.append(list(self._operations.values()))
         self._operations.clear()
