@@ -11,66 +11,72 @@ A server is a handler and a nursery::
             server = await nursery.start(gain_trio.serve, echo, "tcp://127.0.0.1:0")
 
     gain_trio.run(main)
+
+A name is imported when it is first used, so a program that imports this package pays for what it uses.
 """
 
-from ._io_manager import (
-    Backend,
-    BackendInfo,
-    UringStatistics,
-    backend_info,
-    install,
-    run,
-    start_guest_run,
-    uninstall,
-)
-from ._kernel import Feature, RingUnavailable
-from ._ring import RingOptions
-from ._server import (
-    Balancer,
-    ConsumerView,
-    DatagramServer,
-    DatagramServerStatistics,
-    Server,
-    ServerConfig,
-    ServerOptions,
-    ServerStatistics,
-    WorkerFailed,
-    serve,
-    serve_datagrams,
-)
-from ._transports import (
-    Connection,
-    DatagramEndpoint,
-    DatagramStatistics,
-    IncompleteMessage,
-    Listener,
-    Marks,
-    MessageTooLong,
-    PeerCredentials,
-    ProxyHeader,
-    connect,
-    open_datagram_endpoint,
-    open_listeners,
-)
-from .asyncio_bridge import ProtocolHandler
-from .callbacks import (
-    AlreadyRunning,
-    BufferEmpty,
-    Config,
-    Conn,
-    ConnectionAlreadyClosed,
-    ConnectionClosed,
-    EventHandler,
-    EventServer,
-    InvalidDuration,
-    InvalidState,
-    NotSupported,
-    ShortBuffer,
-    SlowReader,
-    UnsupportedProtocol,
-    listen_and_serve,
-    serve_events,
-)
+import importlib as _importlib
+import typing as _typing
+
+if _typing.TYPE_CHECKING:
+    from ._io_manager import (
+        Backend,
+        BackendInfo,
+        UringStatistics,
+        backend_info,
+        install,
+        run,
+        start_guest_run,
+        uninstall,
+    )
+    from ._kernel import Feature, RingUnavailable
+    from ._ring import RingOptions
+    from ._server import (
+        Balancer,
+        ConsumerView,
+        DatagramServer,
+        DatagramServerStatistics,
+        Server,
+        ServerConfig,
+        ServerOptions,
+        ServerStatistics,
+        WorkerFailed,
+        serve,
+        serve_datagrams,
+    )
+    from ._transports import (
+        Connection,
+        DatagramEndpoint,
+        DatagramStatistics,
+        IncompleteMessage,
+        Listener,
+        Marks,
+        MessageTooLong,
+        PeerCredentials,
+        ProxyHeader,
+        connect,
+        open_datagram_endpoint,
+        open_listeners,
+    )
+    from .asyncio_bridge import ProtocolHandler
+    from .callbacks import (
+        AlreadyRunning,
+        BufferEmpty,
+        Config,
+        Conn,
+        ConnectionAlreadyClosed,
+        ConnectionClosed,
+        EventHandler,
+        EventServer,
+        InvalidDuration,
+        InvalidState,
+        NotSupported,
+        ShortBuffer,
+        SlowReader,
+        UnsupportedProtocol,
+        listen_and_serve,
+        serve_events,
+    )
 
 __version__ = "0.1.0"
 
@@ -127,3 +133,20 @@ __all__ = [
     "start_guest_run",
     "uninstall",
 ]
+
+_FLOORS = ("._kernel", "._ring", "._io_manager", "._transports", "._server", ".callbacks", ".asyncio_bridge")
+"""The packages that the names come from.  Each of them imports the ones before it anyway."""
+
+if not _typing.TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        if name in __all__:
+            for floor in _FLOORS:
+                package = _importlib.import_module(floor, __name__)
+                if name in package.__all__:
+                    globals()[name] = value = getattr(package, name)
+                    return value
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
