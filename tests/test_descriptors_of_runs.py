@@ -24,7 +24,7 @@ from gain_trio import RingOptions, open_datagram_endpoint
 from gain_trio._io_manager import UringIOManager
 from gain_trio._io_manager._seam import current_io_manager
 
-pytestmark = pytest.mark.ring
+pytestmark = [pytest.mark.connections, pytest.mark.driver, pytest.mark.ring]
 
 
 # --- a KeyboardInterrupt while a ring is opened ---
@@ -52,6 +52,7 @@ def interrupt_at(step: int) -> Any:
     return trace
 
 
+@pytest.mark.slow
 def test_an_interrupt_at_any_step_of_opening_leaves_no_descriptor() -> None:
     """Between any two instructions, which is where Python runs signal handlers."""
     options = RingOptions(entries=8, completion_entries=16, buffer_count=2, buffer_size=4096)
@@ -166,6 +167,7 @@ print("no descriptor is left")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["unbegun", "begun", "other thread has a ring"])
 def test_a_guest_run_that_is_collected_in_another_thread(when: str) -> None:
     ended = subprocess.run(
