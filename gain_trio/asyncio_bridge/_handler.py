@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, final
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     import asyncio
 
     from ._transport import ProtocolTransport
+
+logger = logging.getLogger("gain_trio")
 
 DEFAULT_WRITE_LIMIT = 16 * 1024 * 1024
 
@@ -38,8 +41,10 @@ class ProtocolHandler(AttendingHandler):
     once, when the server begins to drain.  If it returns true the protocol closes its transport itself, when it is done;
     ``graceful_timeout`` bounds that, too.
 
-    There is no event loop: ``asyncio.get_running_loop()`` raises :exc:`RuntimeError` as anywhere in Trio, and with it
-    whatever needs one (tasks, futures, ``call_later``, streams).
+    There is no event loop: ``asyncio.get_running_loop()`` raises :exc:`RuntimeError` as anywhere in Trio, and so does, in
+    the factory and in callbacks, whatever else needs one (``get_event_loop()``, tasks, futures, ``call_later``, streams)
+    and would wait for ever.  The message names the call and what takes its place.  For that asyncio's event loop policy is
+    wrapped in another one while protocols run.
 
     The transport is an :class:`asyncio.Transport`.  Its methods may be called from any task of the run, and from no
     other thread. Where it differs from asyncio's:
@@ -78,6 +83,7 @@ class ProtocolHandler(AttendingHandler):
         # What the server's log calls it.
         self.__qualname__ = f"ProtocolHandler({getattr(factory, '__qualname__', None) or repr(factory)})"
 
+        self._has_warned = False
         self._attended: set[trio.Event] = set()
         self._running: set[ProtocolTransport] = set()
 
@@ -106,9 +112,26 @@ class ProtocolHandler(AttendingHandler):
         tells the server how it ended.  Cancelling it closes the connection and calls ``connection_lost(None)``.
         """
         # asyncio takes longer to import than all the rest, and few programs want this.
+        from ._no_loop import explain, loop_that_does_not_run, no_loop  # noqa: PLC0415
         from ._transport import ProtocolTransport  # noqa: PLC0415
 
-        transport = ProtocolTransport(connection, self._factory(), self._write_limit)
+        with no_loop:
+            try:
+                protocol = self._factory()
+                if not self._has_warned and (name := loop_that_does_not_run(protocol)) is not None:
+                    self._has_warned = True
+                    logger.warning(
+                        "%r has an event loop of asyncio's (%s) that does not run: Trio runs this program, and what the "
+                        "protocol schedules there never happens",
+                        type(protocol).__qualname__,
+                        name,
+                    )
+                await self._run(ProtocolTransport(connection, protocol, self._write_limit), connection)
+            except RuntimeError as error:
+                explain(error)
+                raise
+
+    async def _run(self, transport: ProtocolTransport, connection: Connection) -> None:
         draining = connection.draining
         scope = None
         if draining not in self._attended:  # it drains already, or another handler has called this one
