@@ -249,6 +249,7 @@ REFUSED = {
     "no length": (400, POST + b"Content-Length:\r\n\r\n"),
     "a length of many digits": (400, POST + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n"),
     "too long a body": (413, POST + b"Content-Length: %d\r\nExpect: 100-continue\r\n\r\n" % (MAX_BODY + 1)),
+    "a longer method than there is": (400, b"M" * 33 + b" / HTTP/1.1\r\nHost: here\r\n\r\n"),
     "three empty lines": (400, b"\r\n\r\n\r\n" + GET),
     "many empty lines": (400, b"\r\n" * 1000),
     "an empty coding before": (400, POST + b"Transfer-Encoding: ,chunked\r\n\r\n"),

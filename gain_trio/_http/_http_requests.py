@@ -50,7 +50,7 @@ MAX_EMPTY_LINES = 2
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 _HEAD = re.compile(
-    rb"(" + _TOKEN + rb"+) ([\x21-\x7e]+) HTTP/1\.([0-9])\r\n"  # RFC 9112, 3: the request line
+    rb"(" + _TOKEN + rb"{1,%d}" % MAX_METHOD + rb") ([\x21-\x7e]+) HTTP/1\.([0-9])\r\n"  # RFC 9112, 3: the request line
     rb"((?:" + _TOKEN + rb"+:[\t\x20-\x7e\x80-\xff]*\r\n)*)\r\n"  # and 5: the fields
 )
 _OTHER_VERSION = re.compile(rb"[^\r\n]* HTTP/[0-9]\.[0-9]\r\n")
