@@ -26,12 +26,12 @@ build_inputs := pyproject.toml setup.py $(c_sources)
 packaged := $(build_inputs) MANIFEST.in README.md LICENSE $(shell find gain_trio -name '*.py' -o -name '*.pyi' -o -name py.typed 2>/dev/null)
 packaged += $(wildcard CHANGELOG.md CONTRIBUTING.md Makefile docs/*.md docs/*.rst docs/*.py tools/*.py tests/*.py tests/support/*.py examples/*.py)
 
-.PHONY: help demo test test-ring test-trio test-once test-features soak lint format types docs package package-pure sanitize test-in-tree
+.PHONY: fuzz help demo test test-ring test-trio test-once test-features soak lint format types docs package package-pure sanitize test-in-tree
 .PHONY: trio-suite trio-suite-newest trio-suite-oldest trio-suite-poll bench clean FORCE
 
 help:
 	@sed -n 's/^# make \(.*\)/make \1/p' Makefile
-	@echo 'more: test-ring test-trio test-features soak lint format types docs package package-pure sanitize trio-suite bench clean'
+	@echo 'more: test-ring test-trio test-features soak fuzz lint format types docs package package-pure sanitize trio-suite bench clean'
 
 # --- the environment ---
 
@@ -116,6 +116,12 @@ test-without-%: $(VENV)/built-strict
 # A hundred thousand connections must leave no object, reference or descriptor behind.
 soak: $(VENV)/built-strict
 	GAIN_TRIO_SOAK=100000 $(bin)/python tools/run_tests.py tests/test_faults.py -k test_thousands_of_connections_leave_nothing_behind
+
+# The parsers that read a stranger's bytes, a minute each; make fuzz FUZZ='--seconds 600 --keep http' for one of them for longer.
+FUZZ ?= --seconds 60
+fuzz: $(VENV)/built
+	$(pip) --editable '.[test,fuzz]' $(WITH)
+	$(bin)/python tests/fuzz/run.py $(FUZZ)
 
 lint: $(VENV)/lint
 	$(bin)/ruff check .

@@ -69,7 +69,7 @@ def _chunks(error: BaseException) -> Iterator[str]:
         is_first_of_message = not has_message and not chunk[:1].isspace()  # what comes after it are notes
         has_message |= is_first_of_message
         indented = [
-            line if line[:1].isspace() or (is_first_of_message and not number) else f"    {line}"
+            line if line.startswith("  ") or (is_first_of_message and not number) else f"    {line}"
             for number, line in enumerate(lines)
         ]
         text = "\n".join(shown(line, MOST_OF_AN_ERROR) for line in indented)

@@ -1,0 +1,213 @@
+"""What is fuzzed: a function of bytes for each parser, which raises an AssertionError when an invariant does not hold.
+
+They need no fuzzer: ``test_fuzz_corpus.py`` runs them on the corpus that is kept.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from gain_trio._faces._http import SITE
+from gain_trio._faces._http_requests import MAX_HEAD, Exchange, Phase
+from gain_trio._server._metrics import _Handler
+from gain_trio._transports._framing import Framing, IncompleteMessage, MessageTooLong
+from gain_trio._transports._proxy_protocol import NeedMore, ProxyHeader, ProxyProtocolError, parse_proxy_header
+from gain_trio._transports._shown import MOST, shown, shown_lines, shown_traceback
+
+
+def expect(holds: bool, invariant: str) -> None:
+    """Raise an AssertionError if it does not."""
+    if not holds:
+        raise AssertionError(invariant)
+
+
+# --- the PROXY protocol ---
+
+
+def _answer(data: bytes) -> ProxyHeader | NeedMore | None:
+    try:
+        return parse_proxy_header(data)
+    except ProxyProtocolError as error:
+        expect(shown(error, len(str(error))) == str(error), "an error's message can be shown as it is")
+        return None
+
+
+def proxy(data: bytes) -> None:
+    """Every beginning of the data: the parser asks for more than there is, or answers and stays with its answer."""
+    final: ProxyHeader | None = None
+    asked = 0
+    for size in range(min(len(data), 600) + 1):
+        found = _answer(data[:size])
+        if isinstance(found, NeedMore):
+            expect(final is None, "what was whole is whole")
+            expect(found.count > size, "it asks for more than there is")
+            asked = max(asked, found.count)
+            continue
+        if found is None:
+            expect(final is None, "what was whole is not refused")
+            expect(_answer(data) is None, "what is refused stays refused")
+            return
+        expect(15 <= found.length <= size, "a header is no longer than what has arrived")
+        expect(final is None or final == found, "more bytes do not change the header")
+        final = found
+        _look_at(found)
+
+
+def _look_at(header: ProxyHeader) -> None:
+    expect(header.authority is None or header.authority.encode() is not None, "the authority is text")
+    expect(header.unique_id is None or len(header.unique_id) <= 128, "the unique id is short")
+    for address in (header.source, header.destination):
+        expect(address is None or isinstance(address, str | bytes | tuple), "an address is as socket gives it")
+        if isinstance(address, tuple):
+            expect(0 <= address[1] <= 65535, "a port is a port")
+
+
+# --- HTTP ---
+
+_ANSWERED = {b"200", b"404", b"405"}
+_STATUS = re.compile(rb"HTTP/1\.1 ([0-9]{3}) ")
+
+
+def _talk(pieces: Iterator[bytes]) -> tuple[list[bytes], Phase]:
+    """The statuses of all answers.  An invitation to go on depends on the pieces, and so does what a refusal is for."""
+    exchange = Exchange(SITE)
+    answers = b""
+    for piece in pieces:
+        answers += exchange.feed(piece)
+        expect(len(exchange._rest) <= MAX_HEAD, "what is kept of a request is bounded")
+    phase = exchange.phase
+    answers += exchange.feed_eof()
+    expect(exchange.phase is Phase.OVER, "the end is the end")
+    statuses = [status for status in _STATUS.findall(answers) if status != b"100"]
+    expect(b"500" not in statuses, "the reader makes progress")
+    return [status if status in _ANSWERED else b"refused" for status in statuses], phase
+
+
+def http(data: bytes) -> None:
+    """The first byte says how large the pieces are; the answers are the same as to all of it at once."""
+    size, data = (data[0] or 1, data[1:]) if data else (1, b"")
+    whole = _talk(iter([data]))
+    expect(_talk(data[start : start + size] for start in range(0, len(data), size)) == whole, "pieces do not matter")
+    expect(b"refused" not in whole[0][:-1], "after a refusal there is nothing")
+
+
+# --- messages out of a stream ---
+
+
+class Queue(Framing):
+    """What a connection brings, of pieces that are there."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._queue = b""
+        self._waited_for = -1
+
+    def begin(self) -> None:
+        """A call begins, which may ask for what is there already."""
+        self._waited_for = -1
+
+    async def _fill(self, count: int, /) -> int:
+        expect(count > self._waited_for, "each wait of a call is for more than the last one")
+        expect(self._waited_for < 0 or count > len(self._queue), "it asks for more than there is")
+        self._waited_for = count
+        while len(self._queue) < count and (piece := next(self._pieces, b"")):
+            self._queue += piece
+        return len(self._queue)
+
+    def _find(self, separator: bytes, start: int, /) -> int:
+        expect(0 <= start <= len(self._queue), "a search begins within the queue")
+        return self._queue.find(separator, start)
+
+    def next(self, count: int | None = None, /) -> bytes:
+        """See :meth:`Connection.next`."""
+        count = len(self._queue) if count is None else count
+        taken, self._queue = self._queue[:count], self._queue[count:]
+        return taken
+
+
+def _result(call: Coroutine[Any, Any, bytes | None]) -> bytes | None:
+    try:
+        call.send(None)
+    except StopIteration as stop:
+        result: bytes | None = stop.value
+        return result
+    raise AssertionError("it waits, and there is no scheduler")
+
+
+def framing(data: bytes) -> None:
+    """Three bytes choose the call, the limit and the pieces."""
+    if len(data) < 3:
+        return
+    kind, limit, size, data = data[0], data[1] + 4, data[2] or 1, data[3:]
+    separator = (b"\n", b"\r\n", b"aa", b"\r\n\r\n")[kind % 4]
+    queue = Queue(data[start : start + size] for start in range(0, len(data), size))
+    taken = b""
+    for _ in range(len(data) + 2):
+        queue.begin()
+        try:
+            if kind % 3 == 0:
+                message = _result(queue.receive_until(separator, max_bytes=limit))
+            elif kind % 3 == 1:
+                message = _result(queue.receive_line(max_bytes=limit))
+            else:
+                message = _result(queue.receive_exactly(limit))
+        except (IncompleteMessage, MessageTooLong):
+            break
+        if message is None:
+            break
+        expect(len(message) <= limit, "a message is no longer than allowed")
+        if kind % 3 != 1:
+            taken += message
+            expect(data.startswith(taken), "nothing is lost, and nothing changed")
+    else:
+        raise AssertionError("there are more messages than bytes")
+
+
+# --- requests for metrics ---
+
+_METRICS = _Handler(CollectorRegistry())
+_HEAD = re.compile(rb"HTTP/1\.1 (200|400|404|405) [A-Za-z ]+\r\n(?:[A-Za-z-]+: [\x20-\x7e]+\r\n)+\r\n")
+
+
+def metrics(data: bytes) -> None:
+    """Any head has an answer, whose own head nothing of the request can break."""
+    for head in (data, b"GET /metrics HTTP/1.1\r\nAccept: " + data):
+        lines = head.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")
+        expect(_HEAD.match(_METRICS._answer_to(lines)) is not None, "the answer is well-formed")
+
+
+# --- what is shown ---
+
+
+def text(data: bytes) -> None:
+    """Whatever it is, it is one line, printable and bounded; or several, each of which is."""
+    for value in (
+        data,
+        data.decode("utf-8", "surrogateescape"),
+        data.decode("latin-1"),
+        data.decode("utf-16", "replace"),
+    ):
+        line = shown(value)
+        expect(line.isprintable(), "a line is printable")
+        expect(len(line) <= 10 * MOST + 40, "a line is bounded")
+        lines = shown_lines(str(value)).split("\n")
+        expect(
+            all(part.isprintable() and part.startswith("    ") for part in lines), "lines are printable and indented"
+        )
+        parts = shown_traceback(ValueError(value)).split("\n")
+        expect(parts[0].startswith("ValueError"), "an exception's first line has its type")
+        expect(all(part.isprintable() and part.startswith("  ") for part in parts[1:]), "so are those of a message")
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "proxy": proxy,
+    "http": http,
+    "framing": framing,
+    "metrics": metrics,
+    "text": text,
+}
+"""By name; the corpus of each is the folder of that name in ``corpus``."""
