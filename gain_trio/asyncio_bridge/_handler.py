@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, final
 import trio
 
 from gain_trio._server import AttendingHandler
-from gain_trio._transports import Connection
+from gain_trio._transports import Connection, shown
 
 from ._ending import watch
 
@@ -121,10 +121,10 @@ class ProtocolHandler(AttendingHandler):
                 if not self._has_warned and (name := loop_that_does_not_run(protocol)) is not None:
                     self._has_warned = True
                     logger.warning(
-                        "%r has an event loop of asyncio's (%s) that does not run: Trio runs this program, and what the "
+                        "%s has an event loop of asyncio's (%s) that does not run: Trio runs this program, and what the "
                         "protocol schedules there never happens",
-                        type(protocol).__qualname__,
-                        name,
+                        shown(type(protocol).__qualname__),
+                        shown(name),
                     )
                 await self._run(ProtocolTransport(connection, protocol, self._write_limit), connection)
             except RuntimeError as error:

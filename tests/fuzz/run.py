@@ -20,12 +20,11 @@ HERE = Path(__file__).parent
 CORPUS = HERE / "corpus"
 FOUND = HERE.parent.parent / "build" / "fuzz"
 INSTRUMENTED = [
-    "gain_trio._faces._http",
-    "gain_trio._faces._http_requests",
+    "gain_trio._http",
     "gain_trio._server._metrics",
-    "gain_trio._transports._framing",
-    "gain_trio._transports._proxy_protocol",
-    "gain_trio._transports._shown",
+    "gain_trio._transports._connections._framing",
+    "gain_trio._transports._connections._proxy_protocol",
+    "gain_trio._transports._addresses._shown",
     "prometheus_client",
 ]
 """Modules whose branches count."""

@@ -11,12 +11,17 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from gain_trio._faces._http import SITE
-from gain_trio._faces._http_requests import MAX_HEAD, Exchange, Phase
+from gain_trio._http._http_handler import SITE
+from gain_trio._http._http_requests import MAX_HEAD, Exchange, Phase
 from gain_trio._server._metrics import _Handler
-from gain_trio._transports._framing import Framing, IncompleteMessage, MessageTooLong
-from gain_trio._transports._proxy_protocol import NeedMore, ProxyHeader, ProxyProtocolError, parse_proxy_header
-from gain_trio._transports._shown import MOST, shown, shown_lines, shown_traceback
+from gain_trio._transports._addresses._shown import MOST, shown, shown_lines, shown_traceback
+from gain_trio._transports._connections._framing import Framing, IncompleteMessage, MessageTooLong
+from gain_trio._transports._connections._proxy_protocol import (
+    NeedMore,
+    ProxyHeader,
+    ProxyProtocolError,
+    parse_proxy_header,
+)
 
 
 def expect(holds: bool, invariant: str) -> None:
