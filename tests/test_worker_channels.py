@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import socket
@@ -17,6 +18,7 @@ from support.runs import until_let_go
 from support.sockets import socket_pair
 from support.workers import raises_alone
 
+from gain_trio._faces._logging import JsonFormatter
 from gain_trio._server._processes import _hand_off, _logs, _messages, _process
 from gain_trio._server._processes._accepted import Accepted
 from gain_trio._server._processes._boot import FRAME, described
@@ -237,6 +239,8 @@ class Process:
         self.returncode = -9
         self._ended.set()
 
+    terminate = kill
+
     async def wait(self) -> None:
         await self._ended.wait()
 
@@ -403,6 +407,45 @@ async def test_a_record_arrives_with_its_text_its_attributes_and_its_traceback(
     assert arrived.__dict__["peer"] == "127.0.0.1:1"
     assert not hasattr(arrived, "odd"), "what cannot be pickled is left out"
     assert "LookupError: inside" in caplog.text
+
+
+async def test_a_formatter_sees_the_type_the_message_and_the_traceback_of_an_exception(
+    forwarder: _logs.Forwarder, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = record("it failed")
+    try:
+        os.stat("/nonexistent/\n\x1b[31m")
+    except OSError:
+        made.exc_info = sys.exc_info()
+    forwarder.emit(made)
+    [message] = await forwarded(forwarder)
+    _logs.log_for(message)
+    [arrived] = caplog.records
+    assert arrived.exc_info is not None
+    kind, error, traceback = arrived.exc_info
+    assert kind is not None
+    assert (kind.__name__, kind.__module__, traceback) == ("FileNotFoundError", "builtins", None)
+    assert str(error) == "[Errno 2] No such file or directory: '/nonexistent/\\n\\x1b[31m'"
+    own = logging.Formatter().formatException(arrived.exc_info)
+    assert own.endswith(str(error))
+    for text in (own, str(arrived.exc_text)):
+        assert f'File "{__file__}"' in text
+        assert "\x1b" not in text
+    shown = json.loads(JsonFormatter().format(arrived))
+    assert shown["exception"] == arrived.exc_text
+
+
+@pytest.mark.parametrize("exc_info", [None, (None, None, None)], ids=["none", "empty"])
+async def test_a_record_without_an_exception_arrives_without_one(
+    exc_info: Any, forwarder: _logs.Forwarder, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = record("nothing failed")
+    made.exc_info = exc_info
+    forwarder.emit(made)
+    [message] = await forwarded(forwarder)
+    _logs.log_for(message)
+    [arrived] = caplog.records
+    assert (arrived.exc_info, arrived.exc_text) == (None, None)
 
 
 async def test_a_filter_that_raises_is_told_of_as_a_handler_that_does(

@@ -33,7 +33,7 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
         }
         entry.update((name, value) for name, value in record.__dict__.items() if name not in _STANDARD)
-        if record.exc_info:
+        if record.exc_info and record.exc_info[2] is not None:
             entry["exception"] = self.formatException(record.exc_info)
         elif record.exc_text:  # of a worker process, which has sent the text
             entry["exception"] = record.exc_text

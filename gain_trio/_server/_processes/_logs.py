@@ -2,8 +2,9 @@
 
 A program sets logging up in its main function, which a worker does not run.  So a worker sends what it has to say
 to the server, where it goes through the same loggers, filters and handlers as everything else, and lines of several
-processes do not get mixed.  ``record.process`` and ``record.processName`` tell whose it was.  A worker whose program does
-set up the root logger when it is imported is left alone.
+processes do not get mixed.  ``record.process`` and ``record.processName`` tell whose it was, ``record.exc_text`` has the
+traceback, and ``record.exc_info`` an exception with the type's name and the message (``_remote_errors``).  A worker whose
+program does set up the root logger when it is imported is left alone.
 
 What cannot be sent fast enough is dropped and counted: a worker does not wait for a slow log.
 """
@@ -16,7 +17,7 @@ import pickle
 import sys
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, final
+from typing import Any, Final, cast, final
 
 import trio
 
@@ -24,6 +25,7 @@ from gain_trio._transports import shown, shown_traceback
 
 from ._control import Control
 from ._messages import Log, Message
+from ._remote_errors import Description, description_of, exc_info_of
 
 MOST_WAITING: Final = 1000
 """Records that wait to be sent."""
@@ -120,9 +122,10 @@ def _portable(record: logging.LogRecord) -> dict[str, Any]:
     attributes = dict(record.__dict__)
     attributes["msg"] = record.getMessage()
     attributes["args"] = None
-    if record.exc_info and not record.exc_text:
-        attributes["exc_text"] = "" if record.exc_info[1] is None else shown_traceback(record.exc_info[1])
-    attributes["exc_info"] = None
+    error = record.exc_info[1] if record.exc_info else None
+    if error is not None and not record.exc_text:
+        attributes["exc_text"] = shown_traceback(error)
+    attributes["exc_info"] = None if error is None else description_of(error)
     return {
         name: _cut(value) if isinstance(value, str) else value
         for name, value in attributes.items()
@@ -151,6 +154,8 @@ def log_for(message: Log) -> None:
     """
     for attributes in message.records:
         record = logging.makeLogRecord(attributes)
+        if record.exc_info:
+            record.exc_info = exc_info_of(cast("Description", record.exc_info), record.exc_text or "")
         target = logging.getLogger(record.name)
         if target.isEnabledFor(record.levelno):
             try:
