@@ -7,10 +7,12 @@ gt_ring``, which this class owns.  :attr:`Ring.address` is where it lies.
 from __future__ import annotations
 
 import errno
+import functools
 import math
 import os
+import time
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any, Final, final
 
 import attrs
 
@@ -32,6 +34,10 @@ from ._options import RingOptions
 
 _MORE = int(CompletionFlag.MORE)
 _NANOSECONDS = 1_000_000_000
+
+PATIENCE: Final = 0.1
+"""Seconds in which a ring that finds no memory tries again."""
+PAUSE: Final = 0.005
 
 Callback = Callable[[int, int], object]
 """Called with ``cqe->res`` and ``cqe->flags``."""
@@ -95,6 +101,18 @@ class RingStatistics:
     """Provided buffers that the kernel can pick from."""
 
 
+def _patiently(attempt: Callable[[], int]) -> int:
+    """The result of a call that takes memory, which is tried again for a while when there is none.
+
+    The kernel gives the memory of a ring back some milliseconds after the ring was closed (``io_ring_exit_work``), and until
+    then that counts for the user's limit: a run that follows another one closely needs patience, and not a higher limit.
+    """
+    end = time.monotonic() + PATIENCE
+    while (result := attempt()) == -errno.ENOMEM and time.monotonic() < end:
+        time.sleep(PAUSE)
+    return result
+
+
 @final
 class Ring:
     """An io_uring.  It belongs to the thread that opens it.
@@ -137,7 +155,7 @@ class Ring:
             self._lib.gt_ring_close(ring)
 
     def _open(self, request: object) -> None:
-        result = self._lib.gt_ring_open(self._ring, request)
+        result = _patiently(lambda: self._lib.gt_ring_open(self._ring, request))
         if result < 0:
             raise ring_unavailable(result)
         if FULL_TIER & ~self.features == Feature.BUFFER_RING:  # else there is nothing that receives into them
@@ -153,7 +171,8 @@ class Ring:
                 continue
             count = options.buffer_count or (32 if incremental else 256)
             size = options.buffer_size or (65536 if incremental else 16384)
-            result = self._lib.gt_buffers_open(self._ring, count, size, incremental)
+            opening = functools.partial(self._lib.gt_buffers_open, self._ring, count, size, incremental)
+            result = _patiently(opening)
             if result >= 0:
                 return
             if result != -errno.EINVAL:

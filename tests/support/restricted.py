@@ -1,7 +1,8 @@
 """Run Python where a ring cannot be had: ``python restricted.py RESTRICTION ...`` becomes ``python ...``, restricted.
 
 An errno by name (``EPERM``) installs a seccomp filter that has io_uring_setup(2) fail with it, as the profiles of container
-runtimes do.  ``memlock`` takes away the right to lock memory.  Both outlive execve(2), and nothing takes them off again.
+runtimes do.  ``memlock`` takes away the right to lock memory, ``memlock=700`` beyond that many KiB.  Both outlive
+execve(2), and nothing takes them off again.
 """
 
 from __future__ import annotations
@@ -43,9 +44,12 @@ def refuse(system_call: int, number: int) -> None:
     prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0)
 
 
-def lock_no_memory() -> None:
-    """RLIMIT_MEMLOCK is 0; for root, whom it does not bind, the capability that exempts it is gone after execve(2)."""
-    resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
+def lock_no_memory(beyond: int) -> None:
+    """RLIMIT_MEMLOCK is this many KiB.
+
+    It does not bind root, so the capability that exempts root is gone after execve(2).
+    """
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (beyond << 10, beyond << 10))
     if os.geteuid() == 0:
         prctl(PR_CAPBSET_DROP, CAP_IPC_LOCK, 0, 0, 0)
 
@@ -58,8 +62,9 @@ def prctl(*arguments: object) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "memlock":
-        lock_no_memory()
+    name, _equals, number = sys.argv[1].partition("=")
+    if name == "memlock":
+        lock_no_memory(int(number or 0))
     else:
         refuse(IO_URING_SETUP, getattr(errno, sys.argv[1]))
     os.execv(sys.executable, [sys.executable, *sys.argv[2:]])

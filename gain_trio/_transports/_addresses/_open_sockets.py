@@ -7,6 +7,7 @@ processes, which get them passed.
 from __future__ import annotations
 
 import errno
+import functools
 import socket
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
@@ -15,6 +16,7 @@ import trio
 
 from ._address import Address, FdAddress, TcpAddress, UnixAddress, parse_address
 from ._open_local import open_passed, open_unix
+from ._patient_bind import bind_patiently, patiently
 from ._reuse_port import steer_by_cpu
 from ._socket_options import SocketOptions, apply_tcp_options, options_for
 from ._sockets import share_address, share_port
@@ -55,7 +57,7 @@ async def open_sockets(
     try:
         for address, fit in zip(parsed, fitting, strict=True):
             if isinstance(address, UnixAddress):
-                groups[0].append(await open_unix(address, fit))
+                groups[0].append(await patiently(functools.partial(open_unix, address, fit)))
             elif isinstance(address, FdAddress):
                 groups[0] += open_passed(address, pass_fds=fit.pass_fds)
             else:
@@ -99,7 +101,7 @@ async def _open_tcp(
                 break
             group.append(sock)  # which is closed with it
             try:
-                _listen(sock, where, options, shared=shared)
+                await _listen(sock, where, options, shared=shared)
             except OSError as error:
                 text = TcpAddress(str(where[0]), int(str(where[1])))
                 raise OSError(error.errno, f"cannot listen on {text}: {error.strerror}") from error
@@ -113,7 +115,7 @@ async def _open_tcp(
         raise OSError(errno.EAFNOSUPPORT, reason) from (unsupported[0] if unsupported else None)
 
 
-def _listen(sock: socket.socket, where: SocketAddress, options: SocketOptions, *, shared: bool) -> None:
+async def _listen(sock: socket.socket, where: SocketAddress, options: SocketOptions, *, shared: bool) -> None:
     sock.setblocking(False)
     share_address(sock)
     if options.reuse_port or shared:
@@ -123,5 +125,5 @@ def _listen(sock: socket.socket, where: SocketAddress, options: SocketOptions, *
     # Without it a message larger than a segment waits for the peer's delayed acknowledgement: 40 ms (tcp(7)).
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     apply_tcp_options(sock, options)
-    sock.bind(where)
-    sock.listen(options.places)
+    await bind_patiently(lambda: sock.bind(where))
+    await bind_patiently(lambda: sock.listen(options.places))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import itertools
 import os
 import socket
@@ -17,6 +18,7 @@ from gain_trio._transports._addresses import Access, UdpAddress, UnixAddress, pa
 
 from ._endpoint import MAX_SIZE, QUEUE_BYTES, QUEUE_SIZE, DatagramEndpoint
 from ._multicast import change_membership, set_multicast_options
+from ._patient_bind import bind_patiently
 from ._ring_endpoint import RingEndpoint
 from ._socket_endpoint import SocketEndpoint
 from ._unix_endpoint import check_options, open_unix_endpoint
@@ -109,7 +111,7 @@ async def open_datagram_endpoint(
         set_multicast_options(sock, interface=multicast_interface, loop=multicast_loop, ttl=multicast_ttl)
 
     with contextlib.ExitStack() as stack:
-        sock = _open_socket(pairs, configure, f"{local}" if remote is None else f"{local} to {remote}")
+        sock = await _open_socket(pairs, configure, f"{local}" if remote is None else f"{local} to {remote}")
         stack.callback(sock.close)
         for multicast_group in multicast_groups:
             change_membership(sock, multicast_group, multicast_interface, member=True)
@@ -168,7 +170,7 @@ async def _look_up(local: UdpAddress, remote: UdpAddress | None) -> list[tuple[i
     return pairs
 
 
-def _open_socket(pairs: list[tuple[int, Any, Any]], configure: Any, what: str) -> socket.socket:
+async def _open_socket(pairs: list[tuple[int, Any, Any]], configure: Any, what: str) -> socket.socket:
     """The first that can be had."""
     for number, (family, here, there) in enumerate(pairs, 1):
         sock = None
@@ -178,7 +180,7 @@ def _open_socket(pairs: list[tuple[int, Any, Any]], configure: Any, what: str) -
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # as listeners do
             configure(sock)
-            sock.bind(here)
+            await bind_patiently(functools.partial(sock.bind, here))
             if there is not None:
                 sock.connect(there)
         except BaseException as error:
