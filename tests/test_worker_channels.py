@@ -18,7 +18,7 @@ from support.runs import until_let_go
 from support.sockets import socket_pair
 from support.workers import raises_alone
 
-from gain_trio._faces._logging import JsonFormatter
+from gain_trio._server._logging import JsonFormatter
 from gain_trio._server._processes import _hand_off, _logs, _messages, _process
 from gain_trio._server._processes._accepted import Accepted
 from gain_trio._server._processes._boot import FRAME, described

@@ -231,13 +231,14 @@ async def test_what_is_lacking_to_start_a_process_may_come_back(
 
 
 async def test_draining_while_a_process_is_about_to_end(short_grace: None) -> None:
-    async with trio.open_nursery() as nursery:
-        server = await nursery.start(
-            lambda **status: gain_trio.serve(handlers.hang_up_on_the_server, LOCAL, processes=1, **status)
-        )
-        async with await connect(server) as client:
-            await receive_exactly(client, 8)
-            await server.drain(0)
+    with raises_alone(WorkerFailed, "had to be killed"):
+        async with trio.open_nursery() as nursery:
+            server = await nursery.start(
+                lambda **status: gain_trio.serve(handlers.hang_up_on_the_server, LOCAL, processes=1, **status)
+            )
+            async with await connect(server) as client:
+                await receive_exactly(client, 8)
+                await server.drain(0)
     assert children() == []
 
 
@@ -251,15 +252,36 @@ async def test_a_program_that_cannot_start_ends_the_server_with_its_traceback() 
     assert children() == []
 
 
-async def test_a_successor_that_can_never_start_ends_the_server(tmp_path: Path) -> None:
+@pytest.mark.parametrize("do", [handlers.complain_if, handlers.die_if], ids=["raises", "is killed"])
+@pytest.mark.parametrize("victims", [1, 2], ids=["one dies", "all die"])
+async def test_processes_that_cannot_start_any_more_end_no_server_that_was_up(
+    do: Any, victims: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     flag = tmp_path / "flag"
-    handler = handlers.WhenUnpickled(handlers.tell_process, handlers.complain_if, flag)
-    with raises_alone(WorkerFailed, "this program cannot start"):
-        async with serving(handler, processes=2):
-            flag.touch()
-            os.kill(children()[0], signal.SIGKILL)
-            await trio.sleep_forever()
-    assert children() == []
+    handler = handlers.WhenUnpickled(handlers.tell_process, do, flag)
+    async with serving(handler, processes=2) as server:
+        pids = children()
+        client = await connect(server)
+        kept = await process_of(client)
+        pids.sort(key=lambda pid: pid == kept)  # which is killed last
+        flag.touch()
+        for pid in pids[:victims]:
+            os.kill(pid, signal.SIGKILL)
+        await soon(lambda: server.statistics().failed_starts > _slot.ATTEMPTS)
+        if victims == 1:
+            assert await process_of(client) == kept, "the other one goes on"
+            assert server._process_counts() == (1, 1)
+            async with await connect(server) as other:
+                assert await process_of(other) == kept
+        client.abort()
+        waiting = await connect(server)
+        flag.unlink()
+        assert await process_of(waiting) not in pids[:victims]
+        await soon(lambda: server._process_counts() == (2, victims))
+        waiting.abort()
+    assert caplog.text.count("could not begin to serve, and is tried again") > _slot.ATTEMPTS
+    if do is handlers.complain_if:
+        assert 1 <= caplog.text.count("Traceback") <= victims, "the same traceback is logged once in each place"
 
 
 async def test_strict_lets_a_handlers_exception_end_the_server() -> None:

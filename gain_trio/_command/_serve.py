@@ -43,7 +43,8 @@ def add_parser(commands: Subparsers) -> None:
         help="serve a handler until interrupted",
         description=(
             "Serve a handler until Ctrl-C or SIGTERM.  The first lets connections finish, the second cuts them off;\n"
-            "either way the exit status is 0.  SIGHUP replaces worker processes one by one, and does nothing without them."
+            "either way the exit status is 0, unless worker processes do not end and have to be killed.\n"
+            "SIGHUP replaces worker processes one by one, and does nothing without them."
         ),
     )
     add_arguments(serve)
@@ -127,6 +128,8 @@ async def _until_signalled(start: Starter, *, task_status: trio.TaskStatus[Any])
                         nursery.start_soon(_replace_workers, server, name="gain_trio replacement of workers")
                     elif isinstance(server, gain_trio.EventServer) and server.is_running:
                         server.async_shutdown()
+                    elif isinstance(server, gain_trio.EventServer):
+                        server._cancel()
                     else:
                         scope.cancel()
     except BaseExceptionGroup as group:

@@ -97,6 +97,13 @@ def _add_processes(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="bind each to a CPU of its own, and its listener to what arrives there",
     )
+    group.add_argument(
+        "--worker-timeout",
+        type=_seconds_or_none,
+        default=30.0,
+        metavar="S",
+        help="seconds after which one that does not answer is killed and replaced, or none (30)",
+    )
     group.add_argument("--priority", type=int, metavar="N", help="their nice value, -20 to 19 (that of this process)")
     group.add_argument(
         "--process-priority",
@@ -112,6 +119,15 @@ def _processes(text: str) -> int | Literal["auto"]:
         return int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor auto") from None
+
+
+def _seconds_or_none(text: str) -> float | None:
+    if text == "none":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of seconds nor none") from None
 
 
 def _add_limits(group: argparse._ArgumentGroup) -> None:
@@ -177,6 +193,7 @@ def config_of(options: argparse.Namespace) -> ServerConfig:
         "processes": options.processes,
         "cpu_affinity": options.cpu_affinity,
         "priority": _priority(options),
+        "worker_timeout": options.worker_timeout,
         "max_connections": options.max_connections,
         "backlog": options.backlog,
         "ssl_context": _tls(options.tls_cert, options.tls_key, in_workers=options.processes is not None),

@@ -1,11 +1,11 @@
 """Floor 3: the I/O manager that takes the place of Trio's own, and the ways to install it."""
 
 from ._choice import Backend, BackendInfo, Wish, resolve
-from ._current import backend_info, current_manager, current_ring_statistics, ring_settings
+from ._current import backend_info, current_manager, current_ring_statistics, ring_is_demanded, ring_settings
 from ._errors import broken_by
 from ._install import install, install_wish, uninstall
 from ._manager import UringIOManager, UringStatistics, resume_in_place_default
-from ._run import run, start_guest_run
+from ._run import run, run_worker, start_guest_run
 
 __all__ = [
     "Backend",
@@ -21,8 +21,10 @@ __all__ = [
     "install_wish",
     "resolve",
     "resume_in_place_default",
+    "ring_is_demanded",
     "ring_settings",
     "run",
+    "run_worker",
     "start_guest_run",
     "uninstall",
 ]

@@ -100,8 +100,15 @@ def resolve(backend: str) -> Wish:
     return Wish(cast("Backend", backend), origin)
 
 
-def open_manager(wish: Wish, ring: RingOptions | None, resume_in_place: bool | None) -> UringIOManager | BackendInfo:
+def open_manager(
+    wish: Wish, ring: RingOptions | None, resume_in_place: bool | None, *, refusal_level: int = logging.WARNING
+) -> UringIOManager | BackendInfo:
     """An I/O manager on the ring, or why there will be Trio's own.  Says so in the log.
+
+    Args:
+      wish: what is asked for.
+      ring, resume_in_place: how.
+      refusal_level: of the line that says that a ring was wanted and cannot be had.
 
     Raises:
       RingUnavailable: the ring is demanded and cannot be had.
@@ -119,8 +126,9 @@ def open_manager(wish: Wish, ring: RingOptions | None, resume_in_place: bool | N
                 raise RingUnavailable(f"{error} (the ring is demanded by {wish.origin})", error.errno) from None
             info = trio_info(str(error), running=True)
             if ring_is_possible:  # elsewhere there is nothing to be done about it, and so nothing to warn of
-                level = logging.WARNING
+                level = refusal_level
         else:
+            manager.is_demanded = wish.backend == "io_uring"
             _log_ring(manager)
             return manager
     logger.log(level, NOT_ON_THE_RING, info.reason)

@@ -70,6 +70,12 @@ def ring_settings() -> tuple[RingOptions | None, bool | None]:
     return manager.ring.options, manager.resume_in_place
 
 
+def ring_is_demanded() -> bool:
+    """Whether this run is on a ring, and was not to be without one."""
+    manager = _seam.current_io_manager()
+    return isinstance(manager, UringIOManager) and manager.is_demanded
+
+
 def backend_info() -> BackendInfo:
     """What the current run is on; outside a run, what :func:`gain_trio.run` would be on (a ring is opened to find out).
 

@@ -49,6 +49,7 @@ def install_wish(wish: Wish, ring: RingOptions | None = None, resume_in_place: b
     _refusals.clear()
     UringIOManager.default_options = ring
     UringIOManager.default_resume_in_place = resume_in_place
+    UringIOManager.is_demanded = wish.backend == "io_uring"
     if not _replaced:
         _replaced.append(_seam.default_io_manager())
         _seam.set_default_io_manager(UringIOManager)
@@ -62,6 +63,7 @@ def uninstall() -> None:
         _seam.set_default_io_manager(_replaced.pop())
         UringIOManager.default_options = None
         UringIOManager.default_resume_in_place = None
+        UringIOManager.is_demanded = False
 
 
 def trios_own() -> type[Any]:

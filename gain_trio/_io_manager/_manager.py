@@ -118,6 +118,8 @@ class UringIOManager:
     default_options: ClassVar[RingOptions | None] = None
     """What :func:`gain_trio.install` was given; None for those of the environment."""
     default_resume_in_place: ClassVar[bool | None] = None
+    is_demanded = False
+    """Whether the program or the operator wants the ring or nothing; otherwise a run that has none does without."""
 
     def __init__(self, options: RingOptions | None = None, *, resume_in_place: bool | None = None) -> None:
         if resume_in_place is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -25,8 +26,16 @@ class _Place(trio.abc.Instrument):
     that silently is not on the ring is what nobody must get.
     """
 
-    def __init__(self, backend: Backend, ring: RingOptions | None, resume_in_place: bool | None) -> None:
-        self._opened: UringIOManager | BackendInfo | None = open_manager(resolve(backend), ring, resume_in_place)
+    def __init__(
+        self,
+        backend: Backend,
+        ring: RingOptions | None,
+        resume_in_place: bool | None,
+        refusal_level: int = logging.WARNING,
+    ) -> None:
+        self._opened: UringIOManager | BackendInfo | None = open_manager(
+            resolve(backend), ring, resume_in_place, refusal_level=refusal_level
+        )
 
     def before_run(self) -> None:
         trio.lowlevel.remove_instrument(self)
@@ -93,6 +102,21 @@ def run(
             restrict_keyboard_interrupt_to_checkpoints=restrict_keyboard_interrupt_to_checkpoints,
             strict_exception_groups=strict_exception_groups,
         )
+    finally:
+        place.abandon()
+
+
+def run_worker(
+    async_fn: Callable[..., Awaitable[T]],
+    *args: Any,
+    backend: Backend,
+    ring: RingOptions | None,
+    resume_in_place: bool | None,
+) -> T:
+    """:func:`run` in a worker process.  That it has no ring is for its server to say, which counts those that have none."""
+    place = _Place(backend, ring, resume_in_place, logging.INFO)
+    try:
+        return trio.run(async_fn, *args, instruments=[place])
     finally:
         place.abandon()
 

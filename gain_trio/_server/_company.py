@@ -38,6 +38,7 @@ async def run_in_company(
       RuntimeError: ``signals`` outside of the main thread.
       ImportError: ``metrics`` without the package that it needs.
       ValueError, OSError: its address is none, or cannot be had.
+      WorkerFailed: the server was told to end, and had to kill worker processes for that.
     """
     if not config.signals and config.metrics is None:
         await core(task_status)
@@ -59,6 +60,8 @@ async def run_in_company(
                 except Exception as error:  # noqa: BLE001 - raised below, outside the nursery, which would make a group of it
                     failure = error
             company.cancel_scope.cancel()
+    if failure is None and introduction.server is not None:
+        failure = introduction.server._end_failure()
     if failure is not None:
         raise failure
     if introduction.server is None:

@@ -23,6 +23,7 @@ from gain_trio._transports import (
     check_server_context,
     checked_close_timeout,
     checked_idle_timeout,
+    checked_seconds,
     parse_address,
 )
 
@@ -120,6 +121,11 @@ def _check_graceful_timeout(_instance: object, attribute: attrs.Attribute[Any], 
     check_timeout(attribute.name, value)
 
 
+def _check_worker_timeout(_instance: object, attribute: attrs.Attribute[Any], value: float | None) -> None:
+    if value is not None:
+        checked_seconds(attribute.name, value, positive=True)
+
+
 def _check_handshake_timeout(_instance: object, _attribute: attrs.Attribute[Any], value: float) -> None:
     check_handshake_timeout(value)
 
@@ -213,6 +219,10 @@ class ServerConfig:
     """Let a handler's exception end the server and propagate."""
     graceful_timeout: float = attrs.field(default=30.0, validator=_check_graceful_timeout)
     """Seconds that connections get to finish after a signal, and when their worker process is replaced."""
+    worker_timeout: float | None = attrs.field(default=30.0, validator=_check_worker_timeout)
+    """Seconds that a worker process may hold its event loop up before the server kills and replaces it; None for as long as
+    it likes.  After 2 seconds, or a third of this, it gets no new connections until it answers.  A process that has not
+    begun to serve has four times as long, and at least 20 seconds."""
     signals: bool = attrs.field(default=False, validator=_check_flag)
     """SIGTERM and SIGINT drain the server, a second one cancels it, SIGHUP replaces the worker processes one by one."""
     metrics: str | None = attrs.field(default=None, validator=_check_metrics)
@@ -269,6 +279,7 @@ class ServerOptions(TypedDict, total=False):
     handshake_timeout: float
     strict: bool
     graceful_timeout: float
+    worker_timeout: float | None
     signals: bool
     metrics: str | None
 

@@ -215,6 +215,16 @@ class _Collector:
         yield CounterMetricFamily(
             "gain_trio_worker_restarts", "Worker processes replaced after they had died.", restarts
         )
+        late = self._server._late_processes()
+        yield GaugeMetricFamily(
+            "gain_trio_worker_processes_late", "Worker processes that do not answer, and get no connections.", late
+        )
+        yield CounterMetricFamily(
+            "gain_trio_worker_timeouts", "Worker processes killed because they did not answer.", now.hung_workers
+        )
+        yield CounterMetricFamily(
+            "gain_trio_worker_failed_starts", "Worker processes that ended before they served.", now.failed_starts
+        )
         yield GaugeMetricFamily("gain_trio_rings", "Processes of the server with a ring.", len(now.rings))
         for name, text in _RING_GAUGES.items():
             total = sum(getattr(ring, name) for ring in now.rings)

@@ -94,6 +94,9 @@ async def serve(
     the consumers of the processes that serve and keep up.  With socket sharding the processes accept.
 
     One that dies is replaced; its connections are lost, and no others.  One that is sent a SIGTERM drains and is replaced.
+    One whose event loop stands still gets no new connections after 2 seconds, and is killed and replaced after
+    ``worker_timeout``.  When a process cannot begin to serve, this raises at first; once the server has been up it goes on
+    with the other processes, logs why, and tries for ever, every 5 seconds at most.
     Log records of worker processes are logged by the server's.  When the server is cancelled, or killed, the processes end,
     within some seconds even if a handler holds one up.  ``max_connections`` holds for all of them together.  With socket
     sharding each has its share of it, and a successor has so too, beside the process that drains.
@@ -109,7 +112,8 @@ async def serve(
       ValueError, TypeError: an option makes no sense (:class:`ServerConfig`), or has no use for any of the addresses, or an
         address is none, or ``handler`` cannot be called or awaited; with ``processes``, something cannot be pickled.
       OSError, RuntimeError: see :func:`open_listeners`; RuntimeError also of ``signals`` outside of the main thread.
-      WorkerFailed: worker processes cannot begin to serve, or with ``strict`` a handler has failed in one.
+      WorkerFailed: worker processes cannot begin to serve, or with ``strict`` a handler has failed in one; or the server
+        was told to end, and a process did not end in time and had to be killed.
       ImportError: ``metrics`` without prometheus_client.
       KeyboardInterrupt: with ``signals``, SIGTERM or SIGINT came before the server was up.
     """

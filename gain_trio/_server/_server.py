@@ -99,6 +99,14 @@ class Server:
         """Worker processes that serve, and how many have been replaced after they had died."""
         return 0, 0
 
+    def _late_processes(self) -> int:
+        """Worker processes that do not answer."""
+        return 0
+
+    def _end_failure(self) -> Exception | None:
+        """Why a server that was told to end has not ended well, for whoever has cancelled it meanwhile."""
+        return None
+
     async def _replace_workers(self) -> None:
         """What SIGHUP asks for."""
         logger.info("SIGHUP replaces worker processes, and %s has none (processes=): nothing is done", shown(self))

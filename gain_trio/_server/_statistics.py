@@ -55,6 +55,10 @@ class ServerStatistics:
     rings: tuple[UringStatistics, ...] = ()
     """The counters of the ring of each process that the server runs in.  A process without a ring has none; the ring is that
     of the whole run, and so counts what else runs in it."""
+    hung_workers: int = 0
+    """Worker processes that the server has killed because they did not answer (``worker_timeout``, or when it drained)."""
+    failed_starts: int = 0
+    """Worker processes that ended, or were killed, before they served."""
 
     @property
     def closed(self) -> dict[CloseCause, int]:

@@ -203,8 +203,13 @@ class EventServer:
         async for _number in signals:
             if self._state is not State.STOPPING:
                 self.async_shutdown()
-            elif self._scope is not None:
-                self._scope.cancel()
+            else:
+                self._cancel()
+
+    def _cancel(self) -> None:
+        """In the run: what a second signal asks for."""
+        if self._scope is not None:
+            self._scope.cancel()
 
     def shutdown(self) -> None:
         """:meth:`async_shutdown`, and return when that is done.  Of a server that does not run: nothing.
@@ -330,6 +335,9 @@ class EventServer:
                 has_started = True
         if not has_started:
             task_status.started(self)
+        failure = self._server._end_failure() if isinstance(self._server, Server) else None
+        if failure is not None:  # and it was cancelled when it was to end already
+            raise failure
 
     def _stream_server(self) -> Any:
         options = serve_options(self._config, self._others)

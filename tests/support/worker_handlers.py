@@ -202,9 +202,23 @@ def complain_if(path: Path) -> None:
         complain()
 
 
+def die_if(path: Path) -> None:
+    if path.exists():
+        die()
+
+
 def wait_while(path: Path) -> None:
     while path.exists():
         time.sleep(0.01)
+
+
+def tell_and_wait_while(path: Path, told: Path) -> None:
+    """While it waits, the number of the process is in the other file."""
+    if path.exists():
+        part = told.with_suffix(".part")
+        part.write_text(str(os.getpid()))
+        part.rename(told)
+    wait_while(path)
 
 
 def limit_descriptors(count: int) -> None:
@@ -212,3 +226,20 @@ def limit_descriptors(count: int) -> None:
     used = max(map(int, os.listdir("/proc/self/fd")))
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (used + 1 + count, hard))
+
+
+async def spin(connection: Connection) -> None:
+    """Hold the event loop up by an endless computation."""
+    await connection.send(b"%08d" % os.getpid())
+    await connection.flush()
+    while True:
+        pass
+
+
+class BlockingEvents(EventHandler):
+    """Holds the event loop up in a callback."""
+
+    def on_read(self, conn: Conn, n: int) -> None:
+        conn.discard(n)
+        os.write(conn.fd, b"%08d" % os.getpid())  # which is sent at once
+        time.sleep(3600)

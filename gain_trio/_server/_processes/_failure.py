@@ -9,7 +9,10 @@ from ._messages import Failed
 
 @final
 class WorkerFailed(RuntimeError):
-    """A worker process could not begin to serve, again and again, or has ended by an exception that is to end the server.
+    """Worker processes cannot do their work, or have not ended well.
+
+    A process could not begin to serve, or has ended by an exception that is to end the server, or it did not end in time
+    when the server was told to, and had to be killed.
 
     The message says what it died of, and has the traceback of the worker process, if it had one.
 

@@ -24,7 +24,7 @@ from typing import Any, TypeAlias, final
 import attrs
 import trio
 
-from gain_trio._io_manager import backend_info, ring_settings
+from gain_trio._io_manager import Backend, backend_info, ring_is_demanded, ring_settings
 from gain_trio._ring import RingOptions
 from gain_trio._server._config import ServerConfig
 from gain_trio._server._consumer import Handler
@@ -40,7 +40,8 @@ _BOOT = str(Path(__file__).with_name("_boot.py"))
 class Run:
     """What a worker's run is on: the same as the server's."""
 
-    backend: str
+    backend: Backend
+    """``"auto"`` of a server that has a ring and does not demand it: a worker that can have none does without."""
     ring: RingOptions | None
     resume_in_place: bool | None
 
@@ -89,7 +90,10 @@ class Launch:
             _pickled(value, f"{field.name}={value!r}", "give a function at the top of a module that makes it")
         self._config = config
         info = backend_info()
-        self._run = Run(info.backend, *ring_settings())
+        backend: Backend = "trio"
+        if info.backend == "io_uring":
+            backend = "io_uring" if ring_is_demanded() else "auto"
+        self.run = Run(backend, *ring_settings())
         *self._python, _dash_c, _code, _mark = spawn.get_command_line()
 
     async def start(self, control: socket.socket, descriptors: Sequence[int]) -> trio.Process:
@@ -106,7 +110,7 @@ class Launch:
 
     def first_message(self, place: Place) -> bytes:
         """What ``_boot.py`` reads from the channel."""
-        setup = pickle.dumps((self._handler, self._config, self._run, place))
+        setup = pickle.dumps((self._handler, self._config, self.run, place))
         # What __main__ is costs time to import, and only a handler that is in it needs it.
         preparation = _preparation(f"gain_trio worker {place.index}", with_main=b"__main__" in self._handler + setup)
         return pickle.dumps((preparation, setup))

@@ -46,6 +46,14 @@ class Ready:
 
     backend: str
     """What its run is on."""
+    reason: str = ""
+    """Why it is not on a ring, if it is not."""
+
+
+@final
+@attrs.frozen
+class Beat:
+    """Its event loop goes round."""
 
 
 @final
@@ -97,10 +105,10 @@ class Log:
     dropped: int
 
 
-Message: TypeAlias = StopAccepting | Drain | Ready | Failed | Leaving | Taken | Ended | Report | Log
+Message: TypeAlias = StopAccepting | Drain | Ready | Beat | Failed | Leaving | Taken | Ended | Report | Log
 
 _KINDS: Final[dict[str, type[Any]]] = {
-    kind.__name__: kind for kind in (StopAccepting, Drain, Ready, Failed, Leaving, Taken, Ended, Report, Log)
+    kind.__name__: kind for kind in (StopAccepting, Drain, Ready, Beat, Failed, Leaving, Taken, Ended, Report, Log)
 }
 
 

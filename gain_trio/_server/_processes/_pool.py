@@ -25,9 +25,10 @@ from gain_trio._transports import shown
 from ._accepted import Accepted, listener_for_others
 from ._failure import WorkerFailed
 from ._launch import Launch, Place, log_levels
-from ._process import RemoteConsumer, State, WorkerProcess
+from ._process import WorkerProcess
+from ._remote_consumer import RemoteConsumer
 from ._room import Room
-from ._slot import Slot
+from ._slot import Slot, start_timeout
 
 MOST_WAITING: Final = 1024
 """Connections that wait for a worker because the one they were on their way to has died, and there is no other."""
@@ -87,6 +88,9 @@ class Pool:
         self._rolls_again = False
         self._failure: WorkerFailed | None = None
         self._accepts = True
+        self._is_up = False
+        self._without_ring = 0  # processes, when that was last looked at
+        self._cut = 0  # processes that had to be killed when the server drained
         self.slots = [
             Slot(
                 index,
@@ -95,6 +99,9 @@ class Pool:
                 graceful_timeout=config.graceful_timeout,
                 changed=self.changed,
                 fail=self._fail,
+                start_timeout=start_timeout(config.worker_timeout),
+                is_up=lambda: self._is_up,
+                has_lasted=lambda: any(slot.has_lasted for slot in self.slots),
             )
             for index in range(count)
         ]
@@ -122,14 +129,41 @@ class Pool:
                     else:
                         for sock in self._groups[0]:
                             self._start_acceptor(nursery, sock)
+                    self._is_up = True
+                    self._tell_of_rings()
                     started()
                     await self._until_drained()
         finally:
             self._drop(list(self._waiting), "the server has ended")
             self._waiting.clear()
             self.ended.set()
-        if self._failure is not None:
-            raise self._failure
+        failure = self._failure or self.end_failure()
+        if failure is not None:
+            raise failure
+
+    def end_failure(self) -> WorkerFailed | None:
+        """Why the server has not ended well, though it was told to end; None if it has, or was not told."""
+        if not self._cut:
+            return None
+        return WorkerFailed(
+            "the server has cut connections off at its end",
+            f"{self._cut} of its worker processes did not end within {self._config.graceful_timeout:g} seconds "
+            "(graceful_timeout), and had to be killed",
+        )
+
+    def _tell_of_rings(self) -> None:
+        """One warning for all processes that were to have a ring and have none."""
+        if not self._is_up or self._rolling.locked() or self._launch.run.backend != "auto":
+            return
+        without = [slot.current.reason for slot in self.slots if slot.current is not None and slot.current.reason]
+        if len(without) > self._without_ring:
+            logger.warning(
+                "%d of %d worker processes have no ring, and run on Trio's own I/O manager: %s",
+                len(without),
+                len(self.slots),
+                shown(without[-1], 1000),
+            )
+        self._without_ring = len(without)
 
     def _start_acceptor(self, nursery: trio.Nursery, sock: socket.socket) -> Acceptor:
         room: Any = self._room  # they ask it what they ask Places, and
@@ -140,17 +174,17 @@ class Pool:
         return acceptor
 
     async def _stand_in(self, slot: Slot) -> None:
-        """Accept for a process that is gone, as long as others serve and it has no successor."""
+        """Accept for a process that is gone or late, as long as others serve and it has no successor."""
         sockets = [sock for group in self._groups_of(slot.index) for sock in group]
         while True:
-            await self._until(lambda: not slot.serves and bool(self._serving()) and self._accepts)
+            await self._until(lambda: not slot.answers and bool(self._answering()) and self._accepts)
             try:
                 copies = copies_of(sockets)
             except OSError as error:  # for want of descriptors: what waits in the backlog waits some more
                 count = seldom(f"stand in for {slot.index}").count()
                 if count is not None:
                     logger.error(
-                        "cannot accept for worker process %d, which is gone: %s; trying again in %s seconds%s",
+                        "cannot accept for worker process %d, which is gone or late: %s; trying again in %s seconds%s",
                         slot.index,
                         error.strerror,
                         RESOURCE_PAUSE,
@@ -163,7 +197,7 @@ class Pool:
                 async with trio.open_nursery() as nursery:
                     for copy in copies:
                         acceptors.append(self._start_acceptor(nursery, copy))
-                    await self._until(lambda: slot.serves or not self._serving() or not self._accepts)
+                    await self._until(lambda: slot.answers or not self._answering() or not self._accepts)
                     nursery.cancel_scope.cancel()
             finally:
                 for acceptor in acceptors:
@@ -221,17 +255,21 @@ class Pool:
         self._rolls_again = True
         async with self._rolling:
             self._rolls_again = False
-            for slot in self.slots:
-                if self.draining.is_set():
-                    return
-                try:
-                    await slot.replace()
-                except WorkerFailed as error:
-                    logger.error(
-                        "the other worker processes are not replaced, because the first one could not be: %s",
-                        shown(error),
-                    )
-                    return
+            await self._replace_all()
+        self._tell_of_rings()
+
+    async def _replace_all(self) -> None:
+        for slot in self.slots:
+            if self.draining.is_set():
+                return
+            try:
+                await slot.replace()
+            except WorkerFailed as error:
+                logger.error(
+                    "the other worker processes are not replaced, because the first one could not be: %s",
+                    shown(error),
+                )
+                return
 
     def statistics(self) -> ServerStatistics:
         """Over all processes, those that are gone included; consumers stand in the order of the slots."""
@@ -240,7 +278,12 @@ class Pool:
             connections_by_consumer=(0,) * self._config.workers,
             active_by_consumer=(0,) * self._config.workers,
         )
-        return ServerStatistics.total(slot.statistics() or nothing for slot in self.slots)
+        total = ServerStatistics.total(slot.statistics() or nothing for slot in self.slots)
+        return attrs.evolve(
+            total,
+            hung_workers=sum(slot.hung for slot in self.slots),
+            failed_starts=sum(slot.failed_starts for slot in self.slots),
+        )
 
     # --- processes ---
 
@@ -266,7 +309,13 @@ class Pool:
             self._groups_of(slot.index),
             range(first, first + self._config.workers),
             self,
+            timeout=self._config.worker_timeout,
+            killed=functools.partial(self._note_kill, slot),
         )
+
+    def _note_kill(self, slot: Slot, hung: bool) -> None:
+        slot.hung += hung
+        self._cut += self.draining.is_set()
 
     def _share(self, index: int) -> int | None:
         limit = self._config.max_connections
@@ -283,21 +332,26 @@ class Pool:
 
     def changed(self) -> None:
         """See :meth:`Owner.changed`."""
-        candidates = [consumer for worker in self._serving() if worker.has_room for consumer in worker.consumers]
+        candidates = [consumer for worker in self._answering() if worker.has_room for consumer in worker.consumers]
         if candidates != self._candidates:
             self._candidates = candidates
             duck: Any = candidates
             self._dispatcher = Dispatcher(duck, self._balancer) if candidates else None
         while self._waiting and self._dispatcher is not None:
             self.hand_off(self._waiting.popleft())
+        if self._dispatcher is not None:
+            for slot in self.slots:
+                if slot.current is not None:
+                    slot.current.take_back()
         if self._has_room():
             self._room.wake()
         for slot in self.slots:
             slot.note()
+        self._tell_of_rings()
         self._news.set()
 
-    def _serving(self) -> list[WorkerProcess]:
-        return [slot.current for slot in self.slots if slot.current is not None and slot.current.state is State.READY]
+    def _answering(self) -> list[WorkerProcess]:
+        return [slot.current for slot in self.slots if slot.current is not None and slot.current.answers]
 
     def _has_room(self) -> bool:
         if self._dispatcher is None:

@@ -9,6 +9,10 @@ ENDED        the process is gone; its exit status has been fetched
 
 STARTING -> READY -> LEAVING -> ENDED, and from each of them to ENDED.  Whatever ends the task that :meth:`run` is in, the
 process is gone when the task is: it is told to cancel everything, gets a bounded time, and is killed.
+
+A process that is READY or LEAVING beats (``_pulse``).  One that is late gets no more connections, and those that are on
+their way to it and that it has not taken go to others; when it answers, it gets connections again.  One that stays silent
+for ``worker_timeout`` is killed.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import logging
+import os
 import signal
 import socket
 from collections import deque
@@ -33,13 +38,17 @@ from ._accepted import Accepted
 from ._control import Control
 from ._launch import Groups, Launch, Place
 from ._logs import log_for
-from ._messages import Drain, Ended, Failed, Leaving, Message, Ready, Report, StopAccepting, Taken
+from ._messages import Beat, Drain, Ended, Failed, Leaving, Message, Ready, Report, StopAccepting, Taken
 from ._messages import Log as LogMessage
+from ._pulse import Pulse
+from ._remote_consumer import RemoteConsumer
 
 GRACE: Final = 5.0
 """Seconds that a process has to end when it was told to, beyond what its connections have, before it is killed."""
 LAST_WORDS: Final = 1.0
 """Seconds to wait for the end of the control channel of a process that is gone: a child of its own may have it, too."""
+NEVER_BEGUN: Final = 1.0
+"""Seconds that a process which has not begun to serve has to end when it is not wanted any more, before it is killed."""
 WINDOW: Final = 128
 """Connections that may be on their way to a worker.  One that is busy with something else takes no more; others do."""
 
@@ -69,33 +78,6 @@ class Owner(Protocol):
 
 
 @final
-class RemoteConsumer:
-    """A consumer in a worker process, as a balancer sees it."""
-
-    def __init__(self, index: int, number: int, worker: WorkerProcess) -> None:
-        self.index = index
-        self.number = number
-        """Its place within its process."""
-        self.connections = 0
-        self.ended = 0
-        """Connections that have ended, as far as the process has told."""
-        self.worker = worker
-
-    def __repr__(self) -> str:
-        return f"<consumer {self.index} in process {self.worker.pid}: {self.active} connections>"
-
-    @property
-    def active(self) -> int:
-        """Its connections that are open now, with those on their way to it."""
-        return self.connections - self.ended
-
-    def hand_off(self, connection: Accepted) -> None:
-        """Have it serve an accepted connection, which is the worker's from now on."""
-        self.connections += 1
-        self.worker.hand_off(connection, self)
-
-
-@final
 class WorkerProcess:
     """See the top of this module.
 
@@ -105,6 +87,8 @@ class WorkerProcess:
         sockets by shard.
       groups: the listening sockets, by shard.  Those that are closed when it is started are left out.
       indices: of its consumers, among those of all processes.
+      timeout: the server's ``worker_timeout``.
+      killed: called when the server has to kill the process, with whether that is because it does not answer.
     """
 
     def __init__(
@@ -114,17 +98,24 @@ class WorkerProcess:
         groups: Sequence[Sequence[socket.socket]],
         indices: Sequence[int],
         owner: Owner,
+        *,
+        timeout: float | None = None,
+        killed: Callable[[bool], object] = lambda _hung: None,
     ) -> None:
         self._launch = launch
         self._place = place
         self._groups = groups
         self._owner = owner
+        self._killed = killed
+        self._pulse = Pulse(timeout)
         self.consumers = tuple(RemoteConsumer(index, number, self) for number, index in enumerate(indices))
         self.state = State.STARTING
         self.statistics: ServerStatistics | None = None
         """What it has last told."""
         self.failure: Failed | None = None
         self.backend = ""
+        self.reason = ""
+        """Why it is not on a ring."""
         self.ready_at: float | None = None
         """When it began to serve, on Trio's clock."""
         self.was_asked_to_leave = False
@@ -132,6 +123,10 @@ class WorkerProcess:
         self.was_told_to_drain = False
         """Whether its end is as it was to be: see :meth:`drain`."""
         self._process: trio.Process | None = None
+        self._pid: int | None = None
+        self._was_killed = False
+        self._retrieval: socket.socket | None = None
+        """A copy of the process's end of the hand-off, by which connections that it has not taken are taken back."""
         self._control: Control | None = None
         self._scope = trio.CancelScope()
         self._outbox: deque[tuple[Accepted, RemoteConsumer]] = deque()
@@ -142,6 +137,8 @@ class WorkerProcess:
         self._end_wanted = trio.Event()
         self._end_scope = trio.CancelScope()
         """Whose deadline is that of the drain."""
+        self._is_overdue = False
+        self._grace: float | None = None  # other than GRACE
         self._has_no_room = False
         self._has_served = False
         self._on_their_way = 0
@@ -150,12 +147,17 @@ class WorkerProcess:
     @property
     def pid(self) -> int | None:
         """Of the process; None before it is started."""
-        return None if self._process is None else self._process.pid
+        return self._pid
 
     @property
     def has_room(self) -> bool:
         """Whether it may be given a connection."""
-        return self.state is State.READY and self._on_their_way < WINDOW
+        return self.answers and self._on_their_way < WINDOW
+
+    @property
+    def answers(self) -> bool:
+        """Whether it serves, and its event loop goes round."""
+        return self.state is State.READY and not self._pulse.is_late
 
     @property
     def has_served(self) -> bool:
@@ -212,6 +214,9 @@ class WorkerProcess:
 
     def cancel(self) -> None:
         """Have it end at once."""
+        if self.state is State.STARTING and self._process is not None:
+            self._process.terminate()  # it does not listen before it serves
+            self._grace = NEVER_BEGUN
         self._scope.cancel()
 
     async def _send(self, message: Message) -> None:
@@ -226,13 +231,65 @@ class WorkerProcess:
         await self._send(StopAccepting())
 
     async def _enforce_end(self) -> None:
-        """Stop a process that has not ended when the time of its drain is up."""
+        """Kill a process that has not ended when the time of its drain is up: at once, if it does not answer."""
         await self._end_wanted.wait()
         with self._end_scope:
             await trio.sleep_forever()
-        await trio.sleep(GRACE)
-        logger.error("worker process %s has not ended in time, and is stopped", self.pid)
-        self.cancel()
+        self._is_overdue = True  # from now on it is killed when it is late
+        if not self._pulse.is_late:
+            await trio.sleep(GRACE)
+        self._kill("has not ended in time", hung=self._pulse.is_late)
+
+    async def _watch(self) -> None:
+        """Notice that the process does not answer any more."""
+        await self._ready.wait()
+        pulse = self._pulse
+        while True:
+            await trio.sleep(pulse.interval)
+            was_late = pulse.is_late
+            pulse.tick()
+            if pulse.is_late and not was_late:
+                self._fall_behind()
+            if pulse.is_hung:
+                self._kill(f"has not answered for {pulse.timeout:g} seconds (worker_timeout)", hung=True)
+                return
+            if self._is_overdue and pulse.is_late:
+                self._kill("has not ended in time", hung=True)
+                return
+
+    def _fall_behind(self) -> None:
+        if self.state is State.READY:
+            logger.warning("worker process %s does not answer: it gets no new connections until it does", self.pid)
+            self._owner.changed()
+
+    def take_back(self) -> None:
+        """Give the owner the connections that this process has not taken, if it is late with them."""
+        if self.state is not State.READY or not self._pulse.is_late or not self._on_their_way:
+            return
+        pairs = []
+        while self._retrieval is not None and (arrival := _hand_off.receive_ready(self._retrieval)) is not None:
+            for descriptor in arrival.descriptors:
+                os.close(descriptor)  # a copy of the connection's own
+            pairs += self._in_flight.pop(arrival.sequence, [])
+        pairs += self._outbox
+        self._outbox.clear()
+        self._give_back(pairs)
+
+    def _note_heard(self) -> None:
+        was_late = self._pulse.is_late
+        self._pulse.heard()
+        if was_late and self.state is State.READY:
+            logger.warning("worker process %s answers again", self.pid)
+            self._owner.changed()
+
+    def _kill(self, why: str, *, hung: bool) -> None:
+        process = self._process
+        if process is None or process.returncode is not None or self._was_killed:
+            return
+        self._was_killed = True
+        logger.error("worker process %s %s, and is killed", self.pid, why)
+        process.kill()
+        self._killed(hung)
 
     def _become(self, state: State) -> None:
         self.state = state
@@ -271,9 +328,8 @@ class WorkerProcess:
             self._control = Control(
                 own
             )  # first: for want of room there may be none, and then no process is to be there
-            own_hand_off, other_hand_off = _hand_off.open_pair()
-            stack.enter_context(own_hand_off)
-            passed.enter_context(other_hand_off)
+            own_hand_off, other_hand_off = map(stack.enter_context, _hand_off.open_pair())
+            self._retrieval = other_hand_off
             # Copies: the others may be closed while a thread starts the process, and their numbers be those of other files.
             groups = tuple(
                 tuple(passed.enter_context(sock.dup()).fileno() for sock in group if sock.fileno() >= 0)
@@ -282,6 +338,7 @@ class WorkerProcess:
             place = self._place(other_hand_off.fileno(), groups)
             descriptors = [other_hand_off.fileno(), *(number for group in groups for number in group)]
             self._process = await self._launch.start(other, descriptors)
+            self._pid = self._process.pid
         with suppress(trio.BrokenResourceError):  # it has ended already
             await self._control.send_frame(self._launch.first_message(place))
         return own_hand_off
@@ -293,16 +350,18 @@ class WorkerProcess:
                 nursery.start_soon(self._send_connections, hand_off)
                 nursery.start_soon(self._close_listeners)
                 nursery.start_soon(self._enforce_end)
+                nursery.start_soon(self._watch)
                 nursery.start_soon(self._await_exit)
                 await self._listen()
                 # It has closed its end, or it is gone.
-                with trio.move_on_after(GRACE):
-                    assert self._process is not None
-                    await self._process.wait()
-                self.cancel()
+                nursery.cancel_scope.cancel()
         finally:
             if self.state is State.READY:  # it ends, and gets nothing any more
                 self._become(State.LEAVING)
+        assert self._process is not None
+        with trio.move_on_after(GRACE):
+            await self._process.wait()
+        self._grace = 0.0  # which it has had
 
     async def _await_exit(self) -> None:
         assert self._process is not None
@@ -332,13 +391,18 @@ class WorkerProcess:
             with trio.CancelScope(shield=True):
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._say_goodbye)
-                    with trio.move_on_after(GRACE):
+                    with trio.move_on_after(self._patience()):
                         await process.wait()
-                    if process.returncode is None:
-                        process.kill()
-                        await process.wait()
+                    self._kill("has not ended in time", hung=False)
+                    await process.wait()
                     nursery.cancel_scope.cancel()
             listening.cancel_scope.deadline = trio.current_time() + LAST_WORDS
+
+    def _patience(self) -> float:
+        """Seconds that a process which was told to end has for that."""
+        if self._pulse.is_late or self._was_killed:
+            return 0.0
+        return GRACE if self._grace is None else self._grace
 
     async def _say_goodbye(self) -> None:
         assert self._control is not None
@@ -357,6 +421,7 @@ class WorkerProcess:
                 return
             if message is None:
                 return
+            self._note_heard()
             self._heed(message)
 
     def _give_up_on_it(self, reason: object) -> None:
@@ -372,11 +437,14 @@ class WorkerProcess:
                 for consumer, count in zip(self.consumers, counts, strict=True):
                     consumer.ended = count
                 self._owner.changed()
+            case Beat():
+                pass
             case Report(statistics):
                 self.statistics = statistics
             case LogMessage():
                 log_for(message)
-            case Ready(backend):
+            case Ready(backend, reason):
+                self.reason = reason
                 self._note_ready(backend)
             case Leaving():
                 self.was_asked_to_leave = True

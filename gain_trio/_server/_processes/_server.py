@@ -53,7 +53,13 @@ class ProcessServer(Server):
 
     def _process_counts(self) -> tuple[int, int]:
         slots = self._pool.slots
-        return sum(slot.serves for slot in slots), sum(slot.restarts for slot in slots)
+        return sum(slot.answers for slot in slots), sum(slot.restarts for slot in slots)
+
+    def _late_processes(self) -> int:
+        return sum(slot.serves and not slot.answers for slot in self._pool.slots)
+
+    def _end_failure(self) -> Exception | None:
+        return self._pool.end_failure()
 
     async def _replace_workers(self) -> None:
         await self._pool.roll()

@@ -7,11 +7,14 @@
     └─ the one before it                 while that drains: never more than one
 
 A process that dies is replaced at once.  One that dies soon again is replaced after a pause, which doubles up to a limit, so
-that a machine in trouble is not kept busy with starting processes.  One that cannot begin to serve, several times in a row,
-ends the server with its reason; when it says itself why it cannot, and none has served in this place yet, the first time is
-enough.  So do the first processes of a place, if they all die as soon as they serve; one that has lasted, or has served
-somebody, shows that it can be done.  That a process cannot be started at all, for want of descriptors or memory, is no
-reason to end those that serve.
+that a machine in trouble is not kept busy with starting processes.
+
+*A server that has never been up* ends with the reason when a process cannot begin to serve several times in a row; when
+the process says itself why it cannot, and none has served in this place yet, the first time is enough.  So it does when its
+first processes all die as soon as they serve; one that has lasted, or has had a connection, shows that it can be done.
+
+*A server that has been up* tries for ever: code that cannot be imported any more, or memory that is short, is no reason to
+end the processes that serve, or to refuse what waits in the backlog when the cause is gone.
 
 When a process is to be replaced (SIGHUP to the server, SIGTERM to the process), its successor serves before it stops.
 A successor that cannot begin then ends nothing: the old one goes on.  If that was itself asked to go, it drains all the
@@ -38,7 +41,10 @@ ATTEMPTS: Final = 4
 AT_ONCE: Final = 1.0
 """Seconds of service, of nobody, after which a death is no failure to begin."""
 START_TIMEOUT: Final = 120.0
-"""Seconds that a process may take to begin: its program may have much to load, and the machine other things to do."""
+"""Seconds that a process may take to begin, without a ``worker_timeout``: its program may have much to load, and the machine
+other things to do."""
+SHORTEST_START: Final = 20.0
+"""The least that it has with one."""
 FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 5.0
 """Seconds before a process is replaced that has died soon after the one before it."""
@@ -46,6 +52,11 @@ SOON: Final = 10.0
 """Seconds of service after which a death has nothing to do with the last one."""
 
 logger = logging.getLogger("gain_trio")
+
+
+def start_timeout(worker_timeout: float | None) -> float:
+    """Seconds that a process may take to begin."""
+    return START_TIMEOUT if worker_timeout is None else max(4 * worker_timeout, SHORTEST_START)
 
 
 def pause_before(deaths: int) -> float:
@@ -64,6 +75,9 @@ class Slot:
       graceful_timeout: seconds that the connections of a process have when it is replaced.
       changed: called when another process serves, or none does.
       fail: called with what is to end the server.
+      start_timeout: seconds that a process may take to begin.
+      is_up: whether all places have had a process that served.
+      has_lasted: whether a process of any place has lasted, see :attr:`has_lasted`.
     """
 
     def __init__(
@@ -75,17 +89,28 @@ class Slot:
         graceful_timeout: float,
         changed: Callable[[], object],
         fail: Callable[[WorkerFailed], object],
+        start_timeout: float = START_TIMEOUT,
+        is_up: Callable[[], bool] = lambda: False,
+        has_lasted: Callable[[], bool] = lambda: False,
     ) -> None:
         self.index = index
         self.current: WorkerProcess | None = None
         """The one that serves."""
         self.restarts = 0
         """Processes that took the place of one that had died."""
+        self.hung = 0
+        """Processes that were killed because they did not answer."""
+        self.failed_starts = 0
+        """Processes that ended before they served."""
         self._make = make
         self._strict = strict
         self._graceful_timeout = graceful_timeout
         self._changed = changed
         self._fail = fail
+        self._start_timeout = start_timeout
+        self._is_up = is_up
+        self._any_has_lasted = has_lasted
+        self._has_lasted = False
         self._living: list[WorkerProcess] = []
         self._past: ServerStatistics | None = None  # of those that are gone
         self._news = trio.Event()
@@ -103,6 +128,19 @@ class Slot:
     def serves(self) -> bool:
         """Whether there is a process that takes connections."""
         return self.current is not None and self.current.state is State.READY
+
+    @property
+    def answers(self) -> bool:
+        """Whether there is a process that takes connections and is not late with them."""
+        return self.current is not None and self.current.answers
+
+    @property
+    def has_lasted(self) -> bool:
+        """Whether a process here has served for :data:`AT_ONCE`, or has had a connection."""
+        worker = self.current
+        if not self._has_lasted and worker is not None and worker.ready_at is not None:
+            self._has_lasted = worker.has_served or trio.current_time() - worker.ready_at >= AT_ONCE
+        return self._has_lasted
 
     @property
     def is_empty(self) -> bool:
@@ -151,7 +189,7 @@ class Slot:
     async def supervise(self) -> None:
         """Keep a process in this place, until cancelled or told to close."""
         async with trio.open_nursery() as nursery:
-            deaths, lasted = 0, False
+            deaths = 0
             await self._fill(nursery)
             while not self._closing.is_set():
                 worker = self.current
@@ -159,8 +197,8 @@ class Slot:
                 await self._until(lambda worker=worker: self._is_to_be_replaced(worker))  # type: ignore[misc]
                 if worker.state is State.ENDED and not self._closing.is_set():
                     deaths = deaths + 1 if self._died_soon(worker) else 1
-                    lasted = lasted or not self._died_at_once(worker)
-                    if deaths == ATTEMPTS and not lasted:
+                    self._has_lasted = self._has_lasted or not self._died_at_once(worker)
+                    if deaths >= ATTEMPTS and not self._has_lasted and not self._any_has_lasted():
                         summary = f"worker process {self.index} died as soon as it served, {ATTEMPTS} times in a row"
                         self._fail(failure_of(summary, worker.failure, worker.end))
                         await trio.sleep_forever()  # the server ends, and this with it
@@ -187,7 +225,7 @@ class Slot:
 
     async def _fill(self, nursery: trio.Nursery) -> None:
         """Have a new process serve in this place.  If it cannot begin, and the old one may go on, that one stays."""
-        old, attempt, uncounted = self.current, 0, 0
+        old, attempt, uncounted, known = self.current, 0, 0, ""
         while not self._closing.is_set():
             attempt += 1
             wanted = self._wanted  # what is asked for from now on may be because of what this one has loaded already
@@ -198,7 +236,8 @@ class Slot:
             if worker.ready_at is not None and not took_too_long:  # it began, be it dead by now
                 self._install(worker, wanted)
                 return
-            end = worker.end + (f" (it had {START_TIMEOUT:g} seconds)" if took_too_long else "")
+            self.failed_starts += 1
+            end = worker.end + (f" (it had {self._start_timeout:g} seconds)" if took_too_long else "")
             error = failure_of(f"worker process {self.index} could not begin to serve", worker.failure, end)
             if old is not None and old.state is not State.ENDED:
                 self._refuse(wanted, error)
@@ -212,6 +251,9 @@ class Slot:
                 # it again.
                 attempt = 0
                 uncounted += 1
+            elif self._is_up():
+                attempt = 0
+                uncounted += 1
             if attempt == ATTEMPTS or (old is None and worker.failure is not None):
                 self._fail(error)
                 await trio.sleep_forever()  # the server ends, and this with it
@@ -219,15 +261,16 @@ class Slot:
                 "worker process %d could not begin to serve, and is tried again: %s%s",
                 self.index,
                 shown(error.reason),
-                f"\n{shown_lines(error.worker_traceback)}" if error.worker_traceback else "",
+                f"\n{shown_lines(error.worker_traceback)}" if error.worker_traceback not in ("", known) else "",
             )
+            known = error.worker_traceback
             await self._pause(uncounted + attempt + 1)
 
     async def _begin(self, worker: WorkerProcess, nursery: trio.Nursery) -> bool:
         """Start a process, and wait until it serves or is gone.  True if it took too long."""
         self._living.append(worker)
         nursery.start_soon(self._run, worker, name=f"gain_trio worker process {self.index}")
-        with trio.move_on_after(START_TIMEOUT) as scope:
+        with trio.move_on_after(self._start_timeout) as scope:
             await self._until(lambda: worker.state is not State.STARTING)
         if scope.cancelled_caught:
             worker.cancel()

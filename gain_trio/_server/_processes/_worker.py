@@ -21,12 +21,12 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Final, Literal, cast, final
+from typing import Final, cast, final
 
 import attrs
 import trio
 
-from gain_trio._io_manager import backend_info, run
+from gain_trio._io_manager import backend_info, run_worker
 from gain_trio._server._config import ServerConfig
 from gain_trio._server._consumer import Handler
 from gain_trio._server._listening import serve_listeners
@@ -38,8 +38,9 @@ from ._boot import described, report_failure
 from ._control import Control
 from ._launch import Place, Run
 from ._logs import Forwarder
-from ._messages import Drain, Ended, Failed, Leaving, Ready, Report, StopAccepting, Taken
+from ._messages import Beat, Drain, Ended, Failed, Leaving, Ready, Report, StopAccepting, Taken
 from ._placement import take_place
+from ._pulse import interval
 from ._watchdog import Watchdog
 
 REPORT_INTERVAL: Final = 0.05
@@ -74,10 +75,10 @@ def main(control: socket.socket, setup: bytes) -> None:
         sys.exit(FAILED)
     worker = Worker(handler, attrs.evolve(config, max_connections=place.max_connections), sockets, forwarder)
     try:
-        run(
+        run_worker(
             worker.run,
             control,
-            backend=cast("Literal['io_uring', 'trio']", run_like.backend),
+            backend=run_like.backend,
             ring=run_like.ring,
             resume_in_place=run_like.resume_in_place,
         )
@@ -157,7 +158,10 @@ class Worker:
                             helpers.start_soon(self._report, name="gain_trio worker statistics")
                             if self._config.architecture == "reactor":  # the server's balancer wants to know
                                 helpers.start_soon(self._count_ended, name="gain_trio worker counts")
-                            await self._control.send(Ready(backend_info().backend))
+                            info = backend_info()
+                            reason = "" if info.backend == "io_uring" else info.reason
+                            await self._control.send(Ready(info.backend, reason))
+                            helpers.start_soon(self._beat, name="gain_trio worker beats")
                 finally:
                     helpers.cancel_scope.cancel()
                     await self._say_last_words()
@@ -260,6 +264,13 @@ class Worker:
             consumer.hand_off(connection)
 
     # --- what the server is told ---
+
+    async def _beat(self) -> None:
+        """Show that the event loop goes round.  At most one beat waits for a server that does not read."""
+        seconds = interval(self._config.worker_timeout)
+        while True:
+            await trio.sleep(seconds)
+            await self._control.send(Beat())
 
     async def _count_ended(self) -> None:
         told: tuple[int, ...] = ()

@@ -23,6 +23,7 @@ from ._passed_descriptors import (
     passed_descriptors,
     receives_descriptors,
 )
+from ._patient_bind import bind_patiently
 from ._preparing import check_socket, prepare_socket
 from ._reuse_port import steer_by_cpu
 from ._shown import shown, shown_lines, shown_traceback
@@ -55,6 +56,7 @@ __all__ = [
     "UnixAddress",
     "address_text",
     "admit",
+    "bind_patiently",
     "bind_unix",
     "check_access",
     "check_socket",

@@ -14,11 +14,10 @@ from typing import Any, Final
 import trio
 
 from gain_trio._io_manager import UringIOManager, current_manager
-from gain_trio._transports._addresses import Access, UdpAddress, UnixAddress, parse_address, share_port
+from gain_trio._transports._addresses import Access, UdpAddress, UnixAddress, bind_patiently, parse_address, share_port
 
 from ._endpoint import MAX_SIZE, QUEUE_BYTES, QUEUE_SIZE, DatagramEndpoint
 from ._multicast import change_membership, set_multicast_options
-from ._patient_bind import bind_patiently
 from ._ring_endpoint import RingEndpoint
 from ._socket_endpoint import SocketEndpoint
 from ._unix_endpoint import check_options, open_unix_endpoint

@@ -1,0 +1,57 @@
+"""Whether a worker process has been heard of lately.
+
+A task in the worker's Trio run sends a :class:`~._messages.Beat` every :func:`interval` seconds.  A handler that blocks the
+event loop, an endless computation and a stopped process all hold the beats up.  Any message counts as a beat, because all of
+them come from tasks of that run.
+
+The server counts its own ticks between two messages and not the seconds: a server that was stopped itself (SIGSTOP, a
+machine that slept) wakes with beats unread, and must not take its workers for hung.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final, final
+
+LATE: Final = 2.0
+"""Seconds without a message after which a process gets no more connections, or a third of ``worker_timeout``."""
+SHORTEST: Final = 0.02
+"""Seconds between two beats, at least."""
+
+
+def interval(timeout: float | None) -> float:
+    """Seconds between two beats, and between two ticks of the server: a third of what makes a process late."""
+    return max((LATE if timeout is None else min(LATE, timeout / 3)) / 3, SHORTEST)
+
+
+@final
+class Pulse:
+    """Of one worker process.
+
+    Args:
+      timeout: seconds without a message after which it counts as hung; None for never.
+    """
+
+    def __init__(self, timeout: float | None) -> None:
+        self.interval = interval(timeout)
+        self.timeout = timeout
+        self._most = math.inf if timeout is None else timeout / self.interval
+        self._ticks = 0  # since the last message
+
+    @property
+    def is_late(self) -> bool:
+        """Whether two beats or more are missing."""
+        return self._ticks >= 3
+
+    @property
+    def is_hung(self) -> bool:
+        """Whether the time is up."""
+        return self._ticks > self._most
+
+    def tick(self) -> None:
+        """An interval has passed."""
+        self._ticks += 1
+
+    def heard(self) -> None:
+        """A message has come."""
+        self._ticks = 0
