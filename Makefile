@@ -1,11 +1,14 @@
 # make demo    set everything up in .venv, start an echo server, show it at work, stop it
 # make test    set everything up in .venv, build with warnings as errors, run the tests on the ring and on Trio's own backend
+# make check   what is worth running at every save: formats, linters, types, and the fast tests on the ring
 #
 # PYTHON chooses the interpreter (make test PYTHON=python3.12); CONTRIBUTING.md explains the other targets.
 
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGUMENTS ?=
+# How many processes pytest has; 0 for none beside itself, as a debugger wants it.
+WORKERS ?= auto
 # More for pip to install into the environment: make test WITH=trio==0.25.0
 WITH ?=
 SHELL := /bin/bash
@@ -19,6 +22,9 @@ OLDEST := trio==0.25.0 pytest==8.3.5
 
 bin := $(VENV)/bin
 pip = $(bin)/python -m pip install --quiet --disable-pip-version-check
+# Without a cache: several runs may have the same tree.
+pytest = -m pytest -p no:cacheprovider -n $(WORKERS) --dist worksteal $(PYTEST_ARGUMENTS)
+c_files = $(wildcard _ffi/*.[ch] _ffi/fastpath/*.[ch] benchmarks/c/*.[ch])
 # Named by the interpreter and by what the build depends on, so that another PYTHON does not get the old environment.
 identity := $(shell $(PYTHON) -c 'import sys; print(sys.executable, sys.version.split()[0])' 2>/dev/null) $(WITH)
 c_sources := $(wildcard _ffi/*.[ch] _ffi/*.py _ffi/fastpath/*.[ch])
@@ -26,12 +32,14 @@ build_inputs := pyproject.toml setup.py $(c_sources)
 packaged := $(build_inputs) MANIFEST.in README.md LICENSE $(shell find gain_trio -name '*.py' -o -name '*.pyi' -o -name py.typed 2>/dev/null)
 packaged += $(wildcard CHANGELOG.md CONTRIBUTING.md Makefile docs/*.md docs/*.rst docs/*.py tools/*.py tests/*.py tests/support/*.py examples/*.py)
 
-.PHONY: fuzz help demo test test-ring test-trio test-once test-features soak lint format types docs package package-pure sanitize test-in-tree
+.PHONY: help demo check test test-ring test-trio test-fast test-scheduled features test-features test-pairs test-sockets test-in-tree soak fuzz
+.PHONY: lint format types docs analyse package package-pure sanitize everything
 .PHONY: trio-suite trio-suite-newest trio-suite-oldest trio-suite-poll bench clean FORCE
 
 help:
 	@sed -n 's/^# make \(.*\)/make \1/p' Makefile
-	@echo 'more: test-ring test-trio test-features soak fuzz lint format types docs package package-pure sanitize trio-suite bench clean'
+	@echo 'more: lint format types docs test-ring test-trio test-scheduled test-pairs test-sockets test-features soak fuzz sanitize analyse'
+	@echo '      package package-pure trio-suite bench clean'
 
 # --- the environment ---
 
@@ -64,6 +72,13 @@ $(VENV)/built-strict: $(VENV)/python $(build_inputs)
 	$(install)
 	@touch $(VENV)/built
 
+# All of it in one installation, for a run of many targets.
+everything: export GAIN_TRIO_WERROR := 1
+everything: $(VENV)/python
+	rm -rf build/temp.* build/lib.*
+	$(pip) --editable '.[test,lint,docs]' $(WITH)
+	cd $(VENV) && touch built built-strict lint docs
+
 # pip builds again to add an extra to an editable install, but finds the objects made.
 $(VENV)/lint: $(VENV)/built pyproject.toml
 	$(pip) --editable '.[test,lint]' $(WITH)
@@ -74,48 +89,65 @@ $(VENV)/lint: $(VENV)/built pyproject.toml
 demo: $(VENV)/built
 	@$(bin)/python examples/demo.py
 
-# One suite, on both backends: on the ring with tasks resumed in place and by Trio's scheduler, and on Trio's own I/O manager.
+check: lint types test-fast
+
+# One suite, on both backends.
 test: test-ring test-trio
 
 # Where there is no ring to be had its tests cannot run.  That is said, and is an error where GAIN_TRIO_REQUIRE_RING=1.
 test-ring: $(VENV)/built-strict
-	$(on_the_ring) $(bin)/python tools/run_tests.py $(PYTEST_ARGUMENTS); \
-	GAIN_TRIO_RESUME_IN_PLACE=0 $(bin)/python tools/run_tests.py $(connected) $(PYTEST_ARGUMENTS)
-
-# All of it on the ring, and over sockets what makes connections.
-test-once: $(VENV)/built-strict
-	$(on_the_ring) $(bin)/python tools/run_tests.py $(PYTEST_ARGUMENTS)
-	GAIN_TRIO_BACKEND=trio $(bin)/python tools/run_tests.py $(connected) $(PYTEST_ARGUMENTS)
+	$(on_the_ring) $(bin)/python $(pytest)
 
 test-trio: $(VENV)/built-strict
-	GAIN_TRIO_BACKEND=trio $(bin)/python tools/run_tests.py $(PYTEST_ARGUMENTS)
+	GAIN_TRIO_BACKEND=trio $(bin)/python $(pytest)
+
+test-fast: $(VENV)/built-strict
+	$(on_the_ring) $(bin)/python $(pytest) -q -m 'not slow'
+
+# What opens connections, with every task that waits for one woken by Trio's scheduler and not in place.
+test-scheduled: $(VENV)/built-strict
+	$(on_the_ring) GAIN_TRIO_RESUME_IN_PLACE=0 $(bin)/python $(pytest) -m connections
 
 define on_the_ring
-mkdir -p build; \
-if ! $(bin)/gain-trio doctor > build/doctor.txt; then \
-	echo 'skipped: the tests on the ring, because there is none here (make test-ring)'; cat build/doctor.txt; \
+if ! report=$$($(bin)/gain-trio doctor); then \
+	echo 'skipped: the tests on the ring, because there is none here (make $@)'; echo "$$report"; \
 	exit $${GAIN_TRIO_REQUIRE_RING:-0}; \
 fi; \
 export GAIN_TRIO_BACKEND=io_uring;
 endef
 
-# The tests that a kernel feature makes a difference to, without each that a ring can do without, one by one, and without all.
-features := no_sqarray registered_fd buffer_ring buffer_increment taskrun_flag submit_all cqe_skip cancel_any single_issuer
-features += defer_taskrun multishot_accept multishot_receive
-featured := ring io_manager fork_and_threads faults resume resume_cancellation resume_coroutines
-featured += connection connection_data connection_ends connection_limits hangup large_data send_file one_way
-featured += slow_loris listener server deadlines datagram
-# What makes connections, in all ways, or looks at the inside of the compiled modules.
-connected = $(sort $(featured:%=tests/test_%.py) $(wildcard tests/test_event_*.py tests/test_server*.py tests/test_unix*.py))
-connected += $(addprefix tests/test_,datagram_server.py descriptors.py drain.py framing.py max_connections.py news.py over_sockets.py)
-connected += $(addprefix tests/test_,protocols.py queues.py tls.py tls_protocol.py tls_server.py worker_channels.py wrapping.py)
-test-features: $(addprefix test-without-,$(features) all)
+# Kernel features that a ring can do without.  Connections stay on the ring without these seven:
+optional := no_sqarray registered_fd buffer_increment taskrun_flag submit_all cqe_skip cancel_any
+# and go over sockets without any of these five.
+needed := buffer_ring single_issuer defer_taskrun multishot_accept multishot_receive
+
+features:
+	@echo $(optional) $(needed) all
+
+# The tests that a feature makes a difference to, without each, one by one, and without all.
+test-features: $(addprefix test-without-,$(optional) $(needed) all)
 test-without-%: $(VENV)/built-strict
-	$(on_the_ring) GAIN_TRIO_UNWANTED=$* $(bin)/python tools/run_tests.py $(featured:%=tests/test_%.py) $(PYTEST_ARGUMENTS)
+	$(on_the_ring) GAIN_TRIO_UNWANTED=$* $(bin)/python $(pytest) -m features
+
+# The seven in an array that has every two of them both used, both unused, and either without the other.  Its first row,
+# with all of them in use, is test-ring; test_architecture.py holds that it is such an array.
+pairs := 1 2 3 4 5
+pair_1 := no_sqarray,registered_fd,buffer_increment,taskrun_flag
+pair_2 := no_sqarray,registered_fd,submit_all,cqe_skip
+pair_3 := no_sqarray,buffer_increment,submit_all,cancel_any
+pair_4 := registered_fd,taskrun_flag,submit_all,cancel_any
+pair_5 := buffer_increment,taskrun_flag,cqe_skip,cancel_any
+test-pairs: $(pairs:%=test-pair-%) test-without-all
+test-pair-%: $(VENV)/built-strict
+	$(on_the_ring) GAIN_TRIO_UNWANTED=$(pair_$*) $(bin)/python $(pytest) -m features
+
+# The five, with the tests of the ring and of the I/O manager themselves: what goes over sockets is tested by test-trio.
+test-sockets: $(VENV)/built-strict
+	$(on_the_ring) for feature in $(needed); do GAIN_TRIO_UNWANTED=$$feature $(bin)/python $(pytest) -m driver; done
 
 # A hundred thousand connections must leave no object, reference or descriptor behind.
 soak: $(VENV)/built-strict
-	GAIN_TRIO_SOAK=100000 $(bin)/python tools/run_tests.py tests/test_faults.py -k test_thousands_of_connections_leave_nothing_behind
+	GAIN_TRIO_SOAK=100000 $(bin)/python $(pytest) tests/test_faults.py -k test_thousands_of_connections_leave_nothing_behind
 
 # The parsers that read a stranger's bytes, a minute each; make fuzz FUZZ='--seconds 600 --keep http' for one of them for longer.
 FUZZ ?= --seconds 60
@@ -123,13 +155,21 @@ fuzz: $(VENV)/built
 	$(pip) --editable '.[test,fuzz]' $(WITH)
 	$(bin)/python tests/fuzz/run.py $(FUZZ)
 
+# The C compiles without a warning, and is laid out as .clang-format has it.
 lint: $(VENV)/lint
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
+	$(bin)/clang-format --dry-run --Werror $(c_files)
+	$(bin)/python tools/check_c.py
 
 format: $(VENV)/lint
 	$(bin)/ruff check --fix .
 	$(bin)/ruff format .
+	$(bin)/clang-format -i $(c_files)
+
+# gcc's analyser on the C of the library.
+analyse: $(VENV)/built
+	$(bin)/python tools/check_c.py --analyse
 
 types: $(VENV)/lint
 	$(bin)/mypy gain_trio examples tools
@@ -161,7 +201,7 @@ package-pure: dist/made
 	GAIN_TRIO_NO_EXTENSIONS=1 .venv/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps -w pure .; \
 	ls pure/*-py3-none-any.whl; \
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls pure/*.whl)[test]"; \
-	GAIN_TRIO_BACKEND=trio .venv/bin/python tools/run_tests.py $(PYTEST_ARGUMENTS)
+	GAIN_TRIO_BACKEND=trio .venv/bin/python $(pytest)
 
 dist/made: $(packaged)
 	@$(PYTHON) tools/preflight.py
@@ -176,10 +216,9 @@ dist/made: $(packaged)
 # The tests on extensions built with AddressSanitizer and UndefinedBehaviorSanitizer, in a tree of their own.  Python is
 # not built with them, so their runtime comes first by LD_PRELOAD; what Python itself leaks is not looked at; and
 # objects come from malloc one by one, so that the sanitizer sees where each begins and ends.  What is freed stays in
-# quarantine, 256 MB of it, so the tests that watch the process's memory run by themselves with a small one.  Of the tests
-# those that drive the compiled modules in this process: other programs are not made for the sanitizer's runtime, which the
-# preload would give them, too.
-memory_tests := tests/test_connection_limits.py
+# quarantine, 256 MB of it, so the tests that watch the process's memory run by themselves with a small one.
+# SANITIZED chooses the tests by their markers: make sanitize SANITIZED='connections or not connections' has all.
+SANITIZED ?= connections
 sanitize: dist/made
 	$(call unpack,build/trees/sanitize)
 	GAIN_TRIO_SANITIZE=1 $(MAKE) --no-print-directory -C build/trees/sanitize PYTHON='$(PYTHON)' WITH='$(WITH)' .venv/built-strict
@@ -188,14 +227,15 @@ sanitize: dist/made
 	export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1; \
 	export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1; \
 	export PYTHONMALLOC=malloc; \
-	.venv/bin/python tools/run_tests.py --timeout=300 $(filter-out $(memory_tests) tests/test_server_signals.py,$(connected)) $(PYTEST_ARGUMENTS); \
+	.venv/bin/python $(pytest) --timeout=300 -m '($(SANITIZED)) and not memory'; \
 	ASAN_OPTIONS=$$ASAN_OPTIONS:quarantine_size_mb=4:thread_local_quarantine_size_kb=64 \
-		.venv/bin/python tools/run_tests.py --timeout=300 $(memory_tests)
+		.venv/bin/python $(pytest) --timeout=300 -m memory
 
-# The tests with another Python, in a tree of their own: make test-in-tree PYTHON=python3.13
+# The tests with another Python, in a tree of their own: make test-in-tree PYTHON=python3.13 SUITE=test-ring
+SUITE ?= test
 test-in-tree: dist/made
 	$(call unpack,build/trees/$(notdir $(PYTHON)))
-	$(MAKE) --no-print-directory -C build/trees/$(notdir $(PYTHON)) PYTHON='$(PYTHON)' WITH='$(WITH)' test-once
+	$(MAKE) --no-print-directory -C build/trees/$(notdir $(PYTHON)) PYTHON='$(PYTHON)' WITH='$(WITH)' $(SUITE)
 
 define unpack
 rm -rf $(1); mkdir -p $(1); tar -xzf dist/*.tar.gz --strip-components=1 -C $(1)

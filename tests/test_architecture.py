@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 import gain_trio
 from gain_trio import Feature
+from gain_trio._kernel import FULL_TIER
 
 PACKAGE = Path(gain_trio.__file__).parent
 NAME = "gain_trio"
@@ -183,7 +185,28 @@ def test_the_rule_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: 
     assert allowed(path, imported) is fine
 
 
+# --- which kernel features the tests run without ---
+
+MAKEFILE = Path(__file__).resolve().parent.parent / "Makefile"
+
+
+def made_of(pattern: str) -> dict[str, list[str]]:
+    """The variables of the Makefile that match, and the words in each."""
+    found = re.findall(rf"^({pattern}) := (.*)$", MAKEFILE.read_text(), re.MULTILINE)
+    return {name: value.replace(",", " ").split() for name, value in found}
+
+
 def test_the_makefile_tests_without_each_feature() -> None:
-    makefile = (Path(__file__).resolve().parent.parent / "Makefile").read_text()
-    named = " ".join(re.findall(r"^features [:+]= (.*)$", makefile, re.MULTILINE)).split()
-    assert named == [name.lower() for name in Feature.__members__]
+    named = made_of("optional|needed")
+    assert set(named["needed"]) == {
+        feature.name.lower() for feature in Feature if feature in FULL_TIER and feature.name
+    }
+    assert {*named["optional"], *named["needed"]} == {name.lower() for name in Feature.__members__}
+
+
+def test_every_two_features_are_tested_in_all_four_ways() -> None:
+    """Both used, both unused, and either without the other, by few runs: the first of them leaves nothing unused."""
+    rows = [set[str](), *map(set, made_of(r"pair_\d").values())]
+    assert len(rows) == 6
+    for one, other in itertools.combinations(made_of("optional")["optional"], 2):
+        assert {(one in row, other in row) for row in rows} == {(a, b) for a in (False, True) for b in (False, True)}

@@ -71,6 +71,7 @@ def test_marks_are_values() -> None:
         Marks(1, 2, 3)  # type: ignore[call-arg]
 
 
+@pytest.mark.memory
 @pytest.mark.parametrize("marks", [None, Marks(receive_high=1, receive_low=0)], ids=["default", "smallest"])
 async def test_a_peer_that_sends_for_ever_is_stopped(marks: Marks | None) -> None:
     total = 64 * MEBIBYTE
@@ -107,6 +108,7 @@ async def test_a_peer_that_sends_for_ever_is_stopped(marks: Marks | None) -> Non
     await served.aclose()
 
 
+@pytest.mark.memory
 async def test_a_peer_that_sends_single_bytes_costs_no_more() -> None:
     client, served = await open_trio_pair()
     sock = socket.socket(fileno=os.dup(client.socket.fileno()))
@@ -130,6 +132,7 @@ async def test_a_peer_that_sends_single_bytes_costs_no_more() -> None:
     await served.aclose()
 
 
+@pytest.mark.memory
 @pytest.mark.parametrize("kind", [bytes, bytearray])
 @pytest.mark.parametrize("length", [1000, 100_000])
 async def test_a_handler_that_sends_for_ever_is_stopped(kind: type[bytes | bytearray], length: int) -> None:
