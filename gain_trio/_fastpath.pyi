@@ -18,6 +18,7 @@ class Reactor:
         too_slow_error: type[BaseException],
         in_place: bool,
     ) -> None: ...
+    turn_ns: int
     @property
     def connections(self) -> int: ...
     @property

@@ -12,9 +12,9 @@
  *                     └──drive──> PARKED         woken, but there was nothing left, or not enough: wait again
  *                     └──throw/close──> DONE
  *
- * The turn of the scheduler is for answers that move no bytes: the end of the stream told again, a send of nothing.  The
- * marks bound how long a task can go on with the others; with these it could for ever, and nobody could cancel it.  A fill
- * moves none either, but whoever is told that the bytes are there takes them; one of nothing, or at the end, counts.  Nor does
+ * The turn of the scheduler is for a task that has gone on without one for a millisecond ("turns" in agenda.c), and for
+ * answers that move no bytes: the end of the stream told again, a send of nothing.  With these it could go on for ever, and
+ * nobody could cancel it.  A fill moves none either, but whoever is told that the bytes are there takes them; one of nothing, or at the end, counts.  Nor does
  * a wait for news (events.c), which tells of each byte once.
  *
  * A task is woken when its call is satisfied, and not for less: a fill of 64 MiB is not resumed for every chunk of them.
@@ -451,6 +451,7 @@ static PySendResult park(gt_awaitable *self, PyObject *task, PyObject **result)
         gt_stream_hold(self->connection->stream, true);
     if (self->call == GT_ROOM && self->connection->stream)
         gt_stream_want_room(self->connection->stream, true);
+    gt_reactor_begin_turn(self->connection->reactor);
     self->state = PARKED;
     *result = Py_NewRef(trap);
     return PYGEN_NEXT;
@@ -490,7 +491,7 @@ static PySendResult start(gt_awaitable *self, PyObject *task, PyObject **result)
         return PYGEN_ERROR;
     if (cancelled) /* nothing has been done yet; parking lets Trio deliver it */
         return park(self, task, result);
-    if (self->state == NEW && moves_nothing(self)) {
+    if (self->state == NEW && (moves_nothing(self) || gt_reactor_turn_is_over(self->connection->reactor))) {
         self->state = YIELDED;
         *result = Py_NewRef(trio->checkpoint);
         return PYGEN_NEXT;

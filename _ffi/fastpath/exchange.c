@@ -6,6 +6,7 @@
  * stand in line.
  *
  *     NEW ──drive──> DONE                        answered at once
+ *      ├────drive──> YIELDED ──drive──> DONE     the same, after a turn of the scheduler
  *      └────drive──> PARKED ──drive──> DONE      the usual wait
  *                     └──drive──> PARKED         woken, but somebody else was faster: wait again
  *                     └──throw/close──> DONE
@@ -14,15 +15,15 @@
  * put on the reactor's list of tasks to resume.  What it was notified of is counted, so that no more are notified than
  * there are datagrams.  When it is cancelled instead, the next one in line is notified.
  *
- * How long a task can go on without the scheduler: while receiving, until the queue is empty, because it is filled only
- * when the run waits; while sending, for as many datagrams as gt_endpoint_has_room() allows.
+ * How long a task can go on without the scheduler: about a millisecond ("turns" in agenda.c); and while sending, for no more
+ * datagrams than gt_endpoint_has_room() allows.
  */
 #include "endpoint.h"
 
 #include <errno.h>
 #include <string.h>
 
-enum { NEW, PARKED, DONE };
+enum { NEW, YIELDED, PARKED, DONE };
 
 #define FREE_LIST_SIZE 256
 static gt_exchange *free_list[FREE_LIST_SIZE];
@@ -341,6 +342,7 @@ static PySendResult park(gt_exchange *self, PyObject *task, bool in_line, PyObje
     Py_XSETREF(self->waiter->task, Py_NewRef(task));
     if (in_line && !self->waiter->listed)
         enlist(self->waiter);
+    gt_reactor_begin_turn(endpoint->reactor);
     self->state = PARKED;
     *result = Py_NewRef(self->waiter->trap);
     return PYGEN_NEXT;
@@ -348,7 +350,7 @@ static PySendResult park(gt_exchange *self, PyObject *task, bool in_line, PyObje
 
 static PySendResult try_to_answer(gt_exchange *self, PyObject *task, PyObject **result)
 {
-    bool is_new = self->state == NEW;
+    bool is_new = self->state == NEW || self->state == YIELDED;
     int answered = answer(self, result);
     if (answered == 0)
         return park(self, task, true, result);
@@ -371,6 +373,11 @@ static PySendResult start(gt_exchange *self, PyObject *task, PyObject **result)
         return PYGEN_ERROR;
     if (cancelled) /* nothing has been done yet; parking lets Trio deliver it */
         return park(self, task, false, result);
+    if (self->state == NEW && gt_reactor_turn_is_over(endpoint->reactor)) {
+        self->state = YIELDED;
+        *result = Py_NewRef(endpoint->reactor->trio.checkpoint);
+        return PYGEN_NEXT;
+    }
     if (self->data && (endpoint->sending.first || endpoint->sending.notified)) {
         gt_socket_want(endpoint->socket);
         return park(self, task, true, result); /* behind those that came before */
@@ -380,7 +387,8 @@ static PySendResult start(gt_exchange *self, PyObject *task, PyObject **result)
 
 static PySendResult resume(gt_exchange *self, PyObject *task, PyObject *message, PyObject **result)
 {
-    unlist(self->waiter);
+    if (self->waiter)
+        unlist(self->waiter);
     /* `woken` is one object for all wake-ups, and an Outcome can be unwrapped once. */
     if (message != Py_None && message != self->endpoint->reactor->trio.woken) {
         PyObject *value = PyObject_CallMethod(message, "unwrap", NULL);
@@ -392,7 +400,7 @@ static PySendResult resume(gt_exchange *self, PyObject *task, PyObject *message,
             return PYGEN_ERROR;
         }
     }
-    return try_to_answer(self, task, result);
+    return self->state == YIELDED ? start(self, task, result) : try_to_answer(self, task, result);
 }
 
 /* It was awaited, and fails before it begins. */

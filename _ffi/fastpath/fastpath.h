@@ -408,7 +408,12 @@ struct gt_reactor {
     uint64_t closing_count; /* of them, those that the kernel has not let go yet */
     uint64_t timed_streams; /* that want to know when they moved a byte last */
     double now;             /* on Trio's clock, of the last batch; kept up to date while there are timed streams */
-    uint64_t starvations;   /* receives ended by ENOBUFS */
+    /* Of the current turn, see "turns" in agenda.c. */
+    uint32_t answers_left;  /* from memory, until the clock is looked at */
+    uint32_t answers_timed; /* those that the time since turn_began is for, 0: it has not been looked at */
+    int64_t turn_began;
+    int64_t turn_ns;      /* how long a task may answer from memory before others have their turn */
+    uint64_t starvations; /* receives ended by ENOBUFS */
     uint64_t resumed_in_place;
     uint64_t rescheduled;
     bool in_place;
@@ -426,6 +431,20 @@ void gt_reactor_wake_thread(const gt_reactor *reactor);  /* from another thread:
 void gt_reactor_wake_guest(const gt_reactor *reactor);   /* something is wanted: end the wait, if nobody else will */
 bool gt_reactor_check_thread(const gt_reactor *reactor); /* false: exception set */
 int gt_reactor_look_at_clock(gt_reactor *reactor);       /* sets `now`; -1: exception set */
+int64_t gt_monotonic_ns(void);
+
+#define GT_ANSWERS_UNTIMED 3U
+bool gt_reactor_look_at_turn(gt_reactor *reactor);
+static inline void gt_reactor_begin_turn(gt_reactor *reactor)
+{
+    reactor->answers_left = GT_ANSWERS_UNTIMED;
+    reactor->answers_timed = 0;
+}
+/* Before a call answers from memory: whether other tasks are to have a turn first, which begins a new one. */
+static inline bool gt_reactor_turn_is_over(gt_reactor *reactor)
+{
+    return --reactor->answers_left == 0 && gt_reactor_look_at_turn(reactor);
+}
 int gt_reactor_wake(gt_reactor *reactor, PyObject *task, PyObject *abort, bool in_place);
 
 /* --- socket.c: what the reactor does with the sockets of datagram endpoints --- */

@@ -28,8 +28,9 @@
 
 #define CLOSE_PATIENCE_NS (5LL * 1000000000) /* how long close() waits for what is in flight */
 #define RETRY_NS 10000000LL                  /* how long a wait may be while the ring has no SQE for what is wanted */
-#define MAX_ROUNDS 1000                      /* submissions that a look (a wait of no time) makes at most */
-#define MAX_PASSES 4                         /* reaps a wait: what an overflown queue still holds is for the next one */
+#define DEFAULT_TURN_NS 1000000
+#define MAX_ROUNDS 1000 /* submissions that a look (a wait of no time) makes at most */
+#define MAX_PASSES 4    /* reaps a wait: what an overflown queue still holds is for the next one */
 
 /* --- the two lists --- */
 
@@ -153,13 +154,6 @@ static Py_ssize_t collect(gt_reactor *reactor)
 
 /* --- wait and process --- */
 
-static int64_t monotonic_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-}
-
 static int enter(gt_reactor *reactor, int64_t timeout_ns)
 {
     prepare_wanting(reactor);
@@ -243,11 +237,14 @@ static bool linger(gt_reactor *self, const gt_deadlines *noted)
 /* One wait as Trio sees it: until there is something for its loop to do (how much: > 0), or the time is over (0).  -1: error. */
 static Py_ssize_t wait_for_news(gt_reactor *self, int64_t timeout, const gt_deadlines *noted)
 {
-    const int64_t end = timeout == 0 || timeout == GT_NO_TIMEOUT ? timeout : monotonic_ns() + timeout;
+    const int64_t end = timeout == 0 || timeout == GT_NO_TIMEOUT ? timeout : gt_monotonic_ns() + timeout;
     Py_ssize_t news = PyList_GET_SIZE(self->completions) + (self->ready_first != NULL);
     int rounds = 0;
+    int64_t began = 0;
+    uint64_t before = 0;
     for (;;) {
         int result = enter(self, news > 0 ? 0 : timeout);
+        gt_reactor_begin_turn(self);
         Py_ssize_t collected = collect(self);
         if (collected < 0)
             return postpone(self);
@@ -267,9 +264,16 @@ static Py_ssize_t wait_for_news(gt_reactor *self, int64_t timeout, const gt_dead
              * of it may be news, as may be what an overflown queue still holds: nothing is idle before that is done. */
             bool more = self->wanting_first || self->wanting_sockets || gt_ring_overflown(self->ring) ||
                         gt_ring_ready(self->ring) > 0;
-            if (news == 0 && more && ++rounds < MAX_ROUNDS)
-                continue;
-            return news;
+            if (news > 0 || !more || ++rounds >= MAX_ROUNDS)
+                return news;
+            if (rounds == 1) {
+                began = gt_monotonic_ns();
+                before = self->ring->completions;
+            } else if (gt_monotonic_ns() - began >= self->turn_ns) {
+                /* Two ends of a large transfer can keep it busy for long.  That is no idleness, but tasks have a turn. */
+                return self->ring->completions != before;
+            }
+            continue;
         }
         if (news > 0) {
             if (!linger(self, noted))
@@ -277,7 +281,7 @@ static Py_ssize_t wait_for_news(gt_reactor *self, int64_t timeout, const gt_dead
             news = 0;
         }
         if (timeout != GT_NO_TIMEOUT) {
-            timeout = end - monotonic_ns();
+            timeout = end - gt_monotonic_ns();
             if (timeout <= 0)
                 return 0;
         }
@@ -353,6 +357,8 @@ static int reactor_init(gt_reactor *self, PyObject *args, PyObject *kwargs)
     self->busy_error = Py_NewRef(busy_error);
     self->too_slow_error = Py_NewRef(too_slow_error);
     self->in_place = in_place;
+    self->turn_ns = DEFAULT_TURN_NS;
+    gt_reactor_begin_turn(self);
     self->thread = PyThread_get_thread_ident();
     self->completion_descriptor = -1;
     self->wakeup_descriptor = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
@@ -634,6 +640,12 @@ static PyMethodDef reactor_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static PyMemberDef reactor_members[] = {
+    {"turn_ns", T_LONGLONG, offsetof(gt_reactor, turn_ns), 0,
+     PyDoc_STR("Nanoseconds that a task answers from memory before others have their turn.")},
+    {NULL, 0, 0, 0, NULL},
+};
+
 PyTypeObject gt_reactor_type = {
     PyVarObject_HEAD_INIT(NULL, 0) /* the macro brings the comma */
         .tp_name = "gain_trio._fastpath.Reactor",
@@ -647,4 +659,5 @@ PyTypeObject gt_reactor_type = {
     .tp_clear = (inquiry)reactor_clear,
     .tp_methods = reactor_methods,
     .tp_getset = reactor_getset,
+    .tp_members = reactor_members,
 };

@@ -20,8 +20,8 @@ from gain_trio._transports import Connection
 
 from ._http_requests import Exchange, Phase, Site
 
-CHUNK = 65536
-"""The most bytes to look at in one step: some thousand requests, a few milliseconds."""
+CHUNK = 16384
+"""The most bytes to look at in one step: some hundred requests, about a millisecond."""
 IDLE_TIMEOUT = 60.0
 """Seconds that a client may say nothing, if the server has no ``idle_timeout`` of its own."""
 REQUEST_TIMEOUT = 30.0

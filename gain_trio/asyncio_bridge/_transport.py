@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, cast, final
 
 import trio
 
-from gain_trio._transports import WRITTEN, Connection, Patience, TlsConnection, shown, sleep_until_idle
+from gain_trio._transports import WRITTEN, Connection, Patience, TlsConnection, Turn, shown, sleep_until_idle
 from gain_trio.callbacks import SlowReader
 
 from ._ending import Quiet
@@ -42,6 +42,8 @@ from ._views import SocketView, SslView
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+PIECE = 64 * 1024
+"""The most bytes that a protocol is given in one call."""
 HIGH = 64 * 1024
 """asyncio's default for the most bytes that may be unsent before the protocol is told to pause."""
 
@@ -73,6 +75,7 @@ class ProtocolTransport(asyncio.Transport):
         "_quiet",
         "_reading_paused",
         "_scope",
+        "_turn",
         "_write_limit",
     )
 
@@ -95,6 +98,7 @@ class ProtocolTransport(asyncio.Transport):
         self._made_at = trio.current_time()
         self._quiet: Quiet | None = None  # the server drains
         self._ends_when_idle = False  # and the task has seen it
+        self._turn = Turn()
         self._scope: trio.CancelScope | None = None  # that the task waits in, to be cancelled for it to look again
         self.set_protocol(protocol)
 
@@ -129,13 +133,13 @@ class ProtocolTransport(asyncio.Transport):
             elif self._reading_paused:
                 told_paused = await self._wait_paused()
                 if self.is_reading():  # it was resumed, maybe in the moment in which there was news as well
-                    self._deliver()
+                    await self._deliver()
                 if told_paused is not None:
                     await self._look(told_paused)
             else:
                 told = await connection._wait_inbound()
                 if told > 0 and self.is_reading():
-                    self._deliver()
+                    await self._deliver()
                 else:
                     await self._look(told)
         if self._quiet is not None and not self._is_closing:
@@ -161,7 +165,7 @@ class ProtocolTransport(asyncio.Transport):
                 else:
                     await sleep_until_idle(connection)
             if self.is_reading() and connection.inbound_buffered:
-                self._deliver()
+                await self._deliver()
             if told <= 0:
                 await self._look(told)
 
@@ -208,7 +212,7 @@ class ProtocolTransport(asyncio.Transport):
             await self._wait_for_room()
             if not self.is_reading():
                 return
-            self._deliver()
+            await self._deliver()
             if not self.is_reading():
                 return
         self._ended = True
@@ -262,28 +266,31 @@ class ProtocolTransport(asyncio.Transport):
 
     # --- calling the protocol ---
 
-    def _deliver(self) -> None:
-        """What has arrived."""
-        if self._data_received is None:
-            self._deliver_buffered(cast("asyncio.BufferedProtocol", self._protocol))
-        elif data := self._connection.next():
-            self._owes = self._has_heard = True
-            self._data_received(data)
+    async def _deliver(self) -> None:
+        """What has arrived, in pieces, between which others have a turn."""
+        self._turn.begin()
+        left = self._connection.inbound_buffered  # what comes meanwhile has its own turn, after other news
+        while left > 0 and self.is_reading():
+            left -= self._deliver_piece(min(left, PIECE))
+            if left > 0 and self._turn.is_over():
+                await trio.lowlevel.checkpoint()
 
-    def _deliver_buffered(self, protocol: asyncio.BufferedProtocol) -> None:
-        while not self._is_closing and not self._reading_paused and protocol is self._protocol:
-            queued = self._connection.inbound_buffered
-            if not queued:
-                return
-            with memoryview(protocol.get_buffer(queued)) as buffer, buffer.cast("B") as room:
+    def _deliver_piece(self, size: int) -> int:
+        """Deliver at most so many bytes, which are there: how many it was."""
+        if self._data_received is None:
+            protocol = cast("asyncio.BufferedProtocol", self._protocol)
+            with memoryview(protocol.get_buffer(size)) as buffer, buffer.cast("B") as room:
                 if not room.nbytes:
                     raise RuntimeError("get_buffer() returned an empty buffer")
-                data = self._connection.next(min(queued, room.nbytes))
+                data = self._connection.next(min(size, room.nbytes))
                 room[: len(data)] = data
             self._owes = self._has_heard = True
             protocol.buffer_updated(len(data))
-        if protocol is not self._protocol:
-            self._deliver()
+        else:
+            data = self._connection.next(size)
+            self._owes = self._has_heard = True
+            self._data_received(data)
+        return len(data)
 
     def _call_flow_control(self, call: Callable[[], None], name: str) -> None:
         try:

@@ -14,6 +14,7 @@ import trio
 
 from gain_trio._transports._connections import KernelFileSending, ProxyHeader, Timing
 from gain_trio._transports._patience import DEFAULT_CLOSE_TIMEOUT, unacknowledged
+from gain_trio._transports._turns import Turn
 
 if TYPE_CHECKING:
     import socket
@@ -48,6 +49,7 @@ class Run:
     def __init__(self) -> None:
         self.thread = current_thread()  # 0, which no thread is, in the child of a fork
         self.connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+        self.turn = Turn()
         _runs.add(self)
 
     async def close_at_the_end(self) -> None:
@@ -169,6 +171,11 @@ class SocketBase(KernelFileSending):
         self._is_timed = wanted
         self._active_at = trio.current_time()
 
+    def _has_waited(self) -> None:
+        """Other tasks have had a turn."""
+        self._unwaited = 0
+        self._run.turn.begin()
+
     def _unacknowledged(self) -> int | None:
         """See :meth:`Connection._unacknowledged`."""
         return unacknowledged(self._descriptor)
@@ -181,11 +188,17 @@ class SocketBase(KernelFileSending):
             self._active_at = trio.current_time()
 
     async def _pass(self, mark: int) -> None:
-        """A cancellation point, before anything is moved; after much was moved without one, a schedule point, too."""
-        if self._unwaited < mark:
+        """A cancellation point, before anything is moved.
+
+        It is a schedule point, too, after much was moved without one, or for long.
+        """
+        if self._unwaited < mark and not self._run.turn.is_over():
             await trio.lowlevel.checkpoint_if_cancelled()
             return
+        await self._yield()
+
+    async def _yield(self) -> None:
         await trio.lowlevel.checkpoint()
-        self._unwaited = 0
+        self._has_waited()
         if self._is_closed:
             raise closed_error()

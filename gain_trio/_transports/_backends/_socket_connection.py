@@ -11,8 +11,9 @@ they have been taken.  While a task waits in ``receive`` the bytes are its, and 
 *A task steps once a message.*  Trio's sockets try, wait, try again, and pass a checkpoint after every success.  A receive
 that returned less than it had room for has emptied the kernel's buffer, so the next one waits at once: no failing system
 call, and a turn for everybody else.  A send that the kernel takes at once does not go through the scheduler.  What keeps
-that fair is ``_unwaited``, the bytes moved since a task of this connection last waited, in either direction: from the mark
-on, the next call passes a checkpoint *before* it moves anything, so that a cancellation there loses nothing.  For the same
+that fair is ``_unwaited``, the bytes moved since a task of this connection last waited, in either direction, and the run's
+``turn``, the time for which calls were answered like that: from the mark on, or after about a millisecond, the next call
+passes a checkpoint *before* it moves anything, so that a cancellation there loses nothing.  For the same
 economy this is a plain non-blocking ``socket.socket`` with ``trio.lowlevel.wait_readable``: what ``trio.socket`` is made
 of, without the layers of Python in between.
 
@@ -100,7 +101,7 @@ class SocketConnection(SocketEvents):
                     if self._read_deadline < self._read_looked_at:
                         self._watch_receiving()
                     await trio.lowlevel.wait_readable(self._descriptor)
-                    self._unwaited = 0
+                    self._has_waited()
                 if self._is_closed:
                     raise closed_error()
                 data = self._inbound or self._read(size)
@@ -296,7 +297,7 @@ class SocketConnection(SocketEvents):
                 await trio.lowlevel.wait_readable(self._descriptor)
             except trio.ClosedResourceError:
                 self._check_late()
-            self._unwaited = 0
+            self._has_waited()
         if self._is_closed:
             raise closed_error()
 

@@ -193,7 +193,7 @@ class SocketEvents(SocketSending):
                     return  # there is something else to tell
             finally:
                 self._waits_for_news = False
-                self._unwaited = 0
+                self._has_waited()
         if self._is_closed:
             return
         if not news.is_paused and (self._receive_news() or not self._is_dry):

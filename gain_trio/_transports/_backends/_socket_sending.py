@@ -69,7 +69,7 @@ class SocketSending(SocketBase):
             self._refuse("sending")
         sent = 0
         if data and self._outbound is None:
-            if self._unwaited < self._marks.send_high:
+            if self._unwaited < self._marks.send_high and not self._run.turn.is_over():
                 await checkpoint_if_cancelled()
             else:
                 await self._take_turn()
@@ -81,10 +81,10 @@ class SocketSending(SocketBase):
         await self._send_rest(data, sent)
 
     async def _take_turn(self) -> None:
-        """Much was moved without one."""
+        """Much was moved without one, or for long."""
         self._sending = True
         try:
-            await self._pass(self._marks.send_high)
+            await self._yield()
         finally:
             self._sending = False
 
@@ -360,7 +360,7 @@ class SocketSending(SocketBase):
         self._sender = trio.lowlevel.current_task()
         self._wake_below = mark
         await trio.lowlevel.wait_task_rescheduled(abort)
-        self._unwaited = 0
+        self._has_waited()
         return self._late_sending and self.outbound_buffered >= mark
 
     def _watch_sending(self) -> None:
@@ -417,7 +417,7 @@ class SocketSending(SocketBase):
             self._refuse("sending")
         self._sending = True
         try:
-            await trio.lowlevel.checkpoint_if_cancelled()
+            await self._pass(self._marks.send_high)
             while True:
                 self._check_sending()
                 if self.outbound_buffered < mark:

@@ -81,10 +81,10 @@ class Connection(MessageLoop, SocketCalls, trio.abc.HalfCloseableStream):
 
     :meth:`receive`, :meth:`receive_into`, :meth:`receive_exactly`, :meth:`receive_until`, :meth:`receive_line`, :meth:`send`
     and :meth:`flush` are always cancellation points.  They are schedule points when they have to wait; when they can be
-    answered from memory they return at once, and the :class:`Marks` bound how long a task can go on like that.  An answer
-    that moves no bytes (the end of the stream once more, a send of nothing) is a schedule point too.  ``async for`` receives
-    by :meth:`receive`, and is like it.  :meth:`receive_some`, :meth:`send_all` and the other methods of Trio's stream are
-    full checkpoints.
+    answered from memory they return at once, until a task has gone on like that for about a millisecond: then the next
+    call lets others have a turn, before it moves anything.  An answer that moves no bytes (the end of the stream once
+    more, a send of nothing) is a schedule point too.  ``async for`` receives by :meth:`receive`, and is like it.
+    :meth:`receive_some`, :meth:`send_all` and the other methods of Trio's stream are full checkpoints.
     """
 
     __slots__ = ()

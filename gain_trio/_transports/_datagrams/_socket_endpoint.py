@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import trio
 
 from gain_trio._transports._addresses import NO_SIGNAL
+from gain_trio._transports._turns import Turn
 
 from ._endpoint import Datagram, DatagramEndpoint, DatagramStatistics, dropped_by_kernel
 
@@ -157,7 +158,8 @@ class SocketEndpoint(DatagramEndpoint):
         self._token = trio.lowlevel.current_trio_token()
         self._room = trio.StrictFIFOLock()  # held by the task that waits for room to send
         self._checked: OrderedDict[Any, None] = OrderedDict()
-        self._turn = 0
+        self._turn = 0  # datagrams sent since the last schedule point
+        self._answers = Turn()
         self._sent = self._sent_bytes = self._failed = 0
         trio.lowlevel.spawn_system_task(inbox.run, name=f"gain_trio endpoint {self._local_address}")
 
@@ -175,19 +177,27 @@ class SocketEndpoint(DatagramEndpoint):
 
     async def receive(self) -> Datagram:
         """See :meth:`DatagramEndpoint.receive`."""
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._pass()
         while True:
             datagram = self._inbox.take()
             if datagram is not None:
                 return datagram
             await self._inbox.waiting.park()
+            self._answers.begin()
+
+    async def _pass(self) -> None:
+        """A cancellation point; a schedule point, too, when others are to have a turn."""
+        if self._answers.is_over():
+            await trio.lowlevel.checkpoint()
+        else:
+            await trio.lowlevel.checkpoint_if_cancelled()
 
     __anext__ = receive
 
     async def send(self, data: Buffer, /, address: Any = None) -> None:
         """See :meth:`DatagramEndpoint.send`."""
         self._check_address(address)
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._pass()
         self._turn += 1
         if self._turn == _SENDS_A_TURN:
             self._turn = 0

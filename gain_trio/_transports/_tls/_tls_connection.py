@@ -132,7 +132,7 @@ class TlsConnection(TlsEvents):
         self._begin_receiving()
         try:
             if self._inbound:
-                await trio.lowlevel.checkpoint_if_cancelled()
+                await self._pass()
             else:
                 while not self._inbound and await self._decrypt():
                     pass
@@ -156,7 +156,7 @@ class TlsConnection(TlsEvents):
         self._begin_receiving()
         try:
             if count:
-                await trio.lowlevel.checkpoint_if_cancelled()
+                await self._pass()
             else:
                 await trio.lowlevel.checkpoint()
             while len(self._inbound) < count and await self._decrypt():

@@ -83,7 +83,7 @@ class TlsEvents(TlsTraffic):
         self._begin_receiving()
         news = self._own_news()
         try:
-            await trio.lowlevel.checkpoint_if_cancelled()
+            await self._pass()
             while True:
                 self._check_open()
                 told = self._next_news(news)

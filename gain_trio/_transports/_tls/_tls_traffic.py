@@ -51,6 +51,7 @@ from gain_trio._transports._connections import (
     checked_deadline,
     joined,
 )
+from gain_trio._transports._turns import Turn
 
 from ._tls_engine import Engine, error_of_a_cut, is_cut_off
 
@@ -128,6 +129,7 @@ class TlsTraffic(FileSending):
         "_reading_is_lent",
         "_room_inbound",
         "_send_error",
+        "_turn",
         "_unencrypted",
         "_unencrypted_size",
         "_unyielded",
@@ -156,6 +158,7 @@ class TlsTraffic(FileSending):
         self._is_send_torn = False  # also while a send waits with a part of its data sent
         self._unencrypted: deque[bytes] = deque()  # what has to wait for the peer, in a renegotiation
         self._unencrypted_size = 0
+        self._turn = Turn()  # of calls that are answered by what is queued here
         self._unyielded = 0  # bytes sent since a task did so in a turn of its own
         self._answered = 0  # bytes of TLS's own handed down since it was known that less than the mark was there
         self._feeding = _Turn()
@@ -316,8 +319,20 @@ class TlsTraffic(FileSending):
         self._is_send_torn = self._drop_unencrypted() or self._is_send_torn
         self._wake_for_news()
 
+    async def _pass(self) -> None:
+        """A cancellation point, before an answer of what is queued here.
+
+        It is a schedule point, too, when others are to have a turn.
+        """
+        if self._turn.is_over():
+            await trio.lowlevel.checkpoint()
+            self._check_open()
+        else:
+            await trio.lowlevel.checkpoint_if_cancelled()
+
     async def _decrypt(self) -> bool:
         """Take a step towards more in the queue; False at the end of the stream."""
+        self._turn.begin()  # the connection below has its own
         if self._ended or self._error is not None:
             await trio.lowlevel.checkpoint()
             self._check_open()
@@ -416,9 +431,10 @@ class TlsTraffic(FileSending):
 
         ``own_half``: the caller has sent a part itself, and goes on.
         """
-        if self._unyielded >= self._marks.send_high:
+        if self._unyielded >= self._marks.send_high or self._turn.is_over():
             self._unyielded = 0
             await trio.lowlevel.checkpoint()
+            self._turn.begin()
         else:
             await trio.lowlevel.checkpoint_if_cancelled()
         while True:
