@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,6 +23,8 @@ pytestmark = pytest.mark.connections
 BIG = 24 * MEBIBYTE
 """More than the kernel holds for any pair."""
 PIECE = 512 * 1024
+TAKE = 64 * 1024
+"""Less than what has the kernel report room, and enough for a peer with a small buffer to say that it has been taken."""
 
 Send = Callable[[Connection], Awaitable[object]]
 
@@ -52,7 +55,10 @@ async def raw_pair(
     [listener] = await gain_trio.open_listeners(address)
     async with listener:
         if kind == "TCP":
-            peer = await trio.open_tcp_stream("127.0.0.1", listener.local_address[1])
+            sock = trio.socket.socket()
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, TAKE // 2)
+            await sock.connect(listener.local_address)
+            peer = trio.SocketStream(sock)
         else:
             peer = await trio.open_unix_socket(f"{tmp_path}/socket")
         connection = await listener.accept()
@@ -235,6 +241,13 @@ async def test_a_peer_that_takes_nothing_is_over_the_limit() -> None:
 # --- idleness ---
 
 
+async def take_and_say_so(connection: Connection, peer: trio.SocketStream) -> None:
+    """Receive a little, and go on when the peer's kernel has said so, for which the clock of these tests does not wait."""
+    before = (connection.bytes_sent, connection._unacknowledged())
+    await take(peer, TAKE)
+    await until(lambda: (connection.bytes_sent, connection._unacknowledged()) != before)
+
+
 @TCP_AND_UNIX
 async def test_a_peer_that_takes_bytes_is_not_idle(
     raw_pair: tuple[Connection, trio.SocketStream], autojump_clock: MockClock
@@ -247,10 +260,7 @@ async def test_a_peer_that_takes_bytes_is_not_idle(
         await wait_all_tasks_blocked(0.05)
         for _ in range(20):
             await trio.sleep(4)
-            await take(
-                peer, PIECE
-            )  # a kernel with a full buffer says that there is room when a sixteenth of it is free
-            await wait_all_tasks_blocked(0.01)
+            await take_and_say_so(connection, peer)
             assert not connection._was_idle
         nursery.cancel_scope.cancel()
     connection.abort()
@@ -266,16 +276,14 @@ async def test_what_the_kernel_holds_for_a_peer_is_on_its_way(
     await wait_all_tasks_blocked(0.05)
     connection._push()
     while connection.outbound_buffered:
-        await take(peer, PIECE)
-        await wait_all_tasks_blocked(0.01)
-    left = unacknowledged(connection.fileno())
-    if not left:
+        await take(peer, TAKE)
+        await wait_all_tasks_blocked()
+    if not unacknowledged(connection.fileno()):
         pytest.skip("this system does not tell what a peer has not taken")
     connection.idle_timeout = 10
     for _ in range(4):
         await trio.sleep(4)
-        await take(peer, PIECE if left > 4 * PIECE else 60_000)
-        await wait_all_tasks_blocked(0.01)
+        await take_and_say_so(connection, peer)
         assert not connection._was_idle
 
 
