@@ -194,8 +194,10 @@ static int answer_receive(gt_awaitable *self, PyObject **result)
         if (self->call == GT_RECEIVE) {
             *result = gt_inbound_take_piece(&stream->inbound, self->max);
         } else {
-            size_t length = gt_inbound_take_into(&stream->inbound, self->view.buf, (size_t)self->view.len);
-            *result = PyLong_FromSize_t(length);
+            size_t length = gt_inbound_size(&stream->inbound), room = (size_t)self->view.len;
+            *result = PyLong_FromSize_t(length < room ? length : room);
+            if (*result) /* else nothing is taken */
+                gt_inbound_take_into(&stream->inbound, self->view.buf, room);
         }
         gt_stream_consumed(stream);
         return *result ? 1 : -1;
@@ -496,13 +498,12 @@ static PySendResult start(gt_awaitable *self, PyObject *task, PyObject **result)
         *result = Py_NewRef(trio->checkpoint);
         return PYGEN_NEXT;
     }
+    /* Counted first, because that can fail, and then no bytes may have been moved.  What steps a task counts that it parks. */
+    if ((!receives(self) || gt_awaitable_is_satisfied(self)) && gt_trio_count_cancel_point(trio, task) < 0)
+        return PYGEN_ERROR;
     int answered = answer(self, result);
     if (answered == 0)
         return park(self, task, result);
-    if (answered > 0 && gt_trio_count_cancel_point(trio, task) < 0) {
-        Py_CLEAR(*result);
-        answered = -1;
-    }
     return answered > 0 ? PYGEN_RETURN : PYGEN_ERROR;
 }
 

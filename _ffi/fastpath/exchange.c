@@ -351,13 +351,13 @@ static PySendResult park(gt_exchange *self, PyObject *task, bool in_line, PyObje
 static PySendResult try_to_answer(gt_exchange *self, PyObject *task, PyObject **result)
 {
     bool is_new = self->state == NEW || self->state == YIELDED;
+    /* Counted first, because that can fail, and then no datagram may have been moved. */
+    bool answers = self->data || self->endpoint->inbound.count > 0;
+    if (is_new && answers && gt_trio_count_cancel_point(&self->endpoint->reactor->trio, task) < 0)
+        return PYGEN_ERROR;
     int answered = answer(self, result);
     if (answered == 0)
         return park(self, task, true, result);
-    if (answered > 0 && is_new && gt_trio_count_cancel_point(&self->endpoint->reactor->trio, task) < 0) {
-        Py_CLEAR(*result);
-        answered = -1;
-    }
     return answered > 0 ? PYGEN_RETURN : PYGEN_ERROR;
 }
 
