@@ -15,7 +15,7 @@ import trio
 
 import gain_trio
 from gain_trio import ServerConfig
-from gain_trio._server import END_SIGNALS, REPLACE_SIGNALS, configure_logging, only_one_of
+from gain_trio._server import END_SIGNALS, REPLACE_SIGNALS, configure_logging, cut_off, only_one_of
 from gain_trio._transports import parse_address, shown
 
 from ._handlers import find_datagram_handler, find_handler
@@ -43,7 +43,8 @@ def add_parser(commands: Subparsers) -> None:
         help="serve a handler until interrupted",
         description=(
             "Serve a handler until Ctrl-C or SIGTERM.  The first lets connections finish, the second cuts them off;\n"
-            "either way the exit status is 0, unless worker processes do not end and have to be killed.\n"
+            "either way the exit status is 0.  It is 1 if worker processes do not end and have to be killed, or if a thread\n"
+            "is busy still 7 seconds after the second, which the log names.\n"
             "SIGHUP replaces worker processes one by one, and does nothing without them."
         ),
     )
@@ -128,10 +129,12 @@ async def _until_signalled(start: Starter, *, task_status: trio.TaskStatus[Any])
                         nursery.start_soon(_replace_workers, server, name="gain_trio replacement of workers")
                     elif isinstance(server, gain_trio.EventServer) and server.is_running:
                         server.async_shutdown()
-                    elif isinstance(server, gain_trio.EventServer):
-                        server._cancel()
                     else:
-                        scope.cancel()
+                        if isinstance(server, gain_trio.EventServer):
+                            server._cancel()
+                        else:
+                            scope.cancel()
+                        await cut_off(signals, nursery, REPLACE_SIGNALS)
     except BaseExceptionGroup as group:
         error = only_one_of(group)
         raise error from error.__cause__

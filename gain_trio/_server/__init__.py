@@ -5,6 +5,7 @@ from ._checks import check_timeout, is_class_of_callbacks
 from ._company import END_SIGNALS, REPLACE_SIGNALS
 from ._config import Architecture, ContextSource, ServerConfig, ServerOptions
 from ._consumer import AttendingHandler, Handler
+from ._cut import cut_off
 from ._datagrams import DatagramHandler, DatagramServer, DatagramServerStatistics, serve_datagrams
 from ._failures import is_cancellation, only_one_of
 from ._logging import FORMATS, LEVELS, LineFormatter, configure_logging
@@ -37,6 +38,7 @@ __all__ = [
     "WorkerFailed",
     "check_timeout",
     "configure_logging",
+    "cut_off",
     "is_cancellation",
     "is_class_of_callbacks",
     "only_one_of",

@@ -14,6 +14,7 @@ import trio
 from gain_trio._transports import shown
 
 from ._config import ServerConfig
+from ._cut import cut_off
 from ._metrics import MetricsEndpoint
 from ._server import Server
 
@@ -103,7 +104,10 @@ def _signal_receiver() -> Iterator[AsyncIterator[int]]:
 async def _attend(
     signals: AsyncIterator[int], introduction: _Introduction, config: ServerConfig, scope: trio.CancelScope
 ) -> None:
-    """SIGTERM and SIGINT drain the server, the second one cancels it, and SIGHUP replaces the worker processes."""
+    """SIGTERM and SIGINT drain the server, the second one cancels it, and SIGHUP replaces the worker processes.
+
+    A server that was cancelled and does not end, because a thread is busy, ends with its process.
+    """
     is_draining = False
     async for number in signals:
         name, server = signal.Signals(number).name, introduction.server
@@ -115,6 +119,7 @@ async def _attend(
         elif server is None or is_draining:
             logger.info("%s: the server is cancelled", shown(name))
             scope.cancel()
+            await cut_off(signals, introduction.company, REPLACE_SIGNALS)
         else:
             logger.info("%s: the server drains; another one cancels it", shown(name))
             is_draining = True

@@ -102,7 +102,9 @@ async def serve(
     sharding each has its share of it, and a successor has so too, beside the process that drains.
 
     About ``signals``: SIGTERM and SIGINT call :meth:`Server.drain` with ``graceful_timeout``, a second one cancels the
-    server, and this returns normally either way.  SIGHUP replaces the worker processes one by one: each successor serves
+    server, and this returns normally either way.  What has not ended 7 seconds after the second one, or one second after a
+    third, is a busy thread, most likely, which nothing can cancel: the log names it, and the process ends with status 1,
+    without ``finally`` and ``atexit``.  SIGHUP replaces the worker processes one by one: each successor serves
     before the old one drains, so no connection is refused.
 
     About ``metrics``: the address of an HTTP endpoint for Prometheus, ``GET /metrics``; it takes the extra
@@ -110,7 +112,8 @@ async def serve(
 
     Raises:
       ValueError, TypeError: an option makes no sense (:class:`ServerConfig`), or has no use for any of the addresses, or an
-        address is none, or ``handler`` cannot be called or awaited; with ``processes``, something cannot be pickled.
+        address is none, or ``handler`` is no async function or takes other arguments; with ``processes``, something cannot
+        be pickled.
       OSError, RuntimeError: see :func:`open_listeners`; RuntimeError also of ``signals`` outside of the main thread.
       WorkerFailed: worker processes cannot begin to serve, or with ``strict`` a handler has failed in one; or the server
         was told to end, and a process did not end in time and had to be killed.

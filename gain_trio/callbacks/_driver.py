@@ -59,9 +59,9 @@ class WorkerThreads:
 
     async def run(self, function: Callable[..., object], *arguments: object) -> None:
         """Call it in a thread.  Cancelling waits for it: a thread cannot be stopped."""
-        await trio.to_thread.run_sync(self._called, function, arguments, limiter=self._limiter)
+        await trio.to_thread.run_sync(self._run_callback, function, arguments, limiter=self._limiter)
 
-    def _called(self, function: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    def _run_callback(self, function: Callable[..., object], arguments: tuple[object, ...]) -> None:
         thread = threading.get_ident()
         self._inside.add(thread)
         try:

@@ -28,6 +28,7 @@ from gain_trio._server import (
     Server,
     ServerStatistics,
     check_timeout,
+    cut_off,
     only_one_of,
     serve,
     serve_datagrams,
@@ -169,7 +170,8 @@ class EventServer:
     def start_as_main_process(self, address: str) -> None:
         """:meth:`start`, and shut down on SIGTERM and SIGINT; then return, as after any other shutdown.
 
-        One that comes while it is shut down cancels what is left.
+        One that comes while it is shut down cancels what is left.  What has not ended 7 seconds after that, or one second
+        after a further one, such as an ``on_read`` in a thread, is named in the log, and the process ends with status 1.
 
         Raises:
           RuntimeError: this is not the main thread, and what :meth:`start` raises.
@@ -194,17 +196,18 @@ class EventServer:
             return
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._attend, received, name="gain_trio signals")
+                nursery.start_soon(self._attend, received, nursery, name="gain_trio signals")
                 await self._serve(address)
                 nursery.cancel_scope.cancel()  # there is nothing left that a signal could end
 
-    async def _attend(self, signals: AsyncIterator[int]) -> None:
+    async def _attend(self, signals: AsyncIterator[int], nursery: trio.Nursery) -> None:
         """To the end: a signal that nobody takes from there is for the program, and would kill it."""
         async for _number in signals:
             if self._state is not State.STOPPING:
                 self.async_shutdown()
             else:
                 self._cancel()
+                await cut_off(signals, nursery)
 
     def _cancel(self) -> None:
         """In the run: what a second signal asks for."""
@@ -424,7 +427,8 @@ def listen_and_serve(address: str, event_handler: EventHandler, **options: Any) 
     """Serve callbacks on ``address``: a whole program.
 
     Returns when the server was shut down (``server.async_shutdown()``, with the server that ``on_start`` got), and in the
-    main thread on SIGTERM and SIGINT, too: the first shuts it down, the second cancels what is left.
+    main thread on SIGTERM and SIGINT, too: the first shuts it down, the second cancels what is
+    left.
 
     Args:
       address: ``tcp://host:port``, ``unix:///path``, ``fd://systemd``, or ``udp://host:port``.

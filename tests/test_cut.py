@@ -1,0 +1,127 @@
+"""A second signal ends a process also while a thread is busy, and says what it was busy with."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+
+SCRIPT = """
+import functools, sys, threading
+import trio
+import gain_trio
+from gain_trio._server import _cut
+
+kind = sys.argv[1]
+_cut.CUT_SECONDS = float(sys.argv[2])
+never = threading.Event()
+
+
+def stuck():
+    print("busy", flush=True)
+    never.wait()
+
+
+async def handler(connection):
+    await connection.receive()
+    await trio.to_thread.run_sync(stuck)
+
+
+async def of_datagram(data, address, endpoint):
+    await trio.to_thread.run_sync(stuck)
+
+
+class Busy(gain_trio.EventHandler):
+    def on_start(self, server):
+        print(server.addresses[0][1], flush=True)
+
+    def on_read(self, conn, n):
+        stuck()
+
+
+async def main():
+    async with trio.open_nursery() as nursery:
+        start = functools.partial(gain_trio.serve, handler, "tcp://127.0.0.1:0", signals=True, graceful_timeout=60)
+        server = await nursery.start(start)
+        print(server.addresses[0][1], flush=True)
+
+
+if kind == "serve":
+    gain_trio.run(main)
+elif kind == "listen_and_serve":
+    gain_trio.listen_and_serve("tcp://127.0.0.1:0", Busy(), async_handler=True, graceful_timeout=60)
+elif kind == "start_as_main_process":
+    server = gain_trio.EventServer(Busy(), async_handler=True, graceful_timeout=60)
+    server.start_as_main_process("tcp://127.0.0.1:0")
+else:
+    from gain_trio._command._cli import main
+    sys.path.insert(0, sys.argv[3])
+    handlers = {"command": ["handler"], "callbacks by command": ["Busy", "--async-handler"]}
+    sys.exit(main(["serve", "tcp://127.0.0.1:0", "--graceful-timeout", "60", "--handler",
+                   *(f"served:{word}" if not word.startswith("-") else word for word in handlers[kind])]))
+"""
+KINDS = ["serve", "listen_and_serve", "start_as_main_process", "command", "callbacks by command"]
+
+
+@contextmanager
+def busy_server(kind: str, seconds: float, folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A server whose thread is busy for ever."""
+    script = folder / "script.py"
+    script.write_text(SCRIPT)
+    module = SCRIPT.partition("if kind ==")[0].replace("print(server.addresses[0][1], flush=True)", "pass")
+    (folder / "served.py").write_text(module.replace("kind = sys.argv[1]\n_cut.CUT_SECONDS = float(sys.argv[2])\n", ""))
+    command = [sys.executable, str(script), kind, str(seconds), str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            port = int(line) if line.strip().isdigit() else int(line.split("127.0.0.1:")[1].partition(";")[0])
+            with socket.create_connection(("127.0.0.1", port)) as client:
+                client.sendall(b"x")
+                read_until_busy(process.stdout)
+                yield process
+        finally:
+            process.kill()
+
+
+def read_until_busy(output: IO[str]) -> None:
+    while line := output.readline():
+        if line == "busy\n":
+            return
+    pytest.fail("it ended")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_busy_thread_does_not_keep_the_process(kind: str, tmp_path: Path) -> None:
+    with busy_server(kind, 0.1, tmp_path) as process:
+        for number in (signal.SIGTERM, signal.SIGINT):  # two of a kind may become one
+            process.send_signal(number)
+        check_end(kind, process)
+
+
+@pytest.mark.parametrize("kind", ["serve", "start_as_main_process", "callbacks by command"])
+def test_further_signals_shorten_the_time(kind: str, tmp_path: Path) -> None:
+    with busy_server(kind, 3600, tmp_path) as process:
+        for _ in range(100):
+            process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.3)
+                break
+        check_end(kind, process)
+
+
+def check_end(kind: str, process: subprocess.Popen[str]) -> None:
+    _, errors = process.communicate(timeout=50)
+    assert process.returncode == 1
+    assert "status 1" in errors
+    assert ("handler" if kind in {"serve", "command"} else "Busy") in errors
+    assert "for the thread" in errors
