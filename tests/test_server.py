@@ -287,17 +287,6 @@ async def test_a_broken_connection_is_no_error_of_the_handler(caplog: pytest.Log
     assert "reset" in record.getMessage()
 
 
-async def test_a_handler_that_is_not_async(caplog: pytest.LogCaptureFixture) -> None:
-    def handler(_connection: Connection) -> None:
-        return None
-
-    async with serving(handler) as server:  # type: ignore[arg-type]
-        async with await connect(server) as client:
-            assert await client.receive() == b""
-        assert server.statistics().handler_errors == 1
-    assert "await" in caplog.text
-
-
 async def test_strict_propagates(caplog: pytest.LogCaptureFixture) -> None:
     async def handler(connection: Connection) -> None:
         await connection.receive()

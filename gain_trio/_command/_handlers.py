@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from gain_trio._http import http
-from gain_trio._server import DatagramHandler, Handler, is_class_of_callbacks
+from gain_trio._server import (
+    DatagramHandler,
+    Handler,
+    check_datagram_handler,
+    check_handler,
+    is_class_of_callbacks,
+)
 from gain_trio._transports import Connection, DatagramEndpoint
 
 from ._echoing import may_echo
@@ -62,7 +68,7 @@ def find_handler(name: str) -> Handler:
     Raises:
       ValueError: there is none by this name; says what there is.
     """
-    return BUILT_IN[name] if name in BUILT_IN else cast("Handler", _find_function(name, BUILT_IN))
+    return BUILT_IN[name] if name in BUILT_IN else cast("Handler", _find_function(name, BUILT_IN, check_handler))
 
 
 def find_datagram_handler(name: str) -> DatagramHandler:
@@ -75,10 +81,10 @@ def find_datagram_handler(name: str) -> DatagramHandler:
         return DATAGRAM_BUILT_IN[name]
     if name in BUILT_IN:
         raise ValueError(f"the handler {name!r} needs connections, which a UDP address has not")
-    return cast("DatagramHandler", _find_function(name, DATAGRAM_BUILT_IN))
+    return cast("DatagramHandler", _find_function(name, DATAGRAM_BUILT_IN, check_datagram_handler))
 
 
-def _find_function(name: str, built_in: Iterable[str]) -> object:
+def _find_function(name: str, built_in: Iterable[str], check: Callable[[object], None]) -> object:
     found = find_object(name, "handler", built_in)
     if not callable(found):
         raise ValueError(f"{name!r} is no function")
@@ -87,4 +93,8 @@ def _find_function(name: str, built_in: Iterable[str]) -> object:
             f"{name!r} is a class, and neither an async function nor an EventHandler; for a class in the shape of "
             "asyncio.Protocol write handler = gain_trio.ProtocolHandler(MyProtocol) in the module, and give that"
         )
+    try:
+        check(found)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
     return found

@@ -1,7 +1,13 @@
 """Floor 5: serving."""
 
 from ._balancer import BALANCERS, Balancer, BalancerName, ConsumerView
-from ._checks import check_timeout, is_class_of_callbacks
+from ._checks import (
+    check_datagram_handler,
+    check_handler,
+    check_timeout,
+    is_class_of_callbacks,
+    why_not_called,
+)
 from ._company import END_SIGNALS, REPLACE_SIGNALS
 from ._config import Architecture, ContextSource, ServerConfig, ServerOptions
 from ._consumer import AttendingHandler, Handler
@@ -36,6 +42,8 @@ __all__ = [
     "ServerOptions",
     "ServerStatistics",
     "WorkerFailed",
+    "check_datagram_handler",
+    "check_handler",
     "check_timeout",
     "configure_logging",
     "cut_off",
@@ -45,4 +53,5 @@ __all__ = [
     "serve",
     "serve_datagrams",
     "take_process_priority",
+    "why_not_called",
 ]

@@ -220,9 +220,9 @@ class Consumer:
     def _failed(self, connection: Connection, log: ConnectionLog, error: BaseException) -> CloseCause:
         name, verdict = self._terms.name, judged(error)
         if verdict.cause == "error":
-            text = "handler %s failed with %s: %s; its connection %s is closed"
+            text = "handler %s failed with %s; its connection %s is closed"
             kind = type(verdict.error).__qualname__
-            log.over(logging.ERROR, connection, "error", text, name, kind, verdict.text, connection, exc_info=error)
+            log.over(logging.ERROR, connection, "error", text, name, kind, connection, exc_info=error)
         else:
             text = f"connection %s of handler %s {_WORDS.get(type(verdict.error), 'is closed')}: %s"
             log.over(logging.INFO, connection, verdict.cause, text, connection, name, verdict.text)

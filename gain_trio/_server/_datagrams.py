@@ -35,6 +35,7 @@ from gain_trio._transports import (
     steer_by_cpu,
 )
 
+from ._checks import check_datagram_handler
 from ._failures import consists_of, first_of, only_one_of, parted
 
 DatagramHandler = Callable[[bytes, Any, DatagramEndpoint], Awaitable[object]]
@@ -139,13 +140,11 @@ class DatagramServer:
             logger.info("handler %s could not answer %s: %s", shown(name), shown(sender), shown(first_of(error)))
             return
         self._handler_errors += 1
-        one = only_one_of(error)
         logger.error(
-            "handler %s failed on a datagram from %s with %s: %s",
+            "handler %s failed on a datagram from %s with %s",
             shown(name),
             shown(sender),
-            shown(type(one).__qualname__),
-            shown(one),
+            shown(type(only_one_of(error)).__qualname__),
             exc_info=error,
         )
 
@@ -209,10 +208,9 @@ async def serve_datagrams(
     Raises:
       ValueError, OSError, RuntimeError: see :func:`open_datagram_endpoint`; an OSError also when the socket fails.  A
         ValueError also for shards of what is not UDP, or that are connected or join groups.
-      TypeError: ``handler`` cannot be called, or there is no such option.
+      TypeError: ``handler`` is no async function, or takes other arguments; or there is no such option.
     """
-    if not callable(handler):
-        raise TypeError(f"the handler must be an async function of data, address and endpoint, not {handler!r}")
+    check_datagram_handler(handler)
     if workers < 1:
         raise ValueError(f"workers must be at least 1, not {workers}")
     async with contextlib.AsyncExitStack() as stack:

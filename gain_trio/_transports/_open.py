@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import socket
 import ssl
+from typing import Any
 
 import trio
 
-from ._addresses import SocketOptions, TcpAddress, UnixAddress, check_unix, connect_unix, open_sockets, parse_address
+from ._addresses import (
+    SocketOptions,
+    TcpAddress,
+    UnixAddress,
+    check_unix,
+    connect_unix,
+    open_sockets,
+    parse_address,
+    reachable_address,
+)
 from ._backends import implementation, make_listeners
 from ._connections import Connection, Listener, Marks
 from ._tls import client_context, client_handshake
@@ -69,7 +79,7 @@ async def open_listeners(
 
 
 async def connect(
-    address: str,
+    address: str | bytes | tuple[Any, ...],
     *,
     marks: Marks | None = None,
     pass_fds: bool = False,
@@ -86,7 +96,9 @@ async def connect(
     in TLS 1.3 a server that does not accept the client's certificate says so later, to the first receive.
 
     Args:
-      address: as above; IPv6 addresses stand in brackets.
+      address: as above; IPv6 addresses stand in brackets.  Or one of :attr:`Server.addresses`, as from
+        :meth:`socket.socket.getsockname`; where a server listens on all addresses of the machine, it is reached by the
+        loopback address.
       marks: of the connection.
       pass_fds: of a Unix connection: it can pass descriptors, see :func:`open_listeners`.
       ssl_context: None for no TLS, True for :func:`ssl.create_default_context`, or a context of your own.
@@ -106,7 +118,7 @@ async def connect(
 
     Cancelled, it leaves nothing behind.
     """
-    parsed = parse_address(address, schemes=("tcp", "unix"))
+    parsed = parse_address(reachable_address(address, "tcp"), schemes=("tcp", "unix"))
     context = client_context(ssl_context)
     if context is None and (server_hostname is not None or https_compatible):
         raise ValueError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import trio
 
-from gain_trio._server import AttendingHandler
+from gain_trio._server import AttendingHandler, why_not_called
 from gain_trio._transports import Connection, shown
 
 from ._ending import watch
@@ -67,7 +67,7 @@ class ProtocolHandler(AttendingHandler):
       write_limit: bytes.
 
     Raises:
-      TypeError: the factory cannot be called.
+      TypeError: the factory cannot be called, or takes arguments.
       ValueError: ``write_limit`` is less than 1.
     """
 
@@ -76,6 +76,9 @@ class ProtocolHandler(AttendingHandler):
             raise TypeError(
                 f"the factory must be a protocol class, or a function that makes a protocol, not {factory!r}"
             )
+        why = why_not_called(factory, ())
+        if why is not None:
+            raise TypeError(f"the factory must be a protocol class, or a function without arguments, and {why}")
         if write_limit < 1:
             raise ValueError(f"write_limit must be at least 1 byte, not {write_limit}")
         self._factory = factory

@@ -169,8 +169,12 @@ class Conn(abc.ABC):
         """The program's own: anything, None at first."""
         return self._context
 
+    @context.setter
+    def context(self, context: Any) -> None:
+        self._context = context
+
     def set_context(self, context: Any, /) -> None:
-        """Set :attr:`context`."""
+        """Set :attr:`context`, as an assignment does."""
         self._context = context
 
     @property

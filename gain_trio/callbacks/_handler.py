@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, TypeAlias, final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, final
 
 import attrs
+
+from gain_trio._server import why_not_called
 
 if TYPE_CHECKING:
     from ._conn import Conn
@@ -108,22 +110,35 @@ class Callbacks:
         """Find out what there is.
 
         Raises:
-          TypeError: it is a class, it lacks a callback, or one of them is no function that can be called back.
+          TypeError: it is a class, it lacks a callback, or one of them is no function that can be called back, or takes
+            other arguments.
         """
         if isinstance(handler, type):
             raise TypeError(
                 f"the event handler is an object, and {handler.__name__} is a class: write {handler.__name__}()"
             )
-        names = ("on_start", "on_accept", "on_read", "on_write", "on_close")
-        return cls(handler, *(_callback(handler, name) for name in names))
+        return cls(handler, *(_callback(handler, name, arguments) for name, arguments in _ARGUMENTS.items()))
 
 
-def _callback(handler: EventHandler, name: str) -> Callback:
+_ARGUMENTS: Final = {
+    "on_start": ("server",),
+    "on_accept": ("conn",),
+    "on_read": ("conn", "n"),
+    "on_write": ("conn", "n"),
+    "on_close": ("conn", "err"),
+}
+"""What the callbacks are called with."""
+
+
+def _callback(handler: EventHandler, name: str, arguments: tuple[str, ...]) -> Callback:
     function = getattr(handler, name, None)
     if not callable(function):
         raise TypeError(f"the event handler {handler!r} has no {name}(); subclass gain_trio.EventHandler")
     if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
         raise TypeError(f"{name}() of {handler!r} is a generator; a callback is a def or an async def without yield")
+    why = why_not_called(function, arguments)
+    if why is not None:
+        raise TypeError(f"{name}() of {handler!r} must be a def {name}(self, {', '.join(arguments)}), and {why}")
     is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         getattr(function, "__call__", None)  # noqa: B004 - of an object that is called it is what has to be looked at
     )

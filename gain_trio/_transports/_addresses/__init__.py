@@ -10,6 +10,7 @@ from ._address import (
     UnixAddress,
     address_text,
     parse_address,
+    reachable_address,
 )
 from ._open_sockets import close_sockets, open_sockets
 from ._passed_descriptors import (
@@ -75,6 +76,7 @@ __all__ = [
     "passed_descriptors",
     "peer_credentials",
     "prepare_socket",
+    "reachable_address",
     "receives_descriptors",
     "reset_on_close",
     "share_port",

@@ -249,6 +249,41 @@ def address_text(sockaddr: Any) -> str:
     return str(UnixAddress(name.removeprefix(b"\0"), abstract=name.startswith(b"\0")))
 
 
+def reachable_address(address: Any, scheme: Scheme) -> Any:
+    """What a server's address is to a client on the same machine; any text is as it was.
+
+    Args:
+      address: text, or an address as from :meth:`socket.socket.getsockname`: ``(host, port)``, the same of IPv6 with flow
+        and scope, a path, or bytes of an abstract name.  A host that stands for all addresses of the machine is its
+        loopback address.
+      scheme: of an address of the internet.
+
+    Raises:
+      ValueError: it is of neither kind; says what is wrong.
+    """
+    if isinstance(address, bytes) or (isinstance(address, str) and address.startswith("/")):
+        return str(UnixAddress(_name_of(address), abstract=os.fsencode(address).startswith(b"\0")))
+    if not isinstance(address, tuple):
+        return address
+    if len(address) not in (2, 4):
+        raise ValueError(
+            f"an address of a socket is (host, port), or of IPv6 (host, port, flow, scope), not {address!r}"
+        )
+    host, port, *more = address
+    host = _LOOPBACK.get(host, host)
+    if more and more[1] and isinstance(host, str) and "%" not in host:
+        host = f"{host}%{more[1]}"
+    kind = UdpAddress if scheme == "udp" else TcpAddress
+    return str(kind(host, port))
+
+
+_LOOPBACK: Final = {"": "localhost", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - nothing is bound to it here
+
+
+def _name_of(sockaddr: str | bytes) -> bytes:
+    return os.fsencode(sockaddr).removeprefix(b"\0")
+
+
 # --- parsing ---
 
 

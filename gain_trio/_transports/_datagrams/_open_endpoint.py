@@ -14,7 +14,15 @@ from typing import Any, Final
 import trio
 
 from gain_trio._io_manager import UringIOManager, current_manager
-from gain_trio._transports._addresses import Access, UdpAddress, UnixAddress, bind_patiently, parse_address, share_port
+from gain_trio._transports._addresses import (
+    Access,
+    UdpAddress,
+    UnixAddress,
+    bind_patiently,
+    parse_address,
+    reachable_address,
+    share_port,
+)
 
 from ._endpoint import MAX_SIZE, QUEUE_BYTES, QUEUE_SIZE, DatagramEndpoint
 from ._multicast import change_membership, set_multicast_options
@@ -29,7 +37,7 @@ _UNUSABLE: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.ENE
 async def open_datagram_endpoint(
     address: str,
     *,
-    remote_address: str | None = None,
+    remote_address: str | bytes | tuple[Any, ...] | None = None,
     reuse_port: bool = False,
     multicast_groups: Iterable[str] = (),
     multicast_interface: str | int | None = None,
@@ -57,7 +65,9 @@ async def open_datagram_endpoint(
 
     Args:
       address: as above; IPv6 addresses stand in brackets.
-      remote_address: the same.  The endpoint is connected to it: it sends there alone, and only what comes from there is
+      remote_address: the same, or the address of a :class:`DatagramServer` or an endpoint, as from
+        :meth:`socket.socket.getsockname`; one that stands for all addresses of the machine is reached by the loopback
+        address.  The endpoint is connected to it: it sends there alone, and only what comes from there is
         received.  The local address must be of the same IP version; an empty host is of both.  Of a Unix socket it must
         be there already; when another socket takes its name later, what is sent goes to that one.
       reuse_port: set ``SO_REUSEPORT``, so that several sockets share the port.  A datagram to one of the machine's
@@ -83,7 +93,9 @@ async def open_datagram_endpoint(
     """
     local = parse_address(address, schemes=("udp", "unix"))
     assert isinstance(local, UdpAddress | UnixAddress)
-    remote = None if remote_address is None else parse_address(remote_address, schemes=(local.scheme,))
+    remote = None
+    if remote_address is not None:
+        remote = parse_address(reachable_address(remote_address, local.scheme), schemes=(local.scheme,))
     access = Access(mode=mode, owner=owner, group=group)
     multicast_groups = list(multicast_groups)
     multicast = bool(multicast_groups) or (multicast_interface, multicast_loop, multicast_ttl) != (None, None, None)
