@@ -43,8 +43,8 @@ def add_parser(commands: Subparsers) -> None:
         help="serve a handler until interrupted",
         description=(
             "Serve a handler until Ctrl-C or SIGTERM.  The first lets connections finish, the second cuts them off;\n"
-            "either way the exit status is 0.  It is 1 if worker processes do not end and have to be killed, or if a thread\n"
-            "is busy still 7 seconds after the second, which the log names.\n"
+            "either way the exit status is 0.  It is 1 if worker processes do not end and have to be killed, or if a\n"
+            "thread is busy still 7 seconds after the second, which the log names.\n"
             "SIGHUP replaces worker processes one by one, and does nothing without them."
         ),
     )
