@@ -84,6 +84,7 @@ class Consumer:
         self.index = index
         """Its place among the consumers."""
         self._terms = terms
+        self._preparing = 0  # connections in a step before their handler
         self._nursery: trio.Nursery | None = None  # None when it takes no new tasks: before run(), and when that ends
         self._open: dict[Connection, Connection] = {}  # as it was accepted, below TLS: as its handler has it
         self.connections = 0
@@ -120,6 +121,11 @@ class Consumer:
                 await trio.sleep_forever()
             finally:
                 self._nursery = None  # it may be closed before an acceptor that has a connection learns of the end
+
+    @property
+    def has_unheard(self) -> bool:
+        """Whether the peer of a connection has sent nothing for the handler yet: it may be in its TLS handshake still."""
+        return self._preparing > 0 or any(connection._is_unheard for connection in self._open.values())
 
     def drain(self) -> None:
         """The server drains: end the waits of handlers between two messages.  Those that begin later see it themselves."""
@@ -202,8 +208,12 @@ class Consumer:
             connection.close_timeout = terms.close_timeout
         try:
             prepared: Connection = connection
-            for prepare in terms.prepare:
-                prepared = await prepare(prepared)
+            self._preparing += 1
+            try:
+                for prepare in terms.prepare:
+                    prepared = await prepare(prepared)
+            finally:
+                self._preparing -= 1
         except HandshakeError as error:
             text, peer = "TLS handshake with %s failed: %s", peer_text(connection)
             log.over(logging.INFO, connection, "failed_handshake", text, peer, error)

@@ -19,6 +19,7 @@ from typing import Any, cast
 import trio
 
 from gain_trio import Conn, Connection, EventHandler
+from gain_trio._server._processes import _worker
 
 
 async def tell_process(connection: Connection) -> None:
@@ -35,6 +36,21 @@ async def tell_process_until_told(connection: Connection) -> None:
         while await connection.receive(1) not in (b"X", b""):
             await connection.send(b"%08d" % os.getpid())
         nursery.cancel_scope.cancel()
+
+
+async def tell_process_until_drained(connection: Connection) -> None:
+    """Answer every byte with the process's id, until the server drains: by an event and a deadline, as many handlers do."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_end_when_drained, connection)
+        with contextlib.suppress(trio.TooSlowError):
+            while data := await connection.receive():
+                await connection.send(b"%08d" % os.getpid() * len(data))
+        nursery.cancel_scope.cancel()
+
+
+async def _end_when_drained(connection: Connection) -> None:
+    await connection.draining.wait()
+    connection.read_deadline = trio.current_time()
 
 
 async def _announce(connection: Connection) -> None:
@@ -140,6 +156,11 @@ class Unhurried(EventHandler):
 
     def on_close(self, conn: Conn, err: BaseException | None) -> None:  # noqa: ARG002 - the callback's signature
         self._closed.write_text(repr(err))
+
+
+def be_patient_with_first_words() -> None:
+    """In a worker: wait a minute for a connection's first byte, so that no test is in a hurry."""
+    _worker.FIRST_SECONDS = 60.0
 
 
 def load_context(chain: str) -> ssl.SSLContext:

@@ -31,7 +31,16 @@ from gain_trio._server._config import ServerConfig
 from gain_trio._server._consumer import Handler
 from gain_trio._server._listening import serve_listeners
 from gain_trio._server._seldom import seldom, since_last
-from gain_trio._transports import UNKNOWN, Marks, endpoint_text, implementation, peer_of, reset_on_close, shown
+from gain_trio._transports import (
+    FIRST_SECONDS,
+    UNKNOWN,
+    Marks,
+    endpoint_text,
+    implementation,
+    peer_of,
+    reset_on_close,
+    shown,
+)
 
 from . import _hand_off
 from ._boot import described, report_failure
@@ -49,6 +58,8 @@ LONGEST_INTERVAL: Final = 1.0
 """Seconds between two looks at whether something has changed, while connections are open: bytes move without a sign."""
 ENDED_INTERVAL: Final = 0.002
 """Seconds between two counts of connections that have ended, at least; the first of several goes at once."""
+FIRST_WORDS_INTERVAL: Final = 0.01
+"""Seconds between two looks at connections that have brought nothing yet, when the process is to drain."""
 LAST_WORDS: Final = 1.0
 """Seconds that a worker has to send its last messages when it ends."""
 FAILED: Final = 1
@@ -195,8 +206,25 @@ class Worker:
         self._serving.cancel()
 
     async def _drain(self, timeout: float) -> None:  # noqa: ASYNC109 - the time that the connections have
+        """Take no new connections, hear what those that have just come want, and drain then.
+
+        Handlers look at the event of the drain in many ways.  Most end a connection that has brought nothing yet, and its
+        client, which has just connected, would have to take that for a failure.
+        """
+        deadline = trio.current_time() + timeout
         await self._take_all()
-        await self._server.drain(timeout)
+        self._server.stop_accepting()
+        with trio.move_on_after(min(timeout, FIRST_SECONDS)):
+            while self._awaits_first_words():  # noqa: ASYNC110 - a byte that arrives sets no event
+                await trio.sleep(FIRST_WORDS_INTERVAL)
+        await self._server.drain(max(deadline - trio.current_time(), 0.0))
+
+    def _awaits_first_words(self) -> bool:
+        if self._server.draining.is_set():  # it was told to drain once more, with less time
+            return False
+        # An acceptor that is not over hands off what it has.
+        has_more = not all(acceptor.is_over for acceptor in self._server._acceptors)
+        return has_more or any(consumer.has_unheard for consumer in self._consumers)
 
     async def _attend(self, signals: AsyncIterator[int]) -> None:
         async for _number in signals:
