@@ -237,8 +237,8 @@ class Connection(MessageLoop, SocketCalls, trio.abc.HalfCloseableStream):
         Raises:
           trio.BusyResourceError: another task is sending or flushing.
           trio.ClosedResourceError: the connection is closed here, or :meth:`send_eof` was called.
-          trio.BrokenResourceError: this or an earlier send failed, or the kernel has said that the peer has reset the connection.
-            What arrived before that can still be received.
+          trio.BrokenResourceError: this or an earlier send failed, or the kernel has said that the peer has reset the
+            connection.  What arrived before can still be received.
 
         Cancelled before it runs, or while the connection is over its high mark from before, nothing is sent.  Cancelled
         while it waits for its own bytes to drain, all of a :class:`bytes` object will be sent, and of a list of them.  Of a
