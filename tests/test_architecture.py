@@ -1,11 +1,11 @@
-"""A module imports only from the floors below its own, and from its own package."""
+"""A module imports only from the floors below its own and from its own package, past no face, and in no circle."""
 
 from __future__ import annotations
 
 import ast
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -183,6 +183,156 @@ def test_the_rule_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: 
     (imported,) = imports(path)
     assert imported.is_in(NAME)
     assert allowed(path, imported) is fine
+
+
+# --- faces: what another package uses is what the package's __init__ exports ---
+
+
+def module_name(path: Path) -> str:
+    """``gain_trio._ring._options``; a package's ``__init__`` has the package's name."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join([NAME, *(parts[:-1] if parts[-1] == "__init__" else parts)])
+
+
+def faces() -> dict[str, set[str]]:
+    """What each package exports: its ``__all__``."""
+    found = {}
+    for path in MODULES:
+        if path.name == "__init__.py":
+            exported = [
+                statement.value
+                for statement in ast.parse(path.read_text(encoding="utf-8")).body
+                if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "__all__"
+            ]
+            found[module_name(path)] = set(ast.literal_eval(exported[0])) if exported else set[str]()
+    return found
+
+
+def foreign_package(path: Path, imported: Import, packages: Iterable[str]) -> str | None:
+    """The outermost package on the way to what is imported that the importing module is not in, or None."""
+    home = ".".join([NAME, *path.relative_to(PACKAGE).parent.parts])
+    parts = imported.module.split(".")
+    ways = [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
+    return next((way for way in ways if way in packages and not f"{home}.".startswith(f"{way}.")), None)
+
+
+def past_the_face(path: Path) -> list[str]:
+    """The imports of a module that reach into another package."""
+    exported = faces()
+    found = []
+    for imported in imports(path):
+        package = foreign_package(path, imported, exported)
+        if package is not None and imported.module != package:
+            name = imported.module.removeprefix(f"{package}.")
+            if name not in exported[package]:
+                found.append(where(path, imported))
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_import_goes_past_a_packages_face(path: Path) -> None:
+    assert not past_the_face(path)
+
+
+# --- circles ---
+
+
+def circles(edges: Mapping[str, Collection[str]]) -> list[list[str]]:
+    """The sets of nodes that reach each other: Tarjan's strongly connected components, of more than one node."""
+    index: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(node: str) -> None:
+        index[node] = lowest[node] = len(index)
+        stack.append(node)
+        for other in edges.get(node, ()):
+            if other not in index:
+                visit(other)
+                lowest[node] = min(lowest[node], lowest[other])
+            elif other in stack:
+                lowest[node] = min(lowest[node], index[other])
+        if lowest[node] == index[node]:
+            place = stack.index(node)
+            if len(stack) - place > 1:
+                found.append(sorted(stack[place:]))
+            del stack[place:]
+
+    for node in edges:
+        if node not in index:
+            visit(node)
+    return found
+
+
+def imported_modules(path: Path, modules: Collection[str]) -> set[str]:
+    """The modules of gain_trio that a module executes an import of, be it late; its own package's face is one, too."""
+    found = set()
+    for imported in imports(path):
+        if imported.at_runtime:
+            package, _, _name = imported.module.rpartition(".")
+            found.add(imported.module if imported.module in modules else package)
+    return (found & set(modules)) - {module_name(path)}
+
+
+KNOTS = [
+    {f"gain_trio._server._processes.{name}" for name in ("_boot", "_control", "_logs", "_worker")},
+    {"awaitable.c", "connection.c", "events.c", "stream.c"},
+    {"exchange.c", "socket.c"},
+    {"buffers.c", "operations.c", "ring.c"},
+]
+"""Circles that are still to be cut.  None is added."""
+
+
+def new_circles(edges: Mapping[str, Collection[str]]) -> list[list[str]]:
+    return [knot for knot in circles(edges) if not any(known >= set(knot) for known in KNOTS)]
+
+
+def test_no_modules_of_a_package_import_each_other_in_a_circle() -> None:
+    """Late imports count.  Between packages the floors hold; the faces import what users see, which imports them."""
+    floors = {module_name(path): floor_of(path) for path in MODULES}
+    edges = {
+        module_name(path): [
+            other for other in sorted(imported_modules(path, floors)) if floors[other] == floor_of(path)
+        ]
+        for path in MODULES
+    }
+    assert sum(map(len, edges.values())) > len(MODULES)
+    assert not new_circles(edges)
+
+
+C_FILES = sorted((PACKAGE.parent / "_ffi").rglob("*.c"))
+
+
+def c_text(path: Path) -> str:
+    """A C file without comments, strings and preprocessor lines."""
+    text = re.sub(r"/\*.*?\*/", " ", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    text = re.sub(r"//[^\n]*|\"(?:[^\"\\\n]|\\.)*\"", " ", text)
+    return re.sub(r"^#(?:[^\n]*\\\n)*[^\n]*$", "", text, flags=re.MULTILINE)
+
+
+def c_definitions(text: str) -> set[str]:
+    """The functions of a file that others can call: formatted as they are, a definition begins its line."""
+    return set(re.findall(r"^(?!static\b)[A-Za-z_][\w \*]*?\b(\w+)\([^;{}]*\)\s*\{", text, re.MULTILINE))
+
+
+def test_no_c_files_call_each_other_in_a_circle() -> None:
+    texts = {path.name: c_text(path) for path in C_FILES}
+    homes = {function: name for name, text in texts.items() for function in c_definitions(text)}
+    assert {"gt_ring_open", "gt_ring_sqe"} <= homes.keys()
+    edges = {
+        name: sorted({homes[word] for word in set(re.findall(r"\w+", text)) & homes.keys()} - {name})
+        for name, text in texts.items()
+    }
+    assert not new_circles(edges)
+
+
+def test_circles_are_found() -> None:
+    assert circles({"a": ["b"], "b": ["c"], "c": ["a", "d"], "d": [], "e": ["f"], "f": ["e"]}) == [
+        ["a", "b", "c"],
+        ["e", "f"],
+    ]
+    assert not circles({"a": ["b", "c"], "b": ["c"], "c": []})
 
 
 # --- which kernel features the tests run without ---
