@@ -18,6 +18,8 @@ from gain_trio._io_manager import current_manager
 from gain_trio._transports import _turns
 from gain_trio._transports._turns import TURN, Turn
 
+pytestmark = pytest.mark.connections
+
 LINES = 20_000
 """Empty ones: that many bytes, and far more than a turn's worth of calls."""
 

@@ -20,6 +20,8 @@ from gain_trio import Conn, Connection, EventHandler
 from gain_trio._command._cli import main
 from gain_trio._server._checks import check_handler
 
+pytestmark = pytest.mark.connections
+
 
 async def two(_number: int, connection: Connection) -> None:
     await echo(connection)
