@@ -76,6 +76,15 @@ async def test_statistics_are_summed(architecture: str, backend: BackendInfo) ->
         assert end.accepted == 8 == sum(end.closed.values())
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+async def test_every_process_counts_from_the_start(architecture: str, backend: BackendInfo) -> None:
+    """With socket sharding the kernel may give a process no connection at all."""
+    async with serving(handlers.tell_process, processes=3, architecture=architecture) as server:
+        now = server.statistics()
+        assert len(now.rings) == (0 if backend.backend == "trio" else 3)
+        assert now.connections_by_consumer == (0, 0, 0)
+
+
 async def test_the_backend_is_the_servers(backend: BackendInfo) -> None:
     async with serving(handlers.tell_process, processes=1) as server, clients_of(server, 1):
         await soon(lambda: server.statistics().accepted == 1)

@@ -169,6 +169,8 @@ class Worker:
                             helpers.start_soon(self._report, name="gain_trio worker statistics")
                             if self._config.architecture == "reactor":  # the server's balancer wants to know
                                 helpers.start_soon(self._count_ended, name="gain_trio worker counts")
+                            # Before it is ready: the server is not up before it knows the rings of all processes.
+                            await self._control.send(Report(self._server.statistics()))
                             info = backend_info()
                             reason = "" if info.backend == "io_uring" else info.reason
                             await self._control.send(Ready(info.backend, reason))
