@@ -43,6 +43,17 @@ def ratio_to_c(result: Result) -> float:
     return float("nan") if value is None else float(value)
 
 
+def ratios_to_c(results: dict[str, list[Result]]) -> dict[str, dict[str, float | bool]]:
+    """For --json, and for figures.py: the ratio of each server that was measured, as in the table."""
+    ratios: dict[str, dict[str, float | bool]] = {}
+    for name, runs in results.items():
+        good = [run for run in runs if "error" not in run]
+        if spread := Spread.of([ratio_to_c(run) for run in good]):
+            loud = any(is_loud(run) for run in good)
+            ratios[name] = {"middle": spread.middle, "low": spread.low, "high": spread.high, "loud": loud}
+    return ratios
+
+
 def cpu_us(result: Result) -> float:
     quiet = result["cpu_us_quiet"]
     return float(result["cpu_us"] if quiet is None or is_loud(result) else quiet)

@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import datetime as dt
 import json
 import os
 import resource
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -192,14 +194,20 @@ def run_echo(specs: list[Spec], config: Config, settings: Settings) -> dict[str,
     say(f"{mode}, {config.connections}:{config.size}:{config.depth}")
     results = _measure.run_rounds(specs, settings.rounds, lambda spec: _measure.measure(spec, config, settings))
     print(_table.echo_table(config, mode, results), end="\n\n", flush=True)
-    return {"mode": mode, **dataclasses.asdict(config), "results": results}
+    return {
+        "mode": mode,
+        **dataclasses.asdict(config),
+        "ratio_to_c": _table.ratios_to_c(results),
+        "results": results,
+    }
 
 
 def run_transfer(specs: list[Spec], mebibytes: int, kinds: list[str], settings: Settings) -> dict[str, Any]:
     say(f"transfers of {mebibytes} MiB")
     results = _transfer.run_rounds(specs, mebibytes << 20, kinds, settings)
     print(_table.transfer_tables(mebibytes, results), flush=True)
-    return {"mode": "transfer", "mebibytes": mebibytes, "results": results}
+    by_name = {f"{kind}, {direction}": servers for (kind, direction), servers in results.items()}
+    return {"mode": "transfer", "mebibytes": mebibytes, "results": by_name}
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -244,7 +252,14 @@ def run(arguments: argparse.Namespace) -> None:
         for config in [Config.parse(text) for text in (arguments.configs or default).split(",")]:
             runs.append(run_echo(specs, config, settings))
     if arguments.json:
-        record = {"machine": machine, "skipped": skipped, "seconds": settings.seconds, "runs": runs}
+        record = {
+            "date": f"{dt.datetime.now(dt.timezone.utc):%Y-%m-%d}",
+            "machine": machine,
+            "command": shlex.join(["python", *sys.argv]),
+            "skipped": skipped,
+            "seconds": settings.seconds,
+            "runs": runs,
+        }
         arguments.json.write_text(json.dumps(record, indent=1) + "\n")
 
 

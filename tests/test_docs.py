@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import itertools
 import re
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -46,9 +50,26 @@ def code_in(page: str) -> str:
     return " ".join(re.findall(r"`([^`]+)`", text))
 
 
+def documented() -> dict[str, list[str]]:
+    """The names that the reference documents, by module."""
+    names: dict[str, list[str]] = {}
+    for page in sorted((DOCS / "reference").glob("*.rst")):
+        text = page.read_text()
+        [module] = re.findall(r"^\.\. (?:current)?module:: ([\w.]+)$", text, re.MULTILINE)
+        names.setdefault(module, []).extend(re.findall(r"^\.\. auto\w+:: (\w+)$", text, re.MULTILINE))
+    return names
+
+
 def test_the_reference_has_every_public_name_and_no_other() -> None:
-    documented = re.findall(r"^\.\. auto\w+:: (\w+)$", (DOCS / "reference.rst").read_text(), re.MULTILINE)
-    assert sorted(documented) == sorted(gain_trio.__all__)
+    names = documented()
+    assert sorted(itertools.chain.from_iterable(names.values())) == sorted(gain_trio.__all__)
+    for module, own in names.items():
+        assert set(own) <= set(importlib.import_module(module).__all__)
+
+
+def test_every_page_of_the_reference_is_in_its_table_of_contents() -> None:
+    pages = {page.stem for page in (DOCS / "reference").glob("*.rst")}
+    assert set(re.findall(r"^   reference/(\w+)$", (DOCS / "reference.rst").read_text(), re.MULTILINE)) == pages
 
 
 def test_porting_from_gain_has_every_name_of_gains() -> None:
@@ -71,9 +92,26 @@ def test_python_in_a_page_is_python(page: Path) -> None:
 
 
 def test_every_page_is_in_the_table_of_contents() -> None:
-    [contents] = re.findall(r"```\{toctree\}(.*?)```", (DOCS / "index.md").read_text(), re.DOTALL)
+    tables = re.findall(r"```\{toctree\}(.*?)```", (DOCS / "index.md").read_text(), re.DOTALL)
     pages = {path.stem for path in [*PAGES, *DOCS.glob("*.rst")]} - {"index"}
-    assert set(re.findall(r"^\w[\w-]*$", contents, re.MULTILINE)) == pages
+    assert sorted(re.findall(r"^\w[\w-]*$", "".join(tables), re.MULTILINE)) == sorted(pages)
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_links_to_files_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\((?!https?:)([^)#\s]+)(?:#[^)]*)?\)", page.read_text())
+    assert not [target for target in targets if not (page.parent / target).exists()]
+
+
+def test_the_readme_links_every_page() -> None:
+    linked = set(re.findall(r"\]\(docs/([\w.-]+)\)", (ROOT / "README.md").read_text()))
+    assert {path.name for path in PAGES} - {"index.md"} <= linked
+
+
+def test_the_picture_is_that_of_the_recorded_results() -> None:
+    figures, results = ROOT / "benchmarks" / "figures.py", ROOT / "benchmarks" / "results" / "echo.json"
+    drawn = subprocess.run([sys.executable, figures, results], capture_output=True, encoding="utf-8", check=True)
+    assert drawn.stdout == (DOCS / "echo.svg").read_text(encoding="utf-8"), f"remake it: {figures} {results}"
 
 
 def test_the_first_program_is_that_of_the_readme() -> None:

@@ -16,8 +16,8 @@ SDIST_MUST = {
     "tests": ("*.py",),
     "examples": ("*.py",),
     "tools": ("*.py",),
-    "docs": ("*.md", "*.rst", "*.py"),
-    "benchmarks": ("*.py", "*.c", "*.h", "*.lua", "README.md"),
+    "docs": ("*.md", "*.rst", "*.py", "*.svg"),
+    "benchmarks": ("*.py", "*.c", "*.h", "*.lua", "*.json", "README.md"),
 }
 SDIST_MUST_FILES = ("Makefile", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "pyproject.toml", "setup.py")
 

@@ -25,7 +25,7 @@ DEFAULT_WRITE_LIMIT = 16 * 1024 * 1024
 
 @final
 class ProtocolHandler(AttendingHandler):
-    """A handler for :func:`serve` that runs an :class:`asyncio.Protocol`, or an :class:`asyncio.BufferedProtocol`.
+    """A handler for :func:`gain_trio.serve` that runs an :class:`asyncio.Protocol`, or an :class:`asyncio.BufferedProtocol`.
 
     ``serve(ProtocolHandler(MyProtocol), address)`` does what ``loop.create_server(MyProtocol, ...)`` does in asyncio:
     for each connection ``factory()`` makes a protocol, and then ``connection_made(transport)``,
@@ -58,8 +58,8 @@ class ProtocolHandler(AttendingHandler):
       :exc:`TimeoutError`.  In asyncio that may take for ever.
     - ``abort()`` resets the connection, so that the peer cannot take what arrived for everything.
     - With more than ``write_limit`` bytes that the kernel does not take, the next write resets the connection, and
-      ``connection_lost`` gets a :exc:`SlowReader`.  asyncio's buffer has no limit.  A protocol that keeps to
-      ``pause_writing()`` never gets there.
+      ``connection_lost`` gets a :exc:`gain_trio.callbacks.SlowReader`.  asyncio's buffer has no limit.  A protocol that
+      keeps to ``pause_writing()`` never gets there.
     - ``get_extra_info("socket")`` is no socket, but has the methods of :class:`asyncio.trsock.TransportSocket`.
 
     Args:
@@ -111,8 +111,8 @@ class ProtocolHandler(AttendingHandler):
     async def __call__(self, connection: Connection) -> None:
         """Run a protocol on ``connection`` until it is lost.
 
-        Raises what the protocol raised, or :exc:`trio.BrokenResourceError` or :exc:`SlowReader`: that is how a handler
-        tells the server how it ended.  Cancelling it closes the connection and calls ``connection_lost(None)``.
+        Raises what the protocol raised, or :exc:`trio.BrokenResourceError` or :exc:`gain_trio.callbacks.SlowReader`: so the
+        server learns how it ended.  Cancelling it closes the connection and calls ``connection_lost(None)``.
         """
         # asyncio takes longer to import than all the rest, and few programs want this.
         from ._no_loop import explain, loop_that_does_not_run, no_loop  # noqa: PLC0415

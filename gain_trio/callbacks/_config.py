@@ -100,7 +100,7 @@ class Config:
     """Socket sharding on Linux: the shard is chosen by the CPU that a connection, or datagram, arrives on."""
     load_balancing: Any = "round_robin"
     """Reactor: which worker gets a connection.  ``"round_robin"``, ``"least_connections"``, ``"source_ip_hash"``, or a
-    balancer of your own, see :func:`serve`."""
+    balancer of your own, see :func:`gain_trio.serve`."""
     socket_recv_buffer_size: int = attrs.field(default=0, validator=_whole(0))
     """The kernel's receive buffer of each socket, in bytes; 0 leaves it to the kernel."""
     socket_send_buffer_size: int = attrs.field(default=0, validator=_whole(0))
@@ -128,7 +128,7 @@ FIELDS = frozenset(field.name for field in attrs.fields(Config))
 
 
 def merged(config: Config | None, options: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
-    """The config with the options that are its fields, and the options that are not: those of :func:`serve`."""
+    """The config with the options that are its fields, and the options that are not: those of :func:`gain_trio.serve`."""
     if config is not None and not isinstance(config, Config):
         raise TypeError(f"config must be a gain_trio.Config, not {config!r}")
     own = {name: value for name, value in options.items() if name in FIELDS}
@@ -137,7 +137,7 @@ def merged(config: Config | None, options: Mapping[str, Any]) -> tuple[Config, d
 
 
 def serve_options(config: Config, others: Mapping[str, Any]) -> dict[str, Any]:
-    """The keyword arguments of :func:`serve` that a config stands for, and those that were given for it.
+    """The keyword arguments of :func:`gain_trio.serve` that a config stands for, and those that were given for it.
 
     What was given wins, and what is at its default is not passed.
     """

@@ -194,8 +194,9 @@ class Conn(abc.ABC):
     def close(self) -> None:
         """Close the connection when what was written is sent.
 
-        It waits for a peer that goes on taking it, for ``close_timeout`` at most (an option of :func:`serve`, 60 seconds),
-        and 5 seconds for one that takes nothing; or for the time of :meth:`set_linger`, whether bytes move or not.
+        It waits for a peer that goes on taking it, for ``close_timeout`` at most (an option of :func:`gain_trio.serve`,
+        60 seconds), and 5 seconds for one that takes nothing; or for the time of :meth:`set_linger`, whether bytes move or
+        not.
 
         Nothing can be read or written any more, and ``on_read`` is not called again; ``on_write`` may be, and then
         ``on_close`` is.  Of a datagram's source there is nothing to close, and nothing happens.

@@ -76,7 +76,7 @@ class WorkerThreads:
 
 @final
 class StreamDriver(AttendingHandler):
-    """The handler of :func:`serve` for an event handler: an async function of a connection.
+    """The handler of :func:`gain_trio.serve` for an event handler: an async function of a connection.
 
     It is pickled for worker processes, with the event handler and the config alone; the rest is made in the run.
     """

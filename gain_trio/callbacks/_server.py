@@ -91,9 +91,9 @@ class EventServer:
     Args:
       event_handler: an :class:`EventHandler`.
       config: a :class:`Config`, whose values are taken but for those in ``options``.
-      options: fields of :class:`Config`; everything else is passed to :func:`serve` (``ssl_context``, ``idle_timeout``,
-        ``max_connections``, ``processes``, ...), or for ``udp://`` addresses to :func:`open_datagram_endpoint`.
-        ``graceful_timeout`` is for both.
+      options: fields of :class:`Config`; everything else is passed to :func:`gain_trio.serve` (``ssl_context``,
+        ``idle_timeout``, ``max_connections``, ``processes``, ...), or for ``udp://`` addresses to
+        :func:`gain_trio.open_datagram_endpoint`.  ``graceful_timeout`` is for both.
 
     Raises:
       TypeError, ValueError: the event handler is none, or an option makes no sense.
@@ -161,7 +161,7 @@ class EventServer:
         Raises:
           AlreadyRunning: it was started, and has not ended.
           UnsupportedProtocol: the address is of another network.
-          ValueError, OSError: see :func:`serve`.
+          ValueError, OSError: see :func:`gain_trio.serve`.
           RuntimeError: this thread is in a Trio run: use :func:`serve_events` there.
           what leaves ``on_start``.
         """
@@ -417,7 +417,7 @@ async def serve_events(
     Raises:
       UnsupportedProtocol: the address is of another network.
       TypeError, ValueError: the event handler is none, or an option makes no sense.
-      OSError, RuntimeError: see :func:`serve`.
+      OSError, RuntimeError: see :func:`gain_trio.serve`.
       what leaves ``on_start``.
     """
     await EventServer(event_handler, config, **options)._serve_in_run(address, task_status)
