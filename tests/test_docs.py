@@ -103,6 +103,12 @@ def test_links_to_files_lead_somewhere(page: Path) -> None:
     assert not [target for target in targets if not (page.parent / target).exists()]
 
 
+def test_the_files_that_the_design_names_exist() -> None:
+    named = re.findall(r"`((?:_ffi|gain_trio|tests)/[\w/.]+)`", (DOCS / "design.md").read_text())
+    assert len(named) > 40
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
 def test_the_readme_links_every_page() -> None:
     linked = set(re.findall(r"\]\(docs/([\w.-]+)\)", (ROOT / "README.md").read_text()))
     assert {path.name for path in PAGES} - {"index.md"} <= linked
