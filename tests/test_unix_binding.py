@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -16,7 +17,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio
 from gain_trio import open_datagram_endpoint, open_listeners
-from gain_trio._transports._addresses import _unix_binding, _unix_holders
+from gain_trio._transports._addresses import _patient_bind, _unix_binding, _unix_holders
 from gain_trio._transports._addresses._unix_binding import PATIENCE
 from gain_trio._transports._addresses._unix_holders import is_held
 
@@ -266,3 +267,39 @@ def test_of_many_runs_that_start_at_once_one_listens(path: str, left_over: bool)
         thread.join()
     assert len(listening) == 1
     assert refused == [errno.EADDRINUSE] * (count - 1)
+
+
+# --- a server that was killed a moment ago ---
+
+
+@pytest.mark.parametrize("kind", ["path", "abstract"])
+async def test_a_socket_that_the_kernel_gives_back_late_is_waited_for(
+    path: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed process's ring has it for some milliseconds more."""
+    monkeypatch.setattr(_patient_bind, "PATIENCE", 30)
+    name = path if kind == "path" else f"\0{path}"
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(name)
+        killed.listen()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listen, path if kind == "path" else f"@{path}")
+            for _ in range(3):
+                await trio.lowlevel.checkpoint()
+            assert nursery.child_tasks
+            killed.close()
+
+
+async def test_a_server_that_lives_is_looked_at_a_few_times_only(path: str) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen(100)
+        server.setblocking(False)
+        with pytest.raises(OSError, match="a server is listening there"):
+            await listen(path)
+        looks = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                server.accept()[0].close()
+                looks += 1
+        assert 1 <= looks < 10

@@ -7,7 +7,6 @@ processes, which get them passed.
 from __future__ import annotations
 
 import errno
-import functools
 import socket
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
@@ -16,7 +15,7 @@ import trio
 
 from ._address import Address, FdAddress, TcpAddress, UnixAddress, parse_address
 from ._open_local import open_passed, open_unix
-from ._patient_bind import bind_patiently, patiently
+from ._patient_bind import bind_patiently
 from ._reuse_port import steer_by_cpu
 from ._socket_options import SocketOptions, apply_tcp_options, options_for
 from ._sockets import share_address, share_port
@@ -57,7 +56,7 @@ async def open_sockets(
     try:
         for address, fit in zip(parsed, fitting, strict=True):
             if isinstance(address, UnixAddress):
-                groups[0].append(await patiently(functools.partial(open_unix, address, fit)))
+                groups[0].append(await open_unix(address, fit))
             elif isinstance(address, FdAddress):
                 groups[0] += open_passed(address, pass_fds=fit.pass_fds)
             else:

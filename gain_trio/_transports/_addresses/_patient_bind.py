@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Final, TypeVar
 
 import trio
@@ -21,26 +21,23 @@ PAUSE: Final = 0.001
 T = TypeVar("T")
 
 
-async def patiently(attempt: Callable[[], Awaitable[T]]) -> T:
-    """What ``attempt`` returns; when it raises ``EADDRINUSE`` it is called again, for :data:`PATIENCE`."""
+async def bind_patiently(bind: Callable[[], T], *, pauses: int = 1) -> T:
+    """What ``bind`` returns; when it raises ``EADDRINUSE`` it is called again, for :data:`PATIENCE`.
+
+    Args:
+      bind: does not wait.
+      pauses: how often to pause before it is called again.
+    """
     end = time.monotonic() + PATIENCE
     while True:
         try:
-            return await attempt()
+            return bind()
         except OSError as error:
             if error.errno != errno.EADDRINUSE or time.monotonic() >= end:
                 raise
-        _nap()  # not by Trio's clock, which may be a test's that stands still
-        await trio.lowlevel.checkpoint()
-
-
-async def bind_patiently(bind: Callable[[], object]) -> None:
-    """The same of a call that does not wait."""
-
-    async def attempt() -> None:
-        bind()
-
-    await patiently(attempt)
+        for _ in range(pauses):
+            _nap()  # not by Trio's clock, which may be a test's that stands still
+            await trio.lowlevel.checkpoint()
 
 
 def _nap() -> None:

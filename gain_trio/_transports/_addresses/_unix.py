@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import select
@@ -39,6 +40,7 @@ import trio
 
 from ._address import UnixAddress
 from ._passed_descriptors import SO_PASSRIGHTS, accept_descriptors, keeper
+from ._patient_bind import bind_patiently
 from ._shown import shown
 from ._sockets import deepen_send_buffer
 from ._unix_binding import bind_path, check_bound, file_of
@@ -191,7 +193,7 @@ async def listen_unix(address: UnixAddress, backlog: int, access: Access, *, pas
         sock.setblocking(False)
         accept_descriptors(sock, pass_fds)
         if address.abstract:
-            sock.bind(address.sockaddr)
+            await bind_patiently(functools.partial(sock.bind, address.sockaddr))
             sock.listen(backlog)
             return sock
         await bind_path(sock, address.path)
@@ -224,7 +226,7 @@ async def bind_unix(
         if remote is not None:
             sock.connect(remote.sockaddr)  # before it has a name, so that nobody else has a moment to send to it
         if address.abstract:
-            sock.bind(address.sockaddr)
+            await bind_patiently(functools.partial(sock.bind, address.sockaddr))
             return sock
         mode = access.mode
         if _BIND_TAKES_MODE and (mode, owner, group) != (None, -1, -1):

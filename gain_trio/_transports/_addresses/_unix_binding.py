@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import secrets
@@ -29,6 +30,7 @@ from typing import Final
 
 import trio
 
+from ._patient_bind import bind_patiently
 from ._shown import shown
 from ._unix_holders import is_held
 
@@ -39,6 +41,8 @@ PATIENCE: Final = 1.0
 FRESH: Final = 0.25
 """Seconds that a server needs from bind(2) to listen(2) at most, when it is in another network namespace."""
 _PAUSE: Final = 0.01
+_LOOK_AGAIN: Final = 50
+"""Pauses of bind_patiently() before a server that listens is looked at again: it may have been killed a moment ago."""
 _HELD: Final = (
     "a process has bound a socket there that does not listen (yet); see ss -xlp, and try again when it has ended"
 )
@@ -59,7 +63,8 @@ async def bind_path(sock: socket.socket, path: str) -> None:
     while True:
         if _binds(sock, path):
             return
-        reason = _make_room(path)
+        # A server that lives sees each look at it as a connection.
+        reason = await bind_patiently(functools.partial(_make_room, path), pauses=_LOOK_AGAIN)
         if reason is None and _binds(sock, path):
             return
         if trio.current_time() >= end:
