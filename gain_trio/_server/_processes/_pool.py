@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import os
 import socket
 from collections import deque
@@ -90,6 +91,7 @@ class Pool:
         self._accepts = True
         self._is_up = False
         self._without_ring = 0  # processes, when that was last looked at
+        self._drain_seconds = math.inf
         self._cut = 0  # processes that had to be killed when the server drained
         self.slots = [
             Slot(
@@ -147,8 +149,7 @@ class Pool:
             return None
         return WorkerFailed(
             "the server has cut connections off at its end",
-            f"{self._cut} of its worker processes did not end within {self._config.graceful_timeout:g} seconds "
-            "(graceful_timeout), and had to be killed",
+            f"{self._cut} of its worker processes did not end within {self._drain_seconds:g} seconds, and had to be killed",
         )
 
     def _tell_of_rings(self) -> None:
@@ -241,6 +242,7 @@ class Pool:
         """Have all processes drain, and end when they have."""
         self.stop_accepting()
         self.draining.set()
+        self._drain_seconds = min(self._drain_seconds, timeout)
         for slot in self.slots:
             slot.close(timeout)
         self.changed()
