@@ -209,6 +209,29 @@ async def test_a_process_that_always_dies_ends_the_server_with_the_reason(caplog
     assert len(open_descriptors()) <= len(descriptors) + 4, "Trio's threads"
 
 
+@pytest.mark.parametrize(
+    "error", [RuntimeError("can't start new thread"), MemoryError(), OSError(errno.EAGAIN, "too many")], ids=repr
+)
+async def test_a_process_for_which_there_is_no_thread_is_tried_again(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    open_process = trio.lowlevel.open_process
+    errors = [error] * 2
+
+    async def refuse(*arguments: Any, **options: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return await open_process(*arguments, **options)
+
+    async with serving(handlers.tell_process, processes=1) as server:
+        [pid] = children()
+        monkeypatch.setattr(trio.lowlevel, "open_process", refuse)
+        os.kill(pid, signal.SIGKILL)
+        async with await connect(server) as client:
+            assert await process_of(client) != pid
+    assert caplog.text.count("it cannot be started") == 2
+
+
 async def test_what_is_lacking_to_start_a_process_may_come_back(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

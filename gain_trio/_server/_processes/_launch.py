@@ -10,6 +10,7 @@ waits.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import pickle
@@ -102,11 +103,14 @@ class Launch:
         Raises:
           OSError: it cannot be started: there are too many processes, or too little memory.
         """
-        return await trio.lowlevel.open_process(
-            [*self._python, _BOOT, str(control.fileno())],
-            stdin=subprocess.DEVNULL,
-            pass_fds=(control.fileno(), *descriptors),
-        )
+        try:
+            return await trio.lowlevel.open_process(
+                [*self._python, _BOOT, str(control.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(control.fileno(), *descriptors),
+            )
+        except (RuntimeError, MemoryError) as error:  # "can't start new thread", of the thread that would start it
+            raise OSError(errno.EAGAIN, f"no process can be started: {str(error) or 'out of memory'}") from error
 
     def first_message(self, place: Place) -> bytes:
         """What ``_boot.py`` reads from the channel."""
