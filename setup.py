@@ -1,4 +1,4 @@
-"""The two compiled modules; everything else about the package is in pyproject.toml.
+"""The three compiled modules; everything else about the package is in pyproject.toml.
 
 They are built where they can run, on CPython on Linux.  Elsewhere, and with ``GAIN_TRIO_NO_EXTENSIONS=1``, the package
 installs without them, as pure Python.
@@ -18,7 +18,7 @@ if without not in ("0", "1", ""):
 
 arguments = {}
 if sys.platform == "linux" and platform.python_implementation() == "CPython" and without != "1":
-    from compile_options import COMPILE_ARGUMENTS, LINK_ARGUMENTS, fastpath_sources
+    from compile_options import COMPILE_ARGUMENTS, LINK_ARGUMENTS, fastpath_sources, trio_core_sources
 
     arguments = {
         "cffi_modules": ["_ffi/uring_build.py:builder"],
@@ -29,7 +29,14 @@ if sys.platform == "linux" and platform.python_implementation() == "CPython" and
                 depends=["_ffi/abi.h", "_ffi/ring.h", "_ffi/fastpath/fastpath.h", "_ffi/fastpath/endpoint.h"],
                 extra_compile_args=COMPILE_ARGUMENTS,
                 extra_link_args=LINK_ARGUMENTS,
-            )
+            ),
+            Extension(
+                "gain_trio._trio_core",
+                sources=trio_core_sources(),
+                depends=["_ffi/trio_core/core.h", "_ffi/trio_core/socket_call.h"],
+                extra_compile_args=COMPILE_ARGUMENTS,
+                extra_link_args=LINK_ARGUMENTS,
+            ),
         ],
     }
 

@@ -1,4 +1,4 @@
-"""How both compiled modules are compiled.
+"""How the compiled modules are compiled.
 
 ``GAIN_TRIO_WERROR=1`` makes warnings errors (CI does), ``GAIN_TRIO_SANITIZE=1`` builds with AddressSanitizer and UBSan.
 """
@@ -34,3 +34,9 @@ def fastpath_sources() -> list[str]:
     root = Path(__file__).resolve().parent.parent
     fastpath = sorted(path.relative_to(root).as_posix() for path in (root / "_ffi/fastpath").glob("*.c"))
     return [*RING_SOURCES, *fastpath]
+
+
+def trio_core_sources() -> list[str]:
+    """The same of ``gain_trio._trio_core``, which needs no ring."""
+    root = Path(__file__).resolve().parent.parent
+    return sorted(path.relative_to(root).as_posix() for path in (root / "_ffi/trio_core").glob("*.c"))

@@ -15,6 +15,7 @@ from typing import Final, Literal, TypeAlias, cast, final, get_args
 import attrs
 import trio
 
+from gain_trio._acceleration import PieceInfo
 from gain_trio._kernel import FULL_TIER, Feature, RingUnavailable, Tier, ring_is_possible
 from gain_trio._ring import Ring, RingOptions
 
@@ -46,6 +47,8 @@ class BackendInfo:
     """Why it is this backend and tier, in a sentence."""
     features: tuple[str, ...]
     """Kernel features in use, by name."""
+    acceleration: tuple[PieceInfo, ...] = ()
+    """The pieces of Trio's own hot path that gain_trio can do in C, and whether it does."""
 
 
 def feature_names(features: Feature) -> tuple[str, ...]:

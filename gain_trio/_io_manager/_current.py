@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+import attrs
 import sniffio
 
+from gain_trio._acceleration import describe as describe_acceleration
+from gain_trio._acceleration import resolve as resolve_acceleration
 from gain_trio._kernel import RingUnavailable
 from gain_trio._ring import Ring, RingOptions
 
@@ -80,8 +83,15 @@ def backend_info() -> BackendInfo:
     """What the current run is on; outside a run, what :func:`gain_trio.run` would be on (a ring is opened to find out).
 
     Raises:
-      ValueError: outside a run, when ``GAIN_TRIO_BACKEND`` is none of ``auto``, ``io_uring`` and ``trio``.
+      ValueError: outside a run, when ``GAIN_TRIO_BACKEND`` is none of ``auto``, ``io_uring`` and ``trio``, or
+        ``GAIN_TRIO_ACCELERATE`` names what is no piece.
     """
+    running = _seam.current_io_manager() is not None
+    wish = None if running else resolve_acceleration()
+    return attrs.evolve(_backend_info(), acceleration=describe_acceleration(wish))
+
+
+def _backend_info() -> BackendInfo:
     manager = _seam.current_io_manager()
     if isinstance(manager, UringIOManager):
         return ring_info(manager.ring, running=True)

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
+
+from gain_trio._acceleration import Acceleration, switch
+from gain_trio._acceleration import Wish as AccelerationWish
+from gain_trio._acceleration import describe as describe_acceleration
+from gain_trio._acceleration import resolve as resolve_acceleration
 from gain_trio._ring import RingOptions
 
 from . import _seam
@@ -12,12 +18,18 @@ from ._manager import UringIOManager
 
 _replaced: list[type[Any]] = []
 _refusals: list[BackendInfo] = []
+_pieces: list[tuple[str, ...]] = []
+"""What :func:`install` has put in, until it is taken out."""
 
 
 def install(
-    ring: RingOptions | None = None, *, resume_in_place: bool | None = None, backend: Backend = "auto"
+    ring: RingOptions | None = None,
+    *,
+    resume_in_place: bool | None = None,
+    backend: Backend = "auto",
+    accelerate: Acceleration = None,
 ) -> BackendInfo:
-    """Have every later :func:`trio.run` of this process run on io_uring.
+    """Have every later :func:`trio.run` of this process run on io_uring, and do Trio's own hot path in C.
 
     For programs that call ``trio.run`` themselves (servers, test suites); a program of one's own calls
     :func:`gain_trio.run`.  Calling it again changes the options.  A ring is opened once to see that it can be had; a later
@@ -25,7 +37,8 @@ def install(
 
     Args:
       ring, resume_in_place, backend: as for :func:`run`.  Where the ring is not to be had, or not wanted, Trio's runs are
-        what they would be without this call; with ``backend="auto"`` that is a warning in the log.
+        on the I/O manager that they would be on without this call; with ``backend="auto"`` that is a warning in the log.
+      accelerate: as for :func:`run`; it needs no ring.
 
     Returns:
       What later runs are on.
@@ -34,17 +47,24 @@ def install(
       RingUnavailable: with ``backend="io_uring"``, there is no io_uring to be had; nothing is changed then.
       ValueError, TypeError: as for :func:`run`.
     """
-    return install_wish(resolve(backend), ring, resume_in_place)
+    return install_wish(resolve(backend), ring, resume_in_place, accelerate)
 
 
-def install_wish(wish: Wish, ring: RingOptions | None = None, resume_in_place: bool | None = None) -> BackendInfo:
+def install_wish(
+    wish: Wish,
+    ring: RingOptions | None = None,
+    resume_in_place: bool | None = None,
+    accelerate: Acceleration = None,
+) -> BackendInfo:
     """:func:`install` for who has asked somebody else than the program and the environment."""
+    pieces = resolve_acceleration(accelerate)
     opened = open_manager(wish, ring, resume_in_place)
+    _accelerate(pieces)
     if isinstance(opened, BackendInfo):
-        uninstall()
+        _uninstall_manager()
         _refusals.append(opened)
-        return opened
-    info = ring_info(opened.ring, running=False)
+        return attrs.evolve(opened, acceleration=describe_acceleration(pieces))
+    info = attrs.evolve(ring_info(opened.ring, running=False), acceleration=describe_acceleration(pieces))
     opened.close()  # a ring of its own for each run; this one was to find out
     _refusals.clear()
     UringIOManager.default_options = ring
@@ -56,8 +76,23 @@ def install_wish(wish: Wish, ring: RingOptions | None = None, resume_in_place: b
     return info
 
 
+def _accelerate(wish: AccelerationWish) -> None:
+    """These pieces, in the place of those of an install before."""
+    before, _pieces[:] = _pieces[:], [switch.put_in(wish.names)]
+    for pieces in before:
+        switch.take_out(pieces)
+
+
 def uninstall() -> None:
-    """Undo :func:`install`: later runs are on Trio's own I/O manager again.  Without an install, does nothing."""
+    """Undo :func:`install`: later runs are on Trio's own I/O manager again, and on its own code, if no run of this process
+    is accelerated.  Without an install, does nothing.
+    """
+    while _pieces:
+        switch.take_out(_pieces.pop())
+    _uninstall_manager()
+
+
+def _uninstall_manager() -> None:
     _refusals.clear()
     if _replaced:
         _seam.set_default_io_manager(_replaced.pop())

@@ -262,16 +262,25 @@ class UringIOManager:
     async def _wait(self, fd: int | _HasFileNo, direction: int) -> None:
         if not isinstance(fd, int):
             fd = fd.fileno()
-        waiters = self._waiters[direction]
-        other = waiters.get(fd)
-        if other is not None and other.waits:
-            raise trio.BusyResourceError("another task is already reading / writing this fd")
-        waiters[fd] = poll = self.reactor.poll(fd, direction)
+        poll = self.poll(fd, direction)
         try:
             await poll
         finally:
+            waiters = self._waiters[direction]
             if waiters.get(fd) is poll:
                 del waiters[fd]
+
+    def poll(self, fd: int, events: int) -> Poll:
+        """What a task awaits that waits for readiness; Trio's sockets, when they are accelerated, await it themselves.
+
+        It stays known until the next one for the same descriptor, which costs little and saves looking it up again.
+        """
+        waiters = self._waiters[events]
+        other = waiters.get(fd)
+        if other is not None and other.waits:
+            raise trio.BusyResourceError("another task is already reading / writing this fd")
+        waiters[fd] = poll = self.reactor.poll(fd, events)
+        return poll
 
     def notify_closing(self, fd: int | _HasFileNo) -> None:
         """See :func:`trio.lowlevel.notify_closing`."""

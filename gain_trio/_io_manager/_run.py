@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import outcome
 import trio
 
+from gain_trio._acceleration import Acceleration, switch
+from gain_trio._acceleration import resolve as resolve_acceleration
 from gain_trio._ring import RingOptions
 
 from . import _seam
@@ -17,6 +19,8 @@ from ._install import trios_own
 from ._manager import UringIOManager
 
 T = TypeVar("T")
+
+switch.know(UringIOManager)
 
 
 class _Place(trio.abc.Instrument):
@@ -65,8 +69,9 @@ def run(
     backend: Backend = "auto",
     ring: RingOptions | None = None,
     resume_in_place: bool | None = None,
+    accelerate: Acceleration = None,
 ) -> T:
-    """:func:`trio.run` on io_uring, where that can be had.
+    """:func:`trio.run` on io_uring, where that can be had, with Trio's own hot path in C.
 
     Everything Trio can do works, and connections of gain_trio are fast.
 
@@ -82,6 +87,12 @@ def run(
       resume_in_place: False sends the wake-ups of tasks that wait for a connection through Trio's scheduler, which is
         slower and makes no other difference; None leaves it to the environment variable
         ``GAIN_TRIO_RESUME_IN_PLACE`` (0 or 1; 1 when it is not set).
+      accelerate: which pieces of Trio's own hot path are done in C while this runs, on any backend: True for all, False for
+        none, or their names (``sockets``, ``streams``, ``step``, ``checkpoints``, ``scopes``, ``spawning``, ``tick``).  None,
+        the default, leaves it to the environment variable ``GAIN_TRIO_ACCELERATE``: 0, 1, or names with commas between them;
+        when it is not set, all are.  A piece that was not tested with this release of Trio stays Trio's own, which is logged
+        once, and which :func:`backend_info` tells.  Trio's functions are the process's: plain runs in other threads
+        use the same pieces meanwhile.
 
     Returns:
       What ``async_fn`` returns.
@@ -89,10 +100,13 @@ def run(
     Raises:
       RingUnavailable: the ring was demanded and cannot be had; the message says why and what would help.
       ValueError: ``backend``, ``GAIN_TRIO_BACKEND`` or another of this package's variables has a value that is none.
+      ValueError: ``accelerate`` or ``GAIN_TRIO_ACCELERATE`` names a piece that there is not.
       TypeError: ``ring`` is no :class:`RingOptions`.
       BaseException: what ``async_fn`` raises, and what :func:`trio.run` raises.
     """
+    wish = resolve_acceleration(accelerate)
     place = _Place(backend, ring, resume_in_place)
+    pieces = switch.put_in(wish.names)
     try:
         return trio.run(
             async_fn,
@@ -103,6 +117,7 @@ def run(
             strict_exception_groups=strict_exception_groups,
         )
     finally:
+        switch.take_out(pieces)
         place.abandon()
 
 
@@ -135,24 +150,32 @@ def start_guest_run(
     backend: Backend = "auto",
     ring: RingOptions | None = None,
     resume_in_place: bool | None = None,
+    accelerate: Acceleration = None,
 ) -> None:
     """:func:`trio.lowlevel.start_guest_run` on io_uring.  Call it in the thread of the host loop.
 
     Args:
-      backend, ring, resume_in_place: as for :func:`run`.
+      backend, ring, resume_in_place, accelerate: as for :func:`run`.
 
     The other arguments are those of :func:`trio.lowlevel.start_guest_run`.
 
     Raises:
       RingUnavailable, ValueError, TypeError: as for :func:`run`.
     """
+    wish = resolve_acceleration(accelerate)
     place = _Place(backend, ring, resume_in_place)
+    pieces = switch.put_in(wish.names)
+
+    def done(result: outcome.Outcome[Any]) -> None:
+        switch.take_out(pieces)
+        done_callback(result)
+
     try:
         trio.lowlevel.start_guest_run(
             async_fn,
             *args,
             run_sync_soon_threadsafe=run_sync_soon_threadsafe,
-            done_callback=done_callback,
+            done_callback=done,
             run_sync_soon_not_threadsafe=run_sync_soon_not_threadsafe,
             host_uses_signal_set_wakeup_fd=host_uses_signal_set_wakeup_fd,
             clock=clock,
@@ -161,5 +184,6 @@ def start_guest_run(
             strict_exception_groups=strict_exception_groups,
         )
     except BaseException:
+        switch.take_out(pieces)
         place.abandon()
         raise

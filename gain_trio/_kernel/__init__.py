@@ -1,12 +1,12 @@
-"""Floor 1: the typed door to the two compiled modules.
+"""Floor 1: the typed door to the compiled modules.
 
-Nothing above this package imports ``gain_trio._uring`` or ``gain_trio._fastpath`` itself.  Both exist on CPython on Linux
+Nothing above this package imports ``gain_trio._uring``, ``gain_trio._fastpath`` or ``gain_trio._trio_core`` itself.  They exist on CPython on Linux
 only; everywhere else :data:`load_error` says so and the rest of the package does without.
 """
 
 from ._constants import FULL_TIER, AcceptFlag, CompletionFlag, Feature, PollEvent, RegisterOp, Tier
 from ._errors import RingUnavailable, check, kernel_version, os_error, ring_unavailable
-from ._modules import fastpath, load_error, ring_is_possible, uring
+from ._modules import fastpath, load_error, ring_is_possible, trio_core, trio_core_error, uring
 
 __all__ = [
     "FULL_TIER",
@@ -24,5 +24,7 @@ __all__ = [
     "os_error",
     "ring_is_possible",
     "ring_unavailable",
+    "trio_core",
+    "trio_core_error",
     "uring",
 ]

@@ -6,7 +6,7 @@ import platform
 import sys
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["fastpath", "load_error", "ring_is_possible", "uring"]
+__all__ = ["fastpath", "load_error", "ring_is_possible", "trio_core", "trio_core_error", "uring"]
 
 if TYPE_CHECKING:
     from gain_trio import _fastpath as fastpath
@@ -15,6 +15,12 @@ else:
 
 uring: Any = None
 """``gain_trio._uring``: cffi's ``ffi`` and ``lib`` over ring.h, or None."""
+
+trio_core: Any = None
+"""``gain_trio._trio_core``, or None.  It needs no ring, and so is not counted among the modules below."""
+
+trio_core_error: str | None = None
+"""Why it is not there, or None when it is."""
 
 load_error: str | None = None
 """Why the compiled modules are not there, or None when they are."""
@@ -41,3 +47,13 @@ else:
     else:
         fastpath = gain_trio._fastpath
         uring = gain_trio._uring
+
+if load_error is not None:
+    trio_core_error = load_error
+else:
+    try:
+        import gain_trio._trio_core
+    except ImportError as error:  # in a sub-interpreter, which the message says
+        trio_core_error = str(error)
+    else:
+        trio_core = gain_trio._trio_core

@@ -1,0 +1,189 @@
+/* core.h: Trio's own hot path in C, as gain_trio._trio_core.
+ *
+ * Each file stands for a part of Trio, which it names at its top:
+ *
+ *     step.c         the inner loop of unrolled_run, and Runner.reschedule
+ *     tick.c         what unrolled_run does between two batches, while nothing is unusual
+ *     checkpoint.c   checkpoint, cancel_shielded_checkpoint, checkpoint_if_cancelled, wait_task_rescheduled
+ *     scope.c        CancelScope: __init__, __enter__, __exit__
+ *     spawn.c        Runner.spawn_impl, Runner.task_exited
+ *     socket_call.c  _SocketType: _nonblocking_helper, and the methods made of it
+ *     stream.c       SocketStream: receive_some, send_all, __anext__
+ *
+ * and each does the ordinary case only.  A function that is called from Trio's own function object (gain_trio._acceleration
+ * puts the call there) says with None or False that the case is not ordinary, before it has changed anything; Trio's body,
+ * which comes after the call, does it then.
+ *
+ * Nothing here knows a run.  `tc_core` has Trio's types, and where their slots lie, which are the process's; what belongs to
+ * a run is asked of the run each time.  The current task is asked of Trio's GLOBAL_RUN_CONTEXT, because others set it, too.
+ */
+#ifndef GAIN_TRIO_CORE_H
+#define GAIN_TRIO_CORE_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <structmember.h>
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* --- Trio's objects: their attributes are slots, at fixed offsets --- */
+
+typedef Py_ssize_t tc_slot;
+
+/* What tc_configure() was given: Trio's types and constants, and where their slots lie. */
+typedef struct {
+    bool configured;
+    PyTypeObject *task_type, *runner_type, *scope_type, *status_type, *deadlines_type, *value_type, *socket_type,
+        *stream_type, *system_clock_type, *plain_socket_type;
+    PyObject *error_type, *trap_type, *detach_type, *checkpoint_message, *no_send, *run_context, *infinity;
+    PyObject *unusual_yield;           /* (runner, task, message) */
+    PyObject *translate;               /* an OSError: the exception that a stream raises for it */
+    PyObject *checkpoint_if_cancelled; /* Trio's function */
+    PyObject *wait_readable, *wait_writable;
+    PyObject *receive_method, *send_method; /* _SocketType.recv and send, as they are when nobody has replaced them */
+    PyObject *receive_some;                 /* SocketStream.receive_some, likewise */
+    PyObject *run_module;                   /* the __dict__ of trio._core._run */
+    PyObject *heappush, *next_counter, *lot_breakers;
+    PyObject *ki_key; /* the name of the local variable with which Trio before 0.28 marks frames, or None */
+    PyObject *default_receive_size;
+    PyTypeObject *manager_type; /* of the I/O manager that has poll(descriptor, events); NULL for none */
+    PyCFunction coroutine_send;
+    Py_ssize_t prune_threshold;
+    struct {
+        tc_slot parent_nursery, coro, runner, name, context, counter, ki_protected, next_send_fn, next_send, abort_func,
+            custom_sleep_data, child_nurseries, eventual_parent_nursery, cancel_points, schedule_points, cancel_status;
+    } task;
+    struct {
+        tc_slot instruments, io_manager, clock, runq, tasks, deadlines, init_task, main_task, autojump_threshold,
+            is_guest, ki_pending, waiting_for_idle;
+    } runner;
+    struct {
+        tc_slot cancel_status, has_been_entered, registered_deadline, cancel_called, cancelled_caught, cancel_reason,
+            relative_deadline, deadline, shield;
+    } scope;
+    struct {
+        tc_slot scope, effectively_cancelled, parent, children, tasks, abandoned;
+    } status;
+    struct {
+        tc_slot heap, active;
+    } deadlines;
+    struct {
+        tc_slot unwrapped, value;
+    } value;
+} tc_core_type;
+
+extern tc_core_type tc_core;
+PyObject *tc_configure(PyObject *module, PyObject *seam);
+
+/* Borrowed; None, too, for a slot that is empty. */
+static inline PyObject *tc_get(tc_slot slot, PyObject *object)
+{
+    PyObject *value = *(PyObject **)((char *)object + slot);
+    return value ? value : Py_None;
+}
+
+/* Takes the reference to `value`. */
+static inline void tc_give(tc_slot slot, PyObject *object, PyObject *value)
+{
+    PyObject **place = (PyObject **)((char *)object + slot), *old = *place;
+    *place = value;
+    Py_XDECREF(old);
+}
+
+static inline void tc_set(tc_slot slot, PyObject *object, PyObject *value) { tc_give(slot, object, Py_NewRef(value)); }
+
+int tc_add(tc_slot slot, PyObject *object, long difference); /* to a number; -1: exception set */
+
+/* 1 or 0; -1: exception set */
+static inline int tc_is_true(PyObject *value)
+{
+    return value == Py_True ? 1 : value == Py_False || value == Py_None ? 0 : PyObject_IsTrue(value);
+}
+
+static inline int tc_drop(PyObject *result)
+{
+    Py_XDECREF(result);
+    return result ? 0 : -1;
+}
+
+/* --- names.c --- */
+
+#define TC_NAMES(X)                                                                                                    \
+    X(task)                                                                                                            \
+    X(runner) X(data) X(call) X(send) X(append) X(clear) X(random) X(unwrap) X(close) X(abort_func) X(final_outcome)   \
+        X(task_exited) X(task_scheduled) X(task_spawned) X(before_task_step) X(after_task_step)                        \
+            X(force_guest_tick_asap) X(_attempt_delivery_of_pending_ki) X(_attempt_delivery_of_any_pending_cancel)     \
+                X(current_time) X(expire) X(next_deadline) X(get_events) X(process_events)                             \
+                    X(_ALLOW_DETERMINISTIC_SCHEDULING) X(_r) X(_sock) X(_did_shutdown_SHUT_WR) X(socket)               \
+                        X(_send_conflict_detector) X(_held) X(recv) X(receive_some) X(fileno) X(poll) X(_closed)       \
+                            X(_children) X(_cancel_status) X(_check_nursery_closed) X(_nested_child_running)           \
+                                X(_pending_starts) X(__module__) X(__qualname__) X(cr_frame) X(f_locals) X(__dict__)   \
+                                    X(throw)
+
+typedef struct {
+#define X(name) PyObject *name;
+    TC_NAMES(X)
+#undef X
+} tc_names_type;
+
+extern tc_names_type tc_names;
+int tc_names_init(void);
+
+/* --- run.c: what is asked of a run --- */
+
+PyObject *tc_context(void);      /* borrowed: the __dict__ of GLOBAL_RUN_CONTEXT in this thread; NULL: exception set */
+PyObject *tc_current_task(void); /* borrowed; NULL without an exception when there is none, or it is not Trio's */
+int tc_is_cancelled(PyObject *task);  /* or interrupted: would a checkpoint raise?  -1: exception set */
+PyObject *tc_hooks(PyObject *runner); /* the dict of instruments by hook, owned */
+int tc_observe(PyObject *runner, PyObject *hooks, PyObject *hook,
+               PyObject *task);      /* call instruments, if there are any */
+PyObject *tc_value(PyObject *value); /* outcome.Value(value) */
+PyObject *tc_take_exception(void);
+void tc_restore_exception(PyObject *exception); /* takes the reference */
+/* What a task is resumed with, unwrapped: a new reference; NULL: exception set. */
+PyObject *tc_unwrap(PyObject *message);
+/* Trio's WaitTaskRescheduled(abort_func) */
+PyObject *tc_trap(PyObject *abort_func);
+
+/* --- drive.c: what every awaitable does alike --- */
+
+PyObject *tc_drive_by_method(sendfunc drive, PyObject *object, PyObject *message);
+PyObject *tc_raise_thrown(PyObject *const *arguments, Py_ssize_t count);
+PyObject *tc_throw_into(PyObject *awaitable, PyObject *const *arguments, Py_ssize_t count);
+PyObject *tc_self(PyObject *self);
+
+/* --- the parts --- */
+
+int tc_reschedule(PyObject *runner, PyObject *task, PyObject *next_send); /* 1, 0: Trio has to, -1 */
+int tc_run_batch(PyObject *runner, PyObject *batch);
+int tc_tick(PyObject *runner);
+
+PyObject *tc_step_reschedule(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+PyObject *tc_step_batch(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+PyObject *tc_tick_batch(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+
+extern PyTypeObject tc_checkpoint_type;
+PyObject *tc_checkpoint(PyObject *module, PyObject *ignored);
+PyObject *tc_shielded_checkpoint(PyObject *module, PyObject *ignored);
+PyObject *tc_pass_checkpoint(PyObject *module, PyObject *ignored);
+PyObject *tc_wait_rescheduled(PyObject *module, PyObject *abort_func);
+
+PyObject *tc_scope_init(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+PyObject *tc_scope_enter(PyObject *module, PyObject *scope);
+PyObject *tc_scope_exit(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+
+int tc_activate_status(PyObject *task,
+                       PyObject *status); /* Task._activate_cancel_status of a task that is not parked */
+PyObject *tc_spawn(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+PyObject *tc_exit(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+
+enum tc_call { TC_RECV, TC_RECV_INTO, TC_SEND, TC_OTHER };
+extern PyTypeObject tc_socket_call_type, tc_socket_method_type;
+PyObject *tc_socket_helper(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+int tc_sockets_check(PyObject *socket); /* -1: exception set */
+PyObject *tc_receive_some(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+PyObject *tc_send_all(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+PyObject *tc_stream_next(PyObject *module, PyObject *stream);
+
+#endif

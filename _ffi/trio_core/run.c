@@ -1,0 +1,149 @@
+/* run.c: what the other parts ask of a run, and of Trio's GLOBAL_RUN_CONTEXT. */
+#include "core.h"
+
+/* GLOBAL_RUN_CONTEXT is a threading.local; its dict in a thread is one object for as long as the thread state lives, and
+ * looking it up is dear.  It is borrowed: the thread state owns it, and the number of the thread state, which is never used
+ * twice, tells whether this is still the same one. */
+static _Thread_local struct {
+    uint64_t thread_state;
+    PyObject *dict;
+} here;
+
+PyObject *tc_context(void)
+{
+    uint64_t number = PyThreadState_GetID(PyThreadState_Get());
+    if (here.dict && here.thread_state == number)
+        return here.dict;
+    PyObject *dict = PyObject_GetAttr(tc_core.run_context, tc_names.__dict__);
+    if (!dict)
+        return NULL;
+    if (!PyDict_CheckExact(dict)) {
+        PyErr_SetString(PyExc_TypeError, "Trio's run context has no dict");
+        Py_DECREF(dict);
+        return NULL;
+    }
+    here.dict = dict;
+    here.thread_state = number;
+    Py_DECREF(dict);
+    return dict;
+}
+
+PyObject *tc_current_task(void)
+{
+    PyObject *context = tc_context();
+    PyObject *task = context ? PyDict_GetItemWithError(context, tc_names.task) : NULL;
+    if (!task) {
+        PyErr_Clear(); /* Trio's own code, which comes next, raises what there is to raise */
+        return NULL;
+    }
+    return Py_IS_TYPE(task, tc_core.task_type) && Py_IS_TYPE(tc_get(tc_core.task.runner, task), tc_core.runner_type)
+               ? task
+               : NULL;
+}
+
+int tc_is_cancelled(PyObject *task)
+{
+    PyObject *status = tc_get(tc_core.task.cancel_status, task);
+    if (!Py_IS_TYPE(status, tc_core.status_type))
+        return 1; /* the init task, between its nurseries: Trio's own code looks at it */
+    int cancelled = tc_is_true(tc_get(tc_core.status.effectively_cancelled, status));
+    if (cancelled != 0)
+        return cancelled;
+    PyObject *runner = tc_get(tc_core.task.runner, task);
+    if (task != tc_get(tc_core.runner.main_task, runner))
+        return 0;
+    return tc_is_true(tc_get(tc_core.runner.ki_pending, runner));
+}
+
+PyObject *tc_hooks(PyObject *runner)
+{
+    PyObject *instruments = tc_get(tc_core.runner.instruments, runner);
+    if (PyDict_Check(instruments)) /* a dict before Trio 0.28, then a UserDict */
+        return Py_NewRef(instruments);
+    PyObject *hooks = PyObject_GetAttr(instruments, tc_names.data);
+    if (hooks && !PyDict_Check(hooks)) {
+        PyErr_SetString(PyExc_TypeError, "Trio's instruments are not in a dict");
+        Py_CLEAR(hooks);
+    }
+    return hooks;
+}
+
+int tc_observe(PyObject *runner, PyObject *hooks, PyObject *hook, PyObject *task)
+{
+    if (PyDict_GET_SIZE(hooks) <= 1) /* "_all" is always there */
+        return 0;
+    int there = PyDict_Contains(hooks, hook);
+    if (there <= 0)
+        return there;
+    PyObject *instruments = Py_NewRef(tc_get(tc_core.runner.instruments, runner));
+    PyObject *result = PyObject_CallMethodObjArgs(instruments, tc_names.call, hook, task, NULL);
+    Py_DECREF(instruments);
+    return tc_drop(result);
+}
+
+int tc_add(tc_slot slot, PyObject *object, long difference)
+{
+    long long number = PyLong_AsLongLong(tc_get(slot, object));
+    if (number == -1 && PyErr_Occurred())
+        return -1;
+    PyObject *sum = PyLong_FromLongLong(number + difference);
+    if (!sum)
+        return -1;
+    tc_give(slot, object, sum);
+    return 0;
+}
+
+PyObject *tc_value(PyObject *value)
+{
+    PyObject *outcome = tc_core.value_type->tp_alloc(tc_core.value_type, 0);
+    if (outcome) {
+        tc_set(tc_core.value.unwrapped, outcome, Py_False);
+        tc_set(tc_core.value.value, outcome, value);
+    }
+    return outcome;
+}
+
+PyObject *tc_take_exception(void)
+{
+#if PY_VERSION_HEX >= 0x030c0000
+    return PyErr_GetRaisedException();
+#else
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    PyErr_NormalizeException(&type, &value, &traceback);
+    if (traceback) {
+        PyException_SetTraceback(value, traceback);
+        Py_DECREF(traceback);
+    }
+    Py_XDECREF(type);
+    return value;
+#endif
+}
+
+void tc_restore_exception(PyObject *exception)
+{
+#if PY_VERSION_HEX >= 0x030c0000
+    PyErr_SetRaisedException(exception);
+#else
+    PyErr_Restore(Py_NewRef(Py_TYPE(exception)), exception, PyException_GetTraceback(exception));
+#endif
+}
+
+PyObject *tc_unwrap(PyObject *message)
+{
+    if (Py_IS_TYPE(message, tc_core.value_type) && tc_get(tc_core.value.unwrapped, message) == Py_False) {
+        tc_set(tc_core.value.unwrapped, message, Py_True);
+        return Py_NewRef(tc_get(tc_core.value.value, message));
+    }
+    return PyObject_CallMethodNoArgs(message, tc_names.unwrap);
+}
+
+PyObject *tc_trap(PyObject *abort_func)
+{
+    PyTypeObject *type = (PyTypeObject *)tc_core.trap_type;
+    PyObject *trap = type->tp_alloc(type, 0);
+    /* As its own __init__ does: the class is frozen, and so has a __setattr__ that refuses. */
+    if (trap && PyObject_GenericSetAttr(trap, tc_names.abort_func, abort_func) < 0)
+        Py_CLEAR(trap);
+    return trap;
+}

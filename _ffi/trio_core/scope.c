@@ -1,0 +1,230 @@
+/* scope.c: entering and leaving a cancel scope.
+ *
+ * Stands for, in trio/_core/_run.py:
+ *     CancelScope.__init__      as attrs generates it, with __attrs_post_init__
+ *     CancelScope.__enter__     with CancelStatus(), Task._activate_cancel_status and Deadlines.add
+ *     CancelScope.__exit__      with CancelScope._close, CancelStatus.close and Deadlines.remove
+ *
+ * when nothing is cancelled and the scopes are properly nested.  A scope that is cancelled, or entered in a cancelled one, or
+ * whose deadline has passed, or one with a deadline in guest mode (whose host is to be told of it), is Trio's to do.
+ */
+#include "core.h"
+
+#include <math.h>
+
+/* --- __init__ --- */
+
+/* A float that Trio would accept; anything else is looked at by Trio's own code. */
+static bool is_plain(PyObject *number, double least)
+{
+    return PyFloat_CheckExact(number) && PyFloat_AS_DOUBLE(number) >= least;
+}
+
+/* scope_init(scope, [relative_deadline,] deadline, shield): whether it is done. */
+PyObject *tc_scope_init(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
+{
+    bool has_relative = tc_core.scope.relative_deadline >= 0;
+    if (count != 3 + has_relative || !Py_IS_TYPE(arguments[0], tc_core.scope_type))
+        Py_RETURN_FALSE;
+    PyObject *self = arguments[0], *relative = has_relative ? arguments[1] : tc_core.infinity;
+    PyObject *deadline = arguments[1 + has_relative], *shield = arguments[2 + has_relative];
+    if (has_relative) { /* before there was one, Trio took any object for a deadline */
+        if (!is_plain(relative, 0.0) || !is_plain(deadline, -Py_HUGE_VAL) ||
+            (PyFloat_AS_DOUBLE(relative) < Py_HUGE_VAL && PyFloat_AS_DOUBLE(deadline) < Py_HUGE_VAL))
+            Py_RETURN_FALSE;
+        tc_set(tc_core.scope.relative_deadline, self, relative);
+    }
+    tc_set(tc_core.scope.cancel_status, self, Py_None);
+    tc_set(tc_core.scope.has_been_entered, self, Py_False);
+    tc_set(tc_core.scope.registered_deadline, self, tc_core.infinity);
+    tc_set(tc_core.scope.cancel_called, self, Py_False);
+    tc_set(tc_core.scope.cancelled_caught, self, Py_False);
+    if (tc_core.scope.cancel_reason >= 0)
+        tc_set(tc_core.scope.cancel_reason, self, Py_None);
+    tc_set(tc_core.scope.deadline, self, deadline);
+    tc_set(tc_core.scope.shield, self, shield);
+    Py_RETURN_TRUE;
+}
+
+/* --- __enter__ --- */
+
+static double now_of(PyObject *runner)
+{
+    PyObject *clock = Py_NewRef(tc_get(tc_core.runner.clock, runner));
+    PyObject *time = PyObject_CallMethodNoArgs(clock, tc_names.current_time);
+    Py_DECREF(clock);
+    double now = time ? PyFloat_AsDouble(time) : -1.0;
+    Py_XDECREF(time);
+    return now;
+}
+
+/* When the scope ends: a new reference, or None for never.  NULL: exception set, or Trio's own code is to look at it. */
+static PyObject *find_deadline(PyObject *self, PyObject *runner)
+{
+    PyObject *deadline = tc_get(tc_core.scope.deadline, self);
+    PyObject *relative =
+        tc_core.scope.relative_deadline >= 0 ? tc_get(tc_core.scope.relative_deadline, self) : tc_core.infinity;
+    if (deadline == tc_core.infinity && relative == tc_core.infinity)
+        return Py_NewRef(Py_None);
+    if (!PyFloat_CheckExact(deadline) || !PyFloat_CheckExact(relative) ||
+        tc_get(tc_core.runner.is_guest, runner) != Py_False)
+        return NULL;
+    double absolute = PyFloat_AS_DOUBLE(deadline), timeout = PyFloat_AS_DOUBLE(relative);
+    if (!(timeout > 0) || isnan(absolute) || (timeout < Py_HUGE_VAL && absolute < Py_HUGE_VAL))
+        return NULL;
+    double now = now_of(runner);
+    if (now == -1.0 && PyErr_Occurred())
+        return NULL;
+    if (timeout < Py_HUGE_VAL)
+        return now + timeout > now && now + timeout < Py_HUGE_VAL ? PyFloat_FromDouble(now + timeout) : NULL;
+    if (!(absolute > now))
+        return NULL;
+    return Py_NewRef(absolute < Py_HUGE_VAL ? deadline : Py_None);
+}
+
+/* Put (deadline, id(scope), scope) on the heap.  Until the scope has the deadline as its registered one, it is stale. */
+static int push_deadline(PyObject *runner, PyObject *scope, PyObject *deadline)
+{
+    PyObject *identity = PyLong_FromVoidPtr(scope);
+    PyObject *entry = identity ? PyTuple_Pack(3, deadline, identity, scope) : NULL;
+    Py_XDECREF(identity);
+    if (!entry)
+        return -1;
+    PyObject *heap = Py_NewRef(tc_get(tc_core.deadlines.heap, tc_get(tc_core.runner.deadlines, runner)));
+    PyObject *result = PyObject_CallFunctionObjArgs(tc_core.heappush, heap, entry, NULL);
+    Py_DECREF(heap);
+    Py_DECREF(entry);
+    return tc_drop(result);
+}
+
+/* A CancelStatus with one task, which nothing refers to yet. */
+static PyObject *make_status(PyObject *scope, PyObject *parent, PyObject *task)
+{
+    PyObject *status = tc_core.status_type->tp_alloc(tc_core.status_type, 0);
+    PyObject *children = PySet_New(NULL), *tasks = PySet_New(NULL);
+    if (!status || !children || !tasks || PySet_Add(tasks, task) < 0) {
+        Py_XDECREF(status);
+        Py_XDECREF(children);
+        Py_XDECREF(tasks);
+        return NULL;
+    }
+    tc_set(tc_core.status.scope, status, scope);
+    tc_set(tc_core.status.effectively_cancelled, status, Py_False);
+    tc_set(tc_core.status.parent, status, parent);
+    tc_give(tc_core.status.children, status, children);
+    tc_give(tc_core.status.tasks, status, tasks);
+    tc_set(tc_core.status.abandoned, status, Py_False);
+    return status;
+}
+
+/* Make `to`, which has the task already, the task's status in the place of `from`. */
+static int move_task(PyObject *task, PyObject *from, PyObject *to)
+{
+    int removed = PySet_Discard(tc_get(tc_core.status.tasks, from), task);
+    if (removed < 0)
+        return -1;
+    tc_set(tc_core.task.cancel_status, task, to);
+    return 0;
+}
+
+/* The sets of a status that is not cancelled. */
+static bool is_usual(PyObject *status)
+{
+    return Py_IS_TYPE(status, tc_core.status_type) &&
+           tc_get(tc_core.status.effectively_cancelled, status) == Py_False &&
+           tc_get(tc_core.status.abandoned, status) == Py_False &&
+           PyAnySet_CheckExact(tc_get(tc_core.status.children, status)) &&
+           PyAnySet_CheckExact(tc_get(tc_core.status.tasks, status));
+}
+
+static int enter(PyObject *self, PyObject *task, PyObject *runner, PyObject *parent, PyObject *deadline)
+{
+    bool timed = deadline != Py_None;
+    PyObject *status = make_status(self, parent, task);
+    if (!status)
+        return -1;
+    if ((timed && push_deadline(runner, self, deadline) < 0) ||
+        PySet_Add(tc_get(tc_core.status.children, parent), status) < 0 || move_task(task, parent, status) < 0) {
+        Py_DECREF(status);
+        return -1;
+    }
+    tc_give(tc_core.scope.cancel_status, self, status);
+    tc_set(tc_core.scope.has_been_entered, self, Py_True);
+    if (!timed)
+        return 0;
+    tc_set(tc_core.scope.deadline, self, deadline);
+    tc_set(tc_core.scope.registered_deadline, self, deadline);
+    if (tc_core.scope.relative_deadline >= 0)
+        tc_set(tc_core.scope.relative_deadline, self, tc_core.infinity);
+    return tc_add(tc_core.deadlines.active, tc_get(tc_core.runner.deadlines, runner), 1);
+}
+
+/* scope_enter(scope): whether it is done. */
+PyObject *tc_scope_enter(PyObject *Py_UNUSED(module), PyObject *self)
+{
+    PyObject *task = tc_current_task();
+    if (!task || !Py_IS_TYPE(self, tc_core.scope_type) || tc_get(tc_core.scope.has_been_entered, self) != Py_False ||
+        tc_get(tc_core.scope.cancel_called, self) != Py_False)
+        Py_RETURN_FALSE;
+    PyObject *runner = tc_get(tc_core.task.runner, task), *parent = tc_get(tc_core.task.cancel_status, task);
+    if (!is_usual(parent))
+        Py_RETURN_FALSE;
+    Py_INCREF(parent); /* asking the clock may run Python code */
+    Py_INCREF(task);
+    PyObject *deadline = find_deadline(self, runner);
+    int result = 0;
+    if (!deadline)
+        result = PyErr_Occurred() ? -1 : 0;
+    else if (is_usual(parent) && tc_get(tc_core.task.cancel_status, task) == parent &&
+             tc_get(tc_core.scope.has_been_entered, self) == Py_False)
+        result = enter(self, task, runner, parent, deadline) < 0 ? -1 : 1;
+    Py_XDECREF(deadline);
+    Py_DECREF(task);
+    Py_DECREF(parent);
+    return result < 0 ? NULL : PyBool_FromLong(result);
+}
+
+/* --- __exit__ --- */
+
+static int leave(PyObject *self, PyObject *task, PyObject *status, PyObject *parent)
+{
+    PyObject *registered = tc_get(tc_core.scope.registered_deadline, self);
+    if (registered != tc_core.infinity) {
+        PyObject *runner = tc_get(tc_core.task.runner, task);
+        if (tc_add(tc_core.deadlines.active, tc_get(tc_core.runner.deadlines, runner), -1) < 0)
+            return -1;
+        tc_set(tc_core.scope.registered_deadline, self, tc_core.infinity);
+    }
+    if (PySet_Add(tc_get(tc_core.status.tasks, parent), task) < 0 || move_task(task, status, parent) < 0 ||
+        PySet_Discard(tc_get(tc_core.status.children, parent), status) < 0)
+        return -1;
+    tc_set(tc_core.status.parent, status, Py_None);
+    tc_set(tc_core.scope.cancel_status, self, Py_None);
+    return 0;
+}
+
+/* scope_exit(scope, exception): what __exit__ returns, or None for Trio to do it. */
+PyObject *tc_scope_exit(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
+{
+    PyObject *task = tc_current_task();
+    if (!task || count != 2 || !Py_IS_TYPE(arguments[0], tc_core.scope_type))
+        Py_RETURN_NONE;
+    PyObject *self = arguments[0], *status = tc_get(tc_core.scope.cancel_status, self);
+    if (!is_usual(status) || tc_get(tc_core.task.cancel_status, task) != status ||
+        tc_get(tc_core.scope.cancel_called, self) != Py_False ||
+        PySet_GET_SIZE(tc_get(tc_core.status.children, status)) != 0 ||
+        PySet_GET_SIZE(tc_get(tc_core.status.tasks, status)) != 1 ||
+        (tc_get(tc_core.scope.registered_deadline, self) != tc_core.infinity &&
+         tc_get(tc_core.runner.is_guest, tc_get(tc_core.task.runner, task)) != Py_False))
+        Py_RETURN_NONE;
+    PyObject *parent = tc_get(tc_core.status.parent, status);
+    if (!Py_IS_TYPE(parent, tc_core.status_type) || !PyAnySet_CheckExact(tc_get(tc_core.status.children, parent)) ||
+        !PyAnySet_CheckExact(tc_get(tc_core.status.tasks, parent)))
+        Py_RETURN_NONE;
+    Py_INCREF(status);
+    Py_INCREF(parent);
+    int result = leave(self, task, status, parent);
+    Py_DECREF(parent);
+    Py_DECREF(status);
+    return result < 0 ? NULL : PyBool_FromLong(arguments[1] == Py_None);
+}

@@ -1,0 +1,280 @@
+/* step.c: one batch of steps, and putting a task on the run queue.
+ *
+ * Stands for, in trio/_core/_run.py:
+ *     unrolled_run       the loop `while batch:`, and nothing else of it
+ *     Runner.reschedule
+ *
+ *     unrolled_run                               here
+ *     ----------------------------------------   ------------------------------------------------------------------
+ *     while batch: task = batch.pop()            the same; signals are looked for before each step, as Python does it
+ *                                                at the end of each turn of the loop, in the frame of unrolled_run,
+ *                                                which is protected: later, in the frame of the next task, Ctrl-C would
+ *                                                interrupt whichever task that is
+ *     GLOBAL_RUN_CONTEXT.task = task             set; deleted when the task has exited and after the last step, but not
+ *                                                between two steps, because a dict that grows and shrinks is resized
+ *                                                all the time
+ *     task.context.run(next_send_fn, next_send)  PyContext_Enter, PyIter_Send, PyContext_Exit; another function than
+ *                                                the send() of the task's own coroutine is called as Trio calls it
+ *     the traceback without its top frames       has no such frames
+ *     task_exited()                              called by name, so that it is Trio's or spawn.c's
+ *     messages                                   in the same order; an unknown one is the seam's
+ */
+#include "core.h"
+
+/* --- Runner.reschedule --- */
+
+int tc_reschedule(PyObject *runner, PyObject *task, PyObject *next_send)
+{
+    if (!Py_IS_TYPE(runner, tc_core.runner_type) || !Py_IS_TYPE(task, tc_core.task_type) ||
+        tc_get(tc_core.task.runner, task) != runner || tc_get(tc_core.task.next_send_fn, task) != Py_None)
+        return 0;
+    PyObject *send = PyObject_GetAttr(tc_get(tc_core.task.coro, task), tc_names.send);
+    PyObject *outcome = !send ? NULL : next_send ? Py_NewRef(next_send) : tc_value(Py_None);
+    if (!outcome) {
+        Py_XDECREF(send);
+        return -1;
+    }
+    PyObject *queue = Py_NewRef(tc_get(tc_core.runner.runq, runner));
+    tc_give(tc_core.task.next_send_fn, task, send);
+    tc_give(tc_core.task.next_send, task, outcome);
+    tc_set(tc_core.task.abort_func, task, Py_None);
+    tc_set(tc_core.task.custom_sleep_data, task, Py_None);
+    int result = 0;
+    if (tc_get(tc_core.runner.is_guest, runner) != Py_False) {
+        Py_ssize_t length = PyObject_Size(queue);
+        if (length == 0)
+            result = tc_drop(PyObject_CallMethodNoArgs(runner, tc_names.force_guest_tick_asap));
+        else if (length < 0)
+            result = -1;
+    }
+    if (result == 0)
+        result = tc_drop(PyObject_CallMethodOneArg(queue, tc_names.append, task));
+    Py_DECREF(queue);
+    PyObject *hooks = result == 0 ? tc_hooks(runner) : NULL;
+    if (!hooks)
+        return -1;
+    result = tc_observe(runner, hooks, tc_names.task_scheduled, task);
+    Py_DECREF(hooks);
+    return result < 0 ? -1 : 1;
+}
+
+static int reschedule_or_fail(PyObject *runner, PyObject *task)
+{
+    int result = tc_reschedule(runner, task, NULL);
+    if (result == 0)
+        PyErr_SetString(PyExc_AssertionError, "a task that is to be scheduled is scheduled already");
+    return result > 0 ? 0 : -1;
+}
+
+/* reschedule(runner, task, next_send): True, or False for Trio to do it. */
+PyObject *tc_step_reschedule(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
+{
+    if (count != 3)
+        Py_RETURN_FALSE;
+    int result = tc_reschedule(arguments[0], arguments[1], arguments[2] == tc_core.no_send ? NULL : arguments[2]);
+    return result < 0 ? NULL : PyBool_FromLong(result);
+}
+
+/* --- one step --- */
+
+static bool is_send_of(PyObject *function, PyObject *coro)
+{
+    return PyCFunction_CheckExact(function) && PyCFunction_GET_SELF(function) == coro && PyCoro_CheckExact(coro) &&
+           PyCFunction_GET_FUNCTION(function) == tc_core.coroutine_send;
+}
+
+/* Call function(message), which is coro.send almost always.  PYGEN_ERROR: exception set. */
+static PySendResult resume(PyObject *function, PyObject *message, PyObject *coro, PyObject **value)
+{
+    if (is_send_of(function, coro))
+        return PyIter_Send(coro, message, value);
+    *value = PyObject_CallOneArg(function, message);
+    if (*value)
+        return PYGEN_NEXT;
+    if (!PyErr_ExceptionMatches(PyExc_StopIteration))
+        return PYGEN_ERROR;
+    PyObject *stop = tc_take_exception();
+    PyObject *returned = ((PyStopIterationObject *)stop)->value;
+    *value = Py_NewRef(returned ? returned : Py_None);
+    Py_DECREF(stop);
+    return PYGEN_RETURN;
+}
+
+static PySendResult resume_in_context(PyObject *context, PyObject *function, PyObject *message, PyObject *coro,
+                                      PyObject **value)
+{
+    if (PyContext_Enter(context) < 0)
+        return PYGEN_ERROR;
+    PySendResult sent = resume(function, message, coro, value);
+    PyObject *exception = sent == PYGEN_ERROR ? tc_take_exception() : NULL;
+    if (PyContext_Exit(context) < 0) {
+        Py_XDECREF(exception);
+        Py_CLEAR(*value);
+        return PYGEN_ERROR;
+    }
+    if (exception)
+        tc_restore_exception(exception);
+    return sent;
+}
+
+static int call_task_exited(PyObject *runner, PyObject *task, PyObject *outcome)
+{
+    if (!outcome)
+        return -1;
+    PyObject *result = PyObject_CallMethodObjArgs(runner, tc_names.task_exited, task, outcome, NULL);
+    Py_DECREF(outcome);
+    return tc_drop(result);
+}
+
+static int task_waits(PyObject *runner, PyObject *task, PyObject *trap)
+{
+    PyObject *abort_func = PyObject_GetAttr(trap, tc_names.abort_func);
+    if (!abort_func || tc_add(tc_core.task.cancel_points, task, 1) < 0) {
+        Py_XDECREF(abort_func);
+        return -1;
+    }
+    tc_give(tc_core.task.abort_func, task, abort_func);
+    if (task == tc_get(tc_core.runner.main_task, runner)) {
+        int interrupted = tc_is_true(tc_get(tc_core.runner.ki_pending, runner));
+        /* A KeyboardInterrupt is outside all cancel scopes, so it comes first. */
+        if (interrupted < 0 ||
+            (interrupted && tc_drop(PyObject_CallMethodNoArgs(task, tc_names._attempt_delivery_of_pending_ki)) < 0))
+            return -1;
+    }
+    PyObject *status = tc_get(tc_core.task.cancel_status, task);
+    if (Py_IS_TYPE(status, tc_core.status_type) && tc_get(tc_core.status.effectively_cancelled, status) == Py_False)
+        return 0;
+    return tc_drop(PyObject_CallMethodNoArgs(task, tc_names._attempt_delivery_of_any_pending_cancel));
+}
+
+static int task_yielded(PyObject *runner, PyObject *task, PyObject *message)
+{
+    if (tc_add(tc_core.task.schedule_points, task, 1) < 0)
+        return -1;
+    if (message == tc_core.checkpoint_message)
+        return reschedule_or_fail(runner, task);
+    if ((PyObject *)Py_TYPE(message) == tc_core.trap_type)
+        return task_waits(runner, task, message);
+    if ((PyObject *)Py_TYPE(message) == tc_core.detach_type)
+        return call_task_exited(runner, task, PyObject_GetAttr(message, tc_names.final_outcome));
+    return tc_drop(PyObject_CallFunctionObjArgs(tc_core.unusual_yield, runner, task, message, NULL));
+}
+
+static int task_raised(PyObject *runner, PyObject *task)
+{
+    PyObject *exception = tc_take_exception();
+    PyObject *outcome = PyObject_CallOneArg(tc_core.error_type, exception);
+    Py_DECREF(exception);
+    return call_task_exited(runner, task, outcome);
+}
+
+/* The part of a step that runs the task. */
+static int run_task(PyObject *runner, PyObject *task, bool *exited)
+{
+    PyObject *function = tc_get(tc_core.task.next_send_fn, task);
+    if (function == Py_None) {
+        PyErr_SetString(PyExc_AssertionError, "a task on the run queue has nothing to be resumed with");
+        return -1;
+    }
+    Py_INCREF(function);
+    PyObject *message = Py_NewRef(tc_get(tc_core.task.next_send, task));
+    PyObject *coro = Py_NewRef(tc_get(tc_core.task.coro, task));
+    PyObject *context = Py_NewRef(tc_get(tc_core.task.context, task));
+    tc_set(tc_core.task.next_send_fn, task, Py_None);
+    tc_set(tc_core.task.next_send, task, Py_None);
+    PyObject *value = NULL;
+    PySendResult sent = resume_in_context(context, function, message, coro, &value);
+    Py_DECREF(context);
+    Py_DECREF(coro);
+    int result;
+    *exited = sent != PYGEN_NEXT;
+    if (sent == PYGEN_NEXT)
+        result = task_yielded(runner, task, value);
+    else if (sent == PYGEN_RETURN)
+        result = call_task_exited(runner, task, tc_value(value));
+    else
+        result = task_raised(runner, task);
+    Py_XDECREF(value);
+    Py_DECREF(message); /* not before: the last reference to an outcome may be the last one to much else */
+    Py_DECREF(function);
+    return result;
+}
+
+static int leave_task(PyObject *context)
+{
+    if (PyDict_DelItem(context, tc_names.task) == 0)
+        return 0;
+    if (!PyErr_ExceptionMatches(PyExc_KeyError))
+        return -1;
+    PyErr_Clear();
+    return 0;
+}
+
+static int step(PyObject *runner, PyObject *context, PyObject *task)
+{
+    PyObject *hooks = tc_hooks(runner);
+    if (!hooks)
+        return -1;
+    bool exited = false;
+    int result = PyDict_SetItem(context, tc_names.task, task);
+    if (result == 0)
+        result = tc_observe(runner, hooks, tc_names.before_task_step, task);
+    if (result == 0)
+        result = run_task(runner, task, &exited);
+    if (result == 0)
+        result = tc_observe(runner, hooks, tc_names.after_task_step, task);
+    Py_DECREF(hooks);
+    if (result == 0 && exited)
+        result = leave_task(context); /* nobody may take it for the current task while it is finalized */
+    return result;
+}
+
+/* Steps of all tasks of `batch`, a list, from its end.  0 or -1 */
+int tc_run_batch(PyObject *runner, PyObject *batch)
+{
+    PyObject *context = tc_context();
+    if (!context)
+        return -1;
+    Py_INCREF(context);
+    int result = 0;
+    Py_ssize_t left;
+    while (result == 0 && (left = PyList_GET_SIZE(batch)) > 0) {
+        PyObject *task = Py_NewRef(PyList_GET_ITEM(batch, left - 1));
+        result = PyList_SetSlice(batch, left - 1, left, NULL);
+        if (result == 0 && !Py_IS_TYPE(task, tc_core.task_type)) {
+            PyErr_SetString(PyExc_TypeError, "what is on the run queue is not a Trio task");
+            result = -1;
+        }
+        if (result == 0)
+            result = step(runner, context, task);
+        Py_DECREF(task);
+        if (result == 0)
+            result = PyErr_CheckSignals();
+    }
+    if (result == 0)
+        result = leave_task(context);
+    Py_DECREF(context);
+    return result;
+}
+
+static bool check_batch(PyObject *const *arguments, Py_ssize_t count)
+{
+    if (count == 2 && Py_IS_TYPE(arguments[0], tc_core.runner_type) && PyList_CheckExact(arguments[1]))
+        return true;
+    PyErr_SetString(PyExc_TypeError, "a batch takes Trio's runner and a list of tasks");
+    return false;
+}
+
+PyObject *tc_step_batch(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
+{
+    if (!check_batch(arguments, count) || tc_run_batch(arguments[0], arguments[1]) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+PyObject *tc_tick_batch(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
+{
+    if (!check_batch(arguments, count) || tc_run_batch(arguments[0], arguments[1]) < 0 || tc_tick(arguments[0]) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}

@@ -1,0 +1,246 @@
+"""The pieces of Trio's core that are done in C: what each replaces, and what it stands for.
+
+A piece goes in as a whole or not at all.  Its fingerprint is that of everything named here, replaced or only stood for, so
+a release of Trio in which any of it is different keeps its own code for that piece.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import Any, Final
+
+import attrs
+
+from gain_trio._kernel import trio_core
+
+from . import _seam
+from ._fingerprints import digest, fingerprint
+from ._rewrite import Change, before_all, instead_of_batch, instead_of_first, rewrite
+
+
+@attrs.frozen
+class Part:
+    """One function of Trio that gets other code."""
+
+    path: str
+    """Where it is; see ``_seam.find``."""
+    call: str
+    """The function of the C module."""
+    inserted: str
+    """The statements that call it."""
+    change: Change = before_all
+    by_layout: bool = False
+    """The function is made by attrs: not its body is what counts, which differs between releases of attrs."""
+
+    @property
+    def function(self) -> types.FunctionType:
+        """Trio's function object, as it is."""
+        return _seam.function_of(_seam.find(self.path))
+
+    def make_code(self) -> types.CodeType:
+        """The code that goes in."""
+        function = self.function
+        called = getattr(trio_core, self.call) if self.call else _socket_method(self.path)
+        code = function.__code__
+        keywords = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
+        code = rewrite(function, self.change, self.inserted.replace("KEYWORDS", ", ".join(keywords)), called)
+        return _seam.keep_protection(function, code)
+
+
+@attrs.frozen
+class Piece:
+    """What goes in and comes out together."""
+
+    name: str
+    parts: tuple[Part, ...]
+    stands_for: tuple[str, ...] = ()
+    """Functions whose work is done by the C, too, or is relied on; with a ``?`` those that not every release has."""
+    layouts: tuple[str, ...] = ()
+    """Classes whose attributes it fills in."""
+    needs: tuple[str, ...] = ()
+    """Other pieces without which it is nothing."""
+
+    def fingerprint(self) -> str:
+        """Of everything that it replaces and stands for, in this process.
+
+        Raises:
+          AttributeError, TypeError: something of it is gone, or is no function any more.
+        """
+        return digest(self._lines())
+
+    def _lines(self) -> list[str]:
+        lines = []
+        for path in (*(part.path for part in self.parts if not part.by_layout), *self.stands_for):
+            try:
+                found = _seam.find(path.removeprefix("?"))
+            except AttributeError:
+                if not path.startswith("?"):
+                    raise
+                lines.append(f"{path} is not there")
+            else:
+                lines.append(f"{path} {fingerprint(_seam.function_of(found).__code__)}")
+        for path in self.layouts:
+            lines.append(f"{path} {_seam.layout_of(_seam.find(path))}")
+        return lines
+
+
+def _socket_method(path: str) -> Any:
+    """For a method that is made of a function of ``socket.socket``, which is in its closure."""
+    closure = dict(
+        zip(
+            (function := _seam.function_of(_seam.find(path))).__code__.co_freevars,
+            (cell.cell_contents for cell in function.__closure__ or ()),
+            strict=True,
+        )
+    )
+    writes = closure["wait_fn"] is _seam.CoreSeam.wait_writable
+    if not writes and closure["wait_fn"] is not _seam.CoreSeam.wait_readable:
+        raise TypeError(f"{path} waits for something else")
+    return trio_core.SocketMethod(closure["fn"], writes, function.__name__)
+
+
+_AWAIT: Final = "gain_trio_call = {}\nif gain_trio_call is not None:\n    return await gain_trio_call"
+_METHOD: Final = _AWAIT.format("gain_trio_core(self, args, kwargs)")
+_METHODS: Final = ("recv", "recv_into", "recvfrom", "recvfrom_into", "recvmsg", "recvmsg_into", "send", "_accept")
+
+SOCKETS: Final = Piece(
+    "sockets",
+    (
+        Part(
+            "socket:_SocketType._nonblocking_helper",
+            "socket_helper",
+            _AWAIT.format("gain_trio_core(self, wait_fn, fn, args, kwargs)"),
+        ),
+        *(Part(f"socket:_SocketType.{name}", "", _METHOD) for name in _METHODS),
+    ),
+    stands_for=(
+        "socket:_try_sync.__init__",
+        "socket:_try_sync._is_blocking_io_error",
+        "socket:_try_sync.__aenter__",
+        "socket:_try_sync.__aexit__",
+        "socket:_SocketType.__init__",
+        "run:checkpoint_if_cancelled",
+        "traps:cancel_shielded_checkpoint",
+    ),
+    layouts=("run:Task", "run:CancelStatus"),
+)
+
+STREAMS: Final = Piece(
+    "streams",
+    (
+        Part("stream:SocketStream.receive_some", "receive_some", _AWAIT.format("gain_trio_core(self, max_bytes)")),
+        Part("stream:SocketStream.send_all", "send_all", _AWAIT.format("gain_trio_core(self, data)")),
+        Part("abc:ReceiveStream.__anext__", "stream_next", _AWAIT.format("gain_trio_core(self)")),
+    ),
+    stands_for=(
+        *SOCKETS.stands_for,
+        "socket:_SocketType._nonblocking_helper",
+        "socket:_SocketType.recv",
+        "socket:_SocketType.send",
+        "socket:_SocketType.did_shutdown_SHUT_WR",
+        "stream:_translate_socket_errors_to_stream_errors",
+        "stream:SocketStream.__init__",
+        "util:ConflictDetector.__init__",
+        "util:ConflictDetector.__enter__",
+        "util:ConflictDetector.__exit__",
+    ),
+    layouts=SOCKETS.layouts,
+)
+
+STEP: Final = Piece(
+    "step",
+    (
+        Part("run:unrolled_run", "step_batch", "gain_trio_core(runner, batch)", instead_of_batch),
+        Part("run:Runner.reschedule", "reschedule", "if gain_trio_core(self, task, next_send):\n    return"),
+    ),
+    stands_for=("run:Task._attempt_delivery_of_any_pending_cancel", "run:Task._attempt_delivery_of_pending_ki"),
+    layouts=("run:Task", "run:Runner", "run:CancelStatus", "traps:WaitTaskRescheduled"),
+)
+
+CHECKPOINTS: Final = Piece(
+    "checkpoints",
+    (
+        Part("run:checkpoint", "checkpoint", "if await gain_trio_core():\n    return", instead_of_first),
+        Part("run:checkpoint_if_cancelled", "checkpoint_if_cancelled", "if gain_trio_core():\n    return"),
+        Part(
+            "traps:cancel_shielded_checkpoint",
+            "cancel_shielded_checkpoint",
+            "await gain_trio_core()",
+            instead_of_first,
+        ),
+        Part(
+            "traps:wait_task_rescheduled",
+            "wait_task_rescheduled",
+            "return await gain_trio_core(abort_func)",
+            instead_of_first,
+        ),
+    ),
+    stands_for=("run:current_task",),
+    layouts=("run:Task", "run:Runner", "run:CancelStatus", "traps:WaitTaskRescheduled"),
+)
+
+SCOPES: Final = Piece(
+    "scopes",
+    (
+        Part("run:CancelScope.__init__", "scope_init", "if gain_trio_core(self, KEYWORDS):\n    return", by_layout=True),
+        Part("run:CancelScope.__enter__", "scope_enter", "if gain_trio_core(self):\n    return self"),
+        Part(
+            "run:CancelScope.__exit__",
+            "scope_exit",
+            "gain_trio_done = gain_trio_core(self, exc)\nif gain_trio_done is not None:\n    return gain_trio_done",
+        ),
+    ),
+    stands_for=(
+        "?run:CancelScope.__attrs_post_init__",
+        "run:CancelScope._close",
+        "run:CancelScope._might_change_registered_deadline",
+        "run:CancelStatus.__attrs_post_init__",
+        "run:CancelStatus.parent_cancellation_is_visible_to_us",
+        "run:CancelStatus.recalculate",
+        "run:CancelStatus.close",
+        "run:Task._activate_cancel_status",
+        "run:Deadlines.add",
+        "run:Deadlines.remove",
+    ),
+    layouts=("run:CancelScope", "run:CancelStatus", "run:Deadlines", "run:Task", "run:Runner"),
+)
+
+SPAWNING: Final = Piece(
+    "spawning",
+    (
+        Part(
+            "run:Runner.spawn_impl",
+            "spawn",
+            "gain_trio_task = gain_trio_core(self, async_fn, args, nursery, name, system_task, context)\n"
+            "if gain_trio_task is not None:\n    return gain_trio_task",
+        ),
+        Part("run:Runner.task_exited", "task_exited", "if gain_trio_core(self, task, outcome):\n    return"),
+    ),
+    stands_for=(
+        "util:coroutine_or_error",
+        "run:Nursery._child_finished",
+        "run:Nursery._check_nursery_closed",
+        "run:Task._activate_cancel_status",
+        "run:Runner.reschedule",
+    ),
+    layouts=("run:Task", "run:Runner", "run:CancelStatus"),
+)
+
+TICK: Final = Piece(
+    "tick",
+    (Part("run:unrolled_run", "tick_batch", "gain_trio_core(runner, batch)", instead_of_batch),),
+    stands_for=(
+        "run:run",
+        "run:Deadlines.expire",
+        "run:Deadlines.next_deadline",
+        "run:SystemClock.current_time",
+        "run:SystemClock.deadline_to_sleep_time",
+    ),
+    layouts=("run:Runner", "run:Deadlines"),
+    needs=("step",),
+)
+
+PIECES: Final = (SOCKETS, STREAMS, STEP, CHECKPOINTS, SCOPES, SPAWNING, TICK)
+"""All of them.  Where two replace the same function, the later one's code is the one that counts."""
+
+NAMES: Final = tuple(piece.name for piece in PIECES)

@@ -1,0 +1,183 @@
+"""The seam to Trio's core for its acceleration: the module of this package that names Trio's private parts.
+
+Which functions get other code, and which others that code stands for, is said in ``_pieces.py``, by the names that
+:func:`find` looks up.  What is taken for granted about them is what their fingerprints say: a body that has not been
+tested with is not touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import math
+import socket
+import types
+from typing import Any
+
+import attrs
+import outcome
+import trio
+import trio.socket
+from trio import _highlevel_socket, _socket, _util
+from trio import abc as trio_abc
+from trio._core import _instrumentation, _ki, _run, _traps
+
+_PLACES: dict[str, object] = {
+    "run": _run,
+    "traps": _traps,
+    "socket": _socket,
+    "stream": _highlevel_socket,
+    "abc": trio_abc,
+    "util": _util,
+    "instruments": _instrumentation,
+}
+
+RELEASE: str = trio.__version__
+"""Of this Trio."""
+
+SYSTEM_CLOCK = _run.SystemClock
+
+
+def find(path: str) -> object:
+    """What ``"run:Runner.reschedule"`` names, as the class has it and not as an instance would.
+
+    Raises:
+      AttributeError: this Trio has nothing of that name.
+    """
+    place, _colon, names = path.partition(":")
+    found = _PLACES[place]
+    for name in names.split("."):
+        if isinstance(found, type):
+            try:
+                found = next(vars(base)[name] for base in found.__mro__ if name in vars(base))
+            except StopIteration:
+                raise AttributeError(f"trio's {path} is gone") from None
+        else:
+            found = getattr(found, name)
+    return found
+
+
+def function_of(found: object) -> types.FunctionType:
+    """The function with the body, within Trio's own wrappers, properties and class methods.
+
+    Raises:
+      TypeError: it is no function of Python.
+    """
+    if isinstance(found, property):
+        found = found.fget
+    found = getattr(found, "__func__", found)
+    while isinstance(found, types.FunctionType) and _is_wrapper(found):
+        found = found.__wrapped__  # type: ignore[attr-defined]  # that is what makes it one
+    if not isinstance(found, types.FunctionType):
+        raise TypeError(f"{found!r} is not a Python function")
+    return found
+
+
+def _is_wrapper(function: types.FunctionType) -> bool:
+    """Whether it only calls another one: ``enable_ki_protection`` before Trio 0.28, and ``contextmanager``."""
+    wraps = getattr(function, "__wrapped__", None)
+    wrappers = (_ki.__file__, contextlib.__file__)
+    return isinstance(wraps, types.FunctionType) and function.__code__.co_filename in wrappers
+
+
+def layout_of(found: object) -> tuple[str, ...]:
+    """The attributes of one of Trio's attrs classes, in order, and of which some are arguments."""
+    if not isinstance(found, type):
+        raise TypeError(f"{found!r} is not a class")
+    fields = (
+        f"{field.name} {field.init} {field.kw_only} {field.alias} {field.converter} {field.validator}"
+        for field in attrs.fields(found)
+    )
+    return (*fields, *sorted(map(str, vars(found).get("__slots__", ()))))
+
+
+def keep_protection(function: types.FunctionType, code: types.CodeType) -> types.CodeType:
+    """``code`` with the same KeyboardInterrupt protection as the function's own.
+
+    Since Trio 0.28 it hangs on the code object; before, on the wrapper or in the body, which both stay.
+    """
+    statuses = getattr(_ki, "_CODE_KI_PROTECTION_STATUS_WMAP", None)
+    if statuses is None:
+        return code
+    try:
+        protected: bool = statuses[function.__code__]
+    except KeyError:
+        return code
+    statuses[code] = protected
+    return code
+
+
+async def _coroutine() -> None:
+    """For the C module to look at."""
+
+
+def translate(error: OSError) -> BaseException:
+    """What a stream raises for it."""
+    raised: BaseException
+    if error.errno in _highlevel_socket._closed_stream_errnos:
+        raised = trio.ClosedResourceError("this socket was already closed")
+        raised.__context__ = error
+        raised.__suppress_context__ = True
+    else:
+        raised = trio.BrokenResourceError(f"socket connection broken: {error}")
+        raised.__context__ = error
+        raised.__cause__ = error
+    return raised
+
+
+def unusual_yield(runner: Any, task: trio.lowlevel.Task, message: object) -> None:
+    """A task has yielded something that Trio does not know."""
+    error = TypeError(
+        f"trio.run received unrecognized yield message {message!r}. Are you trying to use a library written for "
+        "some other framework like asyncio? That won't work without some kind of compatibility shim."
+    )
+    # As Trio does: what yielded this does not unwrap outcomes, so the error is thrown in.
+    runner.reschedule(task, error)
+    task._next_send_fn = task.coro.throw
+
+
+class CoreSeam:
+    """What the C module needs of this process's Trio; see module.c."""
+
+    task_type = _run.Task
+    runner_type = _run.Runner
+    scope_type = _run.CancelScope
+    status_type = _run.CancelStatus
+    deadlines_type = _run.Deadlines
+    value_type = outcome.Value
+    socket_type = _socket._SocketType
+    stream_type = trio.SocketStream
+    system_clock_type = _run.SystemClock
+    plain_socket_type = socket.socket
+    error_type = outcome.Error
+    trap_type = _traps.WaitTaskRescheduled
+    detach_type = _traps.PermanentlyDetachCoroutineObject
+    checkpoint_message = _traps.CancelShieldedCheckpoint
+    no_send = _run._NO_SEND
+    run_context = _run.GLOBAL_RUN_CONTEXT
+    infinity = _run.inf
+    unusual_yield = staticmethod(unusual_yield)
+    translate = staticmethod(translate)
+    checkpoint_if_cancelled = staticmethod(trio.lowlevel.checkpoint_if_cancelled)
+    wait_readable = staticmethod(trio.lowlevel.wait_readable)
+    wait_writable = staticmethod(trio.lowlevel.wait_writable)
+    receive_method = staticmethod(_socket._SocketType.recv)
+    send_method = staticmethod(_socket._SocketType.send)
+    receive_some = staticmethod(trio.SocketStream.receive_some)
+    run_module = vars(_run)
+    heappush = staticmethod(heapq.heappush)
+    lot_breakers: dict[Any, Any] = getattr(_run, "GLOBAL_PARKING_LOT_BREAKER", {})
+    ki_key: str | None = getattr(_ki, "LOCALS_KEY_KI_PROTECTION_ENABLED", None)
+    default_receive_size = _highlevel_socket.DEFAULT_RECEIVE_SIZE
+    prune_threshold = _run.DEADLINE_HEAP_MIN_PRUNE_THRESHOLD
+
+    def __init__(self) -> None:
+        # The factory that numbers tasks, which attrs has kept.
+        self.next_counter = attrs.fields(_run.Task)._counter.default.factory
+        assert math.isinf(self.infinity)
+        assert isinstance(getattr(self.next_counter, "__self__", None), itertools.count)
+
+    def make_coroutine(self) -> Any:
+        """One that nobody awaits; the caller closes it."""
+        return _coroutine()

@@ -1,0 +1,175 @@
+"""Putting pieces in, and taking them out again.
+
+A piece is the process's, not a run's: Trio's functions are there once.  So each use is counted, the first one of a piece puts
+its code in, and the last one puts back what was there, the very same code objects.  Runs that go on meanwhile, in this thread
+or in others, do not notice: a function that is running keeps the code that it began with, both kinds of code leave a task in
+the same state, and what belongs to a run is asked of the run.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import types
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from gain_trio._kernel import trio_core, trio_core_error
+
+from . import _seam
+from ._fingerprints import PYTHON
+from ._pieces import NAMES, PIECES, Piece
+from ._rewrite import CannotRewrite
+from ._tested import TESTED
+
+if TYPE_CHECKING:
+    from ._pieces import Part
+
+UNTESTED: Final = "GAIN_TRIO_ACCELERATE_UNTESTED"
+"""Set to 1, pieces go in that were not tested with this Trio: for running its test suite on them."""
+
+logger = logging.getLogger("gain_trio")
+
+
+@attrs.define
+class _Swap:
+    """A function, and the codes that pieces have for it."""
+
+    function: types.FunctionType
+    codes: dict[str, types.CodeType]
+    """By piece, in the order of the pieces: the last one that is in counts."""
+    original: types.CodeType
+    current: types.CodeType
+
+    def choose(self, is_in: Counter[str]) -> None:
+        """Give the function the code that it is to have now."""
+        wanted = self.original
+        for name, code in self.codes.items():
+            if is_in[name]:
+                wanted = code
+        if wanted is self.current:
+            return
+        if self.function.__code__ is not self.current:
+            logger.warning(
+                "%s has been given other code by somebody else, and keeps it; gain_trio's is not put in or taken out",
+                self.function.__qualname__,
+            )
+            return
+        self.function.__code__ = self.current = wanted
+
+
+def _refusal(piece: Piece) -> str | None:
+    """Why a piece cannot go in, or None."""
+    known = TESTED.get(piece.name, {}).get(PYTHON, {})
+    try:
+        found = piece.fingerprint()
+    except (AttributeError, TypeError, ValueError) as error:
+        return f"Trio {_seam.RELEASE} is not what it was tested with: {error}"
+    if found not in known and os.environ.get(UNTESTED) != "1":
+        return (
+            f"Trio {_seam.RELEASE} with Python {PYTHON} is not what it was tested with (fingerprint {found}); a newer "
+            "gain_trio may know it"
+        )
+    return None
+
+
+class Switch:
+    """What can be put in, and what is in."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._uses: Counter[str] = Counter()
+        self._swaps: list[_Swap] | None = None
+        self._refused: dict[str, str] = {}
+
+    def know(self, manager: type[Any]) -> None:
+        """A class of I/O managers whose ``poll(descriptor, events)`` gives what a task awaits to wait for readiness."""
+        if trio_core is not None:
+            trio_core.set_manager(manager)
+
+    def _load(self) -> list[_Swap]:
+        """Look once at what this process's Trio allows.  Says in the log what it does not."""
+        if self._swaps is not None:
+            return self._swaps
+        swaps: dict[types.FunctionType, _Swap] = {}
+        if trio_core is None:
+            self._refused = dict.fromkeys(NAMES, trio_core_error or "the compiled module is missing")
+        else:
+            self._refused = _configure()
+            for piece in PIECES:
+                if piece.name not in self._refused:
+                    self._load_piece(piece, swaps)
+        self._swaps = list(swaps.values())
+        if trio_core is not None and self._refused:
+            reasons = "; ".join(sorted(set(self._refused.values())))
+            logger.warning("Trio's own code runs for %s: %s", ", ".join(self._refused), reasons)
+        return self._swaps
+
+    def _load_piece(self, piece: Piece, swaps: dict[types.FunctionType, _Swap]) -> None:
+        lacking = [name for name in piece.needs if name in self._refused]
+        reason = f"it is nothing without {lacking[0]}" if lacking else _refusal(piece)
+        codes: list[tuple[Part, types.CodeType]] = []
+        if reason is None:
+            try:
+                codes = [(part, part.make_code()) for part in piece.parts]
+            except CannotRewrite as error:
+                reason = f"of Trio {_seam.RELEASE}, {error}"
+        if reason is not None:
+            self._refused[piece.name] = reason
+            return
+        for part, code in codes:
+            function = part.function
+            original = function.__code__
+            swap = swaps.setdefault(function, _Swap(function, {}, original, original))
+            swap.codes[piece.name] = code
+
+    def put_in(self, wanted: Iterable[str]) -> tuple[str, ...]:
+        """Use these pieces, as far as they can be had; which ones, to be given to :meth:`take_out`."""
+        with self._lock:
+            swaps = self._load()
+            names = tuple(name for name in NAMES if name in set(wanted) and name not in self._refused)
+            self._uses.update(names)
+            for swap in swaps:
+                swap.choose(self._uses)
+            return names
+
+    def take_out(self, names: tuple[str, ...]) -> None:
+        """The end of a use."""
+        with self._lock:
+            self._uses.subtract(names)
+            for swap in self._swaps or ():
+                swap.choose(self._uses)
+
+    def is_in(self, name: str) -> bool:
+        """Whether some use of the piece has not ended."""
+        with self._lock:
+            return self._uses[name] > 0
+
+    def refusal(self, name: str) -> str | None:
+        """Why the piece cannot go in here, or None."""
+        with self._lock:
+            self._load()
+            return self._refused.get(name)
+
+
+def _configure() -> dict[str, str]:
+    """Tell the C module of this process's Trio; by piece, why it cannot be had then."""
+    try:
+        trio_core.configure(_seam.CoreSeam())
+    except (AttributeError, TypeError, ValueError, AssertionError) as error:
+        return dict.fromkeys(NAMES, f"Trio {_seam.RELEASE} is not what it was tested with: {error}")
+    with socket.socket(socket.AF_UNIX) as sample:
+        try:
+            trio_core.check_socket(sample)
+        except TypeError as error:
+            return dict.fromkeys(("sockets", "streams"), str(error))
+    return {}
+
+
+switch = Switch()
+"""The process's."""
