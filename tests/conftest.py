@@ -195,3 +195,11 @@ def handlers_and_hooks_are_left_alone() -> Iterator[None]:
     assert sys.gettrace() is tracer
     assert sys.get_asyncgen_hooks() == hooks
     assert signal.set_wakeup_fd(-1) == -1
+
+
+@pytest.fixture
+def not_installed() -> Iterator[None]:
+    """Without the install() of the session, so that a test sees what it puts in itself."""
+    gain_trio.uninstall()
+    yield
+    choose_backend()

@@ -28,7 +28,9 @@ def releases(text: str) -> list[str]:
 
 def record() -> None:
     """Write the table with this Trio in it."""
-    table = {piece.name: {python: dict(found) for python, found in TESTED.get(piece.name, {}).items()} for piece in PIECES}
+    table = {
+        piece.name: {python: dict(found) for python, found in TESTED.get(piece.name, {}).items()} for piece in PIECES
+    }
     for piece in PIECES:
         entries = table[piece.name].setdefault(PYTHON, {})
         known = releases(entries.get(piece.fingerprint(), ""))

@@ -275,6 +275,8 @@ static struct PyModuleDef definition = {
     .m_methods = functions,
 };
 
+PyMODINIT_FUNC PyInit__trio_core(void); /* the prototype that Python.h has no way to give */
+
 PyMODINIT_FUNC PyInit__trio_core(void)
 {
     if (PyInterpreterState_Get() != PyInterpreterState_Main()) {

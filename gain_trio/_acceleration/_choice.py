@@ -16,11 +16,11 @@ from ._pieces import NAMES
 from ._switch import switch
 
 Acceleration: TypeAlias = bool | str | Iterable[str] | None
-"""True: all pieces, False: none, names: these; None: what the environment variable ``GAIN_TRIO_ACCELERATE`` says, 0, 1 or names
-with commas between them, and without it all."""
+"""True: all pieces, False: none, names: these.  None: what the environment variable ``GAIN_TRIO_ACCELERATE`` says:
+0, 1 or names with commas between them; when it is not set, none."""
 
 VARIABLE: Final = "GAIN_TRIO_ACCELERATE"
-BY_DEFAULT: Final = True
+BY_DEFAULT: Final = False
 
 
 @attrs.frozen

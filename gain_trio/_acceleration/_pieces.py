@@ -33,7 +33,7 @@ class Part:
     """The function is made by attrs: not its body is what counts, which differs between releases of attrs."""
 
     @property
-    def function(self) -> types.FunctionType:
+    def function(self) -> Any:
         """Trio's function object, as it is."""
         return _seam.function_of(_seam.find(self.path))
 
@@ -182,7 +182,9 @@ CHECKPOINTS: Final = Piece(
 SCOPES: Final = Piece(
     "scopes",
     (
-        Part("run:CancelScope.__init__", "scope_init", "if gain_trio_core(self, KEYWORDS):\n    return", by_layout=True),
+        Part(
+            "run:CancelScope.__init__", "scope_init", "if gain_trio_core(self, KEYWORDS):\n    return", by_layout=True
+        ),
         Part("run:CancelScope.__enter__", "scope_enter", "if gain_trio_core(self):\n    return self"),
         Part(
             "run:CancelScope.__exit__",

@@ -10,7 +10,6 @@ unchanged: it must give the same fingerprint.
 """
 
 from __future__ import annotations
-
 import __future__
 
 import ast
@@ -32,7 +31,7 @@ Change = Callable[[Function, list[ast.stmt]], None]
 """Changes a function; the second argument are the statements to be put in."""
 
 
-class CannotRewrite(Exception):  # noqa: N818  # it says what is the case
+class CannotRewrite(Exception):
     """There is no new code for a function; the message says why."""
 
 
@@ -139,6 +138,30 @@ def _imported_names(file: str) -> tuple[str, ...]:
     return tuple(sorted(names - {"*"}))
 
 
+def _surround(definition: Function, function: types.FunctionType) -> ast.stmt:
+    """Put the definition into classes and functions like those around Trio's own.
+
+    They decide about closures, and about the names of functions within it, which are among the constants before Python 3.11.
+    """
+    result: ast.stmt = definition
+    around = function.__qualname__.split(".")[:-1]
+    free = list(function.__code__.co_freevars)
+    while around:
+        name = around.pop()
+        if name != "<locals>":
+            (outer,) = ast.parse(f"class {name}: pass").body
+            assert isinstance(outer, ast.ClassDef)
+            outer.body = [result]
+        else:
+            (outer,) = ast.parse(f"def {around.pop()}(): pass").body
+            assert isinstance(outer, ast.FunctionDef)
+            names, free = free, []
+            variables = ast.parse(" = ".join([*names, "None"])).body if names else []
+            outer.body = [*variables, result]
+        result = outer
+    return result
+
+
 def _compile(function: types.FunctionType, change: Change | None, inserted: str) -> types.CodeType:
     original = function.__code__
     source, first = _source(function)
@@ -158,12 +181,7 @@ def _compile(function: types.FunctionType, change: Change | None, inserted: str)
                 ast.copy_location(node, anchor)
         change(definition, statements)
     imported = [ast.alias(name=name) for name in _imported_names(original.co_filename)]
-    body: list[ast.stmt] = [definition]
-    if original.co_freevars:  # around it a function that has them
-        outer = _parse(f"def outer():\n    {' = '.join(original.co_freevars)} = None")
-        assert isinstance(outer[0], ast.FunctionDef)
-        outer[0].body.append(definition)
-        body = outer
+    body = [_surround(definition, function)]
     if imported:
         body = [ast.Import(names=imported), *body]
     module = ast.fix_missing_locations(ast.Module(body=body, type_ignores=[]))

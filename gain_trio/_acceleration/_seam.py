@@ -174,7 +174,8 @@ class CoreSeam:
 
     def __init__(self) -> None:
         # The factory that numbers tasks, which attrs has kept.
-        self.next_counter = attrs.fields(_run.Task)._counter.default.factory
+        numbered: Any = attrs.fields(_run.Task)._counter
+        self.next_counter = numbered.default.factory
         assert math.isinf(self.infinity)
         assert isinstance(getattr(self.next_counter, "__self__", None), itertools.count)
 

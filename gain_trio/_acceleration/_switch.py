@@ -1,9 +1,9 @@
 """Putting pieces in, and taking them out again.
 
-A piece is the process's, not a run's: Trio's functions are there once.  So each use is counted, the first one of a piece puts
-its code in, and the last one puts back what was there, the very same code objects.  Runs that go on meanwhile, in this thread
-or in others, do not notice: a function that is running keeps the code that it began with, both kinds of code leave a task in
-the same state, and what belongs to a run is asked of the run.
+A piece is the process's, not a run's: Trio's functions are there once.  So each use is counted, the first one of a piece
+puts its code in, and the last one puts back what was there, the very same code objects.  Runs that go on meanwhile, in this
+thread or in others, do not notice: a function that is running keeps the code that it began with, both kinds of code leave
+a task in the same state, and what belongs to a run is asked of the run.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ logger = logging.getLogger("gain_trio")
 class _Swap:
     """A function, and the codes that pieces have for it."""
 
-    function: types.FunctionType
+    function: Any
     codes: dict[str, types.CodeType]
     """By piece, in the order of the pieces: the last one that is in counts."""
     original: types.CodeType
@@ -96,7 +96,7 @@ class Switch:
         """Look once at what this process's Trio allows.  Says in the log what it does not."""
         if self._swaps is not None:
             return self._swaps
-        swaps: dict[types.FunctionType, _Swap] = {}
+        swaps: dict[Any, _Swap] = {}
         if trio_core is None:
             self._refused = dict.fromkeys(NAMES, trio_core_error or "the compiled module is missing")
         else:
@@ -110,7 +110,7 @@ class Switch:
             logger.warning("Trio's own code runs for %s: %s", ", ".join(self._refused), reasons)
         return self._swaps
 
-    def _load_piece(self, piece: Piece, swaps: dict[types.FunctionType, _Swap]) -> None:
+    def _load_piece(self, piece: Piece, swaps: dict[Any, _Swap]) -> None:
         lacking = [name for name in piece.needs if name in self._refused]
         reason = f"it is nothing without {lacking[0]}" if lacking else _refusal(piece)
         codes: list[tuple[Part, types.CodeType]] = []
