@@ -111,7 +111,8 @@ static inline int tc_drop(PyObject *result)
 
 #define TC_NAMES(X)                                                                                                    \
     X(task)                                                                                                            \
-    X(runner) X(data) X(call) X(send) X(append) X(clear) X(random) X(unwrap) X(close) X(abort_func) X(final_outcome)   \
+    X(runner)                                                                                                          \
+    X(data) X(call) X(send) X(append) X(clear) X(random) X(unwrap) X(close) X(abort_func) X(final_outcome)             \
         X(task_exited) X(task_scheduled) X(task_spawned) X(before_task_step) X(after_task_step)                        \
             X(force_guest_tick_asap) X(_attempt_delivery_of_pending_ki) X(_attempt_delivery_of_any_pending_cancel)     \
                 X(current_time) X(expire) X(next_deadline) X(get_events) X(process_events)                             \
