@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -13,10 +14,11 @@ import trio.testing
 from support.pairs import Pair, until
 
 import gain_trio
-from gain_trio import Connection
+from gain_trio import Config, Connection, EventHandler, Marks
 from gain_trio._io_manager import current_manager
 from gain_trio._transports import _turns
 from gain_trio._transports._turns import TURN, Turn
+from gain_trio.callbacks._driver import StreamDriver
 
 pytestmark = pytest.mark.connections
 
@@ -284,3 +286,40 @@ async def test_a_protocol_is_given_pieces(no_time: Callable[[], None]) -> None:
             await until(lambda: sum(protocol.pieces) == size)
         nursery.cancel_scope.cancel()
     assert max(protocol.pieces) <= 65536
+
+
+class Takes(EventHandler):
+    """Takes what it is told of, and notes how much that is; after the first piece it waits."""
+
+    def __init__(self) -> None:
+        self.pieces: list[int] = []
+        self.go_on = trio.Event()
+
+    async def on_read(self, conn: gain_trio.Conn, n: int) -> None:
+        assert len(conn.next(n)) == n
+        self.pieces.append(n)
+        await self.go_on.wait()
+
+
+@pytest.mark.parametrize("drains", [False, True])
+async def test_callbacks_are_told_of_pieces(no_time: Callable[[], None], drains: bool) -> None:
+    """Also when the server drains, and tells of all that has arrived for the last time."""
+    no_time()
+    handler = Takes()
+    async with trio.open_nursery() as nursery:
+        driver = StreamDriver(handler, Config(), Marks())
+        server = await nursery.start(gain_trio.serve, driver, "tcp://127.0.0.1:0")
+        async with await gain_trio.connect(f"tcp://127.0.0.1:{server.addresses[0][1]}") as client:
+            await client.send(b"x")
+            await until(lambda: bool(handler.pieces))
+            with socket.socket(fileno=os.dup(client.fileno())) as sock:
+                sock.setblocking(False)
+                size = sock.send(bytes(200_000))
+            assert size > 65536
+            if drains:
+                server._begin_to_drain(float("inf"))
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            handler.go_on.set()
+            await until(lambda: sum(handler.pieces) == size + 1)
+        nursery.cancel_scope.cancel()
+    assert max(handler.pieces) <= 65536

@@ -6,7 +6,7 @@
  * _wait_inbound() is the wait.  It tells of each byte once, in this order, and while there is more to tell it does not wait:
  *
  *     WRITTEN    the kernel has taken bytes; only for a program that wants to be told
- *     n > 0      so many bytes have arrived
+ *     n > 0      so many bytes have arrived, MOST_TOLD at a time, so that others have a turn between two callbacks
  *     an error   of either direction: a program that only writes has no other call that could raise it
  *     END        the peer's, or the program's own: _end_inbound()
  *     STALLED    the queue is at its high mark, and nothing more will come until the program takes some; once a pause
@@ -24,6 +24,8 @@
  * _resume_inbound() it is told of them.
  */
 #include "fastpath.h"
+
+#define MOST_TOLD 65536U
 
 static size_t count_untold(const gt_stream *stream)
 {
@@ -65,8 +67,9 @@ int gt_answer_inbound(gt_connection *connection, PyObject **result)
     if (stream->written > 0 && stream->tells_written) {
         *result = PyLong_FromLong(GT_TOLD_WRITTEN);
     } else if (untold > 0 && !stream->inbound_ended) {
-        stream->untold = 0;
-        *result = PyLong_FromSize_t(untold);
+        size_t told = untold < MOST_TOLD ? untold : MOST_TOLD;
+        stream->untold = untold - told;
+        *result = PyLong_FromSize_t(told);
     } else if ((stream->receive_error || stream->send_error) && !stream->inbound_ended) {
         gt_raise_broken(connection->reactor, stream->receive_error ? stream->receive_error : stream->send_error);
         return -1;

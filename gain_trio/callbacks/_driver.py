@@ -259,8 +259,8 @@ class StreamDriver(AttendingHandler):
     async def _hear_once_more(self, conn: StreamConn, connection: Connection, patience: float) -> None:
         """The server drains, and the wait was ended: tell what has arrived, so that no request stays without an answer.
 
-        Once, so that a peer that goes on sending cannot hold it up.  One that has connected and not been heard has
-        ``patience`` seconds: while worker processes are replaced nobody is to notice.
+        That is what has arrived by now, so that a peer that goes on sending cannot hold it up.  One that has connected
+        and not been heard has ``patience`` seconds: while worker processes are replaced nobody is to notice.
         """
         if conn._is_closed or conn._failure is not None:
             return
@@ -269,23 +269,34 @@ class StreamDriver(AttendingHandler):
         connection._resume_inbound()
         # What has arrived is never too late for a deadline.
         end = connection.read_deadline = min(connection.read_deadline, trio.current_time() + patience)
-        told: int = WRITTEN
-        while told == WRITTEN:
+        left = 0  # of what has arrived
+        while True:
             try:
                 told = await connection._wait_inbound()
             except trio.TooSlowError:
                 return
             if told == WRITTEN:
                 await self._told(told, conn, connection)
-                if (
-                    trio.current_time() > end
-                ):  # on_write may write more each time, and is told of that before the deadline
+                # on_write may write more each time, and is told of that before the deadline, and before bytes
+                if trio.current_time() > end + (LAST_SECONDS if left else 0):
                     return
-        if told > 0 and isinstance(conn, ThreadedStreamConn):
+            elif told > 0:
+                if not left:
+                    left = connection.inbound_buffered
+                left -= told
+                await self._hear(conn, told)
+                if left <= 0:
+                    return
+                end = connection.read_deadline = trio.current_time()
+            else:
+                return
+
+    async def _hear(self, conn: StreamConn, told: int) -> None:
+        if isinstance(conn, ThreadedStreamConn):
             assert self._threads is not None
             conn._arrived(told)
             await self._threads.run(self.callbacks.on_read.function, conn, told)
-        elif told > 0:
+        else:
             await self.callbacks.on_read(conn, told)
 
     async def _finish(self, conn: StreamConn, connection: Connection) -> None:

@@ -6,6 +6,9 @@ from typing import final
 
 from ._connection import END, STALLED, WRITTEN, Marks
 
+MOST_TOLD = 65536
+"""Bytes that are told of at a time, so that others have a turn between two callbacks."""
+
 
 @final
 class News:
@@ -64,8 +67,9 @@ class News:
         if self.is_over:
             return END
         untold = min(self.untold, queued)
-        self.untold = 0
-        return untold or None
+        told = min(untold, MOST_TOLD)
+        self.untold = untold - told
+        return told or None
 
     def after_errors(self, queued: int) -> int | None:
         """What is to be told when there was neither."""
