@@ -259,26 +259,30 @@ FORKING_HANDLER = """
 import os, signal, sys, threading, trio, gain_trio
 
 child = None
+once = [True]
 
 def handler(number, frame):
     global child
-    if child is None:
-        child = os.fork()
+    try:
+        once.pop()  # in one step: another signal may come in the middle of this handler, and in the child
+    except IndexError:
+        return
+    child = os.fork()
 
 signal.signal(signal.SIGUSR1, handler)
 main_thread = threading.get_ident()
 
 def kill():
     threading.Event().wait(0.2)  # the run waits by then, most likely; else this shows less
-    while child is None:
+    while once:
         signal.pthread_kill(main_thread, signal.SIGUSR1)
         threading.Event().wait(0.01)
 
 async def main():
     thread = threading.Thread(target=kill)
     thread.start()
-    with trio.move_on_after(1):
-        await trio.sleep_forever()
+    while child is None:  # the run must not be over before it has forked
+        await trio.sleep(0.5)
 
 try:
     gain_trio.run(main, backend="io_uring")

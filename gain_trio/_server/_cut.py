@@ -23,6 +23,10 @@ CUT_SECONDS: Final = 7.0
 """Seconds that a server has to end after it was cancelled by a signal: callbacks have 5 of their own then."""
 HURRIED_SECONDS: Final = 1.0
 """And after a further signal."""
+LATE: Final = 0.25
+"""Seconds after which the run has noticed a deadline so late that its tasks must have their turn first."""
+MOST_ROUNDS: Final = 3
+"""How often they have it."""
 CUT_STATUS: Final = 1
 """Exit status of a process that was ended with something still running."""
 MOST_NAMES: Final = 20
@@ -45,11 +49,16 @@ async def cut_off(signals: AsyncIterator[int], nursery: trio.Nursery, ignored: t
       nursery: what is left is below it.
       ignored: signals that do not.
     """
-    with trio.move_on_after(CUT_SECONDS) as scope:
-        async for number in signals:
-            if number not in ignored:
-                scope.deadline = min(scope.deadline, trio.current_time() + HURRIED_SECONDS)
-                logger.info("%s: what has not ended within a second is cut off", shown(signal.Signals(number).name))
+    seconds = CUT_SECONDS
+    for _ in range(MOST_ROUNDS):
+        with trio.move_on_after(seconds) as scope:
+            async for number in signals:
+                if number not in ignored:
+                    scope.deadline = min(scope.deadline, trio.current_time() + HURRIED_SECONDS)
+                    logger.info("%s: what has not ended within a second is cut off", shown(signal.Signals(number).name))
+        if trio.current_time() < scope.deadline + LATE:
+            break
+        seconds = HURRIED_SECONDS  # the run itself was held up, and what waits for it may be done now
     end_process(left_of(nursery, trio.lowlevel.current_task()))
 
 
