@@ -287,7 +287,7 @@ class WorkerProcess:
         if process is None or process.returncode is not None or self._was_killed:
             return
         self._was_killed = True
-        logger.error("worker process %s %s, and is killed", self.pid, why)
+        logger.error("worker process %s %s, and is killed", self.pid, shown(why))
         process.kill()
         self._killed(hung)
 
