@@ -1,8 +1,8 @@
 """How Sphinx builds the documentation: ``make docs``, with warnings as errors.
 
-Sphinx, because the docstrings are written in its language, it checks every reference in them, and it can be asked what it
-has documented: a public name that is missing in the reference is a warning, and so an error.  The pages are Markdown, by
-MyST.
+Sphinx has three advantages here: the docstrings are written in its language, it checks every reference in them, and
+an extension can list the documented names: a public name that is missing in the reference is a warning, and so an error.
+MyST reads the pages, which are Markdown.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 
-# Every reference must lead somewhere.  What is not this package's is not looked up: a build needs no network.
+# Every reference must lead somewhere.  References to other packages are not looked up: a build needs no network.
 nitpicky = True
 nitpick_ignore_regex = [
-    (r"py:.*", r"gain_trio\.(\w+\.)?_.*"),  # what stands in a signature, and is not public: its text says what it takes
+    (r"py:.*", r"gain_trio\.(\w+\.)?_.*"),  # private types in signatures: the text describes them
     (r"py:.*", r"(?!gain_trio\b).*\..*"),  # trio.TooSlowError, ssl.SSLContext, asyncio.Protocol
     (r"py:.*", r"[A-Z]\w*Error"),  # of Python
     (

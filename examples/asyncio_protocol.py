@@ -1,9 +1,9 @@
-"""A protocol written for asyncio, as it is, without asyncio's event loop.
+"""A protocol written for asyncio runs unchanged, without asyncio's event loop.
 
     python examples/asyncio_protocol.py [tcp://127.0.0.1:0]
 
 It keeps words: "set NAME WORD" and "get NAME", a line each, from any client.  With port 0 the kernel chooses the port, and
-the line printed says which.  Ctrl-C stops it.
+the server prints it.  Ctrl-C stops the server.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ MAX_LINE = 1000
 
 
 class Words(asyncio.Protocol):
-    """Nothing here knows of gain_trio: loop.create_server(Words, host, port) runs it just as well."""
+    """The protocol does not use gain_trio: loop.create_server(Words, host, port) runs it just as well."""
 
     kept: dict[bytes, bytes] = {}  # noqa: RUF012  # shared by all connections, on purpose
 
@@ -27,13 +27,13 @@ class Words(asyncio.Protocol):
         self.rest = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A client is there."""
+        """A client has connected."""
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
         print("hello", transport.get_extra_info("peername")[0], flush=True)
 
     def data_received(self, data: bytes) -> None:
-        """Some bytes, which may be half a line, or several."""
+        """Bytes have arrived, which may be half a line, or several."""
         *lines, self.rest = (self.rest + data).split(b"\n")
         for line in lines:
             self.transport.write(self.answer(line.split()) + b"\n")
@@ -42,7 +42,7 @@ class Words(asyncio.Protocol):
             self.transport.close()
 
     def answer(self, words: list[bytes]) -> bytes:
-        """To one line."""
+        """Return the answer to one line."""
         match words:
             case [b"set", name, word]:
                 self.kept[name] = word
@@ -52,11 +52,11 @@ class Words(asyncio.Protocol):
         return b"set NAME WORD, or get NAME"
 
     def pause_writing(self) -> None:
-        """The client does not take its answers: take no more questions."""
+        """The client does not read its answers: stop reading its questions."""
         self.transport.pause_reading()
 
     def resume_writing(self) -> None:
-        """It does again."""
+        """The client reads again."""
         self.transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:

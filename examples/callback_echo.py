@@ -1,9 +1,9 @@
-"""An echo server made of callbacks, with two clients of its own; it shuts down when they have been served.
+"""An echo server made of callbacks serves two clients of its own, and then shuts down.
 
     python examples/callback_echo.py [tcp://127.0.0.1:0]
 
-No async, no await: callbacks are called when something has happened, and what they write is sent behind their back.  The
-clients are threads, to show that the server does not care.
+The program needs no async and no await: the server calls the callbacks when data has arrived, and sends their writes while
+they go on.  The clients are threads.
 """
 
 import socket
@@ -17,19 +17,19 @@ MESSAGE = b"echo"
 
 
 class Echo(gain_trio.EventHandler):
-    """Answers each client once, and counts what was sent."""
+    """The handler answers each client once, and counts the bytes sent."""
 
     def __init__(self) -> None:
         self._bytes_sent = 0
 
     def on_start(self, server: gain_trio.EventServer) -> None:
-        """It listens: start the clients."""
+        """The server listens: start the clients."""
         self._server = server
         for _ in range(CLIENTS):
             threading.Thread(target=run_client, args=(server.addresses[0],)).start()
 
     def on_accept(self, conn: gain_trio.Conn) -> None:
-        """A new connection."""
+        """A client has connected."""
         say(f"new connection from {conn.remote_addr[0]}")
 
     def on_read(self, conn: gain_trio.Conn, n: int) -> None:
@@ -38,7 +38,7 @@ class Echo(gain_trio.EventHandler):
         conn.write(conn.next(n))
 
     def on_write(self, conn: gain_trio.Conn, n: int) -> None:
-        """The kernel has taken bytes of the answer."""
+        """The kernel has accepted bytes of the answer."""
         self._bytes_sent += n
         say(f"{n} bytes sent")
         conn.close()
@@ -51,7 +51,7 @@ class Echo(gain_trio.EventHandler):
 
 
 def say(line: str) -> None:
-    """Print it in one piece, though several threads do."""
+    """Print a line in one piece, while other threads print, too."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 

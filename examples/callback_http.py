@@ -1,10 +1,10 @@
-"""HTTP by callbacks: the plaintext test of the TechEmpower Framework Benchmarks.
+"""Callbacks serve HTTP: the plaintext test of the TechEmpower Framework Benchmarks.
 
     python examples/callback_http.py [tcp://127.0.0.1:0]
 
     wrk -t 1 -c 64 -d 5 http://127.0.0.1:PORT/plaintext
 
-With port 0 the kernel chooses the port, and the line printed says which.  Ctrl-C stops it.
+With port 0 the kernel chooses the port, and the server prints it.  Ctrl-C stops the server.
 """
 
 import sys
@@ -13,14 +13,14 @@ import trio
 
 import gain_trio
 
-# How requests are read and answered, without any I/O, is that of `gain-trio serve --handler http`.  A program of your own
-# takes a library such as h11 in its place, which is used in the same way: bytes in, bytes out.
+# `gain-trio serve --handler http` reads and answers requests with the same code, without any I/O.  Another program would use
+# a library such as h11 in the same way: bytes in, bytes out.
 from gain_trio._http._http_handler import REQUEST_TIMEOUT, SITE
 from gain_trio._http._http_requests import Exchange, Phase
 
 
 class Http(gain_trio.EventHandler):
-    """One exchange a connection, which knows where in a request it is."""
+    """Each connection has an exchange, the state of its current request."""
 
     def on_start(self, server: gain_trio.EventServer) -> None:
         """The server listens."""
@@ -28,11 +28,11 @@ class Http(gain_trio.EventHandler):
             print(f"listening on {host} port {port}", flush=True)
 
     def on_accept(self, conn: gain_trio.Conn) -> None:
-        """A client is there."""
+        """A client has connected."""
         conn.set_context(Exchange(SITE))
 
     def on_read(self, conn: gain_trio.Conn, n: int) -> None:
-        """Some bytes: a request, several, or a piece of one."""
+        """Bytes have arrived: a request, several, or a piece of one."""
         exchange: Exchange = conn.context
         was_idle = exchange.phase is Phase.IDLE
         if answers := exchange.feed(conn.next(n)):

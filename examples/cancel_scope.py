@@ -1,9 +1,9 @@
-"""A server that a deadline stops: whatever cancels the scope it runs in stops the server and everything below it.
+"""A deadline stops this server: cancelling the scope around a server stops it, with everything below it.
 
     python examples/cancel_scope.py [seconds, 5 by default] [tcp://127.0.0.1:0]
 
-The server counts for its clients, a line every tenth of a second.  When the scope's deadline comes, the listener is
-closed, the handlers are cancelled where they wait (their ``finally`` blocks run), and their connections are closed.
+The server counts for its clients, a line every tenth of a second.  When the scope's deadline comes, the server closes the
+listener, cancels the handlers where they wait (their ``finally`` blocks run), and closes their connections.
 """
 
 import sys
@@ -28,7 +28,7 @@ async def count(connection: gain_trio.Connection) -> None:
 
 
 async def main(seconds: float, address: str) -> None:
-    """Serve for so many seconds."""
+    """Serve for this number of seconds."""
     with trio.move_on_after(seconds):
         async with trio.open_nursery() as nursery:
             server = await nursery.start(gain_trio.serve, count, address)

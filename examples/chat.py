@@ -1,10 +1,10 @@
-"""A chat server: every line goes to everybody, and nobody waits for a slow reader.
+"""A chat server sends every line to all clients, and never waits for a slow reader.
 
     python examples/chat.py [tcp://127.0.0.1:0]
 
-Each client has an outbox of OUTBOX lines and a task that sends them.  Whoever broadcasts only puts lines into outboxes,
-which never waits.  When an outbox is full its client reads too slowly, and the policy is to drop it: the connection is
-reset, so that the client sees that it has missed something.  Ctrl-C stops the server.
+Each client has an outbox of OUTBOX lines and a task that sends them.  A broadcast only puts lines into outboxes, and so
+never waits.  When an outbox is full its client reads too slowly, and the server drops it: it resets the connection, so that
+the client sees that it has missed something.  Ctrl-C stops the server.
 """
 
 import functools
@@ -21,7 +21,7 @@ LONGEST_LINE = 8192
 
 
 class Room:
-    """Who is there."""
+    """The clients of the chat."""
 
     def __init__(self) -> None:
         self._outboxes: dict[str, trio.MemorySendChannel[bytes]] = {}
@@ -29,7 +29,7 @@ class Room:
         self._numbers = count(1)
 
     def broadcast(self, line: str) -> None:
-        """Put a line into every outbox, and drop whoever has no room for it."""
+        """Put a line into every outbox, and drop each client whose outbox is full."""
         for name, outbox in list(self._outboxes.items()):
             try:
                 outbox.send_nowait(line.encode() + b"\n")

@@ -1,4 +1,4 @@
-"""A server and a client in one terminal: starts the command gain-trio, talks to it, and stops it.
+"""This program shows a server and a client in one terminal: it starts the command gain-trio, talks to it, and stops it.
 
     python examples/demo.py
 
@@ -19,7 +19,7 @@ MESSAGES = (b"Hello, io_uring!", b"One nursery owns everything here.", b"Bye.")
 
 
 async def first_line(stream: trio.abc.ReceiveStream) -> str:
-    """What the server says when it is ready."""
+    """The line that the server prints when it is ready."""
     line = b""
     while not line.endswith(b"\n"):
         data = await stream.receive_some()

@@ -1,8 +1,8 @@
-"""An echo server: a handler and a nursery.
+"""An echo server is a handler and a nursery.
 
     python examples/echo.py [tcp://127.0.0.1:0]
 
-With port 0 the kernel chooses the port, and the line printed says which.  Ctrl-C stops it.
+With port 0 the kernel chooses the port, and the server prints it.  Ctrl-C stops the server.
 """
 
 import signal
@@ -14,7 +14,7 @@ import gain_trio
 
 
 async def echo(connection: gain_trio.Connection) -> None:
-    """Send back what comes, until the client has sent its last, or the server drains; then the connection is closed."""
+    """Send back all data, until the client ends the stream or the server drains; then the server closes the connection."""
     async for data in connection.messages():
         await connection.send(data)
 

@@ -1,4 +1,4 @@
-"""A server that ends gracefully: whoever has asked gets the whole answer, and everybody else is let go.
+"""A server ends gracefully: clients that have asked receive the whole answer, and the server disconnects the others.
 
     python examples/graceful.py [tcp://127.0.0.1:0 [SECONDS]]
 
@@ -8,9 +8,9 @@
     2
     3
 
-The answer to a number is so many lines.  On the first Ctrl-C or SIGTERM nobody can connect any more, answers under way are
-finished, clients that have asked nothing are disconnected, and what takes longer than SECONDS (10) is cut off.  A second
-one cuts all of it off at once.
+The answer to a number is that number of lines.  At the first Ctrl-C or SIGTERM the server stops accepting, finishes the
+answers under way, disconnects clients that have asked nothing, and cuts off answers that take longer than SECONDS (10).  A
+second signal cuts off all of them at once.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ AT_ONCE = 1000
 
 
 async def answer(connection: gain_trio.Connection, request: bytes) -> None:
-    """As many lines as asked for."""
+    """Send the number of lines that the client has asked for."""
     count = min(int(request), MOST_LINES)
     for first in range(1, count + 1, AT_ONCE):
         last = min(first + AT_ONCE, count + 1)
@@ -37,14 +37,14 @@ async def answer(connection: gain_trio.Connection, request: bytes) -> None:
 
 
 async def handler(connection: gain_trio.Connection) -> None:
-    """One client, until it has asked its last or the server drains: a request that has come is still answered."""
+    """Serve a client until it ends the stream or the server drains; answer each request that has arrived."""
     with contextlib.suppress(ValueError):
         async for request in connection.messages(functools.partial(connection.receive_line, max_bytes=LONGEST_LINE)):
             await answer(connection, request)
 
 
 async def main(address: str, seconds: float) -> None:
-    """Serve until a signal, and on until all is said; a second signal does not wait for that."""
+    """Serve until a signal, and then drain; a second signal ends the server at once."""
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
             server = await nursery.start(gain_trio.serve, handler, address)
@@ -61,7 +61,7 @@ async def main(address: str, seconds: float) -> None:
 
 
 async def cancel_on(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
-    """The second signal."""
+    """Cancel the scope at the second signal."""
     await anext(signals)
     scope.cancel()
 

@@ -1,4 +1,4 @@
-"""A key-value server of lines, with limits: how long a line may be, and how long a client may take.
+"""A key-value server of lines has two limits: the length of a line, and the time that a client may take.
 
     python examples/line_server.py [tcp://127.0.0.1:0 [SECONDS]]
 
@@ -9,7 +9,8 @@
     blue
     quit
 
-A client has SECONDS (10) for each line and for taking each answer; then it is told so and the connection is closed.
+A client has SECONDS (10) to send each line and to read each answer.  The server reports an exceeded limit, and closes the
+connection.
 """
 
 import functools
@@ -25,14 +26,14 @@ MOST_KEYS = 10_000
 
 
 class Store:
-    """The keys and what they stand for."""
+    """The keys and their values."""
 
     def __init__(self, seconds: float) -> None:
         self._values: dict[bytes, bytes] = {}
         self._seconds = seconds
 
     def answer(self, line: bytes) -> bytes:
-        """Do what a line asks for."""
+        """Carry out the command of a line, and return its answer."""
         match line.split(b" ", 2):
             case [b"get", key]:
                 return self._values.get(key, b"error: there is no such key")
@@ -44,7 +45,7 @@ class Store:
         return b"error: write get KEY, set KEY VALUE or quit"
 
     async def serve(self, connection: gain_trio.Connection) -> None:
-        """One client."""
+        """Serve one client."""
         try:
             connection.set_deadline(trio.current_time() + self._seconds)
             async for line in connection.messages(functools.partial(connection.receive_line, max_bytes=LONGEST_LINE)):
@@ -57,10 +58,10 @@ class Store:
         except gain_trio.MessageTooLong as error:
             await self.refuse(connection, b"error: %s" % str(error).encode())
         except gain_trio.IncompleteMessage:
-            pass  # the client is gone in the middle of a line: there is nobody to tell
+            pass  # the client has left in the middle of a line, and reads no answer
 
     async def refuse(self, connection: gain_trio.Connection, reason: bytes) -> None:
-        """Say why, and let go.  What the client has sent beyond is not read."""
+        """Send the reason, before the server closes the connection.  Further data of the client stays unread."""
         connection.set_deadline(trio.current_time() + self._seconds)
         await connection.send(reason + b"\n")
 

@@ -1,9 +1,9 @@
-"""A TCP proxy: two tasks in one nursery for each connection, one a direction.
+"""A TCP proxy has two tasks in one nursery for each connection, one a direction.
 
     python examples/proxy.py tcp://HOST:PORT [tcp://127.0.0.1:0]
 
-forwards what connects to the second address to the first one.  An end of stream is passed on as a half close, so the
-other direction goes on until it has its own.  When either side breaks, the nursery cancels the other direction.
+forwards connections to the second address to the first one.  The proxy passes an end of stream on as a half close, so the
+other direction goes on until its own end.  When either side breaks, the nursery cancels the other direction.
 """
 
 import signal

@@ -1,9 +1,9 @@
-"""A reactor: one acceptor, four consumers, and a balancer that decides who gets a connection.
+"""A reactor has one acceptor, four consumers, and a balancer that chooses the consumer of each connection.
 
     python examples/reactor_balancers.py [BALANCER [tcp://127.0.0.1:0]]
 
-BALANCER is round_robin, least_connections, source_ip_hash, or two_choices, which is made here.  Each client is told how
-many connections every consumer has:
+BALANCER is round_robin, least_connections, source_ip_hash, or two_choices, which is made here.  The server sends each client
+the number of connections that every consumer has:
 
     $ nc 127.0.0.1 PORT
     0 1 0 0
@@ -23,23 +23,23 @@ WORKERS = 4
 
 
 class TwoChoices:
-    """The less loaded of two consumers that chance has picked.
+    """This balancer picks two consumers at random, and chooses the one with fewer connections.
 
-    That is nearly as good as asking all of them, and however many there are it takes the same time (Mitzenmacher, 2001).
+    That is nearly as good as comparing all of them, and takes the same time for any number of them (Mitzenmacher, 2001).
     """
 
     def pick(self, _peer: Any, consumers: Sequence[gain_trio.ConsumerView]) -> gain_trio.ConsumerView:
-        """One of the consumers, for a connection from this peer."""
+        """Return the consumer of a connection from this peer."""
         return min(random.sample(consumers, 2), key=lambda consumer: consumer.active)
 
 
 class Census:
-    """A handler that knows its server."""
+    """The handler reports on the server that it belongs to."""
 
     server: gain_trio.Server
 
     async def tell(self, connection: gain_trio.Connection) -> None:
-        """Say where connections are, and wait until the client goes."""
+        """Send the number of connections of each consumer, and wait until the client leaves."""
         counts = self.server.statistics().active_by_consumer
         await connection.send(" ".join(map(str, counts)).encode() + b"\n")
         async for _data in connection.messages():

@@ -1,12 +1,12 @@
-"""A server in several processes, each with a listener of its own on the same port (socket sharding).
+"""A server runs in several processes, each with a listener of its own on the same port (socket sharding).
 
     python examples/sharded.py [processes, one a CPU by default] [tcp://127.0.0.1:0]
 
-The kernel shares the connections among the listeners.  Every process has its own Trio run, and its own ring where there is
-one; it imports this file to find the handler, which is why the server is started under ``if __name__ == "__main__"``.
-A process that dies is replaced.
+The kernel shares the connections among the listeners.  Every process has its own Trio run, and its own ring where the
+machine has io_uring.  It imports this file to find the handler, so the server starts under ``if __name__ == "__main__"``.
+The server replaces a process that dies.
 
-Each line that a client sends is answered with the number of the process that serves it.  Ctrl-C and SIGTERM let
+The server answers each line with the number of the process that serves the client.  Ctrl-C and SIGTERM let
 connections finish (a second one cuts them off), and SIGHUP replaces the processes one by one, without refusing a
 connection::
 
@@ -23,7 +23,7 @@ import gain_trio
 
 
 async def tell_process(connection: gain_trio.Connection) -> None:
-    """Answer lines, until the client has sent its last, or until this process is to end."""
+    """Answer lines, until the client ends the stream or this process drains."""
     async for _line in connection.messages(connection.receive_line):
         await connection.send(f"process {os.getpid()}\n".encode())
 

@@ -1,4 +1,4 @@
-"""An echo server with TLS: a handler, a nursery, and a server's SSLContext.
+"""An echo server with TLS is a handler, a nursery, and a server's SSLContext.
 
     python examples/tls_echo.py --cert cert.pem --key key.pem [tcp://127.0.0.1:0]
 
@@ -25,7 +25,7 @@ import gain_trio
 
 
 async def echo(connection: gain_trio.Connection) -> None:
-    """Send back what comes.  The handshake is done already, so there is something to say about the client."""
+    """Send back all data.  The handshake is complete when the handler starts."""
     print(f"{connection.tls_version()} with {connection.remote_address[0]}", flush=True)
     async for data in connection.messages():
         await connection.send(data)
@@ -45,7 +45,7 @@ async def main(address: str, context: ssl.SSLContext) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="An echo server with TLS.")
     parser.add_argument("address", nargs="?", default="tcp://127.0.0.1:0")
-    parser.add_argument("--cert", required=True, help="the server's certificate, and what it takes to verify it (PEM)")
+    parser.add_argument("--cert", required=True, help="the server's certificate, with the chain that verifies it (PEM)")
     parser.add_argument("--key", required=True, help="its private key (PEM)")
     options = parser.parse_args()
     server_context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

@@ -1,8 +1,8 @@
-"""A UDP echo server: a handler, and no connections.
+"""A UDP echo server has a handler, and no connections.
 
     python examples/udp_echo.py [udp://127.0.0.1:0]
 
-With port 0 the kernel chooses the port, and the line printed says which.  Ctrl-C stops it, and it says what it has done.
+With port 0 the kernel chooses the port, and the server prints it.  Ctrl-C stops the server, which then prints its counters.
 """
 
 import signal
@@ -15,9 +15,9 @@ import gain_trio
 
 
 async def echo(data: bytes, address: Any, endpoint: gain_trio.DatagramEndpoint) -> None:
-    """Send a datagram back to where it came from.
+    """Send a datagram back to its source, unless that is the port of a service, this one's own included.
 
-    Not to the port of a service, this one's own included: with a forged source two of them would answer each other for ever.
+    With a forged source two services would answer each other for ever.
     """
     if address[1] >= 1024 and address[1] != endpoint.local_address[1]:
         await endpoint.send(data, address)

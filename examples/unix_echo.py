@@ -1,10 +1,10 @@
-"""An echo server on a Unix socket, for the programs of one user, which says who connects.
+"""An echo server on a Unix socket serves the programs of one user, and prints which process connects.
 
     python examples/unix_echo.py unix:///run/user/1000/echo.sock
     socat - UNIX-CONNECT:/run/user/1000/echo.sock
 
-The file is made so that nobody else may connect, a file left over by a server that was killed is replaced, and at the end
-it is gone.  Ctrl-C stops it.
+The mode of the socket's file keeps other users out.  The server replaces a file that a killed server left behind, and
+removes its own at its end.  Ctrl-C stops the server.
 """
 
 import signal
@@ -16,7 +16,7 @@ import gain_trio
 
 
 async def echo(connection: gain_trio.Connection) -> None:
-    """Send back what comes, until the client has sent its last; then the connection is closed."""
+    """Send back all data, until the client ends the stream; then the server closes the connection."""
     peer = connection.peer_credentials()
     print(f"process {peer.pid} of user {peer.uid}", flush=True)
     async for data in connection.messages():
