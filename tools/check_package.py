@@ -19,7 +19,16 @@ SDIST_MUST = {
     "docs": ("*.md", "*.rst", "*.py", "*.svg"),
     "benchmarks": ("*.py", "*.c", "*.h", "*.lua", "*.json", "README.md"),
 }
-SDIST_MUST_FILES = ("Makefile", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "pyproject.toml", "setup.py")
+SDIST_MUST_FILES = (
+    "Makefile",
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "LICENSE",
+    "pyproject.toml",
+    "setup.py",
+)
 
 
 def expected(patterns: dict[str, tuple[str, ...]]) -> set[str]:
