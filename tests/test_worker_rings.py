@@ -147,6 +147,10 @@ def test_a_ring_that_gets_no_memory_gives_up(monkeypatch: pytest.MonkeyPatch) ->
             def gt_ring_open(*_arguments: object) -> int:
                 return -errno.ENOMEM
 
+            @staticmethod
+            def gt_ring_close(_ring: object) -> None:
+                """Nothing is open."""
+
         ffi = _ring.uring.ffi
 
     monkeypatch.setattr(_ring, "uring", Module)
