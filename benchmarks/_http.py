@@ -1,7 +1,7 @@
 """HTTP plaintext servers under wrk: requests per second, and the server's CPU time for one.
 
-The generator is somebody else's here, and has no reference to take turns with.  So the servers are visited round by
-round, and what is compared is what two of them did in the same round.
+The generator is not this project's here, and has no reference to take turns with.  So the servers are visited round by
+round, and the figures of two servers in the same round are compared.
 """
 
 from __future__ import annotations

@@ -143,7 +143,7 @@ def measure_once(spec: Spec, config: Config, settings: Settings) -> Result:
 
 
 def measure_memory_once(spec: Spec, connections: int, settings: Settings) -> Result:
-    """What so many idle connections, each with a handler parked in a receive, add to the RSS."""
+    """Measure the RSS that idle connections add, each with a handler parked in a receive."""
     with running(spec, settings.server_cpu) as server:
         port = ["-p", str(server.port), "-d", str(IDLE_SECONDS)]
         # One connection first: what the server loads for its first is not the price of any.

@@ -172,7 +172,7 @@ def pinned(cpu: int) -> Iterator[None]:
 def end_group(process: subprocess.Popen[Any]) -> None:
     """End a process started with start_new_session, and whatever it has started itself."""
     if process.returncode is not None:
-        return  # collected already: by now the number may be somebody else's
+        return  # collected already: by now the number may be another process's
     os.killpg(process.pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_SECONDS
     # Looked at but not collected (WNOWAIT): so long the number of the group stays ours.

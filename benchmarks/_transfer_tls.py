@@ -23,7 +23,7 @@ PATIENCE_SECONDS = 60.0
 
 
 def cpu_seconds(pid: int) -> float:
-    """Of the whole process: the clock that clock_getcpuclockid(3) names."""
+    """Return the CPU time of the whole process, from the clock that clock_getcpuclockid(3) names."""
     return time.clock_gettime(~pid << 3 | 2)
 
 

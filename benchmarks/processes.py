@@ -2,14 +2,14 @@
 
     python benchmarks/processes.py [ROUNDS]
 
-The machine may have no more than two CPUs, and whoever makes the connections needs one of them, too.  So a connection has to
-cost a server much more than the client that makes it; else the client's CPU is what is measured.  The handler
+The machine may have no more than two CPUs, and the client needs one of them, too.  So a connection has to
+cost a server much more than the client that makes it; else the benchmark would measure the client's CPU.  The handler
 here uses MILLISECONDS of CPU time for each, as one does that computes something.  One process and two are measured by turns.
 Each pair of turns gives a ratio, and the table has the median:
 
     wall        connections a second of two processes, as a multiple of those of one
-    per CPU     the same for each second of CPU time that the workers had, times two: what it would be on CPUs of
-                their own, whoever else used the machine meanwhile
+    per CPU     the same for each second of CPU time that the workers had, times two: the ratio on CPUs of
+                their own, whatever other processes ran meanwhile
 
 Beside them stands how much CPU the workers got: where that is not 1 and 2, "wall" says what the machine had to give, and not
 what the server can do.
@@ -36,7 +36,7 @@ from gain_trio._server._config import Architecture
 MILLISECONDS = 4.0
 """CPU time of the handler for each connection."""
 SECONDS = 1.5
-"""Of a turn."""
+"""The length of a turn."""
 CLIENTS = 8
 """Connections at a time."""
 ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)

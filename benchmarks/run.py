@@ -82,7 +82,7 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=DEFAULT_TRANSFER,
         metavar="MIB",
-        help=f"large transfers, over TCP, Unix sockets and TLS, of so many MiB (default: {DEFAULT_TRANSFER})",
+        help=f"large transfers, over TCP, Unix sockets and TLS, in MiB (default: {DEFAULT_TRANSFER})",
     )
 
 

@@ -53,6 +53,15 @@ def test_the_rules_are_kept(rule: str) -> None:
     assert len(found) <= LEFT[rule], found
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_pages_examples_and_benchmarks_keep_them_all(rule: str) -> None:
+    assert not [
+        breach
+        for breach in breaches(rule)
+        if breach.startswith(("docs/", "examples/", "benchmarks/")) or ".md:" in breach
+    ]
+
+
 @pytest.mark.parametrize(
     ("rule", "text"),
     [

@@ -4,8 +4,8 @@
  * user and system time is kept by sampling in ticks of 10 ms or less on most kernels, so it is only good over seconds,
  * and it is used only as a proportion.
  *
- * The time waited is the scheduler's run delay: ready to run, but not running because somebody else had the CPU.
- * It is what tells a disturbed stretch of a measurement from an undisturbed one.
+ * The time waited is the scheduler's run delay: ready to run, but not running because another process had the CPU.
+ * It distinguishes a disturbed stretch of a measurement from an undisturbed one.
  */
 #ifndef BENCH_CPU_H
 #define BENCH_CPU_H

@@ -28,7 +28,7 @@ static const char usage_text[] =
     "  --refpid  its process\n"
     "  --churn   a connection, one message echoed, closed, and again\n"
     "  --udp     every message is a datagram, every connection a connected UDP socket\n"
-    "  --idle    echo one message on each of so many connections, say so, hold them until stdin ends (at most -d "
+    "  --idle    echo one message on each connection, say so, keep the connections until stdin ends (at most -d "
     "seconds)\n"
     "  --slices  print every slice, too\n";
 
@@ -52,7 +52,7 @@ __attribute__((noreturn)) static void usage(int status)
     exit(status);
 }
 
-/* A load generator pointed at somebody else's machine is an attack: this one only ever talks to its own. */
+/* A load generator pointed at another machine is an attack: this one only ever talks to its own. */
 static struct in_addr parse_loopback(const char *text)
 {
     struct in_addr address;

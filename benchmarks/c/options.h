@@ -10,7 +10,7 @@
 struct options {
     struct in_addr host; /* in 127.0.0.0/8, always */
     uint16_t port;
-    uint16_t reference_port; /* 0: no reference, nobody to take turns with */
+    uint16_t reference_port; /* 0: no reference to take turns with */
     pid_t server_pid;        /* 0: do not account for CPU time */
     pid_t reference_pid;
     uint32_t connections; /* to each server */

@@ -2,8 +2,8 @@
  *
  * Two servers take turns of about 100 ms.  What one request cost a server in a slice is compared only with what it cost
  * the other in the slices right before and after: whatever changes slowly (clock frequency, a neighbour on the same
- * host, temperature) is then the same on both sides and cancels out.  Whatever changes fast shows as time somebody had
- * to wait for a CPU, and such slices are left out.
+ * host, temperature) is then the same on both sides and cancels out.  Whatever changes fast shows as time that a
+ * process waited for a CPU, and such slices are left out.
  */
 #ifndef BENCH_SLICES_H
 #define BENCH_SLICES_H

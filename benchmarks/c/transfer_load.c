@@ -5,9 +5,9 @@
  * ADDRESS is the number of a TCP port of 127.0.0.1, or the path of a Unix socket.  The request is the first letter of the
  * direction and the number of bytes in eight bytes, highest first:
  *
- *     up      the client sends so many bytes, and the server answers with one byte when it has them all
- *     down    the server sends so many bytes from its memory
- *     file    the server sends so many bytes of a file that it was told of
+ *     up      the client sends the bytes, and the server answers with one byte when it has them all
+ *     down    the server sends the bytes from its memory
+ *     file    the server sends the bytes from a file that it has been given
  *
  * One connection, blocking calls, and 1 MiB a call: this is to be faster than any server.  The bytes are counted, and of
  * those from a server the first of every 64 KiB is looked at, so that the generator is not what is measured; that what

@@ -3,9 +3,9 @@
  *     zero_copy SIZE BYTES TURNS
  *
  * A child reads and drops; the parent sends BYTES in messages of SIZE, one after the other, by the one operation and by the
- * other in turns.  The messages lie side by side in 8 MiB that nobody writes to, so a buffer that the kernel still holds is
- * no reason to wait.  A send with zero copy completes twice: once when it has been taken, as a send does, and once when its
- * buffer is free again; both are reaped, because a library has to.
+ * other in turns.  The messages lie side by side in 8 MiB that the parent never writes to, so a buffer that the kernel
+ * still uses is no reason to wait.  A send with zero copy completes twice: once when the kernel has accepted it, as a send
+ * does, and once when its buffer is free again; both are reaped, because a library has to.
  *
  * Result: one JSON object a turn on stdout; or a reason on stderr, and status 1.  `copied` is the share of the messages of
  * which the kernel says that it has copied them after all.

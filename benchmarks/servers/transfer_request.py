@@ -40,6 +40,6 @@ def server_context() -> ssl.SSLContext | None:
 
 
 def pieces(count: int) -> list[int]:
-    """The lengths of the pieces that so many bytes are sent in."""
+    """Return the lengths of the pieces that add up to ``count`` bytes."""
     whole, rest = divmod(count, len(PIECE))
     return [len(PIECE)] * whole + ([rest] if rest else [])

@@ -22,7 +22,7 @@ async def transfer(stream: Stream) -> None:
     while len(header) < HEADER.size:
         received = await stream.receive_some(HEADER.size - len(header))
         if not received:
-            return  # the probe, which only wants to know whether somebody listens
+            return  # the probe, which only checks that the server listens
         header += received
     direction, count = HEADER.unpack(header)
     if direction == b"d":
@@ -41,7 +41,7 @@ async def transfer(stream: Stream) -> None:
 
 
 async def serve(stream: Stream) -> None:
-    """With TLS, whoever leaves without its close_notify is an error: the generator, and the probe for the server."""
+    """Serve; with TLS, a generator or a probe that leaves without close_notify raises an error, which is ignored."""
     with contextlib.suppress(trio.BrokenResourceError):
         await transfer(stream)
 
