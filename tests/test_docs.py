@@ -82,7 +82,7 @@ def test_porting_from_asyncio_has_every_method() -> None:
     assert not set(TRANSPORT.split()) - named
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.name)
 def test_python_in_a_page_is_python(page: Path) -> None:
     for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
         source = textwrap.dedent(block)
