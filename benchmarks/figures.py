@@ -117,12 +117,12 @@ def picture(record: Mapping[str, Any], number: int) -> str:
     """The SVG of one of the record's runs.
 
     Raises:
-      ValueError: the run has no ratios to the C server.
+      ValueError: the run measured no ratio of another server to the C server.
     """
     run = record["runs"][number]
     ratios = {name: ratio for name, ratio in run.get("ratio_to_c", {}).items() if name != REFERENCE}
     if not ratios:
-        raise ValueError(f"run {number} ({run['mode']}) has no ratios to the C server")
+        raise ValueError(f"run {number} ({run['mode']}) has no server beside the C server")
     scale = (WIDTH - MARGIN - FREE - BARS) / max(1.0, *(ratio["high"] for ratio in ratios.values()))
     bottom = TOP + len(ratios) * ROW
     caption = caption_of(record, run)

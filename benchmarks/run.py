@@ -255,12 +255,24 @@ def run(arguments: argparse.Namespace) -> None:
         record = {
             "date": f"{dt.datetime.now(dt.timezone.utc):%Y-%m-%d}",
             "machine": machine,
-            "command": shlex.join(["python", *sys.argv]),
+            "command": command_without_json(sys.argv),
             "skipped": skipped,
             "seconds": settings.seconds,
             "runs": runs,
         }
         arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def command_without_json(argv: list[str]) -> str:
+    """Return the command that measures the same: the file's name says nothing about the results."""
+    parts = iter(argv)
+    kept = ["python"]
+    for part in parts:
+        if part == "--json":
+            next(parts)
+        elif not part.startswith("--json="):
+            kept.append(part)
+    return shlex.join(kept)
 
 
 def end_on_signal(number: int, _frame: object) -> NoReturn:
