@@ -68,7 +68,7 @@ async def main(address: str) -> None:
     """Serve until Ctrl-C or SIGTERM."""
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
-            server = await nursery.start(gain_trio.serve, gain_trio.ProtocolHandler(Words), address)
+            server = await nursery.start(gain_trio.serve, gain_trio.asyncio_bridge.ProtocolHandler(Words), address)
             for host, port, *_ in server.addresses:
                 print(f"listening on {host} port {port}", flush=True)
             await anext(signals)

@@ -19,19 +19,19 @@ from gain_trio._http._http_handler import REQUEST_TIMEOUT, SITE
 from gain_trio._http._http_requests import Exchange, Phase
 
 
-class Http(gain_trio.EventHandler):
+class Http(gain_trio.callbacks.EventHandler):
     """Each connection has an exchange, the state of its current request."""
 
-    def on_start(self, server: gain_trio.EventServer) -> None:
+    def on_start(self, server: gain_trio.callbacks.EventServer) -> None:
         """The server listens."""
         for host, port, *_ in server.addresses:
             print(f"listening on {host} port {port}", flush=True)
 
-    def on_accept(self, conn: gain_trio.Conn) -> None:
+    def on_accept(self, conn: gain_trio.callbacks.Conn) -> None:
         """A client has connected."""
         conn.set_context(Exchange(SITE))
 
-    def on_read(self, conn: gain_trio.Conn, n: int) -> None:
+    def on_read(self, conn: gain_trio.callbacks.Conn, n: int) -> None:
         """Bytes have arrived: a request, several, or a piece of one."""
         exchange: Exchange = conn.context
         was_idle = exchange.phase is Phase.IDLE
@@ -45,4 +45,4 @@ class Http(gain_trio.EventHandler):
 
 
 if __name__ == "__main__":
-    gain_trio.listen_and_serve(sys.argv[1] if len(sys.argv) > 1 else "tcp://127.0.0.1:0", Http())
+    gain_trio.callbacks.listen_and_serve(sys.argv[1] if len(sys.argv) > 1 else "tcp://127.0.0.1:0", Http())

@@ -19,6 +19,8 @@ import importlib as _importlib
 import typing as _typing
 
 if _typing.TYPE_CHECKING:
+    from . import asyncio_bridge as asyncio_bridge
+    from . import callbacks as callbacks
     from ._io_manager import (
         Backend,
         BackendInfo,
@@ -58,56 +60,25 @@ if _typing.TYPE_CHECKING:
         open_datagram_endpoint,
         open_listeners,
     )
-    from .asyncio_bridge import ProtocolHandler
-    from .callbacks import (
-        AlreadyRunning,
-        BufferEmpty,
-        Config,
-        Conn,
-        ConnectionAlreadyClosed,
-        ConnectionClosed,
-        EventHandler,
-        EventServer,
-        InvalidDuration,
-        InvalidState,
-        NotSupported,
-        ShortBuffer,
-        SlowReader,
-        UnsupportedProtocol,
-        listen_and_serve,
-        serve_events,
-    )
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "AlreadyRunning",
     "Backend",
     "BackendInfo",
     "Balancer",
-    "BufferEmpty",
-    "Config",
-    "Conn",
     "Connection",
-    "ConnectionAlreadyClosed",
-    "ConnectionClosed",
     "ConsumerView",
     "DatagramEndpoint",
     "DatagramServer",
     "DatagramServerStatistics",
     "DatagramStatistics",
-    "EventHandler",
-    "EventServer",
     "Feature",
     "IncompleteMessage",
-    "InvalidDuration",
-    "InvalidState",
     "Listener",
     "Marks",
     "MessageTooLong",
-    "NotSupported",
     "PeerCredentials",
-    "ProtocolHandler",
     "ProxyHeader",
     "RingOptions",
     "RingUnavailable",
@@ -115,27 +86,23 @@ __all__ = [
     "ServerConfig",
     "ServerOptions",
     "ServerStatistics",
-    "ShortBuffer",
-    "SlowReader",
-    "UnsupportedProtocol",
     "UringStatistics",
     "WorkerFailed",
     "backend_info",
     "connect",
     "install",
-    "listen_and_serve",
     "open_datagram_endpoint",
     "open_listeners",
     "run",
     "serve",
     "serve_datagrams",
-    "serve_events",
     "start_guest_run",
     "uninstall",
 ]
 
-_FLOORS = ("._kernel", "._ring", "._io_manager", "._transports", "._server", ".callbacks", ".asyncio_bridge")
+_FLOORS = ("._kernel", "._ring", "._io_manager", "._transports", "._server")
 """The packages that the names come from.  Each of them imports the ones before it anyway."""
+_MODULES = ("asyncio_bridge", "callbacks")
 
 if not _typing.TYPE_CHECKING:
 
@@ -146,7 +113,9 @@ if not _typing.TYPE_CHECKING:
                 if name in package.__all__:
                     globals()[name] = value = getattr(package, name)
                     return value
+        if name in _MODULES:
+            return _importlib.import_module(f".{name}", __name__)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__})
+        return sorted({*globals(), *__all__, *_MODULES})

@@ -63,13 +63,13 @@ async def which(connection):
     name = trio.lowlevel.current_task().parent_nursery.parent_task.name
     await connection.send(name.encode())
 
-class Shout(gain_trio.EventHandler):
+class Shout(gain_trio.callbacks.EventHandler):
     def on_read(self, conn, n):
         conn.write(conn.next(n).upper())
 
 shouting = Shout()
 
-class Where(gain_trio.EventHandler):
+class Where(gain_trio.callbacks.EventHandler):
     def on_accept(self, conn):
         conn.write(str(os.getpid()).encode())
         conn.close()
@@ -437,7 +437,10 @@ def test_a_host_that_does_not_exist_is_named() -> None:
         ([ANY_PORT, "--handler", "no_such_module:x"], "cannot import the handler's module 'no_such_module'"),
         ([ANY_PORT, "--handler", "my_handlers:missing"], "the module 'my_handlers' has no 'missing'"),
         ([ANY_PORT, "--handler", "my_handlers:NOT_CALLABLE"], "'my_handlers:NOT_CALLABLE' is no function"),
-        ([ANY_PORT, "--handler", "my_handlers:Words"], "write handler = gain_trio.ProtocolHandler(MyProtocol)"),
+        (
+            [ANY_PORT, "--handler", "my_handlers:Words"],
+            "write handler = gain_trio.asyncio_bridge.ProtocolHandler(MyProtocol)",
+        ),
         (["udp://127.0.0.1:0", "--handler", "my_handlers:Words"], "'my_handlers:Words' is a class"),
         ([ANY_PORT, "--handler", "echo", "--workers", "0"], "workers must be at least 1, not 0"),
         ([ANY_PORT, "--handler", "echo", "--backlog", "0"], "backlog must be at least 1, or None, not 0"),

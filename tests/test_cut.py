@@ -40,7 +40,7 @@ async def of_datagram(data, address, endpoint):
     await trio.to_thread.run_sync(stuck)
 
 
-class Busy(gain_trio.EventHandler):
+class Busy(gain_trio.callbacks.EventHandler):
     def on_start(self, server):
         print(server.addresses[0][1], flush=True)
 
@@ -58,9 +58,9 @@ async def main():
 if kind == "serve":
     gain_trio.run(main)
 elif kind == "listen_and_serve":
-    gain_trio.listen_and_serve("tcp://127.0.0.1:0", Busy(), async_handler=True, graceful_timeout=60)
+    gain_trio.callbacks.listen_and_serve("tcp://127.0.0.1:0", Busy(), async_handler=True, graceful_timeout=60)
 elif kind == "start_as_main_process":
-    server = gain_trio.EventServer(Busy(), async_handler=True, graceful_timeout=60)
+    server = gain_trio.callbacks.EventServer(Busy(), async_handler=True, graceful_timeout=60)
     server.start_as_main_process("tcp://127.0.0.1:0")
 else:
     from gain_trio._command._cli import main

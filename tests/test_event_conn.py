@@ -15,7 +15,7 @@ from support.pairs import PATIENCE, receive_all
 from support.sockets import reset
 
 import gain_trio
-from gain_trio import BufferEmpty, Conn, ConnectionAlreadyClosed, ConnectionClosed, ShortBuffer
+from gain_trio.callbacks import BufferEmpty, Conn, ConnectionAlreadyClosed, ConnectionClosed, ShortBuffer
 
 pytestmark = pytest.mark.connections
 
@@ -146,7 +146,7 @@ def refuses_what_is_no_bytes(conn: Conn) -> None:
 
 
 def looks_like_something(conn: Conn) -> None:
-    assert "gain_trio.Conn" in repr(conn)
+    assert "gain_trio.callbacks.Conn" in repr(conn)
     assert conn in weakref.WeakSet([conn])
     assert conn.fd >= 0
 
@@ -314,4 +314,4 @@ async def test_writing_to_one_that_was_reset_is_no_error() -> None:
 async def test_a_conn_is_abstract() -> None:
     with pytest.raises(TypeError, match="abstract"):
         Conn()  # type: ignore[abstract]
-    assert gain_trio.Conn is Conn
+    assert gain_trio.callbacks.Conn is Conn

@@ -21,8 +21,8 @@ from support.workers import ARCHITECTURES, children
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio
-from gain_trio import Config, Conn, Connection, EventHandler, EventServer, InvalidState, Marks
-from gain_trio.callbacks import _driver
+from gain_trio import Connection, Marks
+from gain_trio.callbacks import Config, Conn, EventHandler, EventServer, InvalidState, _driver
 from gain_trio.callbacks import _server as server_module
 from gain_trio.callbacks._driver import StreamDriver
 
@@ -33,7 +33,7 @@ THREADS = pytest.mark.parametrize("async_handler", [False, True], ids=["in the r
 
 
 async def start(nursery: trio.Nursery, handler: EventHandler, address: str = LOCAL, **options: Any) -> EventServer:
-    server = await nursery.start(lambda **status: gain_trio.serve_events(handler, address, **options, **status))
+    server = await nursery.start(lambda **status: gain_trio.callbacks.serve(handler, address, **options, **status))
     assert isinstance(server, EventServer)
     return server
 
@@ -73,7 +73,7 @@ async def test_callbacks_in_other_processes_run_to_their_end(architecture: str, 
                 assert await refuses(address)
                 go_on.touch()
                 assert await receive_all(client) == b" and done"
-        # serve_events() has returned
+        # callbacks.serve() has returned
     assert closed.read_text() == "None"
     assert children() == []
 
@@ -262,7 +262,7 @@ import trio
 import gain_trio
 import gain_trio._command._cli
 
-class Handler(gain_trio.EventHandler):
+class Handler(gain_trio.callbacks.EventHandler):
     def on_start(self, server):
         print(*server.addresses[0], flush=True)
     async def on_read(self, conn, n):
@@ -282,8 +282,8 @@ if __name__ == "__main__":
 """
 
 IN_PROGRAMS = [
-    'gain_trio.EventServer(handler, graceful_timeout=3600).start_as_main_process("tcp://127.0.0.1:0")',
-    'gain_trio.listen_and_serve("tcp://127.0.0.1:0", handler, graceful_timeout=3600)',
+    'gain_trio.callbacks.EventServer(handler, graceful_timeout=3600).start_as_main_process("tcp://127.0.0.1:0")',
+    'gain_trio.callbacks.listen_and_serve("tcp://127.0.0.1:0", handler, graceful_timeout=3600)',
     'gain_trio._command._cli.main(["serve", "tcp://127.0.0.1:0", "--handler", "program:handler"])',
 ]
 
@@ -380,7 +380,7 @@ OVER = """
 import gain_trio
 import trio
 
-class OverAtOnce(gain_trio.EventHandler):
+class OverAtOnce(gain_trio.callbacks.EventHandler):
     async def on_start(self, server):
         server.async_shutdown()
         await trio.sleep_forever()
@@ -449,5 +449,5 @@ async def test_tasks_beside_the_server_may_wait_for_its_end() -> None:
     with send, receive, trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(end)
-            await gain_trio.serve_events(Telling(), LOCAL)
+            await gain_trio.callbacks.serve(Telling(), LOCAL)
     assert ended == ["shutdown"]

@@ -28,7 +28,8 @@ from support.sockets import reset
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio
-from gain_trio import Conn, Connection, ConnectionClosed, EventHandler, EventServer, Marks, SlowReader
+from gain_trio import Connection, Marks
+from gain_trio.callbacks import Conn, ConnectionClosed, EventHandler, EventServer, SlowReader
 from gain_trio.callbacks._driver import StreamDriver
 from gain_trio.callbacks._stream_conn import StreamConn
 
@@ -188,7 +189,7 @@ async def test_an_exception_in_on_start_ends_the_server() -> None:
         raise LookupError("no configuration") from KeyError("file")
 
     with pytest.raises(LookupError, match="no configuration") as caught:
-        await gain_trio.serve_events(Recorder({"on_start": fail}), LOCAL)
+        await gain_trio.callbacks.serve(Recorder({"on_start": fail}), LOCAL)
     assert isinstance(caught.value.__cause__, KeyError)
 
 
@@ -357,7 +358,7 @@ async def test_the_properties_reach_the_socket() -> None:
         with socket.socket(fileno=socket.dup(conn.fd)) as sock:
             seen.append(sock.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 4))
         for bad in (0, -1, 0.5, float("inf"), float("nan")):
-            with pytest.raises(gain_trio.InvalidDuration, match="at least 1"):
+            with pytest.raises(gain_trio.callbacks.InvalidDuration, match="at least 1"):
                 conn.set_keep_alive_period(bad)
 
     recorder = Recorder({"on_accept": on_accept})
@@ -679,7 +680,7 @@ async def test_threads_write_in_order_and_close_behind() -> None:
         conn.close()
         with pytest.raises(ConnectionClosed):
             conn.write(b"too late")
-        with pytest.raises(gain_trio.ConnectionAlreadyClosed):
+        with pytest.raises(gain_trio.callbacks.ConnectionAlreadyClosed):
             conn.close()
 
     main = threading.current_thread()
@@ -949,9 +950,9 @@ async def test_unix(tmp_path: Path, async_handler: bool) -> None:
     recorder = Recorder({"on_accept": lambda conn: not_tcp(conn), "on_read": write_back})
 
     def not_tcp(conn: Conn) -> None:
-        with pytest.raises(gain_trio.NotSupported, match="TCP"):
+        with pytest.raises(gain_trio.callbacks.NotSupported, match="TCP"):
             conn.set_no_delay(True)
-        with pytest.raises(gain_trio.NotSupported, match="TCP"):
+        with pytest.raises(gain_trio.callbacks.NotSupported, match="TCP"):
             conn.set_keep_alive_period(60)
 
     async with serving_events(recorder, f"unix://{tmp_path}/app.sock", async_handler=async_handler):
@@ -988,9 +989,9 @@ async def test_what_a_datagrams_callback_writes_is_one_datagram() -> None:
         conn.write(bytearray(b"datagram"))
         with pytest.raises(ValueError, match="a datagram holds"):
             conn.write(bytes(65536))
-        with pytest.raises(gain_trio.NotSupported):
+        with pytest.raises(gain_trio.callbacks.NotSupported):
             conn.set_deadline(1)
-        with pytest.raises(gain_trio.NotSupported):
+        with pytest.raises(gain_trio.callbacks.NotSupported):
             conn.set_no_delay(True)
         conn.close()
 

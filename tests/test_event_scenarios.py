@@ -14,7 +14,7 @@ import pytest
 from support.event_servers import AsyncRecorder, Behaviour, Recorder, dial, read_exactly, started
 from support.pairs import pattern
 
-from gain_trio import Conn, ConnectionClosed, EventServer
+from gain_trio.callbacks import Conn, ConnectionClosed, EventServer
 
 pytestmark = pytest.mark.connections
 

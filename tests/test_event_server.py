@@ -22,7 +22,15 @@ from support.processes import connect, running
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio
-from gain_trio import AlreadyRunning, Config, Conn, EventHandler, EventServer, InvalidState, UnsupportedProtocol
+from gain_trio.callbacks import (
+    AlreadyRunning,
+    Config,
+    Conn,
+    EventHandler,
+    EventServer,
+    InvalidState,
+    UnsupportedProtocol,
+)
 from gain_trio.callbacks._config import FIELDS, merged, ring_options, serve_options
 from gain_trio.callbacks._driver import StreamDriver
 
@@ -145,7 +153,7 @@ async def test_callbacks_that_do_not_end_are_cancelled(
                 over.set()
 
     async with trio.open_nursery() as nursery:
-        server = await nursery.start(lambda **status: gain_trio.serve_events(Endless(), LOCAL, **options, **status))
+        server = await nursery.start(lambda **status: gain_trio.callbacks.serve(Endless(), LOCAL, **options, **status))
         host, port = server.addresses[0]
         async with await gain_trio.connect(f"tcp://{host}:{port}") as client:
             await client.send(b"?")
@@ -159,11 +167,11 @@ async def test_callbacks_that_do_not_end_are_cancelled(
             await over.wait()
 
 
-async def test_shutdown_ends_serve_events() -> None:
+async def test_shutdown_ends_serve() -> None:
     recorder = Recorder()
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
-            server = await nursery.start(gain_trio.serve_events, recorder, LOCAL)
+            server = await nursery.start(gain_trio.callbacks.serve, recorder, LOCAL)
             await trio.to_thread.run_sync(server.shutdown)
             assert not server.is_running
 
@@ -195,7 +203,7 @@ PROGRAM = """
 import sys
 import gain_trio
 
-class Handler(gain_trio.EventHandler):
+class Handler(gain_trio.callbacks.EventHandler):
     def on_start(self, server):
         print(*server.addresses[0], flush=True)
     def on_read(self, conn, n):
@@ -212,8 +220,8 @@ print("down", flush=True)
 @pytest.mark.parametrize(
     "start",
     [
-        'gain_trio.EventServer(Handler()).start_as_main_process("tcp://127.0.0.1:0")',
-        'gain_trio.listen_and_serve("tcp://127.0.0.1:0", Handler(), workers=2)',
+        'gain_trio.callbacks.EventServer(Handler()).start_as_main_process("tcp://127.0.0.1:0")',
+        'gain_trio.callbacks.listen_and_serve("tcp://127.0.0.1:0", Handler(), workers=2)',
     ],
     ids=["start_as_main_process", "listen_and_serve"],
 )
@@ -245,7 +253,7 @@ def test_a_program_ends_on_a_signal(start: str, number: signal.Signals, tmp_path
 )
 async def test_an_address_of_another_network(address: str, cure: str) -> None:
     with pytest.raises(UnsupportedProtocol, match=cure):
-        await gain_trio.serve_events(Recorder(), address)
+        await gain_trio.callbacks.serve(Recorder(), address)
     assert issubclass(UnsupportedProtocol, ValueError)
 
 
@@ -302,7 +310,7 @@ async def test_callbacks_may_be_objects() -> None:
 
     handler: Any = Duck()
     async with trio.open_nursery() as nursery:
-        server = await nursery.start(gain_trio.serve_events, handler, LOCAL)
+        server = await nursery.start(gain_trio.callbacks.serve, handler, LOCAL)
         async with await trio.open_tcp_stream("127.0.0.1", server.addresses[0][1]):
             with trio.fail_after(PATIENCE):
                 while not seen:
@@ -345,7 +353,7 @@ def test_a_config_that_is_none() -> None:
 
 async def test_an_option_that_nobody_knows() -> None:
     with pytest.raises(TypeError, match="colour"):
-        await gain_trio.serve_events(Recorder(), LOCAL, colour="red")
+        await gain_trio.callbacks.serve(Recorder(), LOCAL, colour="red")
 
 
 async def test_the_priority_of_a_server_in_one_process_is_that_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,7 +365,7 @@ async def test_the_priority_of_a_server_in_one_process_is_that_of_the_process(mo
 
     monkeypatch.setattr(os, "setpriority", refuse)
     with pytest.raises(PermissionError, match="CAP_SYS_NICE"):
-        await gain_trio.serve_events(Recorder(), LOCAL, process_priority=True)
+        await gain_trio.callbacks.serve(Recorder(), LOCAL, process_priority=True)
     assert taken == [(os.PRIO_PROCESS, 0, -19)]
 
 
@@ -409,7 +417,7 @@ def test_gains_fifteen_options_have_their_place() -> None:
 
 async def test_the_ring_is_the_runs() -> None:
     with pytest.raises(ValueError, match="RingOptions"):
-        await gain_trio.serve_events(Recorder(), LOCAL, max_sq_entries=64)
+        await gain_trio.callbacks.serve(Recorder(), LOCAL, max_sq_entries=64)
 
 
 def test_a_ring_of_the_servers_own() -> None:
@@ -427,7 +435,7 @@ async def test_the_log_is_as_told_while_the_server_runs(capsys: pytest.CaptureFi
     before = logger.level, list(logger.handlers)
     async with trio.open_nursery() as nursery:
         await nursery.start(
-            lambda task_status: gain_trio.serve_events(
+            lambda task_status: gain_trio.callbacks.serve(
                 Recorder(), LOCAL, logger_level="debug", pretty_logger=True, task_status=task_status
             )
         )

@@ -17,8 +17,9 @@ from support.pairs import until
 from support.servers import LOCAL, connect, serving
 
 import gain_trio
-from gain_trio import Conn, Connection, EventHandler, IncompleteMessage, MessageTooLong
+from gain_trio import Connection, IncompleteMessage, MessageTooLong
 from gain_trio._server._failures import consists_of, judged, only_one_of, parted
+from gain_trio.callbacks import Conn, EventHandler
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup, ExceptionGroup
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.connections
     [
         (trio.BrokenResourceError(), "broken"),
         (trio.TooSlowError(), "too_slow"),
-        (gain_trio.SlowReader(), "too_slow"),
+        (gain_trio.callbacks.SlowReader(), "too_slow"),
         (IncompleteMessage(1), "broken"),
         (MessageTooLong(1), "broken"),
         (ValueError(), "error"),
@@ -220,7 +221,7 @@ async def test_callbacks_have_the_same_policy(caplog: pytest.LogCaptureFixture) 
             reasons.append(err)
 
     async with trio.open_nursery() as nursery:
-        server = await nursery.start(gain_trio.serve_events, Handler(), LOCAL)
+        server = await nursery.start(gain_trio.callbacks.serve, Handler(), LOCAL)
         names = []
         for number, word in enumerate([b"1", b"2"], 1):
             async with await gain_trio.connect(f"tcp://127.0.0.1:{server.addresses[0][1]}") as client:

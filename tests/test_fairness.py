@@ -14,7 +14,8 @@ import trio.testing
 from support.pairs import Pair, until
 
 import gain_trio
-from gain_trio import Config, Connection, EventHandler, Marks
+from gain_trio import Connection, Marks
+from gain_trio.callbacks import Config, EventHandler
 from gain_trio._io_manager import current_manager
 from gain_trio._transports import _turns
 from gain_trio._transports._turns import TURN, Turn
@@ -276,7 +277,7 @@ async def test_a_protocol_is_given_pieces(no_time: Callable[[], None]) -> None:
     protocol = Pieces()
     size = 200_000
     async with trio.open_nursery() as nursery:
-        handler = gain_trio.ProtocolHandler(lambda: protocol)  # type: ignore[arg-type,return-value]
+        handler = gain_trio.asyncio_bridge.ProtocolHandler(lambda: protocol)  # type: ignore[arg-type,return-value]
         server = await nursery.start(gain_trio.serve, handler, "tcp://127.0.0.1:0")
         async with await gain_trio.connect(f"tcp://127.0.0.1:{server.addresses[0][1]}") as client:
             await client.send(bytes(size))
@@ -295,7 +296,7 @@ class Takes(EventHandler):
         self.pieces: list[int] = []
         self.go_on = trio.Event()
 
-    async def on_read(self, conn: gain_trio.Conn, n: int) -> None:
+    async def on_read(self, conn: gain_trio.callbacks.Conn, n: int) -> None:
         assert len(conn.next(n)) == n
         self.pieces.append(n)
         await self.go_on.wait()

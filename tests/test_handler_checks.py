@@ -16,9 +16,10 @@ from support.pairs import receive_all, until
 from support.servers import LOCAL, echo
 
 import gain_trio
-from gain_trio import Conn, Connection, EventHandler
+from gain_trio import Connection
 from gain_trio._command._cli import main
 from gain_trio._server._checks import check_handler
+from gain_trio.callbacks import Conn, EventHandler
 
 pytestmark = pytest.mark.connections
 
@@ -190,9 +191,9 @@ async def test_callbacks_too(name: str) -> None:
 
     handler = type("Handler", (EventHandler,), {name: wrong})()
     with pytest.raises(TypeError, match=rf"{name}\(\).*takes"):
-        await gain_trio.serve_events(handler, LOCAL)
+        await gain_trio.callbacks.serve(handler, LOCAL)
     with pytest.raises(TypeError, match=name):
-        gain_trio.EventServer(handler)
+        gain_trio.callbacks.EventServer(handler)
 
 
 async def test_factories_of_protocols_too() -> None:
@@ -201,7 +202,7 @@ async def test_factories_of_protocols_too() -> None:
             """Takes something."""
 
     with pytest.raises(TypeError, match="takes"):
-        gain_trio.ProtocolHandler(Protocol)  # type: ignore[arg-type]
+        gain_trio.asyncio_bridge.ProtocolHandler(Protocol)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("name", "network"), [("plain", "tcp"), ("none", "tcp"), ("with_options", "udp")])
@@ -289,7 +290,7 @@ async def test_context_is_assigned_on_both_kinds_of_connection() -> None:
             seen.append(conn.context)
 
     async with trio.open_nursery() as nursery:
-        server = await nursery.start(gain_trio.serve_events, Handler(), LOCAL)
+        server = await nursery.start(gain_trio.callbacks.serve, Handler(), LOCAL)
         async with await gain_trio.connect(server.addresses[0]) as client:
             client.context = seen
             assert client.context is seen

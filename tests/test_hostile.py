@@ -15,9 +15,11 @@ from support.pairs import pattern, receive_all, receive_exactly, until
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio
-from gain_trio import Conn, Marks, ProtocolHandler, SlowReader
+from gain_trio import Marks
 from gain_trio._http import _http_handler as _http
 from gain_trio._http._http_handler import http
+from gain_trio.asyncio_bridge import ProtocolHandler
+from gain_trio.callbacks import Conn, SlowReader
 
 pytestmark = pytest.mark.connections
 
@@ -54,7 +56,7 @@ async def test_an_on_write_that_writes_when_its_server_is_cancelled_has_not_fail
             nursery.cancel_scope.cancel()
 
         recorder.behaviour = {"on_read": on_read, "on_write": lambda conn, _n: conn.write(b"more")}
-        server = await nursery.start(gain_trio.serve_events, recorder, LOCAL)
+        server = await nursery.start(gain_trio.callbacks.serve, recorder, LOCAL)
         client = await dial(server)
         await client.send_all(b"x")
         await trio.sleep_forever()

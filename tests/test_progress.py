@@ -15,8 +15,9 @@ from support.pairs import MEBIBYTE, Pair, clog, open_trio_pair, receive_all, rec
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio
-from gain_trio import Connection, EventHandler, SlowReader
+from gain_trio import Connection
 from gain_trio._transports._patience import STALL, Movement, Patience, unacknowledged
+from gain_trio.callbacks import EventHandler, SlowReader
 
 pytestmark = pytest.mark.connections
 
@@ -195,12 +196,12 @@ class Writes(EventHandler):
     def __init__(self) -> None:
         self.reasons: list[BaseException | None] = []
 
-    def on_read(self, conn: gain_trio.Conn, n: int) -> None:
+    def on_read(self, conn: gain_trio.callbacks.Conn, n: int) -> None:
         conn.discard(n)
         for _ in range(self.TIMES):
             conn.write(bytes(self.SIZE))
 
-    def on_close(self, conn: gain_trio.Conn, err: BaseException | None) -> None:  # noqa: ARG002 - see EventHandler
+    def on_close(self, conn: gain_trio.callbacks.Conn, err: BaseException | None) -> None:  # noqa: ARG002 - see EventHandler
         self.reasons.append(err)
 
 
@@ -209,7 +210,7 @@ async def test_a_limit_is_for_what_the_kernel_does_not_take() -> None:
     handler = Writes()
     async with trio.open_nursery() as nursery:
         server = await nursery.start(
-            functools.partial(gain_trio.serve_events, handler, "tcp://127.0.0.1:0", write_limit=handler.SIZE)
+            functools.partial(gain_trio.callbacks.serve, handler, "tcp://127.0.0.1:0", write_limit=handler.SIZE)
         )
         async with await gain_trio.connect(f"tcp://127.0.0.1:{server.addresses[0][1]}") as client:
             for _ in range(3):
@@ -228,7 +229,7 @@ async def test_a_peer_that_takes_nothing_is_over_the_limit() -> None:
     handler = Floods()
     async with trio.open_nursery() as nursery:
         server = await nursery.start(
-            functools.partial(gain_trio.serve_events, handler, "tcp://127.0.0.1:0", write_limit=handler.SIZE)
+            functools.partial(gain_trio.callbacks.serve, handler, "tcp://127.0.0.1:0", write_limit=handler.SIZE)
         )
         async with await gain_trio.connect(f"tcp://127.0.0.1:{server.addresses[0][1]}") as client:
             await client.send(b"x")
@@ -450,11 +451,11 @@ class WritesAndCloses(EventHandler):
     def __init__(self) -> None:
         self.reasons: list[BaseException | None] = []
 
-    def on_accept(self, conn: gain_trio.Conn) -> None:
+    def on_accept(self, conn: gain_trio.callbacks.Conn) -> None:
         conn.write(bytes(BIG))
         conn.close()
 
-    def on_close(self, conn: gain_trio.Conn, err: BaseException | None) -> None:  # noqa: ARG002 - see EventHandler
+    def on_close(self, conn: gain_trio.callbacks.Conn, err: BaseException | None) -> None:  # noqa: ARG002 - see EventHandler
         self.reasons.append(err)
 
 
@@ -488,9 +489,9 @@ async def test_every_kind_of_server_waits_for_its_peer(autojump_clock: MockClock
         connection._send_nowait(bytes(BIG))
 
     if face == "callbacks":
-        serve = functools.partial(gain_trio.serve_events, handler, "tcp://127.0.0.1:0")
+        serve = functools.partial(gain_trio.callbacks.serve, handler, "tcp://127.0.0.1:0")
     elif face == "protocol":
-        protocol = gain_trio.ProtocolHandler(Protocol, write_limit=BIG)  # type: ignore[arg-type]
+        protocol = gain_trio.asyncio_bridge.ProtocolHandler(Protocol, write_limit=BIG)  # type: ignore[arg-type]
         serve = functools.partial(gain_trio.serve, protocol, "tcp://127.0.0.1:0")
     else:
         serve = functools.partial(gain_trio.serve, send_all, "tcp://127.0.0.1:0")

@@ -19,8 +19,9 @@ from support.servers import serving
 from trio.testing import wait_all_tasks_blocked
 
 import gain_trio
-from gain_trio import Connection, EventHandler, ProtocolHandler, Server
-from gain_trio.asyncio_bridge import _ending
+from gain_trio import Connection, Server
+from gain_trio.asyncio_bridge import ProtocolHandler, _ending
+from gain_trio.callbacks import EventHandler
 
 pytestmark = pytest.mark.connections
 
@@ -379,16 +380,16 @@ async def test_in_worker_processes(transport: dict[str, Any], tmp_path: Path) ->
 @pytest.mark.parametrize("async_handler", [False, True])
 async def test_idle_connections_of_callbacks(transport: dict[str, Any], async_handler: bool) -> None:
     class Echo(EventHandler):
-        def on_read(self, conn: gain_trio.Conn, n: int) -> None:
+        def on_read(self, conn: gain_trio.callbacks.Conn, n: int) -> None:
             conn.write(conn.next(n))
 
     with trio.fail_after(2 * SOON):
         async with trio.open_nursery() as nursery:
-            config = gain_trio.Config(async_handler=async_handler)
+            config = gain_trio.callbacks.Config(async_handler=async_handler)
             options = dict(transport)
             address = options.pop("address")
             server = await nursery.start(
-                lambda **status: gain_trio.serve_events(Echo(), address, config=config, **options, **status)
+                lambda **status: gain_trio.callbacks.serve(Echo(), address, config=config, **options, **status)
             )
             if address.startswith("tcp"):
                 address = f"tcp://127.0.0.1:{server.addresses[0][1]}"

@@ -17,8 +17,7 @@ from support.pairs import PATIENCE, receive_all, until
 from support.servers import connect, serving
 
 import gain_trio
-from gain_trio import ProtocolHandler
-from gain_trio.asyncio_bridge import _no_loop
+from gain_trio.asyncio_bridge import ProtocolHandler, _no_loop
 
 pytestmark = pytest.mark.connections
 

@@ -24,8 +24,10 @@ from support.processes import TIMEOUT, connect, read_all, read_exactly
 from support.sockets import reset
 
 import gain_trio
-from gain_trio import Connection, Marks, ProtocolHandler, SlowReader
+from gain_trio import Connection, Marks
+from gain_trio.asyncio_bridge import ProtocolHandler
 from gain_trio.asyncio_bridge._transport import ProtocolTransport
+from gain_trio.callbacks import SlowReader
 
 pytestmark = pytest.mark.connections
 
@@ -1030,7 +1032,7 @@ async def test_over_tls_an_abort_is_no_close() -> None:
 def test_a_handler_can_be_given_to_worker_processes() -> None:
     handler = ProtocolHandler(Echo, write_limit=5)
     copy = pickle.loads(pickle.dumps(handler))
-    assert repr(copy) == repr(handler) == "<gain_trio.ProtocolHandler(Echo)>"
+    assert repr(copy) == repr(handler) == "<gain_trio.asyncio_bridge.ProtocolHandler(Echo)>"
     assert vars(copy) == vars(handler)
 
 
@@ -1065,7 +1067,7 @@ async def main():
     import trio
 
     async with trio.open_nursery() as nursery:
-        served = await nursery.start(gain_trio.serve, gain_trio.ProtocolHandler(server.lsp), "tcp://127.0.0.1:0")
+        served = await nursery.start(gain_trio.serve, gain_trio.asyncio_bridge.ProtocolHandler(server.lsp), "tcp://127.0.0.1:0")
         print(served.addresses[0][1], flush=True)
 
 

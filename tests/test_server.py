@@ -466,7 +466,8 @@ async def test_the_nursery_tree() -> None:
 
 
 @pytest.mark.parametrize(
-    "handler", [None, 5, "handler", gain_trio.EventHandler, gain_trio.EventHandler(), asyncio.Protocol]
+    "handler",
+    [None, 5, "handler", gain_trio.callbacks.EventHandler, gain_trio.callbacks.EventHandler(), asyncio.Protocol],
 )
 async def test_a_bad_handler(handler: Any) -> None:
     with pytest.raises(TypeError, match=r"the handler must be an async function .*serve_events\(.*ProtocolHandler\("):

@@ -260,8 +260,10 @@ async def test_tasks_may_begin_to_wait_while_they_are_counted() -> None:
 async def test_a_server_of_callbacks_may_end_between_two_looks(monkeypatch: pytest.MonkeyPatch, look: str) -> None:
     async with serving(echo) as running:
         answers = iter([running, None])
-        server = gain_trio.EventServer(gain_trio.EventHandler())
-        monkeypatch.setattr(gain_trio.EventServer, "_server", property(lambda _: next(answers)), raising=False)
+        server = gain_trio.callbacks.EventServer(gain_trio.callbacks.EventHandler())
+        monkeypatch.setattr(
+            gain_trio.callbacks.EventServer, "_server", property(lambda _: next(answers)), raising=False
+        )
         found, expected = getattr(server, look), getattr(running, look)
         assert (found() == expected()) if callable(found) else (found == expected)
 

@@ -288,7 +288,7 @@ async def test_a_process_gets_what_arrives_at_its_own_cpu(own_cpus: set[int]) ->
 
 
 async def test_a_protocol_of_asyncio_in_worker_processes() -> None:
-    handler = gain_trio.ProtocolHandler(handlers.EchoProtocol)
+    handler = gain_trio.asyncio_bridge.ProtocolHandler(handlers.EchoProtocol)
     for architecture in ARCHITECTURES:
         async with serving(handler, processes=2, architecture=architecture) as server:
             for _ in range(4):

@@ -10,7 +10,7 @@ import gain_trio
 
 
 async def main(port: int) -> None:
-    await gain_trio.serve(gain_trio.ProtocolHandler(Echo), f"tcp://127.0.0.1:{port}")
+    await gain_trio.serve(gain_trio.asyncio_bridge.ProtocolHandler(Echo), f"tcp://127.0.0.1:{port}")
 
 
 if __name__ == "__main__":

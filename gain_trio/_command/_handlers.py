@@ -91,7 +91,8 @@ def _find_function(name: str, built_in: Iterable[str], check: Callable[[object],
     if is_class_of_callbacks(found):
         raise ValueError(
             f"{name!r} is a class, and neither an async function nor an EventHandler; for a class in the shape of "
-            "asyncio.Protocol write handler = gain_trio.ProtocolHandler(MyProtocol) in the module, and give that"
+            "asyncio.Protocol write handler = gain_trio.asyncio_bridge.ProtocolHandler(MyProtocol) in the module, and "
+            "give that"
         )
     try:
         check(found)

@@ -127,10 +127,10 @@ async def _until_signalled(start: Starter, *, task_status: trio.TaskStatus[Any])
                 async for number in signals:
                     if number in REPLACE_SIGNALS:
                         nursery.start_soon(_replace_workers, server, name="gain_trio replacement of workers")
-                    elif isinstance(server, gain_trio.EventServer) and server.is_running:
+                    elif isinstance(server, gain_trio.callbacks.EventServer) and server.is_running:
                         server.async_shutdown()
                     else:
-                        if isinstance(server, gain_trio.EventServer):
+                        if isinstance(server, gain_trio.callbacks.EventServer):
                             server._cancel()
                         else:
                             scope.cancel()
@@ -140,8 +140,8 @@ async def _until_signalled(start: Starter, *, task_status: trio.TaskStatus[Any])
         raise error from error.__cause__
 
 
-async def _replace_workers(server: gain_trio.EventServer | gain_trio.DatagramServer) -> None:
-    if isinstance(server, gain_trio.EventServer):
+async def _replace_workers(server: gain_trio.callbacks.EventServer | gain_trio.DatagramServer) -> None:
+    if isinstance(server, gain_trio.callbacks.EventServer):
         await server._replace_workers()
     else:
         logger.info("SIGHUP replaces worker processes, and %s has none: nothing is done", shown(server))

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from gain_trio._http import IDLE_TIMEOUT
-from gain_trio.callbacks import EventHandler, serve_events
+from gain_trio.callbacks import EventHandler, serve
 
 from ._event_handlers import BUILT_IN_EVENTS, HttpEvents
 from ._handlers import find_datagram_handler, find_object
@@ -44,7 +44,7 @@ def starter(
     if isinstance(event_handler, HttpEvents):
         more.setdefault("idle_timeout", IDLE_TIMEOUT)
     return functools.partial(
-        serve_events,
+        serve,
         event_handler,
         addresses[0],
         async_handler=options.async_handler,

@@ -16,8 +16,8 @@ from typing import Any, Final
 from gain_trio._transports import checked_seconds
 
 ELSEWHERE: Final = (
-    "callbacks are served by gain_trio.serve_events(MyEventHandler(), address), a class in the shape of asyncio.Protocol "
-    "by gain_trio.serve(gain_trio.ProtocolHandler(MyProtocol), address)"
+    "callbacks are served by gain_trio.callbacks.serve(MyEventHandler(), address), a class in the shape of asyncio.Protocol "
+    "by gain_trio.serve(gain_trio.asyncio_bridge.ProtocolHandler(MyProtocol), address)"
 )
 
 

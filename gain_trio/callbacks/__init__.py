@@ -6,15 +6,16 @@
 ``_stream_conn``   one over a connection; ``_inbox``: reading from memory that other threads may read, too
 ``_datagrams``     one of a datagram, and what handles datagrams
 ``_driver``        the task of a connection; ``_activity``: what is in progress, and its end at a shutdown
-``_server``        EventServer, serve_events, listen_and_serve
+``_server``        EventServer, serve, listen_and_serve
 ``_config``        Config, and what it is to the servers below
 ``_errors``        what the calls raise
 =================  ==========================================================================================
 """
 
-from ._config import HIGH_PRIORITY, Config
+from ._config import HIGH_PRIORITY as HIGH_PRIORITY
+from ._config import Config
 from ._conn import Conn
-from ._datagrams import DatagramConn
+from ._datagrams import DatagramConn as DatagramConn
 from ._errors import (
     AlreadyRunning,
     BufferEmpty,
@@ -28,17 +29,15 @@ from ._errors import (
     UnsupportedProtocol,
 )
 from ._handler import EventHandler
-from ._server import EventServer, listen_and_serve, serve_events
+from ._server import EventServer, listen_and_serve, serve
 
 __all__ = [
-    "HIGH_PRIORITY",
     "AlreadyRunning",
     "BufferEmpty",
     "Config",
     "Conn",
     "ConnectionAlreadyClosed",
     "ConnectionClosed",
-    "DatagramConn",
     "EventHandler",
     "EventServer",
     "InvalidDuration",
@@ -48,5 +47,5 @@ __all__ = [
     "SlowReader",
     "UnsupportedProtocol",
     "listen_and_serve",
-    "serve_events",
+    "serve",
 ]

@@ -130,7 +130,7 @@ FIELDS = frozenset(field.name for field in attrs.fields(Config))
 def merged(config: Config | None, options: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
     """The config with the options that are its fields, and the options that are not: those of :func:`gain_trio.serve`."""
     if config is not None and not isinstance(config, Config):
-        raise TypeError(f"config must be a gain_trio.Config, not {config!r}")
+        raise TypeError(f"config must be a gain_trio.callbacks.Config, not {config!r}")
     own = {name: value for name, value in options.items() if name in FIELDS}
     others = {name: value for name, value in options.items() if name not in FIELDS}
     return attrs.evolve(config, **own) if config is not None else Config(**own), others

@@ -43,7 +43,7 @@ class DatagramConn(InboxReading):
         self._is_released = False
 
     def __repr__(self) -> str:
-        return f"<gain_trio.Conn of a datagram from {shown(self._peer)}>"
+        return f"<gain_trio.callbacks.Conn of a datagram from {shown(self._peer)}>"
 
     def _check_readable(self) -> None:
         self._check_held()

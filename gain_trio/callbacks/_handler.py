@@ -134,7 +134,7 @@ _ARGUMENTS: Final = {
 def _callback(handler: EventHandler, name: str, arguments: tuple[str, ...]) -> Callback:
     function = getattr(handler, name, None)
     if not callable(function):
-        raise TypeError(f"the event handler {handler!r} has no {name}(); subclass gain_trio.EventHandler")
+        raise TypeError(f"the event handler {handler!r} has no {name}(); subclass gain_trio.callbacks.EventHandler")
     if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
         raise TypeError(f"{name}() of {handler!r} is a generator; a callback is a def or an async def without yield")
     why = why_not_called(function, arguments)

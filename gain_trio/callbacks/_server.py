@@ -30,7 +30,7 @@ from gain_trio._server import (
     check_timeout,
     cut_off,
     only_one_of,
-    serve,
+    serve as serve_connections,
     serve_datagrams,
     take_process_priority,
 )
@@ -118,7 +118,7 @@ class EventServer:
     def __repr__(self) -> str:
         where = ", ".join(map(endpoint_text, self.addresses))
         on = f" on {where}" if where else ""
-        return f"<gain_trio.EventServer of {type(self._handler).__qualname__}{on}, {self._state.value}>"
+        return f"<gain_trio.callbacks.EventServer of {type(self._handler).__qualname__}{on}, {self._state.value}>"
 
     # --- what it is ---
 
@@ -162,7 +162,7 @@ class EventServer:
           AlreadyRunning: it was started, and has not ended.
           UnsupportedProtocol: the address is of another network.
           ValueError, OSError: see :func:`gain_trio.serve`.
-          RuntimeError: this thread is in a Trio run: use :func:`serve_events` there.
+          RuntimeError: this thread is in a Trio run: use :func:`serve` there.
           what leaves ``on_start``.
         """
         self._start(address, signals=False)
@@ -347,7 +347,7 @@ class EventServer:
         if self._config.process_priority and "priority" not in options:  # there are no other processes to give it to
             take_process_priority(HIGH_PRIORITY)
         self._driver = StreamDriver(self._handler, self._config, options.get("marks") or Marks())
-        return functools.partial(serve, self._driver, **options)
+        return functools.partial(serve_connections, self._driver, **options)
 
     def _datagram_server(self) -> Any:
         driver = self._driver = DatagramDriver(self._handler, self._config)
@@ -395,7 +395,7 @@ async def _serve_until_drained(
     scope.cancel()
 
 
-async def serve_events(
+async def serve(
     event_handler: EventHandler,
     address: str,
     *,
@@ -405,7 +405,7 @@ async def serve_events(
 ) -> None:
     """Serve callbacks on ``address`` until cancelled or shut down.
 
-    Started by ``server = await nursery.start(gain_trio.serve_events, event_handler, address)`` it returns an
+    Started by ``server = await nursery.start(gain_trio.callbacks.serve, event_handler, address)`` it returns an
     :class:`EventServer` that runs: ``on_start`` has returned; or one that was shut down meanwhile.  Cancelling the scope it
     runs in stops it at once, and ``on_close`` is called for every connection that is open.
 

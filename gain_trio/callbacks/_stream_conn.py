@@ -121,7 +121,7 @@ class StreamConn(Conn):
     def __repr__(self) -> str:
         peer = endpoint_text(self._remote) if self._remote else self._connection._peer_text()
         state = "closed" if self._is_closed else f"fd={self.fd}"
-        return f"<gain_trio.Conn {state}{f' with {peer}' if peer is not None else ''} at {id(self):#x}>"
+        return f"<gain_trio.callbacks.Conn {state}{f' with {peer}' if peer is not None else ''} at {id(self):#x}>"
 
     # --- what has arrived ---
 

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 import gain_trio
-from gain_trio import Conn, EventHandler, EventServer
+from gain_trio.callbacks import Conn, EventHandler, EventServer
 from support.event_servers import AsyncRecorder, Recorder
 from support.pairs import until
 from support.servers import LOCAL
@@ -24,7 +24,7 @@ async def serving_events(handler: EventHandler, address: str = LOCAL, **options:
     """A server for the length of a with statement."""
     async with trio.open_nursery() as nursery:
         server = await nursery.start(
-            lambda task_status: gain_trio.serve_events(handler, address, task_status=task_status, **options)
+            lambda task_status: gain_trio.callbacks.serve(handler, address, task_status=task_status, **options)
         )
         yield server
         nursery.cancel_scope.cancel()

@@ -12,7 +12,7 @@ from typing import Any
 import trio
 
 import gain_trio
-from gain_trio import Conn, EventHandler, EventServer
+from gain_trio.callbacks import Conn, EventHandler, EventServer
 from support.pairs import PATIENCE
 
 CALLBACKS = ("on_accept", "on_read", "on_write", "on_close")
@@ -94,7 +94,7 @@ class AsyncRecorder(Recorder):
 @contextlib.contextmanager
 def started(handler: Recorder, address: str = "tcp://127.0.0.1:0", **options: Any) -> Iterator[EventServer]:
     """A server that runs in a thread.  At the end it is shut down, and has ended without an error."""
-    server = gain_trio.EventServer(handler, **options)
+    server = gain_trio.callbacks.EventServer(handler, **options)
     failed: list[BaseException] = []
 
     def run() -> None:

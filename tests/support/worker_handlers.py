@@ -18,8 +18,9 @@ from typing import Any, cast
 
 import trio
 
-from gain_trio import Conn, Connection, EventHandler
+from gain_trio import Connection
 from gain_trio._server._processes import _worker
+from gain_trio.callbacks import Conn, EventHandler
 
 
 async def tell_process(connection: Connection) -> None:
