@@ -20,9 +20,10 @@ OPENERS = {
     "open_listeners",
     "serve",
     "serve_datagrams",
-    "serve_events",
 }
-"""The functions of gain_trio that open connections, listeners and endpoints; ``from_socket`` of their classes does, too."""
+"""The functions that open connections, listeners and endpoints; ``from_socket`` of their classes does, too."""
+PUBLIC = ("gain_trio", "gain_trio.callbacks")
+"""The modules that have them."""
 ONCE = ("echo", "reset", "serving")
 """Helpers that every second module could use: what only resembles one of them has a name of its own."""
 
@@ -76,7 +77,7 @@ def uses(node: ast.AST, opening: set[str]) -> bool:
         (isinstance(found, ast.Name) and found.id in opening)
         or (isinstance(found, ast.arg) and found.arg in opening)
         or (isinstance(found, ast.Attribute) and found.attr == "from_socket")
-        or (isinstance(found, ast.Attribute) and found.attr in OPENERS and ast.unparse(found.value) == "gain_trio")
+        or (isinstance(found, ast.Attribute) and found.attr in OPENERS and ast.unparse(found.value) in PUBLIC)
         for found in ast.walk(node)
     )
 
@@ -86,7 +87,7 @@ def opening_names(tree: ast.Module, shared: set[tuple[str, str]]) -> set[str]:
     return {
         name
         for name, (module, of) in imported_names(tree).items()
-        if (module == "gain_trio" and of in OPENERS) or (module, of) in shared
+        if (module in PUBLIC and of in OPENERS) or (module, of) in shared
     }
 
 
