@@ -13,7 +13,7 @@ from support.pairs import PATIENCE, until
 
 import gain_trio
 from gain_trio._command._echoing import may_echo
-from gain_trio._command._event_handlers import EchoEvents
+from gain_trio._command._event_handlers import EchoDatagrams
 from gain_trio._command._handlers import echo_datagram
 
 pytestmark = pytest.mark.connections
@@ -63,7 +63,7 @@ async def test_the_ports_of_services_are_not_answered(kind: str) -> None:
             await gain_trio.serve_datagrams(echo_datagram, "udp://127.0.0.1:0", **status)
         else:
             options = {"async_handler": kind == "threads"}
-            await gain_trio.callbacks.serve(EchoEvents(), "udp://127.0.0.1:0", **options, **status)
+            await gain_trio.callbacks.serve(EchoDatagrams(), "udp://127.0.0.1:0", **options, **status)
 
     with ExitStack() as stack, trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:

@@ -15,10 +15,10 @@ from support.pairs import Pair, until
 
 import gain_trio
 from gain_trio import Connection, Marks
-from gain_trio.callbacks import Config, EventHandler
 from gain_trio._io_manager import current_manager
 from gain_trio._transports import _turns
 from gain_trio._transports._turns import TURN, Turn
+from gain_trio.callbacks import Config, EventHandler
 from gain_trio.callbacks._driver import StreamDriver
 
 pytestmark = pytest.mark.connections

@@ -470,7 +470,9 @@ async def test_the_nursery_tree() -> None:
     [None, 5, "handler", gain_trio.callbacks.EventHandler, gain_trio.callbacks.EventHandler(), asyncio.Protocol],
 )
 async def test_a_bad_handler(handler: Any) -> None:
-    with pytest.raises(TypeError, match=r"the handler must be an async function .*callbacks\.serve\(.*ProtocolHandler\("):
+    with pytest.raises(
+        TypeError, match=r"the handler must be an async function .*callbacks\.serve\(.*ProtocolHandler\("
+    ):
         await gain_trio.serve(handler, LOCAL)
 
 

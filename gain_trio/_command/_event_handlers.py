@@ -5,19 +5,28 @@ from __future__ import annotations
 from typing import final
 
 from gain_trio._http import SITE, Exchange, Phase
-from gain_trio.callbacks import Conn, DatagramConn, EventHandler
+from gain_trio.callbacks import Conn, EventHandler
 
 from ._echoing import may_echo
 
 
 @final
 class EchoEvents(EventHandler):
-    """Send back what comes; over UDP if :func:`may_echo` allows it."""
+    """Send back what comes."""
+
+    def on_read(self, conn: Conn, n: int) -> None:
+        """See :meth:`EventHandler.on_read`."""
+        conn.write(conn.next(n))
+
+
+@final
+class EchoDatagrams(EventHandler):
+    """Send back each datagram that :func:`may_echo` allows to answer."""
 
     def on_read(self, conn: Conn, n: int) -> None:
         """See :meth:`EventHandler.on_read`."""
         data = conn.next(n)
-        if not isinstance(conn, DatagramConn) or may_echo(conn.remote_addr, conn.local_addr):
+        if may_echo(conn.remote_addr, conn.local_addr):
             conn.write(data)
 
 
@@ -42,3 +51,4 @@ class HttpEvents(EventHandler):
 
 
 BUILT_IN_EVENTS: dict[str, type[EventHandler]] = {"echo": EchoEvents, "http": HttpEvents}
+BUILT_IN_DATAGRAM_EVENTS: dict[str, type[EventHandler]] = {"echo": EchoDatagrams}

@@ -10,7 +10,7 @@ from typing import Any
 from gain_trio._http import IDLE_TIMEOUT
 from gain_trio.callbacks import EventHandler, serve
 
-from ._event_handlers import BUILT_IN_EVENTS, HttpEvents
+from ._event_handlers import BUILT_IN_DATAGRAM_EVENTS, BUILT_IN_EVENTS, HttpEvents
 from ._handlers import find_datagram_handler, find_object
 from ._network import is_of_datagrams
 
@@ -59,6 +59,7 @@ def _find(name: str, *, wanted: bool, of_datagrams: bool) -> EventHandler | None
             return None
         if of_datagrams:
             find_datagram_handler(name)  # raises for one that needs connections
+            return BUILT_IN_DATAGRAM_EVENTS[name]()
         return BUILT_IN_EVENTS[name]()
     if ":" not in name:
         return None  # whoever looks for other handlers says what there is

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from gain_trio._server import (
     BALANCERS,
     FORMATS,
+    HIGH_PRIORITY,
     LEVELS,
     Architecture,
     Balancer,
@@ -18,7 +19,6 @@ from gain_trio._server import (
     ServerConfig,
     take_process_priority,
 )
-from gain_trio.callbacks import HIGH_PRIORITY
 
 from ._handlers import BUILT_IN, find_object
 from ._network import add_options as add_network_options

@@ -15,7 +15,7 @@ from ._cut import cut_off
 from ._datagrams import DatagramHandler, DatagramServer, DatagramServerStatistics, serve_datagrams
 from ._failures import is_cancellation, only_one_of
 from ._logging import FORMATS, LEVELS, LineFormatter, configure_logging
-from ._processes import WorkerFailed, take_process_priority
+from ._processes import HIGH_PRIORITY, WorkerFailed, take_process_priority
 from ._serve import serve
 from ._server import Server
 from ._statistics import ServerStatistics
@@ -24,6 +24,7 @@ __all__ = [
     "BALANCERS",
     "END_SIGNALS",
     "FORMATS",
+    "HIGH_PRIORITY",
     "LEVELS",
     "REPLACE_SIGNALS",
     "Architecture",

@@ -12,10 +12,8 @@
 =================  ==========================================================================================
 """
 
-from ._config import HIGH_PRIORITY as HIGH_PRIORITY
 from ._config import Config
 from ._conn import Conn
-from ._datagrams import DatagramConn as DatagramConn
 from ._errors import (
     AlreadyRunning,
     BufferEmpty,

@@ -12,13 +12,10 @@ from typing import Any, Literal, TypeAlias, final, get_args
 import attrs
 
 from gain_trio._ring import RingOptions
-from gain_trio._server import LineFormatter
+from gain_trio._server import HIGH_PRIORITY, LineFormatter
 
 WritePolicy: TypeAlias = Literal["close", "raise"]
 Architecture: TypeAlias = Literal["reactor", "socket_sharding"]
-
-HIGH_PRIORITY = -19
-"""The nice value that ``process_priority`` stands for."""
 
 _Check: TypeAlias = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 

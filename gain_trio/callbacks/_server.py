@@ -23,6 +23,7 @@ import trio
 
 from gain_trio._io_manager import run
 from gain_trio._server import (
+    HIGH_PRIORITY,
     DatagramServer,
     DatagramServerStatistics,
     Server,
@@ -30,14 +31,16 @@ from gain_trio._server import (
     check_timeout,
     cut_off,
     only_one_of,
-    serve as serve_connections,
     serve_datagrams,
     take_process_priority,
+)
+from gain_trio._server import (
+    serve as serve_connections,
 )
 from gain_trio._transports import Marks, endpoint_text, shown
 
 from ._activity import SHUTDOWN_SECONDS
-from ._config import HIGH_PRIORITY, Config, logging_as, merged, ring_options, serve_options
+from ._config import Config, logging_as, merged, ring_options, serve_options
 from ._datagrams import DatagramDriver
 from ._driver import StreamDriver
 from ._errors import AlreadyRunning, InvalidState, UnsupportedProtocol

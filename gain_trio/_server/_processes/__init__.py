@@ -22,10 +22,11 @@ with one of them.
 """
 
 from ._failure import WorkerFailed
-from ._placement import take_process_priority
+from ._placement import HIGH_PRIORITY, take_process_priority
 from ._serve import serve_processes
 
 __all__ = [
+    "HIGH_PRIORITY",
     "WorkerFailed",
     "serve_processes",
     "take_process_priority",

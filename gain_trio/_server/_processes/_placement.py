@@ -10,6 +10,9 @@ from collections.abc import Iterable
 
 from gain_trio._server._config import ServerConfig
 
+HIGH_PRIORITY = -19
+"""The nice value of a process that is to run before others: what ``process_priority`` stands for."""
+
 SO_INCOMING_CPU = getattr(socket, "SO_INCOMING_CPU", 49)
 """<asm-generic/socket.h>, Linux 3.19; Python has a name for it since 3.11."""
 
