@@ -24,6 +24,7 @@ if _typing.TYPE_CHECKING:
     from ._io_manager import (
         Backend,
         BackendInfo,
+        PieceInfo,
         UringStatistics,
         backend_info,
         install,
@@ -79,6 +80,7 @@ __all__ = [
     "Marks",
     "MessageTooLong",
     "PeerCredentials",
+    "PieceInfo",
     "ProxyHeader",
     "RingOptions",
     "RingUnavailable",

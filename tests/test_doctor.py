@@ -15,6 +15,7 @@ import pytest
 from support.processes import TIMEOUT, run
 
 import gain_trio
+from gain_trio import PieceInfo
 from gain_trio._command import _doctor
 from gain_trio._command._advice import Advice, advise
 from gain_trio._command._cgroup import cpu_quota
@@ -61,6 +62,10 @@ HEALTHY = Facts(
     security=SecurityFacts(0, False, 0),
     environment=dict.fromkeys(VARIABLES),
     resume_in_place=True,
+    acceleration=(
+        PieceInfo("sockets", True, "it is asked for"),
+        PieceInfo("tick", False, "it was not tested with this"),
+    ),
 )
 
 
@@ -481,16 +486,28 @@ def test_the_page_says_that_a_run_would_fail_and_that_a_value_is_not_known() -> 
     assert "not known (No such file" in as_text(machine(sysctls={"fs.nr_open": GONE}), ())
 
 
+def test_the_page_lists_the_pieces_of_trio_in_c() -> None:
+    lines = [line.strip() for line in as_text(machine(), (), 100).splitlines()]
+    assert "sockets  in C" in lines
+    assert "tick     Trio's: it was not tested with this" in lines
+    none = tuple(PieceInfo(name, False, "GAIN_TRIO_ACCELERATE=0 says so") for name in ("sockets", "tick"))
+    assert "none of it: GAIN_TRIO_ACCELERATE=0 says so" in as_text(machine(acceleration=none), (), 100)
+    assert "not known (GAIN_TRIO_ACCELERATE is wrong)" in as_text(
+        machine(acceleration=Unknown("GAIN_TRIO_ACCELERATE is wrong")), (), 100
+    )
+
+
 def test_the_keys_of_the_json_are_stable() -> None:
     facts = machine(sysctls={"net.core.somaxconn": GONE}, limits={"memlock": Limit("unlimited", "unlimited")})
     content = json.loads(as_json(facts, (Advice("a", "hint", "Do."),)))
     assert set(content) == {
         "schema", "ring", "choice", "features", "system", "python", "cpus", "limits", "sysctls", "security",
-        "environment", "resume_in_place", "advice", "unknown",
+        "environment", "resume_in_place", "acceleration", "advice", "unknown",
     }  # fmt: skip
     assert content["schema"] == 1
     assert set(content["ring"]) == {"runs", "tier", "features", "reason", "errno"}
     assert set(content["choice"]) == {"backend", "tier", "reason", "features"}
+    assert {tuple(piece) for piece in content["acceleration"]} == {("name", "active", "reason")}
     assert {tuple(feature) for feature in content["features"]} == {("name", "kernel", "purpose", "available", "used")}
     assert set(content["system"]) == {"name", "kernel", "architecture", "user_id", "container"}
     assert set(content["python"]) == {"implementation", "version", "gain_trio", "trio", "cffi", "modules"}

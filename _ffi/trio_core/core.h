@@ -55,8 +55,8 @@ typedef struct {
             custom_sleep_data, child_nurseries, eventual_parent_nursery, cancel_points, schedule_points, cancel_status;
     } task;
     struct {
-        tc_slot instruments, io_manager, clock, runq, tasks, deadlines, init_task, main_task, autojump_threshold,
-            is_guest, ki_pending, waiting_for_idle;
+        tc_slot instruments, io_manager, clock, runq, tasks, deadlines, init_task, main_task, main_task_outcome,
+            autojump_threshold, is_guest, ki_pending, waiting_for_idle;
     } runner;
     struct {
         tc_slot cancel_status, has_been_entered, registered_deadline, cancel_called, cancelled_caught, cancel_reason,
@@ -112,15 +112,17 @@ static inline int tc_drop(PyObject *result)
 #define TC_NAMES(X)                                                                                                    \
     X(task)                                                                                                            \
     X(runner)                                                                                                          \
-    X(data) X(call) X(send) X(append) X(clear) X(random) X(unwrap) X(close) X(abort_func) X(final_outcome)             \
-        X(task_exited) X(task_scheduled) X(task_spawned) X(before_task_step) X(after_task_step)                        \
-            X(force_guest_tick_asap) X(_attempt_delivery_of_pending_ki) X(_attempt_delivery_of_any_pending_cancel)     \
-                X(current_time) X(expire) X(next_deadline) X(get_events) X(process_events)                             \
-                    X(_ALLOW_DETERMINISTIC_SCHEDULING) X(_r) X(_sock) X(_did_shutdown_SHUT_WR) X(socket)               \
-                        X(_send_conflict_detector) X(_held) X(recv) X(receive_some) X(fileno) X(poll) X(_closed)       \
-                            X(_children) X(_cancel_status) X(_check_nursery_closed) X(_nested_child_running)           \
-                                X(_pending_starts) X(__module__) X(__qualname__) X(cr_frame) X(f_locals) X(__dict__)   \
-                                    X(throw)
+    X(data)                                                                                                            \
+    X(call)                                                                                                            \
+    X(send)                                                                                                            \
+    X(append) X(clear) X(random) X(unwrap) X(close) X(abort_func) X(final_outcome) X(task_exited) X(task_scheduled)    \
+        X(task_spawned) X(before_task_step) X(after_task_step) X(force_guest_tick_asap)                                \
+            X(_attempt_delivery_of_pending_ki) X(_attempt_delivery_of_any_pending_cancel) X(current_time) X(expire)    \
+                X(next_deadline) X(get_events) X(process_events) X(_ALLOW_DETERMINISTIC_SCHEDULING) X(_r) X(_sock)     \
+                    X(_did_shutdown_SHUT_WR) X(socket) X(_send_conflict_detector) X(_held) X(recv) X(receive_some)     \
+                        X(fileno) X(poll) X(_closed) X(_children) X(_cancel_status) X(_check_nursery_closed)           \
+                            X(_nested_child_running) X(_pending_starts) X(__module__) X(__qualname__) X(cr_frame)      \
+                                X(f_locals) X(__dict__) X(throw)
 
 typedef struct {
 #define X(name) PyObject *name;
@@ -158,7 +160,7 @@ PyObject *tc_self(PyObject *self);
 
 int tc_reschedule(PyObject *runner, PyObject *task, PyObject *next_send); /* 1, 0: Trio has to, -1 */
 int tc_run_batch(PyObject *runner, PyObject *batch);
-int tc_tick(PyObject *runner);
+bool tc_check_batch(PyObject *const *arguments, Py_ssize_t count);
 
 PyObject *tc_step_reschedule(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 PyObject *tc_step_batch(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
@@ -177,6 +179,7 @@ PyObject *tc_scope_exit(PyObject *module, PyObject *const *arguments, Py_ssize_t
 int tc_activate_status(PyObject *task,
                        PyObject *status); /* Task._activate_cancel_status of a task that is not parked */
 PyObject *tc_spawn(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+PyObject *tc_start_soon(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 PyObject *tc_exit(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 
 enum tc_call { TC_RECV, TC_RECV_INTO, TC_SEND, TC_OTHER };

@@ -1,6 +1,7 @@
 /* spawn.c: the beginning and the end of a task.
  *
  * Stands for, in trio/_core/_run.py:
+ *     Nursery.start_soon
  *     Runner.spawn_impl     for a coroutine function (a plain one, or a method) in an open nursery, in the current context
  *     Runner.task_exited    for a task that has returned a value, and left nothing behind: no nursery, no parking lot that it
  *                           would break, no misnested scope; and that is neither the main nor the init task
@@ -35,13 +36,30 @@ static bool is_coroutine_function(PyObject *function)
     return PyFunction_Check(function) && (((PyCodeObject *)PyFunction_GET_CODE(function))->co_flags & CO_COROUTINE);
 }
 
+/* f"{module}.{qualified}" */
+static PyObject *join_name(PyObject *module, PyObject *qualified)
+{
+    Py_ssize_t before = PyUnicode_GET_LENGTH(module), after = PyUnicode_GET_LENGTH(qualified);
+    Py_UCS4 highest = PyUnicode_MAX_CHAR_VALUE(module), other = PyUnicode_MAX_CHAR_VALUE(qualified);
+    PyObject *name = PyUnicode_New(before + 1 + after, highest > other ? highest : other);
+    if (name &&
+        (PyUnicode_CopyCharacters(name, 0, module, 0, before) < 0 || PyUnicode_WriteChar(name, before, '.') < 0 ||
+         PyUnicode_CopyCharacters(name, before + 1, qualified, 0, after) < 0))
+        Py_CLEAR(name);
+    return name;
+}
+
 static PyObject *make_name(PyObject *function, PyObject *name)
 {
     if (name != Py_None)
         return Py_NewRef(name);
     PyObject *module = PyObject_GetAttr(function, tc_names.__module__);
     PyObject *qualified = module ? PyObject_GetAttr(function, tc_names.__qualname__) : NULL;
-    PyObject *result = qualified ? PyUnicode_FromFormat("%S.%S", module, qualified) : NULL;
+    PyObject *result = NULL;
+    if (qualified && PyUnicode_CheckExact(module) && PyUnicode_CheckExact(qualified))
+        result = join_name(module, qualified);
+    else if (qualified)
+        result = PyUnicode_FromFormat("%S.%S", module, qualified);
     Py_XDECREF(module);
     Py_XDECREF(qualified);
     return result;
@@ -132,28 +150,20 @@ static int introduce(PyObject *runner, PyObject *task, PyObject *children, PyObj
     return result < 0 ? -1 : tc_reschedule(runner, task, Py_None);
 }
 
-static bool is_usual_spawn(PyObject *const *arguments, Py_ssize_t count)
+/* A new task in the nursery, scheduled; NULL without an exception: Trio has to do it. */
+static PyObject *spawn(PyObject *runner, PyObject *function, PyObject *arguments, PyObject *nursery, PyObject *name)
 {
-    return count == 7 && Py_IS_TYPE(arguments[0], tc_core.runner_type) && is_coroutine_function(arguments[1]) &&
-           PyTuple_CheckExact(arguments[2]) && arguments[3] != Py_None &&
-           (arguments[4] == Py_None || PyUnicode_CheckExact(arguments[4])) && arguments[5] == Py_False &&
-           arguments[6] == Py_None && PyAnySet_CheckExact(tc_get(tc_core.runner.tasks, arguments[0]));
-}
-
-/* spawn(runner, function, arguments, nursery, name, system_task, context): the task, or None for Trio to do it. */
-PyObject *tc_spawn(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
-{
-    if (!is_usual_spawn(arguments, count))
-        Py_RETURN_NONE;
-    PyObject *runner = arguments[0], *nursery = arguments[3], *task = NULL;
+    if (!Py_IS_TYPE(runner, tc_core.runner_type) || !is_coroutine_function(function) ||
+        !PyTuple_CheckExact(arguments) || (name != Py_None && !PyUnicode_CheckExact(name)) ||
+        !PyAnySet_CheckExact(tc_get(tc_core.runner.tasks, runner)))
+        return NULL;
     PyObject *closed = PyObject_GetAttr(nursery, tc_names._closed);
     PyObject *children = closed == Py_False ? PyObject_GetAttr(nursery, tc_names._children) : NULL;
     PyObject *status = children ? PyObject_GetAttr(nursery, tc_names._cancel_status) : NULL;
-    bool usual = status && is_status(status) && PyAnySet_CheckExact(children);
+    PyObject *task = NULL;
     PyErr_Clear();
-    if (usual)
-        task = begin(runner, nursery, arguments[1], arguments[2], arguments[4]);
-    bool unusual = !task && !PyErr_Occurred();
+    if (status && is_status(status) && PyAnySet_CheckExact(children))
+        task = begin(runner, nursery, function, arguments, name);
     if (task) {
         int scheduled = introduce(runner, task, children, status);
         if (scheduled == 0)
@@ -164,7 +174,32 @@ PyObject *tc_spawn(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_s
     Py_XDECREF(closed);
     Py_XDECREF(children);
     Py_XDECREF(status);
-    return unusual ? Py_NewRef(Py_None) : task;
+    return task;
+}
+
+/* spawn(runner, function, arguments, nursery, name, system_task, context): the task, or None for Trio to do it. */
+PyObject *tc_spawn(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
+{
+    if (count != 7 || arguments[3] == Py_None || arguments[5] != Py_False || arguments[6] != Py_None)
+        Py_RETURN_NONE;
+    PyObject *task = spawn(arguments[0], arguments[1], arguments[2], arguments[3], arguments[4]);
+    return task || PyErr_Occurred() ? task : Py_NewRef(Py_None);
+}
+
+/* start_soon(nursery, function, arguments, name): whether it is done. */
+PyObject *tc_start_soon(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
+{
+    PyObject *context = count == 4 ? tc_context() : NULL;
+    PyObject *runner = context ? PyDict_GetItemWithError(context, tc_names.runner) : NULL;
+    PyErr_Clear();
+    if (!runner)
+        Py_RETURN_FALSE;
+    PyObject *task = spawn(runner, arguments[1], arguments[2], arguments[0], arguments[3]);
+    if (task)
+        Py_DECREF(task);
+    else if (PyErr_Occurred())
+        return NULL;
+    return PyBool_FromLong(task != NULL);
 }
 
 /* --- task_exited --- */

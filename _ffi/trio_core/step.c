@@ -23,15 +23,12 @@
 
 /* --- Runner.reschedule --- */
 
-int tc_reschedule(PyObject *runner, PyObject *task, PyObject *next_send)
+/* Put a task on the run queue that is not on it.  Takes the references to `send` and `outcome`.  0 or -1 */
+static int schedule(PyObject *runner, PyObject *hooks, PyObject *task, PyObject *send, PyObject *outcome)
 {
-    if (!Py_IS_TYPE(runner, tc_core.runner_type) || !Py_IS_TYPE(task, tc_core.task_type) ||
-        tc_get(tc_core.task.runner, task) != runner || tc_get(tc_core.task.next_send_fn, task) != Py_None)
-        return 0;
-    PyObject *send = PyObject_GetAttr(tc_get(tc_core.task.coro, task), tc_names.send);
-    PyObject *outcome = !send ? NULL : next_send ? Py_NewRef(next_send) : tc_value(Py_None);
-    if (!outcome) {
+    if (!send || !outcome) {
         Py_XDECREF(send);
+        Py_XDECREF(outcome);
         return -1;
     }
     PyObject *queue = Py_NewRef(tc_get(tc_core.runner.runq, runner));
@@ -50,20 +47,22 @@ int tc_reschedule(PyObject *runner, PyObject *task, PyObject *next_send)
     if (result == 0)
         result = tc_drop(PyObject_CallMethodOneArg(queue, tc_names.append, task));
     Py_DECREF(queue);
-    PyObject *hooks = result == 0 ? tc_hooks(runner) : NULL;
-    if (!hooks)
-        return -1;
-    result = tc_observe(runner, hooks, tc_names.task_scheduled, task);
-    Py_DECREF(hooks);
-    return result < 0 ? -1 : 1;
+    return result == 0 ? tc_observe(runner, hooks, tc_names.task_scheduled, task) : -1;
 }
 
-static int reschedule_or_fail(PyObject *runner, PyObject *task)
+int tc_reschedule(PyObject *runner, PyObject *task, PyObject *next_send)
 {
-    int result = tc_reschedule(runner, task, NULL);
-    if (result == 0)
-        PyErr_SetString(PyExc_AssertionError, "a task that is to be scheduled is scheduled already");
-    return result > 0 ? 0 : -1;
+    if (!Py_IS_TYPE(runner, tc_core.runner_type) || !Py_IS_TYPE(task, tc_core.task_type) ||
+        tc_get(tc_core.task.runner, task) != runner || tc_get(tc_core.task.next_send_fn, task) != Py_None)
+        return 0;
+    PyObject *hooks = tc_hooks(runner);
+    if (!hooks)
+        return -1;
+    PyObject *send = PyObject_GetAttr(tc_get(tc_core.task.coro, task), tc_names.send);
+    PyObject *outcome = !send ? NULL : next_send ? Py_NewRef(next_send) : tc_value(Py_None);
+    int result = schedule(runner, hooks, task, send, outcome);
+    Py_DECREF(hooks);
+    return result < 0 ? -1 : 1;
 }
 
 /* reschedule(runner, task, next_send): True, or False for Trio to do it. */
@@ -121,7 +120,8 @@ static int call_task_exited(PyObject *runner, PyObject *task, PyObject *outcome)
 {
     if (!outcome)
         return -1;
-    PyObject *result = PyObject_CallMethodObjArgs(runner, tc_names.task_exited, task, outcome, NULL);
+    PyObject *arguments[] = {runner, task, outcome};
+    PyObject *result = PyObject_VectorcallMethod(tc_names.task_exited, arguments, 3, NULL);
     Py_DECREF(outcome);
     return tc_drop(result);
 }
@@ -147,12 +147,24 @@ static int task_waits(PyObject *runner, PyObject *task, PyObject *trap)
     return tc_drop(PyObject_CallMethodNoArgs(task, tc_names._attempt_delivery_of_any_pending_cancel));
 }
 
-static int task_yielded(PyObject *runner, PyObject *task, PyObject *message)
+/* A schedule point.  `function` is what resumed the task, and does so again when it is its coroutine's own. */
+static int task_passes(PyObject *runner, PyObject *hooks, PyObject *task, PyObject *function)
+{
+    PyObject *coro = tc_get(tc_core.task.coro, task);
+    if (tc_get(tc_core.task.next_send_fn, task) != Py_None || tc_get(tc_core.task.runner, task) != runner) {
+        PyErr_SetString(PyExc_AssertionError, "a task that is to be scheduled is scheduled already");
+        return -1;
+    }
+    PyObject *send = is_send_of(function, coro) ? Py_NewRef(function) : PyObject_GetAttr(coro, tc_names.send);
+    return schedule(runner, hooks, task, send, send ? tc_value(Py_None) : NULL);
+}
+
+static int task_yielded(PyObject *runner, PyObject *hooks, PyObject *task, PyObject *message, PyObject *function)
 {
     if (tc_add(tc_core.task.schedule_points, task, 1) < 0)
         return -1;
     if (message == tc_core.checkpoint_message)
-        return reschedule_or_fail(runner, task);
+        return task_passes(runner, hooks, task, function);
     if ((PyObject *)Py_TYPE(message) == tc_core.trap_type)
         return task_waits(runner, task, message);
     if ((PyObject *)Py_TYPE(message) == tc_core.detach_type)
@@ -169,7 +181,7 @@ static int task_raised(PyObject *runner, PyObject *task)
 }
 
 /* The part of a step that runs the task. */
-static int run_task(PyObject *runner, PyObject *task, bool *exited)
+static int run_task(PyObject *runner, PyObject *hooks, PyObject *task, bool *exited)
 {
     PyObject *function = tc_get(tc_core.task.next_send_fn, task);
     if (function == Py_None) {
@@ -189,7 +201,7 @@ static int run_task(PyObject *runner, PyObject *task, bool *exited)
     int result;
     *exited = sent != PYGEN_NEXT;
     if (sent == PYGEN_NEXT)
-        result = task_yielded(runner, task, value);
+        result = task_yielded(runner, hooks, task, value, function);
     else if (sent == PYGEN_RETURN)
         result = call_task_exited(runner, task, tc_value(value));
     else
@@ -210,54 +222,56 @@ static int leave_task(PyObject *context)
     return 0;
 }
 
-static int step(PyObject *runner, PyObject *context, PyObject *task)
+static int step(PyObject *runner, PyObject *hooks, PyObject *context, PyObject *task)
 {
-    PyObject *hooks = tc_hooks(runner);
-    if (!hooks)
-        return -1;
     bool exited = false;
     int result = PyDict_SetItem(context, tc_names.task, task);
     if (result == 0)
         result = tc_observe(runner, hooks, tc_names.before_task_step, task);
     if (result == 0)
-        result = run_task(runner, task, &exited);
+        result = run_task(runner, hooks, task, &exited);
     if (result == 0)
         result = tc_observe(runner, hooks, tc_names.after_task_step, task);
-    Py_DECREF(hooks);
     if (result == 0 && exited)
         result = leave_task(context); /* nobody may take it for the current task while it is finalized */
     return result;
 }
 
-/* Steps of all tasks of `batch`, a list, from its end.  0 or -1 */
-int tc_run_batch(PyObject *runner, PyObject *batch)
+/* Steps of all tasks of `batch`, a list that is nobody else's, from its end.  0 or -1 */
+static int run_all(PyObject *runner, PyObject *hooks, PyObject *context, PyObject *batch)
 {
-    PyObject *context = tc_context();
-    if (!context)
-        return -1;
-    Py_INCREF(context);
     int result = 0;
-    Py_ssize_t left;
-    while (result == 0 && (left = PyList_GET_SIZE(batch)) > 0) {
-        PyObject *task = Py_NewRef(PyList_GET_ITEM(batch, left - 1));
-        result = PyList_SetSlice(batch, left - 1, left, NULL);
+    for (Py_ssize_t i = PyList_GET_SIZE(batch) - 1; result == 0 && i >= 0 && i < PyList_GET_SIZE(batch); i--) {
+        PyObject *task = Py_NewRef(PyList_GET_ITEM(batch, i));
+        result = PyList_SetItem(batch, i, Py_NewRef(Py_None)); /* the list does not keep a task that exits */
         if (result == 0 && !Py_IS_TYPE(task, tc_core.task_type)) {
             PyErr_SetString(PyExc_TypeError, "what is on the run queue is not a Trio task");
             result = -1;
         }
         if (result == 0)
-            result = step(runner, context, task);
+            result = step(runner, hooks, context, task);
         Py_DECREF(task);
         if (result == 0)
             result = PyErr_CheckSignals();
     }
+    return result == 0 ? leave_task(context) : -1;
+}
+
+int tc_run_batch(PyObject *runner, PyObject *batch)
+{
+    PyObject *context = tc_context(), *hooks = context ? tc_hooks(runner) : NULL;
+    if (!hooks)
+        return -1;
+    Py_INCREF(context);
+    int result = run_all(runner, hooks, context, batch);
     if (result == 0)
-        result = leave_task(context);
+        result = PyList_SetSlice(batch, 0, PyList_GET_SIZE(batch), NULL);
     Py_DECREF(context);
+    Py_DECREF(hooks);
     return result;
 }
 
-static bool check_batch(PyObject *const *arguments, Py_ssize_t count)
+bool tc_check_batch(PyObject *const *arguments, Py_ssize_t count)
 {
     if (count == 2 && Py_IS_TYPE(arguments[0], tc_core.runner_type) && PyList_CheckExact(arguments[1]))
         return true;
@@ -265,16 +279,10 @@ static bool check_batch(PyObject *const *arguments, Py_ssize_t count)
     return false;
 }
 
+/* step_batch(runner, batch): whether the run is over, which it is not. */
 PyObject *tc_step_batch(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
 {
-    if (!check_batch(arguments, count) || tc_run_batch(arguments[0], arguments[1]) < 0)
+    if (!tc_check_batch(arguments, count) || tc_run_batch(arguments[0], arguments[1]) < 0)
         return NULL;
-    Py_RETURN_NONE;
-}
-
-PyObject *tc_tick_batch(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
-{
-    if (!check_batch(arguments, count) || tc_run_batch(arguments[0], arguments[1]) < 0 || tc_tick(arguments[0]) < 0)
-        return NULL;
-    Py_RETURN_NONE;
+    Py_RETURN_FALSE;
 }

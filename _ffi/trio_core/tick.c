@@ -11,7 +11,7 @@
  *     unrolled_run                               here
  *     ----------------------------------------   -------------------------------------------------------------------
  *     timeout                                    0 with tasks on the run queue, else deadlines.next_deadline() and the clock
- *     get_events(), process_events()             called by name: any I/O manager
+ *     get_events(), process_events()             called by name: any I/O manager; what get_events() raises is raised by run()
  *     deadlines.expire(now)                      called only when a deadline has passed, or the heap is due for pruning
  *     batch = list(runq), _r.random() < 0.5      the same; with _ALLOW_DETERMINISTIC_SCHEDULING it is Trio's to do
  */
@@ -68,13 +68,30 @@ static double get_timeout(PyObject *runner, Py_ssize_t scheduled)
     return PyErr_Occurred() ? -1 : timeout <= 0 ? 0 : timeout < MAX_TIMEOUT ? timeout : MAX_TIMEOUT;
 }
 
+/* A wait has raised, with the exception that is set: that comes out of run() as it is, and not as an error of Trio's. */
+static int end_run(PyObject *runner)
+{
+    PyObject *exception = tc_take_exception();
+    PyObject *outcome = PyObject_CallOneArg(tc_core.error_type, exception);
+    Py_DECREF(exception);
+    if (!outcome)
+        return -1;
+    tc_give(tc_core.runner.main_task_outcome, runner, outcome);
+    return 1;
+}
+
+/* 0, 1 when the run is over, -1 */
 static int wait_for_events(PyObject *runner, double timeout)
 {
     PyObject *manager = Py_NewRef(tc_get(tc_core.runner.io_manager, runner));
     PyObject *argument = timeout == 0 ? PyLong_FromLong(0) : PyFloat_FromDouble(timeout);
     PyObject *events = argument ? PyObject_CallMethodOneArg(manager, tc_names.get_events, argument) : NULL;
+    int result = -1;
+    if (events)
+        result = tc_drop(PyObject_CallMethodOneArg(manager, tc_names.process_events, events));
+    else if (argument)
+        result = end_run(runner);
     Py_XDECREF(argument);
-    int result = events ? tc_drop(PyObject_CallMethodOneArg(manager, tc_names.process_events, events)) : -1;
     Py_XDECREF(events);
     Py_DECREF(manager);
     return result;
@@ -135,20 +152,29 @@ static PyObject *take_batch(PyObject *runner)
     return batch;
 }
 
-/* Tick after tick.  0: Trio's loop is to make the next one, -1: exception set */
-int tc_tick(PyObject *runner)
+/* One tick.  0, 1 when the run is over, -1 */
+static int tick(PyObject *runner)
 {
-    int usual;
-    while ((usual = is_usual(runner)) > 0) {
-        Py_ssize_t scheduled = PyObject_Size(tc_get(tc_core.runner.runq, runner));
-        double timeout = scheduled < 0 ? -1 : get_timeout(runner, scheduled);
-        if (timeout < 0 || wait_for_events(runner, timeout) < 0 || expire(runner) < 0)
-            return -1;
-        PyObject *batch = take_batch(runner);
-        int result = batch ? tc_run_batch(runner, batch) : -1;
-        Py_XDECREF(batch);
-        if (result < 0 || PyErr_CheckSignals() < 0)
-            return -1;
-    }
-    return usual;
+    Py_ssize_t scheduled = PyObject_Size(tc_get(tc_core.runner.runq, runner));
+    double timeout = scheduled < 0 ? -1 : get_timeout(runner, scheduled);
+    int waited = timeout < 0 ? -1 : wait_for_events(runner, timeout);
+    if (waited != 0)
+        return waited;
+    PyObject *batch = expire(runner) < 0 ? NULL : take_batch(runner);
+    int result = batch ? tc_run_batch(runner, batch) : -1;
+    Py_XDECREF(batch);
+    return result;
+}
+
+/* tick_batch(runner, batch): the batch, and then tick after tick, until Trio's loop is to make the next one.  Whether the run
+ * is over. */
+PyObject *tc_tick_batch(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
+{
+    if (!tc_check_batch(arguments, count))
+        return NULL;
+    PyObject *runner = arguments[0];
+    int usual, result = tc_run_batch(runner, arguments[1]);
+    while (result == 0 && (usual = is_usual(runner)) != 0)
+        result = usual < 0 ? -1 : tick(runner);
+    return result < 0 ? NULL : PyBool_FromLong(result);
 }

@@ -150,7 +150,7 @@ STREAMS: Final = Piece(
 STEP: Final = Piece(
     "step",
     (
-        Part("run:unrolled_run", "step_batch", "gain_trio_core(runner, batch)", instead_of_batch),
+        Part("run:unrolled_run", "step_batch", "if gain_trio_core(runner, batch):\n    return", instead_of_batch),
         Part("run:Runner.reschedule", "reschedule", "if gain_trio_core(self, task, next_send):\n    return"),
     ),
     stands_for=("run:Task._attempt_delivery_of_any_pending_cancel", "run:Task._attempt_delivery_of_pending_ki"),
@@ -216,6 +216,7 @@ SPAWNING: Final = Piece(
             "gain_trio_task = gain_trio_core(self, async_fn, args, nursery, name, system_task, context)\n"
             "if gain_trio_task is not None:\n    return gain_trio_task",
         ),
+        Part("run:Nursery.start_soon", "start_soon", "if gain_trio_core(self, async_fn, args, name):\n    return"),
         Part("run:Runner.task_exited", "task_exited", "if gain_trio_core(self, task, outcome):\n    return"),
     ),
     stands_for=(
@@ -230,7 +231,7 @@ SPAWNING: Final = Piece(
 
 TICK: Final = Piece(
     "tick",
-    (Part("run:unrolled_run", "tick_batch", "gain_trio_core(runner, batch)", instead_of_batch),),
+    (Part("run:unrolled_run", "tick_batch", "if gain_trio_core(runner, batch):\n    return", instead_of_batch),),
     stands_for=(
         "run:run",
         "run:Deadlines.expire",

@@ -14,12 +14,12 @@ import __future__
 
 import ast
 import functools
-import inspect
 import linecache
-import textwrap
 import types
 from collections.abc import Callable, Iterator
 from typing import Any, Final
+
+import attrs
 
 from ._fingerprints import fingerprint
 
@@ -36,7 +36,7 @@ class CannotRewrite(Exception):
 
 
 def _parse(source: str) -> list[ast.stmt]:
-    return ast.parse(textwrap.dedent(source)).body
+    return ast.parse(source).body
 
 
 def _is_mark(statement: ast.stmt) -> bool:
@@ -88,14 +88,6 @@ def instead_of_batch(function: Function, inserted: list[ast.stmt]) -> None:
     before_all(function, [setting])
 
 
-def _source(function: types.FunctionType) -> tuple[str, int]:
-    try:
-        lines, first = inspect.getsourcelines(function.__code__)
-    except (OSError, TypeError, SyntaxError, IndentationError) as error:
-        raise CannotRewrite(f"its source is not to be had ({error})") from error
-    return textwrap.dedent("".join(lines)), first
-
-
 def _strip(function: Function) -> None:
     """Without annotations, which belong to the function object and not to its code."""
     function.returns = None
@@ -119,33 +111,56 @@ def _future_flags(code: types.CodeType) -> int:
     return code.co_flags & known
 
 
+@attrs.frozen
+class _Module:
+    """What is needed of a module's source."""
+
+    imported: tuple[str, ...]
+    """The names that it imports.  Python 3.11 and 3.12 compile a call of an attribute of one differently."""
+    functions: dict[tuple[str, int], Function]
+    """By name and first line, which is that of the first decorator."""
+
+
 @functools.cache
-def _imported_names(file: str) -> tuple[str, ...]:
-    """The names that a module imports.  Python compiles a call of an attribute of one differently (3.11 and 3.12)."""
-    lines = linecache.getlines(file)
+def _module(file: str) -> _Module:
+    """Parse it; kept until :func:`forget_sources`."""
     try:
-        module = ast.parse("".join(lines))
-    except SyntaxError as error:
+        tree = ast.parse("".join(linecache.getlines(file)))
+    except (SyntaxError, ValueError) as error:
         raise CannotRewrite(f"its module is not to be understood ({error})") from error
-    names: set[str] = set()
-    todo: list[ast.AST] = [module]
+    imported: set[str] = set()
+    functions: dict[tuple[str, int], Function] = {}
+    todo: list[tuple[ast.AST, bool]] = [(tree, True)]
     while todo:
-        node = todo.pop()
+        node, at_top = todo.pop()
         if isinstance(node, ast.Import | ast.ImportFrom):
-            names.update((alias.asname or alias.name).partition(".")[0] for alias in node.names)
-        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.expr):
-            todo.extend(ast.iter_child_nodes(node))
-    return tuple(sorted(names - {"*"}))
+            if at_top:
+                imported.update((alias.asname or alias.name).partition(".")[0] for alias in node.names)
+            continue
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+            functions[node.name, first] = node
+        inside = at_top and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        todo += [
+            (child, inside) for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt | ast.excepthandler)
+        ]
+    return _Module(tuple(sorted(imported - {"*"})), functions)
 
 
-def _surround(definition: Function, function: types.FunctionType) -> ast.stmt:
+def forget_sources() -> None:
+    """Give back what was parsed."""
+    _module.cache_clear()
+    _compile_both.cache_clear()
+
+
+def _surround(definition: Function, original: types.CodeType, qualified: str) -> ast.stmt:
     """Put the definition into classes and functions like those around Trio's own.
 
     They decide about closures, and about the names of functions within it, which are among the constants before Python 3.11.
     """
     result: ast.stmt = definition
-    around = function.__qualname__.split(".")[:-1]
-    free = list(function.__code__.co_freevars)
+    around = qualified.split(".")[:-1]
+    free = list(original.co_freevars)
     while around:
         name = around.pop()
         if name != "<locals>":
@@ -162,32 +177,38 @@ def _surround(definition: Function, function: types.FunctionType) -> ast.stmt:
     return result
 
 
-def _compile(function: types.FunctionType, change: Change | None, inserted: str) -> types.CodeType:
-    original = function.__code__
-    source, first = _source(function)
-    try:
-        (definition,) = ast.parse(source).body
-    except (SyntaxError, ValueError) as error:
-        raise CannotRewrite(f"its source is not to be understood ({error})") from error
-    if not isinstance(definition, ast.FunctionDef | ast.AsyncFunctionDef):
-        raise CannotRewrite("its source is not that of a function")
-    ast.increment_lineno(definition, first - 1)
-    _strip(definition)
-    if change is not None:
-        statements = _parse(f'{CALL} = "{CALL}"\n' + inserted)
-        anchor = definition.body[min(_beginning(definition), len(definition.body) - 1)]
-        for statement in statements:
-            for node in ast.walk(statement):
-                ast.copy_location(node, anchor)
-        change(definition, statements)
-    imported = [ast.alias(name=name) for name in _imported_names(original.co_filename)]
-    body = [_surround(definition, function)]
+def _compile(
+    definition: Function, original: types.CodeType, qualified: str, imported: tuple[str, ...]
+) -> types.CodeType:
+    body = [_surround(definition, original, qualified)]
     if imported:
-        body = [ast.Import(names=imported), *body]
+        body = [ast.Import(names=[ast.alias(name=name) for name in imported]), *body]
     module = ast.fix_missing_locations(ast.Module(body=body, type_ignores=[]))
     flags = _future_flags(original)
     compiled = compile(module, original.co_filename, "exec", flags=flags, dont_inherit=True)
     return next(code for code in _codes(compiled) if code.co_name == original.co_name)
+
+
+@functools.cache
+def _compile_both(original: types.CodeType, qualified: str, change: Change, inserted: str) -> types.CodeType:
+    """The function's source, compiled as it is to see that it is the right one, and then with the change.
+
+    Functions that share their code share what comes of it, and one that two pieces change has the same change for both.
+    """
+    module = _module(original.co_filename)
+    definition = module.functions.get((original.co_name, original.co_firstlineno))
+    if definition is None:
+        raise CannotRewrite("its source is not to be had")
+    _strip(definition)
+    if fingerprint(_compile(definition, original, qualified, module.imported)) != fingerprint(original):
+        raise CannotRewrite("its source on disk is not what is running")
+    statements = _parse(f'{CALL} = "{CALL}"\n' + inserted)
+    anchor = definition.body[min(_beginning(definition), len(definition.body) - 1)]
+    for statement in statements:
+        for node in ast.walk(statement):
+            ast.copy_location(node, anchor)
+    change(definition, statements)
+    return _compile(definition, original, qualified, module.imported)
 
 
 def rewrite(function: types.FunctionType, change: Change, inserted: str, called: object) -> types.CodeType:
@@ -197,9 +218,7 @@ def rewrite(function: types.FunctionType, change: Change, inserted: str, called:
       CannotRewrite: its source is not there, or is not what is running.
     """
     original = function.__code__
-    if fingerprint(_compile(function, None, "")) != fingerprint(original):
-        raise CannotRewrite("its source on disk is not what is running")
-    code = _compile(function, change, inserted)
+    code = _compile_both(original, function.__qualname__, change, inserted)
     constants: list[Any] = [called if value == CALL else value for value in code.co_consts]
     others: dict[str, Any] = {"co_consts": tuple(constants), "co_name": original.co_name}
     qualified = getattr(original, "co_qualname", None)

@@ -24,7 +24,7 @@ from gain_trio._kernel import trio_core, trio_core_error
 from . import _seam
 from ._fingerprints import PYTHON
 from ._pieces import NAMES, PIECES, Piece
-from ._rewrite import CannotRewrite
+from ._rewrite import CannotRewrite, forget_sources
 from ._tested import TESTED
 
 if TYPE_CHECKING:
@@ -104,6 +104,7 @@ class Switch:
             for piece in PIECES:
                 if piece.name not in self._refused:
                     self._load_piece(piece, swaps)
+        forget_sources()
         self._swaps = list(swaps.values())
         if trio_core is not None and self._refused:
             reasons = "; ".join(sorted(set(self._refused.values())))

@@ -24,6 +24,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, final
 import attrs
 
 import gain_trio
+from gain_trio import PieceInfo
 from gain_trio._io_manager import resume_in_place_default
 from gain_trio._kernel import Feature, Tier, load_error
 from gain_trio._ring import Ring, RingOptions
@@ -32,7 +33,7 @@ from ._cgroup import cpu_quota
 
 T = TypeVar("T")
 
-VARIABLES = ("GAIN_TRIO_BACKEND", "GAIN_TRIO_UNWANTED", "GAIN_TRIO_RESUME_IN_PLACE")
+VARIABLES = ("GAIN_TRIO_BACKEND", "GAIN_TRIO_UNWANTED", "GAIN_TRIO_RESUME_IN_PLACE", "GAIN_TRIO_ACCELERATE")
 """What the operator can say."""
 
 SYSCTLS = (
@@ -183,6 +184,8 @@ class Facts:
     """Of :data:`VARIABLES`, as they are set."""
     resume_in_place: Fact[bool]
     """Whether waiting tasks are resumed where their completion is reaped."""
+    acceleration: Fact[tuple[PieceInfo, ...]] = ()
+    """The pieces of Trio's own hot path that a run that is started now would do in C, and why not the others."""
 
 
 def probe(function: Callable[..., T], *arguments: Any) -> Fact[T]:
@@ -229,6 +232,10 @@ def _ring() -> RingFacts:
 def _choice() -> Choice:
     info = gain_trio.backend_info()
     return Choice(info.backend, info.tier, info.reason, info.features)
+
+
+def _acceleration() -> tuple[PieceInfo, ...]:
+    return gain_trio.backend_info().acceleration
 
 
 def _features(ring: RingFacts, choice: Fact[Choice]) -> tuple[FeatureFacts, ...]:
@@ -371,4 +378,5 @@ def collect(root: Path = Path("/"), environment: Mapping[str, str] | None = None
         ),
         environment={name: environment.get(name) for name in VARIABLES},
         resume_in_place=probe(resume_in_place_default),
+        acceleration=probe(_acceleration),
     )

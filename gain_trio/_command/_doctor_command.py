@@ -30,10 +30,10 @@ exit status:
 JSON (--json):
   One object of schema {SCHEMA}: ring, choice (what a run would be on), features,
   system, python, cpus, limits, sysctls, security, environment,
-  resume_in_place, advice (key, level, text), and unknown, which maps the path
-  of every value that could not be found out, and is null, to the reason. The
-  number in "schema" is raised when a key goes away or changes its meaning;
-  new keys may come without that.
+  resume_in_place, acceleration (name, active, reason), advice (key, level,
+  text), and unknown, which maps the path of every value that could not be
+  found out, and is null, to the reason. The number in "schema" is raised when
+  a key goes away or changes its meaning; new keys may come without that.
 """
 
 

@@ -173,6 +173,18 @@ def _limits(facts: Facts) -> list[tuple[str, str]]:
     ]
 
 
+def _acceleration(facts: Facts, width: int) -> Iterator[str]:
+    pieces = facts.acceleration
+    if isinstance(pieces, Unknown):
+        yield _wrap(_unknown(pieces), width, _INDENT, _INDENT)
+    elif not any(piece.active for piece in pieces) and len({piece.reason for piece in pieces}) == 1:
+        yield _wrap(f"none of it: {pieces[0].reason}", width, _INDENT, _INDENT)
+    else:
+        yield from _table(
+            [(piece.name, "in C" if piece.active else f"Trio's: {piece.reason}") for piece in pieces], width
+        )
+
+
 def _advice(advice: tuple[Advice, ...], width: int) -> Iterator[str]:
     if not advice:
         yield f"{_INDENT}None: there is nothing to mend."
@@ -195,6 +207,9 @@ def as_text(facts: Facts, advice: tuple[Advice, ...], width: int = 80) -> str:
             "",
             "Limits",
             *_table(_limits(facts), width),
+            "",
+            "Trio's own hot path in C",
+            *_acceleration(facts, width),
             "",
             "Environment",
             *_table(environment, width),

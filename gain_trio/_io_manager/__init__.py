@@ -1,5 +1,7 @@
 """Floor 3: the I/O manager that takes the place of Trio's own, and the ways to install it."""
 
+from gain_trio._acceleration import PieceInfo
+
 from ._choice import Backend, BackendInfo, Wish, resolve
 from ._current import backend_info, current_manager, current_ring_statistics, ring_is_demanded, ring_settings
 from ._errors import broken_by
@@ -10,6 +12,7 @@ from ._run import run, run_worker, start_guest_run
 __all__ = [
     "Backend",
     "BackendInfo",
+    "PieceInfo",
     "UringIOManager",
     "UringStatistics",
     "Wish",
