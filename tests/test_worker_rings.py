@@ -23,6 +23,7 @@ from gain_trio._io_manager import _choice
 from gain_trio._kernel import load_error
 from gain_trio._ring import Ring, _ring
 from gain_trio._server._processes._launch import Launch
+from gain_trio._server._processes._worker import main
 from gain_trio._transports._addresses import _patient_bind
 
 pytestmark = [pytest.mark.connections, pytest.mark.timeout(120)]
@@ -94,7 +95,7 @@ def test_a_ring_that_is_demanded_is_demanded_of_workers() -> None:
 
 
 async def test_what_is_demanded_of_a_worker(backend: BackendInfo) -> None:
-    demanded = Launch(handlers.tell_process, gain_trio.ServerConfig()).run.backend
+    demanded = Launch(handlers.tell_process, gain_trio.ServerConfig(), main).run.backend
     assert demanded in ({"trio"} if backend.backend == "trio" else {"io_uring", "auto"})
 
 

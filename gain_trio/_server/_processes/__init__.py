@@ -8,7 +8,7 @@
     └─ server nursery
        ├─ acceptors        (reactor: accept here) ──────────> descriptors, by SCM_RIGHTS     _hand_off
        ├─ stand-ins        (sharding: for one that is gone)
-       └─ supervisors × N                                     _boot -> _worker
+       └─ supervisors × N                                     _boot, then _worker
           └─ worker process   start, attend, see it gone <──> control channel                _control, _messages
                                                               └─ serve_listeners(): the server nursery of one process
 

@@ -1,12 +1,15 @@
 """The first steps of a worker process: ``python .../_boot.py CONTROL``, with the control channel's descriptor.
 
 This file is run by its path and imports nothing of the package at first, because the package may be where only the parent's
-``sys.path`` leads.  What comes from the parent says where that is.  multiprocessing's :func:`prepare` does the rest: the
+``sys.path`` leads.  The parent's first message says where that is.  multiprocessing's :func:`prepare` does the rest: the
 path, the arguments, the working directory and, when the handler is of the program that was started, that program as
-``__mp_main__``, so that what stands under ``if __name__ == "__main__"`` is not run again.
+``__mp_main__``, so that the block under ``if __name__ == "__main__"`` is not run again.
 
-A worker does not end by what a terminal sends to all processes in it: the parent decides.  Signals are not ignored for
-that, because programs that a handler starts would ignore them, too.
+The first message has two parts: what :func:`prepare` needs, and the pickled function that is the worker.  This file names
+no other module of the package, so every one of them can import it.
+
+The signals that a terminal sends to all its processes do not end a worker: the parent decides.  The worker does not ignore
+these signals, because programs that a handler starts would ignore them, too.
 """
 
 from __future__ import annotations
@@ -18,11 +21,12 @@ import socket
 import struct
 import sys
 import traceback
+from collections.abc import Callable
 from multiprocessing import process, spawn
 from typing import Any
 
 FRAME = struct.Struct("!Q")
-"""In front of every message of the control channel: its length in bytes.  ``_control.py`` goes on with it."""
+"""In front of every message of the control channel: its length in bytes."""
 
 
 def _receive_exactly(control: socket.socket, count: int) -> bytes:
@@ -46,7 +50,7 @@ def described(error: BaseException) -> tuple[str, str]:
 
 
 def report_failure(control: socket.socket, error: BaseException) -> None:
-    """Tell the parent why this process ends, and close the channel; the parent may be gone itself."""
+    """Send the parent why this process ends, and close the channel; the parent may be gone itself."""
     reason, text = described(error)
     content = pickle.dumps(("Failed", (reason, text)))
     control.setblocking(True)
@@ -69,7 +73,7 @@ def boot(descriptor: int) -> None:
     control = socket.socket(fileno=descriptor)
     (length,) = FRAME.unpack(_receive_exactly(control, FRAME.size))
     preparation: dict[str, Any]
-    preparation, setup = pickle.loads(_receive_exactly(control, length))  # noqa: S301 - from the process that made this one
+    preparation, pickled = pickle.loads(_receive_exactly(control, length))  # noqa: S301 - from the process that made this one
     try:
         # multiprocessing's own mark: who starts processes while the program is being imported is told about __main__.
         process.current_process()._inheriting = True  # type: ignore[attr-defined]
@@ -77,11 +81,12 @@ def boot(descriptor: int) -> None:
             spawn.prepare(preparation)
         finally:
             del process.current_process()._inheriting  # type: ignore[attr-defined]
-        from gain_trio._server._processes._worker import main  # noqa: PLC0415 - see above: only now it can be found
-    except Exception as error:  # noqa: BLE001 - whatever the program raises when it is imported
+        # Its module is imported here, and not before: only now Python finds the package.
+        work: Callable[[socket.socket], None] = pickle.loads(pickled)  # noqa: S301 - the same
+    except Exception as error:  # noqa: BLE001 - the program can raise anything when it is imported
         report_failure(control, error)
         sys.exit(1)
-    main(control, setup)
+    work(control)
 
 
 if __name__ == "__main__":

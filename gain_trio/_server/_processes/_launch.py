@@ -11,13 +11,14 @@ waits.
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import os
 import pickle
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing import process, spawn
 from pathlib import Path
 from typing import Any, TypeAlias, final
@@ -32,6 +33,7 @@ from gain_trio._server._consumer import Handler
 
 Groups: TypeAlias = tuple[tuple[int, ...], ...]
 """Descriptors of listening sockets, by shard."""
+Main: TypeAlias = Callable[[bytes, socket.socket], None]
 
 _BOOT = str(Path(__file__).with_name("_boot.py"))
 
@@ -68,12 +70,17 @@ class Place:
 class Launch:
     """How the worker processes of a server are started.
 
+    Args:
+      handler: serves a connection there.
+      config: of the servers there.
+      main: what a process does: called there with the setup, pickled, and with its end of the control channel.
+
     Raises:
       ValueError: the handler, or an option, cannot be pickled, or no process can be started from here.
       RuntimeError: this process is a worker that imports its program: ``if __name__ == "__main__"`` is missing there.
     """
 
-    def __init__(self, handler: Handler, config: ServerConfig) -> None:
+    def __init__(self, handler: Handler, config: ServerConfig, main: Main) -> None:
         if getattr(process.current_process(), "_inheriting", False):
             raise RuntimeError(
                 "a worker process imports the program that has the handler, and the program starts a server when it is "
@@ -90,6 +97,7 @@ class Launch:
             value = getattr(config, field.name)
             _pickled(value, f"{field.name}={value!r}", "give a function at the top of a module that makes it")
         self._config = config
+        self._main = main
         info = backend_info()
         backend: Backend = "trio"
         if info.backend == "io_uring":
@@ -117,7 +125,7 @@ class Launch:
         setup = pickle.dumps((self._handler, self._config, self.run, place))
         # What __main__ is costs time to import, and only a handler that is in it needs it.
         preparation = _preparation(f"gain_trio worker {place.index}", with_main=b"__main__" in self._handler + setup)
-        return pickle.dumps((preparation, setup))
+        return pickle.dumps((preparation, pickle.dumps(functools.partial(self._main, setup))))
 
 
 def _preparation(name: str, *, with_main: bool) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from ._launch import Launch
 from ._placement import available_cpus, check_placement, prefer_cpu
 from ._pool import Pool
 from ._server import ProcessServer
+from ._worker import main as worker_main
 
 logger = logging.getLogger("gain_trio")
 
@@ -44,7 +45,7 @@ async def serve_processes(
             f"max_connections={config.max_connections} cannot be divided among {count} processes with socket sharding: "
             "each needs one at least; use architecture='reactor', which counts in one place"
         )
-    launch = Launch(handler, _for_workers(config))
+    launch = Launch(handler, _for_workers(config), worker_main)
     shards = count * config.workers if is_sharded else None
     groups = await open_sockets(addresses, config.socket_options(), shards=shards, by_cpu=config.cbpf)
     try:

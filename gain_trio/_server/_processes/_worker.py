@@ -1,4 +1,4 @@
-"""A worker process, from when ``_boot.py`` has found this module to its exit status.
+"""A worker process, from when ``_boot.py`` has loaded :func:`main` to its exit status.
 
 ::
 
@@ -68,8 +68,13 @@ FAILED: Final = 1
 logger = logging.getLogger("gain_trio")
 
 
-def main(control: socket.socket, setup: bytes) -> None:
-    """Serve, and exit."""
+def main(setup: bytes, control: socket.socket) -> None:
+    """Serve, and exit.
+
+    Args:
+      setup: the handler, pickled by itself; the configuration; the run; the place of this process.
+      control: this end of the control channel.
+    """
     forwarder = Forwarder()
     try:
         handler_pickled, config, run_like, place = cast(
