@@ -1,6 +1,6 @@
 # What .ci/run and .ci/nightly share: jobs that run side by side, and the summary at the end.  Sourced, from the project's root.
 set -euo pipefail
-export CI=true PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1
+export CI=true PIP_DISABLE_PIP_VERSION_CHECK=1
 # Each job has two processes of pytest, and there are as many jobs at once as CPUs: what waits leaves its CPU to the others.
 export WORKERS=${WORKERS:-2}
 export PYTHON=${PYTHON:-python3}
