@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from support.certificates import certificate, client_context
-from support.processes import TIMEOUT, Program, connect, read_all, read_exactly, run, running
+from support.processes import TIMEOUT, Program, command, connect, read_all, read_exactly, run, running
 
 import gain_trio
 from gain_trio._command._cli import main
@@ -464,7 +464,7 @@ def test_a_host_that_does_not_exist_is_named() -> None:
     ],
 )
 def test_what_cannot_be_served_ends_with_status_1_and_one_line(folder: Path, arguments: list[str], reason: str) -> None:
-    status, out, err = run(*SERVE, *arguments, cwd=folder)
+    status, out, err = command("serve", *arguments, cwd=folder)
     assert (status, out) == (1, "")
     assert err.startswith("gain-trio: ")
     assert reason in err
@@ -476,7 +476,7 @@ def test_what_cannot_be_served_ends_with_status_1_and_one_line(folder: Path, arg
     [[], ["dance"], ["serve"], ["serve", ANY_PORT], ["serve", ANY_PORT, "--handler", "echo", "--workers", "x"]],
 )
 def test_a_command_that_is_none_ends_with_status_2_and_the_usage(arguments: list[str]) -> None:
-    status, out, err = run("-m", "gain_trio", *arguments)
+    status, out, err = command(*arguments)
     assert (status, out) == (2, "")
     assert err.startswith("usage: gain-trio ")
 
@@ -641,7 +641,7 @@ def test_metrics_are_served(folder: Path) -> None:
     ],
 )
 def test_options_of_processes_that_make_no_sense(arguments: tuple[str, ...], complaint: str) -> None:
-    status, out, err = run(*SERVE, ANY_PORT, "--handler", "echo", *arguments)
+    status, out, err = command("serve", ANY_PORT, "--handler", "echo", *arguments)
     assert status in (1, 2)
     assert out == ""
     assert complaint in err

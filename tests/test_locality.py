@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.processes import TIMEOUT, run
+from support.processes import TIMEOUT, command, run
 
 from gain_trio._command import _locality
 from gain_trio._command._cli import main
@@ -364,13 +364,13 @@ def test_an_interrupt_that_the_kernel_manages_is_left_to_it(tree: Tree, monkeypa
 # --- the command ---
 
 
-def command(tree: Tree, *arguments: str | Path) -> tuple[int, str, str]:
-    return run("-m", "gain_trio", "locality", *arguments, "--root", tree.root)
+def locality(tree: Tree, *arguments: str | Path) -> tuple[int, str, str]:
+    return command("locality", *arguments, "--root", tree.root)
 
 
 def test_a_dry_run_prints_and_writes_nothing(tree: Tree) -> None:
     before = four_queues(tree).contents()
-    status, out, err = command(tree, "eth0", "--dry-run", "--cpus", "1,3")
+    status, out, err = locality(tree, "eth0", "--dry-run", "--cpus", "1,3")
     assert (status, err) == (0, "")
     assert tree.contents() == before
     lines = out.splitlines()
@@ -389,9 +389,9 @@ def in_tree(tree: Tree, script: str) -> None:
 
 def test_what_a_dry_run_prints_does_what_the_command_does(tree: Tree, tmp_path_factory: pytest.TempPathFactory) -> None:
     other = four_queues(Tree(tmp_path_factory.mktemp("other")))
-    _status, script, _err = command(four_queues(tree), "eth0", "--dry-run")
+    _status, script, _err = locality(four_queues(tree), "eth0", "--dry-run")
     in_tree(tree, script)
-    status, out, err = command(other, "eth0")
+    status, out, err = locality(other, "eth0")
     assert (status, err) == (0, "")
     assert out == script.replace("# dry run: nothing is written\n", "")
     assert tree.contents() == other.contents()
@@ -400,7 +400,7 @@ def test_what_a_dry_run_prints_does_what_the_command_does(tree: Tree, tmp_path_f
 def test_the_undo_file_is_the_way_back(tree: Tree, tmp_path: Path) -> None:
     before = four_queues(tree).contents()
     undo = tmp_path / "undo.sh"
-    assert command(tree, "eth0", "--undo-file", undo)[0] == 0
+    assert locality(tree, "eth0", "--undo-file", undo)[0] == 0
     assert os.access(undo, os.X_OK)
     script = undo.read_text()
     undo.unlink()
@@ -408,7 +408,7 @@ def test_the_undo_file_is_the_way_back(tree: Tree, tmp_path: Path) -> None:
     in_tree(tree, script)
     assert tree.contents() == before
     undo.write_text("precious")
-    status, out, err = command(tree, "eth0", "--undo-file", undo)
+    status, out, err = locality(tree, "eth0", "--undo-file", undo)
     assert (status, out) == (1, "")
     assert "there is a file already" in err
     undo.unlink()
@@ -420,7 +420,7 @@ def test_an_interface_of_any_name_is_quoted(tree: Tree, tmp_path: Path, name: st
     tree.interface(name, 4, [f"{name}-{number}" for number in range(4)])
     before = tree.contents()
     undo = tmp_path / "undo.sh"
-    status, out, err = command(tree, name, "--undo-file", undo)
+    status, out, err = locality(tree, name, "--undo-file", undo)
     assert (status, err) == (0, "")
     script = undo.read_text()
     undo.unlink()
@@ -437,12 +437,12 @@ def test_a_program_of_any_name_is_no_matter(tree: Tree) -> None:
     path = tree.root / "proc/7/comm"
     path.parent.mkdir()
     path.write_bytes(b"\xff\x1b[0m\n")
-    assert command(four_queues(tree), "eth0", "--dry-run")[0] == 0
+    assert locality(four_queues(tree), "eth0", "--dry-run")[0] == 0
 
 
 def test_a_second_time_there_is_nothing_to_do(tree: Tree, tmp_path: Path) -> None:
-    command(four_queues(tree), "eth0")
-    status, out, _err = command(tree, "eth0", "--undo-file", tmp_path / "undo.sh")
+    locality(four_queues(tree), "eth0")
+    status, out, _err = locality(tree, "eth0", "--undo-file", tmp_path / "undo.sh")
     assert status == 0
     assert "# it is so already" in out
     assert "echo" not in out
@@ -463,12 +463,12 @@ def test_a_failure_leaves_no_undo_file(
 def test_errors_are_a_line_and_status_1(tree: Tree) -> None:
     four_queues(tree)
     for arguments in (["lo"], ["nothing"], ["eth0", "--cpus", "x"], ["eth0", "--cpus", "9"]):
-        status, out, err = command(tree, *arguments)
+        status, out, err = locality(tree, *arguments)
         assert (status, out) == (1, "")
         assert err.startswith("gain-trio: ")
         assert err.count("\n") == 1
     tree.file("/proc/irq/24/smp_affinity_list").unlink()
-    assert "24/smp_affinity_list: No such file" in command(tree, "eth0")[2]
+    assert "24/smp_affinity_list: No such file" in locality(tree, "eth0")[2]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /sys")

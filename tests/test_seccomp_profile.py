@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.processes import TIMEOUT, run
+from support.processes import TIMEOUT, command, run
 
 from gain_trio._command._seccomp import SYSCALLS, Profile, ProfileError, allow_io_uring, parse, render, resolve
 from gain_trio._command._seccomp_command import write_atomically
@@ -321,7 +321,7 @@ def test_what_goes_wrong_is_one_line_and_status_1(base: Path, arguments: list[st
     (base.parent / "text.json").write_text("hello")
     (base.parent / "binary.json").write_bytes(b"\xff\xfe{}")
     (base.parent / "odd.json").write_text(json.dumps(profile(archMap=["SCMP_ARCH_X86_64"])))
-    status, out, err = run(*SECCOMP, *arguments, cwd=base.parent)
+    status, out, err = command("seccomp", *arguments, cwd=base.parent)
     assert (status, out) == (1, "")
     assert err.startswith("gain-trio: ")
     assert reason in err

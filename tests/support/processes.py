@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import logging
 import os
 import signal
 import socket
@@ -10,6 +12,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
+
+from gain_trio._command import main
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TIMEOUT = 30.0
@@ -66,6 +71,37 @@ def run(*arguments: str | Path, cwd: Path | None = None) -> tuple[int, str, str]
     """``python *arguments`` to its end: exit status, standard output, standard error."""
     with running(*arguments, cwd=cwd) as program:
         return program.end()
+
+
+def command(*arguments: str | Path, cwd: Path | None = None) -> tuple[int, str, str]:
+    """``gain-trio *arguments`` in this process, for what ends by itself: exit status, standard output, standard error.
+
+    That is an order of magnitude quicker than a process.  What the command leaves to the end of its process is undone.
+    """
+    out, err = io.StringIO(), io.StringIO()
+    root = logging.getLogger()
+    path, modules, handlers, level, before = (
+        sys.path.copy(),
+        set(sys.modules),
+        root.handlers.copy(),
+        root.level,
+        Path.cwd(),
+    )
+    os.chdir(cwd or before)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                status = main([str(argument) for argument in arguments])
+            except SystemExit as end:  # argparse's way
+                status = cast("int", end.code)
+    finally:
+        os.chdir(before)
+        sys.path[:], root.handlers[:] = path, handlers
+        root.setLevel(level)
+        for name in set(sys.modules) - modules:
+            if cwd is not None and str(getattr(sys.modules[name], "__file__", None)).startswith(str(cwd)):
+                del sys.modules[name]
+    return status, out.getvalue(), err.getvalue()
 
 
 def connect(host: str, port: int) -> socket.socket:
