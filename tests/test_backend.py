@@ -21,7 +21,7 @@ import gain_trio
 from gain_trio import RingUnavailable
 from gain_trio._kernel import _errors, load_error, ring_unavailable
 
-pytestmark = pytest.mark.connections
+pytestmark = [pytest.mark.connections, pytest.mark.slow]
 
 RESTRICTED = str(Path(__file__).resolve().parent / "support" / "restricted.py")
 

@@ -6,8 +6,11 @@ import http.client
 import signal
 import socket
 
+import pytest
 from support.examples import EXAMPLES, listening
 from support.processes import TIMEOUT, connect, read_all, read_exactly, running
+
+pytestmark = pytest.mark.slow
 
 GET = b"GET /plaintext HTTP/1.1\r\nHost: here\r\n\r\n"
 

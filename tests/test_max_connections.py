@@ -19,7 +19,7 @@ from trio.testing import wait_all_tasks_blocked
 import gain_trio
 from gain_trio import Connection
 
-pytestmark = pytest.mark.connections
+pytestmark = [pytest.mark.connections, pytest.mark.slow]
 
 WATCHED = 0.5
 """Seconds for which a server that is full is watched."""
