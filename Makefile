@@ -24,7 +24,7 @@ bin := $(VENV)/bin
 pip = $(bin)/python -m pip install --quiet --disable-pip-version-check
 # Without a cache: several runs may have the same tree.
 pytest = -m pytest -p no:cacheprovider -n $(WORKERS) --dist worksteal $(PYTEST_ARGUMENTS)
-c_files = $(wildcard _ffi/*.[ch] _ffi/fastpath/*.[ch] benchmarks/c/*.[ch])
+c_files = $(wildcard _ffi/*.[ch] _ffi/*/*.[ch] benchmarks/c/*.[ch])
 # Hundreds of tests start a Python of their own, which shall not compile its modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 # Named by the interpreter and by what the build depends on, so that another PYTHON does not get the old environment.

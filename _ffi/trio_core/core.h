@@ -109,20 +109,17 @@ static inline int tc_drop(PyObject *result)
 
 /* --- names.c --- */
 
-#define TC_NAMES(X)                                                                                                    \
-    X(task)                                                                                                            \
-    X(runner)                                                                                                          \
-    X(data)                                                                                                            \
-    X(call)                                                                                                            \
-    X(send)                                                                                                            \
-    X(append) X(clear) X(random) X(unwrap) X(close) X(abort_func) X(final_outcome) X(task_exited) X(task_scheduled)    \
-        X(task_spawned) X(before_task_step) X(after_task_step) X(force_guest_tick_asap)                                \
-            X(_attempt_delivery_of_pending_ki) X(_attempt_delivery_of_any_pending_cancel) X(current_time) X(expire)    \
-                X(next_deadline) X(get_events) X(process_events) X(_ALLOW_DETERMINISTIC_SCHEDULING) X(_r) X(_sock)     \
-                    X(_did_shutdown_SHUT_WR) X(socket) X(_send_conflict_detector) X(_held) X(recv) X(receive_some)     \
-                        X(fileno) X(poll) X(_closed) X(_children) X(_cancel_status) X(_check_nursery_closed)           \
-                            X(_nested_child_running) X(_pending_starts) X(__module__) X(__qualname__) X(cr_frame)      \
-                                X(f_locals) X(__dict__) X(throw)
+/* clang-format lays such a list out anew each time that it runs. */
+/* clang-format off */
+#define TC_NAMES(X) \
+    X(task) X(runner) X(data) X(call) X(send) X(append) X(clear) X(random) X(unwrap) X(close) X(abort_func) \
+    X(final_outcome) X(task_exited) X(task_scheduled) X(task_spawned) X(before_task_step) X(after_task_step) \
+    X(force_guest_tick_asap) X(_attempt_delivery_of_pending_ki) X(_attempt_delivery_of_any_pending_cancel) \
+    X(current_time) X(expire) X(next_deadline) X(get_events) X(process_events) X(_ALLOW_DETERMINISTIC_SCHEDULING) \
+    X(_r) X(_sock) X(_did_shutdown_SHUT_WR) X(socket) X(_send_conflict_detector) X(_held) X(recv) X(receive_some) \
+    X(fileno) X(poll) X(_closed) X(_children) X(_cancel_status) X(_check_nursery_closed) X(_nested_child_running) \
+    X(_pending_starts) X(__module__) X(__qualname__) X(cr_frame) X(f_locals) X(__dict__) X(throw)
+/* clang-format on */
 
 typedef struct {
 #define X(name) PyObject *name;
