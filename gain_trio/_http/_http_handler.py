@@ -18,6 +18,7 @@ import trio
 
 from gain_trio._transports import Connection
 
+from ._http_heads import path_of, response
 from ._http_requests import Exchange, Phase, Site
 
 CHUNK = 16384
@@ -76,7 +77,7 @@ class Plaintext(Site):
         ready = self._ready.get((method, target, connection))
         if ready is not None:
             return ready
-        path = _path_of(target)
+        path = path_of(target)
         with_body = method != b"HEAD"
         if path not in PATHS:
             return self._response(HTTPStatus.NOT_FOUND, b"there is nothing here\n", connection, with_body=with_body)
@@ -94,26 +95,13 @@ class Plaintext(Site):
         self, status: HTTPStatus, body: bytes, connection: bytes, *, with_body: bool = True, more: bytes = b""
     ) -> bytes:
         said = b"Connection: " + connection + b"\r\n" if connection else b""
-        return b"".join(
-            (
-                f"HTTP/1.1 {status.value} {status.phrase}\r\nServer: gain_trio\r\nDate: ".encode("ascii"),
-                self._date,
-                b"\r\nContent-Type: text/plain; charset=utf-8\r\n",
-                f"Content-Length: {len(body)}\r\n".encode("ascii"),
-                said,
-                more,
-                b"\r\n",
-                body if with_body else b"",
-            )
+        return response(
+            status,
+            body,
+            first=b"Server: gain_trio\r\nDate: " + self._date + b"\r\n",
+            last=said + more,
+            with_content=with_body,
         )
-
-
-def _path_of(target: bytes) -> bytes:
-    """Without the query, and without what precedes it in a request to a proxy (RFC 9112, 3.2.2)."""
-    if target[:7].lower() == b"http://" or target[:8].lower() == b"https://":
-        _authority, slash, rest = target.partition(b"//")[2].partition(b"/")
-        target = slash + rest or b"/"
-    return target.partition(b"?")[0]
 
 
 SITE = Plaintext()

@@ -34,6 +34,8 @@ from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import final
 
+from ._http_heads import MAX_METHOD, REQUEST_LINE, TOKEN, field_values
+
 MAX_HEAD = 16 * 1024
 """Bytes of a request's line and fields, and of its trailers."""
 MAX_BODY = 1024 * 1024
@@ -42,21 +44,16 @@ MAX_SIZE_LINE = 256
 """Bytes of a chunk's size line, with its extensions."""
 MAX_KNOWN = 1024
 """Bytes of fields that are remembered, see below."""
-MAX_METHOD = 32
-"""Bytes of a method's name; the longest one registered has 17."""
-
 MAX_EMPTY_LINES = 2
 """Empty lines before a request (RFC 9112, 2.2, has at least one ignored)."""
 
-_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 _HEAD = re.compile(
-    rb"(" + _TOKEN + rb"{1,%d}" % MAX_METHOD + rb") ([\x21-\x7e]+) HTTP/1\.([0-9])\r\n"  # RFC 9112, 3: the request line
-    rb"((?:" + _TOKEN + rb"+:[\t\x20-\x7e\x80-\xff]*\r\n)*)\r\n"  # and 5: the fields
+    REQUEST_LINE + rb"\r\n((?:" + TOKEN + rb"+:[\t\x20-\x7e\x80-\xff]*\r\n)*)\r\n"  # the fields: RFC 9112, 5
 )
 _OTHER_VERSION = re.compile(rb"[^\r\n]* HTTP/[0-9]\.[0-9]\r\n")
-_METHOD_SO_FAR = re.compile(_TOKEN + rb"{1,%d}(?: |\Z)" % MAX_METHOD)
+_METHOD_SO_FAR = re.compile(TOKEN + rb"{1,%d}(?: |\Z)" % MAX_METHOD)
 _BARE_LF = re.compile(rb"(?<!\r)\n")
-_TRAILER = re.compile(_TOKEN + rb"+:[\t\x20-\x7e\x80-\xff]*")
+_TRAILER = re.compile(TOKEN + rb"+:[\t\x20-\x7e\x80-\xff]*")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?")
 _LENGTH = re.compile(rb"[0-9]{1,19}")
 _HOST = re.compile(rb"[A-Za-z0-9\-._~%!$&'()*+,;=:\[\]]*")
@@ -255,12 +252,7 @@ class Exchange:
 
     def _read_fields(self, fields: bytes, *, is_1_0: bool) -> bytes:
         """Go on to the body if there is one, and return what the answer's field ``Connection`` will say."""
-        found: dict[bytes, list[bytes]] = {}
-        for line in fields.split(b"\r\n"):
-            name, _colon, value = line.partition(b":")
-            name = name.lower()
-            if name in _INTERESTING:
-                found.setdefault(name, []).append(value.strip(b" \t"))
+        found = field_values(fields, _INTERESTING)
         hosts = found.pop(b"host", ())
         if len(hosts) != 1 and not (is_1_0 and not hosts):
             raise Refused(HTTPStatus.BAD_REQUEST, "one field Host is required")

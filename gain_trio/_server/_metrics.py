@@ -14,10 +14,12 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Iterator
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, final
 
 import trio
 
+from gain_trio._http import field_values, path_of, request_line, response
 from gain_trio._transports import Connection, IncompleteMessage, MessageTooLong, close_sockets, open_sockets
 
 from ._config import ServerConfig
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import Metric
 
-PATH: Final = "/metrics"
+PATH: Final = b"/metrics"
 LARGEST_REQUEST: Final = 8192
 """Bytes of a request's head; a request for metrics has no more."""
 HEAD_TIMEOUT: Final = 2.0
@@ -39,6 +41,7 @@ MOST_SILENT: Final = 16
 """Connections whose request has not come yet; one more, and the oldest of them is reset."""
 MOST_AT_ONCE: Final = 64
 """Connections; others wait."""
+_CLOSE: Final = b"Connection: close\r\n"
 _ACCEPT: Final = re.compile(r"[\t\x20-\x7e]*")
 """What a field's value may consist of."""
 
@@ -96,12 +99,12 @@ class _Handler:
             except IncompleteMessage:
                 return
             except MessageTooLong:
-                answer = _answer("431 Request Header Fields Too Large")
+                answer = _answer(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
             else:
                 if head is None:
                     connection.abort()
                     return
-                answer = self._answer_to(head.decode("latin-1").split("\r\n"))
+                answer = self._answer_to(head)
             await connection.send(answer)
             await connection.aclose()
             return
@@ -119,20 +122,20 @@ class _Handler:
                 del self._silent[scope]
         return None
 
-    def _answer_to(self, lines: list[str]) -> bytes:
-        request = lines[0].split(" ")
-        if len(request) != 3 or not request[2].startswith("HTTP/1."):
-            return _answer("400 Bad Request")
-        method, target, _version = request
-        if target.partition("?")[0] != PATH:
-            return _answer("404 Not Found", text=f"The metrics are at {PATH}\n")
-        if method not in {"GET", "HEAD"}:
-            return _answer("405 Method Not Allowed", "Allow: GET, HEAD\r\n")
-        accepts = [
-            value.strip() for name, _, value in (line.partition(":") for line in lines[1:]) if name.lower() == "accept"
-        ]
-        content, content_type = self._encoded(", ".join(accepts))
-        return _answer("200 OK", content_type=content_type, content=content, with_content=method == "GET")
+    def _answer_to(self, head: bytes) -> bytes:
+        """Only the field ``Accept`` is looked at: a connection has one request, so no other field can move its end."""
+        line, _, fields = head.partition(b"\r\n")
+        request = request_line(line)
+        if request is None:
+            return _answer(HTTPStatus.BAD_REQUEST)
+        method, target = request
+        if path_of(target) != PATH:
+            return _answer(HTTPStatus.NOT_FOUND, b"The metrics are at " + PATH)
+        if method not in {b"GET", b"HEAD"}:
+            return _answer(HTTPStatus.METHOD_NOT_ALLOWED, more=b"Allow: GET, HEAD\r\n")
+        accepts = field_values(fields, {b"accept"}).get(b"accept", ())
+        content, content_type = self._encoded(b", ".join(accepts).decode("latin-1"))
+        return response(HTTPStatus.OK, content, content_type=content_type, last=_CLOSE, with_content=method == b"GET")
 
     def _encoded(self, accept: str) -> tuple[bytes, str]:
         """The metrics in a format that a client accepts, and its name."""
@@ -149,20 +152,9 @@ class _Handler:
         return encode(self._registry), content_type
 
 
-def _answer(
-    status: str,
-    more: str = "",
-    *,
-    text: str = "",
-    content_type: str = "text/plain; charset=utf-8",
-    content: bytes | None = None,
-    with_content: bool = True,
-) -> bytes:
-    if content is None:
-        content = (text or f"{status}\n").encode()
-    fields = f"Content-Type: {content_type}\r\nContent-Length: {len(content)}\r\n{more}Connection: close\r\n"
-    head = f"HTTP/1.1 {status}\r\n{fields}\r\n"
-    return head.encode("latin-1") + (content if with_content else b"")
+def _answer(status: HTTPStatus, text: bytes = b"", *, more: bytes = b"") -> bytes:
+    content = (text or f"{status.value} {status.phrase}".encode("ascii")) + b"\n"
+    return response(status, content, last=more + _CLOSE)
 
 
 def _registry(server: Server) -> CollectorRegistry:
