@@ -279,8 +279,6 @@ def imported_modules(path: Path, modules: Collection[str]) -> set[str]:
 
 
 KNOTS = [
-    {"awaitable.c", "connection.c", "events.c", "stream.c"},
-    {"exchange.c", "socket.c"},
     {"buffers.c", "operations.c", "ring.c"},
 ]
 """Circles of C files that are still to be cut.  None is added."""

@@ -1,4 +1,4 @@
-/* agenda.c: what a reactor has to do next: the streams that want SQEs, the objects whose tasks are to be resumed, and how a task
+/* agenda.c: what a reactor has to do next: the streams that want SQEs, the waiters whose tasks are to be resumed, and how a task
  * is woken.  Everything of the fast path stands on this; the loop that works it off is in reactor.c.
  */
 #include "fastpath.h"
@@ -73,31 +73,31 @@ void gt_reactor_link_starved(gt_reactor *reactor, gt_stream *stream)
     reactor->wanting_starved = stream;
 }
 
-void gt_reactor_ready(gt_reactor *reactor, gt_ready *ready, PyObject *object)
+void gt_reactor_ready(gt_reactor *reactor, gt_waiter *waiter)
 {
-    if (ready->object)
+    if (waiter->is_ready)
         return;
-    ready->object = Py_NewRef(object);
-    ready->next = NULL;
+    Py_INCREF(waiter);
+    waiter->is_ready = true;
+    waiter->next = NULL;
     if (reactor->ready_last)
-        reactor->ready_last->next = ready;
+        reactor->ready_last->next = waiter;
     else
-        reactor->ready_first = ready;
-    reactor->ready_last = ready;
+        reactor->ready_first = waiter;
+    reactor->ready_last = waiter;
 }
 
-/* The next object on the list, now the caller's reference, or NULL. */
-PyObject *gt_reactor_pop_ready(gt_reactor *reactor)
+/* The next waiter on the list, now the caller's reference, or NULL. */
+gt_waiter *gt_reactor_pop_ready(gt_reactor *reactor)
 {
-    gt_ready *ready = reactor->ready_first;
-    if (!ready)
+    gt_waiter *waiter = reactor->ready_first;
+    if (!waiter)
         return NULL;
-    reactor->ready_first = ready->next;
+    reactor->ready_first = waiter->next;
     if (!reactor->ready_first)
         reactor->ready_last = NULL;
-    PyObject *object = ready->object;
-    ready->object = NULL;
-    return object;
+    waiter->is_ready = false;
+    return waiter;
 }
 
 bool gt_reactor_check_thread(const gt_reactor *reactor)
@@ -115,7 +115,7 @@ bool gt_reactor_check_thread(const gt_reactor *reactor)
     return true;
 }
 
-/* A connection can be dropped in any thread, by whoever had the last reference or by the garbage collector. */
+/* A connection can be dropped in any thread, with its last reference or by the garbage collector. */
 void gt_reactor_wake_thread(const gt_reactor *reactor)
 {
     const uint64_t one = 1;

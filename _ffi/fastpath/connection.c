@@ -48,20 +48,12 @@ static int connection_init(gt_connection *self, PyObject *args, PyObject *kwargs
 static int connection_traverse(gt_connection *self, visitproc visit, void *arg)
 {
     Py_VISIT(self->reactor);
-    Py_VISIT(self->receiving.task);
-    Py_VISIT(self->receiving.trap);
-    Py_VISIT(self->receiving.abort);
-    Py_VISIT(self->sending.task);
-    Py_VISIT(self->sending.trap);
-    Py_VISIT(self->sending.abort);
     Py_VISIT(self->context);
     return 0;
 }
 
 static int connection_clear(gt_connection *self)
 {
-    gt_direction_clear(&self->receiving);
-    gt_direction_clear(&self->sending);
     Py_CLEAR(self->context);
     return 0;
 }
@@ -82,7 +74,7 @@ static void connection_finalize(gt_connection *self)
     PyErr_Restore(type, value, traceback);
     self->closed = true;
     if (self->stream) {
-        gt_stream_close(self->stream, self->stream->outbound.size > 0); /* an error leaves FIN, and nobody to tell */
+        gt_stream_close(self->stream, self->stream->outbound.size > 0); /* an error leaves FIN */
         gt_reactor_wake_thread(self->reactor);
     }
 }
@@ -109,16 +101,26 @@ static void connection_dealloc(gt_connection *self)
 
 /* --- calls that wait --- */
 
-static PyObject *uninitialised(void)
+static gt_call *new_call(gt_connection *self, enum gt_stream_call kind)
 {
+    if (self->reactor)
+        return gt_call_new(&gt_stream_kinds[kind], self->reactor, (PyObject *)self);
     PyErr_SetString(PyExc_RuntimeError, "this connection was never initialised");
     return NULL;
 }
 
-static PyObject *new_call(gt_connection *self, enum gt_call call)
-{
-    return self->reactor ? (PyObject *)gt_awaitable_new(self, call) : uninitialised();
-}
+#define WITHOUT_ARGUMENT(NAME, KIND)                                                                                   \
+    static PyObject *connection_##NAME(gt_connection *self, PyObject *Py_UNUSED(ignored))                              \
+    {                                                                                                                  \
+        return (PyObject *)new_call(self, KIND);                                                                       \
+    }
+WITHOUT_ARGUMENT(wait_inbound, GT_INBOUND)
+WITHOUT_ARGUMENT(detach, GT_DETACH)
+WITHOUT_ARGUMENT(flush, GT_FLUSH)
+WITHOUT_ARGUMENT(wait_writable, GT_WRITABLE)
+WITHOUT_ARGUMENT(wait_for_room, GT_ROOM)
+WITHOUT_ARGUMENT(close_flush, GT_CLOSE_FLUSH)
+#undef WITHOUT_ARGUMENT
 
 static PyObject *connection_receive(gt_connection *self, PyObject *const *args, Py_ssize_t count, PyObject *names)
 {
@@ -147,32 +149,24 @@ static PyObject *connection_receive(gt_connection *self, PyObject *const *args, 
         }
         max_bytes = (size_t)value;
     }
-    gt_awaitable *call = (gt_awaitable *)new_call(self, GT_RECEIVE);
+    gt_call *call = new_call(self, GT_RECEIVE);
     if (call)
         call->max = max_bytes;
     return (PyObject *)call;
 }
 
-static PyObject *take_view(gt_connection *self, enum gt_call kind, PyObject *buffer, int flags)
+static gt_call *new_call_with_view(gt_connection *self, enum gt_stream_call kind, PyObject *buffer, int flags)
 {
-    gt_awaitable *call = (gt_awaitable *)new_call(self, kind);
-    if (!call)
-        return NULL;
-    if (PyObject_GetBuffer(buffer, &call->view, flags) < 0) {
-        gt_awaitable_withdraw(call);
-        return NULL;
-    }
-    call->has_view = true;
-    return (PyObject *)call;
+    gt_call *call = new_call(self, kind);
+    return call && !gt_call_set_view(call, buffer, flags) ? gt_call_withdraw(call) : call;
 }
 
 static PyObject *connection_receive_into(gt_connection *self, PyObject *buffer)
 {
-    gt_awaitable *call = (gt_awaitable *)take_view(self, GT_RECEIVE_INTO, buffer, PyBUF_WRITABLE);
+    gt_call *call = new_call_with_view(self, GT_RECEIVE_INTO, buffer, PyBUF_WRITABLE);
     if (call && call->view.len == 0) {
-        gt_awaitable_withdraw(call);
+        call = gt_call_withdraw(call);
         PyErr_SetString(PyExc_ValueError, "receive_into() needs a buffer of at least one byte");
-        return NULL;
     }
     return (PyObject *)call;
 }
@@ -186,88 +180,34 @@ static PyObject *connection_fill(gt_connection *self, PyObject *count)
         PyErr_SetString(PyExc_ValueError, "the number of bytes to wait for must be >= 0");
         return NULL;
     }
-    gt_awaitable *call = (gt_awaitable *)new_call(self, GT_FILL);
+    gt_call *call = new_call(self, GT_FILL);
     if (call)
         call->max = (size_t)value;
     return (PyObject *)call;
 }
 
-static PyObject *send_parts(gt_connection *self, PyObject *parts)
-{
-    gt_awaitable *call = (gt_awaitable *)new_call(self, GT_SEND);
-    if (call && gt_awaitable_set_parts(call, parts) < 0) {
-        gt_awaitable_withdraw(call);
-        return NULL;
-    }
-    return (PyObject *)call;
-}
-
 static PyObject *connection_send(gt_connection *self, PyObject *data)
 {
-    gt_awaitable *call;
+    gt_call *call;
     if (PyBytes_CheckExact(data)) {
-        call = (gt_awaitable *)new_call(self, GT_SEND);
+        call = new_call(self, GT_SEND);
         if (call) {
             call->data = Py_NewRef(data);
             call->length = (size_t)PyBytes_GET_SIZE(data);
         }
     } else if (PyList_Check(data) || PyTuple_Check(data)) {
-        return send_parts(self, data);
+        call = new_call(self, GT_SEND);
+        if (call && gt_call_set_parts(call, data) < 0)
+            call = gt_call_withdraw(call);
     } else {
-        call = (gt_awaitable *)take_view(self, GT_SEND, data, PyBUF_SIMPLE);
+        call = new_call_with_view(self, GT_SEND, data, PyBUF_SIMPLE);
         if (call)
             call->length = (size_t)call->view.len;
     }
     return (PyObject *)call;
 }
 
-static PyObject *connection_flush(gt_connection *self, PyObject *Py_UNUSED(ignored))
-{
-    return new_call(self, GT_FLUSH);
-}
-
-static PyObject *connection_detach(gt_connection *self, PyObject *Py_UNUSED(ignored))
-{
-    return new_call(self, GT_DETACH);
-}
-
-static PyObject *connection_wait_inbound(gt_connection *self, PyObject *Py_UNUSED(ignored))
-{
-    return new_call(self, GT_INBOUND);
-}
-
-static PyObject *connection_writable(gt_connection *self, PyObject *Py_UNUSED(ignored))
-{
-    return new_call(self, GT_WRITABLE);
-}
-
-static PyObject *connection_wait_for_room(gt_connection *self, PyObject *Py_UNUSED(ignored))
-{
-    return new_call(self, GT_ROOM);
-}
-
-static PyObject *connection_close_flush(gt_connection *self, PyObject *Py_UNUSED(ignored))
-{
-    return new_call(self, GT_CLOSE_FLUSH);
-}
-
 /* --- what is queued, without waiting --- */
-
-bool gt_connection_open_stream(gt_connection *self, gt_stream **stream)
-{
-    if (!self->reactor) {
-        uninitialised();
-        return false;
-    }
-    if (!gt_reactor_check_thread(self->reactor))
-        return false;
-    *stream = self->closed ? NULL : self->stream;
-    if (!*stream || (*stream)->closing) {
-        PyErr_SetString(self->reactor->closed_error, "this connection was closed");
-        return false;
-    }
-    return true;
-}
 
 /* `count` bytes, or everything that is queued for None and nothing. */
 static bool parse_count(const char *name, PyObject *const *args, Py_ssize_t given, size_t *count)
@@ -353,30 +293,30 @@ static PyObject *connection_find(gt_connection *self, PyObject *const *args, Py_
 static bool begin_refusing(gt_connection *self)
 {
     if (!self->reactor) {
-        uninitialised();
+        PyErr_SetString(PyExc_RuntimeError, "this connection was never initialised");
         return false;
     }
     if (!gt_reactor_check_thread(self->reactor))
         return false;
     self->closed = true;
-    if (self->stream && self->sending.awaitable && gt_awaitable_is_torn(self->sending.awaitable))
-        self->stream->send_torn = true; /* now, and not when its task has run: closing asks for it before */
+    if (self->stream && self->sending.call && gt_call_is_incomplete(self->sending.call))
+        self->stream->send_incomplete = true; /* now, and not when its task has run: closing asks for it before */
     return true;
 }
 
-/* The tasks that wait are told, both of them, and then what went wrong meanwhile: Trio's code is called, and it can be
+/* The tasks of both directions are woken, and then the first exception is raised: Trio's code is called, and it can be
  * interrupted. */
 static PyObject *end_calls(gt_connection *self)
 {
-    int told = gt_connection_wake_direction(self, &self->receiving, false);
+    int woken = gt_direction_wake(&self->receiving);
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
-    told |= gt_connection_wake_direction(self, &self->sending, false);
+    woken |= gt_direction_wake(&self->sending);
     if (type) {
         PyErr_Clear();
         PyErr_Restore(type, value, traceback);
     }
-    if (told < 0 || gt_connection_unwatch(self) < 0)
+    if (woken < 0 || gt_connection_unwatch(self) < 0)
         return NULL;
     Py_RETURN_NONE;
 }
@@ -395,7 +335,7 @@ static PyObject *connection_refuse_sends(gt_connection *self, PyObject *Py_UNUSE
     Py_RETURN_NONE;
 }
 
-/* --- for whoever sends past this object --- */
+/* --- for a task that sends past this object --- */
 
 static PyObject *connection_hold_sends(gt_connection *self, PyObject *held)
 {
@@ -409,7 +349,7 @@ static PyObject *connection_hold_sends(gt_connection *self, PyObject *held)
 static PyObject *connection_tear_sends(gt_connection *self, PyObject *Py_UNUSED(ignored))
 {
     if (self->stream)
-        self->stream->send_torn = true;
+        self->stream->send_incomplete = true;
     Py_RETURN_NONE;
 }
 
@@ -468,13 +408,13 @@ static PyObject *get_send_error(gt_connection *self, void *Py_UNUSED(closure))
 static PyObject *get_receive_would_wait(gt_connection *self, void *Py_UNUSED(closure))
 {
     const gt_stream *stream = self->stream;
-    return PyBool_FromLong(stream && !self->closed && !stream->closing && !self->receiving.awaitable &&
+    return PyBool_FromLong(stream && !self->closed && !stream->closing && !self->receiving.call &&
                            gt_inbound_size(&stream->inbound) == 0 && !stream->end_of_stream && !stream->receive_error);
 }
 
 static PyObject *get_is_send_torn(gt_connection *self, void *Py_UNUSED(closure))
 {
-    return PyBool_FromLong(self->stream && self->stream->send_torn);
+    return PyBool_FromLong(self->stream && self->stream->send_incomplete);
 }
 
 static PyObject *get_is_closed(gt_connection *self, void *Py_UNUSED(closure)) { return PyBool_FromLong(self->closed); }
@@ -529,7 +469,7 @@ static PyMethodDef connection_methods[] = {
      PyDoc_STR("send($self, data, /)\n--\n\nSend bytes, or a list or tuple of them, in order.")},
     {"flush", (PyCFunction)connection_flush, METH_NOARGS,
      PyDoc_STR("flush($self, /)\n--\n\nWait until the kernel has taken everything.")},
-    {"_wait_writable", (PyCFunction)connection_writable, METH_NOARGS,
+    {"_wait_writable", (PyCFunction)connection_wait_writable, METH_NOARGS,
      PyDoc_STR("_wait_writable($self, /)\n--\n\nWait until less than the high mark is outbound.")},
     {"_detach", (PyCFunction)connection_detach, METH_NOARGS,
      PyDoc_STR("_detach($self, /)\n--\n\nLet go of the descriptor, with nothing in flight: it, and what is queued.")},
@@ -545,7 +485,7 @@ static PyMethodDef connection_methods[] = {
      PyDoc_STR(
          "_wait_inbound($self, /)\n--\n\nWait for news: how many bytes have arrived, or what else has happened.")},
     {"_end_inbound", (PyCFunction)gt_connection_end_inbound, METH_NOARGS,
-     PyDoc_STR("_end_inbound($self, /)\n--\n\nHave _wait_inbound() tell of the end, now and ever after.")},
+     PyDoc_STR("_end_inbound($self, /)\n--\n\nHave _wait_inbound() report the end, now and ever after.")},
     {"_resume_inbound", (PyCFunction)gt_connection_resume_inbound, METH_NOARGS,
      PyDoc_STR("_resume_inbound($self, /)\n--\n\nTake _end_inbound() back.")},
     {"_take_exactly", (PyCFunction)gt_connection_take_exactly, METH_O,
@@ -556,7 +496,7 @@ static PyMethodDef connection_methods[] = {
     {"_push", (PyCFunction)gt_connection_push, METH_NOARGS,
      PyDoc_STR("_push($self, /)\n--\n\nOffer the kernel what is outbound: how much it has not taken.")},
     {"_tell_written", (PyCFunction)gt_connection_tell_written, METH_O,
-     PyDoc_STR("_tell_written($self, wanted, /)\n--\n\nHave _wait_inbound() tell when the kernel has taken bytes.")},
+     PyDoc_STR("_tell_written($self, wanted, /)\n--\n\nHave _wait_inbound() report when the kernel has taken bytes.")},
     {"_tell_resets", (PyCFunction)gt_connection_tell_resets, METH_NOARGS,
      PyDoc_STR(
          "_tell_resets($self, /)\n--\n\nHave _wait_inbound() raise the socket's error while the queue is full, too.")},
@@ -576,9 +516,10 @@ static PyMethodDef connection_methods[] = {
     {"_timed", (PyCFunction)gt_connection_timed, METH_O,
      PyDoc_STR("_timed($self, wanted, /)\n--\n\nKeep _active_at up to date, or not.")},
     {"_break", (PyCFunction)gt_connection_break, METH_O,
-     PyDoc_STR("_break($self, errno, /)\n--\n\nTell both ends that it is over; calls raise the errno.")},
+     PyDoc_STR("_break($self, errno, /)\n--\n\nEnd it for both ends; calls raise the errno.")},
     {"_hold_sends", (PyCFunction)connection_hold_sends, METH_O,
-     PyDoc_STR("_hold_sends($self, held, /)\n--\n\nWhether somebody else sends, and sends of this object are busy.")},
+     PyDoc_STR("_hold_sends($self, held, /)\n--\n\nWhether another task sends past this object, and its own sends are "
+               "busy.")},
     {"_tear_sends", (PyCFunction)connection_tear_sends, METH_NOARGS,
      PyDoc_STR("_tear_sends($self, /)\n--\n\nWhat was sent is no whole: refuse sends, and close with RST.")},
     {"_fail_sends", (PyCFunction)connection_fail_sends, METH_O,
@@ -587,7 +528,7 @@ static PyMethodDef connection_methods[] = {
     {"_wait_for_room", (PyCFunction)connection_wait_for_room, METH_NOARGS,
      PyDoc_STR("_wait_for_room($self, /)\n--\n\nWait until the kernel would take something.")},
     {"_has_sent", (PyCFunction)gt_connection_has_sent, METH_O,
-     PyDoc_STR("_has_sent($self, count, /)\n--\n\nThe kernel has sent so many bytes past this object.")},
+     PyDoc_STR("_has_sent($self, count, /)\n--\n\nThe kernel has sent count bytes past this object.")},
     {"_close", (PyCFunction)connection_close, METH_O,
      PyDoc_STR("_close($self, reset, /)\n--\n\nCancel what is in flight and close the descriptor.")},
     {NULL, NULL, 0, NULL},

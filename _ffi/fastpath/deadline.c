@@ -2,11 +2,11 @@
  *
  * A deadline belongs to a direction and is a time on Trio's clock.  Here it is only stored: a call that parks with one asks
  * Python's keeper, once, to look at the connection at that time, and the keeper comes back through _deadline_passed().  In
- * `looked_at` is the time the keeper is known to come.  While that is no later than the deadline there is nothing to tell it,
+ * `looked_at` is the time the keeper is known to come.  While that is no later than the deadline there is nothing to ask of it,
  * so moving a deadline away, which is what programs do with every message, is a store; the keeper comes at the old time, finds
  * a later deadline, and stays with it.
  *
- *     deadline <  looked_at   tell the keeper (a parked call; other ones when they park)
+ *     deadline <  looked_at   ask the keeper (a parked call; other ones when they park)
  *     deadline >= looked_at   nothing
  *     the keeper comes        the call in progress, if it is past its deadline, is resumed as late; looked_at is
  *                             the deadline again if a call is parked that has one, and else never
@@ -14,7 +14,7 @@
  * A call that is resumed as late looks for its answer first: bytes that came at the last moment are not lost.
  *
  * The time of the last byte is kept for connections that ask for it (_timed), as the time of the batch of completions that
- * moved it: one look at the clock a batch, and none when nobody asks.
+ * moved it: one look at the clock a batch, and none when no connection asks.
  */
 #include "fastpath.h"
 
@@ -65,14 +65,14 @@ PyObject *gt_connection_deadline_passed(gt_connection *self, PyObject *args)
         return NULL;
     gt_direction *direction = sending ? &self->sending : &self->receiving;
     direction->looked_at = INFINITY;
-    if (self->closed || !direction->task || direction->awaitable->call == GT_CLOSE_FLUSH)
+    if (self->closed || !gt_direction_waits(direction) || !direction->call->kind->keeps_deadline)
         return PyFloat_FromDouble(INFINITY);
     if (direction->deadline > now) {
         direction->looked_at = direction->deadline;
         return PyFloat_FromDouble(direction->deadline);
     }
     direction->late = true;
-    if (gt_connection_wake_direction(self, direction, false) < 0)
+    if (gt_direction_wake(direction) < 0)
         return NULL;
     return PyFloat_FromDouble(INFINITY);
 }
@@ -110,7 +110,7 @@ int gt_connection_set_deadline(gt_connection *self, PyObject *value, void *closu
         return -1;
     gt_direction *direction = direction_named(self, closure);
     direction->deadline = deadline;
-    bool waits = direction->task && !self->closed && direction->awaitable->call != GT_CLOSE_FLUSH;
+    bool waits = gt_direction_waits(direction) && !self->closed && direction->call->kind->keeps_deadline;
     return waits ? gt_connection_watch(self, direction) : 0;
 }
 
@@ -136,7 +136,7 @@ PyObject *gt_connection_timed(gt_connection *self, PyObject *wanted)
     Py_RETURN_NONE;
 }
 
-/* The kernel has sent so many bytes past this object. */
+/* The kernel has sent this number of bytes past this object. */
 PyObject *gt_connection_has_sent(gt_connection *self, PyObject *count)
 {
     unsigned long long sent = PyLong_AsUnsignedLongLong(count);
@@ -167,7 +167,7 @@ PyObject *gt_connection_unacknowledged(gt_connection *self, PyObject *Py_UNUSED(
     return PyLong_FromLong(count);
 }
 
-/* Break the connection: both ends are told, and calls raise the errno, until somebody closes it. */
+/* Break the connection: both ends see that, and calls raise the errno, until the program closes it. */
 PyObject *gt_connection_break(gt_connection *self, PyObject *number)
 {
     long error = PyLong_AsLong(number);
@@ -177,12 +177,11 @@ PyObject *gt_connection_break(gt_connection *self, PyObject *number)
     if (self->closed || !stream || stream->closing)
         Py_RETURN_NONE;
     if (stream->outbound.size > 0)
-        stream->send_torn = true;
+        stream->send_incomplete = true;
     stream->receive_error = stream->send_error = (int)error;
     gt_outbound_clear(&stream->outbound, stream->send_in_flight);
-    shutdown(stream->fd, SHUT_RDWR); /* one that is not connected any more needs no telling */
-    if (gt_connection_wake_direction(self, &self->receiving, false) < 0 ||
-        gt_connection_wake_direction(self, &self->sending, false) < 0)
+    shutdown(stream->fd, SHUT_RDWR); /* it fails where the peer has reset the connection, which is well */
+    if (gt_direction_wake(&self->receiving) < 0 || gt_direction_wake(&self->sending) < 0)
         return NULL;
     Py_RETURN_NONE;
 }

@@ -61,7 +61,6 @@ static int endpoint_traverse(gt_endpoint *self, visitproc visit, void *arg)
 {
     Py_VISIT(self->reactor);
     Py_VISIT(self->remote);
-    Py_VISIT(self->spare);
     Py_VISIT(self->context);
     return 0;
 }
@@ -126,9 +125,6 @@ static void endpoint_dealloc(gt_endpoint *self)
     gt_datagrams_clear(&self->inbound);
     gt_datagrams_clear(&self->outbound);
     gt_peers_clear(&self->peers);
-    if (self->spare)
-        gt_waiter_drop(self->spare);
-    self->spare = NULL;
     endpoint_clear(self);
     Py_CLEAR(self->remote);
     Py_CLEAR(self->reactor);
@@ -137,30 +133,23 @@ static void endpoint_dealloc(gt_endpoint *self)
 
 /* --- calls that wait --- */
 
-static gt_exchange *new_call(gt_endpoint *self)
+static gt_call *new_call(gt_endpoint *self, int kind)
 {
     if (self->reactor)
-        return gt_exchange_new(self);
+        return gt_call_new(&gt_datagram_kinds[kind], self->reactor, (PyObject *)self);
     PyErr_SetString(PyExc_RuntimeError, "this endpoint was never initialised");
     return NULL;
 }
 
 static PyObject *endpoint_receive(gt_endpoint *self, PyObject *Py_UNUSED(ignored))
 {
-    return (PyObject *)new_call(self);
+    return (PyObject *)new_call(self, GT_DATAGRAM_RECEIVE);
 }
 
-static PyObject *endpoint_anext(PyObject *self)
-{
-    gt_exchange *call = new_call((gt_endpoint *)self);
-    if (call)
-        call->iterates = true;
-    return (PyObject *)call;
-}
+static PyObject *endpoint_anext(PyObject *self) { return (PyObject *)new_call((gt_endpoint *)self, GT_DATAGRAM_NEXT); }
 
-static bool set_destination(gt_exchange *call, PyObject *address)
+static bool set_destination(gt_endpoint *endpoint, gt_call *call, PyObject *address)
 {
-    gt_endpoint *endpoint = call->endpoint;
     if (endpoint->remote) {
         int same = address == Py_None || address == endpoint->remote
                        ? 1
@@ -176,18 +165,18 @@ static bool set_destination(gt_exchange *call, PyObject *address)
     }
     gt_peer *peer = gt_peers_find_tuple(&endpoint->peers, address);
     if (!peer) {
-        if (!gt_sockaddr_parse(address, endpoint->family, &call->to))
+        if (!gt_sockaddr_parse(address, endpoint->family, &call->datagram.to))
             return false;
-        peer = gt_peers_find(&endpoint->peers, &call->to);
+        peer = gt_peers_find(&endpoint->peers, &call->datagram.to);
     }
     if (peer) {
-        call->to = peer->raw;
-        call->to_reached = peer->reached;
+        call->datagram.to = peer->raw;
+        call->datagram.to_reached = peer->reached;
     }
     return true;
 }
 
-static bool set_data(gt_exchange *call, PyObject *data)
+static bool set_data(gt_call *call, PyObject *data)
 {
     if (PyBytes_CheckExact(data)) {
         call->data = Py_NewRef(data);
@@ -217,13 +206,9 @@ static PyObject *endpoint_send(gt_endpoint *self, PyObject *const *args, Py_ssiz
         }
         address = args[1];
     }
-    gt_exchange *call = new_call(self);
-    if (!call)
-        return NULL;
-    if (!set_destination(call, address) || !set_data(call, args[0])) {
-        gt_exchange_withdraw(call);
-        return NULL;
-    }
+    gt_call *call = new_call(self, GT_DATAGRAM_SEND);
+    if (call && (!set_destination(self, call, address) || !set_data(call, args[0])))
+        call = gt_call_withdraw(call);
     return (PyObject *)call;
 }
 
@@ -240,10 +225,10 @@ static PyObject *endpoint_close(gt_endpoint *self, PyObject *Py_UNUSED(ignored))
     close_endpoint(self);
     if (self->socket)
         gt_socket_settle(self->socket);
-    int receivers = gt_waiters_wake_all(&self->receiving);
+    int receivers = gt_line_wake_all(&self->receiving);
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
-    int senders = gt_waiters_wake_all(&self->sending);
+    int senders = gt_line_wake_all(&self->sending);
     if (receivers < 0)
         PyErr_Restore(type, value, traceback); /* in the place of the senders' error, if there is one */
     if (receivers < 0 || senders < 0)

@@ -1,38 +1,25 @@
 /* endpoint.h: the types of a datagram endpoint.
  *
- *     gt_endpoint (object)          the endpoint as the program sees it: queues, counters, and who waits
+ *     gt_endpoint (object)          the endpoint as the program sees it: queues, counters, and the lines of calls that wait
  *       ├─ gt_socket (plain C)      the same as the kernel sees it: descriptor, slot, what is armed
- *       └─ gt_waiter (object)       a task parked in a call, and what it yields to Trio while it is
- *     gt_exchange (object)          one call of receive() or send()
+ *       └─ gt_call                  one call of receive() or send(): call.h
  *
  * As with connections (see fastpath.h) each of gt_endpoint and gt_socket points to the other without owning it.  A
- * gt_socket lives until the final CQE of everything in flight on it.  It is small, because of what the kernel is given
- * only the receive's msghdr has to outlive the call that gives it: datagrams are sent by sendmmsg(2), which is done
- * with them when it returns.
+ * gt_socket lives until the final CQE of everything in flight on it.  It is small: the kernel reads the receive's msghdr
+ * after the call that gives it, and nothing else, because sendmmsg(2) is done with its datagrams when it returns.
  *
- * Files: datagrams.c has the two queues and the addresses, socket.c turns the state of an endpoint into SQEs and CQEs
- * into state, and sends; exchange.c is what `await` does, endpoint.c the Python type.
+ * Files: datagrams.c has the two queues and the addresses, line.c the calls that wait, socket.c turns the state of an endpoint
+ * into SQEs and CQEs into state, and sends; datagram_calls.c has the rows of its calls, endpoint.c the Python type.
  */
 #ifndef GAIN_TRIO_ENDPOINT_H
 #define GAIN_TRIO_ENDPOINT_H
 
 #include "fastpath.h"
 
-#include <netinet/in.h>
-#include <sys/socket.h>
-
 typedef struct gt_socket gt_socket;
 typedef struct gt_endpoint gt_endpoint;
-typedef struct gt_exchange gt_exchange;
-typedef struct gt_waiter gt_waiter;
 
 /* --- datagrams.c: addresses, and datagrams that wait --- */
-
-typedef union {
-    struct sockaddr generic;
-    struct sockaddr_in v4;
-    struct sockaddr_in6 v6;
-} gt_sockaddr;
 
 /* An address in both forms.  `reached`: the last datagram to it that was sent at once has left. */
 typedef struct {
@@ -95,8 +82,8 @@ struct gt_socket {
     uint32_t slot;
     int fd; /* -1 once its close has been prepared */
     bool wanting;
-    bool receive_armed, receive_cancelled;
-    bool poll_armed, poll_cancelled; /* for room to send */
+    gt_operation receive;
+    gt_operation poll; /* for room to send */
     bool closing;
 };
 
@@ -106,46 +93,24 @@ void gt_socket_want(gt_socket *socket);
 void gt_socket_close(gt_socket *socket);  /* when the run waits next */
 void gt_socket_settle(gt_socket *socket); /* and at once: it is closing, and the thread is the run's */
 
-/* --- exchange.c --- */
+/* --- line.c: calls that wait --- */
 
-typedef struct {
-    gt_waiter *first, *last;
-    uint32_t notified; /* waiters off the list that have been told to look, and whose tasks have not run yet */
-} gt_waiters;
-
-/* A parked task, and the abort function that Trio calls to cancel it. */
-struct gt_waiter {
-    PyObject_HEAD
-    gt_endpoint *endpoint; /* borrowed, while its call has it */
-    gt_waiters *list;      /* of the endpoint, while its call has it */
-    PyObject *task;        /* NULL: not parked */
-    PyObject *trap;        /* WaitTaskRescheduled(self): a circle, opened by whoever drops the waiter */
-    PyObject *succeeded;   /* trio.lowlevel.Abort.SUCCEEDED */
-    gt_waiter *previous, *next;
-    gt_ready ready;
-    bool listed;
-    bool notified;
+struct gt_line {
+    gt_call *first, *last;
+    uint32_t notified; /* calls off the line that were notified, and whose tasks have yet to run */
 };
 
-struct gt_exchange {
-    PyObject_HEAD
-    gt_endpoint *endpoint;
-    gt_waiter *waiter; /* from parking on */
-    PyObject *data;    /* to send; NULL: the call receives */
-    gt_sockaddr to;
-    bool to_reached; /* the address is one that datagrams go to */
-    bool iterates;   /* it is what `async for` awaits */
-    bool is_finalized;
-    uint8_t state;
-};
+void gt_line_join(gt_line *line, gt_call *call); /* as its last one; the call has a waiter */
+void gt_line_leave(gt_call *call);
+void gt_endpoint_notify(gt_endpoint *endpoint); /* the calls for which there is something now */
+/* By Trio's scheduler: all of them, and then the first exception, because Trio's code is called and can be interrupted. */
+int gt_line_wake_all(gt_line *line);
 
-extern PyTypeObject gt_exchange_type;
-extern PyTypeObject gt_waiter_type;
-gt_exchange *gt_exchange_new(gt_endpoint *endpoint);
-void gt_exchange_withdraw(gt_exchange *call); /* it could not be made; takes the caller's reference */
-int gt_waiter_wake(gt_waiter *waiter, bool in_place);
-int gt_waiters_wake_all(gt_waiters *waiters); /* by Trio's scheduler */
-void gt_waiter_drop(gt_waiter *waiter);
+/* --- datagram_calls.c --- */
+
+enum { GT_DATAGRAM_RECEIVE, GT_DATAGRAM_NEXT, GT_DATAGRAM_SEND };
+
+extern const gt_kind gt_datagram_kinds[];
 
 /* --- endpoint.c --- */
 
@@ -157,9 +122,8 @@ struct gt_endpoint {
     PyObject *remote; /* the address that it is connected to, or NULL */
     bool remote_reached;
     bool closed;
-    int socket_error; /* errno that the socket has told: the next receive(), or send() if connected, raises it */
-    gt_waiters receiving, sending;
-    gt_waiter *spare; /* the next call that parks takes it */
+    int socket_error; /* errno that the socket reported: the next receive(), or send() if connected, raises it */
+    gt_line receiving, sending;
     gt_peers peers;
     gt_datagrams inbound, outbound;
     uint32_t queue_size;
@@ -171,11 +135,17 @@ struct gt_endpoint {
 };
 
 extern PyTypeObject gt_endpoint_type;
-bool gt_endpoint_has_room(const gt_endpoint *endpoint);
-bool gt_endpoint_sends_at_once(const gt_exchange *call);
+
+#define GT_SENDS_A_TURN 256U /* send() waits for the run's next wait after this number, so that others get their turn */
+#define GT_MOST_BYTES (1U << 18) /* unsent, when send() waits */
+static inline bool gt_endpoint_has_room(const gt_endpoint *endpoint)
+{
+    return endpoint->turn < GT_SENDS_A_TURN && endpoint->outbound.count < GT_SENDS_A_TURN &&
+           endpoint->outbound.bytes < GT_MOST_BYTES;
+}
+bool gt_endpoint_sends_at_once(const gt_call *call);
 int gt_endpoint_flush(gt_endpoint *endpoint); /* errno of the last datagram in the queue, 0 if it has left or waits */
 /* False: out of memory, exception set. */
 bool gt_endpoint_set_reached(gt_endpoint *endpoint, const gt_sockaddr *to, bool reached);
-void gt_endpoint_notify(gt_endpoint *endpoint);
 
 #endif

@@ -1,100 +1,12 @@
-/* events.c: what a server of callbacks needs of a connection.
+/* events.c: what a server of callbacks needs of a connection beside the wait for news, which is a row of stream_calls.c.
  *
  * Such a server has one task a connection, which waits for news and calls back.  So its calls must not wait: what arrives is
- * told and stays queued, what is written is queued whatever the marks say, and who asks learns how much that is.
+ * reported and stays queued, what is written is queued whatever the marks say, and the caller learns how much that is.
  *
- * _wait_inbound() is the wait.  It tells of each byte once, in this order, and while there is more to tell it does not wait:
- *
- *     WRITTEN    the kernel has taken bytes; only for a program that wants to be told
- *     n > 0      so many bytes have arrived, MOST_TOLD at a time, so that others have a turn between two callbacks
- *     an error   of either direction: a program that only writes has no other call that could raise it
- *     END        the peer's, or the program's own: _end_inbound()
- *     STALLED    the queue is at its high mark, and nothing more will come until the program takes some; once a pause
- *     an error   of the socket, while it is like that, to a program that wants to be told: one that may never take anything
- *
- * A byte that the program takes before it was told counts as told.  The queue is first in, first out, so of `untold` bytes
- * those are left that are still queued: the lesser of the two numbers.
- *
- * That last error is told though the kernel may have bytes that came before it.  The program can still have them, if it takes
- * what is queued and asks again; a server of callbacks, which has asked for it by _tell_resets(), closes the connection, as
- * after any other reset.  The socket tells of its error once, so it is asked no sooner than then, and the receive that comes to
- * the end of the bytes is given the answer.
- *
- * Told of the end by _end_inbound() a program hears of no bytes any more, but the queue keeps what is in it, and after
- * _resume_inbound() it is told of them.
+ * After _end_inbound() the wait reports no bytes any more, but the queue keeps what is in it, and after _resume_inbound() it
+ * is reported.
  */
 #include "fastpath.h"
-
-#define MOST_TOLD 65536U
-
-static size_t count_untold(const gt_stream *stream)
-{
-    size_t queued = gt_inbound_size(&stream->inbound);
-    return stream->untold < queued ? stream->untold : queued;
-}
-
-static bool has_stalled(const gt_stream *stream) { return stream->receive_paused && !stream->stall_told; }
-
-static bool may_have_failed(const gt_stream *stream)
-{
-    return stream->tells_resets && stream->receive_paused && (stream->failed || stream->socket_error);
-}
-
-static bool has_failed(gt_stream *stream)
-{
-    if (stream->failed)
-        gt_stream_ask_for_error(stream);
-    return stream->socket_error != 0;
-}
-
-bool gt_inbound_has_news(const gt_stream *stream)
-{
-    return (stream->written > 0 && stream->tells_written) || stream->inbound_ended || count_untold(stream) > 0 ||
-           stream->receive_error || stream->send_error || stream->end_of_stream || has_stalled(stream) ||
-           may_have_failed(stream);
-}
-
-bool gt_inbound_is_over(const gt_stream *stream)
-{
-    return stream->end_told && (stream->inbound_ended || count_untold(stream) == 0) &&
-           !(stream->written > 0 && stream->tells_written);
-}
-
-int gt_answer_inbound(gt_connection *connection, PyObject **result)
-{
-    gt_stream *stream = connection->stream;
-    size_t untold = count_untold(stream);
-    if (stream->written > 0 && stream->tells_written) {
-        *result = PyLong_FromLong(GT_TOLD_WRITTEN);
-    } else if (untold > 0 && !stream->inbound_ended) {
-        size_t told = untold < MOST_TOLD ? untold : MOST_TOLD;
-        stream->untold = untold - told;
-        *result = PyLong_FromSize_t(told);
-    } else if ((stream->receive_error || stream->send_error) && !stream->inbound_ended) {
-        gt_raise_broken(connection->reactor, stream->receive_error ? stream->receive_error : stream->send_error);
-        return -1;
-    } else if (stream->end_of_stream || stream->inbound_ended) {
-        stream->end_told = true;
-        *result = PyLong_FromLong(GT_TOLD_END);
-    } else if (has_stalled(stream)) {
-        stream->stall_told = true;
-        *result = PyLong_FromLong(GT_TOLD_STALLED);
-    } else if (may_have_failed(stream) && has_failed(stream)) {
-        gt_raise_broken(connection->reactor, stream->socket_error);
-        return -1;
-    } else {
-        return 0;
-    }
-    return *result ? 1 : -1;
-}
-
-void gt_inbound_wake(gt_stream *stream)
-{
-    gt_connection *connection = stream->connection;
-    if (connection && connection->receiving.task && connection->receiving.awaitable->call == GT_INBOUND &&
-        gt_inbound_has_news(stream))
-        gt_reactor_ready(stream->reactor, &connection->ready, (PyObject *)connection);
-}
 
 PyObject *gt_connection_end_inbound(gt_connection *self, PyObject *Py_UNUSED(ignored))
 {
@@ -103,8 +15,8 @@ PyObject *gt_connection_end_inbound(gt_connection *self, PyObject *Py_UNUSED(ign
     if (!gt_reactor_check_thread(self->reactor))
         return NULL;
     self->stream->inbound_ended = true;
-    if (self->receiving.awaitable && self->receiving.awaitable->call == GT_INBOUND &&
-        gt_connection_wake_direction(self, &self->receiving, false) < 0)
+    const gt_call *call = self->receiving.call;
+    if (call && call->kind == &gt_stream_kinds[GT_INBOUND] && gt_direction_wake(&self->receiving) < 0)
         return NULL;
     Py_RETURN_NONE;
 }
@@ -114,7 +26,7 @@ PyObject *gt_connection_resume_inbound(gt_connection *self, PyObject *Py_UNUSED(
     gt_stream *stream;
     if (!gt_connection_open_stream(self, &stream))
         return NULL;
-    stream->inbound_ended = stream->end_told = false; /* the peer's end is told once more */
+    stream->inbound_ended = stream->end_reported = false; /* the peer's end is reported once more */
     Py_RETURN_NONE;
 }
 
@@ -136,6 +48,32 @@ PyObject *gt_connection_take_exactly(gt_connection *self, PyObject *count)
     return taken;
 }
 
+/* Whatever the marks say.  -1: exception set. */
+static int queue_whole(gt_stream *stream, PyObject *data)
+{
+    int queued;
+    if (PyBytes_CheckExact(data) && PyBytes_GET_SIZE(data) >= GT_REFERENCE) {
+        queued = gt_outbound_reference(&stream->outbound, data);
+        gt_stream_want(stream);
+    } else {
+        Py_buffer view;
+        if (PyObject_GetBuffer(data, &view, PyBUF_SIMPLE) < 0)
+            return -1;
+        if (stream->closing) { /* the code of the buffer's owner may have closed it */
+            PyBuffer_Release(&view);
+            PyErr_SetString(stream->reactor->closed_error, "this connection was closed");
+            return -1;
+        }
+        queued = view.len ? gt_outbound_copy(&stream->outbound, view.buf, (size_t)view.len, stream->send_in_flight) : 0;
+        if (stream->outbound.size > 0)
+            gt_stream_want(stream);
+        PyBuffer_Release(&view);
+    }
+    if (queued < 0)
+        PyErr_NoMemory();
+    return queued;
+}
+
 PyObject *gt_connection_send_nowait(gt_connection *self, PyObject *data)
 {
     gt_stream *stream;
@@ -148,13 +86,13 @@ PyObject *gt_connection_send_nowait(gt_connection *self, PyObject *data)
     int refused = gt_stream_check_sending(stream);
     if (refused)
         return gt_raise_broken(self->reactor, refused);
-    const gt_awaitable *call =
-        self->sending.awaitable; /* of a send not all may be queued, and one for room is amidst a file */
-    if (self->send_held || (call && (call->call == GT_SEND || call->call == GT_ROOM))) {
+    const gt_call *call =
+        self->sending.call; /* a send may have queued a part of its data; a wait for room is amidst a file */
+    if (self->send_held || (call && call->kind->excludes_sends)) {
         PyErr_SetString(self->reactor->busy_error, "another task is already sending on this connection");
         return NULL;
     }
-    if (gt_stream_queue_whole(stream, data) < 0)
+    if (queue_whole(stream, data) < 0)
         return NULL;
     return PyLong_FromSize_t(self->stream ? self->stream->outbound.size : 0);
 }
@@ -164,17 +102,17 @@ PyObject *gt_connection_tell_resets(gt_connection *self, PyObject *Py_UNUSED(ign
     gt_stream *stream;
     if (!gt_connection_open_stream(self, &stream))
         return NULL;
-    stream->tells_resets = true;
+    stream->reports_resets = true;
     Py_RETURN_NONE;
 }
 
 PyObject *gt_connection_tell_written(gt_connection *self, PyObject *wanted)
 {
-    int told = PyObject_IsTrue(wanted);
+    int reported = PyObject_IsTrue(wanted);
     gt_stream *stream;
-    if (told < 0 || !gt_connection_open_stream(self, &stream))
+    if (reported < 0 || !gt_connection_open_stream(self, &stream))
         return NULL;
-    stream->tells_written = told;
+    stream->reports_written = reported;
     stream->written = 0;
     Py_RETURN_NONE;
 }

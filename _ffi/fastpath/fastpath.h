@@ -3,35 +3,29 @@
  *     Reactor (Python object)            one a run; owns the lists below, borrows the struct gt_ring of Python's Ring
  *       └─ gt_stream (plain C)           one a connection, as the kernel sees it: descriptor, slot, queues, what is armed
  *            └─ gt_connection (object)   the same connection, as the program sees it
- *                 └─ gt_awaitable        one a call of receive(), send(), flush(), ...
- *       └─ gt_poll (object)              one a call of wait_readable() or wait_writable(); its slot holds a reference
+ *                 └─ gt_call (object)    one a call of receive(), send(), flush(), ...: call.h
+ *       └─ gt_call (object)              one a call of wait_readable() or wait_writable(); its slot holds a reference
  *
  * A gt_stream lives until the final CQE of everything in flight on it, whatever the program does: all memory the kernel may
  * touch hangs on it and on nothing else.  A gt_connection lives as long as the program holds it.  Each points to the other
  * without owning it, and whichever goes first clears the other's pointer.
  *
- * Files: inbound.c and outbound.c are the two byte queues, stream.c turns the state of a connection into SQEs and CQEs into
- * state, awaitable.c is what `await` does, connection.c the Python type, deadline.c its deadlines, events.c what a server of
- * callbacks needs, poll.c waits for readiness,
- * task.c resumes a Trio task, reactor.c ties them together.  What is here is mechanism; policy (what to do about an error, when to close) is Python's.
+ * Files, from the bottom to the top: task.c resumes a Trio task; agenda.c has the reactor's lists; call.c is what `await` does;
+ * inbound.c and outbound.c are the two byte queues; stream.c turns the state of a connection into SQEs and CQEs into state;
+ * deadline.c has a connection's deadlines, stream_calls.c its calls, events.c what a server of callbacks needs, connection.c
+ * the Python type; poll.c waits for readiness; reactor.c ties them together.  All this is mechanism; policy (what to do about
+ * an error, when to close) is Python's.
  *
  * All of it runs under the GIL, in the thread of the run.
  */
 #ifndef GAIN_TRIO_FASTPATH_H
 #define GAIN_TRIO_FASTPATH_H
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#include <structmember.h>
+#include "call.h"
 
 #include "../ring.h"
 
-typedef struct gt_reactor gt_reactor;
-typedef struct gt_stream gt_stream;
 typedef struct gt_connection gt_connection;
-typedef struct gt_awaitable gt_awaitable;
-typedef struct gt_abort gt_abort;
-typedef struct gt_poll gt_poll;
 
 /* --- inbound.c: bytes received and not yet taken --- */
 
@@ -46,7 +40,7 @@ typedef struct {
     uint32_t later_head, later_count, later_capacity; /* the last is a power of two, or 0 */
 } gt_inbound;
 
-/* Of what a receive without a limit can return without copying it. */
+/* The bytes that a receive without a limit can return without copying them. */
 static inline size_t gt_inbound_head_size(const gt_inbound *queue)
 {
     return queue->whole ? (size_t)PyBytes_GET_SIZE(queue->whole) - queue->start : queue->length;
@@ -84,7 +78,8 @@ typedef struct {
     size_t spare_capacity;
 } gt_outbound;
 
-/* Both: 0, or -1 out of memory, no exception set.  `in_flight`: the kernel may be reading so many segments from the head on. */
+#define GT_REFERENCE 4096 /* a bytes object this large is referenced until it is sent, not copied */
+/* Both: 0, or -1 out of memory, no exception set.  `in_flight`: how many segments the kernel may be reading, from the head on. */
 int gt_outbound_copy(gt_outbound *queue, const char *data, size_t length, uint32_t in_flight);
 int gt_outbound_reference(gt_outbound *queue, PyObject *bytes);
 static inline const gt_segment *gt_outbound_at(const gt_outbound *queue, uint32_t index)
@@ -97,6 +92,13 @@ void gt_outbound_free(gt_outbound *queue);
 
 /* --- stream.c: a connection as the kernel sees it --- */
 
+/* An operation that can be in flight. */
+typedef struct {
+    uint8_t tag; /* enum gt_tag: of its key */
+    bool armed;
+    bool cancelled; /* so is its cancel */
+} gt_operation;
+
 typedef struct gt_gather gt_gather; /* what a send of several segments points to */
 
 struct gt_stream {
@@ -105,167 +107,133 @@ struct gt_stream {
     gt_stream *previous, *next;
     gt_stream *next_wanting;
     uint32_t slot;
-    int fd;         /* -1 once its close has been prepared */
-    bool wanting;   /* on the reactor's list of streams to prepare SQEs for */
-    bool fed;       /* the receive that is or was armed last has brought something */
-    bool send_torn; /* a send ended with only a part of its data queued: what the peer has is no whole */
-    bool receive_armed, receive_cancelled;
-    bool receive_deaf; /* armed since before the hangup, so it may never tell of it */
-    bool watch_armed, watch_cancelled;
-    bool watch_again; /* it has fired, and was armed once more */
-    bool hung_up;     /* the watch has fired: nothing more will arrive than what is queued */
-    bool failed;      /* and that was with an error, which nobody has asked the socket for yet */
-    bool broken;      /* and the kernel takes nothing to send any more */
-    bool send_cancelled;
-    bool send_cut_short; /* the last send took less than all: there was no room, or an error that was not told */
-    bool send_blocked;   /* the next send has to wait for room */
-    bool poll_hung_up;   /* a poll for room has told of a hangup */
-    bool send_polls;     /* the send in flight is none, but a poll for room */
-    bool room_wanted;    /* a call waits for room */
-    bool room;           /* there is some */
-    bool receive_paused; /* the queue is over its high mark */
-    bool receive_held;   /* a task waits for the receive to be over, to take the descriptor away */
+    int fd;       /* -1 once its close has been prepared */
+    bool wanting; /* on the reactor's list of streams to prepare SQEs for */
     bool closing;
-    bool timed; /* active_at is kept up to date */
-    bool taken; /* closing, but the descriptor is somebody else's now, and stays open */
+    bool detached; /* closing, but the descriptor has another owner now, and stays open */
+    bool timed;    /* active_at is kept up to date */
+
+    gt_operation receive, watch;
+    gt_operation send;      /* or, with send_polls, a poll for room in its place */
+    bool receive_succeeded; /* the receive that is or was armed last has brought something */
+    bool receive_stale;     /* armed since before the hangup, so it may never report it */
+    bool receive_paused;    /* the queue is over its high mark */
+    bool receive_suspended; /* a task waits for the receive to be over, to take the descriptor away */
+    bool watch_again;       /* it has fired, and was armed once more */
+    bool hung_up;           /* the watch has fired: nothing more will arrive than what is queued */
+    bool failed;            /* and that was with an error, which the socket was not asked for yet */
+    bool broken;            /* and the kernel takes nothing to send any more */
     bool end_of_stream;
-    bool end_told;                 /* a call has answered with the end */
-    bool inbound_ended;            /* the program wants to hear of nothing more that arrives */
-    bool tells_written;            /* `written` is counted, and wakes GT_INBOUND */
-    bool tells_resets;             /* so does an error of the socket while receiving is paused */
-    bool stall_told;               /* GT_INBOUND has told of this pause */
-    size_t untold;                 /* bytes that GT_INBOUND has not told of; the program may have taken some of them */
-    size_t written;                /* bytes that the kernel has taken since the program asked last */
+    bool end_reported; /* a call has answered with the end */
+
+    bool
+        send_incomplete; /* a send ended with only a part of its data queued: the peer would take a part for the whole */
+    bool send_short;     /* a short write: there was no room, or an error that was not reported */
+    bool send_blocked;   /* the next send has to wait for room */
+    bool send_polls;
+    bool poll_hung_up; /* a poll for room has reported a hangup */
+    bool room_wanted;  /* a call waits for room */
+    bool room;         /* there is some */
+
+    bool inbound_ended;   /* the program wants no more news of what arrives */
+    bool reports_written; /* `written` is counted, and is news */
+    bool reports_resets;  /* so is an error of the socket while receiving is paused */
+    bool stall_reported;  /* this pause was news */
+    size_t unreported;    /* bytes that have not been news yet; the program may have taken some of them */
+    size_t written;       /* bytes that the kernel has taken since the program asked last */
+
     int receive_error, send_error; /* errno, 0 for none */
     int socket_error;              /* the socket's, which was asked for; what is queued can still be received */
-    uint32_t send_in_flight;       /* segments in the send in flight, 0: there is none */
+    uint32_t send_in_flight;       /* segments in the send that is armed, or 0 */
     uint32_t send_length;          /* bytes in it */
     gt_gather *gather;             /* its, or NULL */
     size_t receive_high, receive_low, send_high;
     double active_at; /* on Trio's clock: when a byte was moved last, in either direction */
-    size_t fill;      /* so many bytes are waited for, and the high mark is no less than that; 0: none are */
+    size_t fill;      /* bytes that are waited for, and the high mark is no less than that; 0: none are */
     gt_inbound inbound;
     gt_outbound outbound;
 };
 
 gt_stream *gt_stream_open(gt_reactor *reactor, gt_connection *connection, int fd); /* NULL: exception set */
 /* Close the descriptor: with RST if asked for, or if the peer could take a part for the whole.  0, or the errno of asking for
- * the RST; it is closed anyhow. */
+ * the RST; it is closed in any case. */
 int gt_stream_close(gt_stream *stream, bool reset);
 void gt_stream_destroy(gt_stream *stream); /* only when nothing is in flight on it */
 void gt_stream_want(gt_stream *stream);
 void gt_stream_want_first(gt_stream *stream); /* before those that have had their share */
 bool gt_stream_prepare(gt_stream *stream);
 bool gt_stream_complete(gt_stream *stream, const struct io_uring_cqe *cqe); /* true: news for the program */
-void gt_stream_ask_for_error(gt_stream *stream);                            /* the socket, which tells of it once */
+void gt_stream_ask_for_error(gt_stream *stream);                            /* the socket, which reports it once */
 /* Before something is to be sent: the errno for which it cannot be, 0 if it can. */
 int gt_stream_check_sending(gt_stream *stream);
 void gt_stream_push(gt_stream *stream);               /* offer what is outbound to the kernel */
 void gt_stream_consumed(gt_stream *stream);           /* inbound bytes were taken */
 void gt_stream_fill(gt_stream *stream, size_t count); /* a task waits for `count` bytes */
-void gt_stream_want_room(gt_stream *stream,
-                         bool wanted); /* `room` is to become true when the kernel would take something */
-void gt_stream_hold(gt_stream *stream,
-                    bool held); /* stop receiving for as long as this is so, and tell when that is done */
-/* Nothing is in flight but, perhaps, a send: what the one who wants to take the descriptor waits for. */
+/* `room` is to become true when the kernel would take something. */
+void gt_stream_want_room(gt_stream *stream, bool wanted);
+void gt_stream_suspend(gt_stream *stream, bool suspended); /* receive nothing for as long as this is so */
+/* Nothing is in flight but, perhaps, a send: what a detach waits for. */
 static inline bool gt_stream_is_idle(const gt_stream *stream)
 {
-    return !stream->receive_armed && !stream->watch_armed && !stream->send_polls;
+    return !stream->receive.armed && !stream->watch.armed && !stream->send_polls;
 }
 int gt_stream_take(gt_stream *stream); /* the descriptor, which the caller owns: the end of the stream */
 
-/* --- awaitable.c: what `await` does --- */
+/* --- stream_calls.c: the calls of a connection --- */
 
-enum gt_call {
+enum gt_stream_call {
     GT_RECEIVE,
     GT_RECEIVE_INTO,
-    GT_FILL,    /* until so many bytes are queued, or no more will be; takes none */
-    GT_INBOUND, /* until there is news for a server of callbacks; takes nothing */
-    GT_DETACH, /* until nothing is in flight: the descriptor and what is queued.  The last one of the receiving side. */
+    GT_FILL,
+    GT_INBOUND,
+    GT_DETACH,
     GT_SEND,
-    GT_FLUSH,       /* until nothing is outbound */
-    GT_WRITABLE,    /* until outbound is below the high mark */
-    GT_ROOM,        /* until the kernel would take something, for whoever sends past this object */
-    GT_CLOSE_FLUSH, /* GT_FLUSH on a connection that is closed to everybody else */
+    GT_FLUSH,
+    GT_WRITABLE,
+    GT_ROOM,
+    GT_CLOSE_FLUSH,
 };
+enum { GT_NEWS_END = 0, GT_NEWS_WRITTEN = -1, GT_NEWS_STALLED = -2 }; /* beside numbers of bytes */
 
-struct gt_awaitable {
-    PyObject_HEAD
-    gt_connection *connection;
-    PyObject *data; /* GT_SEND of bytes */
-    Py_buffer view; /* GT_SEND of anything else, GT_RECEIVE_INTO */
-    size_t offset;  /* GT_SEND: how much of it has been queued */
-    PyObject
-        *parts; /* GT_SEND of several: a tuple of bytes and memoryviews, of which `data` or `view` is the current one */
-    Py_ssize_t next_part;
-    size_t before; /* GT_SEND: bytes in the parts before the current one */
-    size_t length; /* GT_SEND: bytes in all */
-    size_t max;    /* GT_RECEIVE: at most; GT_FILL: at least */
-    uint8_t call;
-    uint8_t state;
-    bool has_view;
-    bool is_finalized;
-};
-
-extern PyTypeObject gt_awaitable_type;
-PyObject *gt_drive_by_method(sendfunc drive, PyObject *object, PyObject *message); /* what __next__ and send() do */
-PyObject *gt_raise_thrown(PyObject *args);                                         /* what throw() ends with */
-void gt_warn_never_awaited(PyObject *awaitable, const char *call);                 /* what tp_finalize does */
-gt_awaitable *gt_awaitable_new(gt_connection *connection, enum gt_call call);
-void gt_awaitable_withdraw(gt_awaitable *awaitable); /* it could not be made; takes the caller's reference */
-bool gt_awaitable_is_satisfied(const gt_awaitable *awaitable);
-bool gt_awaitable_is_torn(const gt_awaitable *awaitable);
-int gt_awaitable_set_parts(gt_awaitable *awaitable, PyObject *parts); /* a list or tuple; -1: exception set */
-PyObject *gt_raise_broken(gt_reactor *reactor, int error);
-int gt_stream_queue_whole(gt_stream *stream, PyObject *data); /* whatever the marks say; -1: exception set */
+extern const gt_kind gt_stream_kinds[];
+int gt_call_set_parts(gt_call *call, PyObject *parts); /* a list or tuple; -1: exception set */
+bool gt_call_is_incomplete(const gt_call *call);       /* it has queued a part of its data, and not the rest */
+bool gt_connection_open_stream(gt_connection *connection, gt_stream **stream); /* false: exception set */
 
 /* --- connection.c --- */
 
-/* On the reactor's list of objects with a task to resume, or not. */
-typedef struct gt_ready {
-    struct gt_ready *next;
-    PyObject *object; /* owned while listed, else NULL */
-} gt_ready;
-
-/* One direction of a connection: the task that waits in it, and what it yields to Trio while it does. */
+/* One direction of a connection. */
 typedef struct {
-    PyObject *task;          /* parked here, or NULL */
-    gt_awaitable *awaitable; /* borrowed: the call in progress, from parking until it is resumed */
-    PyObject *trap;          /* WaitTaskRescheduled(abort), made when first needed */
-    gt_abort *abort;
+    gt_call *call;    /* borrowed: the call in progress, from parking to its end */
     double deadline;  /* on Trio's clock */
     double looked_at; /* when the keeper of deadlines comes */
     bool late;        /* the task was resumed because its deadline has passed */
 } gt_direction;
+
+static inline bool gt_direction_waits(const gt_direction *direction)
+{
+    return direction->call && direction->call->waiter->task;
+}
+/* Let the task that waits in this direction, if any, look at the state again. */
+static inline int gt_direction_wake(const gt_direction *direction)
+{
+    return direction->call ? gt_waiter_wake(direction->call->waiter, false) : 0;
+}
 
 struct gt_connection {
     PyObject_HEAD
     gt_reactor *reactor;
     gt_stream *stream; /* NULL once the stream is gone */
     gt_direction receiving, sending;
-    gt_ready ready;
     uint64_t bytes_received, bytes_sent; /* here, because they are asked for when the stream is gone, too */
     bool closed;                         /* refuses calls */
     bool send_eof;                       /* refuses sends */
-    bool send_held;                      /* somebody sends past this object: calls of the sending side are busy */
+    bool send_held;                      /* a task sends past this object: calls of the sending side are busy */
     PyObject *context;
     PyObject *weakrefs;
 };
 
-/* The abort function of one direction.  Points back without owning, so that there is no reference cycle. */
-struct gt_abort {
-    PyObject_HEAD
-    gt_connection *connection; /* NULL when it is gone */
-    gt_direction *direction;
-    PyObject *succeeded; /* trio.lowlevel.Abort.SUCCEEDED */
-};
-
 extern PyTypeObject gt_connection_type;
-extern PyTypeObject gt_abort_type;
-void gt_direction_clear(gt_direction *direction);
-PyObject *gt_direction_trap(gt_connection *connection, gt_direction *direction); /* borrowed; NULL: exception set */
-int gt_connection_wake_direction(gt_connection *connection, gt_direction *direction, bool in_place);
-bool gt_connection_open_stream(gt_connection *connection, gt_stream **stream); /* false: exception set */
 
 /* --- deadline.c: deadlines, and the time of the last byte --- */
 
@@ -283,12 +251,6 @@ PyObject *gt_connection_break(gt_connection *self, PyObject *number);
 
 /* --- events.c: what a server of callbacks needs --- */
 
-enum { GT_TOLD_END = 0, GT_TOLD_WRITTEN = -1, GT_TOLD_STALLED = -2 }; /* beside numbers of bytes */
-
-int gt_answer_inbound(gt_connection *connection, PyObject **result); /* 1, 0 to wait, -1 with an exception */
-bool gt_inbound_has_news(const gt_stream *stream);
-bool gt_inbound_is_over(const gt_stream *stream); /* and it was told */
-void gt_inbound_wake(gt_stream *stream);          /* have a GT_INBOUND that waits look for news */
 PyObject *gt_connection_send_nowait(gt_connection *self, PyObject *data);
 PyObject *gt_connection_take_exactly(gt_connection *self, PyObject *count);
 PyObject *gt_connection_end_inbound(gt_connection *self, PyObject *ignored);
@@ -300,27 +262,10 @@ PyObject *gt_connection_push(gt_connection *self, PyObject *ignored);
 
 /* --- poll.c: a task that waits for a descriptor to become ready --- */
 
-struct gt_poll {
-    PyObject_HEAD
-    gt_reactor *reactor;
-    PyObject *task;           /* parked, or NULL */
-    gt_poll *previous, *next; /* on the reactor's list while pending */
-    gt_ready ready;
-    uint64_t key;
-    uint32_t events;
-    int fd;
-    int result; /* of the poll: events, or a negative errno */
-    uint8_t state;
-    bool pending; /* the operation is in flight and its completion is waited for */
-    bool again;   /* it has been armed again, as a multishot poll */
-};
-
-extern PyTypeObject gt_poll_type;
 PyObject *gt_poll_new(gt_reactor *reactor, int fd, uint32_t events);
-bool gt_poll_complete(gt_poll *poll, const struct io_uring_cqe *cqe); /* true: its task is to be resumed */
-void gt_poll_drop(gt_poll *poll);   /* its operation has ended, and nobody will be told */
-void gt_poll_cancel(gt_poll *poll); /* nobody will be told any more */
-int gt_poll_wake(gt_poll *poll);
+bool gt_poll_complete(gt_call *poll, const struct io_uring_cqe *cqe); /* true: its task is to be resumed */
+void gt_poll_drop(gt_call *poll);   /* its operation has ended, and its task is not to be resumed */
+void gt_poll_cancel(gt_call *poll); /* its operation is to end */
 
 /* --- task.c: Trio's tasks --- */
 
@@ -364,7 +309,7 @@ PyObject *gt_trio_current_task(gt_trio *trio); /* borrowed; NULL: exception set 
 int gt_trio_cancel_is_pending(gt_trio *trio, PyObject *task);
 int gt_trio_count_cancel_point(gt_trio *trio, PyObject *task);
 bool gt_trio_is_observed(gt_trio *trio);
-/* The earliest deadline and the number of them, as far as they tell whether Trio's loop would wait differently. */
+/* The earliest deadline and the number of them: by these Trio's loop would wait differently. */
 typedef struct {
     PyObject *earliest; /* owned; NULL for none */
     Py_ssize_t count;
@@ -391,10 +336,12 @@ struct gt_reactor {
     struct gt_socket *wanting_sockets, *wanting_sockets_last;
     uint64_t socket_count;
     struct gt_buffers datagram_buffers; /* opened with the first endpoint */
-    gt_poll *polls; /* pending: the reference of each one's slot counts as the reactor's, for the garbage collector */
+    gt_call *polls; /* pending: the reference of each one's slot counts as the reactor's, for the garbage collector */
     gt_stream *wanting_first, *wanting_last;
-    gt_stream *wanting_starved; /* the last of those at its head that went away with nothing, or NULL */
-    gt_ready *ready_first, *ready_last;
+    gt_stream *wanting_starved;          /* the last of those at its head that went away with nothing, or NULL */
+    gt_waiter *ready_first, *ready_last; /* the list owns a reference of each */
+    gt_waiter *spare_waiters;            /* the same */
+    uint32_t spare_count;
     PyObject *completions; /* list of (key, result, flags): single operations, for Python */
     PyObject *failure;     /* an exception of a step made while lingering, for process() to raise, or NULL */
     PyObject *make_broken; /* errno -> exception: the one place that translates errno */
@@ -408,7 +355,7 @@ struct gt_reactor {
     uint64_t closing_count; /* of them, those that the kernel has not let go yet */
     uint64_t timed_streams; /* that want to know when they moved a byte last */
     double now;             /* on Trio's clock, of the last batch; kept up to date while there are timed streams */
-    /* Of the current turn, see "turns" in agenda.c. */
+    /* The current turn, see "turns" in agenda.c. */
     uint32_t answers_left;  /* from memory, until the clock is looked at */
     uint32_t answers_timed; /* those that the time since turn_began is for, 0: it has not been looked at */
     int64_t turn_began;
@@ -423,12 +370,12 @@ struct gt_reactor {
 };
 
 extern PyTypeObject gt_reactor_type;
-void gt_reactor_ready(gt_reactor *reactor, gt_ready *ready, PyObject *object);
-PyObject *gt_reactor_pop_ready(gt_reactor *reactor); /* the caller's reference, or NULL */
+void gt_reactor_ready(gt_reactor *reactor, gt_waiter *waiter); /* its task is to be resumed */
+gt_waiter *gt_reactor_pop_ready(gt_reactor *reactor);          /* the caller's reference, or NULL */
 void gt_reactor_link_wanting(gt_reactor *reactor, gt_stream *stream);
 void gt_reactor_link_starved(gt_reactor *reactor, gt_stream *stream);
 void gt_reactor_wake_thread(const gt_reactor *reactor);  /* from another thread: end the wait, there is work */
-void gt_reactor_wake_guest(const gt_reactor *reactor);   /* something is wanted: end the wait, if nobody else will */
+void gt_reactor_wake_guest(const gt_reactor *reactor);   /* something is wanted: end the wait, if nothing else will */
 bool gt_reactor_check_thread(const gt_reactor *reactor); /* false: exception set */
 int gt_reactor_look_at_clock(gt_reactor *reactor);       /* sets `now`; -1: exception set */
 int64_t gt_monotonic_ns(void);

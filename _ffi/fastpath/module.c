@@ -23,9 +23,8 @@ PyMODINIT_FUNC PyInit__fastpath(void)
     if (!module)
         return NULL;
     if (add_type(module, "Reactor", &gt_reactor_type) < 0 || add_type(module, "Stream", &gt_connection_type) < 0 ||
-        add_type(module, "Call", &gt_awaitable_type) < 0 || add_type(module, "Abort", &gt_abort_type) < 0 ||
-        add_type(module, "Poll", &gt_poll_type) < 0 || add_type(module, "Endpoint", &gt_endpoint_type) < 0 ||
-        add_type(module, "Exchange", &gt_exchange_type) < 0 || add_type(module, "Waiter", &gt_waiter_type) < 0 ||
+        add_type(module, "Endpoint", &gt_endpoint_type) < 0 || add_type(module, "Call", &gt_call_type) < 0 ||
+        add_type(module, "Waiter", &gt_waiter_type) < 0 ||
         PyModule_AddIntConstant(module, "RING_LAYOUT", (long)(sizeof(struct gt_ring))) < 0) {
         Py_DECREF(module);
         return NULL;

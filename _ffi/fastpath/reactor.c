@@ -15,7 +15,7 @@
  * wait again, wait() does both phases itself and waits on: see "lingering" in task.c.
  *
  * wait() returns how much news there is, and 0 only when the timeout is over: completions that are housekeeping (a cancel's
- * acknowledgement, a send that nobody waits for) do not end the wait.  Trio's MockClock and wait_all_tasks_blocked() rely
+ * acknowledgement, a send that no task waits for) do not end the wait.  Trio's MockClock and wait_all_tasks_blocked() rely
  * on it.
  */
 #include "endpoint.h"
@@ -184,28 +184,13 @@ static bool parse_timeout(PyObject *argument, int64_t *timeout_ns)
     return true;
 }
 
-static int wake_connection(gt_connection *connection)
-{
-    /* Either is on the list for one direction or for both, and may have been satisfied then, and not be any more. */
-    if (connection->receiving.task && gt_awaitable_is_satisfied(connection->receiving.awaitable) &&
-        gt_connection_wake_direction(connection, &connection->receiving, true) < 0)
-        return -1;
-    if (connection->sending.task && gt_awaitable_is_satisfied(connection->sending.awaitable))
-        return gt_connection_wake_direction(connection, &connection->sending, true);
-    return 0;
-}
-
 /* Resume the tasks for which there is news. */
 static int resume_ready(gt_reactor *self)
 {
-    PyObject *object;
-    while ((object = gt_reactor_pop_ready(self))) {
-        int result = Py_IS_TYPE(object, &gt_poll_type)     ? gt_poll_wake((gt_poll *)object)
-                     : Py_IS_TYPE(object, &gt_waiter_type) ? gt_waiter_wake((gt_waiter *)object, true)
-                                                           : wake_connection((gt_connection *)object);
-        if (result == 0 && Py_REFCNT(object) == 1) /* its finalizer runs in no task */
-            result = gt_trio_leave_task(&self->trio);
-        Py_DECREF(object);
+    gt_waiter *waiter;
+    while ((waiter = gt_reactor_pop_ready(self))) {
+        int result = gt_waiter_resume(waiter);
+        Py_DECREF(waiter);
         if (result < 0 || !gt_reactor_check_thread(self)) /* a task may have forked, and this may be the child */
             return -1;
     }
@@ -430,7 +415,7 @@ static void complete_while_closing(const struct io_uring_cqe *cqe, void *context
         gt_poll_drop(slot.owner); /* an abandoned one has given its reference back already */
 }
 
-/* The connections outlive the reactor as empty shells; whoever still holds one finds it closed. */
+/* The connections outlive the reactor as empty shells; a program that still has one finds it closed. */
 static void detach_streams(gt_reactor *self)
 {
     for (gt_stream *stream = self->streams; stream; stream = stream->next) {
@@ -443,7 +428,7 @@ static void detach_streams(gt_reactor *self)
     }
 }
 
-/* Descriptors that were accepted, and that nobody will take. */
+/* Close the descriptors that were accepted, and that no task will take. */
 static void discard_completions(gt_reactor *self)
 {
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(self->completions); i++) {
@@ -497,9 +482,10 @@ static PyObject *reactor_close(gt_reactor *self, PyObject *Py_UNUSED(ignored))
     if (!check_idle(self) || (!elsewhere && !gt_reactor_check_thread(self)))
         return NULL;
     discard_completions(self);
-    PyObject *object;
-    while ((object = gt_reactor_pop_ready(self)))
-        Py_DECREF(object);
+    gt_waiter *waiter;
+    while ((waiter = gt_reactor_pop_ready(self)))
+        Py_DECREF(waiter);
+    gt_waiters_drop_spare(self);
     if (elsewhere) {
         uint64_t left = abandon_run(self);
         close_descriptors(self);
@@ -549,7 +535,7 @@ static int reactor_traverse(gt_reactor *self, visitproc visit, void *arg)
     Py_VISIT(self->closed_error);
     Py_VISIT(self->busy_error);
     Py_VISIT(self->too_slow_error);
-    for (gt_poll *poll = self->polls; poll; poll = poll->next)
+    for (gt_call *poll = self->polls; poll; poll = poll->poll.next)
         Py_VISIT(poll);
     return gt_trio_traverse(&self->trio, visit, arg);
 }
@@ -560,6 +546,7 @@ static int reactor_clear(gt_reactor *self)
     Py_CLEAR(self->failure);
     while (self->polls)
         gt_poll_cancel(self->polls);
+    gt_waiters_drop_spare(self);
     return 0;
 }
 

@@ -9,7 +9,7 @@
  * Sending is sendmmsg(2), not an operation on the ring.  Operations of one socket may overtake each other as soon as
  * one of them finds no room; each costs a completion; and what they send has to stay until then.  One call sends a
  * whole batch in order, at less cost than as many operations, and has no further claim on the memory when it returns.
- * Only when the socket has no room the ring is asked for help: a POLL_ADD tells when there is some.
+ * Only when the socket has no room the ring is asked for help: a POLL_ADD completes when there is some.
  *
  * When it is sent:
  *
@@ -21,13 +21,13 @@
  * does, send() has returned already, and raising the error in the next one would blame an innocent datagram: it is
  * counted, and the next datagram to that address is tried at once again.
  *
- * A connected socket also tells of errors that came back from the network (ECONNREFUSED: nobody listens there).  They are
- * about some datagram sent before, whoever asks is told, and the socket goes on.  Such an error ends the receive; it is
- * armed again when the program has been told, so that an error that stays does not make it spin.
+ * A connected socket also reports errors that came back from the network (ECONNREFUSED: no socket listens there).  They are
+ * about some datagram sent before, the next call of the socket returns them, and the socket goes on.  Such an error ends the
+ * receive; it is armed again when the program has the error, so that an error that stays does not make it spin.
  *
  *     in flight            prepared when                               ended by
  *     ------------------   -----------------------------------------   --------------------------------------------------
- *     receive, multishot   open, no error that was not told            error, ENOBUFS, a datagram of no bytes, its cancel
+ *     receive, multishot   open, no error that is unreported           error, ENOBUFS, a datagram of no bytes, its cancel
  *     poll for writing     open, datagrams left unsent                 its CQE
  *     cancel of either     closing                                     its own CQE
  *     close                closing                                     its CQE; the last one frees the socket
@@ -40,10 +40,8 @@
 
 #define BUFFER_GROUP 1
 #define LARGEST_PAYLOAD 65535U
-#define BATCH 64              /* datagrams a sendmmsg() */
-#define LARGE 1024            /* bytes: what is larger is sent at once; no network refuses less for its size */
-#define SENDS_A_TURN 256U     /* send() waits for the run's next wait after so many, so that others get their turn */
-#define MOST_BYTES (1U << 18) /* unsent, when send() waits */
+#define BATCH 64   /* datagrams a sendmmsg() */
+#define LARGE 1024 /* bytes: what is larger is sent at once; no network refuses less for its size */
 
 /* Odd in cache lines: the beginnings of the buffers, which are what small datagrams use, spread over the cache. */
 #define BUFFER_SIZE (1025U * 64U)
@@ -96,6 +94,8 @@ gt_socket *gt_socket_open(gt_reactor *reactor, gt_endpoint *endpoint, int fd, in
     socket->reactor = reactor;
     socket->endpoint = endpoint;
     socket->fd = fd;
+    socket->receive.tag = GT_TAG_DATAGRAM;
+    socket->poll.tag = GT_TAG_SEND;
     socket->header.msg_namelen = connected ? 0 : gt_sockaddr_length(family); /* connected, all have the same source */
     socket->next = reactor->sockets;
     if (socket->next)
@@ -146,15 +146,10 @@ void gt_socket_close(gt_socket *socket)
 
 /* --- sending --- */
 
-bool gt_endpoint_has_room(const gt_endpoint *endpoint)
+bool gt_endpoint_sends_at_once(const gt_call *call)
 {
-    return endpoint->turn < SENDS_A_TURN && endpoint->outbound.count < SENDS_A_TURN &&
-           endpoint->outbound.bytes < MOST_BYTES;
-}
-
-bool gt_endpoint_sends_at_once(const gt_exchange *call)
-{
-    bool reached = call->endpoint->remote ? call->endpoint->remote_reached : call->to_reached;
+    const gt_endpoint *endpoint = (const gt_endpoint *)call->owner;
+    bool reached = endpoint->remote ? endpoint->remote_reached : call->datagram.to_reached;
     return !reached || PyBytes_GET_SIZE(call->data) > LARGE;
 }
 
@@ -206,23 +201,23 @@ static void account_for_sent(gt_endpoint *endpoint, int count)
 /* Hand the kernel what it takes.  The GIL is kept: a batch is a few dozen microseconds, and each call bounded. */
 int gt_endpoint_flush(gt_endpoint *endpoint)
 {
-    bool told = false; /* the socket has told of its error once, so the next one is the datagram's own */
+    bool reported = false; /* the socket has reported its error once, so the next one is the datagram's own */
     while (endpoint->outbound.count > 0) {
         uint32_t count = endpoint->outbound.count < BATCH ? endpoint->outbound.count : BATCH;
         int sent = send_batch(endpoint, count);
         if (sent >= 0) {
             account_for_sent(endpoint, sent);
-            told = told && sent == 0;
+            reported = reported && sent == 0;
         } else if (sent == -EAGAIN) {
             return 0;
-        } else if (endpoint->remote && !told) {
+        } else if (endpoint->remote && !reported) {
             endpoint->socket_error = -sent;
-            told = true;
+            reported = true;
         } else {
             gt_datagram refused = gt_datagrams_pop(&endpoint->outbound);
-            if (told) /* it was the datagram's own the first time, too */
+            if (reported) /* it was the datagram's own the first time, too */
                 endpoint->socket_error = 0;
-            told = false;
+            reported = false;
             endpoint->failed++;
             gt_endpoint_set_reached(endpoint, &refused.to, false);
             Py_DECREF(refused.data);
@@ -235,22 +230,22 @@ int gt_endpoint_flush(gt_endpoint *endpoint)
 
 /* --- state to SQEs --- */
 
-static bool prepare_cancel(gt_socket *socket, enum gt_tag tag, bool *cancelled)
+/* True when the operation is not in flight, or its cancel is. */
+static bool prepare_cancel(gt_socket *socket, gt_operation *operation)
 {
+    if (!operation->armed || operation->cancelled)
+        return true;
     struct io_uring_sqe *sqe = gt_slot_sqe(socket->reactor->ring, socket->slot, GT_TAG_CANCEL);
     if (!sqe)
         return false;
-    gt_prep_cancel(sqe, gt_key(socket->reactor->ring, socket->slot, tag));
-    *cancelled = true;
+    gt_prep_cancel(sqe, gt_key(socket->reactor->ring, socket->slot, operation->tag));
+    operation->cancelled = true;
     return true;
 }
 
 static bool prepare_close(gt_socket *socket)
 {
-    if (socket->receive_armed && !socket->receive_cancelled &&
-        !prepare_cancel(socket, GT_TAG_DATAGRAM, &socket->receive_cancelled))
-        return false;
-    if (socket->poll_armed && !socket->poll_cancelled && !prepare_cancel(socket, GT_TAG_SEND, &socket->poll_cancelled))
+    if (!prepare_cancel(socket, &socket->receive) || !prepare_cancel(socket, &socket->poll))
         return false;
     if (socket->fd < 0)
         return true;
@@ -277,22 +272,22 @@ static bool prepare_socket(gt_socket *socket)
         return prepare_close(socket);
     gt_endpoint *endpoint = socket->endpoint;
     endpoint->turn = 0;
-    if (!socket->poll_armed) {
-        gt_endpoint_flush(endpoint); /* nobody waits for the last one's error: it is counted */
+    if (!socket->poll.armed) {
+        gt_endpoint_flush(endpoint); /* no call waits for the last one's error: it is counted */
         if (endpoint->outbound.count > 0) {
-            struct io_uring_sqe *sqe = gt_slot_sqe(ring, socket->slot, GT_TAG_SEND);
+            struct io_uring_sqe *sqe = gt_slot_sqe(ring, socket->slot, socket->poll.tag);
             if (!sqe)
                 return false;
             gt_prep_poll(sqe, socket->fd, POLLOUT, false);
-            socket->poll_armed = true;
+            socket->poll.armed = true;
         }
     }
-    if (!socket->receive_armed && !endpoint->socket_error) {
-        struct io_uring_sqe *sqe = gt_slot_sqe(ring, socket->slot, GT_TAG_DATAGRAM);
+    if (!socket->receive.armed && !endpoint->socket_error) {
+        struct io_uring_sqe *sqe = gt_slot_sqe(ring, socket->slot, socket->receive.tag);
         if (!sqe)
             return false;
         gt_prep_recvmsg_multishot(sqe, socket->fd, &socket->header, BUFFER_GROUP);
-        socket->receive_armed = true;
+        socket->receive.armed = true;
     }
     gt_endpoint_notify(endpoint);
     return true;
@@ -353,7 +348,7 @@ static void take_buffer(gt_socket *socket, const struct io_uring_cqe *cqe)
     const char *buffer = gt_buffers_data(buffers, cqe);
     size_t before = sizeof(struct gt_received_message) + socket->header.msg_namelen;
     if (!socket->closing && socket->endpoint && cqe->res >= 0 && (size_t)cqe->res >= before) {
-        /* Nobody else may hold it but itself, in a cycle that a garbage collection in there would end. */
+        /* Its only reference may be in a cycle, which a garbage collection in there would end. */
         gt_endpoint *endpoint = (gt_endpoint *)Py_NewRef((PyObject *)socket->endpoint);
         queue_datagram(socket, (const struct gt_received_message *)buffer, buffer + before, (size_t)cqe->res - before);
         Py_DECREF(endpoint);
@@ -368,7 +363,7 @@ static void receive_completed(gt_socket *socket, const struct io_uring_cqe *cqe)
         take_buffer(socket, cqe);
     if (gt_completion_is_final(cqe)) {
         int error = cqe->res < 0 ? -cqe->res : 0;
-        socket->receive_armed = socket->receive_cancelled = false;
+        socket->receive.armed = socket->receive.cancelled = false;
         if (error == ENOBUFS)
             socket->reactor->starvations++;
         else if (error && error != ECANCELED && error != EINTR && error != EAGAIN && socket->endpoint)
@@ -382,13 +377,13 @@ static void receive_completed(gt_socket *socket, const struct io_uring_cqe *cqe)
 bool gt_socket_complete(gt_socket *socket, const struct io_uring_cqe *cqe)
 {
     gt_reactor *reactor = socket->reactor;
-    const gt_ready *before = reactor->ready_last;
+    const gt_waiter *before = reactor->ready_last;
     switch (gt_key_tag(cqe->user_data)) {
     case GT_TAG_DATAGRAM:
         receive_completed(socket, cqe);
         break;
     case GT_TAG_SEND:
-        socket->poll_armed = socket->poll_cancelled = false;
+        socket->poll.armed = socket->poll.cancelled = false;
         if (!socket->closing)
             gt_socket_want(socket);
         break;

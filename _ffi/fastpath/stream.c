@@ -2,21 +2,22 @@
  *
  * The state of a stream says what should be in flight; gt_stream_prepare() is the one place that turns it into SQEs, and
  * gt_stream_complete() the one place that turns CQEs into state.  Everything else changes the state and puts the stream on
- * the reactor's list of streams that want something, which is worked off before the next io_uring_enter.  An SQE that is
- * not to be had leaves the stream on the list, so nothing asked for is ever dropped, cancels included; and all that a task
- * sends in one step leaves in one operation.
+ * the reactor's list of streams that want something, which is worked off before the next io_uring_enter.  A stream for which
+ * the ring has no SQE stays on the list, so nothing asked for is ever dropped, cancels included; and all that a task sends in
+ * one step leaves in one operation.
  *
  *     in flight            prepared when                               ended by
  *     ------------------   -----------------------------------------   ------------------------------------------
- *     receive, multishot   open, no end or error, not paused or held   EOF, error, ENOBUFS, or its cancel
- *     cancel of receive    paused, held, deaf, or closing              see gt_slot_cancel()
- *     watch (a poll)       open, no end or error, not held, not        the peer's hangup or an error, or its cancel
+ *     receive, multishot   open, no end or error, not paused, not      EOF, error, ENOBUFS, or its cancel
+ *                          suspended
+ *     cancel of receive    paused, suspended, stale, or closing        see gt_slot_cancel()
+ *     watch (a poll)       open, no end or error, not suspended, not   the peer's hangup or an error, or its cancel
  *                          broken, and no more than twice
- *     cancel of watch      held, or closing                            see gt_slot_cancel()
+ *     cancel of watch      suspended, or closing                       see gt_slot_cancel()
  *     send                 open, something outbound                    its CQE, for up to GATHERED segments
  *     poll for room        open, room wanted or send blocked, and no   there is room, an error, or its cancel; it
  *                          send in flight                              stands where a send would
- *     cancel of that       there is room, or nobody wants it any       see gt_slot_cancel()
+ *     cancel of that       there is room, or no call wants it any      see gt_slot_cancel()
  *                          more, or closing
  *     cancel of send       closing                                     the same
  *     close                closing                                     its CQE; the last one frees the stream
@@ -31,18 +32,18 @@
  *
  * The end must not be missed.  A multishot receive waits to be woken again once a socket says that nothing is queued any
  * more, and takes one wake-up for several.  When the end is on the socket before that, nothing wakes it again, and it never
- * tells of the end: a peer that sends and hangs up in one go (axboe/liburing issue 1549, mended in March 2026), and, seen on
+ * reports the end: a peer that sends and hangs up in one go (axboe/liburing issue 1549, mended in March 2026), and, seen on
  * Linux 6.18 with that mend, a receive that is armed on a socket whose peer is gone and which holds more than the kernel's 32
- * buffers for one go.  TCP tells of queued bytes that are not there to get a FIN out of this, but not a reset; and Unix sockets
+ * buffers for one go.  TCP reports queued bytes that are not there to get a FIN out of this, but not a reset; and Unix sockets
  * do not.  So a second operation, a poll for nothing but hangups and errors, watches the socket.  When it has fired, a receive
- * that goes on without having told of the end is *deaf*: it is cancelled, and the next one, which looks at the socket before
+ * that goes on without having reported the end is *stale*: it is cancelled, and the next one, which looks at the socket before
  * it waits, brings what is queued, or the end.  No more can arrive then, so this comes to an end, too.
  *
- * A connection that has been reset is *broken*, and the watch tells of that as well (EPOLLHUP: both directions are shut down).
+ * A connection that has been reset is *broken*, and the watch reports that as well (EPOLLHUP: both directions are shut down).
  * What has arrived can be received even so.  But an answer to it would be worked out and queued for no peer, and the next one,
  * until the run waits and the kernel is asked to send the first: so from the watch's completion on, sends fail.  A peer that has
  * shut down its side first can still reset the connection afterwards.  As long as the receive has not come to the end, no
- * operation may be in flight that would notice; then the watch is armed once more, as a multishot poll, which tells of changes.
+ * operation may be in flight that would notice; then the watch is armed once more, as a multishot poll, which reports changes.
  *
  * No send waits in the kernel (MSG_DONTWAIT): it takes what the socket has room for, and its completion says how much that
  * is.  What is left waits for a poll for room, and then the next send goes.  A send that waits (MSG_WAITALL) would save that
@@ -58,11 +59,11 @@
  *
  * A peer that has shut down its side may still read what is sent, and slowly.  But to io_uring every poll of such a socket is
  * answered at once, whatever it is for (it always asks for hangups, too).  So once a hangup has been seen the poll for room is
- * a multishot one, which goes on after its first answer and then tells of changes only.
+ * a multishot one, which goes on after its first answer and then reports changes only.
  *
- * The descriptor can be taken away (detach).  A receive in flight would still bring bytes then, and nobody would have them:
- * so receiving is held, which cancels the receive as a pause does, and the watch with it, until their final CQEs are in; what
- * comes on the way is queued as ever.  Then the descriptor changes hands in one step with the queue.  From there on it goes as
+ * The descriptor can be taken away (detach).  A receive in flight would still bring bytes then, and they would be lost: so
+ * receiving is suspended, which cancels the receive as a pause does, and the watch with it, until their final CQEs are in; the
+ * bytes that come on the way are queued as ever.  Then the descriptor changes hands in one step with the queue.  From there on it goes as
  * with a close, in which a nop stands for the close, so that there is one way in which slots are given back.
  *
  * Closing prepares cancel before close, in this order: an operation in flight holds a reference to the socket, and while
@@ -123,6 +124,9 @@ gt_stream *gt_stream_open(gt_reactor *reactor, gt_connection *connection, int fd
     stream->reactor = reactor;
     stream->connection = connection;
     stream->fd = fd;
+    stream->receive.tag = GT_TAG_RECV;
+    stream->watch.tag = GT_TAG_WATCH;
+    stream->send.tag = GT_TAG_SEND;
     stream->next = reactor->streams;
     if (stream->next)
         stream->next->previous = stream;
@@ -182,7 +186,7 @@ int gt_stream_close(gt_stream *stream, bool reset)
         begin_closing(stream);
         return 0;
     }
-    if ((reset || stream->send_torn) && setsockopt(stream->fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger) < 0)
+    if ((reset || stream->send_incomplete) && setsockopt(stream->fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger) < 0)
         error = errno;
     begin_closing(stream);
     gt_inbound_clear(&stream->inbound);
@@ -191,30 +195,35 @@ int gt_stream_close(gt_stream *stream, bool reset)
     return error;
 }
 
-static bool prepare_cancel(gt_stream *stream, enum gt_tag tag, bool *cancelled)
+/* True when the operation is not in flight, or its cancel is. */
+static bool prepare_cancel(gt_stream *stream, gt_operation *operation)
 {
     struct gt_ring *ring = stream->reactor->ring;
-    *cancelled = gt_slot_cancel(ring, gt_key(ring, stream->slot, tag));
-    return *cancelled;
+    if (operation->armed && !operation->cancelled)
+        operation->cancelled = gt_slot_cancel(ring, gt_key(ring, stream->slot, operation->tag));
+    return !operation->armed || operation->cancelled;
+}
+
+/* The SQE for an operation, which counts as armed then.  NULL: the ring has none. */
+static struct io_uring_sqe *arm(gt_stream *stream, gt_operation *operation)
+{
+    struct io_uring_sqe *sqe = gt_slot_sqe(stream->reactor->ring, stream->slot, operation->tag);
+    if (sqe)
+        operation->armed = true;
+    return sqe;
 }
 
 static bool prepare_close(gt_stream *stream)
 {
-    if (stream->receive_armed && !stream->receive_cancelled &&
-        !prepare_cancel(stream, GT_TAG_RECV, &stream->receive_cancelled))
-        return false;
-    if (stream->send_in_flight && !stream->send_cancelled &&
-        !prepare_cancel(stream, GT_TAG_SEND, &stream->send_cancelled))
-        return false;
-    if (stream->watch_armed && !stream->watch_cancelled &&
-        !prepare_cancel(stream, GT_TAG_WATCH, &stream->watch_cancelled))
+    if (!prepare_cancel(stream, &stream->receive) || !prepare_cancel(stream, &stream->send) ||
+        !prepare_cancel(stream, &stream->watch))
         return false;
     if (stream->fd < 0)
         return true;
     struct io_uring_sqe *sqe = gt_slot_sqe(stream->reactor->ring, stream->slot, GT_TAG_CLOSE);
     if (!sqe)
         return false;
-    if (stream->taken)
+    if (stream->detached)
         gt_prep_nop(sqe);
     else
         gt_prep_close(sqe, stream->fd);
@@ -224,35 +233,31 @@ static bool prepare_close(gt_stream *stream)
 
 static bool prepare_receive(gt_stream *stream)
 {
-    struct gt_ring *ring = stream->reactor->ring;
     bool over = stream->end_of_stream || stream->receive_error;
-    bool unwanted = over || stream->receive_paused || stream->receive_held || stream->receive_deaf;
-    if (stream->receive_armed) /* also when it is over: with a gap in the queue the kernel may go on */
-        return !unwanted || stream->receive_cancelled ||
-               prepare_cancel(stream, GT_TAG_RECV, &stream->receive_cancelled);
-    if (over || stream->receive_paused || stream->receive_held)
+    bool unwanted = over || stream->receive_paused || stream->receive_suspended;
+    if (stream->receive.armed) /* also when it is over: with a gap in the queue the kernel may go on */
+        return !(unwanted || stream->receive_stale) || prepare_cancel(stream, &stream->receive);
+    if (unwanted)
         return true;
-    struct io_uring_sqe *sqe = gt_slot_sqe(ring, stream->slot, GT_TAG_RECV);
+    struct io_uring_sqe *sqe = arm(stream, &stream->receive);
     if (!sqe)
         return false;
-    gt_prep_recv_multishot(sqe, stream->fd, ring->buffers.group);
-    stream->receive_armed = true;
-    stream->receive_deaf = stream->fed = false;
+    gt_prep_recv_multishot(sqe, stream->fd, stream->reactor->ring->buffers.group);
+    stream->receive_stale = stream->receive_succeeded = false;
     return true;
 }
 
 static bool prepare_watch(gt_stream *stream)
 {
-    if (stream->watch_armed)
-        return !stream->receive_held || stream->watch_cancelled ||
-               prepare_cancel(stream, GT_TAG_WATCH, &stream->watch_cancelled);
-    if (stream->receive_held || stream->end_of_stream || stream->receive_error || stream->broken || stream->watch_again)
+    if (stream->watch.armed)
+        return !stream->receive_suspended || prepare_cancel(stream, &stream->watch);
+    if (stream->receive_suspended || stream->end_of_stream || stream->receive_error || stream->broken ||
+        stream->watch_again)
         return true;
-    struct io_uring_sqe *sqe = gt_slot_sqe(stream->reactor->ring, stream->slot, GT_TAG_WATCH);
+    struct io_uring_sqe *sqe = arm(stream, &stream->watch);
     if (!sqe)
         return false;
     gt_prep_poll(sqe, stream->fd, EPOLLRDHUP | EPOLLHUP | EPOLLERR, stream->hung_up);
-    stream->watch_armed = true;
     stream->watch_again = stream->hung_up;
     return true;
 }
@@ -287,7 +292,7 @@ static void prepare_gathered(gt_stream *stream, struct io_uring_sqe *sqe)
 
 static bool prepare_send(gt_stream *stream)
 {
-    struct io_uring_sqe *sqe = gt_slot_sqe(stream->reactor->ring, stream->slot, GT_TAG_SEND);
+    struct io_uring_sqe *sqe = arm(stream, &stream->send);
     if (!sqe)
         return false;
     if (stream->outbound.count > 1 && !stream->gather)
@@ -307,7 +312,7 @@ static bool prepare_send(gt_stream *stream)
 /* The kernel has no room for more of what this stream sends, or of what is sent past it: see GT_ROOM. */
 static bool prepare_poll(gt_stream *stream)
 {
-    struct io_uring_sqe *sqe = gt_slot_sqe(stream->reactor->ring, stream->slot, GT_TAG_SEND);
+    struct io_uring_sqe *sqe = arm(stream, &stream->send);
     if (!sqe)
         return false;
     gt_prep_poll(sqe, stream->fd, EPOLLOUT, stream->hung_up || stream->poll_hung_up);
@@ -322,12 +327,11 @@ bool gt_stream_prepare(gt_stream *stream)
     if (stream->closing)
         return prepare_close(stream);
     bool needs_room = stream->room_wanted || (stream->send_blocked && stream->outbound.size > 0);
-    if (!stream->send_in_flight && stream->outbound.size > 0 && !stream->send_blocked && !prepare_send(stream))
+    if (!stream->send.armed && stream->outbound.size > 0 && !stream->send_blocked && !prepare_send(stream))
         return false;
-    if (!stream->send_in_flight && needs_room && !prepare_poll(stream))
+    if (!stream->send.armed && needs_room && !prepare_poll(stream))
         return false;
-    if (stream->send_polls && !needs_room && !stream->send_cancelled &&
-        !prepare_cancel(stream, GT_TAG_SEND, &stream->send_cancelled))
+    if (stream->send_polls && !needs_room && !prepare_cancel(stream, &stream->send))
         return false;
     return prepare_receive(stream) && prepare_watch(stream);
 }
@@ -335,19 +339,32 @@ bool gt_stream_prepare(gt_stream *stream)
 /* The kernel's "try again" in all its forms: the operation is over, the stream is not. */
 static bool is_retry(int error) { return error == ECANCELED || error == EINTR || error == EAGAIN || error == ENOBUFS; }
 
-/* True when there is news for the program.  A task that waits for more than there is gets none. */
-static bool tell_receiving(gt_stream *stream)
+/* Have the task of a call resumed, if one waits and its call is satisfied. */
+static bool wake_satisfied(const gt_call *call)
 {
-    gt_connection *connection = stream->connection;
-    if (connection && connection->receiving.task) {
-        if (!gt_awaitable_is_satisfied(connection->receiving.awaitable))
-            return false;
-        gt_reactor_ready(stream->reactor, &connection->ready, (PyObject *)connection);
-    }
+    if (!call || !call->waiter->task || !call->kind->is_satisfied(call))
+        return false;
+    gt_reactor_ready(call->reactor, call->waiter);
     return true;
 }
 
-/* A socket tells of its error once, and the watch may have fired for what is none: the kernel's notes on what was sent. */
+static bool wake_receiver(const gt_stream *stream)
+{
+    return stream->connection && wake_satisfied(stream->connection->receiving.call);
+}
+
+static bool wake_sender(const gt_stream *stream)
+{
+    return stream->connection && wake_satisfied(stream->connection->sending.call);
+}
+
+/* True when there is news for the program.  A task that waits for more than there is gets none. */
+static bool is_news(const gt_stream *stream)
+{
+    return !stream->connection || !gt_direction_waits(&stream->connection->receiving) || wake_receiver(stream);
+}
+
+/* A socket reports its error once, and the watch may have fired for what is none: the kernel's notes on what was sent. */
 void gt_stream_ask_for_error(gt_stream *stream)
 {
     int error = 0;
@@ -365,7 +382,8 @@ int gt_stream_check_sending(gt_stream *stream)
     }
     if (stream->send_error)
         return stream->send_error;
-    return stream->send_torn ? ECANCELED : 0; /* what follows half of something would be taken for its other half */
+    return stream->send_incomplete ? ECANCELED
+                                   : 0; /* what follows half of something would be taken for its other half */
 }
 
 /* Not only has the peer shut down its side, but neither can it be sent to: it was reset. */
@@ -389,26 +407,26 @@ static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
                 stream->receive_error = ENOMEM; /* there is a gap in the stream now, so it is broken */
                 gt_stream_want(stream);
             } else {
-                stream->untold += (size_t)cqe->res;
+                stream->unreported += (size_t)cqe->res;
             }
             news = true;
         }
-        stream->fed = true;
+        stream->receive_succeeded = true;
         gt_buffers_recycle(buffers, cqe);
     }
     /* Not when closing: a stream whose close is prepared wants nothing, and one on the list is not destroyed. */
-    if (stream->hung_up && !stream->receive_deaf && !stream->closing && !gt_completion_is_final(cqe)) {
-        stream->receive_deaf = true;
+    if (stream->hung_up && !stream->receive_stale && !stream->closing && !gt_completion_is_final(cqe)) {
+        stream->receive_stale = true;
         gt_stream_want(stream);
     }
     if (gt_completion_is_final(cqe)) {
-        stream->receive_armed = stream->receive_cancelled = false;
-        news |= stream->receive_held;
+        stream->receive.armed = stream->receive.cancelled = false;
+        news |= stream->receive_suspended;
         if (stream->receive_error) { /* it was broken before; the receive was cancelled, or finds what was made of it */
             news = true;
-        } else if (cqe->res == 0 && ((stream->send_cut_short && is_gone(stream)) ||
-                                     (stream->send_error && stream->send_error != EPIPE))) {
-            /* A socket tells of its error once.  The send was told, so to the receive a reset looks like the end. */
+        } else if (cqe->res == 0 &&
+                   ((stream->send_short && is_gone(stream)) || (stream->send_error && stream->send_error != EPIPE))) {
+            /* A socket reports its error once.  The send got it, so to the receive a reset looks like the end. */
             stream->receive_error = stream->send_error && stream->send_error != EPIPE ? stream->send_error : ECONNRESET;
             news = true;
         } else if (cqe->res == 0 && stream->socket_error) {
@@ -422,9 +440,10 @@ static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
             news = true;
         } else {
             /* A receive that has had some of the buffers provided may well have had all of them; others are held back. */
-            if (cqe->res == -ENOBUFS && (stream->fed ? buffers->held_count == 0 : !gt_buffers_widen(buffers)))
+            if (cqe->res == -ENOBUFS &&
+                (stream->receive_succeeded ? buffers->held_count == 0 : !gt_buffers_widen(buffers)))
                 stream->reactor->starvations++;
-            if (!stream->closing && cqe->res == -ENOBUFS && !stream->fed)
+            if (!stream->closing && cqe->res == -ENOBUFS && !stream->receive_succeeded)
                 gt_stream_want_first(stream);
             else if (!stream->closing)
                 gt_stream_want(stream);
@@ -435,19 +454,19 @@ static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
         stream->receive_paused = true;
         gt_stream_want(stream);
     }
-    return news && !stream->closing && tell_receiving(stream);
+    return news && !stream->closing && is_news(stream);
 }
 
-/* The end is the receive's to tell, which may have done so in the same batch: the stream is looked at again after it.  Only
- * where receiving has stopped a server of callbacks is told of an error here, see events.c. */
+/* The receive reports the end, and may have done so in the same batch: the stream is looked at again after it.  Only where
+ * receiving has stopped a server of callbacks gets an error from here, see stream_calls.c. */
 static bool watch_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
 {
     if (gt_completion_is_final(cqe))
-        stream->watch_armed = stream->watch_cancelled = false;
+        stream->watch.armed = stream->watch.cancelled = false;
     if (stream->closing)
         return false;
     if (cqe->res > 0) {
-        stream->receive_deaf |= !stream->hung_up;
+        stream->receive_stale |= !stream->hung_up;
         stream->hung_up = true;
         stream->failed |= (cqe->res & EPOLLERR) != 0;
     }
@@ -456,45 +475,29 @@ static bool watch_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
         gt_stream_ask_for_error(stream);
     }
     gt_stream_want(stream);
-    gt_inbound_wake(stream);
-    return stream->receive_held && tell_receiving(stream);
-}
-
-/* After a change of the sending side: is there somebody to tell? */
-static bool tell_sender(gt_stream *stream)
-{
-    gt_connection *connection = stream->connection;
-    if (!connection || !connection->sending.task || !gt_awaitable_is_satisfied(connection->sending.awaitable))
-        return false;
-    gt_reactor_ready(stream->reactor, &connection->ready, (PyObject *)connection);
-    return true;
+    wake_receiver(stream);
+    return stream->receive_suspended && is_news(stream);
 }
 
 static bool poll_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
 {
     if (gt_completion_is_final(cqe)) {
         stream->send_in_flight = 0;
-        stream->send_polls = stream->send_cancelled = false;
+        stream->send_polls = stream->send.armed = stream->send.cancelled = false;
     }
     if (cqe->res < 0 && !is_retry(-cqe->res) && !stream->send_error)
         stream->send_error = -cqe->res;
     stream->poll_hung_up |= cqe->res > 0 && (cqe->res & (EPOLLRDHUP | EPOLLHUP));
-    if (cqe->res > 0 &&
-        cqe->res & (EPOLLOUT | EPOLLERR | EPOLLHUP)) { /* an error of the socket is for whoever sends to find */
+    if (cqe->res > 0 && cqe->res & (EPOLLOUT | EPOLLERR | EPOLLHUP)) { /* the next send finds an error of the socket */
         stream->room |= stream->room_wanted;
         stream->room_wanted = stream->send_blocked = false;
     }
     if (stream->closing || stream->send_error)
         gt_outbound_clear(&stream->outbound, 0);
     else
-        gt_stream_want(stream); /* something may have been queued behind a poll that nobody waits for any more */
-    gt_connection *connection = stream->connection;
-    if (connection && connection->receiving.task && gt_awaitable_is_satisfied(connection->receiving.awaitable)) {
-        gt_reactor_ready(stream->reactor, &connection->ready,
-                         (PyObject *)connection); /* a detach has waited for its end */
-        return true;
-    }
-    return tell_sender(stream);
+        gt_stream_want(stream); /* something may have been queued behind a poll that no call waits for any more */
+    bool detaches = wake_receiver(stream); /* a detach has waited for its end */
+    return wake_sender(stream) || detaches;
 }
 
 /* A send of `length` bytes has ended with this result: what sendmsg(2) returns, or a negative errno. */
@@ -502,14 +505,14 @@ static void account_send(gt_stream *stream, ssize_t result, size_t length)
 {
     stream->send_blocked = (result >= 0 && (size_t)result < length) || result == -EAGAIN;
     if (result > 0) {
-        /* The socket may also have had an error after the bytes that it took, and tells of it once. */
-        stream->send_cut_short = (size_t)result < length;
+        /* The socket may also have had an error after the bytes that it took, and reports it once. */
+        stream->send_short = (size_t)result < length;
         if (stream->timed)
             stream->active_at = stream->reactor->now;
         if (stream->connection)
             stream->connection->bytes_sent += (uint64_t)result;
         gt_outbound_sent(&stream->outbound, (size_t)result);
-        if (stream->tells_written)
+        if (stream->reports_written)
             stream->written += (size_t)result;
     } else if (result == 0) { /* send(2) of some bytes never takes none of them: this one is at its end */
         stream->send_error = stream->send_error ? stream->send_error : EPIPE;
@@ -518,7 +521,7 @@ static void account_send(gt_stream *stream, ssize_t result, size_t length)
     }
 }
 
-/* After a send: what comes next, and whether there is somebody to tell. */
+/* After a send: what comes next, and whether a task is to be resumed. */
 static bool sending_changed(gt_stream *stream)
 {
     if (stream->closing || stream->send_error)
@@ -526,8 +529,9 @@ static bool sending_changed(gt_stream *stream)
     /* It wants the next send, the poll for room, or the cancel of a poll that nothing waits for any more. */
     if (!stream->closing && (stream->outbound.size > 0 || stream->room_wanted || stream->send_polls))
         gt_stream_want(stream);
-    gt_inbound_wake(stream);
-    return tell_sender(stream);
+    if (stream->reports_written || stream->send_error) /* that may be news for a server of callbacks */
+        wake_receiver(stream);
+    return wake_sender(stream);
 }
 
 static bool send_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
@@ -535,7 +539,7 @@ static bool send_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
     if (stream->send_polls)
         return poll_completed(stream, cqe);
     stream->send_in_flight = 0;
-    stream->send_cancelled = false;
+    stream->send.armed = stream->send.cancelled = false;
     account_send(stream, cqe->res, stream->send_length);
     bool news = sending_changed(stream);
     if (stream->gather && stream->outbound.size == 0) { /* an idle connection keeps none */
@@ -549,7 +553,7 @@ static bool send_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
 void gt_stream_push(gt_stream *stream)
 {
     if (stream->closing || stream->send_error || stream->reactor->ring->dead || stream->outbound.size == 0 ||
-        (stream->send_in_flight && !stream->send_polls))
+        (stream->send.armed && !stream->send_polls))
         return;
     ssize_t sent;
     do {
@@ -577,8 +581,8 @@ bool gt_stream_complete(gt_stream *stream, const struct io_uring_cqe *cqe)
     case GT_TAG_WATCH:
         news = watch_completed(stream, cqe);
         break;
-    case GT_TAG_CLOSE:  /* an error here means that somebody else closed our descriptor: nothing is left to close */
-    case GT_TAG_CANCEL: /* what it cancelled tells by its own CQE; where it found nothing, that CQE was on its way */
+    case GT_TAG_CLOSE:  /* an error here means that other code has closed our descriptor: nothing is left to close */
+    case GT_TAG_CANCEL: /* the cancelled operation has a CQE of its own; where none was found, that CQE was on its way */
     case GT_TAG_DATAGRAM:
     case GT_TAG_MAIN:
     case GT_TAG_NONE:
@@ -591,7 +595,7 @@ bool gt_stream_complete(gt_stream *stream, const struct io_uring_cqe *cqe)
 
 static void go_on(gt_stream *stream)
 {
-    stream->receive_paused = stream->stall_told = false;
+    stream->receive_paused = stream->stall_reported = false;
     gt_stream_want(stream);
 }
 
@@ -617,11 +621,11 @@ void gt_stream_want_room(gt_stream *stream, bool wanted)
         gt_stream_want(stream);
 }
 
-void gt_stream_hold(gt_stream *stream, bool held)
+void gt_stream_suspend(gt_stream *stream, bool suspended)
 {
-    if (stream->receive_held == held)
+    if (stream->receive_suspended == suspended)
         return;
-    stream->receive_held = held;
+    stream->receive_suspended = suspended;
     if (!stream->closing)
         gt_stream_want(stream);
 }
@@ -630,7 +634,7 @@ void gt_stream_hold(gt_stream *stream, bool held)
 int gt_stream_take(gt_stream *stream)
 {
     int fd = stream->fd;
-    stream->taken = true;
+    stream->detached = true;
     begin_closing(stream);
     gt_inbound_clear(&stream->inbound);
     gt_stream_want(stream);

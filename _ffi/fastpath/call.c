@@ -1,0 +1,510 @@
+/* call.c: the engine of calls (call.h): what `await` does.
+ *
+ * A call is one small object, which comes from a free list and goes back to it.  The first time it is driven, it answers
+ * from memory if it can; otherwise it parks the current task by yielding its waiter's trap, which is Trio's own
+ * WaitTaskRescheduled.  Trap and waiter are made once and used by one call after the other.  The call is driven again when
+ * the task is resumed: with None by the fast path (gt_trio_resume), with an Outcome by Trio's scheduler.  The data is not in
+ * that message but in a queue of the owner, so whatever happens between waking and running (a cancellation, a
+ * KeyboardInterrupt) loses nothing.
+ *
+ *     NEW ──drive──> DONE                        answered from memory
+ *      ├────drive──> YIELDED ──drive──> DONE     the same, after a turn of the scheduler
+ *      └────drive──> PARKED ──drive──> DONE      the usual wait
+ *                     └──drive──> PARKED         woken, but there was nothing left, or not enough: wait again
+ *                     └──throw/close──> DONE
+ *
+ * The turn of the scheduler is for a task that has gone on without one for a millisecond ("turns" in agenda.c), and for
+ * answers that move no bytes: the end of the stream once more, a send of nothing.  With these a task could go on for ever,
+ * and no cancellation would reach it.
+ *
+ * Python drives a call in three ways (am_send, __next__, send), depending on its version and on whether it is being traced:
+ * all of them lead to drive().
+ */
+#include "fastpath.h"
+
+#include <errno.h>
+
+#define FREE_LIST_SIZE 256
+#define MOST_SPARE 256 /* waiters that a reactor keeps */
+
+static gt_call *free_list[FREE_LIST_SIZE];
+static int free_count;
+
+/* --- exceptions --- */
+
+int gt_raise_os_error(int error)
+{
+    errno = error;
+    PyErr_SetFromErrno(PyExc_OSError);
+    return -1;
+}
+
+PyObject *gt_raise_broken(gt_reactor *reactor, int error)
+{
+    PyObject *exception = PyObject_CallFunction(reactor->make_broken, "i", error);
+    if (exception) {
+        PyErr_SetObject((PyObject *)Py_TYPE(exception), exception);
+        Py_DECREF(exception);
+    }
+    return NULL;
+}
+
+int gt_call_raise_closed(const gt_call *self)
+{
+    PyErr_Format(self->reactor->closed_error, "this %s was closed", self->kind->owner);
+    return -1;
+}
+
+/* --- waiters --- */
+
+static gt_waiter *take_waiter(gt_reactor *reactor)
+{
+    gt_waiter *waiter = reactor->spare_waiters;
+    if (waiter) {
+        reactor->spare_waiters = waiter->next;
+        reactor->spare_count--;
+        return waiter;
+    }
+    waiter = PyObject_GC_New(gt_waiter, &gt_waiter_type);
+    if (!waiter)
+        return NULL;
+    memset((char *)waiter + sizeof(PyObject), 0, sizeof *waiter - sizeof(PyObject));
+    waiter->succeeded = Py_NewRef(reactor->trio.abort_succeeded);
+    PyObject_GC_Track(waiter);
+    waiter->trap = PyObject_CallOneArg(reactor->trio.trap_type, (PyObject *)waiter);
+    if (!waiter->trap)
+        Py_CLEAR(waiter);
+    return waiter;
+}
+
+/* Takes the caller's reference. */
+static void drop_waiter(gt_waiter *waiter)
+{
+    Py_CLEAR(waiter->trap);
+    Py_DECREF(waiter);
+}
+
+static void give_back(gt_reactor *reactor, gt_waiter *waiter)
+{
+    PyObject *task = waiter->task;
+    waiter->task = NULL;
+    waiter->call = NULL;
+    if (reactor->spare_count < MOST_SPARE && !reactor->closed && !waiter->is_ready) {
+        waiter->next = reactor->spare_waiters;
+        reactor->spare_waiters = waiter;
+        reactor->spare_count++;
+    } else {
+        drop_waiter(waiter);
+    }
+    Py_XDECREF(task);
+}
+
+void gt_waiters_drop_spare(gt_reactor *reactor)
+{
+    gt_waiter *waiter;
+    while ((waiter = reactor->spare_waiters)) {
+        reactor->spare_waiters = waiter->next;
+        reactor->spare_count--;
+        drop_waiter(waiter);
+    }
+}
+
+int gt_waiter_wake(gt_waiter *waiter, bool in_place)
+{
+    PyObject *task = waiter->task;
+    if (!task)
+        return 0;
+    gt_reactor *reactor = waiter->call->reactor;
+    waiter->task = NULL;
+    int result = 0;
+    if (!reactor->closed) /* else the run is over, and its tasks with it */
+        result = gt_reactor_wake(reactor, task, (PyObject *)waiter, in_place);
+    Py_DECREF(task);
+    return result;
+}
+
+int gt_waiter_resume(gt_waiter *waiter)
+{
+    gt_call *call = waiter->call;
+    /* It was satisfied when it came on the list, and may not be any more. */
+    return waiter->task && call->kind->is_satisfied(call) ? gt_waiter_wake(waiter, call->kind->in_place) : 0;
+}
+
+/* Stop waiting: the task that waited, now the caller's reference, or NULL. */
+static PyObject *stop(gt_call *self)
+{
+    PyObject *task = NULL;
+    if (self->waiter) {
+        task = self->waiter->task;
+        self->waiter->task = NULL;
+    }
+    if (self->kind->stopped) {
+        Py_INCREF(self); /* the kernel's reference may be the last one */
+        self->kind->stopped(self);
+        Py_DECREF(self);
+    }
+    return task;
+}
+
+/* The call is in progress still, until its task runs and raises the cancellation. */
+static PyObject *waiter_abort(gt_waiter *self, PyObject *args, PyObject *kwargs)
+{
+    PyObject *raise_cancel;
+    static char *names[] = {"raise_cancel", NULL};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O:abort", names, &raise_cancel))
+        return NULL;
+    PyObject *succeeded = Py_NewRef(self->succeeded);
+    if (self->call) {
+        PyObject *task = stop(self->call);
+        Py_XDECREF(task);
+    }
+    return succeeded;
+}
+
+static int waiter_traverse(gt_waiter *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->task);
+    Py_VISIT(self->trap);
+    Py_VISIT(self->succeeded);
+    return 0;
+}
+
+static int waiter_clear(gt_waiter *self)
+{
+    Py_CLEAR(self->task);
+    Py_CLEAR(self->trap);
+    return 0;
+}
+
+static void waiter_dealloc(gt_waiter *self)
+{
+    PyObject_GC_UnTrack(self);
+    waiter_clear(self);
+    Py_CLEAR(self->succeeded);
+    PyObject_GC_Del(self);
+}
+
+PyTypeObject gt_waiter_type = {
+    PyVarObject_HEAD_INIT(NULL, 0) /* the macro brings the comma */
+        .tp_name = "gain_trio._fastpath.Waiter",
+    .tp_basicsize = sizeof(gt_waiter),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_doc = PyDoc_STR("A parked task; Trio calls this to cancel its wait."),
+    .tp_dealloc = (destructor)waiter_dealloc,
+    .tp_traverse = (traverseproc)waiter_traverse,
+    .tp_clear = (inquiry)waiter_clear,
+    .tp_call = (ternaryfunc)waiter_abort,
+};
+
+/* --- life --- */
+
+gt_call *gt_call_new(const gt_kind *kind, gt_reactor *reactor, PyObject *owner)
+{
+    gt_call *self;
+    if (free_count > 0) {
+        self = free_list[--free_count];
+        PyObject_Init((PyObject *)self, &gt_call_type);
+    } else {
+        self = PyObject_GC_New(gt_call, &gt_call_type);
+        if (!self)
+            return NULL;
+    }
+    self->kind = kind;
+    self->reactor = reactor;
+    self->owner = Py_NewRef(owner);
+    self->waiter = NULL;
+    self->data = self->parts = NULL;
+    self->state = GT_CALL_NEW;
+    self->has_view = self->is_finalized = false;
+    memset(&self->datagram, 0, sizeof self->datagram); /* the largest of the union */
+    PyObject_GC_Track(self);
+    return self;
+}
+_Static_assert(sizeof(((gt_call *)NULL)->datagram) >= sizeof(((gt_call *)NULL)->poll) &&
+                   sizeof(((gt_call *)NULL)->datagram) >= 5 * sizeof(size_t),
+               "gt_call_new() clears all of the union");
+
+bool gt_call_set_view(gt_call *self, PyObject *buffer, int flags)
+{
+    self->has_view = PyObject_GetBuffer(buffer, &self->view, flags) == 0;
+    return self->has_view;
+}
+
+void gt_call_release(gt_call *self)
+{
+    Py_CLEAR(self->data);
+    if (self->has_view) {
+        self->has_view = false;
+        PyBuffer_Release(&self->view);
+    }
+}
+
+/* The call is over, however it ended: its task waits no more, its buffer may change.  May run Python code at last. */
+static void end(gt_call *self)
+{
+    if (self->state == GT_CALL_DONE)
+        return;
+    self->state = GT_CALL_DONE;
+    self->kind->end(self);
+    gt_waiter *waiter = self->waiter;
+    self->waiter = NULL;
+    if (waiter)
+        give_back(self->reactor, waiter);
+    gt_call_release(self);
+    Py_CLEAR(self->parts);
+}
+
+/* The same, with the exception that is set kept out of sight of the code that may run. */
+static void end_with_exception(gt_call *self)
+{
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    end(self);
+    PyErr_Restore(type, value, traceback);
+}
+
+gt_call *gt_call_withdraw(gt_call *self)
+{
+    end_with_exception(self);
+    Py_DECREF(self);
+    return NULL;
+}
+
+static int call_traverse(gt_call *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->owner);
+    Py_VISIT(self->waiter);
+    Py_VISIT(self->data);
+    Py_VISIT(self->parts);
+    if (self->has_view)
+        Py_VISIT(self->view.obj);
+    return 0;
+}
+
+/* As the interpreter does for a coroutine; where warnings are errors, no caller could catch one.  The garbage collector calls
+ * this for a call in a cycle, whatever its state. */
+static void call_finalize(gt_call *self)
+{
+    self->is_finalized = true;
+    if (self->state != GT_CALL_NEW)
+        return;
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    if (PyErr_WarnFormat(PyExc_RuntimeWarning, 1, "coroutine '%s' was never awaited", self->kind->name) < 0)
+        PyErr_WriteUnraisable((PyObject *)self);
+    PyErr_Restore(type, value, traceback);
+}
+
+static void call_dealloc(gt_call *self)
+{
+    if (self->state == GT_CALL_NEW && PyObject_CallFinalizerFromDealloc((PyObject *)self) < 0)
+        return; /* a hook for warnings has kept it */
+    PyObject_GC_UnTrack(self);
+    end(self);
+    Py_CLEAR(self->owner);
+    if (free_count < FREE_LIST_SIZE && !self->is_finalized) /* Python finalizes an object once */
+        free_list[free_count++] = self;
+    else
+        PyObject_GC_Del(self);
+}
+
+/* --- driving --- */
+
+static PySendResult park(gt_call *self, PyObject *task, bool cancelled, PyObject **result)
+{
+    if (!self->waiter) {
+        gt_waiter *waiter = take_waiter(self->reactor);
+        if (!waiter)
+            return PYGEN_ERROR;
+        waiter->call = self;
+        self->waiter = waiter;
+    }
+    /* That may have run Python code, if only a garbage collection with its finalizers.  What closes the owner wakes the tasks
+     * that are parked, of which this is none yet: the row looks once more whether the call is refused. */
+    if (self->kind->park && self->kind->park(self, cancelled) < 0)
+        return PYGEN_ERROR;
+    Py_XSETREF(self->waiter->task, Py_NewRef(task));
+    gt_reactor_begin_turn(self->reactor);
+    self->state = GT_CALL_PARKED;
+    *result = Py_NewRef(self->waiter->trap);
+    return PYGEN_NEXT;
+}
+
+static PySendResult answer(gt_call *self, PyObject *task, PyObject **result)
+{
+    int answered = self->kind->answer(self, result);
+    if (answered == 0)
+        return park(self, task, false, result);
+    return answered > 0 ? PYGEN_RETURN : PYGEN_ERROR;
+}
+
+static PySendResult start(gt_call *self, PyObject *task, PyObject **result)
+{
+    const gt_kind *kind = self->kind;
+    gt_trio *trio = &self->reactor->trio;
+    if (kind->refuse && kind->refuse(self) < 0)
+        return PYGEN_ERROR;
+    int cancelled = gt_trio_cancel_is_pending(trio, task);
+    if (cancelled < 0)
+        return PYGEN_ERROR;
+    if (cancelled) /* nothing has been done yet; parking lets Trio deliver it */
+        return park(self, task, true, result);
+    if (self->state == GT_CALL_NEW && kind->in_place &&
+        ((kind->moves_nothing && kind->moves_nothing(self)) || gt_reactor_turn_is_over(self->reactor))) {
+        self->state = GT_CALL_YIELDED;
+        *result = Py_NewRef(trio->checkpoint);
+        return PYGEN_NEXT;
+    }
+    /* Counted first, because that can fail, and then no bytes may have been moved.  What steps a task counts that it parks. */
+    if ((kind->sends || kind->is_satisfied(self)) && gt_trio_count_cancel_point(trio, task) < 0)
+        return PYGEN_ERROR;
+    return answer(self, task, result);
+}
+
+static PySendResult resume(gt_call *self, PyObject *task, PyObject *message, PyObject **result)
+{
+    /* `woken` is one object for all wake-ups, and an Outcome can be unwrapped once. */
+    if (message != Py_None && message != self->reactor->trio.woken) {
+        PyObject *value = PyObject_CallMethod(message, "unwrap", NULL);
+        if (!value)
+            return PYGEN_ERROR;
+        Py_DECREF(value);
+        if (self->state == GT_CALL_DONE) { /* unwrap() is the program's code, and may have ended the call */
+            PyErr_SetString(PyExc_RuntimeError, "this receive() or send() was ended while it was resumed");
+            return PYGEN_ERROR;
+        }
+    }
+    return self->state == GT_CALL_YIELDED ? start(self, task, result) : answer(self, task, result);
+}
+
+/* The task that drives the call, borrowed.  NULL with an exception if it cannot. */
+static PyObject *driving_task(const gt_call *self, const PyObject *message)
+{
+    gt_reactor *reactor = self->reactor;
+    if (reactor->closed) { /* the run is over, and what it knew of tasks is gone */
+        PyErr_Format(reactor->closed_error, "this %s was closed at the end of its run", self->kind->owner);
+        return NULL;
+    }
+    if (!gt_reactor_check_thread(reactor))
+        return NULL;
+    if (self->state == GT_CALL_PARKED && message == Py_None &&
+        self->waiter->task) { /* waking takes the task from there */
+        PyErr_SetString(PyExc_RuntimeError, "this receive() or send() is being awaited by another task already");
+        return NULL;
+    }
+    return gt_trio_current_task(&reactor->trio);
+}
+
+static PySendResult drive(PyObject *object, PyObject *message, PyObject **result)
+{
+    gt_call *self = (gt_call *)object;
+    *result = NULL;
+    if (self->state == GT_CALL_DONE) {
+        PyErr_SetString(PyExc_RuntimeError, "cannot reuse an awaited receive() or send(): call it again");
+        return PYGEN_ERROR;
+    }
+    PyObject *task = NULL;
+    if (self->state != GT_CALL_PARKED ||
+        self->kind->in_place) { /* else this step is its last one, whatever became of the run */
+        task = driving_task(self, message);
+        if (!task) {
+            if (self->state == GT_CALL_NEW) /* it was awaited, and fails before it begins */
+                end_with_exception(self);
+            return PYGEN_ERROR;
+        }
+    }
+    PySendResult sent = self->state == GT_CALL_NEW ? start(self, task, result) : resume(self, task, message, result);
+    if (sent == PYGEN_RETURN)
+        end(self);
+    else if (sent == PYGEN_ERROR)
+        end_with_exception(self);
+    return sent;
+}
+
+/* What __next__() and send() do. */
+static PyObject *drive_by_method(PyObject *object, PyObject *message)
+{
+    PyObject *result;
+    PySendResult sent = drive(object, message, &result);
+    if (sent == PYGEN_RETURN) {
+        /* An exception instance would be raised itself and a tuple taken apart, so both are wrapped. */
+        PyObject *raised = PyObject_CallOneArg(PyExc_StopIteration, result);
+        Py_CLEAR(result);
+        if (raised) {
+            PyErr_SetObject(PyExc_StopIteration, raised);
+            Py_DECREF(raised);
+        }
+    }
+    return sent == PYGEN_NEXT ? result : NULL;
+}
+
+static PyObject *call_next(PyObject *self) { return drive_by_method(self, Py_None); }
+
+static PyObject *call_self(PyObject *self) { return Py_NewRef(self); }
+
+static PyObject *call_close(gt_call *self, PyObject *Py_UNUSED(ignored))
+{
+    end(self);
+    Py_RETURN_NONE;
+}
+
+static PyObject *call_throw(gt_call *self, PyObject *args)
+{
+    PyObject *type, *value = Py_None, *traceback = Py_None;
+    end(self);
+    if (!PyArg_ParseTuple(args, "O|OO:throw", &type, &value, &traceback))
+        return NULL;
+    if (PyExceptionInstance_Check(type))
+        PyErr_SetObject((PyObject *)Py_TYPE(type), type);
+    else if (PyExceptionClass_Check(type))
+        PyErr_SetObject(type, value == Py_None ? NULL : value);
+    else
+        PyErr_SetString(PyExc_TypeError, "throw() takes an exception");
+    return NULL;
+}
+
+static PyObject *call_stop(gt_call *self, PyObject *Py_UNUSED(ignored))
+{
+    PyObject *task = stop(self);
+    return task ? task : Py_NewRef(Py_None);
+}
+
+static PyObject *get_waits(gt_call *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(self->waiter && self->waiter->task);
+}
+
+static PyMethodDef call_methods[] = {
+    {"send", drive_by_method, METH_O, PyDoc_STR("Resume with a message from Trio.")},
+    {"throw", (PyCFunction)call_throw, METH_VARARGS, PyDoc_STR("End the call with an exception.")},
+    {"close", (PyCFunction)call_close, METH_NOARGS, PyDoc_STR("End the call.")},
+    {"stop", (PyCFunction)call_stop, METH_NOARGS,
+     PyDoc_STR("stop($self, /)\n--\n\nStop waiting: the task that waited, to be rescheduled by the caller, or None.")},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef call_getset[] = {
+    {"waits", (getter)get_waits, NULL, PyDoc_STR("Whether a task waits in it."), NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyAsyncMethods call_async = {
+    .am_await = call_self,
+    .am_send = drive,
+};
+
+PyTypeObject gt_call_type = {
+    PyVarObject_HEAD_INIT(NULL, 0) /* the macro brings the comma */
+        .tp_name = "gain_trio._fastpath.Call",
+    .tp_basicsize = sizeof(gt_call),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_doc = PyDoc_STR("A call in progress: of a connection, of an endpoint, or a wait for readiness."),
+    .tp_dealloc = (destructor)call_dealloc,
+    .tp_finalize = (destructor)call_finalize,
+    .tp_traverse = (traverseproc)call_traverse,
+    .tp_as_async = &call_async,
+    .tp_iter = call_self,
+    .tp_iternext = call_next,
+    .tp_methods = call_methods,
+    .tp_getset = call_getset,
+};

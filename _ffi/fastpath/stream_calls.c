@@ -1,0 +1,536 @@
+/* stream_calls.c: the calls of a connection, as rows of the engine's table (call.h).
+ *
+ *     receive, receive_into   the next bytes
+ *     fill                    until a number of bytes is queued, or no more will be; takes none
+ *     wait_inbound            until there is news for a server of callbacks; takes nothing
+ *     detach                  until nothing is in flight: the descriptor and what is queued.  The last call of the receiving side.
+ *     send                    queue bytes, and wait while more than the high mark is outbound
+ *     flush                   until nothing is outbound
+ *     wait_writable           until outbound is below the high mark
+ *     wait_for_room           until the kernel would take something, for a task that sends past the connection
+ *     close_flush             flush on a connection that is closed for the program
+ *
+ * A task is woken when its call is satisfied, and not for less: a fill of 64 MiB is not resumed for every chunk of them.
+ * While a fill is parked the stream knows for how much (gt_stream_fill), so that it is not paused before that is there.
+ *
+ * A fill moves no bytes, but its caller takes them next; one of nothing, or at the end, counts as an answer that moves nothing.
+ * wait_inbound reports each byte once, in this order, and while there is more to report it does not wait:
+ *
+ *     WRITTEN    the kernel has taken bytes; only for a program that has asked for that
+ *     n > 0      the number of bytes that have arrived, MOST_REPORTED at a time, so that others have a turn between callbacks
+ *     an error   of either direction: a program that only writes has no other call that could raise it
+ *     END        the peer's, or the program's own: _end_inbound()
+ *     STALLED    the queue is at its high mark, and nothing more will come until the program takes some; once a pause
+ *     an error   of the socket, while it is like that, for a program that has asked for it and may never take anything
+ *
+ * A byte that the program takes before it was reported counts as reported.  The queue is first in, first out, so those of the
+ * unreported bytes are left that are still queued: the lesser of the two numbers.
+ *
+ * That last error is raised though the kernel may have bytes that came before it.  The program can still have them, if it takes
+ * what is queued and asks again; a server of callbacks, which has asked for it by _tell_resets(), closes the connection, as
+ * after any other reset.  The socket reports its error once, so it is asked no sooner than then, and the receive that comes to
+ * the end of the bytes gets the answer.
+ */
+#include "fastpath.h"
+
+#include <errno.h>
+
+#define MOST_REPORTED 65536U
+
+static gt_connection *connection_of(const gt_call *self) { return (gt_connection *)self->owner; }
+
+static gt_direction *direction_of(const gt_call *self)
+{
+    gt_connection *connection = connection_of(self);
+    return self->kind->sends ? &connection->sending : &connection->receiving;
+}
+
+static int raise_broken(const gt_call *self, int error)
+{
+    gt_raise_broken(self->reactor, error);
+    return -1;
+}
+
+static bool is_refused(const gt_call *self)
+{
+    const gt_connection *connection = connection_of(self);
+    return !connection->stream || connection->stream->closing || (connection->closed && self->kind->keeps_deadline);
+}
+
+/* NULL with an exception when the connection is closed. */
+static gt_stream *stream_to_receive(const gt_call *self)
+{
+    if (!is_refused(self))
+        return connection_of(self)->stream;
+    gt_call_raise_closed(self);
+    return NULL;
+}
+
+/* The same, and when nothing can be sent any more. */
+static gt_stream *stream_to_send(const gt_call *self)
+{
+    gt_stream *stream = stream_to_receive(self);
+    if (!stream || (!stream->send_error && !stream->send_incomplete))
+        return stream;
+    raise_broken(self, stream->send_error ? stream->send_error : ECANCELED);
+    return NULL;
+}
+
+bool gt_connection_open_stream(gt_connection *self, gt_stream **stream)
+{
+    if (!self->reactor) {
+        PyErr_SetString(PyExc_RuntimeError, "this connection was never initialised");
+        return false;
+    }
+    if (!gt_reactor_check_thread(self->reactor))
+        return false;
+    *stream = self->closed ? NULL : self->stream;
+    if (!*stream || (*stream)->closing) {
+        PyErr_SetString(self->reactor->closed_error, "this connection was closed");
+        return false;
+    }
+    return true;
+}
+
+/* --- receiving --- */
+
+static bool has_received(const gt_call *self)
+{
+    const gt_stream *stream = connection_of(self)->stream;
+    return !stream || gt_inbound_size(&stream->inbound) > 0 || stream->receive_error || stream->end_of_stream;
+}
+
+static bool is_at_end(const gt_call *self)
+{
+    const gt_stream *stream = connection_of(self)->stream;
+    return stream && stream->end_reported && gt_inbound_size(&stream->inbound) == 0;
+}
+
+/* 1 at the end of the stream, 0 when more may come, -1 with the connection's error. */
+static int nothing_more(const gt_call *self, gt_stream *stream)
+{
+    if (stream->receive_error)
+        return raise_broken(self, stream->receive_error);
+    stream->end_reported |= stream->end_of_stream;
+    return stream->end_of_stream;
+}
+
+static int answer_receive(gt_call *self, PyObject **result)
+{
+    gt_stream *stream = stream_to_receive(self);
+    if (!stream)
+        return -1;
+    if (gt_inbound_size(&stream->inbound) > 0) {
+        *result = gt_inbound_take_piece(&stream->inbound, self->max);
+        gt_stream_consumed(stream);
+        return *result ? 1 : -1;
+    }
+    int ended = nothing_more(self, stream);
+    if (ended > 0)
+        *result = PyBytes_FromStringAndSize(NULL, 0);
+    return ended > 0 && !*result ? -1 : ended;
+}
+
+static int answer_receive_into(gt_call *self, PyObject **result)
+{
+    gt_stream *stream = stream_to_receive(self);
+    if (!stream)
+        return -1;
+    size_t length = gt_inbound_size(&stream->inbound), room = (size_t)self->view.len;
+    int ended = length > 0 ? 1 : nothing_more(self, stream);
+    if (ended <= 0)
+        return ended;
+    *result = PyLong_FromSize_t(length < room ? length : room);
+    if (!*result) /* then nothing is taken */
+        return -1;
+    if (length > 0) {
+        gt_inbound_take_into(&stream->inbound, self->view.buf, room);
+        gt_stream_consumed(stream);
+    }
+    return 1;
+}
+
+static bool is_filled(const gt_call *self)
+{
+    const gt_stream *stream = connection_of(self)->stream;
+    return !stream || gt_inbound_size(&stream->inbound) >= self->max || stream->receive_error || stream->end_of_stream;
+}
+
+static bool fill_moves_nothing(const gt_call *self)
+{
+    const gt_stream *stream = connection_of(self)->stream;
+    return self->max == 0 || (stream && stream->end_reported && gt_inbound_size(&stream->inbound) < self->max);
+}
+
+static int answer_fill(gt_call *self, PyObject **result)
+{
+    gt_stream *stream = stream_to_receive(self);
+    if (!stream)
+        return -1;
+    size_t queued = gt_inbound_size(&stream->inbound);
+    int ended = queued >= self->max ? 1 : nothing_more(self, stream);
+    if (ended > 0)
+        *result = PyLong_FromSize_t(queued);
+    return ended > 0 && !*result ? -1 : ended;
+}
+
+static void ask_fill(gt_stream *stream, const gt_call *self, bool wanted)
+{
+    gt_stream_fill(stream, wanted ? self->max : 0);
+}
+
+static bool is_idle(const gt_call *self)
+{
+    const gt_stream *stream = connection_of(self)->stream;
+    return !stream || gt_stream_is_idle(stream) || stream->closing;
+}
+
+/* The descriptor changes hands in the same step in which the caller gets it, and with all that was received. */
+static int answer_detach(gt_call *self, PyObject **result)
+{
+    gt_connection *connection = connection_of(self);
+    gt_stream *stream = stream_to_receive(self);
+    if (!stream)
+        return -1;
+    if (stream->receive_error || stream->send_error)
+        return raise_broken(self, stream->receive_error ? stream->receive_error : stream->send_error);
+    bool sends = stream->outbound.size > 0 || (stream->send.armed && !stream->send_polls);
+    if (sends || connection->sending.call || connection->send_held) {
+        PyErr_SetString(self->reactor->busy_error, "another task is already sending on this connection");
+        return -1;
+    }
+    if (!gt_stream_is_idle(stream))
+        return 0;
+    PyObject *queued = gt_inbound_peek(&stream->inbound, SIZE_MAX);
+    PyObject *taken = queued ? Py_BuildValue("(iN)", stream->fd, queued) : NULL;
+    if (!taken)
+        return -1;
+    if (stream->closing) { /* by a finalizer, in a garbage collection */
+        Py_DECREF(taken);
+        return gt_call_raise_closed(self);
+    }
+    gt_stream_take(stream);
+    connection->closed = true;
+    *result = taken;
+    return 1;
+}
+
+static void ask_suspend(gt_stream *stream, const gt_call *Py_UNUSED(self), bool wanted)
+{
+    gt_stream_suspend(stream, wanted);
+}
+
+/* --- news for a server of callbacks --- */
+
+static size_t count_unreported(const gt_stream *stream)
+{
+    size_t queued = gt_inbound_size(&stream->inbound);
+    return stream->unreported < queued ? stream->unreported : queued;
+}
+
+static bool has_written(const gt_stream *stream) { return stream->written > 0 && stream->reports_written; }
+
+static bool has_stalled(const gt_stream *stream) { return stream->receive_paused && !stream->stall_reported; }
+
+static bool may_have_failed(const gt_stream *stream)
+{
+    return stream->reports_resets && stream->receive_paused && (stream->failed || stream->socket_error);
+}
+
+static bool has_failed(gt_stream *stream)
+{
+    if (stream->failed)
+        gt_stream_ask_for_error(stream);
+    return stream->socket_error != 0;
+}
+
+static bool has_news(const gt_call *self)
+{
+    const gt_stream *stream = connection_of(self)->stream;
+    return !stream || has_written(stream) || stream->inbound_ended || count_unreported(stream) > 0 ||
+           stream->receive_error || stream->send_error || stream->end_of_stream || has_stalled(stream) ||
+           may_have_failed(stream);
+}
+
+static bool news_are_over(const gt_call *self)
+{
+    const gt_stream *stream = connection_of(self)->stream;
+    return stream && stream->end_reported && (stream->inbound_ended || count_unreported(stream) == 0) &&
+           !has_written(stream);
+}
+
+static int answer_inbound(gt_call *self, PyObject **result)
+{
+    gt_stream *stream = stream_to_receive(self);
+    if (!stream)
+        return -1;
+    size_t unreported = count_unreported(stream);
+    if (has_written(stream)) {
+        *result = PyLong_FromLong(GT_NEWS_WRITTEN);
+    } else if (unreported > 0 && !stream->inbound_ended) {
+        size_t reported = unreported < MOST_REPORTED ? unreported : MOST_REPORTED;
+        stream->unreported = unreported - reported;
+        *result = PyLong_FromSize_t(reported);
+    } else if ((stream->receive_error || stream->send_error) && !stream->inbound_ended) {
+        return raise_broken(self, stream->receive_error ? stream->receive_error : stream->send_error);
+    } else if (stream->end_of_stream || stream->inbound_ended) {
+        stream->end_reported = true;
+        *result = PyLong_FromLong(GT_NEWS_END);
+    } else if (has_stalled(stream)) {
+        stream->stall_reported = true;
+        *result = PyLong_FromLong(GT_NEWS_STALLED);
+    } else if (may_have_failed(stream) && has_failed(stream)) {
+        return raise_broken(self, stream->socket_error);
+    } else {
+        return 0;
+    }
+    return *result ? 1 : -1;
+}
+
+/* --- sending --- */
+
+/* A part of a message: bytes as they are, of anything else a view, which keeps it from changing its size meanwhile. */
+static PyObject *as_part(PyObject *object)
+{
+    if (PyBytes_CheckExact(object))
+        return Py_NewRef(object);
+    PyObject *view = PyMemoryView_FromObject(object);
+    if (view && !PyBuffer_IsContiguous(PyMemoryView_GET_BUFFER(view), 'C')) {
+        Py_CLEAR(view);
+        PyErr_SetString(PyExc_BufferError, "send() needs buffers in one piece each");
+    }
+    return view;
+}
+
+static size_t part_length(PyObject *part)
+{
+    return PyBytes_CheckExact(part) ? (size_t)PyBytes_GET_SIZE(part) : (size_t)PyMemoryView_GET_BUFFER(part)->len;
+}
+
+int gt_call_set_parts(gt_call *self, PyObject *sequence)
+{
+    PyObject *parts = PySequence_Tuple(sequence);
+    if (!parts)
+        return -1;
+    Py_ssize_t count = PyTuple_GET_SIZE(parts);
+    PyObject *taken = PyTuple_New(count);
+    for (Py_ssize_t i = 0; taken && i < count; i++) {
+        PyObject *part = as_part(PyTuple_GET_ITEM(parts, i));
+        if (!part) {
+            Py_CLEAR(taken);
+            break;
+        }
+        PyTuple_SET_ITEM(taken, i, part);
+        self->length += part_length(part);
+    }
+    Py_DECREF(parts);
+    self->parts = taken;
+    return taken ? 0 : -1;
+}
+
+/* Make the next part the current one.  1, 0: there is none, -1: exception set. */
+static int next_part(gt_call *self)
+{
+    if (!self->parts || self->next_part == PyTuple_GET_SIZE(self->parts))
+        return 0;
+    PyObject *part = PyTuple_GET_ITEM(self->parts, self->next_part);
+    self->next_part++;
+    self->before += self->offset;
+    self->offset = 0;
+    gt_call_release(self);
+    if (PyBytes_CheckExact(part)) {
+        self->data = Py_NewRef(part);
+        return 1;
+    }
+    return gt_call_set_view(self, part, PyBUF_SIMPLE) ? 1 : -1;
+}
+
+static size_t current_length(const gt_call *self)
+{
+    return self->data ? (size_t)PyBytes_GET_SIZE(self->data) : self->has_view ? (size_t)self->view.len : 0;
+}
+
+/* Queue as much of the data as the marks allow: all of it, unless it is a large buffer that the caller may change later.  With
+ * `all` the marks do not matter. */
+static int queue_current(gt_call *self, bool all)
+{
+    gt_stream *stream = connection_of(self)->stream;
+    if (self->data && PyBytes_GET_SIZE(self->data) >= GT_REFERENCE) {
+        if (self->offset == 0 && gt_outbound_reference(&stream->outbound, self->data) < 0)
+            return -1;
+        self->offset = (size_t)PyBytes_GET_SIZE(self->data);
+    } else {
+        const char *data = self->data ? PyBytes_AS_STRING(self->data) : self->view.buf;
+        size_t left = current_length(self) - self->offset;
+        if (left > GT_REFERENCE && !all) {
+            size_t mark = stream->send_high > GT_REFERENCE ? stream->send_high
+                                                           : GT_REFERENCE; /* small marks, but no small sends */
+            size_t room = stream->outbound.size < mark ? mark - stream->outbound.size : 0;
+            if (left > room)
+                left = room;
+        }
+        if (left > 0 && gt_outbound_copy(&stream->outbound, data + self->offset, left, stream->send_in_flight) < 0)
+            return -1;
+        self->offset += left;
+    }
+    return 0;
+}
+
+/* The same for all parts.  They are queued together, and leave together: see prepare_gathered() in stream.c. */
+static int queue_data(gt_call *self, bool all)
+{
+    int more = 1;
+    while (more > 0) {
+        if (self->offset < current_length(self) && queue_current(self, all) < 0) {
+            PyErr_NoMemory();
+            return -1;
+        }
+        if (self->offset < current_length(self))
+            break;
+        more = next_part(self);
+    }
+    gt_stream *stream = connection_of(self)->stream;
+    if (stream->outbound.size > 0)
+        gt_stream_want(stream);
+    return more < 0 ? -1 : 0;
+}
+
+/* Has the call queued a part of its data, and not the rest? */
+bool gt_call_is_incomplete(const gt_call *self)
+{
+    size_t queued = self->before + self->offset;
+    return queued > 0 && queued < self->length;
+}
+
+static int answer_send(gt_call *self, PyObject **result)
+{
+    gt_stream *stream = stream_to_receive(self);
+    if (!stream)
+        return -1;
+    bool ended = connection_of(self)->send_eof;
+    if (self->length > 0 && !ended && !stream->send_incomplete)
+        gt_stream_check_sending(stream);
+    if (!stream_to_send(self))
+        return -1;
+    if (ended) {
+        PyErr_SetString(self->reactor->closed_error, "send_eof() was called on this connection");
+        return -1;
+    }
+    if (self->before + self->offset == 0 && stream->outbound.size >= stream->send_high)
+        return 0; /* so that sends that are cancelled over and over do not fill the memory */
+    if (queue_data(self, false) < 0)
+        return -1;
+    if (self->before + self->offset < self->length || stream->outbound.size >= stream->send_high)
+        return 0;
+    *result = Py_NewRef(Py_None);
+    return 1;
+}
+
+static bool sends_nothing(const gt_call *self) { return self->length == 0; }
+
+static bool is_writable(const gt_call *self)
+{
+    const gt_stream *stream = connection_of(self)->stream;
+    return !stream || stream->send_error || stream->outbound.size < stream->send_high;
+}
+
+static bool is_flushed(const gt_call *self)
+{
+    const gt_stream *stream = connection_of(self)->stream;
+    return !stream || stream->send_error || stream->outbound.size == 0;
+}
+
+static bool has_room(const gt_call *self)
+{
+    const gt_stream *stream = connection_of(self)->stream;
+    return !stream || stream->send_error || stream->room;
+}
+
+static void ask_room(gt_stream *stream, const gt_call *Py_UNUSED(self), bool wanted)
+{
+    gt_stream_want_room(stream, wanted);
+}
+
+/* The calls of the sending side that send nothing themselves wait for a state, and return None. */
+static int answer_none(gt_call *self, PyObject **result)
+{
+    if (!stream_to_send(self))
+        return -1;
+    if (!self->kind->is_satisfied(self))
+        return 0;
+    *result = Py_NewRef(Py_None);
+    return 1;
+}
+
+/* --- all of them --- */
+
+static int refuse(const gt_call *self)
+{
+    const gt_connection *connection = connection_of(self);
+    if (connection->closed) /* a call in progress has been refused, and is over but for its task's next step */
+        return self->kind->keeps_deadline ? gt_call_raise_closed(self) : 0;
+    if (!direction_of(self)->call && !(connection->send_held && self->kind->sends))
+        return 0;
+    PyErr_Format(self->reactor->busy_error, "another task is already %s on this connection",
+                 self->kind->sends ? "sending" : "receiving");
+    return -1;
+}
+
+/* Its deadline has passed.  The connection stays good: the rest of a send that was begun is queued, and will be sent. */
+static int raise_late(gt_call *self)
+{
+    if (gt_call_is_incomplete(self) && queue_data(self, true) < 0)
+        return -1;
+    PyErr_Format(self->reactor->too_slow_error, "the connection's %s deadline has passed",
+                 self->kind->sends ? "write" : "read");
+    return -1;
+}
+
+static int park(gt_call *self, bool Py_UNUSED(cancelled))
+{
+    gt_connection *connection = connection_of(self);
+    gt_direction *direction = direction_of(self);
+    if (direction->late && self->state == GT_CALL_PARKED)
+        return raise_late(self);
+    if (self->kind->keeps_deadline && gt_connection_watch(connection, direction) < 0)
+        return -1;
+    if (is_refused(self))
+        return gt_call_raise_closed(self);
+    direction->call = self;
+    direction->late = false;
+    if (self->kind->ask)
+        self->kind->ask(connection->stream, self, true);
+    return 0;
+}
+
+static void end(gt_call *self)
+{
+    gt_direction *direction = direction_of(self);
+    gt_stream *stream = connection_of(self)->stream;
+    if (direction->call == self) {
+        direction->call = NULL;
+        if (self->kind->ask && stream)
+            self->kind->ask(stream, self, false);
+    }
+    if (stream && gt_call_is_incomplete(self))
+        stream->send_incomplete = true;
+}
+
+/* clang-format off */
+#define EVERY(NAME) .name = "Connection." NAME, .owner = "connection", .in_place = true, .refuse = refuse, .park = park, .end = end
+#define RECEIVING(NAME) EVERY(NAME), .keeps_deadline = true
+#define SENDING(NAME) EVERY(NAME), .keeps_deadline = true, .sends = true
+
+const gt_kind gt_stream_kinds[] = {
+    [GT_RECEIVE] = {RECEIVING("receive"), .is_satisfied = has_received, .answer = answer_receive, .moves_nothing = is_at_end},
+    [GT_RECEIVE_INTO] = {RECEIVING("receive_into"), .is_satisfied = has_received, .answer = answer_receive_into, .moves_nothing = is_at_end},
+    [GT_FILL] = {RECEIVING("_fill"), .is_satisfied = is_filled, .answer = answer_fill, .moves_nothing = fill_moves_nothing, .ask = ask_fill},
+    [GT_INBOUND] = {RECEIVING("_wait_inbound"), .is_satisfied = has_news, .answer = answer_inbound, .moves_nothing = news_are_over},
+    [GT_DETACH] = {RECEIVING("_detach"), .is_satisfied = is_idle, .answer = answer_detach, .ask = ask_suspend},
+    [GT_SEND] = {SENDING("send"), .is_satisfied = is_writable, .answer = answer_send, .moves_nothing = sends_nothing, .excludes_sends = true},
+    [GT_FLUSH] = {SENDING("flush"), .is_satisfied = is_flushed, .answer = answer_none},
+    [GT_WRITABLE] = {SENDING("_wait_writable"), .is_satisfied = is_writable, .answer = answer_none},
+    [GT_ROOM] = {SENDING("_wait_for_room"), .is_satisfied = has_room, .answer = answer_none, .ask = ask_room, .excludes_sends = true},
+    [GT_CLOSE_FLUSH] = {EVERY("_close_flush"), .sends = true, .is_satisfied = is_flushed, .answer = answer_none},
+};
+/* clang-format on */
