@@ -1,7 +1,7 @@
-"""What ``gain-trio doctor`` advises: a function of facts.
+"""The advice of ``gain-trio doctor``, as a function of facts.
 
-Only where there is something to do.  A *problem* keeps the ring from running, or is a setting that cannot be obeyed; a
-*hint* is about what would be better.
+It advises only where the operator can do something.  A *problem* keeps the ring from running, or is a setting that a run
+cannot obey; a *hint* is about an improvement.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from ._doctor import Choice, Facts, Limit, Unknown
 Level: TypeAlias = Literal["problem", "hint"]
 
 _LOW_NOFILE = 4096
-"""A server needs a descriptor a connection; 1024 is what shells start with."""
+"""The fewest descriptors that draw no hint.  A server needs one a connection; shells start with 1024."""
 _LOW_SOMAXCONN = 1024
-"""Linux had 128 until 5.4, and has 4096 since."""
+"""The smallest backlog that draws no hint: Linux had 128 until 5.4, and has 4096 since."""
 _LOW_PORTS = 10_000
 _ENOUGH_MEMLOCK = 1 << 20
 """Bytes.  The queues of the default ring take about 210 KiB, and other rings of the same user count too."""
@@ -32,10 +32,10 @@ _PAGE = "docs/containers.md"
 @final
 @attrs.frozen
 class Advice:
-    """Something to do."""
+    """One piece of advice to the operator."""
 
     key: str
-    """What it is about; stable, for machines."""
+    """The stable name of its subject, for machines."""
     level: Level
     text: str
 
@@ -97,7 +97,7 @@ def _security_module(facts: Facts) -> Advice:
 
 
 def _not_there(facts: Facts) -> Iterator[Advice]:
-    # The sysctl (6.6) is there only in a kernel that was built with io_uring: then ENOSYS is not the kernel's own answer.
+    # Only a kernel built with io_uring has the sysctl (6.6): where it exists, ENOSYS is not the kernel's own answer.
     knows_io_uring = isinstance(facts.sysctls["kernel.io_uring_disabled"], int)
     if any("gVisor" in sign for sign in facts.system.container):
         text = "gVisor has no io_uring for programs like this one. Another runtime has, if it is to be allowed there."
@@ -169,7 +169,7 @@ def _weak_ring(facts: Facts) -> Iterator[Advice]:
 
 
 def _memlock(facts: Facts, level: Level) -> Iterator[Advice]:
-    """Whether rings count as locked memory depends on the kernel (before 5.12, and again in 6.18)."""
+    """Advise on the limit of locked memory, which counts rings on some kernels (before 5.12, and again in 6.18)."""
     limit = facts.limits["memlock"]
     if isinstance(limit, Unknown) or limit.soft == "unlimited":
         return
@@ -183,7 +183,7 @@ def _memlock(facts: Facts, level: Level) -> Iterator[Advice]:
 
 
 def _may_lock_any(facts: Facts) -> bool:
-    """Whether the limit is none for this process.  Being root does not say it: containers take capabilities away."""
+    """Whether this process is exempt from the limit.  Root may not be: containers take capabilities away."""
     capabilities = facts.security.capabilities
     return isinstance(capabilities, int) and bool(capabilities >> _CAP_IPC_LOCK & 1)
 
@@ -200,7 +200,7 @@ def _environment(facts: Facts) -> Iterator[Advice]:
         else:
             text = f"gain_trio.run() would fail here: {facts.choice.reason}."
         yield Advice("environment", "problem", text)
-    # Asked for where a ring is to be opened, before it turns out whether it can be.
+    # A run reads this variable where it is about to open a ring, before it knows whether it can.
     if isinstance(facts.resume_in_place, Unknown) and facts.environment["GAIN_TRIO_BACKEND"] != "trio":
         yield Advice("environment", "problem", f"gain_trio.run() would fail here: {facts.resume_in_place.reason}.")
     if not facts.ring.runs or not isinstance(facts.choice, Choice):
@@ -275,7 +275,7 @@ def _root(facts: Facts) -> Iterator[Advice]:
 
 
 def advise(facts: Facts) -> tuple[Advice, ...]:
-    """What to do about it: problems first."""
+    """All advice that follows from the facts, problems first."""
     found = [
         *(_weak_ring(facts) if facts.ring.runs else _no_ring(facts)),
         *_environment(facts),

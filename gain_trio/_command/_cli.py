@@ -23,9 +23,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status: 0, or 1 for what went wrong, or 2 for a command that is none.
+    """Run the command and return its exit status: 0, or 1 for a failure, or 2 for wrong arguments.
 
-    ``doctor``, whose 1 says something else, has 2 for all that goes wrong.
+    ``doctor``, whose 1 means something else, returns 2 for every failure.
     """
     options = _parser().parse_args(arguments)
     return cast("int", options.execute(options))

@@ -1,14 +1,14 @@
-"""``gain-trio doctor``: what this machine can do, as facts.
+"""``gain-trio doctor``: the abilities of this machine, as facts.
 
-The three parts know nothing of each other but what is in :class:`Facts`: collecting (here), advising (``_advice.py``, a
-function of facts, so that it can be asked about machines that nobody has), and the page (``_doctor_page.py``).
+Its three parts share only :class:`Facts`: collecting (here), advising (``_advice.py``, a function of facts, so that tests
+can make up any machine), and the page (``_doctor_page.py``).
 
-A doctor is called where things are broken: in containers that hide /proc, on systems that are not Linux, in environments
-that are set wrong.  So every probe fails by itself, and what it could not find out is an :class:`Unknown` with the
-reason in the place of the value.  Nothing here imports what only Linux has before it is asked for.
+Operators run it where things are broken: in containers that hide /proc, on other systems than Linux, with wrong
+environment variables.  So every probe fails by itself, and returns an :class:`Unknown` with the reason in the place of the
+value.  A probe imports a module that only Linux has when it runs, not before.
 
-Two rings are told apart.  The *machine's* is opened with every feature wanted; it says what the kernel can do.  The *chosen*
-one is what :func:`gain_trio.backend_info` says of a run that is started now, the environment's wishes included.
+There are two rings.  The doctor opens the *machine's* with every feature wanted, and it shows what the kernel can do.
+:func:`gain_trio.backend_info` describes the *chosen* one, of a run that starts now, the environment's wishes included.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ._cgroup import cpu_quota
 T = TypeVar("T")
 
 VARIABLES = ("GAIN_TRIO_BACKEND", "GAIN_TRIO_UNWANTED", "GAIN_TRIO_RESUME_IN_PLACE", "GAIN_TRIO_ACCELERATE")
-"""What the operator can say."""
+"""The environment variables by which the operator configures runs."""
 
 SYSCTLS = (
     "kernel.io_uring_disabled",
@@ -52,19 +52,19 @@ _NOP_TIMEOUT = 5.0  # seconds; a nop completes at once, and a kernel where it do
 @final
 @attrs.frozen
 class Unknown:
-    """In the place of a value that could not be found out."""
+    """The reason why a value is unknown, in its place."""
 
     reason: str
 
 
 Fact: TypeAlias = T | Unknown
-"""A value, or why it is not known."""
+"""A value, or the reason why it is unknown."""
 
 
 @final
 @attrs.frozen
 class SystemFacts:
-    """What the program runs on."""
+    """The system that the program runs on."""
 
     name: str
     """``Linux``, ``Darwin``, ``Windows``."""
@@ -72,15 +72,15 @@ class SystemFacts:
     """The kernel's release, as of ``uname -r``."""
     architecture: str
     user_id: Fact[int]
-    """The effective one; 0 is root."""
+    """The effective user number; 0 is root."""
     container: tuple[str, ...]
-    """Signs of a container.  None is no proof of the contrary, and some prove little."""
+    """Signs of a container.  An empty tuple disproves nothing, and some signs prove little."""
 
 
 @final
 @attrs.frozen
 class PythonFacts:
-    """What the program is run by."""
+    """The interpreter and the packages that the program runs with."""
 
     implementation: str
     version: str
@@ -88,19 +88,19 @@ class PythonFacts:
     trio: Fact[str]
     cffi: Fact[str]
     modules: Fact[bool]
-    """True: the compiled modules of gain_trio are there."""
+    """True if the compiled modules of gain_trio are there."""
 
 
 @final
 @attrs.frozen
 class CpuFacts:
-    """How much there is to compute with."""
+    """The CPUs of this machine, and this process's share of them."""
 
     count: Fact[int]
     usable: Fact[int]
-    """Those that this process may run on (``sched_getaffinity``)."""
+    """The CPUs that this process may run on (``sched_getaffinity``)."""
     quota: Fact[float | None]
-    """How many CPUs' worth of time the control group grants; None when it sets no bound."""
+    """The number of CPUs whose time the control group grants, or None if it sets no bound."""
 
 
 @final
@@ -109,19 +109,19 @@ class RingFacts:
     """The machine's ring, with every feature wanted."""
 
     runs: bool
-    """A ring could be opened, and an operation went through it."""
+    """Whether the doctor could open a ring and complete an operation on it."""
     tier: Tier
     features: tuple[str, ...]
     reason: str | None
-    """Why it does not run."""
+    """Why the ring does not run."""
     errno: int | None
-    """The kernel's number for that."""
+    """The kernel's error for that."""
 
 
 @final
 @attrs.frozen
 class Choice:
-    """What a run that is started now would be on."""
+    """The backend of a run that starts now."""
 
     backend: str
     tier: Tier
@@ -136,12 +136,12 @@ class FeatureFacts:
 
     name: str
     kernel: str
-    """The release that brought it."""
+    """The Linux release that brought it."""
     purpose: str
     available: bool
-    """The machine's ring has it."""
+    """Whether the machine's ring has it."""
     used: bool
-    """A run that is started now would use it."""
+    """Whether a run that starts now would use it."""
 
 
 @final
@@ -156,19 +156,19 @@ class Limit:
 @final
 @attrs.frozen
 class SecurityFacts:
-    """What may be forbidden to this process."""
+    """The restrictions of this process."""
 
     seccomp: Fact[int]
-    """0: nothing is filtered; 1: strict mode; 2: a filter (proc_pid_status(5))."""
+    """0 for no filter, 1 for strict mode, 2 for a filter (proc_pid_status(5))."""
     no_new_privs: Fact[bool]
     capabilities: Fact[int]
-    """The effective ones, a bit each (capabilities(7))."""
+    """The effective capabilities, a bit each (capabilities(7))."""
 
 
 @final
 @attrs.frozen(kw_only=True)
 class Facts:
-    """All that was found out."""
+    """All facts about this machine."""
 
     ring: RingFacts
     choice: Fact[Choice]
@@ -177,25 +177,25 @@ class Facts:
     python: PythonFacts
     cpus: CpuFacts
     limits: Mapping[str, Fact[Limit]]
-    """``nofile`` and ``memlock``."""
+    """The resource limits ``nofile`` and ``memlock``."""
     sysctls: Mapping[str, Fact[int | tuple[int, ...]]]
     security: SecurityFacts
     environment: Mapping[str, str | None]
-    """Of :data:`VARIABLES`, as they are set."""
+    """Those of :data:`VARIABLES` that are set, with their values."""
     resume_in_place: Fact[bool]
-    """Whether waiting tasks are resumed where their completion is reaped."""
+    """Whether the ring resumes waiting tasks where it reaps their completion."""
     acceleration: Fact[tuple[PieceInfo, ...]] = ()
-    """The pieces of Trio's own hot path that a run that is started now would do in C, and why not the others."""
+    """The pieces of Trio's own hot path that a run that starts now would execute in C, and the reasons against others."""
 
 
 def probe(function: Callable[..., T], *arguments: Any) -> Fact[T]:
-    """What a function finds out, or why it could not."""
+    """Return the result of a function, or an :class:`Unknown` with the reason if it raises."""
     try:
         return function(*arguments)
     except OSError as error:
         place = f": {error.filename}" if error.filename is not None else ""
         return Unknown(f"{error.strerror or error}{place}")
-    except Exception as error:  # noqa: BLE001  # whatever goes wrong here is a finding, and the next probe has its turn
+    except Exception as error:  # noqa: BLE001  # every failure of a probe is a finding, and the next probe still runs
         return Unknown(str(error) or type(error).__name__)
 
 
@@ -257,7 +257,7 @@ def _sysctl(root: Path, name: str) -> int | tuple[int, ...]:
 
 
 def _status(root: Path, field: str, base: int = 10) -> int:
-    # Of the thread, as all that is asked for here is a thread's own.
+    # The thread's file, because each field that the doctor reads belongs to a thread.
     for line in (root / "proc/thread-self/status").read_text(encoding="ascii", errors="replace").splitlines():
         name, _colon, value = line.partition(":")
         if name == field:
@@ -298,7 +298,7 @@ def _mentions(root: Path, name: str, words: tuple[str, ...]) -> str | None:
 
 
 def container_signs(root: Path, environment: Mapping[str, str], release: str) -> tuple[str, ...]:
-    """What speaks for a container.  There is no sure way to tell, and runtimes are free to leave no trace."""
+    """The signs of a container.  No sign is certain, and a runtime need not leave one."""
     signs = [f"/{name} is there" for name in (".dockerenv", "run/.containerenv") if probe(_exists, root, name) is True]
     if environment.get("container"):  # set by Podman, LXC and systemd-nspawn
         signs.append(f"the environment says container={environment['container']}")
@@ -355,12 +355,12 @@ def _usable_cpus() -> int:
 
 
 def collect(root: Path = Path("/"), environment: Mapping[str, str] | None = None) -> Facts:
-    """Find out everything.  Not to be called in a Trio run: it tells of the runs to come.
+    """Collect all facts.  The caller must not be in a Trio run, because the facts are about runs to come.
 
     Args:
-      root: where /proc and /sys are looked for.
-      environment: which variables tell of a container, and of the operator's wishes; None for the real ones.  (The
-        ring and the choice go by the real ones in any case.)
+      root: the directory that has ``proc`` and ``sys``.
+      environment: the variables that show a container and the operator's wishes; None for the real ones.  (The ring and
+        the choice always depend on the real ones.)
     """
     environment = os.environ if environment is None else environment
     ring, choice = _ring(), probe(_choice)

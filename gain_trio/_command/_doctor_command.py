@@ -38,7 +38,7 @@ JSON (--json):
 
 
 def add_parser(commands: Subparsers) -> None:
-    """The arguments of ``doctor``."""
+    """Add the arguments of ``doctor``."""
     doctor = commands.add_parser(
         "doctor",
         help="tell what this machine can do, and what to mend",
@@ -51,7 +51,7 @@ def add_parser(commands: Subparsers) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Print the page; the exit status says whether the ring can run."""
+    """Print the page, and return an exit status that says whether the ring can run."""
     facts = collect()
     advice = advise(facts)
     if options.json:

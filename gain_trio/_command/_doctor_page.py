@@ -1,7 +1,7 @@
 """The doctor's page: facts and advice as text for a terminal, and as JSON for machines.
 
-The JSON is stable: a key keeps its name and meaning for as long as :data:`SCHEMA` is the same; new keys may be added.  What
-could not be found out is ``null``, and ``unknown`` maps its dotted path to the reason.
+The JSON is stable: a key keeps its name and meaning for as long as :data:`SCHEMA` is the same; new keys may be added.  An
+unknown value is ``null``, and ``unknown`` maps its dotted path to the reason.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ._advice import Advice
 from ._doctor import Choice, Facts, FeatureFacts, Limit, Unknown
 
 SCHEMA = 1
-"""Raised when a key goes away or changes its meaning."""
+"""The version of the JSON: it is raised when a key goes away or changes its meaning."""
 
 _INDENT = "  "
 _SECCOMP = {0: "0 (nothing is filtered)", 1: "1 (strict mode)", 2: "2 (a filter decides)"}
@@ -28,7 +28,7 @@ _DISABLED = {0: "0 (allowed)", 1: "1 (for CAP_SYS_ADMIN and io_uring_group only)
 
 
 def _plain(value: Any, path: str, unknown: dict[str, str]) -> Any:
-    """A fact as JSON has it; what is not known goes to ``unknown``."""
+    """Convert a fact to JSON's types, and add the reason of an unknown value to ``unknown``."""
     if isinstance(value, Unknown):
         unknown[path] = value.reason
         return None
@@ -42,7 +42,7 @@ def _plain(value: Any, path: str, unknown: dict[str, str]) -> Any:
 
 
 def as_json(facts: Facts, advice: tuple[Advice, ...]) -> str:
-    """Everything, for machines."""
+    """All facts and advice as JSON, for machines."""
     unknown: dict[str, str] = {}
     content = _plain(facts, "", unknown)
     content |= {"advice": [attrs.asdict(line) for line in advice], "unknown": unknown}
@@ -82,7 +82,7 @@ def _show(value: object, names: Mapping[int, str] | None = None) -> str:
 
 
 def _wrap(text: str, width: int, first: str, later: str) -> str:
-    """Wrapped, but never inside a word: a path or a command is copied as a whole."""
+    """Wrap a text, but never inside a word, so that a user can copy a path or command as a whole."""
     return textwrap.fill(
         text, width, initial_indent=first, subsequent_indent=later, break_long_words=False, break_on_hyphens=False
     )
@@ -193,7 +193,7 @@ def _advice(advice: tuple[Advice, ...], width: int) -> Iterator[str]:
 
 
 def as_text(facts: Facts, advice: tuple[Advice, ...], width: int = 80) -> str:
-    """The page, for a terminal of so many columns."""
+    """The page as text, for a terminal of ``width`` columns."""
     environment = [(name, "not set" if said is None else repr(said)) for name, said in facts.environment.items()]
     return "\n".join(
         [

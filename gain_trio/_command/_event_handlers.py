@@ -12,7 +12,7 @@ from ._echoing import may_echo
 
 @final
 class EchoEvents(EventHandler):
-    """Send back what comes."""
+    """A handler that sends back what it receives."""
 
     def on_read(self, conn: Conn, n: int) -> None:
         """See :meth:`EventHandler.on_read`."""
@@ -21,7 +21,7 @@ class EchoEvents(EventHandler):
 
 @final
 class EchoDatagrams(EventHandler):
-    """Send back each datagram that :func:`may_echo` allows to answer."""
+    """A handler that sends back each datagram that :func:`may_echo` allows."""
 
     def on_read(self, conn: Conn, n: int) -> None:
         """See :meth:`EventHandler.on_read`."""
@@ -32,7 +32,7 @@ class EchoDatagrams(EventHandler):
 
 @final
 class HttpEvents(EventHandler):
-    """Answer requests, each in its connection's order; see :mod:`._http`.
+    """A handler that answers HTTP requests, in the order of each connection; see :mod:`._http`.
 
     It may run in worker threads, where Trio's clock cannot be read, so a request has no deadline here.
     """

@@ -1,4 +1,4 @@
-"""Handlers by name, for the command line."""
+"""The search for handlers by their names on the command line."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from ._echoing import may_echo
 
 
 async def echo(connection: Connection) -> None:
-    """Send back what comes, until it ends or the server drains."""
+    """Send back what the peer sends, until the peer ends or the server drains."""
     async for data in connection.messages():
         await connection.send(data)
 
 
 async def echo_datagram(data: bytes, address: Any, endpoint: DatagramEndpoint) -> None:
-    """Send a datagram back to where it came from, unless :func:`may_echo` says no."""
+    """Send a datagram back to its source, if :func:`may_echo` allows it."""
     if may_echo(address, endpoint.local_address):
         await endpoint.send(data, address)
 
@@ -36,15 +36,15 @@ DATAGRAM_BUILT_IN: dict[str, DatagramHandler] = {"echo": echo_datagram}
 
 
 def find_object(name: str, what: str, built_in: Iterable[str]) -> Any:
-    """What ``package.module:name`` stands for.
+    """Import and return the object that ``package.module:name`` names.
 
     Args:
-      name: that.
-      what: what it is to be, for messages.
-      built_in: what could have been said instead.
+      name: the module and the object's name in it.
+      what: the kind of the object, for messages.
+      built_in: the built-in names, for messages.
 
     Raises:
-      ValueError: there is none by this name; says what there is.
+      ValueError: there is no such object; the message lists the choices.
     """
     module_name, colon, attribute = name.partition(":")
     if not colon or not module_name or not attribute:
@@ -66,16 +66,16 @@ def find_handler(name: str) -> Handler:
     """A built-in handler of connections, or ``package.module:function``.
 
     Raises:
-      ValueError: there is none by this name; says what there is.
+      ValueError: there is no such handler; the message lists the choices.
     """
     return BUILT_IN[name] if name in BUILT_IN else cast("Handler", _find_function(name, BUILT_IN, check_handler))
 
 
 def find_datagram_handler(name: str) -> DatagramHandler:
-    """The same, of datagrams.
+    """A built-in handler of datagrams, or ``package.module:function``.
 
     Raises:
-      ValueError: there is none by this name, or it is one of connections; says what there is.
+      ValueError: there is no such handler, or it is one of connections; the message lists the choices.
     """
     if name in DATAGRAM_BUILT_IN:
         return DATAGRAM_BUILT_IN[name]

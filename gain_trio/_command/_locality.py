@@ -1,25 +1,26 @@
-"""Perfect locality: one CPU for one queue of a network interface, for its interrupts, what it sends, and its
-connections.
+"""Perfect locality: one CPU handles the interrupts, the sending and the connections of one queue of an interface.
 
-A packet that arrives is handled by the CPU that gets its receive queue's interrupt.  If the task that waits for it runs
+The CPU that gets a receive queue's interrupt handles the packets that arrive there.  If the task that waits for them runs
 on that CPU, too, and answers by a transmit queue whose completions come back to it, the connection's state never leaves
-the CPU's caches.  A server does its part with a worker per CPU, ``SO_REUSEPORT``, and a filter that steers by CPU.  The
-part of the machine is what this module writes, as Documentation/networking/scaling.rst of the kernel describes it:
+the CPU's caches.  A server does its part with a worker per CPU, ``SO_REUSEPORT``, and a filter that steers by CPU.  This
+module writes the machine's part, as Documentation/networking/scaling.rst of the kernel describes it:
 
-*RSS.*  ``/proc/irq/N/smp_affinity_list`` of the interrupt of queue *i* becomes the *i*-th CPU, and begins again when
-there are more queues than CPUs. *XPS.*  ``queues/tx-i/xps_cpus`` becomes the *i*-th CPU; with more CPUs than queues the
-others are dealt out in turn, so that each CPU has a queue to send by.  An interface with one transmit queue has nothing
-to choose, and no such file to read. *RPS.*  ``queues/rx-i/rps_cpus`` becomes 0, which is off: it would hand packets on
-to another CPU.
+*RSS.*  ``/proc/irq/N/smp_affinity_list`` of the interrupt of queue *i* becomes the *i*-th CPU, starting over if there
+are more queues than CPUs.
 
-Which interrupts are the interface's is the hard part, because every driver names them as it likes.  The kernel lists
+*XPS.*  ``queues/tx-i/xps_cpus`` becomes the *i*-th CPU; with more CPUs than queues the module deals the other CPUs out in
+turn, so that each CPU has a queue to send by.  An interface with one transmit queue leaves no choice, and has no such file.
+
+*RPS.*  ``queues/rx-i/rps_cpus`` becomes 0, which turns it off: RPS would pass packets on to another CPU.
+
+Finding the interface's interrupts is the hard part, because every driver names them in its own way.  The kernel lists
 those of the device in ``device/msi_irqs`` (of the device's parent, where a virtio or Xen device sits on a PCI one), and
 ``/proc/interrupts`` has their names.  A number in the name that belongs to neither the interface nor the bus is the
-queue's: ``eth0-TxRx-3``, ``virtio2-input.3``, ``mlx5_comp3@pci:0000:00:05.0``, ``eth0-q3-rx``.  A name of
-administration (``config``, ``async``, ``mgmnt``) is left alone.
+queue's: ``eth0-TxRx-3``, ``virtio2-input.3``, ``mlx5_comp3@pci:0000:00:05.0``, ``eth0-q3-rx``.  The module leaves
+interrupts of administration (``config``, ``async``, ``mgmnt``) alone.
 
-Nothing is written before everything has been read and found to make sense.  If a write fails, what was written before
-is put back.  irqbalance undoes it all within seconds, and so does a driver that is reset; nothing survives a restart.
+The module reads and checks everything before it writes.  If a write fails, it restores what it had written before.
+irqbalance undoes it all within seconds, and so does a driver that is reset; no setting survives a restart.
 """
 
 from __future__ import annotations
@@ -47,27 +48,27 @@ _BUS = re.compile(r"@.*|[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-9a-f]", re.IGNOR
 
 
 class LocalityError(Exception):
-    """What was asked for cannot be done; says why, and what would help."""
+    """The change is impossible; the message says why, and what would help."""
 
     def __init__(self, reason: str, *, is_half_done: bool = False) -> None:
         super().__init__(reason)
         self.is_half_done = is_half_done
-        """Whether something was written that could not be put back."""
+        """Whether a file was written whose old content could not be restored."""
 
 
 @attrs.frozen
 class Change:
-    """One file, and what is written to it."""
+    """One file, and its old and new content."""
 
     path: str
     old: str
     new: str
     about: str
-    """What it is of, for a person."""
+    """The purpose of the change, for a person."""
 
     @property
     def makes_a_difference(self) -> bool:
-        """Whether it is not so already: the kernel may write the same in another way."""
+        """Whether the new content means something else than the old: the kernel may write the same in another way."""
         if self.path.endswith("_list"):
             return parse_cpus(self.old) != parse_cpus(self.new)
         return _parse_mask(self.old) != _parse_mask(self.new)
@@ -75,13 +76,13 @@ class Change:
 
 @attrs.frozen
 class Plan:
-    """What is to be written."""
+    """The changes to make."""
 
     interface: str
     cpus: tuple[int, ...]
     changes: tuple[Change, ...]
     notes: tuple[str, ...]
-    """What a person should know of what is left as it is."""
+    """Notes for a person on what stays as it is."""
 
 
 @attrs.frozen
@@ -98,7 +99,7 @@ def parse_cpus(text: str) -> tuple[int, ...]:
     """CPUs in the kernel's list format, ``0-3,8``, in ascending order.
 
     Raises:
-      LocalityError: it is none.
+      LocalityError: the text is no such list.
     """
     cpus: set[int] = set()
     for part in text.strip().split(","):
@@ -113,7 +114,7 @@ def parse_cpus(text: str) -> tuple[int, ...]:
 
 
 def list_text(cpus: Iterable[int]) -> str:
-    """The kernel's list format: ``0-3,8``."""
+    """Format CPUs as the kernel's list: ``0-3,8``."""
     parts = []
     # Neighbours have the same distance to their position.
     for _distance, group in itertools.groupby(enumerate(sorted(cpus)), lambda pair: pair[1] - pair[0]):
@@ -123,7 +124,7 @@ def list_text(cpus: Iterable[int]) -> str:
 
 
 def mask_text(cpus: Iterable[int]) -> str:
-    """The kernel's mask format: hexadecimal words of 32 CPUs, the highest first, with commas in between."""
+    """Format CPUs as the kernel's mask: hexadecimal words of 32 CPUs, the highest first, separated by commas."""
     mask = sum(1 << cpu for cpu in set(cpus))
     words: list[int] = []
     while mask or not words:
@@ -140,7 +141,7 @@ def _parse_mask(text: str) -> int:
 
 
 def plan(interface: str, cpus: Sequence[int] | None = None, *, root: Path = Path("/")) -> Plan:
-    """What to write for one CPU per queue of ``interface``.
+    """Plan the changes that give each queue of ``interface`` one CPU.
 
     Args:
       interface: its name, ``eth0`` for example.
@@ -222,7 +223,7 @@ def _interrupts_of(interface: str, directory: Path, root: Path) -> tuple[list[_I
     }
     token = re.compile(rf"(?<![0-9A-Za-z]){re.escape(interface)}(?![0-9A-Za-z])")
     own = [number for number, name in named.items() if token.search(name) and (not listed or number in listed)]
-    # The ports of one device may be several interfaces: if some are named for this one, only they are its.
+    # One device may have several interfaces as its ports: if names contain this interface, only those are its own.
     numbers = sorted(own or (number for number in named if number in listed))
     queues: list[_Interrupt] = []
     others: list[_Interrupt] = []
@@ -290,13 +291,13 @@ def _inside(path: Path, root: Path) -> str:
 
 
 def apply(what: Plan, *, root: Path = Path("/")) -> tuple[Change, ...]:
-    """Write it.
+    """Make the changes of a plan.
 
     Returns:
-      The changes that were not made, because the kernel keeps the affinity of these interrupts to itself.
+      The changes that the kernel refused, because it manages the affinity of these interrupts itself.
 
     Raises:
-      LocalityError: a file cannot be written; what was written before has been put back.
+      LocalityError: a file cannot be written; the files written before have their old content again.
     """
     done: list[Change] = []
     kept: list[Change] = []
@@ -326,7 +327,7 @@ def _why(change: Change, error: OSError) -> str:
 
 
 def _put_back(done: Sequence[Change], root: Path) -> list[Change]:
-    """What could not be."""
+    """Restore the old content of files, and return the changes for which that failed."""
     stuck = []
     for change in reversed(done):
         try:
@@ -337,7 +338,7 @@ def _put_back(done: Sequence[Change], root: Path) -> list[Change]:
 
 
 def _write(root: Path, path: str, text: str) -> None:
-    # As a shell's > does, and in one call: each write is a setting of its own.
+    # As a shell's > does, and in one call: the kernel applies each write as a setting of its own.
     descriptor = os.open(root / path.lstrip("/"), os.O_WRONLY | os.O_TRUNC)
     try:
         os.write(descriptor, f"{text}\n".encode("ascii"))
@@ -346,5 +347,5 @@ def _write(root: Path, path: str, text: str) -> None:
 
 
 def command(change: Change, *, undo: bool = False) -> str:
-    """The same as a line for a shell.  The name of an interface may have any characters but white space, ``/`` and ``:``."""
+    """A change as a line for a shell.  An interface's name may have any characters but white space, ``/`` and ``:``."""
     return f"echo {shlex.quote(change.old if undo else change.new)} > {shlex.quote(change.path)}"

@@ -21,7 +21,7 @@ See "Perfect locality" in the documentation for what the server has to do.
 
 
 def add_parser(commands: Subparsers) -> None:
-    """The arguments of ``locality``."""
+    """Add the arguments of ``locality``."""
     locality = commands.add_parser(
         "locality",
         help="give each queue of a network interface a CPU of its own",
@@ -34,13 +34,13 @@ def add_parser(commands: Subparsers) -> None:
     locality.add_argument(
         "--undo-file", type=Path, metavar="FILE", help="write the way back there, too; a file that is there is kept"
     )
-    # For a made-up tree: the directory that has sys and proc.
+    # Tests make a tree up: this is the directory that has sys and proc.
     locality.add_argument("--root", type=Path, default=Path("/"), help=argparse.SUPPRESS)
     locality.set_defaults(execute=execute)
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Print and write, and return the exit status."""
+    """Print the changes, make them, and return the exit status."""
     root: Path = options.root
     try:
         cpus = None if options.cpus is None else parse_cpus(options.cpus)
@@ -66,7 +66,7 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def _apply(what: Plan, undo_file: Path | None, root: Path) -> tuple[Change, ...]:
-    """Write, the way back first."""
+    """Write the undo file first, and make the changes then."""
     if undo_file is None or not what.changes:
         return apply(what, root=root)
     _write_undo_file(undo_file, what)
@@ -100,7 +100,7 @@ def _way_back(changes: Iterable[Change]) -> Iterator[str]:
 
 
 def _write_undo_file(path: Path, what: Plan) -> None:
-    """Before anything is changed.  One that exists is of an earlier time, and so nearer to how it was."""
+    """Write the undo file before any change.  An existing one is older, and so closer to the original: it stays."""
     with path.open("x", encoding="utf-8", errors="surrogateescape") as file:
         file.write("#!/bin/sh\n" + _text(command(change, undo=True) for change in what.changes))
         file.flush()

@@ -1,4 +1,4 @@
-"""``gain-trio serve --network``: what kind of address it is, where the address does not say so itself."""
+"""``gain-trio serve --network``: the kind of an address that has no scheme."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SERVED: tuple[Scheme, ...] = (*NETWORKS, "fd")
 
 
 def add_options(serve: argparse.ArgumentParser) -> None:
-    """The argument ``--network``."""
+    """Add the argument ``--network``."""
     serve.add_argument(
         "--network", choices=NETWORKS, help="what an address without a scheme is of: HOST:PORT, or for unix a /PATH"
     )
@@ -22,7 +22,7 @@ def full_address(address: str, network: str | None) -> str:
     """The address with its scheme.
 
     Raises:
-      ValueError: it has one, and another than ``network``.
+      ValueError: the address has another scheme than ``network``.
     """
     if network is None:
         return address
@@ -35,11 +35,11 @@ def full_address(address: str, network: str | None) -> str:
 
 
 def is_of_datagrams(address: str) -> bool:
-    """Whether it is served datagram by datagram, without connections."""
+    """Whether the server serves the address datagram by datagram, without connections."""
     return address.startswith("udp://")
 
 
 def served_text(address: str, sockaddr: Any) -> str:
-    """Where a server that was started on ``address`` serves, as text: ``sockaddr`` is from ``getsockname()``."""
+    """The address that a server started on ``address`` serves, as text; ``sockaddr`` is from ``getsockname()``."""
     text = address_text(sockaddr)
     return "udp" + text.removeprefix("tcp") if is_of_datagrams(address) else text

@@ -1,4 +1,4 @@
-"""What the subcommands of ``gain-trio`` share: a parser of their own, how they print, and how they fail."""
+"""The code that the subcommands of ``gain-trio`` share: the type of their parsers, printing and failing."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ else:
 
 
 def show(text: str) -> None:
-    """Write to standard output.  A reader that goes before the end, as ``head`` does, has read enough.
+    """Write to standard output.  A reader that closes the pipe before the end, as ``head`` does, is no error.
 
-    Characters that its encoding has not are written as escapes.
+    Characters that the encoding lacks are written as escapes.
 
     Raises:
-      OSError: it cannot be written; ``filename`` is "standard output".
+      OSError: standard output cannot be written; ``filename`` is "standard output".
     """
-    if sys.stdout is None:  # it was closed when Python started
+    if sys.stdout is None:  # the descriptor was closed when Python started
         raise _unwritable(errno.EBADF)
     encoding = sys.stdout.encoding or "utf-8"
     try:
@@ -41,6 +41,6 @@ def _unwritable(number: int) -> OSError:
 
 
 def fail(reason: str, status: int = 1) -> int:
-    """Say in one line what went wrong; the exit status for it."""
+    """Print in one line what went wrong, and return the exit status."""
     print(f"gain-trio: {reason}", file=sys.stderr)
     return status

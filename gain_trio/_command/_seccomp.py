@@ -1,18 +1,18 @@
-"""Seccomp profiles of container runtimes: the three system calls of io_uring added to one, and nothing else.
+"""Seccomp profiles of container runtimes, and adding the three system calls of io_uring to one.
 
 A profile is a list of rules over a default action.  The OCI runtime specification has the plain form; Docker and Podman
-extend it, and these are the variants read here::
+extend it, and this module reads these variants::
 
-    OCI             "names": [...]          "architectures": [...]     what runc, crun, and containerd of Kubernetes take
+    OCI             "names": [...]          "architectures": [...]     for runc, crun, and containerd of Kubernetes
     Docker, Podman  "includes", "excludes"  "archMap": [...]           conditions that the engine resolves for a container
     Docker 1.10     "name": "..."           "architectures": [...]     one system call a rule
 
-A rule allows (``SCMP_ACT_ALLOW``, or ``SCMP_ACT_LOG``, which logs and allows) or does something else, which is called
-denying here.  What an allowing and a denying rule for the same system call mean together is left to the runtime and its
-libseccomp, which may refuse them: that is why a denial is taken out and not only outvoted.
+A rule allows (``SCMP_ACT_ALLOW``, or ``SCMP_ACT_LOG``, which logs and allows) or does something else, which this module
+calls denying.  If a profile both allows and denies the same system call, the runtime and its libseccomp decide, and may
+refuse the profile: that is why :func:`allow_io_uring` removes a denial instead of only adding a rule.
 
 :func:`allow_io_uring` works on every variant and keeps it.  :func:`resolve` makes the plain form of the others, for
-runtimes that would pass over a condition, and so allow always what the profile allows sometimes.
+runtimes that would skip a condition, and so always allow what the profile allows sometimes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any, TypeAlias, final
 import attrs
 
 Profile: TypeAlias = dict[str, Any]
-"""A profile as JSON has it."""
+"""A profile as the JSON parser returns it."""
 
 SYSCALLS = ("io_uring_setup", "io_uring_enter", "io_uring_register")
 
@@ -37,33 +37,33 @@ ARCHITECTURES: Mapping[str, str] = {
     "riscv64": "SCMP_ARCH_RISCV64",
     "s390x": "SCMP_ARCH_S390X",
 }
-"""By the names that ``includes`` and ``excludes`` use, what ``archMap`` and ``architectures`` call them."""
+"""The names in ``archMap`` and ``architectures``, by the names in ``includes`` and ``excludes``."""
 
 _ALLOWING = ("SCMP_ACT_ALLOW", "SCMP_ACT_LOG")
 _OLDEST_KERNEL = (5, 11)
-"""For ``minKernel``: where gain_trio has a ring the kernel is no older, and what asks for more is left out."""
+"""The kernel for ``minKernel``: a kernel with a ring for gain_trio is no older, and rules for newer ones are left out."""
 
 
 class ProfileError(ValueError):
-    """What was given is no seccomp profile; says why."""
+    """The text is no seccomp profile; the message says why."""
 
 
 @final
 @attrs.frozen
 class Outcome:
-    """A profile that allows io_uring, and what it took."""
+    """A profile that allows io_uring, and a report of the change."""
 
     profile: Profile
     changed: bool
     summary: str
-    """In a sentence."""
+    """A sentence on what was changed."""
 
 
 # --- reading ---
 
 
 def _object_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys are different: of two alike, readers take different ones."""
+    """Make an object, refusing two equal keys, because readers of JSON disagree on which one counts."""
     content = dict(pairs)
     if len(content) != len(pairs):
         names = [name for name, _value in pairs]
@@ -75,7 +75,7 @@ def parse(text: str) -> Profile:
     """Read a profile.
 
     Raises:
-      ProfileError: it is none.
+      ProfileError: the text is no profile.
     """
     try:
         profile = json.loads(text, object_pairs_hook=_object_once)
@@ -163,7 +163,7 @@ def _is_unconditional(rule: dict[str, Any]) -> bool:
 
 
 def _denies(rule: dict[str, Any]) -> bool:
-    """Whether it says something else about one of them than that it is allowed."""
+    """Whether the rule has another action than allowing for one of the system calls."""
     return rule["action"] not in _ALLOWING and not set(SYSCALLS).isdisjoint(_names(rule))
 
 
@@ -175,17 +175,17 @@ def _allowed_by(rules: list[dict[str, Any]]) -> bool:
 
 
 def _new_rules(rules: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One rule; or in a profile of the old form, where a rule has one name, three."""
+    """One rule for the system calls; three in a profile of the old form, where a rule has one name."""
     if rules and not any("names" in rule for rule in rules):
         return [{"name": name, "action": "SCMP_ACT_ALLOW", "args": []} for name in SYSCALLS]
     return [{"names": list(SYSCALLS), "action": "SCMP_ACT_ALLOW", "args": []}]
 
 
 def allow_io_uring(profile: Profile) -> Outcome:
-    """The same profile, with the three system calls of io_uring allowed whatever their arguments.
+    """Return the profile with the three system calls of io_uring allowed for all arguments.
 
-    They are taken out of the rules that deny them, and a rule that is left without a name goes.  Everything else stays, in
-    its order.  A profile that allows them already is returned as it is.
+    The function removes them from the rules that deny them, and removes a rule that is left without a name.  Everything
+    else stays, in its order.  A profile that allows them already is returned unchanged.
     """
     what = ", ".join(SYSCALLS)
     rules = _rules(profile)
@@ -201,7 +201,7 @@ def allow_io_uring(profile: Profile) -> Outcome:
             kept.append(rule)
         elif left := [name for name in _names(rule) if name not in SYSCALLS]:
             kept.append({**rule, "names": left})
-    # Where the default allows them nothing is to be added: some versions of runc refuse a rule that repeats the default.
+    # If the default allows them, no rule is added: some versions of runc refuse a rule that repeats the default.
     if not default_allows and not _allowed_by(kept):
         kept += _new_rules(rules)
     taken = f", and taken out of {denials} rule(s) that denied them" if denials else ""
@@ -219,7 +219,7 @@ def _version(text: Any, where: str) -> tuple[int, int]:
 
 
 def _applies(rule: dict[str, Any], where: str, architecture: str, capabilities: Collection[str]) -> bool:
-    """Whether the engine would take the rule: all that it includes is there, nothing that it excludes."""
+    """Whether the engine would apply the rule: all its ``includes`` hold, and none of its ``excludes``."""
     included, excluded = rule.get("includes") or {}, rule.get("excludes") or {}
     for name, condition in (("includes", included), ("excludes", excluded)):
         if odd := set(condition) - {"arches", "caps", "minKernel"}:
@@ -237,7 +237,7 @@ def _applies(rule: dict[str, Any], where: str, architecture: str, capabilities: 
 
 
 def _errno(holder: dict[str, Any], number: str, name: str, where: str) -> dict[str, Any]:
-    """``errnoRet``; Podman writes its name beside it."""
+    """The field ``errnoRet`` if there is one; Podman writes the errno's name beside it."""
     if holder.get(number) is not None:
         return {number: holder[number]}
     if holder.get(name):
@@ -246,16 +246,16 @@ def _errno(holder: dict[str, Any], number: str, name: str, where: str) -> dict[s
 
 
 def resolve(profile: Profile, architecture: str, capabilities: Collection[str] = ()) -> Profile:
-    """The profile in the plain form of the OCI runtime specification, its conditions resolved.
+    """Return the profile in the plain form of the OCI runtime specification, with its conditions resolved.
 
     Args:
-      profile: in any of the forms.
+      profile: a profile in any of the forms.
       architecture: one of :data:`ARCHITECTURES`.
       capabilities: those that the container will be able to hold (its bounding set), as ``CAP_SYS_CHROOT``.  Fewer are
         stricter.
 
     Raises:
-      ProfileError: it has a condition that cannot be resolved.
+      ProfileError: the profile has a condition that this function cannot resolve.
     """
     plain: Profile = {"defaultAction": profile["defaultAction"]}
     plain |= _errno(profile, "defaultErrnoRet", "defaultErrno", "the profile")
@@ -284,6 +284,6 @@ def resolve(profile: Profile, architecture: str, capabilities: Collection[str] =
 
 
 def render(profile: Profile, like: str = "") -> str:
-    """As text, indented as ``like`` is, so that a diff shows the change and no more."""
+    """Write a profile as text, indented like ``like``, so that a diff shows the change only."""
     indentation = re.search(r'\n([ \t]+)"', like)
     return json.dumps(profile, indent=indentation[1] if indentation else "\t", ensure_ascii=False) + "\n"

@@ -13,7 +13,7 @@ from ._parsing import Subparsers, fail, show
 from ._seccomp import ARCHITECTURES, ProfileError, allow_io_uring, parse, render, resolve
 
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
-"""``uname -m``, where it differs from the name in :data:`ARCHITECTURES`."""
+"""The names in :data:`ARCHITECTURES` by ``uname -m``, where the two differ."""
 
 _DESCRIPTION = """\
 Make a seccomp profile for containers that allows io_uring: read the default
@@ -38,7 +38,7 @@ examples:
 
 
 def add_parser(commands: Subparsers) -> None:
-    """The arguments of ``seccomp``."""
+    """Add the arguments of ``seccomp``."""
     seccomp = commands.add_parser(
         "seccomp",
         help="make a container's seccomp profile that allows io_uring",
@@ -66,7 +66,7 @@ def add_parser(commands: Subparsers) -> None:
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Make the profile, and return the exit status."""
+    """Write the profile, and return the exit status."""
     base: str = options.base
     try:
         text = (sys.stdin.buffer.read() if base == "-" else Path(base).read_bytes()).decode("utf-8")
@@ -112,17 +112,17 @@ def _capabilities(options: argparse.Namespace) -> frozenset[str]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file that is there whole or not at all.
+    """Replace a file atomically: a reader sees the whole new text, or what was there before.
 
     Raises:
-      OSError: it cannot be written; what was there is still there.
-      ValueError: there is something at its place that is no file.
+      OSError: the file cannot be written; the old file is still there.
+      ValueError: something else than a regular file has this name.
     """
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is no regular file")
     try:
-        _replace(path.resolve(), text)  # of a link, what it leads to
-    except OSError as error:  # it names the file beside, which nobody knows
+        _replace(path.resolve(), text)  # follows a symbolic link
+    except OSError as error:  # it names the temporary file, which means nothing to the user
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
@@ -135,6 +135,6 @@ def _replace(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         beside.replace(path)
     except BaseException:
-        with contextlib.suppress(OSError):  # where it could not be made it cannot be removed either
+        with contextlib.suppress(OSError):  # a file that could not be made cannot be removed either
             beside.unlink()
         raise
