@@ -1,8 +1,8 @@
 """The handler ``http`` of ``gain-trio serve``: the plaintext test of the TechEmpower Framework Benchmarks.
 
-``GET /plaintext``, and ``GET /`` for those who just look, are answered with ``Hello, World!``.  It is a server to try
-things and to measure with, so it is correct first (see :mod:`._http_requests`), and what is the same in every answer is
-put together once a second: that is how long a Date is good for.
+The handler answers ``GET /plaintext``, and ``GET /`` for a browser, with ``Hello, World!``.  It serves experiments and
+measurements, so it is correct first (see :mod:`._http_requests`).  It puts the constant part of its answers together once
+a second, because a Date is valid that long.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from ._http_heads import path_of, response
 from ._http_requests import Exchange, Phase, Site
 
 CHUNK = 16384
-"""The most bytes to look at in one step: some hundred requests, about a millisecond."""
+"""The most bytes that the handler looks at in one step: some hundred requests, about a millisecond."""
 IDLE_TIMEOUT = 60.0
-"""Seconds that a client may say nothing, if the server has no ``idle_timeout`` of its own."""
+"""Seconds that a client may be silent, if the server has no ``idle_timeout`` of its own."""
 REQUEST_TIMEOUT = 30.0
 """Seconds that a request may take from its first byte to its last."""
 ANSWER_TIMEOUT = 30.0
-"""Seconds that a client may take to take so much of its answers that the next can be queued.  A connection that is slower is
-reset: nobody could tell it anything."""
+"""Seconds in which a client must read enough of its answers that the handler can queue the next one.  The handler resets
+a slower connection, because an error page could not reach that client either."""
 LINGER_SECONDS = 2.0
-"""How long to go on receiving after the last answer.  A connection that is closed with bytes unread is reset by the
-kernel, and the reset may overtake the answer (RFC 9112, 9.6)."""
+"""Seconds for which the handler goes on receiving after the last answer.  The kernel resets a connection that is closed
+with unread bytes, and the reset may overtake the answer (RFC 9112, 9.6)."""
 LINGER_BYTES = 4 * 1024 * 1024
-"""And how much."""
+"""The most bytes that the handler receives meanwhile."""
 
 BODY = b"Hello, World!"
 PATHS = (b"/plaintext", b"/")
@@ -43,7 +43,7 @@ METHODS = (b"GET", b"HEAD")
 
 @final
 class Plaintext(Site):
-    """Serves one text, and knows what time it is.
+    """A site that serves one text, with the current time in its answers.
 
     Args:
       clock: the time, in seconds since the epoch.
@@ -56,9 +56,9 @@ class Plaintext(Site):
         self._ready: dict[tuple[bytes, bytes, bytes], bytes] = {}
 
     def refresh(self) -> None:
-        """See :meth:`Site.refresh`.  What depends on the time is made anew when the second is another.
+        """See :meth:`Site.refresh`.  The part that depends on the time is made anew once a second.
 
-        Several threads may be here at once, with callbacks in worker threads.
+        Several threads may call this at once, when callbacks run in worker threads.
         """
         second = int(self._clock())
         if second == self._second:
@@ -70,7 +70,7 @@ class Plaintext(Site):
             for path in PATHS
             for connection in (b"", b"keep-alive", b"close")
         }
-        self._second = second  # last: a thread that finds it to be the current one finds the rest, too
+        self._second = second  # last: a thread that finds the current second here finds the rest, too
 
     def answer(self, method: bytes, target: bytes, connection: bytes) -> bytes:
         """See :meth:`Site.answer`."""
@@ -110,7 +110,8 @@ SITE = Plaintext()
 async def http(connection: Connection) -> None:
     """Answer the requests of a connection.
 
-    When its server drains, what has arrived is answered, and what has begun to arrive, and then it is closed.
+    When its server drains, the handler answers the requests that have arrived or begun to arrive, and closes the
+    connection then.
     """
     if await _converse(connection, Exchange(SITE)):
         await _linger(connection)
@@ -120,7 +121,7 @@ http.default_idle_timeout = IDLE_TIMEOUT  # type: ignore[attr-defined]  # see se
 
 
 async def _converse(connection: Connection, exchange: Exchange) -> bool:
-    """Answer requests until the last one.  Returns whether the peer has not ended its side yet."""
+    """Answer requests until the last one.  Returns whether the peer's side is still open."""
     deadline = math.inf  # of the request that has begun
     while True:
         if exchange.phase is Phase.IDLE and not await connection.wait_data():
@@ -149,11 +150,11 @@ async def _answer(connection: Connection, answers: bytes) -> None:
 async def _linger(connection: Connection) -> None:
     """Have the peer receive the last answer: end this side, and receive until it has ended its own, within bounds."""
     left = LINGER_BYTES
-    connection.read_deadline = math.inf  # the last request's does not count any more
+    connection.read_deadline = math.inf  # in place of the last request's deadline
     with trio.move_on_after(LINGER_SECONDS):
         try:
             await connection.send_eof()
-        except NotImplementedError:  # TLS: there is nothing but to close it
+        except NotImplementedError:  # TLS has no half-close: the connection can only be closed
             return
         while left > 0 and (data := await connection.receive(CHUNK)):
             left -= len(data)

@@ -1,28 +1,27 @@
-"""HTTP/1.1 on one connection as bytes in and bytes out, without any I/O: whoever moves the bytes, pull or callbacks,
-uses it.
+"""HTTP/1.1 on one connection as bytes in and bytes out, without any I/O.
 
-It reads requests as RFC 9112 has them and leaves what they mean to a :class:`Site`.  What it decides:
+The pull handler and the callbacks move the bytes and share this reader.  It reads requests as RFC 9112 defines them and
+leaves their meaning to a :class:`Site`.  Its decisions:
 
-*Strict where two readers could disagree.*  A proxy in front that sees other boundaries between requests than this
-server does is how requests are smuggled.  So a bare LF, white space before a colon, a folded field, Content-Length
-beside Transfer-Encoding, several lengths, Transfer-Encoding in HTTP/1.0, an empty member in a list of codings, and
-more than two empty lines before a request are refused with 400 and the connection is closed, though some of them could be
-understood.
+*Strict where two readers could disagree.*  An attacker smuggles requests past a proxy that sees other boundaries between
+them than this server does.  So this reader refuses with 400, and closes the connection, for: a bare LF, white space before
+a colon, a folded field, Content-Length beside Transfer-Encoding, several lengths, Transfer-Encoding in HTTP/1.0, an empty
+member in a list of codings, and more than two empty lines before a request.  Some of them could be understood.
 
-*One regular expression reads a head.*  It says where the head ends, that it is well-formed, and takes it apart, in
-about a microsecond.  No two of its neighbouring parts can match the same byte, so it fails in linear time, too.  A head
-that arrives in pieces is not tried again for each piece: only its end is looked for, from where the last look ended.
+*One regular expression reads a head.*  It finds the end of the head, validates it and splits it, in about a microsecond.
+No two of its neighbouring parts can match the same byte, so it fails in linear time, too.  When a head arrives in pieces,
+the reader does not match it again for each piece: it searches for the end only, from where the last search stopped.
 
-*A client says the same again.*  The fields of an HTTP/1.1 request without a body, that keeps the connection, are
-remembered; if those of the next request are the same to the byte, they mean the same.
+*A client repeats its fields.*  The reader remembers the fields of an HTTP/1.1 request that has no body and keeps the
+connection.  If the next request has the same fields to the byte, they mean the same.
 
-*Everything has a limit*: the head (431, or 414 if it is the target that is long), the body (413), a chunk's size line
-(400), the trailers (431).  Bodies are skipped, and never held.  The time is the caller's to limit:
-:attr:`Exchange.phase` says when a request has begun and not ended.
+*Everything has a limit*: the head (431, or 414 if the target is too long), the body (413), a chunk's size line
+(400), the trailers (431).  The reader skips bodies and never stores them.  The caller limits the time:
+:attr:`Exchange.phase` shows when a request has begun and not ended.
 
-*The order is kept by construction*: an answer is appended when its request has been read whole, body included, and a
-request is looked at when the one before it has been answered.  After a refusal, or an answer that says ``Connection:
-close``, nothing is read any more (RFC 9112, 9.6).
+*Answers keep the order of the requests*: the reader appends an answer when it has read the whole request, body included,
+and looks at the next request after that.  After a refusal, or an answer with ``Connection: close``, it reads nothing any
+more (RFC 9112, 9.6).
 """
 
 from __future__ import annotations
@@ -43,9 +42,9 @@ MAX_BODY = 1024 * 1024
 MAX_SIZE_LINE = 256
 """Bytes of a chunk's size line, with its extensions."""
 MAX_KNOWN = 1024
-"""Bytes of fields that are remembered, see below."""
+"""The most bytes of fields that the reader remembers, see below."""
 MAX_EMPTY_LINES = 2
-"""Empty lines before a request (RFC 9112, 2.2, has at least one ignored)."""
+"""Empty lines that may precede a request (RFC 9112, 2.2, wants at least one ignored)."""
 
 _HEAD = re.compile(
     REQUEST_LINE + rb"\r\n((?:" + TOKEN + rb"+:[\t\x20-\x7e\x80-\xff]*\r\n)*)\r\n"  # the fields: RFC 9112, 5
@@ -63,7 +62,7 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Refused(Exception):
-    """A request that is answered with an error, after which the connection is closed."""
+    """The request gets an error for its answer, and the connection is closed."""
 
     def __init__(self, status: HTTPStatus, reason: str) -> None:
         super().__init__(reason)
@@ -71,30 +70,30 @@ class Refused(Exception):
 
 
 class Phase(enum.Enum):
-    """Where an :class:`Exchange` is."""
+    """The state of an :class:`Exchange`."""
 
     IDLE = enum.auto()
     """Between requests."""
     UNFINISHED = enum.auto()
     """A request has begun and not ended."""
     OVER = enum.auto()
-    """The last answer has been given; the connection is to be closed when it is sent."""
+    """The last answer is made; the caller sends it and closes the connection."""
 
 
 class Site(abc.ABC):
-    """What requests mean."""
+    """The part of a server that gives requests their meaning."""
 
     @abc.abstractmethod
     def refresh(self) -> None:
-        """Called before a batch of requests is answered: time may have passed."""
+        """The exchange calls this before it answers a batch of requests: time may have passed."""
 
     @abc.abstractmethod
     def answer(self, method: bytes, target: bytes, connection: bytes) -> bytes:
-        """The whole response; ``connection`` is what its field ``Connection`` has to say, ``b""`` for none."""
+        """Return the whole response; ``connection`` is the value of its field ``Connection``, ``b""`` for none."""
 
     @abc.abstractmethod
     def refusal(self, status: HTTPStatus, reason: str) -> bytes:
-        """The response to what could not be read; it says ``Connection: close``."""
+        """Return the response to a request that the reader refuses; it has ``Connection: close``."""
 
 
 @final
@@ -121,19 +120,19 @@ class Exchange:
         self._site = site
         self.phase = Phase.IDLE
         self.has_answered = False
-        """Whether what was fed last was the end of a request, so that one that is unfinished has begun in it."""
-        self._rest = bytearray()  # what has arrived of a head or of a line that is not whole
+        """Whether the last data contained the end of a request, so that an unfinished one has begun in that data."""
+        self._rest = bytearray()  # the beginning of a head or line whose end has not arrived
         self._read: Callable[[bytes, int, list[bytes]], int] = self._read_head
         self._known_fields: bytes | None = None
-        self._empty_lines = 0  # before the request that is to come
-        # Of the request whose body is being skipped:
+        self._empty_lines = 0  # before the next request
+        # The request whose body is being skipped has:
         self._method = self._target = self._connection = b""
         self._expects = False
         self._left = 0  # bytes of the body, or of the chunk
         self._total = 0  # bytes of all chunks, and then of the trailers
 
     def feed(self, data: bytes) -> bytes:
-        """What has arrived; returns what is to be sent.  After :attr:`Phase.OVER` nothing is."""
+        """Read ``data`` from the peer and return the answers to send; none after :attr:`Phase.OVER`."""
         if self._is_over():
             return b""
         answers: list[bytes] = []
@@ -156,21 +155,21 @@ class Exchange:
         except Refused as refusal:
             self._give_up(refusal, answers)
         else:
-            # Compared with a bound method, which is made anew each time: == and not is.
+            # Python makes a bound method anew at each access: compare by ==, not by is.
             idle = not self._rest and self._read == self._read_head
             self.phase = Phase.IDLE if idle else Phase.UNFINISHED
-            self.has_answered = bool(answers) and answers[0] is not _CONTINUE  # which is the last if it is there
+            self.has_answered = bool(answers) and answers[0] is not _CONTINUE  # a 100 Continue is always the last
         return b"".join(answers)
 
     def _is_over(self) -> bool:
         return self.phase is Phase.OVER
 
     def feed_eof(self) -> bytes:
-        """Nothing more will arrive; returns what is to be sent."""
+        """End the exchange because the peer has ended its side, and return what is to be sent."""
         return self._end_in_the_middle(HTTPStatus.BAD_REQUEST, "the connection ended in the middle of a request")
 
     def too_slow(self) -> bytes:
-        """The time for a request is up; returns what is to be sent."""
+        """End the exchange because a request has taken too long, and return what is to be sent."""
         return self._end_in_the_middle(HTTPStatus.REQUEST_TIMEOUT, "the request took too long")
 
     def _end_in_the_middle(self, status: HTTPStatus, reason: str) -> bytes:
@@ -189,11 +188,11 @@ class Exchange:
     # --- heads ---
 
     def _with_rest(self, data: bytes) -> bytes | None:
-        """What was left, and this; None while it is a head without its end."""
+        """The unread rest with ``data`` appended, or None while that is a head without its end."""
         rest = self._rest
         seen = len(rest)
         rest += data
-        is_head = self._read == self._read_head and rest[0] != 0x0D  # and not an empty line before it
+        is_head = self._read == self._read_head and rest[0] != 0x0D  # not an empty line before the head
         if is_head and rest.find(b"\r\n\r\n", max(seen - 3, 0)) < 0:
             _check_unfinished_head(rest, seen)
             return None
@@ -222,12 +221,12 @@ class Exchange:
                 self.phase = Phase.OVER
             return end
         self._method, self._target, self._connection = method, target, connection
-        if self._expects and end == len(data):  # what of the body is here already needs no invitation
+        if self._expects and end == len(data):  # a client that has begun to send the body needs no invitation
             answers.append(_CONTINUE)
         return end
 
     def _read_odd_head(self, data: bytes, position: int) -> int:
-        """A head that is not whole or not right, or an empty line before it, which is allowed (RFC 9112, 2.2)."""
+        """Read an incomplete or malformed head, or an empty line before one, which RFC 9112, 2.2, allows."""
         if data.startswith(b"\r\n", position):
             self._empty_lines += 1
             if self._empty_lines > MAX_EMPTY_LINES:
@@ -264,7 +263,7 @@ class Exchange:
         return _persistence(connection, is_1_0=is_1_0) if connection or is_1_0 else b""
 
     def _read_framing(self, found: dict[bytes, list[bytes]], *, is_1_0: bool) -> None:
-        """How long the body is (RFC 9112, 6.3)."""
+        """Find the length of the body (RFC 9112, 6.3)."""
         self._expects = False
         lengths = found.get(b"content-length")
         codings = found.get(b"transfer-encoding")
@@ -284,7 +283,7 @@ class Exchange:
                 raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body has at most {MAX_BODY} bytes")
             if self._left:
                 self._read = self._skip_body
-        if expected is not None and not is_1_0:  # RFC 9110, 10.1.1: in HTTP/1.0 it means nothing
+        if expected is not None and not is_1_0:  # RFC 9110, 10.1.1: a server ignores Expect in HTTP/1.0
             if _members(expected) != [b"100-continue"]:
                 raise Refused(HTTPStatus.EXPECTATION_FAILED, "the only expectation met here is 100-continue")
             self._expects = True
@@ -292,7 +291,7 @@ class Exchange:
     # --- bodies, which are skipped ---
 
     def _finish(self, answers: list[bytes]) -> None:
-        """The request is whole."""
+        """Answer the request, which has been read whole."""
         self._read = self._read_head
         answers.append(self._site.answer(self._method, self._target, self._connection))
         if self._connection == b"close":
@@ -310,7 +309,7 @@ class Exchange:
         return position
 
     def _line(self, data: bytes, position: int, limit: int, refusal: Refused) -> tuple[bytes | None, int]:
-        """The next line without its end, and where the one after it begins; None when it is not whole, and is kept."""
+        """The next line without its end, and the position after it; None if the line is incomplete, and then stored."""
         end = data.find(b"\r\n", position)
         if (end if end >= 0 else len(data)) - position > limit:
             raise refusal
@@ -368,14 +367,12 @@ class Exchange:
 
 
 def _tokens(values: Iterable[bytes]) -> list[bytes]:
-    """The members of a list that may have several fields (RFC 9110, 5.3 and 5.6.1), in lower case; empty ones are
-    none.
-    """
+    """The members of a list that several fields may form (RFC 9110, 5.3 and 5.6.1), in lower case, without empty ones."""
     return [token for value in values for token in map(_trimmed, value.split(b",")) if token]
 
 
 def _members(values: Iterable[bytes]) -> list[bytes]:
-    """The same of a list that another reader must not understand otherwise: an empty member is refused."""
+    """The same for a list that all readers must understand alike: an empty member is refused."""
     members = [member for value in values for member in map(_trimmed, value.split(b","))]
     if not all(members):
         raise Refused(HTTPStatus.BAD_REQUEST, "a list of codings or expectations has an empty member")
@@ -387,7 +384,7 @@ def _trimmed(part: bytes) -> bytes:
 
 
 def _persistence(connection: Iterable[bytes], *, is_1_0: bool) -> bytes:
-    """What an answer's ``Connection`` says to a request's: RFC 9112, 9.3."""
+    """The value of an answer's ``Connection`` for that of the request (RFC 9112, 9.3)."""
     tokens = _tokens(connection)
     if b"close" in tokens:
         return b"close"
@@ -397,7 +394,7 @@ def _persistence(connection: Iterable[bytes], *, is_1_0: bool) -> bytes:
 
 
 def _no_progress() -> Refused:
-    """For a fault of this reader's, which would hold up the whole run for ever."""
+    """The refusal for a fault of this reader, which would otherwise loop for ever and block the run."""
     return Refused(HTTPStatus.INTERNAL_SERVER_ERROR, "the server cannot read this request")
 
 
@@ -408,7 +405,7 @@ def _too_long(head: bytes | bytearray, position: int) -> Refused:
 
 
 def _check_unfinished_head(rest: bytes | bytearray, seen: int) -> None:
-    """Refuse early what cannot become a head any more; its first ``seen`` bytes have been looked at."""
+    """Refuse early what cannot become a head any more; the reader has checked its first ``seen`` bytes already."""
     if len(rest) > MAX_HEAD:
         raise _too_long(rest, 0)
     if _BARE_LF.search(rest, seen):

@@ -1,4 +1,4 @@
-"""What is running here: the current manager, and what a run is on or would be on."""
+"""The current run's I/O manager, and the backend that a run has or would have."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _PLAIN: Final = "this run was started without gain_trio.run() or gain_trio.insta
 
 
 def current_manager(what: str) -> UringIOManager | None:
-    """The I/O manager that the connections of this run belong to; None when they go over sockets.
+    """The I/O manager that the connections of this run belong to, or None if they go over sockets.
 
-    They do on Trio's own manager, and on a ring that has only the tier ``poll``.
+    Connections go over sockets on Trio's own manager, and on a ring that has only the tier ``poll``.
 
     Raises:
-      RuntimeError: ``what`` was not called from a Trio task; says what is running instead.
+      RuntimeError: the caller of ``what`` is no Trio task; the message names what is running instead.
     """
     manager = _seam.current_io_manager()
     if isinstance(manager, UringIOManager):
@@ -44,9 +44,9 @@ def current_manager(what: str) -> UringIOManager | None:
 
 
 def _tell_of_plain_run() -> None:
-    """Log what a run is on that was started without gain_trio, once: nobody else has told of it."""
+    """Log once on what a run is that was started without gain_trio, because nothing else has logged it."""
     if reason_of_run.get() is None:
-        refusal = _install.refusal()  # which was logged then
+        refusal = _install.refusal()  # install() has logged it
         info = refusal or trio_info(_PLAIN, running=True)
         reason_of_run.set(info)
         if refusal is None:
@@ -54,7 +54,7 @@ def _tell_of_plain_run() -> None:
 
 
 def current_ring_statistics() -> Callable[[], tuple[UringStatistics, ...]]:
-    """What gives the counters of this run's ring, of any tier; an empty tuple if it has none."""
+    """A function that returns the counters of this run's ring, of any tier; an empty tuple if the run has none."""
     manager = _seam.current_io_manager()
     if not isinstance(manager, UringIOManager):
         return tuple
@@ -63,9 +63,9 @@ def current_ring_statistics() -> Callable[[], tuple[UringStatistics, ...]]:
 
 
 def ring_settings() -> tuple[RingOptions | None, bool | None]:
-    """How the ring of this run is set up, and whether tasks are resumed in place: for another run that is to be the same.
+    """The options of this run's ring, and whether tasks are resumed in place, for another run with the same settings.
 
-    Neither, of a run without a ring.
+    Both are None for a run without a ring.
     """
     manager = _seam.current_io_manager()
     if not isinstance(manager, UringIOManager):
@@ -74,17 +74,17 @@ def ring_settings() -> tuple[RingOptions | None, bool | None]:
 
 
 def ring_is_demanded() -> bool:
-    """Whether this run is on a ring, and was not to be without one."""
+    """Whether this run is on a ring because the program or the operator requires one."""
     manager = _seam.current_io_manager()
     return isinstance(manager, UringIOManager) and manager.is_demanded
 
 
 def backend_info() -> BackendInfo:
-    """What the current run is on; outside a run, what :func:`gain_trio.run` would be on (a ring is opened to find out).
+    """The backend of the current run; outside a run, that of :func:`gain_trio.run`, which opens a ring to find out.
 
     Raises:
       ValueError: outside a run, when ``GAIN_TRIO_BACKEND`` is none of ``auto``, ``io_uring`` and ``trio``, or
-        ``GAIN_TRIO_ACCELERATE`` names what is no piece.
+        ``GAIN_TRIO_ACCELERATE`` has a name that no piece has.
     """
     running = _seam.current_io_manager() is not None
     wish = None if running else resolve_acceleration()

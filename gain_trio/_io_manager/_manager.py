@@ -1,34 +1,34 @@
-"""The I/O manager: what a Trio run waits with.
+"""The I/O manager, by which a Trio run waits.
 
-Trio's run loop asks its I/O manager two things a tick, ``get_events(timeout)`` and then ``process_events(events)``, and
+Trio's run loop calls its I/O manager twice a tick, ``get_events(timeout)`` and then ``process_events(events)``, and
 offers its readiness calls (``wait_readable`` and the like) to programs.  Everything below follows from four facts.
 
 *Submissions ride on the wait.*  Preparing an operation only fills a place in the submission queue; the one
 ``io_uring_enter`` of the next ``get_events`` submits all of them, waits, and runs the deferred work that makes completions.
-So an operation started while tasks run costs no system call of its own, and an operation cancelled before the tick is over
-never disturbs anybody.
+So an operation started while tasks run costs no system call of its own, and the kernel never executes an operation that
+is cancelled before the tick is over.
 
 *A poll is an operation on the file, not on the number.*  ``wait_readable(fd)`` is one POLL_ADD (poll.c).  It holds a
-reference to the open file until its final completion: closing the descriptor does not end it, and while it is there a
-socket is not closed for the peer, nor for another ``bind``.  That is why ``notify_closing`` cancels, and has the kernel end
-the poll before it returns.  The cancel goes by the operation's key, so it is right even if the descriptor has been closed or
-reused since.
+reference to the open file until its final completion: closing the descriptor does not end the poll, and during the poll
+the socket stays open for the peer and for another ``bind``.  That is why ``notify_closing`` cancels, and has the kernel
+end the poll before it returns.  The cancel names the operation's key, so it is right even if the program has closed or
+reused the descriptor since.
 
 *get_events is falsy if and only if the timeout expired.*  ``MockClock`` jumps and ``wait_all_tasks_blocked`` returns when
-a wait comes back empty.  Completions that are only housekeeping (a cancel's acknowledgement, the end of an abandoned poll)
-therefore neither count nor end the wait; ``Reactor.wait`` sees to that.
+a wait returns empty.  Housekeeping completions (a cancel's acknowledgement, the end of an abandoned poll) therefore
+neither count nor end the wait; ``Reactor.wait`` ensures that.
 
-*The ring serves one thread.*  In guest mode Trio calls ``get_events(0)`` in the host's thread and, when that comes back
+*The ring serves one thread.*  In guest mode Trio calls ``get_events(0)`` in the host's thread and, when that returns
 empty, ``get_events(timeout)`` in a worker.  The worker cannot enter the ring (``EEXIST``), and a ring with deferred work
 does not wake a poll of its own descriptor.  It does count its completions on a registered eventfd, so the worker polls
 that, and whatever arrived is reaped by ``process_events``, back in the host's thread.  Without deferred work (tier
 ``"poll"``) completions are made by the host's thread whenever it is in the kernel, asleep there or not, and counted as well.
 
-A completion that is made by somebody's write to another eventfd is counted late, because eventfds may not signal each
-other, and since Linux 6.11 only once: ``__io_eventfd_signal`` (io_uring/eventfd.c) notes that a late signal is on its way,
-and nothing takes the note back.  So the worker polls the eventfd of ``force_wakeup`` itself, and for those that programs
-wait for the registration is renewed with each tick of the guest: a new one has no such note.  Before Linux 5.18 there was
-no need to, and it waited for all operations to end (``io_ring_quiesce``).
+The kernel counts a completion late if a write to another eventfd has caused it, because eventfds may not signal each
+other, and since Linux 6.11 it does so only once: ``__io_eventfd_signal`` (io_uring/eventfd.c) sets a mark that a late
+signal is on its way, and nothing clears the mark.  So the worker polls the eventfd of ``force_wakeup`` itself.  For the
+eventfds that programs wait for, the manager renews the registration with each tick of the guest: a new one has no such
+mark.  Before Linux 5.18 a renewal was unnecessary, and it waited for all operations to end (``io_ring_quiesce``).
 """
 
 from __future__ import annotations
@@ -65,43 +65,43 @@ _RESUME_VARIABLE = "GAIN_TRIO_RESUME_IN_PLACE"
 @final
 @attrs.frozen
 class UringStatistics:
-    """What ``trio.lowlevel.current_statistics().io_statistics`` is on the ring."""
+    """The value of ``trio.lowlevel.current_statistics().io_statistics`` on the ring."""
 
     tasks_waiting_read: int
     """Tasks in ``wait_readable``."""
     tasks_waiting_write: int
     """Tasks in ``wait_writable``."""
     connections: int
-    """Connections that are open, or closed and not yet let go by the kernel."""
+    """Connections that are open, or closed with operations that the kernel has not ended yet."""
     endpoints: int
     """Datagram endpoints, likewise."""
     submissions: int
-    """Operations handed to the kernel so far."""
+    """Operations submitted to the kernel so far."""
     completions: int
     """Completions reaped so far."""
     enter_calls: int
     """``io_uring_enter`` system calls so far."""
     overflows: int
-    """How often the completion queue was found overflown; nothing is lost when it is."""
+    """How often the ring found the completion queue overflown.  The kernel keeps the completions; nothing is lost."""
     starvations: int
-    """How often a receive ended because no buffer was free; it is started again, and nothing is lost."""
+    """How often a receive ended because no buffer was free.  The ring re-arms it, and nothing is lost."""
     buffers: int
-    """Receive buffers in all."""
+    """All receive buffers."""
     buffers_free: int
     """Receive buffers that the kernel can pick from."""
     operations_in_flight: int
     """Operations that the kernel has not completed yet."""
     resumed_in_place: int
-    """Tasks of connections and endpoints resumed at once when their completion was reaped."""
+    """Tasks of connections and endpoints that the ring resumed at once when it reaped their completion."""
     rescheduled: int
-    """Tasks woken through Trio's scheduler: all that wait for readiness, and others where that is asked for."""
+    """Tasks woken by Trio's scheduler: all that wait for readiness, and others where ``resume_in_place`` is off."""
     tier: Tier
-    """``"full"`` where connections run on the ring, ``"poll"`` where the ring only waits for readiness."""
+    """``"full"`` if connections run on the ring, ``"poll"`` if the ring only waits for readiness."""
     backend: Literal["io_uring"] = attrs.field(init=False, default="io_uring")
 
 
 def resume_in_place_default() -> bool:
-    """What the operator says: ``GAIN_TRIO_RESUME_IN_PLACE=0`` sends every wake-up through Trio's scheduler."""
+    """The operator's choice: ``GAIN_TRIO_RESUME_IN_PLACE=0`` sends every wake-up through Trio's scheduler."""
     value = os.environ.get(_RESUME_VARIABLE, "1")
     if value not in ("0", "1"):
         raise ValueError(f"{_RESUME_VARIABLE} must be 0 or 1, not {value!r}")
@@ -109,17 +109,17 @@ def resume_in_place_default() -> bool:
 
 
 class UringIOManager:
-    """Trio's I/O manager on io_uring.  Made in the thread of the run.
+    """Trio's I/O manager on io_uring, made in the thread of the run.
 
     Raises:
-      RingUnavailable: there is no io_uring to be had.
+      RingUnavailable: this process cannot use io_uring.
     """
 
     default_options: ClassVar[RingOptions | None] = None
-    """What :func:`gain_trio.install` was given; None for those of the environment."""
+    """The options that :func:`gain_trio.install` has set; None for those of the environment."""
     default_resume_in_place: ClassVar[bool | None] = None
     is_demanded = False
-    """Whether the program or the operator wants the ring or nothing; otherwise a run that has none does without."""
+    """Whether the program or the operator requires the ring; otherwise a run without one uses Trio's own manager."""
 
     def __init__(self, options: RingOptions | None = None, *, resume_in_place: bool | None = None) -> None:
         if resume_in_place is None:
@@ -141,7 +141,7 @@ class UringIOManager:
             )
         except BaseException as error:
             self.ring.close()
-            if isinstance(error, OSError):  # the ring had the last free descriptor
+            if isinstance(error, OSError):  # the ring has used the last free descriptor
                 raise ring_unavailable(error.errno or 0) from error
             raise
         self._thread = threading.get_ident()
@@ -159,7 +159,7 @@ class UringIOManager:
         self._watch_wakeup()
 
     def _bind(self) -> None:
-        """Meet the run.  Not in the constructor, because the run does not exist yet then."""
+        """Bind the manager to its run, which does not exist yet when Trio calls the constructor."""
         self._seam = RunSeam()
         self.reactor.bind(self._seam)
         if self._seam.is_guest:
@@ -173,7 +173,7 @@ class UringIOManager:
     def statistics(self) -> UringStatistics:
         """A snapshot of the manager's and the ring's counters."""
         ring = self.ring.statistics()
-        # Lists are made in one step: another thread may ask, while tasks begin and end to wait.
+        # list() copies in one step: another thread may call this while tasks begin and end to wait.
         return UringStatistics(
             tasks_waiting_read=sum(poll.waits for poll in list(self._waiters[_READ].values())),
             tasks_waiting_write=sum(poll.waits for poll in list(self._waiters[_WRITE].values())),
@@ -193,14 +193,14 @@ class UringIOManager:
         )
 
     def close(self) -> None:
-        """End of the run: close every connection, end every operation, give the ring back.
+        """Close every connection, end every operation and close the ring, at the end of the run.
 
-        Also in another thread than the run's, where the garbage collector may find a guest run that its host has abandoned.
+        The garbage collector may call this in another thread than the run's, for a guest run that its host has abandoned.
         """
         if self._closed:
             return
         self._closed = True
-        if self.ring.closed:  # it is in the child of a fork
+        if self.ring.closed:  # in the child of a fork
             return
         try:
             self.reactor.close()
@@ -208,17 +208,17 @@ class UringIOManager:
             self.ring.close()
 
     def force_wakeup(self) -> None:
-        """End the wait in progress, or the next one.  From any thread, and from a signal handler.
+        """End the wait in progress, or the next one.  Any thread and any signal handler may call this.
 
-        After :meth:`close` there is no wait to end.  It is called even so, when the tasks of an abandoned guest run are
-        garbage collected, and the descriptor's number may be somebody else's by then.
+        After :meth:`close` there is no wait to end.  Trio calls this even so, when the tasks of an abandoned guest run are
+        garbage collected, and by then the descriptor's number may belong to another file.
         """
         descriptor = self.reactor.wakeup_descriptor
         if descriptor >= 0:
             os.eventfd_write(descriptor, 1)
 
     def get_events(self, timeout: float) -> int | bool:
-        """Wait at most ``timeout`` seconds for news.  Falsy if and only if the timeout expired."""
+        """Wait at most ``timeout`` seconds for events.  Falsy if and only if the timeout expired."""
         if threading.get_ident() != self._thread:
             return self._wait_in_worker(timeout)
         if self._seam is None:
@@ -226,7 +226,7 @@ class UringIOManager:
         return self.reactor.wait(timeout)
 
     def _wait_in_worker(self, timeout: float) -> bool:
-        """Guest mode: the ring cannot be entered from this thread, but its completions can be waited for."""
+        """Wait in guest mode, in a thread that cannot enter the ring but can poll the count of its completions."""
         assert self._completion_eventfd is not None
         poll = select.poll()
         poll.register(self._completion_eventfd, select.POLLIN)
@@ -234,7 +234,7 @@ class UringIOManager:
         return bool(poll.poll(ceil(timeout * 1000)))
 
     def process_events(self, events: object) -> None:  # noqa: ARG002  # the reactor has them
-        """Act on what the last wait found: resume and reschedule tasks."""
+        """Resume and reschedule the tasks that the last wait found ready."""
         if self._seam is None:  # a guest run makes its first ticks without a wait
             self._bind()
         if self._completion_eventfd is not None:
@@ -242,7 +242,7 @@ class UringIOManager:
                 self.ring.register_eventfd(self._completion_eventfd)
             _drain_eventfd(self.reactor.wakeup_descriptor)
             _drain_eventfd(self._completion_eventfd)
-            self.reactor.wait(0)  # after that, because it takes what was not counted
+            self.reactor.wait(0)  # after the renewal, because it reaps what the eventfd has not counted
         completions = self.reactor.process()
         if completions is not None:
             complete = self.ring.complete
@@ -271,9 +271,9 @@ class UringIOManager:
                 del waiters[fd]
 
     def poll(self, fd: int, events: int) -> Poll:
-        """What a task awaits that waits for readiness; Trio's sockets, when they are accelerated, await it themselves.
+        """The awaitable of a task that waits for readiness; accelerated sockets of Trio await it themselves.
 
-        It stays known until the next one for the same descriptor, which costs little and saves looking it up again.
+        The table keeps it until the next one for the same descriptor, which costs little and saves a look-up.
         """
         waiters = self._waiters[events]
         other = waiters.get(fd)
@@ -292,7 +292,7 @@ class UringIOManager:
             if task is not None:
                 error = trio.ClosedResourceError("another task closed this fd")
                 trio.lowlevel.reschedule(task, outcome.Error(error))
-        self.reactor.settle()  # also of a wait that was cancelled in this turn, and has left the table
+        self.reactor.settle()  # ends also a wait that was cancelled in this turn and has left the table
 
     # --- fork ---
 
@@ -303,7 +303,7 @@ class UringIOManager:
 
 @functools.cache
 def _renews_eventfd() -> bool:
-    """Whether registering an eventfd again is needed, at times, and harmless."""
+    """Whether a guest run on this kernel needs to register its eventfd again, at times, and may."""
     version = kernel_version(platform.release())
     return version is None or version >= (5, 18)
 

@@ -1,8 +1,8 @@
 """The seam to Trio: the one module that names Trio's private parts.
 
-Checked against Trio 0.25 to 0.35; the oldest and the newest run in CI, with Trio's own test suite.
+It is checked against Trio 0.25 to 0.35; CI runs the oldest and the newest, with Trio's own test suite.
 
-What is taken for granted, so that whoever checks a new release knows what to look for:
+The package assumes the following of Trio, and a maintainer checks it against a new release:
 
 - ``trio._core._run.TheIOManager`` is looked up when a run is set up, and called without arguments.
 - ``GLOBAL_RUN_CONTEXT`` is a ``threading.local`` with ``runner``, and ``task`` while a task is being stepped.  Its
@@ -10,11 +10,11 @@ What is taken for granted, so that whoever checks a new release knows what to lo
 - ``Runner`` has ``clock``, ``io_manager``, ``instruments``, ``is_guest``, ``ki_pending``, ``main_task``, ``reschedule(task,
   outcome)``, ``task_exited(task, outcome)``.
 - ``instruments`` is a dict, or a ``UserDict`` around one, of hook name to instruments; it always has ``"_all"`` and has a
-  hook's name only while somebody listens.
+  hook's name only while an instrument listens to it.
 - ``Runner`` computes its timeout from its clock, ``runq``, ``deadlines``, ``waiting_for_idle`` and
   ``clock_autojump_threshold``, and from nothing else; ``deadlines._heap`` is a list whose first entry is the earliest
   deadline, registered or stale.
-- A parked task has ``_abort_func`` set and ``_next_send_fn`` None.  One step of it is what ``unrolled_run`` makes of it;
+- A parked task has ``_abort_func`` set and ``_next_send_fn`` None.  ``unrolled_run`` defines one step of a task;
   ``_ffi/fastpath/task.c`` puts the two side by side.
 """
 
@@ -43,7 +43,7 @@ def current_io_manager() -> object | None:
 
 
 def replace_io_manager(manager: UringIOManager) -> None:
-    """Put ``manager`` in the place of the current run's own, which is closed.  Before its first tick only."""
+    """Put ``manager`` in the place of the current run's own, and close that.  The run must not have ticked yet."""
     runner = current_runner()
     replaced, runner.io_manager = runner.io_manager, manager
     replaced.close()
@@ -60,7 +60,7 @@ def set_default_io_manager(manager_class: type[Any]) -> None:
 
 
 class RunSeam:
-    """What the fast path needs of one run.  Made in the thread of the run, during it."""
+    """The parts of one run that the fast path needs.  It is made in the thread of the run, during it."""
 
     trap_type = _traps.WaitTaskRescheduled
     checkpoint = _traps.CancelShieldedCheckpoint
@@ -78,23 +78,23 @@ class RunSeam:
         self.reschedule = self.runner.reschedule
         self.current_time = self.runner.clock.current_time
         self.is_guest: bool = self.runner.is_guest
-        # A clock that is not the system's may be moved by a task, and only Trio's loop asks it again.
+        # A task may move a clock that is not the system's, and only Trio's loop reads that again.
         self.may_linger = not self.is_guest and type(self.runner.clock) is _run.SystemClock
         self.run_queue = self.runner.runq
         self.waiting_for_idle = self.runner.waiting_for_idle
         self.deadlines = self.runner.deadlines
 
     def task_exited(self, task: trio.lowlevel.Task, value: object, error: BaseException | None) -> None:
-        """A task that was resumed in place has come to its end."""
+        """Report to Trio the end of a task that was resumed in place."""
         self.runner.task_exited(task, outcome.Value(value) if error is None else outcome.Error(error))
 
     def step_observed(self, task: trio.lowlevel.Task) -> None:
-        """A task that was resumed in place has added an instrument, which is to see the end of the step."""
+        """Call the instrument that a task resumed in place has added, at the end of the task's step."""
         if "after_task_step" in self.runner.instruments:
             self.runner.instruments.call("after_task_step", task)
 
     def unusual_yield(self, task: trio.lowlevel.Task, message: object) -> None:
-        """A task that was resumed in place has yielded something else than a WaitTaskRescheduled."""
+        """Treat as Trio does a yield of something else than a WaitTaskRescheduled, by a task resumed in place."""
         if message is _traps.CancelShieldedCheckpoint:
             self.runner.reschedule(task)
         elif type(message) is _traps.PermanentlyDetachCoroutineObject:
@@ -104,6 +104,6 @@ class RunSeam:
                 f"trio.run received unrecognized yield message {message!r}. Are you trying to use a library written for "
                 "some other framework like asyncio? That won't work without some kind of compatibility shim."
             )
-            # As Trio does: what yielded this does not unwrap outcomes, so the error is thrown in.
+            # As Trio does: the awaitable that yielded this does not unwrap outcomes, so the error is thrown in.
             self.runner.reschedule(task, error)
             task._next_send_fn = task.coro.throw

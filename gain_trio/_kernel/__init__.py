@@ -1,7 +1,7 @@
 """Floor 1: the typed door to the compiled modules.
 
 Nothing above this package imports ``gain_trio._uring``, ``gain_trio._fastpath`` or ``gain_trio._trio_core`` itself.  They
-exist on CPython on Linux only; everywhere else :data:`load_error` says so and the rest of the package does without.
+exist on CPython on Linux only; everywhere else :data:`load_error` gives the reason, and the package works without them.
 """
 
 from ._constants import FULL_TIER, AcceptFlag, CompletionFlag, Feature, PollEvent, RegisterOp, Tier

@@ -15,9 +15,9 @@ Tier: TypeAlias = Literal["full", "poll", "none"]
 
 
 class Feature(enum.IntFlag):
-    """What a kernel may or may not have, and what is used where it is there.
+    """A feature that some kernels have, and that the package uses where the kernel has it.
 
-    Each is found out by trying it, never by the kernel's version, and each can be left unused: see ``RingOptions.unwanted``.
+    The ring finds each by trying it, never by the kernel's version.  ``RingOptions.unwanted`` leaves any of them unused.
     """
 
     # enum gt_feature in ring.h
@@ -41,7 +41,7 @@ class Feature(enum.IntFlag):
 
     @property
     def purpose(self) -> str:
-        """What this feature is used for, in a line."""
+        """The use that the package makes of this feature, in a line."""
         return _FACTS[self][1]
 
 
@@ -77,9 +77,9 @@ class CompletionFlag(enum.IntFlag):
     """``cqe->flags``."""
 
     BUFFER = 1 << 0
-    """The upper 16 bits are the number of a provided buffer."""
+    """The upper 16 bits of the flags are the number of a provided buffer."""
     MORE = 1 << 1
-    """The operation goes on: this is not its final completion."""
+    """The operation goes on: more completions of it follow."""
     SOCK_NONEMPTY = 1 << 2
     NOTIF = 1 << 3
     BUF_MORE = 1 << 4
@@ -93,7 +93,7 @@ class PollEvent(enum.IntFlag):
     ERR = 0x008
     HUP = 0x010
     RDHUP = 0x2000
-    """The peer has sent its last.  io_uring reports it whether asked for or not."""
+    """The peer has shut its sending side down.  io_uring reports this event even if the caller did not request it."""
 
 
 class AcceptFlag(enum.IntFlag):

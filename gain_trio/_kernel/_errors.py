@@ -10,10 +10,10 @@ from pathlib import Path
 
 
 class RingUnavailable(RuntimeError):
-    """io_uring was wanted and cannot be had here.
+    """The caller or the operator requires io_uring, and this process cannot use it.
 
     Attributes:
-      errno (int | None): what the kernel said, or None when the compiled modules are missing.
+      errno (int | None): the kernel's error, or None when the compiled modules are missing.
     """
 
     errno: int | None
@@ -30,14 +30,14 @@ def os_error(number: int) -> OSError:
 
 
 def check(result: int) -> int:
-    """Pass a result of the kernel through, raising :exc:`OSError` for a negative errno."""
+    """Return a result of the kernel, or raise :exc:`OSError` if it is a negative errno."""
     if result < 0:
         raise os_error(result)
     return result
 
 
 def kernel_version(release: str) -> tuple[int, int] | None:
-    """(6, 12) of "6.12.3-generic", or None for what is no Linux release."""
+    """(6, 12) for "6.12.3-generic", or None if the string names no Linux release."""
     major, _dot, rest = release.partition(".")
     minor = rest.replace("-", ".").replace("+", ".").partition(".")[0]
     try:
@@ -52,7 +52,7 @@ _CAP_SYS_ADMIN = 21
 
 
 def _read(path: Path) -> str | None:
-    """The content of a file of /proc, or None where it cannot be had: before its kernel, or in a sandbox."""
+    """The content of a file of /proc, or None if an older kernel or a sandbox does not provide it."""
     try:
         return path.read_text(encoding="ascii", errors="replace").strip()
     except OSError:
@@ -67,7 +67,7 @@ def _number(text: str | None, base: int = 10) -> int | None:
 
 
 def _own_status(field: str) -> str | None:
-    """A field of proc_pid_status(5) of this thread: seccomp filters and capabilities are a thread's."""
+    """A field of proc_pid_status(5) of this thread, because seccomp filters and capabilities belong to threads."""
     for line in (_read(_PROC / "thread-self/status") or "").splitlines():
         name, _colon, value = line.partition(":")
         if name == field:
@@ -90,7 +90,7 @@ def _may_despite_sysctl() -> bool:
 
 
 def _why_not_permitted() -> str:
-    """EPERM has two usual causes: the sysctl (Linux 6.6) and a seccomp profile.  The sysctl can be read."""
+    """The reason of an EPERM: usually the sysctl (Linux 6.6), which can be read, or a seccomp profile."""
     disabled = _read(_PROC / "sys/kernel/io_uring_disabled")
     if disabled == "2":
         return (
@@ -111,7 +111,7 @@ def _why_not_permitted() -> str:
 
 
 def _why_not_there() -> str:
-    """ENOSYS: there is no such system call, or somebody says so.  With the sysctl (Linux 6.6), it is somebody."""
+    """The reason of an ENOSYS: the kernel lacks the system call, or a filter hides it, as where the sysctl (6.6) exists."""
     profile = f"use a profile that allows {_SYSCALLS}"
     if _read(_PROC / "sys/kernel/io_uring_disabled") is not None:
         return f"the kernel has it, and a seccomp profile or a sandbox hides it, as Podman's default profile does; {profile}"
@@ -128,9 +128,10 @@ def _why_not_there() -> str:
 
 
 def _why_no_memory() -> str:
-    """ENOMEM: a ring counts as memory of the control group, and as locked memory of a user without CAP_IPC_LOCK.
+    """The reason of an ENOMEM: a limit of the control group, or of locked memory.
 
-    The latter on Linux before 5.12, and again on 6.18.
+    The kernel counts a ring as memory of the control group.  Linux before 5.12, and again 6.18, counts it as locked
+    memory of a user without CAP_IPC_LOCK, too.
     """
     import resource  # noqa: PLC0415  # Unix only
 
@@ -144,7 +145,7 @@ def _why_no_memory() -> str:
 
 
 def _why_invalid() -> str:
-    """EINVAL: even the plainest set-up was refused, or is not enough."""
+    """The reason of an EINVAL: the kernel refuses even the plainest set-up, or lacks what that needs."""
     release = platform.release()
     version = kernel_version(release)
     if version is not None and version < (5, 11):
@@ -172,7 +173,7 @@ _WHY: dict[int, Callable[[], str]] = {
 
 
 def ring_unavailable(number: int) -> RingUnavailable:
-    """Why a ring could not be opened, and what would help."""
+    """The exception that says why the kernel refused a ring, and what the operator can change."""
     number = abs(number)
     what = f"io_uring cannot be used: {errno.errorcode.get(number, number)} ({os.strerror(number)})"
     why = _WHY.get(number)

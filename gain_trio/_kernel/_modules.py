@@ -1,4 +1,4 @@
-"""Imports the compiled modules, or says why not."""
+"""This module imports the compiled modules, or records why it cannot."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ uring: Any = None
 """``gain_trio._uring``: cffi's ``ffi`` and ``lib`` over ring.h, or None."""
 
 trio_core: Any = None
-"""``gain_trio._trio_core``, or None.  It needs no ring, and so is not counted among the modules below."""
+"""``gain_trio._trio_core``, or None.  It needs no ring, so :data:`load_error` does not cover it."""
 
 trio_core_error: str | None = None
-"""Why it is not there, or None when it is."""
+"""Why ``gain_trio._trio_core`` is missing, or None if it is there."""
 
 load_error: str | None = None
-"""Why the compiled modules are not there, or None when they are."""
+"""Why the compiled modules of the ring are missing, or None if they are there."""
 
 ring_is_possible: bool = sys.platform == "linux" and platform.python_implementation() == "CPython"
-"""Whether this is where a ring can be had at all.  Elsewhere nobody can do anything about it."""
+"""Whether this interpreter and system support a ring at all.  Elsewhere the user cannot change that."""
 
 if not ring_is_possible:
     load_error = (
@@ -53,7 +53,7 @@ if load_error is not None:
 else:
     try:
         import gain_trio._trio_core
-    except ImportError as error:  # in a sub-interpreter, which the message says
+    except ImportError as error:  # in a sub-interpreter, which the message names
         trio_core_error = str(error)
     else:
         trio_core = gain_trio._trio_core

@@ -1,4 +1,4 @@
-"""How a ring is set up."""
+"""The options of a ring."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ _UNWANTED_VARIABLE = "GAIN_TRIO_UNWANTED"
 
 
 def unwanted_default() -> Feature:
-    """What the operator says: ``GAIN_TRIO_UNWANTED`` has names of :class:`Feature` in lower case, with commas, or ``all``.
+    """The features that the operator excludes by the environment variable ``GAIN_TRIO_UNWANTED``.
+
+    The variable has names of :class:`Feature` in lower case, separated by commas, or ``all``.
 
     Raises:
-      ValueError: a name in it is none; lists the known ones.
+      ValueError: the variable has a name that no feature has; the message lists the known ones.
     """
     known = {str(feature.name).lower(): feature for feature in Feature}
     unwanted = Feature(0)
@@ -35,12 +37,12 @@ def unwanted_default() -> Feature:
 
 
 def whole_number(instance: object, attribute: attrs.Attribute[int], value: object) -> None:
-    """For a field that is an int.
+    """Validate that a field is an int.
 
     ``attrs.validators.instance_of`` would put the whole attribute, with all its validators, into the message.
 
     Raises:
-      TypeError: it is something else.
+      TypeError: the value is something else.
     """
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{type(instance).__name__}.{attribute.name} must be a whole number, not {value!r}")
@@ -62,11 +64,11 @@ def _power_of_two(_instance: object, attribute: attrs.Attribute[int], value: int
 
 @attrs.frozen(kw_only=True)
 class RingOptions:
-    """How a run's ring is set up.  The defaults serve thousands of connections; a test may want a tiny one.
+    """The options of a run's ring.  The defaults serve thousands of connections; a test may want a tiny ring.
 
     Raises:
       ValueError: a number is out of range, or ``GAIN_TRIO_UNWANTED`` has a name that no feature has.
-      TypeError: a number is none.
+      TypeError: a value that must be a whole number is something else.
     """
 
     entries: int = attrs.field(
@@ -80,41 +82,41 @@ class RingOptions:
         default=8192,
         validator=_up_to(2 * _LARGEST_ENTRIES),
     )
-    """Places of the completion queue (at least ``entries``, up to 65536).  What does not fit is kept by the kernel and
-    counted as an overflow; nothing is lost."""
+    """Places of the completion queue (at least ``entries``, up to 65536).  The kernel keeps completions that do not fit,
+    and the ring counts them as an overflow; nothing is lost."""
 
     buffer_count: int | None = attrs.field(
         default=None,
         validator=attrs.validators.optional([_up_to(_LARGEST_BUFFER_COUNT), _power_of_two]),
     )
-    """Buffers that all connections together receive into (a power of two up to 32768).  None: 32 where the kernel consumes
-    them bit by bit (6.12), else 256."""
+    """Buffers that all connections share for receiving (a power of two up to 32768).  None: 32 where the kernel consumes
+    buffers incrementally (6.12), else 256."""
 
     buffer_size: int | None = attrs.field(
         default=None,
         validator=attrs.validators.optional(_up_to(_LARGEST_BUFFER_SIZE)),
     )
-    """Bytes of each buffer (1 to 1 MiB), the most that one receive brings.  None: 65536 where the kernel consumes them bit
-    by bit (6.12), else 16384."""
+    """Bytes of each buffer (1 to 1 MiB), the most that one receive brings.  None: 65536 where the kernel consumes buffers
+    incrementally (6.12), else 16384."""
 
     datagram_buffer_count: int = attrs.field(
         default=32,
         validator=[_up_to(_LARGEST_BUFFER_COUNT), _power_of_two],
     )
-    """Buffers that all datagram endpoints together receive into (a power of two up to 32768), of 64 KiB each, so that
-    every datagram fits.  They come with the first endpoint, and cost memory as far as they have been used: a page or
-    two each where datagrams are small."""
+    """Buffers that all datagram endpoints share for receiving (a power of two up to 32768), of 64 KiB each, so that
+    every datagram fits.  The run allocates them with its first endpoint.  A buffer costs memory as far as the kernel has
+    used it: a page or two where datagrams are small."""
 
     max_slots: int = attrs.field(
         default=_MOST_SLOTS,
         validator=_up_to(_MOST_SLOTS),
     )
-    """How many connections there may be at once, closing ones included (1 to 1048576).  One more is an :exc:`OSError`
-    (``ENOSPC``).  What a run itself waits with does not count: a full table of connections does not stop a run."""
+    """The most connections at once, closing ones included (1 to 1048576).  One more raises an :exc:`OSError`
+    (``ENOSPC``).  Operations that the run itself waits with do not count: a full table of connections does not stop it."""
 
     unwanted: Feature = attrs.field(factory=unwanted_default, converter=Feature)
-    """Kernel features not to use even where they are there.  Default: what the environment variable
-    ``GAIN_TRIO_UNWANTED`` names, in lower case and separated by commas, or ``all``; none where it is not set."""
+    """Kernel features that the ring leaves unused even where the kernel has them.  Default: those that the environment
+    variable ``GAIN_TRIO_UNWANTED`` names, in lower case and separated by commas, or ``all``; none where it is not set."""
 
     def __attrs_post_init__(self) -> None:
         if self.completion_entries < self.entries:

@@ -1,7 +1,7 @@
 """The ring as a Python object: set-up, single operations, submit, wait, reap, close.
 
-What is done per message does not pass here: connections are driven by ``gain_trio._fastpath`` on the same ``struct
-gt_ring``, which this class owns.  :attr:`Ring.address` is where it lies.
+Work per message does not pass through this class: ``gain_trio._fastpath`` drives connections on the same ``struct
+gt_ring``, which this class owns and whose address is :attr:`Ring.address`.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _MORE = int(CompletionFlag.MORE)
 _NANOSECONDS = 1_000_000_000
 
 PATIENCE: Final = 0.1
-"""Seconds in which a ring that finds no memory tries again."""
+"""Seconds for which a ring that finds no memory tries again."""
 PAUSE: Final = 0.005
 
 Callback = Callable[[int, int], object]
-"""Called with ``cqe->res`` and ``cqe->flags``."""
+"""The ring calls it with ``cqe->res`` and ``cqe->flags``."""
 
 
 @final
@@ -49,17 +49,17 @@ class Operation:
     """A single operation, from prep to its final CQE."""
 
     key: int
-    """What its completions are named by."""
+    """The ``user_data`` of its completions."""
     _ring: Ring = attrs.field(repr=False)
     _callback: Callback = attrs.field(repr=False)
     _keep: object = attrs.field(repr=False, default=None)  # memory that the kernel reads
 
     def cancel(self, *, abandon: bool = False) -> None:
-        """Ask for the end of the operation.
+        """Ask the kernel to end the operation.
 
-        Its final completion still comes, with ``-ECANCELED`` unless it was faster.  With ``abandon`` the callback is not
-        called any more, and a descriptor that an abandoned accept still brings is closed.  A full submission queue delays
-        the cancel to the next submission; it is never dropped.
+        The final completion still comes, with ``-ECANCELED`` unless the operation was faster.  With ``abandon`` the ring
+        no longer calls the callback, and closes a descriptor that an abandoned accept still brings.  A full submission
+        queue delays the cancel to the next submission and never drops it.
         """
         self._ring._cancel(self, abandon)
 
@@ -67,7 +67,7 @@ class Operation:
 @final
 @attrs.frozen
 class Completion:
-    """What became of an operation: ``result`` is a count, a descriptor or a negative errno."""
+    """A completion of an operation: ``result`` is a count, a descriptor or a negative errno."""
 
     operation: Operation
     result: int
@@ -82,30 +82,30 @@ class Completion:
 @final
 @attrs.frozen
 class RingStatistics:
-    """What a ring has done since it was opened, and what it holds now."""
+    """The counters of a ring since it was opened, and its present state."""
 
     submissions: int
-    """SQEs taken by the kernel."""
+    """SQEs that the kernel has accepted."""
     completions: int
     """CQEs reaped."""
     enter_calls: int
     """``io_uring_enter`` system calls."""
     overflows: int
-    """How often the completion queue was found overflown; nothing is lost when it is."""
+    """How often the ring found the completion queue overflown.  The kernel keeps the completions; nothing is lost."""
     stale: int
-    """Completions that came for a slot freed before: 0, always."""
+    """Completions for a slot that was freed before: always 0."""
     operations_in_flight: int
     buffers: int
-    """Provided buffers in all."""
+    """All provided buffers."""
     buffers_free: int
     """Provided buffers that the kernel can pick from."""
 
 
 def _patiently(attempt: Callable[[], int]) -> int:
-    """The result of a call that takes memory, which is tried again for a while when there is none.
+    """Return the result of a call that allocates memory, trying again for a while when the kernel has none.
 
-    The kernel gives the memory of a ring back some milliseconds after the ring was closed (``io_ring_exit_work``), and until
-    then that counts for the user's limit: a run that follows another one closely needs patience, and not a higher limit.
+    The kernel frees the memory of a ring some milliseconds after the ring was closed (``io_ring_exit_work``), and counts
+    it for the user's limit until then.  So a run that closely follows another one needs patience, not a higher limit.
     """
     end = time.monotonic() + PATIENCE
     while (result := attempt()) == -errno.ENOMEM and time.monotonic() < end:
@@ -118,7 +118,7 @@ class Ring:
     """An io_uring.  It belongs to the thread that opens it.
 
     Raises:
-      RingUnavailable: there is no io_uring to be had; says why, and what would help.
+      RingUnavailable: this process cannot use io_uring; the message says why, and what would help.
     """
 
     def __init__(self, options: RingOptions | None = None) -> None:
@@ -144,9 +144,9 @@ class Ring:
             raise
 
     def __del__(self) -> None:
-        """Dropped without being closed, for example by a KeyboardInterrupt on its way to an owner.
+        """Release a ring that was dropped without being closed, for example by a KeyboardInterrupt before it had an owner.
 
-        What is in flight ends with the ring, some time later; the memory that the kernel may touch until then is kept.
+        Operations in flight end with the ring, some time later; the memory that the kernel may touch until then is kept.
         """
         ring = getattr(self, "_ring", None)
         if ring is not None and ring.fd >= 0 and not ring.dead:
@@ -158,11 +158,11 @@ class Ring:
         result = _patiently(lambda: self._lib.gt_ring_open(self._ring, request))
         if result < 0:
             raise ring_unavailable(result)
-        if FULL_TIER & ~self.features == Feature.BUFFER_RING:  # else there is nothing that receives into them
+        if FULL_TIER & ~self.features == Feature.BUFFER_RING:  # else no operation receives into them
             self._open_buffers()
 
     def _open_buffers(self) -> None:
-        """Provided buffers, consumed bit by bit where the kernel can do that; none where it has none (EINVAL)."""
+        """Register provided buffers, consumed incrementally if the kernel can do that; none if it cannot (EINVAL)."""
         options = self.options
         if options.unwanted & Feature.BUFFER_RING:
             return
@@ -182,17 +182,17 @@ class Ring:
 
     @property
     def address(self) -> int:
-        """Where the ``struct gt_ring`` lies: for ``gain_trio._fastpath``."""
+        """The address of the ``struct gt_ring``, for ``gain_trio._fastpath``."""
         return int(uring.ffi.cast("uintptr_t", self._ring))
 
     @property
     def features(self) -> Feature:
-        """What the kernel was found to have and is used for."""
+        """The features of the kernel that the ring found and uses."""
         return Feature(self._ring.features)
 
     @property
     def tier(self) -> Tier:
-        """``"full"`` where connections can run on the ring, ``"poll"`` where it can wait for readiness only."""
+        """``"full"`` if connections can run on the ring, ``"poll"`` if it can only wait for readiness."""
         return "poll" if FULL_TIER & ~self.features else "full"
 
     @property
@@ -232,9 +232,9 @@ class Ring:
         return self._start(self._lib.gt_operation_nop(self._ring, self._key), callback)
 
     def poll(self, fd: int, events: int, callback: Callback, *, multishot: bool = False) -> Operation:
-        """Complete with the poll(2) events that are there: once, or with ``multishot`` at every change until cancelled.
+        """Complete with the current poll(2) events: once, or with ``multishot`` at every change until cancelled.
 
-        Besides ``events``, ``ERR``, ``HUP`` and ``RDHUP`` are always reported.
+        Besides ``events``, the kernel always reports ``ERR``, ``HUP`` and ``RDHUP``.
 
         Raises:
           OSError: ``EPERM`` for a regular file or directory, ``EBADF``, as from epoll_ctl(2).
@@ -242,7 +242,7 @@ class Ring:
         return self._start(self._lib.gt_operation_poll(self._ring, fd, events, multishot, self._key), callback)
 
     def accept(self, fd: int, callback: Callback) -> Operation:
-        """Complete with a descriptor for each connection that arrives, until cancelled or an error ends it.
+        """Complete with a descriptor for each connection that arrives, until a cancel or an error ends the operation.
 
         The descriptors are non-blocking and close-on-exec, and belong to the callback.
 
@@ -253,9 +253,10 @@ class Ring:
         return self._start(self._lib.gt_operation_accept(self._ring, fd, int(flags), self._key), callback)
 
     def receive(self, fd: int, callback: Callback) -> Operation:
-        """Complete with each piece of data that arrives, in a provided buffer, until cancelled, at the end, or starved.
+        """Complete with each piece of data that arrives, in a provided buffer.
 
-        Inside the callback :meth:`buffer_data` is what arrived.
+        The operation ends when it is cancelled, at the end of the data, or when no buffer is free.  Inside the callback
+        :meth:`buffer_data` returns what arrived.
 
         Raises:
           OSError: ``EOPNOTSUPP`` on a ring of tier ``"poll"``.
@@ -270,7 +271,7 @@ class Ring:
 
     def _cancel(self, operation: Operation, abandon: bool) -> None:
         if self.closed:
-            return  # everything was cancelled then
+            return  # closing has cancelled everything
         if abandon:
             if operation._keep is not None:
                 raise ValueError(
@@ -278,13 +279,13 @@ class Ring:
                 )
             self._operations.pop(operation.key, None)
         result = self._lib.gt_operation_cancel(self._ring, operation.key, abandon)
-        if result != -errno.ENOENT:  # it has ended already
+        if result != -errno.ENOENT:  # ENOENT: the operation has ended already
             check(result)
 
     # --- submit, wait, reap ---
 
     def submit(self) -> None:
-        """Submit what was prepared, without waiting."""
+        """Submit the prepared operations without waiting."""
         check(self._lib.gt_ring_submit(self._ring))
 
     def enter(self, timeout: float) -> bool:
@@ -304,15 +305,15 @@ class Ring:
         return True
 
     def settle(self) -> None:
-        """Submit, and have the kernel end what was cancelled: when this returns, that holds no file any more.
+        """Submit, and have the kernel end the cancelled operations, so that they hold no file when this returns.
 
-        Where the kernel takes nothing, because it has no memory, the next :meth:`enter` does it.
+        If the kernel has no memory for the submission, the next :meth:`enter` does this.
         """
         if not self.closed:
             self._lib.gt_ring_settle(self._ring)
 
     def reap(self) -> list[Completion]:
-        """Take all completions there are, call their callbacks, and return them."""
+        """Reap all completions, call their callbacks, and return them."""
         cqe = uring.ffi.new("struct io_uring_cqe *")
         slot = uring.ffi.new("struct gt_slot *")
         completions = []
@@ -328,19 +329,19 @@ class Ring:
                     self.complete(cqe.user_data, cqe.res, cqe.flags)
                 elif is_ours:
                     self._lib.gt_completion_discard(slot, cqe)
-            finally:  # the buffer is the kernel's again, whatever the callback made of it
+            finally:  # the buffer is the kernel's again, even if the callback has raised
                 if cqe.flags & CompletionFlag.BUFFER:
                     self._lib.gt_buffers_recycle(uring.ffi.addressof(self._ring, "buffers"), cqe)
         return completions
 
     def buffer_data(self) -> bytes:
-        """A copy of what the completion whose callback is running received."""
+        """Return a copy of the data that came with the completion whose callback is running."""
         cqe = self._current_cqe
         buffers = uring.ffi.addressof(self._ring, "buffers")
         return bytes(uring.ffi.buffer(self._lib.gt_buffers_data(buffers, cqe), cqe.res))
 
     def complete(self, key: int, result: int, flags: int, is_descriptor: bool | int = False) -> None:
-        """Call the callback of a completion that was reaped elsewhere (its books are kept)."""
+        """Call the callback of a completion that the reactor has reaped and counted."""
         operation = self._operations.get(key)
         if operation is None:  # abandoned between its completion and now
             if is_descriptor:
@@ -355,7 +356,7 @@ class Ring:
     def register_eventfd(self, eventfd: int) -> None:
         """Have every completion counted by an eventfd (Linux 5.2), which another thread can poll.
 
-        It takes the place of the one before, which may be the same: what is registered is a new counting.
+        It replaces the eventfd that was registered before, which may be the same one: each registration starts anew.
         """
         if self._has_eventfd:
             check(self._lib.gt_ring_register(self._ring, int(RegisterOp.UNREGISTER_EVENTFD), uring.ffi.NULL, 0))
@@ -365,7 +366,7 @@ class Ring:
         self._has_eventfd = True
 
     def close(self, *, patience: float = 5.0) -> int:
-        """Cancel everything, wait at most ``patience`` seconds until nothing is in flight, and give all memory back.
+        """Cancel everything, wait at most ``patience`` seconds until nothing is in flight, and free all memory.
 
         Returns how many operations the kernel did not end: 0, unless something is very wrong; the memory that they may
         still touch is kept then.  Closing twice is fine.
@@ -385,9 +386,9 @@ class Ring:
         return int(left)
 
     def forget(self) -> None:
-        """In the child of a fork: let go of the parent's ring without touching it."""
+        """In the child of a fork, drop the parent's ring without touching it."""
         self._lib.gt_ring_forget(self._ring)
 
 
 _LEAKED: list[list[Operation]] = []
-"""Operations that outlived their ring, with the memory that the kernel may read: kept for good."""
+"""Operations that outlived their ring, with the memory that the kernel may read: they are never freed."""

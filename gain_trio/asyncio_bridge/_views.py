@@ -1,4 +1,4 @@
-"""What a protocol gets for its socket, and for its TLS."""
+"""The objects that a protocol gets for its transport's socket and TLS."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ if TYPE_CHECKING:
 
 @final
 class SocketView:
-    """The socket of a connection, to look at and to set options of: the methods of
-    :class:`asyncio.trsock.TransportSocket`.
+    """A view of a connection's socket, with the methods of :class:`asyncio.trsock.TransportSocket`.
 
-    It cannot send, receive or close: that is the transport's.
+    A protocol reads and sets the socket's options by it.  It cannot send, receive or close: the transport does that.
     """
 
     __slots__ = ("_connection",)
@@ -47,7 +46,7 @@ class SocketView:
             return sock.proto
 
     def _copy(self) -> socket.socket:
-        """Another descriptor of the same socket, to be closed at once: a socket object that has found out what it is."""
+        """A socket object on another descriptor of the same socket, for one call.  The caller closes it at once."""
         return socket.socket(fileno=os.dup(self._connection.fileno()))
 
     def fileno(self) -> int:
@@ -71,22 +70,22 @@ class SocketView:
         self._connection.setsockopt(level, option, value)
 
     def setblocking(self, flag: bool) -> None:
-        """It never blocks.
+        """Accept False only, because the socket never blocks.
 
         Raises:
-          ValueError: asked to.
+          ValueError: ``flag`` is true.
         """
         if flag:
             raise ValueError("the socket of a transport does not block")
 
     def gettimeout(self) -> float:
-        """0: it does not block."""
+        """Return 0, because the socket does not block."""
         return 0.0
 
 
 @final
 class SslView:
-    """The TLS of a connection, to look at: the attributes of :class:`ssl.SSLObject` that move no bytes."""
+    """A view of a connection's TLS, with the attributes of :class:`ssl.SSLObject` that move no bytes."""
 
     _NAMES = frozenset(
         {

@@ -1,4 +1,4 @@
-"""A connection as callbacks see it: the contract, and what it has in common whatever it goes over."""
+"""The contract of a connection for callbacks, and the code that is common to every transport."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ PIECE = 65536
 
 
 class Writer(Protocol):
-    """What :meth:`Conn.write_to` writes to: a binary file, for example."""
+    """An object that :meth:`Conn.write_to` writes to: a binary file, for example."""
 
     def write(self, data: bytes, /) -> int | None:
-        """Take ``data``, and return how much of it was taken."""
+        """Write ``data``, and return how many bytes were written; None if a raw file would have to wait."""
         ...
 
 
 class Reader(Protocol):
-    """What :meth:`Conn.read_from` reads from: a binary file, for example."""
+    """An object that :meth:`Conn.read_from` reads from: a binary file, for example."""
 
     def read(self, count: int, /) -> bytes | None:
-        """Up to ``count`` bytes; none at the end."""
+        """Return up to ``count`` bytes; none at the end."""
         ...
 
 
 class Conn(abc.ABC):
     """A connection, or the source of a datagram, as the callbacks of an :class:`EventHandler` get it.
 
-    Its calls never wait.  What arrives is kept until it is taken, what is written is kept until the kernel takes it; both
-    within limits (``Marks.receive_high``, ``Config.write_limit``).
+    Its calls never wait.  The connection queues what arrives until the callbacks read it, and what the callbacks write
+    until the kernel accepts it, both within limits (``Marks.receive_high``, ``Config.write_limit``).
 
     Writing, closing and setting properties work from any thread and any task, also of another connection's callback.
     Reading belongs to the callbacks of this connection.
@@ -55,16 +55,16 @@ class Conn(abc.ABC):
 
     @abc.abstractmethod
     def next(self, n: int = -1, /) -> bytes:
-        """Take ``n`` bytes of what has arrived; all of it for ``n`` of 0 or less.
+        """Read ``n`` bytes of what has arrived; all of it for ``n`` of 0 or less.
 
         Raises:
-          ShortBuffer: fewer than ``n`` bytes are there.  None was taken.
+          ShortBuffer: fewer than ``n`` bytes have arrived.  They stay unread.
           ConnectionClosed: the connection is closed.
         """
 
     @abc.abstractmethod
     def peek(self, n: int = -1, /) -> bytes:
-        """Up to ``n`` bytes of what has arrived, or all of it for ``n`` of 0 or less, without taking them.
+        """Return up to ``n`` bytes of what has arrived, or all of it for ``n`` of 0 or less, and leave them unread.
 
         Raises:
           ConnectionClosed: the connection is closed.
@@ -72,7 +72,7 @@ class Conn(abc.ABC):
 
     @abc.abstractmethod
     def discard(self, n: int, /) -> int:
-        """Drop up to ``n`` bytes of what has arrived: none for 0, all for less than 0.  Returns how many.
+        """Drop up to ``n`` unread bytes: none for 0, all for less than 0.  Returns how many.
 
         Raises:
           ConnectionClosed: the connection is closed.
@@ -81,15 +81,15 @@ class Conn(abc.ABC):
     @property
     @abc.abstractmethod
     def inbound_buffered(self) -> int:
-        """How many bytes have arrived and were not taken; 0 when closed."""
+        """How many bytes have arrived and are unread; 0 when closed."""
 
     def read(self, buffer: Buffer, /) -> int:
-        """Take as many bytes as have arrived and fit, into a writable buffer.  Returns how many; 0 for a buffer of 0 bytes.
+        """Read into a writable buffer as many bytes as have arrived and fit.  Returns how many; 0 for a buffer of 0 bytes.
 
         Raises:
-          BufferEmpty: nothing is there.
+          BufferEmpty: nothing has arrived.
           ConnectionClosed: the connection is closed.
-          BufferError: the buffer cannot be written to, or is not in one piece.
+          BufferError: the buffer is read-only, or is not in one piece.
         """
         with memoryview(buffer) as view:
             if view.readonly or not view.c_contiguous:
@@ -102,35 +102,35 @@ class Conn(abc.ABC):
         return self.discard(len(data))
 
     def write_to(self, writer: Writer, /) -> int:
-        """Write what has arrived to a binary file, or whatever has such a ``write``, and take as much as that took.
+        """Write what has arrived to a binary file, or an object with such a ``write``.
 
         Returns:
-          How many bytes.  If that is less than there were, the rest is still here.
+          How many bytes ``writer.write`` reports.  After a short write the rest stays unread.
 
         Raises:
-          BufferEmpty: nothing is there.
+          BufferEmpty: nothing has arrived.
           ConnectionClosed: the connection is closed.
-          and what ``writer.write`` raises; nothing was taken then.
+          and what ``writer.write`` raises; all bytes stay unread then.
         """
         data = self.peek()
         if not data:
             raise BufferEmpty("nothing has arrived")
         count = writer.write(data)
-        if count is None:  # of a raw file: it would have to wait.  Of anything else: it does not count.
+        if count is None:  # a raw file would have to wait; another writer reports no count
             count = 0 if isinstance(writer, io.RawIOBase) else len(data)
         if not 0 <= count <= len(data):
             raise ValueError(f"write() of {writer!r} claims to have taken {count} of {len(data)} bytes")
         return self.discard(count)
 
-    # --- what is to be sent ---
+    # --- sending ---
 
     @abc.abstractmethod
     def write(self, data: Buffer, /) -> int:
-        """Send ``data``, after what was written before, without waiting; it may be changed afterwards.
+        """Send ``data``, after what was written before, without waiting.  The caller may change it afterwards.
 
         Returns:
-          How many bytes that are: all of them.  0 when the connection is broken, or is being closed as too slow:
-          ``on_close`` will say so.
+          The length of ``data`` in bytes.  0 when the connection is broken, or is being closed as too slow: ``on_close``
+          gets the error.
 
         Raises:
           ConnectionClosed: the connection was closed by this program, or ``on_close`` has been called.
@@ -138,10 +138,10 @@ class Conn(abc.ABC):
         """
 
     def read_from(self, reader: Reader, /) -> int:
-        """:meth:`write` all that a binary file has, or whatever has such a ``read``.
+        """:meth:`write` all that a binary file has, or an object with such a ``read``.
 
-        It writes piece by piece, and so counts against ``Config.write_limit`` like as many writes: with
-        ``write_policy`` ``"raise"``, what came before the limit is written.
+        It writes piece by piece, and each piece counts against ``Config.write_limit`` like a write: with
+        ``write_policy`` ``"raise"``, the pieces before the limit are written.
 
         Returns:
           How many bytes were written.
@@ -160,13 +160,13 @@ class Conn(abc.ABC):
     @property
     @abc.abstractmethod
     def outbound_buffered(self) -> int:
-        """How many bytes were written and not yet taken by the kernel; 0 when closed."""
+        """How many written bytes are queued, because the kernel has not accepted them yet; 0 when closed."""
 
     # --- the rest ---
 
     @property
     def context(self) -> Any:
-        """The program's own: anything, None at first."""
+        """An object of the program's choice; None at first."""
         return self._context
 
     @context.setter
@@ -180,26 +180,27 @@ class Conn(abc.ABC):
     @property
     @abc.abstractmethod
     def local_addr(self) -> Any:
-        """This end, as from :meth:`socket.socket.getsockname`."""
+        """This end's address, as from :meth:`socket.socket.getsockname`."""
 
     @property
     @abc.abstractmethod
     def remote_addr(self) -> Any:
-        """The other end, as from :meth:`socket.socket.getpeername`; None if it was gone before anybody could ask.
+        """The other end's address, as from :meth:`socket.socket.getpeername`.
 
-        Both addresses are there in ``on_close``, too.
+        It is None if the peer was gone before the server could read the address.  Both addresses stay readable in
+        ``on_close``.
         """
 
     @abc.abstractmethod
     def close(self) -> None:
         """Close the connection when what was written is sent.
 
-        It waits for a peer that goes on taking it, for ``close_timeout`` at most (an option of :func:`gain_trio.serve`,
-        60 seconds), and 5 seconds for one that takes nothing; or for the time of :meth:`set_linger`, whether bytes move or
-        not.
+        The server waits for a peer that goes on reading, for ``close_timeout`` at most (an option of
+        :func:`gain_trio.serve`, 60 seconds), and 5 seconds for a peer that reads nothing; or for the time of
+        :meth:`set_linger`, whether bytes move or not.
 
-        Nothing can be read or written any more, and ``on_read`` is not called again; ``on_write`` may be, and then
-        ``on_close`` is.  Of a datagram's source there is nothing to close, and nothing happens.
+        The callbacks can read and write nothing any more, and the server does not call ``on_read`` again; it may call
+        ``on_write``, and then calls ``on_close``.  The source of a datagram has nothing to close, and nothing happens.
 
         Raises:
           ConnectionAlreadyClosed: it was closed before.
@@ -208,13 +209,13 @@ class Conn(abc.ABC):
     @property
     @abc.abstractmethod
     def fd(self) -> int:
-        """The file descriptor; -1 when closed.  It stays the connection's."""
+        """The file descriptor, which the connection owns; -1 when closed."""
 
     # --- deadlines ---
 
     @abc.abstractmethod
     def set_read_deadline(self, when: float | None, /) -> None:
-        """Close the connection if nothing has arrived by then; move it as often as you like.
+        """Close the connection if nothing has arrived by ``when``.  Another call moves the deadline.
 
         ``on_close`` gets a :exc:`trio.TooSlowError`.
 
@@ -222,17 +223,17 @@ class Conn(abc.ABC):
           when: seconds on Trio's clock (:func:`trio.current_time`); None or ``math.inf`` for never.
 
         Raises:
-          ValueError: it is not a number.
-          NotSupported: of a datagram's source.
+          ValueError: ``when`` is not a number.
+          NotSupported: this is a datagram's source.
           ConnectionClosed: the connection is closed.
         """
 
     @abc.abstractmethod
     def set_write_deadline(self, when: float | None, /) -> None:
-        """The same if something that was written is still unsent by then."""
+        """Close the connection likewise if something that was written is still unsent by ``when``."""
 
     def set_deadline(self, when: float | None, /) -> None:
-        """:meth:`set_read_deadline` and :meth:`set_write_deadline`."""
+        """Set both deadlines, as :meth:`set_read_deadline` and :meth:`set_write_deadline` do."""
         self.set_read_deadline(when)
         self.set_write_deadline(when)
 
@@ -240,7 +241,7 @@ class Conn(abc.ABC):
 
     @abc.abstractmethod
     def _set_option(self, level: int, option: int, value: int | bytes) -> None:
-        """Set it, in the run's thread.  Raises :exc:`ConnectionClosed`."""
+        """Set a socket option in the run's thread.  Raises :exc:`ConnectionClosed`."""
 
     @property
     @abc.abstractmethod
@@ -250,7 +251,7 @@ class Conn(abc.ABC):
         """Set the kernel's receive buffer (``SO_RCVBUF``): bytes.
 
         Raises:
-          ConnectionClosed: the connection is closed.  So do the others.
+          ConnectionClosed: the connection is closed.  The other setters raise it, too.
           OSError: the kernel refuses it.
         """
         self._set_option(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
@@ -260,20 +261,20 @@ class Conn(abc.ABC):
         self._set_option(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
 
     def set_linger(self, seconds: int, /) -> None:
-        """Set what closing does with what the peer has not received (``SO_LINGER``, socket(7)).
+        """Set what closing does with data that the peer has not received (``SO_LINGER``, socket(7)).
 
         Args:
-          seconds: less than 0, as at first: it is sent in the background, and what the kernel has not taken has the time
-            that :meth:`close` says.  0: it is dropped, and the peer gets a reset.  More than 0: the same as at first, with
-            so many seconds.  The server does not wait meanwhile.
+          seconds: less than 0, as at first: the kernel sends the data in the background, and what the kernel has not
+            accepted yet has the time that :meth:`close` describes.  0: the data is dropped, and the peer gets a reset.
+            More than 0: as at first, for that number of seconds.  The server does not wait meanwhile.
         """
         self._set_option(socket.SOL_SOCKET, socket.SO_LINGER, linger_value(seconds))
 
     def set_keep_alive_period(self, seconds: float, /) -> None:
-        """Have the kernel send keep-alive probes when the peer is silent for so long, and as often from then on; tcp(7).
+        """Have the kernel send a keep-alive probe (tcp(7)) each time the peer has been silent for ``seconds``.
 
         Args:
-          seconds: at least 1; the kernel counts whole ones.
+          seconds: at least 1; the kernel counts whole seconds.
 
         Raises:
           InvalidDuration: less than a second, or not a number.

@@ -1,7 +1,7 @@
-"""What the calls of a server of callbacks raise.
+"""The exceptions that the calls of a server of callbacks raise.
 
-Gain's errors, as far as they can happen here, each with the Python exception for its base that a program is most likely to
-catch already.
+They are Gain's errors, as far as they can happen here.  The base of each is the Python exception that a program most
+likely catches already.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ import trio
 
 @final
 class ShortBuffer(BufferError):
-    """More bytes were asked for than have arrived.  None of them was taken."""
+    """The caller requested more bytes than have arrived, and all of them stay unread."""
 
 
 @final
 class BufferEmpty(BlockingIOError):
-    """Nothing has arrived that could be read."""
+    """No data has arrived."""
 
 
 class ConnectionClosed(trio.ClosedResourceError):
-    """The connection was closed by this program, or is over and ``on_close`` has been called."""
+    """This program has closed the connection, or the connection is over and the server has called ``on_close``."""
 
 
 @final
 class ConnectionAlreadyClosed(ConnectionClosed):
-    """``close()`` was called on a connection that is closed."""
+    """The program called ``close()`` on a connection that is closed."""
 
 
 @final
 class SlowReader(trio.TooSlowError):
-    """The peer takes what is written more slowly than it is written: more than ``Config.write_limit`` bytes are unsent.
+    """The peer reads more slowly than the program writes: more than ``Config.write_limit`` bytes are unsent.
 
-    With ``Config.write_policy`` ``"close"`` the connection is closed and ``on_close`` gets this, with ``"raise"`` the call
-    that would have written more raises it, and has written nothing.
+    With ``Config.write_policy`` ``"close"`` the server closes the connection and ``on_close`` gets this exception; with
+    ``"raise"`` the call that would have written more raises it, and has written nothing.
     """
 
 
@@ -51,11 +51,11 @@ class NotSupported(NotImplementedError):
 
 @final
 class InvalidDuration(ValueError):
-    """A duration is not what it can be."""
+    """A duration is out of range, or is not a number."""
 
 
 class InvalidState(RuntimeError):
-    """The server cannot do that now."""
+    """The server cannot do that in its present state."""
 
 
 @final

@@ -1,4 +1,4 @@
-"""Reading from memory that belongs to a conn: what arrived as a whole, or was moved to where another thread may read it."""
+"""Reading from memory that belongs to a conn: a datagram, or data that was moved there for another thread to read."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from ._errors import ConnectionClosed, ShortBuffer
 
 
 class InboxReading(Conn):
-    """Keeps what has arrived itself.  A lock holds together what a call reads and changes, whoever calls."""
+    """A conn that stores itself what has arrived.  A lock makes its calls atomic for any thread."""
 
     __slots__ = ()
 
     _inbox: Inbound
-    """Both are slots of the class that is made."""
+    """Both are slots of the subclass that is made."""
     _lock: threading.Lock
 
     @abc.abstractmethod
     def _check_readable(self) -> None:
-        """Raises :exc:`ConnectionClosed`."""
+        """Raise :exc:`ConnectionClosed` if the connection is closed."""
 
     @abc.abstractmethod
     def _taken(self, left: int) -> None:
-        """Some was taken, by whichever thread, and so many bytes are left."""
+        """A thread has read some bytes, and ``left`` bytes stay unread."""
 
     def next(self, n: int = -1, /) -> bytes:
         """See :meth:`Conn.next`."""
