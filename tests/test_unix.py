@@ -359,7 +359,7 @@ async def test_what_is_no_socket_is_never_removed(path: str, tmp_path: Path, kin
 async def test_a_server_that_cannot_be_asked_is_left_alone(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     leave_stale(path)
     monkeypatch.setattr(socket.socket, "connect_ex", lambda *_: errno.EACCES)
-    with pytest.raises(OSError, match="nobody knows whether a server lives there: Permission denied"):
+    with pytest.raises(OSError, match="it is unknown whether a server lives there: Permission denied"):
         await open_listeners(f"unix://{path}")
     assert is_there(path)
 
@@ -412,8 +412,8 @@ async def open_and_close(path: str) -> None:
         ("unix:///x/y", {"mode": 0o1777}, "at most 0o777"),
         ("unix:///x/y", {"mode": -1}, "at most 0o777"),
         ("unix:///x/y", {"reuse_port": True}, "reuse_port=True is for TCP"),
-        ("unix://@x", {"mode": 0o600}, "abstract name, which is no file"),
-        ("unix://@x", {"group": 1}, "abstract name, which is no file"),
+        ("unix://@x", {"mode": 0o600}, "abstract name, which has no file"),
+        ("unix://@x", {"group": 1}, "abstract name, which has no file"),
         ("tcp://127.0.0.1:0", {"mode": 0o600}, "mode, owner and group are for the file of a Unix socket"),
         ("tcp://127.0.0.1:0", {"pass_fds": True}, "pass_fds=True is for Unix sockets"),
         ("udp://127.0.0.1:0", {}, "the scheme must be"),

@@ -365,7 +365,7 @@ async def test_somebody_else_waits_for_the_descriptor(path: str, peer: socket.so
     async with await open_datagram_endpoint(f"unix://{path}") as endpoint:
 
         async def is_told(scope: trio.CancelScope) -> None:
-            with pytest.raises(OSError, match="somebody else waits for this endpoint's descriptor") as caught:
+            with pytest.raises(OSError, match="another task waits for this endpoint's descriptor") as caught:
                 await endpoint.receive()
             assert caught.value.errno == errno.EBUSY
             scope.cancel()
@@ -588,7 +588,7 @@ async def test_opening_can_be_cancelled(path: str) -> None:
         ("unix:///x/y", {"queue_size": 0}, "queue_size must be"),
         ("unix:///x/y", {"remote_address": "udp://127.0.0.1:9"}, "the scheme must be unix"),
         ("udp://127.0.0.1:0", {"remote_address": "unix:///x/y"}, "the scheme must be udp"),
-        ("unix://@x", {"mode": 0o600}, "abstract name, which is no file"),
+        ("unix://@x", {"mode": 0o600}, "abstract name, which has no file"),
         ("unix://@", {}, "abstract name of a Unix socket is empty"),
         ("udp://127.0.0.1:0", {"mode": 0o600}, "mode, owner and group are for the file of a Unix socket"),
         ("udp://127.0.0.1:0", {"owner": 0}, "mode, owner and group are for the file of a Unix socket"),

@@ -1,4 +1,4 @@
-"""Where to: addresses, what they stand for, and the sockets that are opened for them."""
+"""Addresses as text, and the sockets that the package opens for them."""
 
 from ._address import (
     SUN_PATH,

@@ -1,19 +1,19 @@
 """Sockets that the process was started with: ``fd://3``, and systemd's socket activation (sd_listen_fds(3)).
 
-A service manager opens the sockets, starts the program when somebody connects, and passes them as descriptors from 3
-on.  It says so in three variables of the environment:
+A service manager opens the sockets, starts the program when a client connects, and passes them as descriptors from 3
+on.  It describes them in three environment variables:
 
-    LISTEN_PID        the process that is meant; whoever else inherits the variables is not
-    LISTEN_FDS        how many there are
-    LISTEN_FDNAMES    their names (FileDescriptorName=), with colons between; "unknown" where it is missing
+    LISTEN_PID        the process that gets them; another process that inherits the variables ignores them
+    LISTEN_FDS        the number of descriptors
+    LISTEN_FDNAMES    their names (FileDescriptorName=), separated by colons; "unknown" for a missing name
 
-As sd_listen_fds(unset_environment=1) does, the first use of an ``fd://systemd`` address takes the variables out of the
-environment, so that no program started from here is misled, and makes the descriptors close-on-exec.  What was passed
-is remembered for the addresses that come later, ``fd://systemd/web`` now and ``fd://systemd/api`` then, and each
-socket is given out once: the second time its number may be another file's.
+As sd_listen_fds(unset_environment=1) does, the first use of an ``fd://systemd`` address removes the variables from the
+environment, so that they mislead no child process, and makes the descriptors close-on-exec.  This module remembers the
+descriptors for later addresses, ``fd://systemd/web`` now and ``fd://systemd/api`` then, and returns each socket once: the
+second time its number may be another file's.
 
-A number that the program gives itself, ``fd://3``, may come again when the socket that it stood for has been closed: it is
-another file's by then.  Before that it is refused.  Of two owners the first to close would close the other's.
+A program may use a number such as ``fd://3`` again after it has closed that socket, because the number is another file's
+by then.  Before that this module refuses it: the first of two owners to close would close the other's descriptor.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from typing import Final, final
 from ._address import FdAddress
 
 FIRST: Final = 3
-"""SD_LISTEN_FDS_START."""
+"""The first descriptor that systemd passes: SD_LISTEN_FDS_START."""
 VARIABLES: Final = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 _NUMBER = re.compile("[0-9]{1,10}")
 _SHOWN: Final = 200
-"""Characters of a variable that an error message repeats."""
+"""The most characters of a variable that an error message repeats."""
 _CURE: Final = "start the program by a .socket unit, or try it with systemd-socket-activate"
 
 
 @final
 class Passed:
-    """What was passed to this process, and who has it."""
+    """The descriptors that were passed to this process, and their owners."""
 
     def __init__(self) -> None:
         self._names: dict[int, str] = {}
         self._owners: dict[int, weakref.ref[socket.socket]] = {}
 
     def take(self, address: FdAddress) -> list[int]:
-        """The descriptors that an address stands for.  Who makes something of them says so by :meth:`own`.
+        """The descriptors that an address names.  A caller that makes sockets of them calls :meth:`own`.
 
         Raises:
-          OSError: there are none, or they have an owner.
+          OSError: the address names no descriptor, or one that has an owner.
         """
         if address.descriptor is not None:
             _check_open(address.descriptor)
@@ -70,11 +70,11 @@ class Passed:
         return free
 
     def own(self, sockets: list[socket.socket]) -> None:
-        """Their descriptors are these sockets', until they are closed."""
+        """Record that these sockets own their descriptors until they are closed."""
         self._owners.update((sock.fileno(), weakref.ref(sock)) for sock in sockets)
 
     def _is_owned(self, descriptor: int) -> bool:
-        """Whether what it was given to has not been closed."""
+        """Whether a socket that is still open owns the descriptor."""
         owner = self._owners[descriptor]() if descriptor in self._owners else None
         return owner is not None and owner.fileno() == descriptor
 
@@ -93,7 +93,7 @@ class Passed:
         if count is None:
             raise OSError(errno.EINVAL, f"LISTEN_PID is set, and LISTEN_FDS is no number: {said[:_SHOWN]!r}")
         descriptors = range(FIRST, FIRST + count)
-        for descriptor in descriptors:  # before anything of this length is made: the count may be anything
+        for descriptor in descriptors:  # before a list of this length is made: the variable may have any number
             _check_open(descriptor)
         names = os.environ.get("LISTEN_FDNAMES", ":".join(["unknown"] * count))
         listed = names.split(":") if names or count else []
@@ -109,11 +109,11 @@ class Passed:
 
 
 passed: Final = Passed()
-"""This process's."""
+"""The descriptors that were passed to this process."""
 
 
 def _number(text: str) -> int | None:
-    """The number that the text is, or None: it has anything but digits in it, or more than any number of these can have."""
+    """The text as a number, or None if it has another character than a digit, or more digits than any of these numbers."""
     return int(text) if _NUMBER.fullmatch(text) else None
 
 
@@ -125,10 +125,10 @@ def _check_open(descriptor: int) -> None:
 
 
 def take_sockets(address: FdAddress) -> list[socket.socket]:
-    """The sockets that an address stands for.  What becomes of them say :func:`keep` and :func:`give_back`.
+    """The sockets that an address names.  The caller calls :func:`keep` or :func:`give_back` for them then.
 
     Raises:
-      OSError: there is none, or it is no socket, or has an owner.
+      OSError: a descriptor is missing, is no socket, or has an owner.
     """
     sockets: list[socket.socket] = []
     try:
@@ -147,11 +147,11 @@ def take_sockets(address: FdAddress) -> list[socket.socket]:
 
 
 def keep(sockets: list[socket.socket]) -> None:
-    """They are the caller's from now on."""
+    """Make the caller the owner of the sockets."""
     passed.own(sockets)
 
 
 def give_back(sockets: list[socket.socket]) -> None:
-    """Let go of sockets without closing them: they go on being what the process was started with."""
+    """Detach the sockets without closing their descriptors, which stay available to later addresses."""
     for sock in sockets:
         sock.detach()

@@ -3,19 +3,19 @@
     tcp://host:port                  a name, 127.0.0.1, [::1] or [fe80::1%eth0]; an empty host: all addresses
     udp://host:port                  the same
     unix:///run/app.sock             a path from the root; three slashes, because the host between two of them is empty
-    unix://@name                     an abstract name (Linux), which is no file; unix(7)
+    unix://@name                     an abstract name (Linux), without a file; unix(7)
     fd://3                           a descriptor that the process was started with
     fd://systemd, fd://systemd/web   those that systemd passed, all of them or those of this FileDescriptorName=
 
-A Unix socket's path is never relative: it is looked up whenever the socket is bound, connected to or removed, and all of
-these are to mean the same file, whatever the working directory is by then.  In a shell, ``unix://$PWD/app.sock``.
+A Unix socket's path is never relative: the kernel looks it up at each bind, connect and removal, and all of these must
+mean the same file, whatever the working directory is by then.  In a shell, ``unix://$PWD/app.sock``.
 
-What a URL may have beside is not there: no user name, no path after a port, no query (options are keyword arguments,
-which a type checker sees), no fragment.  In Unix paths and systemd's names a byte is written ``%`` and two hexadecimal
-digits if it could not stand there itself: a space, ``%``, ``?``, ``#`` and everything unprintable.
+An address has none of the other parts of a URL: no user name, no path after a port, no query (options are keyword
+arguments, which a type checker sees), no fragment.  In Unix paths and systemd's names some bytes are written as ``%`` and
+two hexadecimal digits: a space, ``%``, ``?``, ``#`` and everything unprintable.
 
-The classes check what they are made of, so what there is of them has a text, and ``parse_address(str(address), ...)`` is
-the same address again.
+The classes validate their arguments, so every instance has a text, and ``parse_address(str(address), ...)`` returns an
+equal address.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _encode(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> bytes:
 
 
 def _decode_path(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str:
-    """As :func:`os.fsdecode` gives it, so that one path has one form."""
+    """The path as :func:`os.fsdecode` returns it, so that one path has one form."""
     return os.fsdecode(_encode(path))
 
 
@@ -162,14 +162,14 @@ class UnixAddress:
     """The path of a Unix socket, or an abstract name.
 
     Raises:
-      ValueError: it is empty, too long, not from the root, or has a NUL in it; says what is wrong.
+      ValueError: the path is empty, too long, relative, or has a NUL in it; the message says what is wrong.
     """
 
     scheme: ClassVar[Scheme] = "unix"
 
     path: str = attrs.field(converter=_decode_path)
-    """From the root, as :func:`os.fsdecode` gives it; made of bytes or a path as well.  If abstract: the name, without the
-    NUL before it."""
+    """An absolute path, as :func:`os.fsdecode` returns it; the constructor accepts bytes and path objects, too.  If
+    abstract, the name without the NUL before it."""
     abstract: bool = False
 
     def __attrs_post_init__(self) -> None:
@@ -203,20 +203,20 @@ class UnixAddress:
 
     @property
     def sockaddr(self) -> bytes:
-        """What :meth:`socket.socket.bind` and ``connect`` take."""
+        """The argument for :meth:`socket.socket.bind` and ``connect``."""
         return (b"\0" if self.abstract else b"") + os.fsencode(self.path)
 
 
 @final
 @attrs.frozen
 class FdAddress:
-    """A socket that the process was started with: a descriptor, or what systemd has passed.
+    """Sockets that the process was started with: a descriptor, or those that systemd has passed.
 
-    With neither a descriptor nor a name: all that systemd has passed (sd_listen_fds(3)).  Several sockets may have one
-    name, as those of one unit do unless told otherwise.
+    With neither a descriptor nor a name it means all sockets that systemd has passed (sd_listen_fds(3)).  Several sockets
+    may have one name, as the sockets of one unit have by default.
 
     Raises:
-      ValueError: the descriptor is out of range, or the name is none, or both are given.
+      ValueError: the descriptor is out of range, the name is invalid, or both are given.
     """
 
     scheme: ClassVar[Scheme] = "fd"
@@ -224,7 +224,7 @@ class FdAddress:
     descriptor: int | None = attrs.field(
         default=None, validator=attrs.validators.optional(_check_int("descriptor", _MAX_DESCRIPTOR))
     )
-    """Its number."""
+    """The number of the descriptor."""
     name: str | None = attrs.field(default=None, validator=attrs.validators.optional(_check_name))
     """``FileDescriptorName=`` of the socket's unit (systemd.socket(5)); by default that is the name of the unit."""
 
@@ -242,7 +242,7 @@ Address: TypeAlias = TcpAddress | UdpAddress | UnixAddress | FdAddress
 
 
 def address_text(sockaddr: Any) -> str:
-    """The address of a listener, as from :meth:`socket.socket.getsockname`, as text: ``tcp://...`` or ``unix://...``."""
+    """The text, ``tcp://...`` or ``unix://...``, for a listener's address as from :meth:`socket.socket.getsockname`."""
     if isinstance(sockaddr, tuple):
         return str(TcpAddress(*sockaddr[:2]))
     name = os.fsencode(sockaddr)
@@ -250,16 +250,16 @@ def address_text(sockaddr: Any) -> str:
 
 
 def reachable_address(address: Any, scheme: Scheme) -> Any:
-    """What a server's address is to a client on the same machine; any text is as it was.
+    """The address by which a client on the same machine reaches a server; text is returned unchanged.
 
     Args:
-      address: text, or an address as from :meth:`socket.socket.getsockname`: ``(host, port)``, the same of IPv6 with flow
-        and scope, a path, or bytes of an abstract name.  A host that stands for all addresses of the machine is its
-        loopback address.
-      scheme: of an address of the internet.
+      address: text, or an address as from :meth:`socket.socket.getsockname`: ``(host, port)``, with flow and scope for
+        IPv6, a path, or bytes of an abstract name.  The loopback address replaces a host that means all addresses of the
+        machine.
+      scheme: the scheme for a host and a port.
 
     Raises:
-      ValueError: it is of neither kind; says what is wrong.
+      ValueError: the address is of neither kind; the message says what is wrong.
     """
     if isinstance(address, bytes) or (isinstance(address, str) and address.startswith("/")):
         return str(UnixAddress(_name_of(address), abstract=os.fsencode(address).startswith(b"\0")))
@@ -296,15 +296,15 @@ def parse_address(address: str, *, schemes: Sequence[Scheme]) -> Address: ...
 
 
 def parse_address(address: str, *, schemes: Sequence[Scheme] = ("tcp",)) -> Address:
-    """Take an address apart, of one of the kinds that the caller can use.
+    """Parse an address that has one of the given schemes.
 
     Args:
       address: see the top of this module.
-      schemes: those kinds.
+      schemes: the schemes that the caller supports.
 
     Raises:
       TypeError: ``address`` is not a string.
-      ValueError: it is not an address of one of these kinds; says what is wrong, and what one looks like.
+      ValueError: the text is no such address; the message says what is wrong, and has an example.
     """
     if not isinstance(address, str):
         raise TypeError(f"an address is a string such as {_examples(schemes)}, not {address!r}")
@@ -331,7 +331,7 @@ def parse_address(address: str, *, schemes: Sequence[Scheme] = ("tcp",)) -> Addr
 
 
 def _examples(schemes: Sequence[Scheme]) -> str:
-    """All there are of one kind, and the first of each of several."""
+    """All examples of a single scheme, or the first example of each of several."""
     return _join(_EXAMPLES[schemes[0]] if len(schemes) == 1 else [_EXAMPLES[scheme][0] for scheme in schemes])
 
 

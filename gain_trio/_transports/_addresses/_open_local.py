@@ -1,4 +1,4 @@
-"""Listening sockets on what is no host and port: Unix sockets, and sockets that the process was started with."""
+"""Listening sockets without a host and port: Unix sockets, and sockets that the process was started with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ._unix import check_unix, listen_unix
 
 
 async def open_unix(address: UnixAddress, options: SocketOptions) -> socket.socket:
-    """One, which removes its file when it is closed."""
+    """Open a listening Unix socket, which removes its file when it is closed."""
     check_unix()
     try:
         return await listen_unix(address, options.places, options.access, pass_fds=options.pass_fds)
@@ -21,7 +21,7 @@ async def open_unix(address: UnixAddress, options: SocketOptions) -> socket.sock
 
 
 def open_passed(address: FdAddress, *, pass_fds: bool) -> list[socket.socket]:
-    """The sockets that the address stands for: all, or none at all."""
+    """Open all sockets that the address names, or none of them if one fails."""
     try:
         sockets = take_sockets(address)
     except OSError as error:

@@ -1,7 +1,7 @@
-"""Listening sockets by address, before anything of gain_trio's is made of them.
+"""Opening plain listening sockets by address.
 
-They are plain sockets, so that they can be had once and used in several ways: as listeners of this run, and by worker
-processes, which get them passed.
+The package opens each socket once and uses it in several ways: this run makes listeners of it, and worker processes get it
+passed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SocketAddress: TypeAlias = "tuple[object, ...]"
 
 
 def close_sockets(groups: Iterable[Iterable[socket.socket]]) -> None:
-    """Close all of them."""
+    """Close all sockets of all groups."""
     for sockets in groups:
         for sock in sockets:
             sock.close()
@@ -33,17 +33,17 @@ def close_sockets(groups: Iterable[Iterable[socket.socket]]) -> None:
 async def open_sockets(
     addresses: Sequence[str], options: SocketOptions, *, shards: int | None = None, by_cpu: bool = False
 ) -> list[list[socket.socket]]:
-    """Listen on all of the addresses, or on none: non-blocking sockets, which are the caller's.
+    """Listen on all of the addresses, or on none, and return non-blocking sockets, which the caller owns.
 
     Args:
       addresses: see :func:`open_listeners`.
-      options: those that are of no use to some of the addresses are for the others.
+      options: an address ignores an option that applies to other kinds of address only.
       shards: None for one group of sockets, or the number of groups that listen on the same ports by ``SO_REUSEPORT``.
-        Port 0 is chosen once, for all of them.
-      by_cpu: of shards: the kernel chooses by the CPU that a connection arrives on, instead of by a hash.
+        For port 0 the kernel chooses one port for all of them.
+      by_cpu: whether the kernel chooses the shard by the CPU that a connection arrives on, instead of by a hash.
 
     Returns:
-      As many groups as there are shards, or one; in each a socket for every address that was found, in the same order.
+      One group for each shard, or a single one; in each a socket for every address that was found, in the same order.
 
     Raises: see :func:`open_listeners`.
     """
@@ -87,18 +87,18 @@ async def _open_tcp(
     except socket.gaierror as error:
         raise socket.gaierror(error.errno, f"cannot listen on {address}: {error.strerror}") from error
     unsupported: list[OSError] = []
-    before = len(groups[0])  # those of other addresses are no substitute for one of this
+    before = len(groups[0])  # at least one more must come of this address
     for family, kind, protocol, _name, sockaddr in found:
         where: SocketAddress = sockaddr
         for number, group in enumerate(groups):
             try:
                 sock = socket.socket(family, kind, protocol)
             except OSError as error:
-                if error.errno != errno.EAFNOSUPPORT:  # a name may have addresses of a kind this machine has not
+                if error.errno != errno.EAFNOSUPPORT:  # a name may have addresses of a family that this machine lacks
                     raise
                 unsupported.append(error)
                 break
-            group.append(sock)  # which is closed with it
+            group.append(sock)  # the caller closes the sockets of the group after an error
             try:
                 await _listen(sock, where, options, shared=shared)
             except OSError as error:
@@ -121,7 +121,7 @@ async def _listen(sock: socket.socket, where: SocketAddress, options: SocketOpti
         share_port(sock)
     if sock.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # IPv4 has a listener of its own
-    # Without it a message larger than a segment waits for the peer's delayed acknowledgement: 40 ms (tcp(7)).
+    # Without TCP_NODELAY a message larger than a segment waits for the peer's delayed acknowledgement: 40 ms (tcp(7)).
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     apply_tcp_options(sock, options)
     await bind_patiently(lambda: sock.bind(where))

@@ -1,24 +1,24 @@
-"""Descriptors that a peer has passed: how many this process keeps, and where the unwanted ones are closed.
+"""Descriptors that a peer has passed: their limits in this process, and the threads that close unwanted ones.
 
 *Closing may wait.*  A peer chooses which file it passes, and close(2) of the last descriptor of a file may wait: for
 ``SO_LINGER`` seconds on a TCP socket whose data is unsent (socket(7)), for a FUSE or NFS server to flush, for a terminal
-to drain.  A peer that passes such a file and closes its own copies has made this process the one that waits.  So no event
-loop closes what a peer has passed: threads do, at most :data:`MOST_THREADS` of them.  They are Trio's worker threads, which
-are daemons: no run and no interpreter waits for them at its end, and a process that exits does not linger (inet_release()
-in the kernel).
+to drain.  A peer that passes such a file and closes its own copies makes this process wait.  So the event loop never
+closes a passed descriptor: threads do, at most :data:`MOST_THREADS` of them.  They are Trio's worker threads, which are
+daemons: no run and no interpreter waits for them at its end, and a process that exits does not linger (inet_release() in
+the kernel).
 
-*The kernel closes, too*, within the system call that drops a message: recvmsg(2) with too little room for the descriptors,
-or with none, and close(2) of a socket in whose queue descriptors wait.  That has to be kept out of the loop as well:
+*The kernel closes descriptors, too*, within the system call that drops a message: recvmsg(2) with too little room for the
+descriptors, or with none, and close(2) of a socket with descriptors in its queue.  The loop must avoid that as well:
 
-- A socket that is not meant to receive descriptors refuses them (``SO_PASSRIGHTS``, Linux 6.16; sendmsg(2) of the peer fails
-  with ``EPERM``).  Connections inherit that from their listener when they are made.  Older kernels have no such thing: there
-  the kernel drops the descriptors when the loop receives or closes, and the loop waits as long as the peer has arranged.
-  The mode of the socket's file (or a directory) is the cure there: only peers that may connect can do that.
-- A socket that is meant to receive them receives only while the process has room for a whole message of them.
-- Closing such a socket, or a listener of such, is left to the threads if something may be queued in it.
+- A socket without ``pass_fds`` refuses them (``SO_PASSRIGHTS``, Linux 6.16; sendmsg(2) of the peer fails with ``EPERM``).
+  The kernel gives a connection this setting of its listener.  Older kernels lack it: there the kernel drops the descriptors
+  when the loop receives or closes, and the loop waits as long as the peer has arranged.  The operator prevents that by the
+  mode of the socket's file (or a directory): only peers that may connect can do it.
+- A socket with ``pass_fds`` receives only while the process has room for a whole message of descriptors.
+- The threads close such a socket, or a listener of such, if something may be queued in it.
 
-*How many.*  RLIMIT_NOFILE is for everything that a process does, so what peers have passed and no handler has taken may be
-a quarter of it for one connection, and half of it for all of them and what waits to be closed.
+*Limits.*  RLIMIT_NOFILE covers everything that a process does.  So the descriptors that peers have passed and no handler
+has received may be a quarter of it for one connection, and half of it for all connections and the close queue together.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ from typing import Final, final
 import trio
 
 MOST_AT_ONCE: Final = 253
-"""Descriptors that one message passes (SCM_MAX_FD)."""
+"""The most descriptors that one message passes (SCM_MAX_FD)."""
 MOST_WAITING: Final = 1024
-"""Descriptors of a connection that wait for its handler, whatever RLIMIT_NOFILE is."""
+"""The most pending descriptors of a connection, however high RLIMIT_NOFILE is."""
 MOST_THREADS: Final = 8
-"""Threads that close."""
+"""The most threads that close descriptors."""
 _RESERVE: Final = 16
-"""Descriptors that other threads may open while a message is received."""
+"""A reserve of descriptors for other threads that open files while this one receives a message."""
 _LARGEST_QUEUE: Final = 1 << 20
-"""Bytes that a peer can have queued in a connection: its send buffer, which net.core.wmem_max limits to less."""
+"""More bytes than a peer can queue in a connection: net.core.wmem_max limits its send buffer to less."""
 _NO_LINGER: Final = struct.pack("ii", 0, 0)
 
 SO_PASSRIGHTS: Final = {"sparc": 0x005C, "parisc": 0x4051}.get(
     os.uname().machine.rstrip("0123456789") if hasattr(os, "uname") else "", 83
 )
-"""asm/socket.h; Python's socket module does not know it yet."""
+"""The option's number in asm/socket.h; Python's socket module lacks it."""
 
 
 def accept_descriptors(sock: socket.socket, accept: bool) -> bool:
@@ -82,19 +82,19 @@ def receives_descriptors(sock: socket.socket) -> bool:
 
 
 def admit(sock: socket.socket) -> bool:
-    """Look at a Unix connection that was just accepted, by a listener that receives no descriptors.
+    """Check a new Unix connection of a listener that receives no descriptors.
 
-    It may have been made before the listener refused them, while another process had the listener (socket activation).
+    The peer may have connected before the listener refused them, while another process owned it (socket activation).
 
     Returns:
-      False if descriptors wait in it already: then it has been closed, in a thread.
+      False if descriptors are queued in the connection already: then a thread closes it.
     """
     try:
         if not sock.getsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS):
             return True
         accept_descriptors(sock, False)
         _data, _ancillary, answer, _address = sock.recvmsg(_LARGEST_QUEUE, 0, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except OSError:  # an older kernel, or a connection that has nothing to read: whoever receives from it finds out
+    except OSError:  # an older kernel, or a connection with nothing to read: a later receive reports an error
         return True
     if answer & socket.MSG_CTRUNC:
         keeper.close_socket(sock)
@@ -103,7 +103,7 @@ def admit(sock: socket.socket) -> bool:
 
 
 def close_unused(sock: socket.socket) -> None:
-    """Close a socket that this process has not received from: in a thread if descriptors may be queued in it."""
+    """Close a socket from which this process has received nothing, in a thread if descriptors may be queued in it."""
     if sock.fileno() >= 0 and receives_descriptors(sock):
         keeper.close_socket(sock)
     else:
@@ -112,10 +112,10 @@ def close_unused(sock: socket.socket) -> None:
 
 @final
 class Keeper:
-    """Counts what peers have passed to this process, and closes what is not wanted.
+    """The count of the descriptors that peers have passed to this process, and the queue of those to close.
 
-    Any thread may call it, also from ``__del__`` in the middle of another call of it: the queues are deques, whose ends are
-    atomic, and the lock is one that the same thread may take again.
+    Any thread may call it, also from ``__del__`` in the middle of another call: the queues are deques, whose ends are
+    atomic, and the lock is reentrant.
     """
 
     def __init__(self) -> None:
@@ -126,28 +126,28 @@ class Keeper:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing waits to be closed, or is being closed."""
+        """Whether the queue is empty and no thread is closing anything."""
         return not self._unwanted and len(self._permits) == MOST_THREADS
 
     def add(self, count: int) -> None:
-        """So many have been received, or taken (a negative number)."""
+        """Count descriptors that have been received, or, as a negative number, that a handler has got."""
         with self._lock:
             self._kept += count
 
     def has_room(self) -> bool:
-        """Whether this process can have a whole message of descriptors more."""
+        """Whether this process has room for another whole message of descriptors."""
         limit = _limit()
         return self._kept < limit // 2 and (limit - _open_count()) >= MOST_AT_ONCE + _RESERVE
 
     def close(self, descriptors: Sequence[int]) -> None:
-        """Close, in a thread, what has been counted."""
+        """Close counted descriptors in a thread."""
         self._unwanted.extend(descriptors)
         for _ in descriptors:
             if not self._start_thread():
                 return
 
     def close_socket(self, sock: socket.socket) -> None:
-        """Close, in a thread, a socket that descriptors may be queued in."""
+        """Close a socket in a thread, because descriptors may be queued in it."""
         descriptor = sock.detach()
         if descriptor >= 0:
             self.add(1)
@@ -163,8 +163,8 @@ class Keeper:
                 self._close_all, lambda _outcome: self._finished(permit), "gain_trio closer"
             )
         except RuntimeError:
-            # No more threads can be had; they stay queued, and counted, until the next time.  The end of the process
-            # closes them otherwise.
+            # The system starts no more threads.  The descriptors stay queued, and counted, until the next call; otherwise
+            # the kernel closes them at the end of the process.
             self._permits.append(permit)
             return False
         return True
@@ -182,25 +182,25 @@ class Keeper:
 
     def _finished(self, permit: int) -> None:
         self._permits.append(permit)
-        if self._unwanted:  # it came between this thread's last look and its permit
+        if self._unwanted:  # another thread has queued it after this thread's last look, before its permit was free
             self._start_thread()
 
     def after_fork(self) -> None:
-        """The child has none of the threads.  What they were to close stays for its next thread."""
+        """Reset the child of a fork, which has none of the threads.  Its next thread closes what is queued."""
         self._lock = threading.RLock()
         self._permits = deque(range(MOST_THREADS))
 
 
 def close_if_dirty(sock: socket.socket) -> None:
-    """Close a connected socket, in a thread, unless it is known that no descriptor is queued in it."""
-    # A peer that sends between the look and the close is refused, if the kernel can do that.
+    """Close a connected socket, in a thread unless no descriptor can be queued in it."""
+    # The kernel refuses a peer that sends between the look and the close, if the kernel supports that.
     if not accept_descriptors(sock, False) or _unread(sock):
         keeper.close_socket(sock)
 
 
 def _unread(sock: socket.socket) -> bool:
-    """Whether something is queued in the kernel; descriptors come with at least one byte."""
-    import fcntl  # noqa: PLC0415 - there is none where there are no Unix sockets
+    """Whether unread bytes are queued in the kernel; descriptors come with at least one byte."""
+    import fcntl  # noqa: PLC0415 - systems without Unix sockets lack it
     import termios  # noqa: PLC0415 - the same
 
     count = array.array("i", [0])
@@ -212,7 +212,7 @@ def _unread(sock: socket.socket) -> bool:
 
 
 def most_waiting() -> int:
-    """How many descriptors of one connection may wait for its handler."""
+    """The most pending descriptors of one connection, under the present RLIMIT_NOFILE."""
     return min(MOST_WAITING, max(1, _limit() // 4))
 
 
@@ -233,7 +233,7 @@ def _limit() -> int:
 
 
 def _open_count() -> int:
-    """How many descriptors this process has open: exactly where /proc is, otherwise at least that many."""
+    """The number of descriptors that this process has open, exactly if there is a /proc, otherwise a lower bound."""
     try:
         count = os.stat("/proc/self/fd").st_size  # noqa: PTH116 - called for every receive
         return count or len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - the same; the size is known since Linux 6.2
@@ -244,20 +244,20 @@ def _open_count() -> int:
 
 
 def _close_patiently(descriptor: int) -> None:
-    """Close a descriptor, however long that takes; no longer than necessary if it is a socket."""
-    with contextlib.suppress(OSError):  # a socket of a strange kind waits as long as it likes
+    """Close a descriptor, however long that takes; a socket does not linger."""
+    with contextlib.suppress(OSError):  # a socket of a rare kind, without that option, may linger
         if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
             sock = socket.socket(fileno=descriptor)
             try:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
             finally:
                 sock.detach()
-    with contextlib.suppress(OSError):  # of a file that was passed here, and that no handler has taken
+    with contextlib.suppress(OSError):  # the error of a passed file that no handler has received
         os.close(descriptor)
 
 
 keeper: Final = Keeper()
-"""This process's."""
+"""The keeper of this process."""
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=keeper.after_fork)

@@ -1,4 +1,4 @@
-"""bind(2) to an address whose last owner has been killed a moment ago.
+"""bind(2) to an address whose last owner was killed a moment ago.
 
 The kernel ends the operations of a killed process's ring in a work queue, after the process is gone (io_ring_exit_work,
 io_uring.c), and until then they hold the listening socket: 36 ms were measured.  A supervisor that starts a successor at
@@ -15,18 +15,18 @@ from typing import Final, TypeVar
 import trio
 
 PATIENCE: Final = 0.25
-"""Seconds to try again, whatever the run's clock says."""
+"""Seconds for which to try again, on the real clock."""
 PAUSE: Final = 0.001
 
 T = TypeVar("T")
 
 
 async def bind_patiently(bind: Callable[[], T], *, pauses: int = 1) -> T:
-    """What ``bind`` returns; when it raises ``EADDRINUSE`` it is called again, for :data:`PATIENCE`.
+    """Call ``bind`` and return its result; while it raises ``EADDRINUSE``, call it again, for :data:`PATIENCE`.
 
     Args:
-      bind: does not wait.
-      pauses: how often to pause before it is called again.
+      bind: a function that does not wait.
+      pauses: the number of pauses before each further call.
     """
     end = time.monotonic() + PATIENCE
     while True:
@@ -36,7 +36,7 @@ async def bind_patiently(bind: Callable[[], T], *, pauses: int = 1) -> T:
             if error.errno != errno.EADDRINUSE or time.monotonic() >= end:
                 raise
         for _ in range(pauses):
-            _nap()  # not by Trio's clock, which may be a test's that stands still
+            _nap()  # not by Trio's clock, which stands still in some tests
             await trio.lowlevel.checkpoint()
 
 

@@ -1,4 +1,4 @@
-"""Sockets that the caller has, checked and made what those that are opened here are."""
+"""Checking a socket that the caller has opened, and setting it up like the package's own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ._passed_descriptors import accept_descriptors
 
 
 def check_socket(sock: object, what: str, *, pass_fds: bool) -> socket.socket | trio.socket.SocketType:
-    """``sock``, if it is an open stream socket without TLS; ``what`` is what to call the caller in messages."""
+    """Return ``sock`` if it is an open stream socket without TLS; ``what`` names the called function in messages."""
     if isinstance(sock, ssl.SSLSocket):
         raise ValueError(
             f"{what} takes a socket without TLS; wrap that one, and put TLS above: trio.SSLStream(connection, ...)"
@@ -31,8 +31,8 @@ def check_socket(sock: object, what: str, *, pass_fds: bool) -> socket.socket | 
 
 
 def prepare_socket(sock: socket.socket, *, pass_fds: bool) -> None:
-    """Make it what those that are opened here are: non-blocking, TCP_NODELAY, and without descriptors unless asked."""
+    """Make a socket non-blocking, set TCP_NODELAY, and refuse passed descriptors unless ``pass_fds``."""
     accept_descriptors(sock, pass_fds)
     sock.setblocking(False)
-    if sock.family in {socket.AF_INET, socket.AF_INET6}:  # a listener hands it down to its connections
+    if sock.family in {socket.AF_INET, socket.AF_INET6}:  # connections inherit the option from their listener
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,16 +1,15 @@
-"""Which of several sockets of a port gets a connection: by CPU, with a classic BPF program (socket(7), Linux 4.5).
+"""Choosing the socket of a shared port by CPU, with a classic BPF program (socket(7), Linux 4.5).
 
-By default the kernel hashes the two addresses of a connection.  A program can choose instead: it returns the number of a
-socket in its group, counted in the order in which they began to listen, or were bound (UDP).  Ours returns the CPU that the
-SYN, or the datagram, is handled on,
-modulo their number::
+By default the kernel hashes the two addresses of a connection.  A BPF program can choose instead: it returns the number of
+a socket in its group, counted in the order in which the sockets began to listen, or were bound (UDP).  This program returns
+the CPU that handles the SYN, or the datagram, modulo the number of sockets::
 
     ld   A, cpu             BPF_LD  | BPF_W | BPF_ABS, SKF_AD_OFF + SKF_AD_CPU
     mod  A, number          BPF_ALU | BPF_MOD | BPF_K
     ret  A                  BPF_RET | BPF_A
 
-It belongs to the group, so it is attached to one socket and holds for all.  When a socket of the group is closed, the last
-one takes its number, and what the program returns beyond the last number is left to the hash.
+The program belongs to the group: attached to one socket, it serves all.  When a socket of the group is closed, the last one
+gets its number, and the kernel uses the hash if the program returns a number beyond the last one.
 """
 
 from __future__ import annotations
@@ -34,10 +33,10 @@ _CPU: Final = (-0x1000 + 36) & 0xFFFFFFFF  # SKF_AD_OFF + SKF_AD_CPU, <linux/fil
 
 
 def steer_by_cpu(sock: socket.socket | DatagramEndpoint, count: int) -> None:
-    """Have the group of ``sock``, which has ``count`` members, get what arrives by the CPU that it arrives on.
+    """Have the kernel choose among the ``count`` sockets of the group of ``sock`` by the CPU that handles the packet.
 
     Raises:
-      ValueError: this system has no such thing.
+      ValueError: this system lacks SO_ATTACH_REUSEPORT_CBPF.
     """
     instructions = ((_LD_ABS_W, _CPU), (_ALU_MOD_K, count), (_RET_A, 0))
     if sys.platform != "linux":

@@ -1,9 +1,9 @@
-r"""What a peer has chosen, as it may be shown: in a line of the log, in a warning, in the message of an error.
+r"""Escaping of text that a peer has chosen, for lines of the log, warnings and messages of errors.
 
-A peer chooses more than the bytes that it sends: the path that its Unix socket is bound to, the names in its TLS handshake,
-the addresses in a PROXY header.  A newline in one of them would begin a line of the peer's own in the log, and an escape
-sequence would reach the terminal of the person who reads it.  So every value that is not a number goes through :func:`shown`
-on its way into a line, and the text of an exception through :func:`shown_traceback`.
+A peer chooses more than the bytes that it sends: the path of its Unix socket, the names in its TLS handshake, the
+addresses in a PROXY header.  A newline in one of them would let the peer write a line of its own into the log, and an
+escape sequence would reach the terminal of the person who reads it.  So every value that is not a number goes through
+:func:`shown` on its way into a line, and the text of an exception through :func:`shown_traceback`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from typing import Final
 
 MOST: Final = 300
-"""Characters of a value that are shown."""
+"""The most characters of a value that :func:`shown` returns."""
 MOST_OF_AN_ERROR: Final = 4000
-"""Characters of an exception's message that are shown in a traceback."""
+"""The most characters of an exception's message in a traceback."""
 MOST_OF_A_TEXT: Final = 32768
-"""Characters of a text of several lines that are shown."""
+"""The most characters of a text of several lines."""
 
 
 def shown(value: object, most: int = MOST) -> str:
@@ -41,7 +41,7 @@ def _escaped(character: str) -> str:
 
 
 def shown_lines(text: str, most: int = MOST_OF_A_TEXT) -> str:
-    """A text of several lines, such as a traceback that another process has sent: escaped, bounded, and indented."""
+    """Escape, bound and indent a text of several lines, such as a traceback that another process has sent."""
     lines = [f"    {shown(line, most)}" for line in text[:most].rstrip("\n").split("\n")]
     if len(text) > most:
         lines.append(f"    ... ({len(text)} characters)")
@@ -49,9 +49,9 @@ def shown_lines(text: str, most: int = MOST_OF_A_TEXT) -> str:
 
 
 def shown_traceback(error: BaseException) -> str:
-    """The traceback of an exception, as Python prints it but for the messages: they are escaped, bounded, and indented.
+    """The traceback of an exception as Python prints it, with its messages escaped, bounded and indented.
 
-    A message may have several lines.  Those after the first are indented, so that none of them can be taken for a line
+    A message may have several lines.  Those after the first are indented, so that a reader mistakes none of them for a line
     of the log.
     """
     return "".join(_chunks(error)).rstrip("\n")

@@ -1,4 +1,4 @@
-"""What a listening socket is opened with, and which kinds of address can have it."""
+"""The options of listening sockets, and the kinds of address that each applies to."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ._address import Address, FdAddress, TcpAddress, UnixAddress
 from ._unix import Access, check_access
 
 LARGEST_BACKLOG: Final = 65535
-"""The kernel cuts it down to what the system allows (net.core.somaxconn); some systems do not take more than this."""
+"""The backlog for listen(2).  The kernel reduces it to net.core.somaxconn; some systems refuse a larger number than this."""
 LARGEST_KEEP_ALIVE: Final = 32767
-"""MAX_TCP_KEEPIDLE of Linux, in seconds."""
+"""The longest period of Linux in seconds: MAX_TCP_KEEPIDLE."""
 LARGEST_BUFFER: Final = 2**31 - 1
 
 
@@ -49,10 +49,10 @@ def _check_keep_alive(_instance: object, _attribute: object, seconds: Any) -> No
 @final
 @attrs.frozen(kw_only=True)
 class SocketOptions:
-    """Options of listening sockets; each is described where users give it, in :class:`gain_trio.ServerConfig`.
+    """Options of listening sockets, which :class:`gain_trio.ServerConfig` describes.
 
     Raises:
-      ValueError, TypeError: one of them can be no such option, whatever the address.
+      ValueError, TypeError: an option has a value that is invalid for every address.
     """
 
     backlog: int | None = attrs.field(default=None, validator=_check_backlog)
@@ -66,25 +66,25 @@ class SocketOptions:
     pass_fds: bool = False
 
     def __attrs_post_init__(self) -> None:
-        _ = self.access  # which checks the mode
+        _ = self.access  # the property checks the mode
 
     @property
     def access(self) -> Access:
-        """Who may connect to a Unix socket."""
+        """The mode, owner and group of a Unix socket's file."""
         return Access(mode=self.mode, owner=self.owner, group=self.group)
 
     @property
     def places(self) -> int:
-        """What listen(2) gets."""
+        """The backlog for listen(2)."""
         return min(self.backlog or LARGEST_BACKLOG, LARGEST_BACKLOG)
 
     def given(self) -> dict[str, Any]:
-        """Those that say something."""
+        """The options that differ from their defaults."""
         return {name: value for name, value in attrs.asdict(self).items() if value is not None and value is not False}
 
 
 def _refusal(name: str, address: Address) -> str | None:
-    """Why an option is of no use to an address; None if it is."""
+    """Why an option does not apply to an address, or None if it does."""
     reason = None
     if name == "pass_fds":
         if isinstance(address, TcpAddress):
@@ -109,10 +109,10 @@ def _refusal(name: str, address: Address) -> str | None:
 
 
 def options_for(addresses: Sequence[Address], options: SocketOptions) -> list[SocketOptions]:
-    """The options that each of the addresses has a use for.
+    """For each address, the options that apply to it.
 
     Raises:
-      ValueError: one that was given is of no use to any of them; says why.
+      ValueError: an option applies to none of the addresses; the message says why.
     """
     given = options.given()
     for name in given:
@@ -130,12 +130,12 @@ def options_for(addresses: Sequence[Address], options: SocketOptions) -> list[So
 
 
 def apply_tcp_options(sock: socket.socket, options: SocketOptions) -> None:
-    """Set them on a socket that does not listen yet; its connections inherit them (tcp(7)).
+    """Set the options of TCP on a socket that does not listen yet; its connections inherit them (tcp(7)).
 
-    A receive buffer has to be known before listen(2): the window that TCP can offer is negotiated in the handshake.
+    The kernel needs the receive buffer before listen(2), because the handshake negotiates the window that TCP can offer.
 
     Raises:
-      ValueError: the system has no such option.
+      ValueError: the system lacks an option.
     """
     if options.receive_buffer is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, options.receive_buffer)

@@ -1,22 +1,21 @@
-"""Unix sockets: listening, datagrams, connecting, and who the peer is; unix(7).
+"""Unix sockets: listening, datagrams, connecting, and the peer's credentials; unix(7).
 
-*Nobody gets in who is not allowed to.*  bind(2) makes the file with the mode that the umask leaves, and the umask is
-the whole process's: to set it for a moment would be felt by every other thread.  To bind at another name and to
-rename, as some do, is not needed and shows: getsockname(2) and getpeername(2) go on telling the name that was bound.
-So it is bound, then owner, group and mode are set, and then it listens.  connect(2) looks at the mode whenever it is
-called, and refuses everybody until listen(2): so there is no moment at which somebody gets in whom the mode keeps
-out.  Owner and mode are set without following links, so whoever can put a link in place of the file gains nothing by
-it.
+*Only permitted users ever connect.*  bind(2) makes the file with the mode that the umask leaves, and the umask belongs to
+the whole process: a change for a moment would affect every other thread.  Some servers bind at another name and rename;
+that is unnecessary and visible, because getsockname(2) and getpeername(2) still return the bound name.  So this module
+binds, then sets owner, group and mode, and then listens.  connect(2) checks the mode at each call, and the kernel refuses
+every connection until listen(2): so the mode applies at every moment.  The module sets owner and mode without following
+links, so a user who can put a link in place of the file gains nothing.
 
-A datagram socket has no listen(2): whoever may write to its file can send from bind(2) on, and who has connected by then
-stays connected whatever the mode becomes.  On Linux, bind(2) makes the file with the mode of the socket's own inode, less
-the umask, so fchmod(2) of the socket before it makes a file that nobody may write to until owner and mode are set.  Other
-systems have no such thing: there, a directory that others cannot search keeps them out for that moment.
+A datagram socket has no listen(2): every user who may write to its file can send from bind(2) on, and a client that has
+connected stays connected whatever the mode becomes.  On Linux, bind(2) makes the file with the mode of the socket's own
+inode, less the umask, so fchmod(2) of the socket before it makes a file that no other user may write to until owner and
+mode are set.  Other systems lack that: there, a directory that others cannot search keeps them out for that moment.
 
-*A file that is left over is replaced, and nothing else*: see ``_unix_binding.py``.
+*Binding replaces a left-over file and nothing else*: see ``_unix_binding.py``.
 
-*The file goes with the server*: at close, if it is still the same file (device and inode; the number is not used again
-while the socket is bound), and while the socket still lives, so that no other server can have begun to replace it.
+*Closing removes the file*, if it is still the same (device and inode; the file system does not use the number again while
+the socket is bound), and before the socket is closed, so that no other server can have begun to replace it.
 """
 
 from __future__ import annotations
@@ -56,20 +55,20 @@ logger = logging.getLogger("gain_trio")
 @final
 @attrs.frozen
 class PeerCredentials:
-    """Who the other end of a Unix connection is: what the kernel noted when it connected, or began to listen."""
+    """The credentials of the peer of a Unix connection, which the kernel recorded at its connect(2) or listen(2)."""
 
     pid: int
-    """The process; 0 when it is in another PID namespace that cannot be seen from here."""
+    """The process id; 0 if the peer is in a PID namespace that this process cannot see."""
     uid: int
-    """The effective user."""
+    """The effective user id."""
     gid: int
-    """The effective group."""
+    """The effective group id."""
 
 
 @final
 @attrs.frozen(kw_only=True)
 class Access:
-    """Who may connect to a Unix socket: mode, owner and group of its file.  None leaves what the system makes it."""
+    """Mode, owner and group of a Unix socket's file, which decide who may connect.  None keeps the system's default."""
 
     mode: int | None = None
     owner: int | str | None = None
@@ -89,16 +88,16 @@ class Access:
 
 
 def check_unix(instead: str = "tcp://127.0.0.1:PORT") -> None:
-    """Raise a :exc:`ValueError` where there are no Unix sockets."""
+    """Raise a :exc:`ValueError` if Python has no Unix sockets here."""
     if not hasattr(socket, "AF_UNIX"):
         raise ValueError(f"Python has no Unix sockets on {sys.platform}; use {instead}")
 
 
 def check_access(address: UnixAddress, access: Access) -> None:
-    """Raise a :exc:`ValueError` where there is no file that could have a mode."""
+    """Raise a :exc:`ValueError` if ``access`` is given for an abstract name, which has no file and so no mode."""
     if address.abstract and access:
         raise ValueError(
-            f"{address} is an abstract name, which is no file and has no mode: everybody here may connect; "
+            f"{address} is an abstract name, which has no file and no mode: everybody here may connect; "
             "use a path, or look at peer_credentials()"
         )
 
@@ -108,12 +107,12 @@ def check_access(address: UnixAddress, access: Access) -> None:
 
 @final
 class OwningSocket(socket.socket):
-    """One that removes its file when it is closed."""
+    """A Unix socket that removes its file when it is closed."""
 
     _file: tuple[str, int, int, int] | None = None
 
     def owns(self, path: str, found: os.stat_result) -> None:
-        """The socket has been bound to this path."""
+        """Record the file that bind(2) has made at this path."""
         self._file = (path, found.st_dev, found.st_ino, os.getpid())
 
     def has_file(self) -> bool:
@@ -139,15 +138,15 @@ class OwningSocket(socket.socket):
 
 
 def close_listening(sock: socket.socket) -> None:
-    """Close a listener: in a thread if descriptors may be queued in a connection that waits to be accepted.
+    """Close a listener, in a thread if descriptors may be queued in a connection that waits for accept(2).
 
-    Otherwise, and where the kernel cannot refuse descriptors, it is closed at once, so that its address is free.
+    Otherwise, and if the kernel cannot refuse descriptors, it is closed at once, so that its address is free.
     """
     receives = False
-    with contextlib.suppress(OSError):  # an older kernel, or a socket that somebody else has closed
+    with contextlib.suppress(OSError):  # an older kernel, or a socket that other code has closed
         if sock.family == getattr(socket, "AF_UNIX", None):
             receives = bool(sock.getsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS))
-    if receives and isinstance(sock, OwningSocket):  # any other may be another process's, too: it is left as it is
+    if receives and isinstance(sock, OwningSocket):  # another process may share any other socket: leave that alone
         sock.remove_file()
         receives = not accept_descriptors(sock, False) or _has_waiting(sock)
     if receives:
@@ -157,7 +156,7 @@ def close_listening(sock: socket.socket) -> None:
 
 
 def _has_waiting(sock: socket.socket) -> bool:
-    """Whether a connection waits to be accepted."""
+    """Whether a connection waits for accept(2)."""
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     return bool(poll.poll(0))
@@ -171,8 +170,8 @@ def _remove(path: str, device: int, inode: int, process: int) -> None:
         if (found.st_dev, found.st_ino) == (device, inode):
             Path(path).unlink()
     except FileNotFoundError:
-        pass  # somebody has done it already
-    except OSError as error:  # privileges were dropped since, perhaps; no reason not to close
+        pass  # another process has removed the file already
+    except OSError as error:  # the process may have dropped privileges since; the socket is closed even so
         logger.warning(
             "cannot remove the Unix socket %s: %s; the next server there replaces it",
             shown(path),
@@ -181,11 +180,11 @@ def _remove(path: str, device: int, inode: int, process: int) -> None:
 
 
 async def listen_unix(address: UnixAddress, backlog: int, access: Access, *, pass_fds: bool) -> socket.socket:
-    """A listening socket, which removes its file when it is closed.
+    """Open a listening socket, which removes its file when it is closed.
 
     Raises:
-      ValueError: an owner or group is not known.
-      OSError: it cannot be had; the message does not name the address.
+      ValueError: the system does not know the owner or group.
+      OSError: the socket cannot be opened; the message does not name the address.
     """
     owner, group = _user_id(access.owner), _group_id(access.group)
     sock = OwningSocket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -210,11 +209,11 @@ async def listen_unix(address: UnixAddress, backlog: int, access: Access, *, pas
 async def bind_unix(
     address: UnixAddress, remote: UnixAddress | None, access: Access, configure: Callable[[socket.socket], None]
 ) -> socket.socket:
-    """A non-blocking datagram socket of this name, which removes its file when it is closed.
+    """Open a non-blocking datagram socket of this name, which removes its file when it is closed.
 
     Raises:
-      ValueError: an owner or group is not known.
-      OSError: it cannot be had; the message does not name the address.
+      ValueError: the system does not know the owner or group.
+      OSError: the socket cannot be opened; the message does not name the address.
     """
     owner, group = _user_id(access.owner), _group_id(access.group)
     await trio.lowlevel.checkpoint()
@@ -224,7 +223,7 @@ async def bind_unix(
         accept_descriptors(sock, False)
         configure(sock)
         if remote is not None:
-            sock.connect(remote.sockaddr)  # before it has a name, so that nobody else has a moment to send to it
+            sock.connect(remote.sockaddr)  # before it has a name, so that no stranger can send to it in between
         if address.abstract:
             await bind_patiently(functools.partial(sock.bind, address.sockaddr))
             return sock
@@ -250,23 +249,23 @@ def _give(path: str, owner: int, group: int, mode: int | None) -> None:
 
 
 def _umask() -> int:
-    """The process's, which umask(2) does not tell without changing it for every thread."""
+    """The umask of the process, from /proc, because umask(2) would change it for every thread."""
     for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
         name, _colon, value = line.partition(":")
         if name == "Umask":
             return int(value, 8)
-    raise OSError(errno.EOPNOTSUPP, "the kernel does not tell the umask (proc(5), Umask): give a mode as well")
+    raise OSError(errno.EOPNOTSUPP, "the kernel does not report the umask (proc(5), Umask): give a mode as well")
 
 
 def _set_mode(path: str, mode: int) -> None:
-    """chmod(2) that does not follow a link, which Linux learnt late (6.6), and Python's chmod does not know yet."""
+    """Set a mode without following a link, which Linux supports since 6.6, and Python's chmod does not use yet."""
     if os.chmod in os.supports_follow_symlinks:
         Path(path).chmod(mode, follow_symlinks=False)
         return
     descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-            raise OSError(errno.ENOTSOCK, "somebody has put something else in the place of the socket")
+            raise OSError(errno.ENOTSOCK, "another process has put something else in the place of the socket")
         Path(f"/proc/self/fd/{descriptor}").chmod(mode)
     finally:
         os.close(descriptor)
@@ -298,10 +297,10 @@ def _group_id(group: int | str | None) -> int:
 
 
 async def connect_unix(address: UnixAddress, *, pass_fds: bool) -> socket.socket:
-    """A connected, non-blocking socket.
+    """Open a connected, non-blocking socket.
 
-    With the server's backlog full it waits for a place there.  The kernel tells nobody that there is one (connect(2),
-    ``EAGAIN``), so it has to be tried again and again.
+    If the server's backlog is full, the function waits for a place there.  The kernel does not report a free place
+    (connect(2), ``EAGAIN``), so the function tries again and again.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     pause = _SHORTEST_PAUSE
@@ -321,7 +320,7 @@ async def connect_unix(address: UnixAddress, *, pass_fds: bool) -> socket.socket
     return sock
 
 
-# --- who the peer is ---
+# --- the peer's credentials ---
 
 
 class _HasOptions(Protocol):
@@ -335,7 +334,7 @@ def peer_credentials(connection: _HasOptions) -> PeerCredentials:
     """See :meth:`Connection.peer_credentials`."""
     option = getattr(socket, "SO_PEERCRED", None)
     if option is None:
-        raise OSError(errno.EOPNOTSUPP, f"{sys.platform} has no SO_PEERCRED, which tells who the peer is")
+        raise OSError(errno.EOPNOTSUPP, f"{sys.platform} has no SO_PEERCRED, which returns the peer's credentials")
     if connection.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN) != socket.AF_UNIX:
         raise ValueError("only a Unix connection has peer credentials; of this one there is a remote_address")
     return PeerCredentials(

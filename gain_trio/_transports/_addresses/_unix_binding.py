@@ -1,16 +1,17 @@
-"""Binding a Unix socket to a path, where a server that was killed may have left its file.
+"""Binding a Unix socket to a path where a killed server may have left its file.
 
-bind(2) does not replace a file.  What is replaced has to be a socket (lstat(2)) that refuses a connection, and that no
-process has.  A refused connection alone proves nothing: a server refuses connections between its bind(2) and its listen(2),
-too.  So the kernel's list of sockets is asked (``_unix_holders.py``), and a socket that is held is waited for, a bounded
-while, and then left alone.  A server in another network namespace is not in that list: a file that has just been made is
-given the time that such a server needs to listen.
+bind(2) does not replace a file.  This module replaces a file only if it is a socket (lstat(2)) that refuses a connection,
+and that no process has open.  A refused connection alone proves nothing: a server refuses connections between its bind(2)
+and its listen(2), too.  So the module searches the kernel's list of sockets (``_unix_holders.py``).  If a process has the
+socket open, the module waits for a bounded time, and leaves the file alone then.  A server in another network namespace is
+not in that list: if a file is new, the module gives such a server the time to listen.
 
-*No lock.*  A lock that servers of several users share is one that any of them can keep: for flock(2) on the directory,
-read permission is enough, and the name of an abstract socket is everybody's.  So two servers may find the same file left
-over, and the second must not remove what the first has put in its place.  The file that was judged is therefore kept open
-(``O_PATH``), so that its inode's number is not used again; then it is renamed, and removed only if it is still the same one
-under its new name.  If it is not, it is put back.  A server that has bound looks, at the end, whether the file is its own.
+*No lock.*  Any user could keep a lock that servers of several users share: read permission is enough for flock(2) on the
+directory, and every user may bind the name of an abstract socket.  So two servers may find the same left-over file, and
+the second must not remove the file that the first has put in its place.  A server therefore keeps the file that it judged
+open (``O_PATH``), so that the file system does not use its inode number again; then it renames the file, and removes it
+only if it is still the same one under its new name.  Otherwise it puts the file back.  A server that has bound checks, at
+the end, that the file is its own.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ from ._unix_holders import is_held
 logger = logging.getLogger("gain_trio")
 
 PATIENCE: Final = 1.0
-"""Seconds that a socket is waited for which a process has bound, and which refuses connections."""
+"""Seconds to wait for a socket that a process has bound, and that refuses connections."""
 FRESH: Final = 0.25
-"""Seconds that a server needs from bind(2) to listen(2) at most, when it is in another network namespace."""
+"""The most seconds that a server in another network namespace needs from bind(2) to listen(2)."""
 _PAUSE: Final = 0.01
 _LOOK_AGAIN: Final = 50
-"""Pauses of bind_patiently() before a server that listens is looked at again: it may have been killed a moment ago."""
+"""Pauses of bind_patiently() before it looks at a listening server again, which may have been killed a moment ago."""
 _HELD: Final = (
     "a process has bound a socket there that does not listen (yet); see ss -xlp, and try again when it has ended"
 )
@@ -52,18 +53,18 @@ _FASTER: Final = "another server is starting there"
 
 
 async def bind_path(sock: socket.socket, path: str) -> None:
-    """Bind a socket to a path, and replace a socket there that is left over, and nothing else.
+    """Bind a socket to a path, and replace a left-over socket there and nothing else.
 
     Raises:
-      OSError: ``EADDRINUSE`` if something is there, with the reason; and what bind(2) raises.
+      OSError: ``EADDRINUSE`` if another file is there, with the reason; and the errors of bind(2).
 
-    Cancelled, it has not bound.
+    A cancelled call has not bound the socket.
     """
     end = trio.current_time() + PATIENCE
     while True:
         if _binds(sock, path):
             return
-        # A server that lives sees each look at it as a connection.
+        # A live server sees each look at it as a connection.
         reason = await bind_patiently(functools.partial(_make_room, path), pauses=_LOOK_AGAIN)
         if reason is None and _binds(sock, path):
             return
@@ -76,7 +77,7 @@ async def file_of(path: str) -> os.stat_result:
     """The socket's file, right after it was bound to ``path``.
 
     Raises:
-      OSError: it is not there.
+      OSError: the file is missing.
     """
     end = trio.current_time() + PATIENCE
     while True:
@@ -88,14 +89,14 @@ async def file_of(path: str) -> os.stat_result:
             return found
         if trio.current_time() >= end:
             raise OSError(errno.EADDRINUSE, _REPLACED)
-        await trio.sleep(_PAUSE)  # another server may be about to put it back
+        await trio.sleep(_PAUSE)  # another server may be about to put the file back
 
 
 async def check_bound(is_own: Callable[[], bool]) -> None:
-    """Look whether the file is still the one that was bound.
+    """Check that the file is still the one that this server has bound.
 
     Raises:
-      OSError: it is not: another server has taken its place.
+      OSError: another server has replaced the file.
     """
     end = trio.current_time() + PATIENCE
     while not is_own():
@@ -105,7 +106,7 @@ async def check_bound(is_own: Callable[[], bool]) -> None:
 
 
 def _binds(sock: socket.socket, path: str) -> bool:
-    """Bind, unless there is something of this name."""
+    """Bind unless a file of this name exists, and return whether the socket is bound."""
     try:
         sock.bind(path)
     except OSError as error:
@@ -116,7 +117,7 @@ def _binds(sock: socket.socket, path: str) -> bool:
 
 
 def _make_room(path: str) -> str | None:
-    """Remove a socket that is left over, or return a reason not to, which may pass."""
+    """Remove a left-over socket, or return a temporary reason not to."""
     try:
         with _kept(path) as kept:
             reason = _why_not_left_over(path, kept)
@@ -124,12 +125,12 @@ def _make_room(path: str) -> str | None:
                 _remove(path, kept)
             return reason
     except FileNotFoundError:
-        return None  # another server, or its end, has removed it
+        return None  # another server has removed it, or removed it at its end
 
 
 @contextlib.contextmanager
 def _kept(path: str) -> Iterator[os.stat_result]:
-    """What lstat(2) says of a file, which stays that file's while this lasts."""
+    """The lstat(2) of a file, whose inode number stays its own inside the context."""
     flags = getattr(os, "O_PATH", 0)
     if not flags:
         yield os.lstat(path)
@@ -142,10 +143,10 @@ def _kept(path: str) -> Iterator[os.stat_result]:
 
 
 def _why_not_left_over(path: str, found: os.stat_result) -> str | None:
-    """None for a socket that is left over, or a reason that may pass.
+    """None for a left-over socket, or a temporary reason not to remove it.
 
     Raises:
-      OSError: it is not left over.
+      OSError: the file is no left-over socket.
     """
     if not stat.S_ISSOCK(found.st_mode):
         raise OSError(errno.EADDRINUSE, "there is something of this name that is no socket, and it is left alone")
@@ -159,7 +160,7 @@ def _why_not_left_over(path: str, found: os.stat_result) -> str | None:
     if answer != errno.ECONNREFUSED:
         raise OSError(
             errno.EADDRINUSE,
-            f"there is a socket of this name, and nobody knows whether a server lives there: {os.strerror(answer)}",
+            f"there is a socket of this name, and it is unknown whether a server lives there: {os.strerror(answer)}",
         )
     if is_held(path, found):
         return _HELD
@@ -169,7 +170,7 @@ def _why_not_left_over(path: str, found: os.stat_result) -> str | None:
 
 
 def _remove(path: str, judged: os.stat_result) -> None:
-    """Remove the file that was judged, and leave any other where it is."""
+    """Remove the file that was judged, and leave any other file where it is."""
     directory, name = os.path.split(path)
     aside = os.path.join(directory, f".{name}.{secrets.token_hex(8)}")  # noqa: PTH118 - bare strings, as everywhere here
     os.rename(path, aside)  # noqa: PTH104 - the same
@@ -177,13 +178,13 @@ def _remove(path: str, judged: os.stat_result) -> None:
         Path(aside).unlink()
         return
     try:
-        os.link(aside, path, follow_symlinks=False)  # which replaces nothing
+        os.link(aside, path, follow_symlinks=False)  # link(2) replaces nothing
         Path(aside).unlink()
-    except FileExistsError:  # a third server has taken the name; the second finds that out by check_bound()
+    except FileExistsError:  # a third server has bound the name; the second detects that in check_bound()
         logger.warning(
             "the Unix socket of a server that was just starting is left as %s: another one is now at %s",
             shown(aside),
             shown(path),
         )
-    except OSError:  # links are not for everybody's files (protected_hardlinks, proc(5)), and not on every file system
+    except OSError:  # link(2) fails for others' files (protected_hardlinks, proc(5)) and on some file systems
         os.rename(aside, path)  # noqa: PTH104 - the same

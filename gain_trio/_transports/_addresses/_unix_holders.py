@@ -1,11 +1,11 @@
-"""Whether a process has the socket of a file: what connect(2) does not tell of one that does not listen yet.
+"""Whether a process has the socket of a file open, which connect(2) does not show of one that does not listen yet.
 
 The kernel lists the Unix sockets of the network namespace with the inode of their files (sock_diag(7), ``UDIAG_SHOW_VFS``).
-That is exact: no other user can make a socket that looks like this one.  Where there is no such list (the module unix_diag
-is missing, or a sandbox forbids it), /proc/net/unix has the names that the sockets were bound by (proc(5)); of these only
-absolute ones can be looked up.
+That is exact: no other user can make a socket that looks like this one.  If there is no such list (the module unix_diag
+is missing, or a sandbox forbids it), /proc/net/unix has the names that the sockets were bound by (proc(5)); this module can
+look up the absolute ones only.
 
-Sockets of other network namespaces, which may share the directory, are in neither list.
+Neither list has the sockets of other network namespaces, which may share the directory.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ _MESSAGE_SIZE: Final = 16  # struct unix_diag_msg
 _ATTRIBUTE: Final = struct.Struct("=HH")
 _FILE: Final = struct.Struct("=II")
 _MOST_PARTS: Final = 100_000
-"""Of a list; each has many sockets."""
+"""The most messages of a list; each has many sockets."""
 
 
 def is_held(path: str, found: os.stat_result) -> bool | None:
-    """Whether a process here has the Unix socket of this file.
+    """Whether a process of this network namespace has the Unix socket of this file open.
 
     Args:
-      path: its name.
-      found: what lstat(2) says of it.
+      path: the name of the file.
+      found: its lstat(2).
 
     Returns:
-      None if that cannot be found out.
+      None if neither list is available.
     """
     if sys.platform != "linux":
         return None
     for _attempt in range(3):
         try:
             return any(_is_same(file, name, path, found) for file, name in _listed())
-        except InterruptedError:  # sockets came and went meanwhile: the list may lack some
+        except InterruptedError:  # processes opened or closed sockets meanwhile: the list may lack some
             continue
         except OSError:
             break
@@ -59,7 +59,7 @@ def is_held(path: str, found: os.stat_result) -> bool | None:
 
 
 def _is_same(file: tuple[int, int], name: bytes, path: str, found: os.stat_result) -> bool:
-    """Some file systems (btrfs) tell stat(2) a device of their own; there the last part of the name has to do."""
+    """Whether a listed socket has this file; by the last part of the name on btrfs, where stat(2) has another device."""
     inode, device = file
     if inode != found.st_ino & 0xFFFFFFFF:
         return False
@@ -109,7 +109,7 @@ def _described(attributes: memoryview) -> tuple[tuple[int, int], bytes] | None:
 
 
 def _is_named(found: os.stat_result) -> bool | None:
-    """:func:`is_held` by /proc/net/unix."""
+    """The same as :func:`is_held`, by /proc/net/unix."""
     try:
         lines = Path("/proc/net/unix").read_bytes().splitlines()[1:]
     except OSError:

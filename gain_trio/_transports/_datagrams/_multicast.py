@@ -1,4 +1,4 @@
-"""Multicast: the options of a socket, by IP version."""
+"""The multicast options of a socket, by IP version."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def _interface_index(interface: str | int | None) -> int:
 
 
 def _ipv4_interface(interface: str | int | None) -> tuple[bytes, int]:
-    """Its address and its index, one of which is given and the other zero."""
+    """The address and the index of an interface; the one that the caller did not give is zero."""
     if isinstance(interface, str):
         try:
             return ipaddress.IPv4Address(interface).packed, 0
         except ValueError:
-            pass  # then it is a name
+            pass  # the string is a name
     return bytes(4), _interface_index(interface)
 
 
@@ -62,7 +62,7 @@ def change_membership(sock: socket.socket, group: str, interface: str | int | No
 def set_multicast_options(
     sock: socket.socket, *, interface: str | int | None, loop: bool | None, ttl: int | None
 ) -> None:
-    """How datagrams to groups leave; None leaves an option to the system."""
+    """Set the options of datagrams to groups; None keeps the system's default."""
     is_ipv4 = sock.family == socket.AF_INET
     level = socket.IPPROTO_IP if is_ipv4 else socket.IPPROTO_IPV6
     if interface is not None:
@@ -76,9 +76,9 @@ def set_multicast_options(
     if ttl is not None:
         sock.setsockopt(level, socket.IP_MULTICAST_TTL if is_ipv4 else socket.IPV6_MULTICAST_HOPS, ttl)
     if sys.platform == "linux":
-        # Else a socket that is bound to all addresses gets what any socket of the machine has joined (ip(7)).
+        # By default a socket bound to all addresses receives the groups that any socket of the machine has joined (ip(7)).
         try:
             sock.setsockopt(level, _IP_MULTICAST_ALL if is_ipv4 else _IPV6_MULTICAST_ALL, 0)
         except OSError as error:
-            if error.errno != errno.ENOPROTOOPT:  # before 4.20 there is none for IPv6, and nothing else to be done
+            if error.errno != errno.ENOPROTOOPT:  # Linux before 4.20 lacks it for IPv6, and has no substitute
                 raise

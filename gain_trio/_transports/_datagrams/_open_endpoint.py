@@ -1,4 +1,4 @@
-"""Opening datagram endpoints by address."""
+"""Opening of datagram endpoints by address."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from ._socket_endpoint import SocketEndpoint
 from ._unix_endpoint import check_options, open_unix_endpoint
 
 _UNUSABLE: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.ENETUNREACH, errno.EHOSTUNREACH})
-"""This machine has no such address, or no way to it; the name may have others."""
+"""The errnos for an address that this machine lacks or has no route to; the name may have other addresses."""
 
 
 async def open_datagram_endpoint(
@@ -54,42 +54,42 @@ async def open_datagram_endpoint(
 ) -> DatagramEndpoint:
     """Open a UDP socket on ``udp://host:port``, or a Unix datagram socket on ``unix:///path`` or ``unix://@abstract-name``.
 
-    An endpoint has one socket, and so one address: of a name that has several, the first that can be had.  An empty
-    host stands for all addresses of this machine, by IPv4 (all by IPv6: ``udp://[::]:port``, which is IPv6 alone).
+    An endpoint has one socket, and so one address: the first usable one of a name that has several.  An empty host means
+    all IPv4 addresses of this machine (``udp://[::]:port`` means all IPv6 addresses, and those only).
     With port 0 the kernel chooses one; read it from :attr:`DatagramEndpoint.local_address`.
 
-    A Unix endpoint always has a name of its own, so that it can be answered.  Its file is treated as
-    :func:`open_listeners` treats one: a left-over file is replaced, that of a socket that lives and anything that is no
-    socket is ``EADDRINUSE``, and closing the endpoint removes it.  It goes over the socket itself also in a run on the
-    ring, whose endpoints are for IP.
+    A Unix endpoint always has a name of its own, so that receivers can answer it.  It treats its file as
+    :func:`open_listeners` does: it replaces a left-over file, raises ``EADDRINUSE`` for the file of a live socket and for
+    anything else than a socket, and removes its file when it is closed.  It goes over the socket itself also in a run on
+    the ring, whose endpoints are for IP.
 
     Args:
       address: as above; IPv6 addresses stand in brackets.
-      remote_address: the same, or the address of a :class:`DatagramServer` or an endpoint, as from
-        :meth:`socket.socket.getsockname`; one that stands for all addresses of the machine is reached by the loopback
-        address.  The endpoint is connected to it: it sends there alone, and only what comes from there is
-        received.  The local address must be of the same IP version; an empty host is of both.  Of a Unix socket it must
-        be there already; when another socket takes its name later, what is sent goes to that one.
+      remote_address: such an address, or that of a :class:`DatagramServer` or an endpoint, as from
+        :meth:`socket.socket.getsockname`; the loopback address replaces one that means all addresses of the machine.
+        The endpoint is connected to it: it sends to this address only, and receives from it only.  The local address must
+        have the same IP version; an empty host has both.  A Unix socket of this name must exist already; if another
+        socket is bound to the name later, datagrams go to that one.
       reuse_port: set ``SO_REUSEPORT``, so that several sockets share the port.  A datagram to one of the machine's
         addresses goes to one of them, chosen by source address; a multicast datagram to each that has joined.
       multicast_groups: IP addresses of the groups to join; :meth:`DatagramEndpoint.join` does so later.
-      multicast_interface: where to join, and where datagrams to groups leave: a name or an index, or for IPv4 an address
-        of the interface.  None: the system chooses.
-      multicast_loop: whether sockets of this machine get what is sent to groups from here; None: yes.
-      multicast_ttl: how many networks such a datagram may cross; None: 1, this one alone.
-      queue_size: datagrams kept until they are received.
-      queue_bytes: bytes in them.
-      max_size: larger datagrams are dropped and counted.  For a Unix socket up to 16 MiB.
-      receive_buffer, send_buffer: bytes, of the kernel's buffers (``SO_RCVBUF``, ``SO_SNDBUF``); None: the system's
-        defaults.
-      mode, owner, group: of the file of a Unix socket, see :func:`open_listeners`: who may write to it may send.  That no
-        more are let in at any moment is so on Linux.
+      multicast_interface: the interface on which to join groups, and to send to them: a name or an index, or for IPv4 an
+        address of the interface.  None: the system chooses.
+      multicast_loop: whether sockets of this machine receive what the endpoint sends to groups; None: yes.
+      multicast_ttl: the number of networks that such a datagram may cross; None: 1, this one only.
+      queue_size: the most datagrams queued for receiving.
+      queue_bytes: the most bytes in them.
+      max_size: the endpoint drops and counts larger datagrams.  For a Unix socket up to 16 MiB.
+      receive_buffer, send_buffer: the sizes of the kernel's buffers in bytes (``SO_RCVBUF``, ``SO_SNDBUF``); None: the
+        system's defaults.
+      mode, owner, group: those of a Unix socket's file, see :func:`open_listeners`: a user who may write to it may send.
+        Only Linux keeps other users out at every moment.
 
     Raises:
-      ValueError: an address, or a number, is none, or an option is none for this kind of address.
-      OSError: the address cannot be had, for example because it is in use (``EADDRINUSE``); the message names it.
-      socket.gaierror: a host has no address (a kind of OSError).
-      RuntimeError: not called from a Trio task.
+      ValueError: an address or a number is invalid, or an option does not apply to this kind of address.
+      OSError: the address cannot be used, for example because it is in use (``EADDRINUSE``); the message names it.
+      socket.gaierror: a host has no address (a subclass of OSError).
+      RuntimeError: the caller is no Trio task.
     """
     local = parse_address(address, schemes=("udp", "unix"))
     assert isinstance(local, UdpAddress | UnixAddress)
@@ -132,12 +132,12 @@ async def open_datagram_endpoint(
         return endpoint
 
 
-@trio.lowlevel.enable_ki_protection  # of a descriptor that for a moment has two owners
+@trio.lowlevel.enable_ki_protection  # because a descriptor has two owners for a moment
 def make_endpoint(manager: UringIOManager | None, sock: socket.socket, remote: Any, **limits: int) -> DatagramEndpoint:
-    """The endpoint of a non-blocking datagram socket, which is the endpoint's from then on.
+    """Make an endpoint of a non-blocking datagram socket, which the endpoint owns from then on.
 
-    A socket of another family than UDP's works if it is connected: ``remote`` is what :meth:`DatagramEndpoint.receive`
-    returns as the source, then.
+    A socket of another family than UDP's works if it is connected: :meth:`DatagramEndpoint.receive` returns ``remote`` as
+    the source then.
     """
     limits = {"queue_size": QUEUE_SIZE, "queue_bytes": QUEUE_BYTES, "max_size": MAX_SIZE, **limits}
     if manager is None:
@@ -158,7 +158,7 @@ def _check_numbers(*, queue_size: int, queue_bytes: int, max_size: int) -> None:
 
 
 async def _look_up(local: UdpAddress, remote: UdpAddress | None) -> list[tuple[int, Any, Any]]:
-    """What may be tried: family, local and remote socket address."""
+    """Look up the candidates: family, local and remote socket address."""
     found = [
         (family, sockaddr)
         for family, _kind, _protocol, _name, sockaddr in await trio.socket.getaddrinfo(
@@ -182,7 +182,7 @@ async def _look_up(local: UdpAddress, remote: UdpAddress | None) -> list[tuple[i
 
 
 async def _open_socket(pairs: list[tuple[int, Any, Any]], configure: Any, what: str) -> socket.socket:
-    """The first that can be had."""
+    """Open a socket on the first candidate that works."""
     for number, (family, here, there) in enumerate(pairs, 1):
         sock = None
         try:

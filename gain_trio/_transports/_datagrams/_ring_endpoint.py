@@ -1,4 +1,4 @@
-"""A datagram endpoint on the ring: the cold half, in Python, of ``gain_trio._fastpath.Endpoint``."""
+"""A datagram endpoint on the ring: the rarely used half, in Python, of ``gain_trio._fastpath.Endpoint``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ elif fastpath is not None:
 else:
 
     class _Endpoint:
-        """Where the compiled modules are missing, no run gets as far as having an endpoint on a ring."""
+        """A base without methods: without the compiled modules, no run makes an endpoint on a ring."""
 
         __slots__ = ()
 
@@ -48,7 +48,7 @@ class RingEndpoint(_Endpoint, DatagramEndpoint):
         super().__init__(
             manager.reactor, sock.fileno(), sock.family, remote_address, queue_size, queue_bytes, max_size, buffers
         )
-        sock.detach()  # from here on the descriptor is the endpoint's
+        sock.detach()  # the endpoint owns the descriptor from here on
 
     def __repr__(self) -> str:
         return self._described(closed=self._is_closed)
@@ -93,7 +93,7 @@ class RingEndpoint(_Endpoint, DatagramEndpoint):
         return self._descriptor
 
     @contextlib.contextmanager
-    @trio.lowlevel.enable_ki_protection  # a socket object that is dropped closes what it was made of
+    @trio.lowlevel.enable_ki_protection  # a socket object that is dropped closes its descriptor
     def _borrowed_socket(self) -> Iterator[socket.socket]:
         descriptor = self._descriptor
         if descriptor < 0:

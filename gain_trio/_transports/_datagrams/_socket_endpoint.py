@@ -1,8 +1,8 @@
-"""A datagram endpoint over a socket and Trio's own waits: for runs that have no ring, or none that can do more than wait.
+"""A datagram endpoint over a socket and Trio's own waits, for runs without a ring, or with a ring that can only wait.
 
-A system task reads for as long as the endpoint lives, so that it does what one on the ring does: the queue fills
-whether or not somebody receives, and what comes first is kept.  Everything that the task needs is in an
-:class:`Inbox`, and the endpoint is not, so that an endpoint that was dropped is noticed.
+A system task reads for as long as the endpoint lives, as the ring does for its endpoints: it fills the queue even while
+no task receives, and keeps the oldest datagrams.  The task has a reference to an :class:`Inbox` and none to the endpoint,
+so that Python can finalize an endpoint that the program has dropped.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _BATCH: Final = 64
-"""Datagrams read before other tasks get their turn."""
+"""The most datagrams that the task reads before other tasks get their turn."""
 _SENDS_A_TURN: Final = 256
-"""The same for sending."""
+"""The most datagrams that a task sends before other tasks get their turn."""
 _MOST_CHECKED: Final = 4096
-"""Addresses that are known to be IP addresses."""
+"""Addresses whose hosts have been checked to be IP addresses."""
 
 _scratch: trio.lowlevel.RunVar[bytearray] = trio.lowlevel.RunVar("gain_trio datagram scratch")
 
 
 def _shared_scratch() -> bytearray:
-    """Where every endpoint of this run receives.
+    """The buffer that every endpoint of this run receives into.
 
-    Nothing of the run happens between receiving and copying what was received; runs in other threads go on meanwhile.
+    No other task of the run runs between receiving and copying; runs in other threads go on meanwhile.
     """
     try:
         return _scratch.get()
@@ -49,7 +49,7 @@ def _shared_scratch() -> bytearray:
 
 
 class Inbox:
-    """What has arrived, and the task that reads it."""
+    """The queue of what has arrived, and the task that fills it."""
 
     def __init__(self, sock: socket.socket, remote: Any, queue_size: int, queue_bytes: int, max_size: int) -> None:
         self.sock = sock
@@ -68,7 +68,7 @@ class Inbox:
         self.ended = trio.Event()
 
     async def run(self) -> None:
-        """Read, until closed.  The end of the run closes it, too."""
+        """Read until the inbox is closed.  The end of the run closes it, too."""
         try:
             with self._scope, contextlib.suppress(trio.ClosedResourceError):
                 while not self.closed:
@@ -78,8 +78,8 @@ class Inbox:
                     except OSError as error:
                         self._failed(error)
                     except trio.BusyResourceError:
-                        self._failed(OSError(errno.EBUSY, "somebody else waits for this endpoint's descriptor"))
-                    if self.error is not None:  # it may be there to stay
+                        self._failed(OSError(errno.EBUSY, "another task waits for this endpoint's descriptor"))
+                    if self.error is not None:  # the error may be permanent
                         self._error_told = trio.Event()
                         await self._error_told.wait()
         finally:
@@ -98,7 +98,7 @@ class Inbox:
             self._put(length, address)
 
     def _put(self, length: int, address: Any) -> None:
-        """Queue what is in the scratch buffer."""
+        """Queue the datagram in the scratch buffer, or drop it."""
         if length > self._max_size:
             self.oversized += 1
         elif len(self.queue) >= self._queue_size or (self.queue and self.queued_bytes + length > self._queue_bytes):
@@ -112,7 +112,7 @@ class Inbox:
             self.waiting.unpark()
 
     def take(self) -> Datagram | None:
-        """The oldest datagram, or None.  Raises what :meth:`DatagramEndpoint.receive` raises."""
+        """Remove and return the oldest datagram, or None.  Raises what :meth:`DatagramEndpoint.receive` raises."""
         if self.closed:
             raise trio.ClosedResourceError("this endpoint was closed")
         if self.queue:
@@ -123,7 +123,7 @@ class Inbox:
         return None
 
     def tell_error(self) -> None:
-        """Raise the error that the socket has told, once."""
+        """Raise the error that the kernel has reported, once."""
         if self.error is not None:
             error, self.error = self.error, None
             self._error_told.set()
@@ -131,7 +131,7 @@ class Inbox:
 
     @trio.lowlevel.enable_ki_protection
     def close(self) -> None:
-        """Close the socket and wake everybody."""
+        """Close the socket and wake all waiting tasks."""
         if self.closed:
             return
         self.closed = True
@@ -156,7 +156,7 @@ class SocketEndpoint(DatagramEndpoint):
         self._inbox = inbox = self._make_inbox(sock, remote_address, queue_size, queue_bytes, max_size)
         self._local_address = sock.getsockname()
         self._token = trio.lowlevel.current_trio_token()
-        self._room = trio.StrictFIFOLock()  # held by the task that waits for room to send
+        self._room = trio.StrictFIFOLock()  # the task that waits for room to send owns it
         self._checked: OrderedDict[Any, None] = OrderedDict()
         self._turn = 0  # datagrams sent since the last schedule point
         self._answers = Turn()
@@ -186,7 +186,7 @@ class SocketEndpoint(DatagramEndpoint):
             self._answers.begin()
 
     async def _pass(self) -> None:
-        """A cancellation point; a schedule point, too, when others are to have a turn."""
+        """Pass a cancellation point, and a schedule point, too, if it is the turn of other tasks."""
         if self._answers.is_over():
             await trio.lowlevel.checkpoint()
         else:
@@ -202,11 +202,11 @@ class SocketEndpoint(DatagramEndpoint):
         if self._turn == _SENDS_A_TURN:
             self._turn = 0
             await trio.lowlevel.checkpoint()
-        if self._nobody_waits(address) and self._send_now(data, address):
+        if self._line_is_empty(address) and self._send_now(data, address):
             return
         await self._stand_in_line(data, address)
 
-    def _nobody_waits(self, _address: Any) -> bool:
+    def _line_is_empty(self, _address: Any) -> bool:
         return not self._room.locked()
 
     async def _stand_in_line(self, data: Buffer, address: Any) -> None:
@@ -215,7 +215,7 @@ class SocketEndpoint(DatagramEndpoint):
                 await trio.lowlevel.wait_writable(self._inbox.sock)
 
     def _send_now(self, data: Buffer, address: Any) -> bool:
-        """Whether the socket had room."""
+        """Send the datagram if the socket has room, and return whether it had."""
         inbox = self._inbox
         if inbox.closed:
             raise trio.ClosedResourceError("this endpoint was closed")
@@ -241,7 +241,7 @@ class SocketEndpoint(DatagramEndpoint):
         )
 
     def _check_address(self, address: Any) -> None:
-        """Before the socket module looks up a name, and blocks meanwhile."""
+        """Check the address before the socket module looks up a name, which would block the run."""
         remote = self._inbox.remote
         if remote is not None:
             if address is not None and address != remote:
@@ -308,11 +308,11 @@ class SocketEndpoint(DatagramEndpoint):
 
 
 def check_address(address: tuple[Any, ...], family: int) -> None:
-    """What the C of the other implementation checks, too.
+    """Check an address as the C of the other implementation does.
 
     Raises:
-      TypeError: it is no address.
-      ValueError: its host is no IP address of this family, or a number is out of range.
+      TypeError: the address has the wrong type.
+      ValueError: the host is no IP address of this family, or a number is out of range.
     """
     is_ipv4 = family == socket.AF_INET
     if not 2 <= len(address) <= (2 if is_ipv4 else 4) or not isinstance(address[0], str):

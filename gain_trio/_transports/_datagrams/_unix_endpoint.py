@@ -1,17 +1,17 @@
-"""A datagram endpoint of a Unix socket; unix(7).
+"""A datagram endpoint of a Unix socket (unix(7)), which goes over the socket in every run.
 
-It goes over the socket in every run.  The ring's endpoint is for IP: its addresses are made of a host and a port, and it
-waits for room by poll(2), which does not do here.
+The ring's endpoint is for IP: its addresses are a host and a port, and it waits for room by poll(2), which does not work
+here.
 
 *Waiting for room.*  A datagram goes straight into the receiver's queue, and the kernel refuses it while that is full
-(``EAGAIN``; the queue's length is net.unix.max_dgram_qlen, 10 by default).  On Linux poll(2) tells when there is room
-again if the socket is connected.  If it is not, poll(2) knows of no receiver and says that the socket is writable, at
-once and always: to wait by it would be to spin.  So sending is tried again after a pause, which grows to 50 ms.  Each
-receiver has a line of its own, so that one who does not read holds up nobody but those who send to him.
+(``EAGAIN``; the queue's length is net.unix.max_dgram_qlen, 10 by default).  On Linux poll(2) reports when there is room
+again if the socket is connected.  Otherwise the kernel knows no receiver, and poll(2) always reports at once that the
+socket is writable: a task that waits by it would spin.  So the endpoint tries again after a pause, which grows to 50 ms.
+Each receiver has a line of its own, so that a receiver that does not read delays only the tasks that send to it.
 
-*Being connected.*  A Unix socket is connected to a socket, not to a name.  Once that one is gone the kernel tells so
-(``ECONNREFUSED``), forgets the connection (``ENOTCONN`` from then on), and lets anybody send.  The endpoint connects to
-the name again then, and what comes from other names meanwhile is left out, as the kernel left it out before.
+*Being connected.*  A Unix socket is connected to a socket, not to a name.  Once the other socket is gone, the kernel
+reports it (``ECONNREFUSED``), drops the connection (``ENOTCONN`` from then on), and lets any socket send.  The endpoint
+connects to the name again then, and ignores datagrams from other names meanwhile, as the kernel did before.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _SHARED_SCRATCH: Final = 65535
-"""Up to this ``max_size`` a buffer is shared with the run's other endpoints: one byte more shows what is too large."""
+"""The largest ``max_size`` for the buffer that all endpoints of the run share: one byte more detects larger datagrams."""
 _LARGEST: Final = 1 << 24
 _SHORTEST_PAUSE: Final = 0.001
 _LONGEST_PAUSE: Final = 0.05
 _IS_LINUX: Final[bool] = sys.platform == "linux"
 _NO_ROOM: Final = frozenset({errno.EAGAIN} if _IS_LINUX else {errno.EAGAIN, errno.ENOBUFS})
-"""BSD says ``ENOBUFS`` of a full queue; on Linux that is the machine's memory."""
+"""The errnos of a full queue.  BSD reports ``ENOBUFS`` for it; on Linux that means that the machine lacks memory."""
 _DISCONNECTED: Final = frozenset({errno.ECONNREFUSED, errno.ENOTCONN})
 
 
 def check_options(address: UdpAddress | UnixAddress, *, access: Access, reuse_port: bool, multicast: bool) -> None:
-    """Raise a :exc:`ValueError` for an option that this kind of address has no use for; what is said here was given."""
+    """Raise a :exc:`ValueError` if a given option does not apply to this kind of address."""
     if isinstance(address, UdpAddress):
         if access:
             raise ValueError(f"mode, owner and group are for the file of a Unix socket, and {address} has none")
@@ -77,7 +77,7 @@ async def open_unix_endpoint(
     queue_bytes: int,
     max_size: int,
 ) -> UnixEndpoint:
-    """An endpoint, connected to ``remote`` if that is given."""
+    """Open an endpoint, connected to ``remote`` if that is given."""
     if max_size > _LARGEST:
         raise ValueError(f"max_size must be at most {_LARGEST} for a Unix socket, not {max_size}")
     try:
@@ -104,13 +104,13 @@ class _UnixInbox(Inbox):
 
     def _put(self, length: int, address: Any) -> None:
         if self.remote is None or address == self.remote:
-            super()._put(length, address or None)  # some systems say "" of a sender without a name
+            super()._put(length, address or None)  # some systems return "" for a sender without a name
 
 
 @final
 @attrs.define
 class _Line:
-    """Those who wait to send to one receiver."""
+    """The tasks that wait to send to one receiver."""
 
     lock: trio.StrictFIFOLock = attrs.field(factory=trio.StrictFIFOLock)
     length: int = 0
@@ -136,7 +136,7 @@ class UnixEndpoint(SocketEndpoint):
         self._remote = remote
         self._lines: dict[Any, _Line] = {}
 
-    def _nobody_waits(self, address: Any) -> bool:
+    def _line_is_empty(self, address: Any) -> bool:
         return (self._inbox.remote if address is None else address) not in self._lines
 
     async def _stand_in_line(self, data: Buffer, address: Any) -> None:
@@ -169,7 +169,7 @@ class UnixEndpoint(SocketEndpoint):
                 if error.errno not in _DISCONNECTED:
                     raise
             inbox.sock.connect(self._remote.sockaddr)
-            inbox.remote = inbox.sock.getpeername()  # it may have bound the same name in another spelling
+            inbox.remote = inbox.sock.getpeername()  # the receiver may have bound the name in another spelling
             return inbox.sock.send(data, NO_SIGNAL)
         except OSError as error:
             if error.errno in _NO_ROOM:
@@ -177,7 +177,7 @@ class UnixEndpoint(SocketEndpoint):
             raise OSError(error.errno, error.strerror, address if self._remote is None else inbox.remote) from error
 
     def _check_address(self, address: Any) -> None:
-        """What a sender may have bound on purpose is an :exc:`OSError`: it is not the program's mistake."""
+        """Raise an :exc:`OSError`, not a mistake of the program, for an address that a sender may have bound on purpose."""
         remote = self._inbox.remote
         if remote is not None:
             if address is not None and address != remote:

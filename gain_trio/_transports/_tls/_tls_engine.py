@@ -1,6 +1,6 @@
-"""TLS without a transport: :class:`ssl.SSLObject` between two buffers, one of what has come, one of what is to go.
+"""TLS without a transport: an :class:`ssl.SSLObject` between a buffer of incoming and a buffer of outgoing bytes.
 
-Nothing here waits and nothing is lost: what OpenSSL needs is fed, what it has is taken.
+The engine never waits: its caller passes in the bytes that have arrived, and sends the bytes that OpenSSL has made.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import ssl
 from typing import final
 
 _RECORD = 16384
-"""The most that one record brings."""
+"""The most bytes of data in one record."""
 
 
 def is_cut_off(error: BaseException | None) -> bool:
-    """Whether an error of ssl's says that the stream ended without close_notify.  Python 3.10 has a plain SSLError there."""
+    """Whether the error means a stream that ended without close_notify.  Python 3.10 raises a plain SSLError for that."""
     return isinstance(error, ssl.SSLEOFError) or "UNEXPECTED_EOF_WHILE_READING" in (
         getattr(error, "strerror", "") or ""
     )
@@ -22,7 +22,7 @@ def is_cut_off(error: BaseException | None) -> bool:
 
 @final
 class Engine:
-    """One end of a TLS connection.  Until its handshake is done, only that: Python checks the peer's name in it."""
+    """One end of a TLS connection.  The handshake comes first: Python checks the peer's name in it."""
 
     __slots__ = ("_incoming", "_outgoing", "_withheld", "ended", "error", "ssl_object")
 
@@ -33,23 +33,23 @@ class Engine:
             self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
         )
         self.ended = False
-        """The peer has ended the stream, by close_notify."""
+        """Whether the peer has ended the stream by close_notify."""
         self.error: OSError | None = None
-        """Why nothing more can be read or written."""
+        """The error after which nothing more can be read or written, or None."""
 
     def feed(self, data: bytes) -> None:
-        """What has come; nothing is the end of the stream."""
+        """Pass in bytes that have arrived; no bytes mean the end of the stream."""
         if data:
             self._incoming.write(data)
         else:
             self._incoming.write_eof()
 
     def do_handshake(self) -> bool:
-        """Go on with it; False if more has to come first.  Raises what :mod:`ssl` raises.
+        """Continue the handshake, and return False if it needs more bytes first.  Raises what :mod:`ssl` raises.
 
-        A server with TLS 1.3 offers tickets for later sessions when all is done.  They are withheld until there is something
-        else to send: a client that sends, closes and never reads would have its connection reset because of them, and what
-        it had sent would be lost.
+        A server with TLS 1.3 offers tickets for later sessions after the handshake.  The engine withholds them until
+        there is something else to send.  Otherwise the kernel of a client that sends, closes and never reads would reset
+        the connection because of them, and the client's data would be lost.
         """
         try:
             self.ssl_object.do_handshake()
@@ -60,7 +60,7 @@ class Engine:
         return True
 
     def read(self) -> bytes:
-        """Decrypt all there is.  What comes behind it, the end or an error, is in :attr:`ended` or :attr:`error`."""
+        """Decrypt and return all data.  An end or an error after it sets :attr:`ended` or :attr:`error`."""
         pieces = []
         read = self.ssl_object.read
         incoming = self._incoming
@@ -72,7 +72,7 @@ class Engine:
                     break
                 pieces.append(piece)
                 if not incoming.pending and not incoming.eof and not self.ssl_object.pending():
-                    break  # to be told so by OpenSSL costs an exception
+                    break  # one more read would cost an exception
         except ssl.SSLWantReadError:
             pass
         except OSError as error:
@@ -80,9 +80,10 @@ class Engine:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def write(self, data: bytes | memoryview) -> int:
-        """Encrypt it.  Returns how much of it: less than all in a renegotiation of TLS 1.2, for which more has to come.
+        """Encrypt ``data``, and return how many bytes of it.
 
-        Then the same bytes are to be written next.
+        A short write happens in a renegotiation of TLS 1.2, which needs bytes from the peer first.  The caller must write
+        the same rest next.
         """
         done = 0
         try:
@@ -96,21 +97,21 @@ class Engine:
         return done
 
     def close(self) -> None:
-        """Write close_notify.  There is no waiting for the peer's."""
-        with contextlib.suppress(OSError):  # it would like to read that, or TLS is amidst something
+        """Write close_notify, without waiting for the peer's."""
+        with contextlib.suppress(OSError):  # OpenSSL wants to read the peer's, or is in a handshake
             self.ssl_object.unwrap()
 
     @property
     def has_outgoing(self) -> bool:
-        """Whether there is something to send, and no reason to wait for more."""
+        """Whether there are bytes to send, and not only withheld tickets."""
         return self._outgoing.pending > self._withheld
 
     def take_outgoing(self) -> bytes:
-        """What is to be sent, tickets included."""
+        """Remove and return the bytes to send, tickets included."""
         self._withheld = 0
         return self._outgoing.read()
 
 
 def error_of_a_cut() -> OSError:
-    """What ssl says of a stream that ended without close_notify."""
+    """The error of :mod:`ssl` for a stream that ended without close_notify."""
     return ssl.SSLEOFError(ssl.SSLErrorNumber.SSL_ERROR_EOF, "EOF occurred in violation of protocol")

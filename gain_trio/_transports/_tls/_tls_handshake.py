@@ -1,4 +1,4 @@
-"""TLS handshakes, of a server and of a client, and what may be wrong with the arguments for them."""
+"""TLS handshakes of a server and of a client, and the validation of their arguments."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ __all__ = [
 
 @final
 class HandshakeError(Exception):
-    """A client did not get through its handshake with a server here.  Says why, in a line."""
+    """A client's handshake with a server of this process has failed; the message says why, in a line."""
 
 
 def check_server_context(context: object) -> ssl.SSLContext:
-    """``context``, if a server can use it.
+    """Return ``context`` if a server can use it.
 
     Raises:
-      TypeError: it is no context at all.
-      ValueError: it is one for clients.
+      TypeError: ``context`` is no context.
+      ValueError: ``context`` is one for clients.
     """
     if not isinstance(context, ssl.SSLContext):
         raise TypeError(f"ssl_context must be an ssl.SSLContext, not {context!r}")
@@ -52,16 +52,16 @@ def check_server_context(context: object) -> ssl.SSLContext:
 
 
 def check_handshake_timeout(seconds: float) -> float:
-    """``seconds``, if a handshake can have so many."""
+    """Return ``seconds`` if they are a valid time limit for a handshake."""
     return checked_seconds("handshake_timeout", seconds, positive=True)
 
 
 def client_context(context: object) -> ssl.SSLContext | None:
-    """The context that connect()'s ``ssl_context`` stands for; None for no TLS.
+    """The context that connect()'s ``ssl_context`` means; None for no TLS.
 
     Raises:
-      TypeError: it is neither a context nor True nor None.
-      ValueError: it is one for servers.
+      TypeError: ``context`` is neither a context nor True nor None.
+      ValueError: ``context`` is one for servers.
     """
     if context is None:
         return None
@@ -78,12 +78,12 @@ async def server_handshake(
     below: Connection,
     context: ssl.SSLContext,
     marks: Marks,
-    timeout: float,  # noqa: ASYNC109 - it is reported as such
+    timeout: float,  # noqa: ASYNC109 - the error names it
 ) -> Connection:
-    """Do a server's handshake on a connection.
+    """Perform a server's handshake on a connection.
 
     Raises:
-      HandshakeError: it failed, or took longer than ``timeout`` seconds.  The connection is the caller's to close.
+      HandshakeError: the handshake failed, or took longer than ``timeout`` seconds.  The caller closes the connection.
     """
     engine = Engine(context, server_side=True)
     with trio.move_on_after(timeout) as scope:
@@ -101,13 +101,13 @@ async def server_handshake(
 async def client_handshake(
     below: Connection, context: ssl.SSLContext, marks: Marks, peer: str, hostname: str, *, https_compatible: bool
 ) -> Connection:
-    """Do a client's handshake with ``peer`` on a connection.
+    """Perform a client's handshake with ``peer`` on a connection.
 
     Raises:
       ssl.SSLCertVerificationError: the peer's certificate does not prove that it is ``hostname``.
-      OSError: it failed otherwise.
+      OSError: the handshake failed otherwise.
 
-    When it raises, the connection below is closed.
+    The function closes the connection below before it raises.
     """
     try:
         engine = Engine(context, server_side=False, server_hostname=hostname)
@@ -122,7 +122,7 @@ async def client_handshake(
 
 
 async def _do_handshake(engine: Engine, below: Connection) -> None:
-    """Raises what ssl and the connection below raise."""
+    """Perform the handshake, and raise what :mod:`ssl` and the connection below raise."""
     while True:
         try:
             is_done = engine.do_handshake()
@@ -137,14 +137,14 @@ async def _do_handshake(engine: Engine, below: Connection) -> None:
 
 
 def _send_alert(alert: bytes, below: Connection) -> None:
-    """Tell the peer why the handshake has failed, if the kernel takes that at once: the connection is about to be closed.
+    """Send the peer the alert of a failed handshake, if the kernel accepts it at once, before the connection is closed.
 
-    What the connection below has queued would have it reset then.  So the alert is sent past it.
+    An alert queued in the connection below would make its close a reset, so this function sends it past that queue.
     """
     if not alert or below.outbound_buffered:
         return
     connection = cast("KernelFileSending", below)
-    # Whether the peer hears of it is all the same here.
+    # The handshake has failed whether or not the peer gets the alert.
     with contextlib.suppress(OSError, trio.ClosedResourceError), connection._borrowed_socket() as sock:
         connection._has_sent(sock.send(alert, getattr(socket, "MSG_DONTWAIT", 0) | NO_SIGNAL))
 
