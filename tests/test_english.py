@@ -19,11 +19,11 @@ RULES = {
     "the standard word": r"\b(?:torn|deaf|to be had)\b",
 }
 LEFT = {
-    "every sentence has an actor": 330,
-    "a number is a number": 60,
-    "subject, verb, object": 58,
-    "no subject is negated": 30,
-    "the standard word": 15,
+    "every sentence has an actor": 194,
+    "a number is a number": 33,
+    "subject, verb, object": 42,
+    "no subject is negated": 19,
+    "the standard word": 10,
 }
 """How often a rule is still broken, at most.  These numbers only become smaller."""
 
