@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-RING_SOURCES = ["_ffi/ring.c", "_ffi/operations.c", "_ffi/buffers.c"]
+RING_SOURCES = ["_ffi/ring.c", "_ffi/operations.c", "_ffi/buffers.c", "_ffi/submission.c"]
 """The ring itself, which each module has a copy of."""
 
 WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wundef", "-Wstrict-prototypes", "-Wmissing-prototypes"]

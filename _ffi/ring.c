@@ -1,5 +1,5 @@
-/* ring.c: a ring's life, and submit, wait and reap; see ring.h.  Slots and operations are in operations.c, provided
- * buffers in buffers.c.
+/* ring.c: a ring's life, and wait and reap; see ring.h.  It stands on submission.c, operations.c (slots and operations) and
+ * buffers.c (provided buffers).
  *
  * Two rules hold everywhere below.
  *
@@ -26,18 +26,6 @@
 static int sys_setup(unsigned int entries, struct io_uring_params *params)
 {
     int result = (int)syscall(__NR_io_uring_setup, entries, params);
-    return result < 0 ? -errno : result;
-}
-
-static int sys_enter(int fd, unsigned int submit, unsigned int wait, unsigned int flags, void *argument, size_t size)
-{
-    int result = (int)syscall(__NR_io_uring_enter, fd, submit, wait, flags, argument, size);
-    return result < 0 ? -errno : result;
-}
-
-static int sys_register(int fd, unsigned int opcode, void *argument, unsigned int count)
-{
-    int result = (int)syscall(__NR_io_uring_register, fd, opcode, argument, count);
     return result < 0 ? -errno : result;
 }
 
@@ -146,7 +134,7 @@ static int map_queues(struct gt_ring *ring, const struct io_uring_params *params
 static void register_fd(struct gt_ring *ring)
 {
     struct gt_ring_fd_registration registration = {.offset = UINT32_MAX, .data = (uint64_t)ring->fd};
-    if (sys_register(ring->fd, GT_REGISTER_RING_FDS, &registration, 1) == 1) {
+    if (gt_sys_register(ring->fd, GT_REGISTER_RING_FDS, &registration, 1) == 1) {
         ring->enter_fd = (int)registration.offset;
         ring->enter_flags = IORING_ENTER_REGISTERED_RING;
         ring->features |= GT_FEATURE_REGISTERED_FD;
@@ -331,7 +319,7 @@ void gt_ring_unregister_fd(struct gt_ring *ring)
     if (!(ring->features & GT_FEATURE_REGISTERED_FD) || ring->thread != thread_id())
         return;
     struct gt_ring_fd_registration registration = {.offset = (uint32_t)ring->enter_fd};
-    sys_register(ring->fd, GT_UNREGISTER_RING_FDS, &registration, 1);
+    gt_sys_register(ring->fd, GT_UNREGISTER_RING_FDS, &registration, 1);
     ring->features &= ~(uint32_t)GT_FEATURE_REGISTERED_FD;
     ring->enter_fd = ring->fd;
     ring->enter_flags = 0;
@@ -368,59 +356,15 @@ void gt_ring_forget(struct gt_ring *ring)
         return;
     static uint32_t nothing;
     ring->dead = true;
-    /* The mappings are not there (MADV_DONTFORK), so there is nothing to unmap.  Whoever was looking at the ring while
-     * somebody's code forked goes on looking, at an empty one. */
+    /* The mappings are not there (MADV_DONTFORK), so there is nothing to unmap.  A caller that was looking at the ring while the
+     * program's code forked goes on looking, at an empty one. */
     ring->sq_head = ring->sq_tail = ring->sq_flags = ring->cq_head = ring->cq_tail = &nothing;
     ring->sq_prepared = 0;
     /* The descriptor is a copy, and as long as it is open the parent's ring cannot end. */
     close(ring->fd);
 }
 
-int gt_ring_register(struct gt_ring *ring, unsigned int opcode, void *argument, unsigned int count)
-{
-    return ring->dead ? -EBADF : sys_register(ring->fd, opcode, argument, count);
-}
-
-/* --- submit, wait, reap --- */
-
-struct io_uring_sqe *gt_ring_sqe(struct gt_ring *ring)
-{
-    if (ring->dead)
-        return NULL;
-    if (gt_ring_unsubmitted(ring) >= ring->sq_entries) {
-        gt_ring_submit(ring);
-        if (gt_ring_unsubmitted(ring) >= ring->sq_entries)
-            return NULL;
-    }
-    struct io_uring_sqe *sqe = &ring->sqes[ring->sq_prepared & ring->sq_mask];
-    ring->sq_prepared++;
-    memset(sqe, 0, sizeof *sqe);
-    return sqe;
-}
-
-/* A kernel without SUBMIT_ALL stops behind the first SQE that it cannot even prepare (a poll of a descriptor that has been
- * closed, say): that one completes with its error, those behind it stay in the queue, and a wait that was asked for is left
- * out.  It is entered again for the rest.  Each time it takes one SQE at least, or says why not. */
-int gt_ring_submit(struct gt_ring *ring)
-{
-    if (ring->dead)
-        return -EBADF;
-    uint32_t count = gt_ring_unsubmitted(ring);
-    if (count == 0)
-        return 0;
-    __atomic_store_n(ring->sq_tail, ring->sq_prepared, __ATOMIC_RELEASE);
-    gt_buffers_publish(&ring->buffers);
-    int taken = 0, result;
-    do {
-        ring->enters++;
-        result = sys_enter(ring->enter_fd, count, 0, ring->enter_flags, NULL, 0);
-        if (result > 0)
-            taken += result;
-        count = gt_ring_unsubmitted(ring);
-    } while (result > 0 && count > 0);
-    ring->submissions += (uint32_t)taken;
-    return taken > 0 ? taken : result;
-}
+/* --- wait, reap --- */
 
 static void retry_cancels(struct gt_ring *ring)
 {
@@ -453,9 +397,9 @@ int gt_ring_enter(struct gt_ring *ring, int64_t timeout_ns)
     for (;;) {
         ring->enters++;
         int result =
-            sys_enter(ring->enter_fd, count, wait, ring->enter_flags | IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG,
-                      &argument, sizeof argument);
-        /* A wait that fails after a successful submission returns the submission's count, so the head tells better. */
+            gt_sys_enter(ring->enter_fd, count, wait, ring->enter_flags | IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG,
+                         &argument, sizeof argument);
+        /* A wait that fails after a successful submission returns the submission's count, so the head is more exact. */
         uint32_t left = gt_ring_unsubmitted(ring);
         ring->submissions += count - left;
         if (left == 0 ||

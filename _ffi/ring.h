@@ -228,6 +228,9 @@ static inline bool gt_ring_overflown(const struct gt_ring *ring)
 
 /* io_uring_register(2) on this ring */
 int gt_ring_register(struct gt_ring *ring, unsigned int opcode, void *argument, unsigned int count);
+/* io_uring_enter(2) and io_uring_register(2): what they return, or a negative errno. */
+int gt_sys_enter(int fd, unsigned int submit, unsigned int wait, unsigned int flags, void *argument, size_t size);
+int gt_sys_register(int fd, unsigned int opcode, void *argument, unsigned int count);
 
 /* --- slots and keys --- */
 

@@ -278,16 +278,6 @@ def imported_modules(path: Path, modules: Collection[str]) -> set[str]:
     return (found & set(modules)) - {module_name(path)}
 
 
-KNOTS = [
-    {"buffers.c", "operations.c", "ring.c"},
-]
-"""Circles of C files that are still to be cut.  None is added."""
-
-
-def new_circles(edges: Mapping[str, Collection[str]]) -> list[list[str]]:
-    return [knot for knot in circles(edges) if not any(known >= set(knot) for known in KNOTS)]
-
-
 def test_no_modules_of_a_package_import_each_other_in_a_circle() -> None:
     """Late imports count.  Between packages the floors hold; the faces import what users see, which imports them."""
     floors = {module_name(path): floor_of(path) for path in MODULES}
@@ -324,7 +314,7 @@ def test_no_c_files_call_each_other_in_a_circle() -> None:
         name: sorted({homes[word] for word in set(re.findall(r"\w+", text)) & homes.keys()} - {name})
         for name, text in texts.items()
     }
-    assert not new_circles(edges)
+    assert not circles(edges)
 
 
 def test_circles_are_found() -> None:
