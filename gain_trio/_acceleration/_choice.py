@@ -17,10 +17,10 @@ from ._switch import switch
 
 Acceleration: TypeAlias = bool | str | Iterable[str] | None
 """True: all pieces, False: none, names: these.  None: what the environment variable ``GAIN_TRIO_ACCELERATE`` says:
-0, 1 or names with commas between them; when it is not set, none."""
+0, 1 or names with commas between them; when it is not set, all."""
 
 VARIABLE: Final = "GAIN_TRIO_ACCELERATE"
-BY_DEFAULT: Final = False
+BY_DEFAULT: Final = True
 
 
 @attrs.frozen
