@@ -38,9 +38,13 @@ PYTHON_SERVERS = (
     ("uvloop-streams", "asyncio_streams.py", "uvloop", ("uvloop",)),
     ("asyncio-streams", "asyncio_streams.py", "asyncio", ()),
     ("trio", "trio_streams.py", None, ("trio",)),
+    ("trio-accelerated", "trio_streams.py", "accelerated", ("gain_trio", "trio")),
     ("trio-on-ring", "trio_streams.py", "ring", ("gain_trio", "trio")),
+    ("trio-accelerated-on-ring", "trio_streams.py", "accelerated-ring", ("gain_trio", "trio")),
     ("anyio-uvloop", "anyio_streams.py", "uvloop", ("anyio", "uvloop")),
     ("anyio-trio", "anyio_streams.py", "trio", ("anyio", "trio")),
+    ("anyio-trio-accelerated", "anyio_streams.py", "trio-accelerated", ("gain_trio", "anyio", "trio")),
+    ("anyio-trio-accelerated-on-ring", "anyio_streams.py", "trio-accelerated-ring", ("gain_trio", "anyio", "trio")),
 )
 
 DATAGRAM_SERVERS = (
@@ -49,6 +53,8 @@ DATAGRAM_SERVERS = (
     ("uvloop", "asyncio_datagrams.py", "uvloop", ("uvloop",)),
     ("asyncio", "asyncio_datagrams.py", "asyncio", ()),
     ("trio", "trio_datagrams.py", None, ("trio",)),
+    ("trio-accelerated", "trio_datagrams.py", "accelerated", ("gain_trio", "trio")),
+    ("trio-accelerated-on-ring", "trio_datagrams.py", "accelerated-ring", ("gain_trio", "trio")),
 )
 
 # The same of the servers of large transfers; all take the address and the file that they send.

@@ -118,6 +118,9 @@ def test_deadlines_and_the_mock_clock(pieces: bool) -> None:
             with trio.fail_after(3):
                 await trio.sleep_forever()
         times.append(trio.current_time())
+        with trio.CancelScope(deadline=8) as whole:  # a number that is not a float
+            await trio.lowlevel.checkpoint()
+        assert whole.cancelled_caught
         with trio.CancelScope(deadline=trio.current_time() - 1) as late:
             await trio.lowlevel.checkpoint()
         assert late.cancelled_caught

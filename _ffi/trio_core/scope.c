@@ -14,10 +14,19 @@
 
 /* --- __init__ --- */
 
-/* A float that Trio would accept; anything else is looked at by Trio's own code. */
-static bool is_plain(PyObject *number, double least)
+/* The value of a plain float or int; NAN for anything else, which Trio's own code looks at. */
+static double plain_number(PyObject *number)
 {
-    return PyFloat_CheckExact(number) && PyFloat_AS_DOUBLE(number) >= least;
+    if (PyFloat_CheckExact(number))
+        return PyFloat_AS_DOUBLE(number);
+    if (!PyLong_CheckExact(number))
+        return Py_NAN;
+    double value = PyLong_AsDouble(number);
+    if (value == -1.0 && PyErr_Occurred()) { /* too large for one */
+        PyErr_Clear();
+        return Py_NAN;
+    }
+    return value;
 }
 
 /* scope_init(scope, [relative_deadline,] deadline, shield): whether it is done. */
@@ -29,8 +38,8 @@ PyObject *tc_scope_init(PyObject *Py_UNUSED(module), PyObject *const *arguments,
     PyObject *self = arguments[0], *relative = has_relative ? arguments[1] : tc_core.infinity;
     PyObject *deadline = arguments[1 + has_relative], *shield = arguments[2 + has_relative];
     if (has_relative) { /* before there was one, Trio took any object for a deadline */
-        if (!is_plain(relative, 0.0) || !is_plain(deadline, -Py_HUGE_VAL) ||
-            (PyFloat_AS_DOUBLE(relative) < Py_HUGE_VAL && PyFloat_AS_DOUBLE(deadline) < Py_HUGE_VAL))
+        double timeout = plain_number(relative), end = plain_number(deadline);
+        if (!(timeout >= 0) || isnan(end) || (timeout < Py_HUGE_VAL && end < Py_HUGE_VAL))
             Py_RETURN_FALSE;
         tc_set(tc_core.scope.relative_deadline, self, relative);
     }
@@ -66,11 +75,9 @@ static PyObject *find_deadline(PyObject *self, PyObject *runner)
         tc_core.scope.relative_deadline >= 0 ? tc_get(tc_core.scope.relative_deadline, self) : tc_core.infinity;
     if (deadline == tc_core.infinity && relative == tc_core.infinity)
         return Py_NewRef(Py_None);
-    if (!PyFloat_CheckExact(deadline) || !PyFloat_CheckExact(relative) ||
+    double absolute = plain_number(deadline), timeout = plain_number(relative);
+    if (!(timeout > 0) || isnan(absolute) || (timeout < Py_HUGE_VAL && absolute < Py_HUGE_VAL) ||
         tc_get(tc_core.runner.is_guest, runner) != Py_False)
-        return NULL;
-    double absolute = PyFloat_AS_DOUBLE(deadline), timeout = PyFloat_AS_DOUBLE(relative);
-    if (!(timeout > 0) || isnan(absolute) || (timeout < Py_HUGE_VAL && absolute < Py_HUGE_VAL))
         return NULL;
     double now = now_of(runner);
     if (now == -1.0 && PyErr_Occurred())

@@ -1,4 +1,4 @@
-"""anyio_streams.py PORT [asyncio|uvloop|trio]: echo in a task per connection, on AnyIO."""
+"""anyio_streams.py PORT [asyncio|uvloop|trio|trio-accelerated|trio-accelerated-ring]: echo in tasks, on AnyIO."""
 
 import socket
 import sys
@@ -25,7 +25,11 @@ async def main(port: int) -> None:
 
 
 backend = sys.argv[2] if len(sys.argv) > 2 else "asyncio"
-if backend == "trio":
+if backend.startswith("trio"):
+    if "accelerated" in backend:
+        import gain_trio
+
+        gain_trio.install(backend="io_uring" if "ring" in backend else "trio", accelerate=True)
     anyio.run(main, int(sys.argv[1]), backend="trio")
 else:
     options = {"use_uvloop": backend == "uvloop"}

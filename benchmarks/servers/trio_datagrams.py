@@ -1,4 +1,4 @@
-"""trio_datagrams.py PORT: echo datagrams in a task, on Trio's own I/O."""
+"""trio_datagrams.py PORT [accelerated|accelerated-ring]: echo datagrams in a task, on Trio's own sockets."""
 
 import sys
 
@@ -13,4 +13,9 @@ async def main(port: int) -> None:
             await endpoint.sendto(data, address)
 
 
-trio.run(main, int(sys.argv[1]))
+if len(sys.argv) > 2:
+    import gain_trio
+
+    gain_trio.run(main, int(sys.argv[1]), backend="io_uring" if "ring" in sys.argv[2] else "trio", accelerate=True)
+else:
+    trio.run(main, int(sys.argv[1]))

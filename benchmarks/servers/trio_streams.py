@@ -1,4 +1,7 @@
-"""trio_streams.py PORT [ring]: echo in a task per connection, on Trio's own streams; ring: on gain_trio's I/O manager."""
+"""trio_streams.py PORT [ring|accelerated|accelerated-ring]: echo in a task per connection, on Trio's own streams.
+
+ring: on gain_trio's I/O manager; accelerated: with Trio's own hot path in C, on Trio's I/O manager or on gain_trio's.
+"""
 
 import sys
 
@@ -22,6 +25,11 @@ async def main(port: int) -> None:
 if len(sys.argv) > 2:
     import gain_trio
 
-    gain_trio.run(main, int(sys.argv[1]), backend="io_uring")
+    gain_trio.run(
+        main,
+        int(sys.argv[1]),
+        backend="io_uring" if "ring" in sys.argv[2] else "trio",
+        accelerate="accelerated" in sys.argv[2],
+    )
 else:
     trio.run(main, int(sys.argv[1]))

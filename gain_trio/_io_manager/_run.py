@@ -127,12 +127,16 @@ def run_worker(
     backend: Backend,
     ring: RingOptions | None,
     resume_in_place: bool | None,
+    accelerate: tuple[str, ...],
 ) -> T:
     """:func:`run` in a worker process.  That it has no ring is for its server to say, which counts those that have none."""
+    wish = resolve_acceleration(accelerate)
     place = _Place(backend, ring, resume_in_place, logging.INFO)
+    pieces = switch.put_in(wish.names)
     try:
         return trio.run(async_fn, *args, instruments=[place])
     finally:
+        switch.take_out(pieces)
         place.abandon()
 
 

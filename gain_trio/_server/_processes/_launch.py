@@ -47,6 +47,8 @@ class Run:
     """``"auto"`` of a server that has a ring and does not demand it: a worker that can have none does without."""
     ring: RingOptions | None
     resume_in_place: bool | None
+    accelerate: tuple[str, ...]
+    """The pieces of Trio's own hot path that are done in C."""
 
 
 @final
@@ -102,7 +104,8 @@ class Launch:
         backend: Backend = "trio"
         if info.backend == "io_uring":
             backend = "io_uring" if ring_is_demanded() else "auto"
-        self.run = Run(backend, *ring_settings())
+        pieces = tuple(piece.name for piece in info.acceleration if piece.active)
+        self.run = Run(backend, *ring_settings(), pieces)
         *self._python, _dash_c, _code, _mark = spawn.get_command_line()
 
     async def start(self, control: socket.socket, descriptors: Sequence[int]) -> trio.Process:

@@ -97,6 +97,7 @@ def main(setup: bytes, control: socket.socket) -> None:
             backend=run_like.backend,
             ring=run_like.ring,
             resume_in_place=run_like.resume_in_place,
+            accelerate=run_like.accelerate,
         )
     except Exception as error:  # noqa: BLE001 - the same
         if control.fileno() >= 0:  # the run did not begin: without a ring, for example
