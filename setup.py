@@ -26,7 +26,13 @@ if sys.platform == "linux" and platform.python_implementation() == "CPython" and
             Extension(
                 "gain_trio._fastpath",
                 sources=fastpath_sources(),
-                depends=["_ffi/abi.h", "_ffi/ring.h", "_ffi/fastpath/call.h", "_ffi/fastpath/fastpath.h", "_ffi/fastpath/endpoint.h"],
+                depends=[
+                    "_ffi/abi.h",
+                    "_ffi/ring.h",
+                    "_ffi/fastpath/call.h",
+                    "_ffi/fastpath/fastpath.h",
+                    "_ffi/fastpath/endpoint.h",
+                ],
                 extra_compile_args=COMPILE_ARGUMENTS,
                 extra_link_args=LINK_ARGUMENTS,
             ),
