@@ -19,16 +19,20 @@ SCRIPT = """
 import functools, sys, threading
 import trio
 import gain_trio
-from gain_trio._server import _cut
+from gain_trio._server import _cut, _end_signals
 
 kind = sys.argv[1]
-_cut.CUT_SECONDS = float(sys.argv[2])
+_cut.CUT_SECONDS = _end_signals.CUT_SECONDS = float(sys.argv[2])
 never = threading.Event()
 
 
 def stuck():
     print("busy", flush=True)
     never.wait()
+
+
+async def held_up(function):
+    function()
 
 
 async def handler(connection):
@@ -59,16 +63,26 @@ if kind == "serve":
     gain_trio.run(main)
 elif kind == "listen_and_serve":
     gain_trio.callbacks.listen_and_serve("tcp://127.0.0.1:0", Busy(), async_handler=True, graceful_timeout=60)
+elif kind == "held up":
+    gain_trio.callbacks.listen_and_serve("tcp://127.0.0.1:0", Busy(), graceful_timeout=60)
+elif kind == "held up by serve":
+    trio.to_thread.run_sync = held_up
+    gain_trio.run(main)
 elif kind == "start_as_main_process":
     server = gain_trio.callbacks.EventServer(Busy(), async_handler=True, graceful_timeout=60)
     server.start_as_main_process("tcp://127.0.0.1:0")
 else:
     from gain_trio._command._cli import main
     sys.path.insert(0, sys.argv[3])
-    handlers = {"command": ["handler"], "callbacks by command": ["Busy", "--async-handler"]}
+    handlers = {
+        "command": ["handler"],
+        "callbacks by command": ["Busy", "--async-handler"],
+        "held up by command": ["Busy"],
+    }
     sys.exit(main(["serve", "tcp://127.0.0.1:0", "--graceful-timeout", "60", "--handler",
                    *(f"served:{word}" if not word.startswith("-") else word for word in handlers[kind])]))
 """
+HELD_UP = ["held up", "held up by serve", "held up by command"]
 KINDS = ["serve", "listen_and_serve", "start_as_main_process", "command", "callbacks by command"]
 
 
@@ -78,7 +92,10 @@ def busy_server(kind: str, seconds: float, folder: Path) -> Iterator[subprocess.
     script = folder / "script.py"
     script.write_text(SCRIPT)
     module = SCRIPT.partition("if kind ==")[0].replace("print(server.addresses[0][1], flush=True)", "pass")
-    (folder / "served.py").write_text(module.replace("kind = sys.argv[1]\n_cut.CUT_SECONDS = float(sys.argv[2])\n", ""))
+    options = [line for line in module.splitlines(keepends=True) if "sys.argv" in line]
+    for line in options:
+        module = module.replace(line, "")
+    (folder / "served.py").write_text(module)
     command = [sys.executable, str(script), kind, str(seconds), str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -117,6 +134,23 @@ def test_further_signals_shorten_the_time(kind: str, tmp_path: Path) -> None:
                 process.wait(0.3)
                 break
         check_end(kind, process)
+
+
+@pytest.mark.parametrize("seconds", [0.1, 3600], ids=["two signals", "more signals"])
+@pytest.mark.parametrize("kind", HELD_UP)
+def test_a_run_that_is_held_up_does_not_keep_the_process(kind: str, seconds: float, tmp_path: Path) -> None:
+    with busy_server(kind, seconds, tmp_path) as process:
+        for number in range(100):
+            if number < 2 or seconds > 1:
+                process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.3)
+                break
+        _, errors = process.communicate(timeout=50)
+    assert process.returncode == 1
+    assert "status 1" in errors
+    assert "the run, which is held up in" in errors
+    assert "stuck, line" in errors or "threading" in errors
 
 
 def check_end(kind: str, process: subprocess.Popen[str]) -> None:

@@ -15,7 +15,14 @@ import trio
 
 import gain_trio
 from gain_trio import ServerConfig
-from gain_trio._server import END_SIGNALS, REPLACE_SIGNALS, configure_logging, cut_off, only_one_of
+from gain_trio._server import (
+    END_SIGNALS,
+    REPLACE_SIGNALS,
+    configure_logging,
+    cut_off,
+    only_one_of,
+    received_signals,
+)
 from gain_trio._transports import parse_address, shown
 
 from ._handlers import find_datagram_handler, find_handler
@@ -114,7 +121,7 @@ async def _until_signalled(start: Starter, *, task_status: trio.TaskStatus[Any])
     """
     scope = trio.CancelScope()
     try:
-        with trio.open_signal_receiver(*END_SIGNALS, *REPLACE_SIGNALS) as signals:
+        with received_signals(*END_SIGNALS, *REPLACE_SIGNALS) as signals:
             async with trio.open_nursery() as nursery:
 
                 async def serve(*, task_status: trio.TaskStatus[Any]) -> None:

@@ -8,11 +8,11 @@ from ._checks import (
     is_class_of_callbacks,
     why_not_called,
 )
-from ._company import END_SIGNALS, REPLACE_SIGNALS
 from ._config import Architecture, ContextSource, ServerConfig, ServerOptions
 from ._consumer import AttendingHandler, Handler
 from ._cut import cut_off
 from ._datagrams import DatagramHandler, DatagramServer, DatagramServerStatistics, serve_datagrams
+from ._end_signals import END_SIGNALS, REPLACE_SIGNALS, received_signals
 from ._failures import is_cancellation, only_one_of
 from ._logging import FORMATS, LEVELS, LineFormatter, configure_logging
 from ._processes import HIGH_PRIORITY, WorkerFailed, take_process_priority
@@ -51,6 +51,7 @@ __all__ = [
     "is_cancellation",
     "is_class_of_callbacks",
     "only_one_of",
+    "received_signals",
     "serve",
     "serve_datagrams",
     "take_process_priority",

@@ -7,7 +7,7 @@ import logging
 import signal
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Final, final
+from typing import final
 
 import trio
 
@@ -15,12 +15,9 @@ from gain_trio._transports import shown
 
 from ._config import ServerConfig
 from ._cut import cut_off
+from ._end_signals import END_SIGNALS, REPLACE_SIGNALS, received_signals
 from ._metrics import MetricsEndpoint
 from ._server import Server
-
-END_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
-REPLACE_SIGNALS: Final = tuple(getattr(signal, name) for name in ("SIGHUP",) if hasattr(signal, name))
-"""None on Windows."""
 
 logger = logging.getLogger("gain_trio")
 
@@ -97,7 +94,7 @@ def _signal_receiver() -> Iterator[AsyncIterator[int]]:
             "signals=True is for a server in the main thread, the only one in which Python receives signals; leave it out "
             "and call server.drain() yourself"
         )
-    with trio.open_signal_receiver(*END_SIGNALS, *REPLACE_SIGNALS) as signals:
+    with received_signals(*END_SIGNALS, *REPLACE_SIGNALS) as signals:
         yield signals
 
 

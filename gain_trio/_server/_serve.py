@@ -104,8 +104,9 @@ async def serve(
     About ``signals``: SIGTERM and SIGINT call :meth:`Server.drain` with ``graceful_timeout``, a second one cancels the
     server, and this returns normally either way.  What has not ended 7 seconds after the second one, or one second after a
     third, is a busy thread, most likely, which nothing can cancel: the log names it, and the process ends with status 1,
-    without ``finally`` and ``atexit``.  SIGHUP replaces the worker processes one by one: each successor serves
-    before the old one drains, so no connection is refused.
+    without ``finally`` and ``atexit``.  A handler that holds the event loop up counts as one, and has 3 seconds after the
+    third.  SIGHUP replaces the worker processes one by one: each successor serves before the old one drains, so no
+    connection is refused.
 
     About ``metrics``: the address of an HTTP endpoint for Prometheus, ``GET /metrics``; it takes the extra
     ``gain-trio[metrics]``.  :attr:`Server.metrics_addresses` tells the port if it was 0.

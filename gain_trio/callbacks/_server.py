@@ -13,7 +13,6 @@ import contextlib
 import enum
 import functools
 import logging
-import signal
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -23,6 +22,7 @@ import trio
 
 from gain_trio._io_manager import run
 from gain_trio._server import (
+    END_SIGNALS,
     HIGH_PRIORITY,
     DatagramServer,
     DatagramServerStatistics,
@@ -31,6 +31,7 @@ from gain_trio._server import (
     check_timeout,
     cut_off,
     only_one_of,
+    received_signals,
     serve_datagrams,
     take_process_priority,
 )
@@ -197,7 +198,7 @@ class EventServer:
         if not signals:
             await self._serve(address)
             return
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+        with received_signals(*END_SIGNALS) as received:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._attend, received, nursery, name="gain_trio signals")
                 await self._serve(address)
