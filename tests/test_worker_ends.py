@@ -307,6 +307,24 @@ async def test_processes_that_cannot_start_any_more_end_no_server_that_was_up(
         assert 1 <= caplog.text.count("Traceback") <= victims, "the same traceback is logged once in each place"
 
 
+async def test_a_handler_that_is_none_any_more_serves_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    flag = tmp_path / "flag"
+    async with serving(handlers.NoneIfThere(handlers.tell_process, flag), processes=2) as server:
+        client = await connect(server)
+        kept = await process_of(client)
+        flag.touch()
+        [other] = [pid for pid in children() if pid != kept]
+        os.kill(other, signal.SIGKILL)
+        await soon(lambda: server.statistics().failed_starts > 1)
+        for _ in range(4):
+            async with await connect(server) as other_client:
+                assert await process_of(other_client) == kept
+        flag.unlink()
+        await soon(lambda: server._process_counts() == (2, 1))
+        client.abort()
+    assert "5 cannot be called" in caplog.text
+
+
 async def test_strict_lets_a_handlers_exception_end_the_server() -> None:
     with raises_alone(WorkerFailed, "the handler's own"):
         async with serving(handlers.fail, processes=2, strict=True) as server:

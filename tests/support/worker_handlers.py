@@ -189,6 +189,24 @@ class WhenUnpickled:
         return _unpickle, (self._handler, self._do, self._arguments)
 
 
+class NoneIfThere:
+    """A handler that is none in a worker while there is a file: its module has changed on disk."""
+
+    def __init__(self, handler: Callable[[Connection], Any], path: Path) -> None:
+        self._handler = handler
+        self._path = path
+
+    async def __call__(self, connection: Connection) -> None:
+        await self._handler(connection)
+
+    def __reduce__(self) -> Any:
+        return _handler_unless, (self._handler, self._path)
+
+
+def _handler_unless(handler: Callable[[Connection], Any], path: Path) -> Any:
+    return 5 if path.exists() else handler
+
+
 def _unpickle(
     handler: Callable[[Connection], Any], do: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> WhenUnpickled:

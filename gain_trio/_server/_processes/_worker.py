@@ -27,6 +27,7 @@ import attrs
 import trio
 
 from gain_trio._io_manager import backend_info, run_worker
+from gain_trio._server._checks import check_handler
 from gain_trio._server._config import ServerConfig
 from gain_trio._server._consumer import Handler
 from gain_trio._server._listening import serve_listeners
@@ -83,6 +84,7 @@ def main(setup: bytes, control: socket.socket) -> None:
         )
         Watchdog(control, place.parent).start()
         handler = cast("Handler", pickle.loads(handler_pickled))  # noqa: S301 - the same; this imports its module
+        check_handler(handler)  # the module may have changed since the server was made
         take_place(place.cpu, config.priority)
         sockets = Sockets.take(place)
         forwarder.install(place.log_levels)
