@@ -220,7 +220,7 @@ dist/made: $(packaged)
 # objects come from malloc one by one, so that the sanitizer sees where each begins and ends.  What is freed stays in
 # quarantine, 256 MB of it, so the tests that watch the process's memory run by themselves with a small one.
 # SANITIZED chooses the tests by their markers: make sanitize SANITIZED='connections or not connections' has all.
-SANITIZED ?= connections
+SANITIZED ?= connections and not slow
 sanitize: dist/made
 	$(call unpack,build/trees/sanitize)
 	GAIN_TRIO_SANITIZE=1 $(MAKE) --no-print-directory -C build/trees/sanitize PYTHON='$(PYTHON)' WITH='$(WITH)' .venv/built-strict

@@ -20,6 +20,7 @@ import trio
 import trustme
 from support.certificates import TLS_1_2, TLS_1_3, authority, certificate, client_context, server_context
 from support.pairs import PATIENCE, pattern, receive_all, until
+from support.processes import environment
 from support.servers import echo
 from support.tls_pairs import serving_tls
 
@@ -55,6 +56,7 @@ async def running(*command: object) -> AsyncIterator[trio.Process]:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 check=False,
+                env=environment(*command),
             )
         )
         assert isinstance(process, trio.Process)
@@ -260,6 +262,7 @@ async def curl(*arguments: object, **options: object) -> subprocess.CompletedPro
         capture_stdout=True,
         capture_stderr=True,
         check=False,
+        env=environment(CURL),
         **options,  # type: ignore[arg-type]
     )
 

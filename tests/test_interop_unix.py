@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import trio
 from support.pairs import PATIENCE, pattern, receive_all, receive_exactly, until
+from support.processes import environment
 from support.servers import echo, serving
 
 import gain_trio
@@ -41,7 +42,7 @@ def needs(program: str) -> pytest.MarkDecorator:
 async def run(*command: str, data: bytes = b"") -> bytes:
     """What a program prints when it is given this."""
     with trio.fail_after(PATIENCE):
-        done = await trio.run_process(list(command), stdin=data, capture_stdout=True)
+        done = await trio.run_process(list(command), stdin=data, capture_stdout=True, env=environment(*command))
     out: bytes = done.stdout
     return out
 
@@ -50,7 +51,7 @@ async def run(*command: str, data: bytes = b"") -> bytes:
 async def running(*command: str, **options: Any) -> AsyncIterator[trio.Process]:
     """A program for the length of a with statement, killed at its end."""
     async with trio.open_nursery() as nursery:
-        start = partial(trio.run_process, list(command), check=False, **options)
+        start = partial(trio.run_process, list(command), check=False, env=environment(*command), **options)
         process = await nursery.start(start)
         yield process
         process.kill()
@@ -347,7 +348,9 @@ async def test_curl_over_a_unix_socket(tmp_path: Path) -> None:
 async def test_started_by_systemd_socket_activate(tmp_path: Path) -> None:
     program = [sys.executable, "-m", "gain_trio", "serve", "fd://systemd/web", "--handler", "echo"]
     variables = [
-        f"--setenv={name}={value}" for name, value in os.environ.items() if re.match("GAIN_TRIO|PYTHONPATH", name)
+        f"--setenv={name}={value}"
+        for name, value in os.environ.items()
+        if re.match("GAIN_TRIO|PYTHON|LD_PRELOAD|[AU].*SAN_OPTIONS", name)
     ]
     path = str(tmp_path / "s")
     command = ["systemd-socket-activate", f"--listen={path}", "--fdname=web", *variables, *program]

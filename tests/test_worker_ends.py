@@ -29,7 +29,7 @@ from gain_trio._server._processes import _launch, _process, _slot
 
 MANY = 1000
 
-pytestmark = [pytest.mark.connections, pytest.mark.timeout(30), pytest.mark.slow]
+pytestmark = [pytest.mark.connections, pytest.mark.slow]
 
 
 @pytest.fixture

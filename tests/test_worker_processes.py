@@ -25,7 +25,7 @@ import gain_trio
 from gain_trio import BackendInfo, Connection, ConsumerView, Server
 from gain_trio._kernel._errors import kernel_version
 
-pytestmark = [pytest.mark.connections, pytest.mark.timeout(120), pytest.mark.slow]
+pytestmark = [pytest.mark.connections, pytest.mark.slow]
 
 
 # --- serving ---

@@ -27,7 +27,7 @@ from gain_trio._server._processes._messages import Failed
 from gain_trio._server._processes._process import State
 from gain_trio._server._processes._slot import Slot
 
-pytestmark = [pytest.mark.connections, pytest.mark.timeout(30), pytest.mark.slow]
+pytestmark = [pytest.mark.connections, pytest.mark.slow]
 
 
 async def test_a_successor_is_tried_again_while_a_process_that_was_sent_a_sigterm_drains(

@@ -104,6 +104,12 @@ def command(*arguments: str | Path, cwd: Path | None = None) -> tuple[int, str, 
     return status, out.getvalue(), err.getvalue()
 
 
+def environment(*command: object) -> dict[str, str]:
+    """The environment for a command: programs of other projects are not made for a sanitizer's runtime."""
+    ours = command[0] == sys.executable
+    return {name: value for name, value in os.environ.items() if ours or name != "LD_PRELOAD"}
+
+
 def connect(host: str, port: int) -> socket.socket:
     """A blocking client."""
     client = socket.create_connection((host, port), timeout=TIMEOUT)
