@@ -25,7 +25,7 @@ from gain_trio._server._processes._logs import Forwarder
 from gain_trio._server._processes._worker import Sockets, Worker
 from gain_trio._transports import FIRST_SECONDS
 
-pytestmark = [pytest.mark.connections, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.connections, pytest.mark.slow]
 
 
 class Server:

@@ -26,7 +26,7 @@ from gain_trio._server._processes._launch import Launch
 from gain_trio._server._processes._worker import main
 from gain_trio._transports._addresses import _patient_bind
 
-pytestmark = [pytest.mark.connections, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.connections, pytest.mark.slow]
 
 compiled = pytest.mark.skipif(load_error is not None, reason="without compiled modules there is no ring to be had")
 

@@ -24,7 +24,7 @@ from gain_trio import Server, WorkerFailed
 from gain_trio._server._processes import _pulse, _slot
 from gain_trio._server._processes._pulse import Pulse
 
-pytestmark = [pytest.mark.connections, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.connections, pytest.mark.slow]
 
 
 def stop(pid: int) -> None:
