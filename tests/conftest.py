@@ -1,8 +1,8 @@
-"""What all tests share: the backend that every Trio run of the session is on.
+"""The backend of every Trio run of the session, the markers, and the common fixtures.
 
-``GAIN_TRIO_BACKEND`` chooses it: ``io_uring`` (the default: without a ring nothing is tested, and pytest says so), ``trio``
-for Trio's own I/O manager, or ``auto`` for the first of the two that there is.  The same tests make the same assertions on
-all of them.  Three markers, for what they cannot have in common, skip with a reason:
+``GAIN_TRIO_BACKEND`` chooses the backend: ``io_uring`` (the default: without a ring pytest reports an error), ``trio`` for
+Trio's own I/O manager, or ``auto`` for the first of the two that is available.  The same tests make the same assertions on
+all of them.  Three markers skip a test, with a reason, on a backend that it is not for:
 
 - ``ring``: needs a run on the ring, of any tier.
 - ``full_ring``: looks at the inside of a ring that connections are on.
@@ -10,8 +10,8 @@ all of them.  Three markers, for what they cannot have in common, skip with a re
 
 The others choose what a target of the Makefile runs:
 
-- ``connections``: opens connections, listeners or endpoints in this process, so the sanitizers look on.  test_layout.py
-  holds that a module which does so has it.
+- ``connections``: opens connections, listeners or endpoints in this process, so the sanitizers run it.  test_layout.py
+  checks that each such module has the marker.
 - ``features``: the kernel features that a ring can do without make a difference to it.
 - ``driver``: looks at the ring and at the I/O manager themselves.
 - ``memory``: watches the memory of the process, which a sanitizer's quarantine would add to.
@@ -46,10 +46,10 @@ session_backend: pytest.StashKey[BackendInfo] = pytest.StashKey()
 
 
 def choose_backend() -> None:
-    """Have every run of the session on the backend that the environment asks for."""
+    """Put every run of the session on the backend that the environment chooses."""
     backend = os.environ.get(BACKEND_VARIABLE) or "io_uring"
     try:
-        gain_trio.install(backend=backend)  # type: ignore[arg-type]  # what is none of them is refused there
+        gain_trio.install(backend=backend)  # type: ignore[arg-type]  # install() refuses other names
     except (gain_trio.RingUnavailable, ValueError) as error:
         raise pytest.UsageError(
             f"{error}.  To run the tests on Trio's own I/O manager: {BACKEND_VARIABLE}=trio"
@@ -106,20 +106,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """What is there by now lives as long as the session: the many tests that collect garbage need not walk it each time."""
+    """Freeze the present objects, which live as long as the session, so that garbage collections in tests skip them."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(scope="session")
 def backend(pytestconfig: pytest.Config) -> BackendInfo:
-    """What the runs of the session are on."""
+    """The backend of the session's runs."""
     return pytestconfig.stash[session_backend]
 
 
 @pytest.fixture
 def on_trios_own_manager(backend: BackendInfo) -> Iterator[None]:
-    """For the runs that the test starts itself: trio.run is Trio's own, again or anyway."""
+    """Put the runs that the test starts by trio.run on Trio's own I/O manager."""
     gain_trio.uninstall()
     yield
     gain_trio.install(backend="io_uring" if backend.backend == "io_uring" else "trio")
@@ -127,7 +127,7 @@ def on_trios_own_manager(backend: BackendInfo) -> Iterator[None]:
 
 @pytest.fixture(params=[True, False], ids=["in place", "scheduled"])
 def resume_in_place(request: pytest.FixtureRequest, backend: BackendInfo) -> bool:
-    """Both ways of waking a task that waits for a connection; over sockets there is one."""
+    """Both ways of waking a task that waits for a connection; over sockets only one exists."""
     assert isinstance(request.param, bool)
     if backend.tier != "full" and not request.param:
         pytest.skip("over sockets, Trio's scheduler wakes every task")
@@ -136,7 +136,7 @@ def resume_in_place(request: pytest.FixtureRequest, backend: BackendInfo) -> boo
 
 @pytest.fixture
 async def pair() -> AsyncIterator[Pair]:
-    """A connected pair: the client's connection and the accepted one.  What is left of them is aborted."""
+    """A connected pair: the client's connection and the accepted one.  Both are aborted at the end."""
     client, served = await open_pair()
     yield client, served
     client.abort()
@@ -145,7 +145,7 @@ async def pair() -> AsyncIterator[Pair]:
 
 @pytest.fixture(params=["TCP", "Unix", "TLS"])
 async def any_pair(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Pair]:
-    """The same of every kind of connection."""
+    """A connected pair of every kind of connection."""
     if request.param == "Unix":
         client, served = await open_unix_pair(f"unix://{tmp_path}/socket")
     else:
@@ -175,7 +175,7 @@ def peer() -> Iterator[socket.socket]:
 
 @pytest.fixture
 def no_descriptor_leak() -> Iterator[None]:
-    """After the test's runs there are as many descriptors as before."""
+    """Check that the process has as many descriptors after the test's runs as before."""
     gc.collect()
     before = open_descriptors()
     yield
@@ -188,7 +188,7 @@ def no_descriptor_leak() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def handlers_and_hooks_are_left_alone() -> Iterator[None]:
-    """No test leaves a signal handler, a tracer or asyncgen hooks behind."""
+    """Check that the test leaves no signal handler, tracer or asyncgen hook behind."""
     handler, tracer, hooks = signal.getsignal(signal.SIGINT), sys.gettrace(), sys.get_asyncgen_hooks()
     yield
     assert signal.getsignal(signal.SIGINT) is handler
@@ -199,7 +199,7 @@ def handlers_and_hooks_are_left_alone() -> Iterator[None]:
 
 @pytest.fixture
 def not_installed() -> Iterator[None]:
-    """Without the install() of the session, so that a test sees what it puts in itself."""
+    """Undo the install() of the session, so that the test observes its own."""
     gain_trio.uninstall()
     yield
     choose_backend()

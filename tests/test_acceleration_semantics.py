@@ -647,7 +647,7 @@ try:
     gain_trio.run(main, accelerate=bool(int(sys.argv[1])))
 except BaseException as error:
     print(type(error).__name__, flush=True)
-os._exit(0)  # the tasks of a run that was torn down complain of it
+os._exit(0)  # the tasks of an abandoned run complain of it
 """
 
 

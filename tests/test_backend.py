@@ -1,4 +1,4 @@
-"""Which backend a run gets, and that nobody is left in the dark about it: chosen, refused, forbidden, missing."""
+"""The backend that a run gets, chosen, refused, forbidden or missing, and the reports of it to the operator."""
 
 from __future__ import annotations
 
@@ -412,7 +412,7 @@ print(gain_trio.backend_info().reason)
 @pytest.mark.parametrize("system", ["darwin", "win32", "freebsd14"])
 def test_elsewhere_everything_imports_and_a_server_serves(system: str) -> None:
     out, err = python("-c", ELSEWHERE, system, "auto")
-    assert err == [], "where there can be no ring nobody is warned of it"
+    assert err == [], "no warning appears where no ring is possible"
     assert out[0].startswith("io_uring is a part of Linux")
     assert system in out[0]
     assert out[1:3] == ["b'hello'", "trio"]

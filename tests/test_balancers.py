@@ -227,7 +227,7 @@ class Answering:
 
 
 async def end_of(balancer: Balancer, **options: Any) -> ExceptionGroup[Exception]:
-    """What ends a server with this balancer when somebody connects, who is told."""
+    """Connect to a server with this balancer, and return the exception that ends the server."""
     with pytest.raises(ExceptionGroup) as caught:
         async with trio.open_nursery() as nursery:
             server = await nursery.start(lambda **k: gain_trio.serve(echo, LOCAL, balancer=balancer, **options, **k))

@@ -140,7 +140,7 @@ def echoes_until_it_is_told_to_end(process: subprocess.Popen[str], path: Path) -
         client.settimeout(TIMEOUT)
         while client.connect_ex(
             str(path)
-        ):  # where it says that it serves nobody sees, so there is nothing else to wait for
+        ):  # the test cannot read the line that says where it serves, so it waits by connecting
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < patience
             time.sleep(0.01)
@@ -538,7 +538,7 @@ def test_a_hangup_replaces_processes_of_callbacks(folder: Path) -> None:
             first = read_all(client)
         program.interrupt(signal.SIGHUP)
         answer = first
-        while answer == first:  # until the successor serves; nobody is refused meanwhile
+        while answer == first:  # until the successor serves; no client is refused meanwhile
             with connect(*address) as client:
                 answer = read_all(client)
         assert answer.isdigit()

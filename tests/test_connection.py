@@ -299,7 +299,7 @@ async def test_a_dropped_connection_in_a_cycle_warns_and_closes() -> None:
 
 @pytest.mark.full_ring  # what looks again is in C; over sockets such a call fails, too, but with another error
 def test_one_that_is_closed_just_when_a_call_begins_to_wait() -> None:
-    """A first deadline has the keeper's task spawned, and whoever hears of that may close the connection."""
+    """A first deadline spawns the keeper's task, and an instrument that observes that may close the connection."""
 
     class Closer(trio.abc.Instrument):
         connection: Connection | None = None

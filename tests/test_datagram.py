@@ -222,7 +222,7 @@ async def test_that_nobody_listens_is_told_once(how: str) -> None:
                 if how == "parked receive":
                     nursery.start_soon(is_told)
                     await wait_all_tasks_blocked()
-                await endpoint.send(b"anybody?")
+                await endpoint.send(b"hello?")
                 await wait_all_tasks_blocked()
                 if how == "receive":
                     await is_told()
@@ -279,7 +279,7 @@ async def test_what_is_larger_than_asked_for_is_dropped(peer: socket.socket) -> 
 
 async def test_what_the_kernel_drops_is_told(peer: socket.socket) -> None:
     async with await open_datagram_endpoint(LOCAL, receive_buffer=4096) as endpoint:
-        for _ in range(100):  # nobody reads meanwhile
+        for _ in range(100):  # no task reads meanwhile
             peer.sendto(bytes(100), endpoint.local_address)
         lost = endpoint.statistics().dropped_by_kernel
         assert lost
@@ -744,7 +744,7 @@ async def test_multicast_by_ipv4(peer: socket.socket) -> None:
             await sender.send(b"to all", (group, port))
             assert await one.receive() == (b"to all", sender.local_address)
             one.leave(group, "127.0.0.1")
-            await sender.send(b"nobody is in it", (group, port))
+            await sender.send(b"it is empty", (group, port))
             await sender.send(b"directly", ("127.0.0.1", port))
             assert await one.receive() == (b"directly", sender.local_address)
             one.join(group, "lo")

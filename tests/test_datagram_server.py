@@ -191,7 +191,7 @@ async def test_what_is_no_exception_propagates(
 async def test_a_source_that_cannot_be_answered_is_no_error_of_the_handler(
     peer: socket.socket, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Anybody can send from port 0, where nothing can be sent to."""
+    """A forger can send from port 0, to which the kernel sends nothing."""
     caplog.set_level(logging.INFO, "gain_trio")
 
     async def answer_to_port_0(data: bytes, address: Any, endpoint: DatagramEndpoint) -> None:

@@ -413,7 +413,7 @@ async def test_a_closed_connection_is_not_idle(
 async def test_a_detached_connection_is_not_idle(
     pair: Pair, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its socket goes on, and is somebody else's affair."""
+    """The socket of a detached connection goes on, and belongs to its new owner."""
     caplog.set_level(logging.INFO, logger="gain_trio")
     client, served = pair
     served.idle_timeout = 5

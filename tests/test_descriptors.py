@@ -388,7 +388,7 @@ async def test_a_peer_that_passes_and_passes(raw: tuple[socket.socket, Connectio
     with pytest.raises(trio.BrokenResourceError) as caught:
         for _ in range(MOST_WAITING // MOST_AT_ONCE + 1):
             pass_by_hand(sock, b"x", [0] * MOST_AT_ONCE)
-            assert await connection.receive() == b"x"  # and nobody asks for the descriptors
+            assert await connection.receive() == b"x"  # and the test does not receive the descriptors
     assert "nobody has taken" in str(caught.value.__cause__)
     await until_passed_are_closed()
     assert len(open_descriptors()) < len(before) + MOST_WAITING

@@ -24,11 +24,11 @@ if sys.version_info < (3, 11):
 pytestmark = pytest.mark.connections
 
 RESPONSE = pattern(6 * MEBIBYTE)
-"""More than kernels and marks hold, so that it is in flight until somebody reads it."""
+"""More than kernels and queues can store, so that it is in flight until the client reads it."""
 
 
 async def refuses(server: Server, address: tuple[Any, ...] | None = None) -> bool:
-    """Whether nobody can connect any more."""
+    """Whether the server refuses new connections."""
     try:
         await (await trio.open_tcp_stream(*(address or server.addresses[0])[:2])).aclose()
     except OSError:

@@ -23,7 +23,7 @@ DATA = b"0123456789"
 
 
 class Pieces(io.RawIOBase):
-    """Takes so many bytes at a time; None: it would have to wait."""
+    """A writer that accepts a given number of bytes at a time; None means that it would have to wait."""
 
     def __init__(self, *counts: int | None) -> None:
         self.counts = list(counts)

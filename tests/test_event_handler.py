@@ -473,7 +473,7 @@ async def test_a_slow_reader_among_others_ends_alone() -> None:
 async def test_who_never_reads_is_sent_no_more_than_a_bound(
     async_handler: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And a warning says so, once; it goes on when somebody reads."""
+    """The server warns of it once, and the callback continues when the peer reads."""
     conns: list[Conn] = []
     recorder = Recorder({"on_accept": conns.append})
     marks = Marks(receive_high=64 << 10, receive_low=32 << 10)
@@ -631,7 +631,7 @@ async def test_a_connection_that_had_a_write_deadline_is_gone_when_it_is_over() 
                 await (await dial(server)).aclose()
             await until(lambda: len(alive) == 5 and server.active_connections == 0)
             await wait_all_tasks_blocked()
-            assert sum(conn() is not None for conn in alive) <= 1, "the last one may be somebody's local variable"
+            assert sum(conn() is not None for conn in alive) <= 1, "the last one may be in a local variable"
     finally:
         gc.enable()
 

@@ -31,7 +31,7 @@ LINES = 20_000
 
 
 class Clock:
-    """Goes on by so many nanoseconds whenever it is looked at, and counts that."""
+    """A clock that advances by some nanoseconds at each reading, and counts the readings."""
 
     def __init__(self, step: int) -> None:
         self.step = step

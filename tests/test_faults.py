@@ -66,7 +66,7 @@ def url(server: Server) -> str:
 
 
 async def echo_over(connections: int, turns: int, length: int) -> None:
-    """So many connections at once, each with its own data, which must come back whole and in order."""
+    """Echo over a number of connections at once, each with its own data, which must come back whole and in order."""
 
     async def client(address: str, index: int) -> None:
         message = pattern(length + index)[index:]
@@ -430,7 +430,7 @@ def test_an_interrupt_from_outside_ends_a_run_that_is_busy_with_one_connection(r
 @pytest.mark.full_ring
 @pytest.mark.parametrize("kind", ["connection", "endpoint"])
 def test_an_interrupt_does_not_close_a_descriptor_that_is_borrowed(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """What is asked of the socket takes a socket object for it, which nobody has yet when it has been made."""
+    """A call on the socket makes a socket object, which has no owner yet when it has been made."""
 
     class Interrupting(socket.socket):
         def __init__(self, *args: int, fileno: int) -> None:

@@ -41,7 +41,7 @@ pytestmark = [pytest.mark.connections, pytest.mark.features, pytest.mark.usefixt
 
 
 def in_threads(count: int, function: Callable[[], object]) -> None:
-    """Call it in so many threads at once; the first failure is raised here."""
+    """Call the function in ``count`` threads at once, and raise their first failure."""
     failures: list[BaseException] = []
 
     def call() -> None:

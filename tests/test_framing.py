@@ -34,7 +34,7 @@ each_call = pytest.mark.parametrize("call", list(CALLS.values()), ids=list(CALLS
 
 
 async def send_in_pieces(client: Connection, served: Connection, pieces: list[bytes]) -> None:
-    """One piece after the other, each sent when the one before has arrived and whoever waits for it has seen it."""
+    """Send one piece after the other, each when the receiving task has seen the one before."""
     for piece in pieces:
         await client.send(piece)
         await client.flush()

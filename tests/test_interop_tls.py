@@ -1,4 +1,4 @@
-"""TLS with programs that nobody here wrote: openssl and curl."""
+"""TLS with programs of other projects: openssl and curl."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Unix sockets and the PROXY protocol with programs that nobody here wrote: socat, nc, ncat, haproxy, curl.
+"""Unix sockets and the PROXY protocol with programs of other projects: socat, nc, ncat, haproxy, curl.
 
 They come from packages of these names (nc: netcat-openbsd).  Where one is missing, its tests are skipped.
 """

@@ -465,7 +465,7 @@ async def test_housekeeping_is_no_news(sockets: tuple[socket.socket, socket.sock
 async def test_a_wait_that_ends_with_its_manager_is_let_go_once(
     sockets: tuple[socket.socket, socket.socket], when: str
 ) -> None:
-    """Cancelled before or after: closing reaps what nobody waits for, and what somebody does."""
+    """Closing reaps operations with and without a waiting task, cancelled before or after."""
     manager = UringIOManager()
     manager._bind()
     poll = manager.reactor.poll(sockets[0].fileno(), PollEvent.IN)

@@ -132,7 +132,7 @@ SHARED = shared_openers()
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
 def test_a_module_that_opens_connections_says_so(path: Path) -> None:
-    """By its marker such a module is run under the sanitizers, whoever has written it."""
+    """The sanitizers run a module by its marker, so each such module must have it."""
     assert ("connections" in module_markers(path)) is opens_connections(path, SHARED)
 
 

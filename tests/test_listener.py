@@ -30,7 +30,7 @@ LOCAL = "tcp://127.0.0.1:0"
 
 
 def client_socket(listener: Listener) -> socket.socket:
-    """A client whose connection is made, though nobody may have accepted it."""
+    """A client whose connection is made, though no task may have accepted it."""
     return socket.create_connection(listener.local_address[:2])
 
 
@@ -139,7 +139,7 @@ def test_a_failure_closes_what_was_opened(no_descriptor_leak: None) -> None:
 
 
 class SocketWithoutIPv6(socket.socket):
-    """Of a machine that has none."""
+    """The socket class of a machine without IPv6."""
 
     def __init__(self, family: int, *args: Any) -> None:
         if family == socket.AF_INET6:

@@ -1,4 +1,4 @@
-"""max_connections: never more handlers than that, everybody is served in the end, and nobody spins meanwhile."""
+"""max_connections: never more handlers than that, every client is served in the end, and no loop spins meanwhile."""
 
 from __future__ import annotations
 

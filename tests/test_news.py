@@ -44,7 +44,7 @@ async def both(request: pytest.FixtureRequest) -> AsyncIterator[Pair]:
 
 
 async def told(connection: Connection, count: int) -> None:
-    """Wait until so many bytes have been told, in whatever pieces."""
+    """Wait until ``count`` bytes have been reported, in pieces of any size."""
     while count > 0:
         news = await connection._wait_inbound()
         assert news > 0, news
@@ -235,7 +235,7 @@ async def test_a_read_deadline_holds_for_it(autojump_clock: MockClock) -> None:
     await served.aclose()
 
 
-# --- a queue that nobody takes from ---
+# --- a queue that no task reads from ---
 
 
 async def test_a_stall_is_told_once_a_pause(both: Pair) -> None:
@@ -461,7 +461,7 @@ async def test_only_bytes_are_sent(both: Pair, what: object) -> None:
 
 async def test_written_bytes_add_up(both: Pair) -> None:
     client, served = both
-    served._send_nowait(b"before anybody asked")
+    served._send_nowait(b"before any request")
     await served.flush()
     served._tell_written(True)
     data = pattern(4 * MEBIBYTE)

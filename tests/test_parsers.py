@@ -206,7 +206,7 @@ def test_an_exchange_answers_or_keeps_what_is_not_whole(data: bytes, cuts: list[
 
 
 def statuses(answers: bytes) -> list[str]:
-    """Of all answers; whether a client is invited to go on depends on whether the body has come with the head."""
+    """The statuses of all answers but 100, which depends on whether the body arrives with the head."""
     return [status.decode() for status in re.findall(rb"HTTP/1\.1 ([0-9]+)", answers) if status != b"100"]
 
 

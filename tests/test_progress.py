@@ -39,7 +39,7 @@ every_send = pytest.mark.parametrize("send", SENDS.values(), ids=SENDS.keys())
 
 
 async def take(connection: trio.abc.ReceiveStream, count: int) -> None:
-    """Receive so many bytes, whatever they are."""
+    """Receive ``count`` bytes of any content."""
     while count > 0:
         data = await connection.receive_some(count)
         assert data

@@ -803,7 +803,7 @@ async def test_a_write_to_a_peer_that_is_gone_is_told_by_connection_lost() -> No
         await run.client.aclose()
         await until(lambda: protocol.names == ["made", "eof"])
         while not run.ended.is_set():  # the first write is answered by a reset
-            run.transport.write(b"anybody there?")
+            run.transport.write(b"hello there?")
             await trio.testing.wait_all_tasks_blocked(QUIET)
         assert isinstance(run.error, trio.BrokenResourceError)
     assert isinstance(protocol.calls[-1][1], OSError)
@@ -1043,7 +1043,7 @@ def test_the_transport_has_every_method_of_asyncios() -> None:
     assert not missing
 
 
-# --- one that somebody else has written ---
+# --- a protocol of another project ---
 
 LANGUAGE_SERVER = """
 import logging

@@ -1,4 +1,4 @@
-"""A task that is resumed in place cannot tell, and nobody else can, that it was not Trio's scheduler that resumed it.
+"""Neither a task nor an observer can distinguish resuming in place from resuming by Trio's scheduler.
 
 Every test runs both ways and makes the same assertions.
 """
@@ -237,7 +237,7 @@ def test_an_instrument_added_by_a_neighbour_of_the_same_tick() -> None:
 
 # --- what surrounds a task ---
 
-variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="nobody's")
+variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
 
 
 def test_context_variables(resume_in_place: bool) -> None:
@@ -266,7 +266,7 @@ def test_context_variables(resume_in_place: bool) -> None:
             connection.abort()
 
     run_with_pair(body, resume_in_place)
-    assert variable.get() == "nobody's"
+    assert variable.get() == "unset"
 
 
 def test_the_current_task_is_right(resume_in_place: bool) -> None:

@@ -348,7 +348,7 @@ def test_detaching_for_good(resume_in_place: bool) -> None:
             coroutine = trio.lowlevel.current_task().coro
             await served.receive()
             await trio.lowlevel.permanently_detach_coroutine_object(outcome.Value("detached"))
-            steps.append("driven by somebody else")
+            steps.append("driven by another loop")
             with pytest.raises(RuntimeError, match="must be called from async context"):
                 raise RuntimeError("must be called from async context")
 
@@ -359,7 +359,7 @@ def test_detaching_for_good(resume_in_place: bool) -> None:
         assert steps == []
         with pytest.raises(StopIteration):
             coroutine.send(None)
-        assert steps == ["driven by somebody else"]
+        assert steps == ["driven by another loop"]
 
     run_with_pair(body, resume_in_place)
 
@@ -399,7 +399,7 @@ def test_detaching_for_a_while(resume_in_place: bool) -> None:
 
 
 def test_a_task_that_is_not_a_coroutine_of_python(resume_in_place: bool) -> None:
-    """start_soon(connection.receive): Trio wraps what is no native coroutine."""
+    """start_soon(connection.receive): Trio wraps an awaitable that is not a native coroutine."""
 
     async def body(client: Connection, served: Connection) -> None:
         async with trio.open_nursery() as nursery:

@@ -46,7 +46,7 @@ pytestmark = [
 
 @contextlib.contextmanager
 def opened(**options: Any) -> Iterator[Ring]:
-    """A ring, closed at the end with nothing left in flight and no completion that belonged to nobody."""
+    """A ring, closed at the end with nothing in flight and without a stray completion."""
     ring = Ring(RingOptions(**options))
     try:
         yield ring
@@ -545,7 +545,7 @@ def test_hundreds_of_refused_submissions_pass_a_queue_of_four(unwanted: Feature)
         assert all(results.all == [0] for results in done)
 
 
-# --- cancels whose success nobody needs to hear of ---
+# --- cancels whose success needs no completion ---
 
 quiet_or_not = pytest.mark.parametrize("unwanted", [Feature(0), Feature.CQE_SKIP], ids=["quiet", "acknowledged"])
 
@@ -694,7 +694,7 @@ def test_a_run_ends_with_connections_that_receive_and_send(unwanted: Feature) ->
 @needs_full_tier
 @pytest.mark.parametrize("unwanted", [Feature(0), Feature.CANCEL_ANY, Feature.CANCEL_ANY | Feature.CQE_SKIP])
 def test_closing_ends_all_that_lasts_on_a_connection(unwanted: Feature) -> None:
-    """Also on one that nobody has closed before."""
+    """Also on a ring that was not closed before."""
     ring = Ring(RingOptions(unwanted=unwanted))
     errors = (trio.ClosedResourceError, trio.BusyResourceError, trio.TooSlowError)
     reactor = fastpath.Reactor(ring.address, ring, OSError, *errors, False)
@@ -828,7 +828,9 @@ def test_a_send_keeps_its_data_alive(ring: Ring) -> None:
         results = Results()
         one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         sent = pattern(1_000_000)
-        ring.send(one.fileno(), bytes(bytearray(sent)), results, msg_flags=socket.MSG_WAITALL)  # nobody else has it
+        ring.send(
+            one.fileno(), bytes(bytearray(sent)), results, msg_flags=socket.MSG_WAITALL
+        )  # no other reference exists
         received = bytearray()
         while len(received) < len(sent):
             ring.enter(0)

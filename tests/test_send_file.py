@@ -1,6 +1,6 @@
 """Connection.send_file: the right bytes of the right file, and no part of a file that could be taken for the whole."""
 
-# ruff: noqa: ASYNC240  # the files are small and in memory, and nobody else is there to wait
+# ruff: noqa: ASYNC240  # the files are small and in memory, and no other task waits
 
 from __future__ import annotations
 
@@ -300,7 +300,7 @@ async def test_what_is_sent_without_waiting_does_not_get_into_a_file(pair: Pair,
     path.write_bytes(pattern(LARGE))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client.send_file, path)
-        await wait_all_tasks_blocked(QUIET)  # nobody reads: it waits for the kernel to have room
+        await wait_all_tasks_blocked(QUIET)  # the peer does not read: the sender waits for room in the kernel
         with pytest.raises(trio.BusyResourceError):
             client._send_nowait(b"in between")
         assert await receive_exactly(served, LARGE) == pattern(LARGE)

@@ -221,7 +221,7 @@ async def test_several_addresses(tmp_path: Path) -> None:
         (["unix://@a"], {"keep_alive": 60}, "keep_alive is for TCP"),
         ([LOCAL, "unix://@a"], {"mode": 0o600}, "is an abstract name"),
         ([LOCAL, "unix://@a"], {"architecture": "socket_sharding"}, "socket sharding is for TCP"),
-        (["fd://3"], {"receive_buffer": 5000}, r"set by whoever opened the socket \(ReceiveBuffer="),
+        (["fd://3"], {"receive_buffer": 5000}, r"set by the process that opened the socket \(ReceiveBuffer="),
     ],
 )
 async def test_what_addresses_have_no_use_for(addresses: list[str], options: dict[str, Any], message: str) -> None:

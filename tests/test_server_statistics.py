@@ -214,7 +214,7 @@ def test_statistics_after_the_run() -> None:
 
 
 class AppearsMeanwhile:
-    """Of a connection or a wait what is counted.  Another one begins while somebody counts this one."""
+    """The part of a connection or a wait that the server counts.  Another one begins while the server counts this one."""
 
     def __init__(self, begin: Callable[[], object]) -> None:
         self._begin = begin
@@ -301,7 +301,7 @@ async def test_connections_are_logged_with_their_particulars(caplog: pytest.LogC
 
 
 async def test_levels(caplog: pytest.LogCaptureFixture) -> None:
-    """What the network does is info, what nobody needs is debug."""
+    """Events of the network are logged as info, and details as debug."""
     caplog.set_level(logging.DEBUG, logger="gain_trio")
     async with serving(end_somehow) as server:
         client = await trio.open_tcp_stream(*server.addresses[0])

@@ -416,7 +416,7 @@ async def test_a_send_that_is_too_slow_is_whole(tls_pair: TlsPair, mock_clock: M
 async def test_a_send_that_fails_lets_go_of_the_buffer(
     tls_pair: TlsPair, mock_clock: MockClock, error: type[Exception]
 ) -> None:
-    """Also while somebody looks at the error."""
+    """Also while other code has a reference to the error."""
     client, served = tls_pair
     client.write_deadline = trio.current_time() + 5
     data = bytearray(16 * MEBIBYTE)
@@ -649,7 +649,7 @@ async def test_calls_in_progress_on_close(tls_pair: TlsPair, end: str) -> None:
         if end == "aclose":
             nursery.start_soon(client.aclose)
             await until(lambda: refused == 2)
-            nursery.start_soon(receive_all, served)  # which ends properly: nothing was torn
+            nursery.start_soon(receive_all, served)  # which ends properly: no record was cut off
         elif end == "abort":
             client.abort()
         else:

@@ -137,13 +137,13 @@ async def test_connected_to_a_name_that_somebody_else_takes_over(path: str, tmp_
         await wait_all_tasks_blocked()  # a poll of it holds the socket until its cancel is submitted
         for _ in range(2):
             with pytest.raises(FileNotFoundError) as caught:
-                await client.send(b"to nobody")
+                await client.send(b"to no receiver")
             assert caught.value.filename == path
         leave_stale(path)
         with pytest.raises(ConnectionRefusedError):
-            await client.send(b"to nobody")
+            await client.send(b"to no receiver")
         assert client.statistics().failed == 3
-        await stranger.send(b"nobody asked", client.local_address)
+        await stranger.send(b"unexpected", client.local_address)
         async with await open_datagram_endpoint(f"unix://{path}") as server:
             await client.send(b"second")
             assert await server.receive() == (b"second", client.local_address)
@@ -203,7 +203,7 @@ async def test_descriptors_that_somebody_sends_are_not_kept(path: str, peer: soc
             peer.send(b"x")
         os.close(writer)
         assert await endpoint.receive() == (b"x", peer.getsockname())
-        assert os.read(reader, 1) == b""  # nobody has it open any more
+        assert os.read(reader, 1) == b""  # no process has it open any more
         os.close(reader)
 
 
@@ -232,8 +232,8 @@ async def test_a_sender_without_a_name(path: str) -> None:
         ("/a\0b", ValueError, "NUL"),
         ("/" + 107 * "x", OSError, "File name too long"),
         (b"\0" + 108 * b"x", OSError, "File name too long"),
-        (b"/nobody here", FileNotFoundError, "nobody here"),
-        (b"\0nobody here", ConnectionRefusedError, "nobody here"),
+        (b"/no such name", FileNotFoundError, "no such name"),
+        (b"\0no such name", ConnectionRefusedError, "no such name"),
         (("127.0.0.1", 9), TypeError, "path"),
         (bytearray(b"/x"), TypeError, "path"),
     ],
@@ -643,7 +643,7 @@ async def test_a_cancelled_server_removes_its_file(path: str) -> None:
 async def test_senders_that_cannot_be_answered_are_counted(
     path: str, peer: socket.socket, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever may send chooses the name that answers go to, and must not be able to fill the log by that."""
+    """A sender chooses the name that answers go to, and must not be able to fill the log by that."""
     caplog.set_level(logging.INFO, "gain_trio")
     monkeypatch.chdir(tmp_path)
     gone = str(tmp_path / "gone")

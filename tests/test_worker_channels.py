@@ -211,7 +211,7 @@ async def test_messages_have_a_largest_size() -> None:
 
 
 class Owner:
-    """Of a worker process; what it is told of raises what the balancer, which it may ask then, has raised."""
+    """The owner of a worker; ``changed()`` raises like a balancer that fails."""
 
     def __init__(self) -> None:
         self.error: Exception | None = None
@@ -229,7 +229,7 @@ class Owner:
 
 
 class Process:
-    """Of a worker; it ends when it is killed."""
+    """A worker's process, which ends when it is killed."""
 
     def __init__(self) -> None:
         self.returncode: int | None = None

@@ -540,7 +540,7 @@ async def test_a_second_drain_can_shorten_the_first() -> None:
 
 
 async def until_refused(server: Server) -> None:
-    """Until nobody listens any more; a connection may be made meanwhile, and is let go."""
+    """Wait until no process listens any more; a connection that is made meanwhile is closed."""
     with trio.fail_after(PATIENCE):
         while True:
             try:

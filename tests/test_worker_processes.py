@@ -209,7 +209,7 @@ async def test_max_connections_holds_over_all_processes(architecture: str) -> No
             await process_of(client)
             now += 1
             most = max(most, now)
-            await soon(lambda: most >= 4)  # so many at once there are, and all that is counted has a handler
+            await soon(lambda: most >= 4)  # four at once, and every counted connection has a handler
             now -= 1
 
     async with serving(handlers.tell_process, processes=2, architecture=architecture, max_connections=4) as server:
@@ -275,7 +275,7 @@ async def test_affinity_and_priority() -> None:
 
 
 async def test_a_process_gets_what_arrives_at_its_own_cpu(own_cpus: set[int]) -> None:
-    """Of the listeners that share a port, the kernel prefers the one whose SO_INCOMING_CPU it is, since Linux 6.2."""
+    """The kernel prefers the listener of a shared port whose SO_INCOMING_CPU matches, since Linux 6.2."""
     if len(own_cpus) < 2 or (kernel_version(platform.release()) or (0, 0)) < (6, 2):
         pytest.skip("needs two CPUs, and Linux 6.2")
     options = {"processes": len(own_cpus), "cpu_affinity": True, "architecture": "socket_sharding"}

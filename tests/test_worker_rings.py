@@ -28,7 +28,7 @@ from gain_trio._transports._addresses import _patient_bind
 
 pytestmark = [pytest.mark.connections, pytest.mark.slow]
 
-compiled = pytest.mark.skipif(load_error is not None, reason="without compiled modules there is no ring to be had")
+compiled = pytest.mark.skipif(load_error is not None, reason="a ring needs the compiled modules")
 
 PROGRAM = """
 import logging

@@ -70,7 +70,7 @@ async def test_from_socket(sockets: tuple[socket.socket, socket.socket], backend
         async with trio.open_nursery() as nursery:
             nursery.start_soon(connection.send, pattern(MEBIBYTE))
             assert await receive_exactly(peer, MEBIBYTE) == pattern(MEBIBYTE)
-    one.close()  # its descriptor is somebody else's business now
+    one.close()  # its descriptor has another owner now
 
 
 async def test_from_socket_with_marks(sockets: tuple[socket.socket, socket.socket]) -> None:
@@ -302,7 +302,7 @@ async def test_detach_after_a_call_that_waited_for_room_leaves_nobody_waiting(tm
         sock, _queued = await connection.detach()
         with sock:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(trio.lowlevel.wait_writable, sock)  # or somebody else waits for it already
+                nursery.start_soon(trio.lowlevel.wait_writable, sock)  # or another task waits for it already
                 await wait_all_tasks_blocked()
                 assert len(read_available(other)) == held
 
@@ -682,7 +682,7 @@ async def test_a_number_that_is_no_listening_socket() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"backlog": 5}, "was set by whoever opened"),
+        ({"backlog": 5}, "was set by the process that opened"),
         ({"mode": 0o600}, "mode, owner and group"),
         ({"reuse_port": True}, "port"),
     ],

@@ -1,8 +1,8 @@
-"""Whether the C compiles without a warning: ``python tools/check_c.py [--analyse]``.
+"""Check that the C compiles without a warning: ``python tools/check_c.py [--analyse]``.
 
-Every C file of ``_ffi`` and of ``benchmarks/c`` goes through the compiler with the warnings of ``_ffi/compile_options.py``
-as errors.  With ``--analyse`` those of ``_ffi`` go through gcc's analyser instead, which follows the paths through each
-function: for a leak, a use after free, a null pointer.  Nothing is built.
+The script compiles every C file of ``_ffi`` and of ``benchmarks/c`` with the warnings of ``_ffi/compile_options.py`` as
+errors.  With ``--analyse`` it runs gcc's analyser on the files of ``_ffi`` instead, which follows the paths through each
+function in search of a leak, a use after free or a null pointer.  It builds nothing.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ PYTHON_INCLUDE = sysconfig.get_paths()["include"]
 
 
 def options(source: Path) -> list[str]:
-    """The warnings, and where the headers are."""
+    """The compiler's options: the warnings, and the folders of the headers."""
     if source.parent.name in ("fastpath", "trio_core"):
         return [*PYTHON_WARNINGS, "-I_ffi", f"-I{PYTHON_INCLUDE}"]
     return [*WARNINGS, "-I_ffi", "-Ibenchmarks/c"]
 
 
 def complaints(source: Path, *, analyse: bool) -> str:
-    """What the compiler says about a file; nothing when it is clean."""
-    # The analyser works on what the optimizer sees, so a file is compiled for it and the object thrown away.
+    """The compiler's warnings about a file; an empty string if it is clean."""
+    # The analyser works on the optimizer's input, so the compiler must make an object, which is thrown away.
     how = ["-fanalyzer", "-c", "-o", os.devnull] if analyse else ["-fsyntax-only"]
     command = [*COMPILER, "-std=gnu11", "-O2", "-Werror", *options(source), *how, str(source)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -41,7 +41,7 @@ def complaints(source: Path, *, analyse: bool) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Check every file; the exit status."""
+    """Check every file, and return the exit status."""
     if arguments not in ([], ["--analyse"]):
         print(__doc__, file=sys.stderr)
         return 2

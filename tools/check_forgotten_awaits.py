@@ -1,8 +1,8 @@
-"""Type checkers report a call of this package whose ``await`` was forgotten.
+"""Check that type checkers report a forgotten ``await`` of this package's calls.
 
     python tools/check_forgotten_awaits.py
 
-Runs mypy and pyright on a program that forgets all of them, and fails when one is not reported.
+The script runs mypy and pyright on a program that forgets all of them, and fails if a checker misses one.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ async def main(connection: Connection, endpoint: DatagramEndpoint, listener: Lis
 
 
 def program() -> str:
-    """One forgotten ``await`` a line."""
+    """The program's text, with one forgotten ``await`` a line."""
     lines = [f"connection.{call}" for call in CONNECTION_CALLS]
     lines += [f"endpoint.{call}" for call in ENDPOINT_CALLS]
     lines += [f"listener.{call}" for call in LISTENER_CALLS]
@@ -58,7 +58,7 @@ def reported_lines(command: list[str], rule: str) -> set[int]:
 
 
 def main() -> int:
-    """The exit status."""
+    """Check the checkers, and return the exit status."""
     text = program()
     first = HEAD.count("\n") + 1
     failed = 0

@@ -1,6 +1,6 @@
-"""Whether the built distributions hold what they must: ``python tools/check_package.py dist``.
+"""Check the contents of the built distributions: ``python tools/check_package.py dist``.
 
-Run from the project's root, which the sdist is compared with.
+The caller runs it in the project's root, because the script compares the sdist with that.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SDIST_MUST_FILES = (
 
 
 def expected(patterns: dict[str, tuple[str, ...]]) -> set[str]:
-    """The files of the tree that match."""
+    """The files of the tree that match the patterns."""
     return {
         path.as_posix()
         for folder, names in patterns.items()
@@ -43,7 +43,7 @@ def expected(patterns: dict[str, tuple[str, ...]]) -> set[str]:
 
 
 def check_sdist(path: Path) -> list[str]:
-    """What is wrong with the sdist."""
+    """The faults of the sdist."""
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     missing = (expected(SDIST_MUST) | set(SDIST_MUST_FILES)) - names
@@ -54,7 +54,7 @@ def check_sdist(path: Path) -> list[str]:
 
 
 def check_wheel(path: Path) -> list[str]:
-    """What is wrong with the wheel."""
+    """The faults of the wheel."""
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
     wrong = [f"{path.name} lacks {name}" for name in sorted(expected({"gain_trio": SDIST_MUST["gain_trio"]}) - names)]
@@ -64,7 +64,7 @@ def check_wheel(path: Path) -> list[str]:
         if not any(name.startswith(f"gain_trio/{module}.") and name.endswith(".so") for name in names)
     ]
     wrong += [
-        f"{path.name} holds {name}, which is no part of the package"
+        f"{path.name} holds {name}, which does not belong to the package"
         for name in sorted(names)
         if not name.startswith(("gain_trio/", "gain_trio-"))
     ]

@@ -1,4 +1,4 @@
-"""Whether the pieces of gain_trio's acceleration fit the Trio that is installed, and what has changed if they do not.
+"""Check that the pieces of gain_trio's acceleration fit the installed Trio, and print the changes if they do not.
 
     python tools/check_trio_release.py              what fits; exit status 1 if something does not
     python tools/check_trio_release.py --record     add this Trio and this Python to the table of what was tested
@@ -22,7 +22,7 @@ TABLE = Path(__file__).resolve().parent.parent / "gain_trio/_acceleration/_teste
 
 
 def releases(text: str) -> list[str]:
-    """Of an entry of the table."""
+    """The releases that an entry of the table names."""
     return [release for release in text.split() if release]
 
 
@@ -42,7 +42,7 @@ def record() -> None:
 
 
 def changes() -> int:
-    """Print what fits and what does not; how many pieces do not."""
+    """Print which pieces fit, and return the number of those that do not."""
     bad = 0
     for piece in PIECES:
         entries = TESTED.get(piece.name, {}).get(PYTHON, {})
@@ -63,7 +63,7 @@ def changes() -> int:
 
 
 def main() -> int:
-    """Compare, or record."""
+    """Compare or record, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", action="store_true", help="add what is installed to the table")
     if parser.parse_args().record:

@@ -1,8 +1,8 @@
-"""Whether this machine can build gain_trio; says what is missing and which command brings it.
+"""Check that this machine can build gain_trio, and print what is missing and the command that installs it.
 
     python3 tools/preflight.py
 
-Runs before anything is set up, so it needs nothing, and it is written so that an old Python can still read it and say
+The Makefile runs it before any set-up, so it needs only Python, and its syntax lets an old Python still run it and report
 that it is too old.
 """
 
@@ -64,7 +64,7 @@ def headers_are_missing() -> "tuple[str, str] | None":
 
 
 def package(part: str) -> str:
-    """The Debian package with a part of this interpreter.  The distribution's own Python has a name without number."""
+    """The Debian package with a part of this interpreter; the distribution's own Python has a name without a number."""
     return "python3-{0} (or python{1}.{2}-{0} for a Python beside the system's)".format(part, *sys.version_info[:2])
 
 

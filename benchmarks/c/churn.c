@@ -1,12 +1,12 @@
-/* churn.c: connections that come and go.
+/* churn.c: short connections.
  *
- * Each of `connections` places does this over and over: connect, send one message, get its echo, say that no more will be
- * sent, see the server do the same, close.  One round of that counts as one request, and its latency is the whole of it.
+ * Each of `connections` places repeats this: connect, send one message, receive its echo, shut the sending side down, wait
+ * for the server to do the same, close.  One round counts as one request, and its latency is that of the whole round.
  *
- * The close is the plain one a well-behaved client makes: the server first reads the end of the stream and closes in its
- * own time.  A reset (SO_LINGER of 0) would be cheaper for us and would leave no TIME_WAIT behind, but it would take
- * the server through its error path, which is not what is to be measured.  TIME_WAIT falls to the generator, which was the
- * first to close; sockets.c tells why it does not run out of ports.
+ * The close is that of a well-behaved client: the server first reads the end of the stream and closes in its own time.  A
+ * reset (SO_LINGER of 0) would be cheaper for the generator and would leave no TIME_WAIT behind, but the server would take
+ * its error path, which this benchmark does not measure.  The generator has the sockets in TIME_WAIT, because it closes
+ * first; sockets.c explains why it does not run out of ports.
  *
  * shutdown(2) is a plain call: as an io_uring operation it always goes through a worker thread.
  */
@@ -17,7 +17,7 @@
 
 struct place {
     int fd;
-    bool echoed; /* the message is back; what is awaited is the end of the stream */
+    bool echoed; /* the echo has arrived, and the end of the stream comes next */
     int64_t began;
     char *message;
     char *answer;
@@ -25,7 +25,7 @@ struct place {
 
 static struct place *places;
 static struct sockaddr_in addresses[SIDES];
-static uint64_t opened; /* connections, ever: chooses the source address */
+static uint64_t opened; /* the number of all connections so far, which chooses the source address */
 
 static void begin(struct load *load, uint32_t index)
 {
@@ -106,7 +106,7 @@ static void churn_complete(struct load *load, const struct io_uring_cqe *cqe)
             echoed(load, index, cqe->res);
         break;
     default:
-        fail("send or close: %s", strerror(-cqe->res)); /* these complete only when they fail */
+        fail("send or close: %s", strerror(-cqe->res)); /* these operations complete only when they fail */
     }
 }
 

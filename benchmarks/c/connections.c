@@ -1,16 +1,16 @@
 /* connections.c: echo over lasting connections, in a closed loop.
  *
- * Every connection keeps `depth` messages under way: when one has come back whole, the next is sent.  A message is its
- * connection's and its own number in the first eight bytes (fewer where messages are shorter), then noise that belongs
- * to its place in the connection's memory.  All of every message is compared when it comes back: one byte lost, doubled,
- * changed or handed to the wrong connection ends the run without a result.
+ * Every connection keeps `depth` messages in flight: when one has come back whole, it sends the next.  A message has the
+ * number of its connection and its own in the first eight bytes (fewer if messages are shorter), then noise that depends on
+ * its place in the connection's memory.  The generator compares all of every echo: a single byte that is lost, duplicated,
+ * changed or sent to the wrong connection ends the run without a result.
  *
  * Receiving is one multishot receive per connection into a ring of provided buffers; sockets are registered files.
- * At depth 1 a send needs no completion of its own: the echo tells that it is done.
+ * At depth 1 a send needs no completion of its own: the echo proves that it is done.
  *
- * With --udp a connection is a connected UDP socket and a message a datagram.  Loopback loses none as long as every socket's
- * buffer holds what is under way, which is why there is only one.  One that is lost all the same is noticed: its
- * connection's turn does not end, and the run fails.
+ * With --udp a connection is a connected UDP socket and a message a datagram.  Loopback loses no datagram as long as every
+ * socket's buffer has room for those in flight, which is why each connection has only one.  A lost datagram fails the run,
+ * because its connection's turn does not end.
  */
 #define _GNU_SOURCE
 #include "load.h"
@@ -24,11 +24,11 @@
 #define MAX_BUFFER_MEMORY (64U << 20)
 
 struct connection {
-    uint64_t sent;      /* messages given to the kernel */
+    uint64_t sent;      /* messages submitted to the kernel */
     uint64_t echoed;    /* messages that came back whole */
     uint32_t to_send;   /* messages that may be sent now */
-    uint32_t in_flight; /* bytes of the send under way (depth > 1) */
-    uint32_t received;  /* bytes of the message coming in */
+    uint32_t in_flight; /* bytes of the send in flight (depth > 1) */
+    uint32_t received;  /* bytes of the incoming message */
     char *messages;     /* `depth` of them; number n lies at n % depth */
     int64_t *sent_at;
 };
@@ -44,12 +44,12 @@ static void receive(struct load *load, uint32_t index)
 {
     struct io_uring_sqe *sqe = next_sqe(&load->ring);
     gt_prep_recv_multishot(sqe, (int)index, load->ring.buffers.group);
-    sqe->ioprio |= IORING_RECVSEND_POLL_FIRST; /* nothing can be there yet */
+    sqe->ioprio |= IORING_RECVSEND_POLL_FIRST; /* no data can have arrived yet */
     use_registered_file(sqe);
     sqe->user_data = operation_key(TAG_RECV, index);
 }
 
-/* Send what may be sent, as far as it lies in one piece; what is left follows when that has been sent. */
+/* Send the messages that are due, as far as they lie in one piece; the rest follows when the piece has been sent. */
 static void send_messages(struct load *load, uint32_t index)
 {
     const struct options *options = load->options;
@@ -162,7 +162,7 @@ static uint32_t power_of_two(uint64_t at_least, uint32_t low, uint32_t high)
     return value;
 }
 
-/* A buffer holds all a connection can get at once, and there are two for each connection, within bounds. */
+/* A buffer has room for all that a connection can receive at once, and each connection has two, within bounds. */
 static void open_buffers(struct load *load)
 {
     const struct options *options = load->options;

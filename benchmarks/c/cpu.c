@@ -20,7 +20,7 @@ static int open_for_reading(const char *path)
     return descriptor;
 }
 
-/* Files below /proc are made anew by every read at offset 0. */
+/* The kernel generates a file below /proc anew for every read at offset 0. */
 static void read_text(int descriptor, pid_t pid, char *text, size_t size)
 {
     ssize_t length = pread(descriptor, text, size - 1, 0);
@@ -81,7 +81,7 @@ struct cpu_split cpu_split(const struct watched_process *process)
     int descriptor = open_for_reading(path);
     read_text(descriptor, process->pid, text, sizeof text);
     close(descriptor);
-    /* Fields 14 and 15; the second field, the name in brackets, may itself hold blanks and brackets. */
+    /* Fields 14 and 15; the second field, the name in brackets, may itself contain blanks and brackets. */
     const char *after_name = strrchr(text, ')');
     unsigned long user, system;
     if (!after_name ||

@@ -1,11 +1,11 @@
-/* cpu.h: how much CPU time a process has used, and how long it has waited for a CPU.
+/* cpu.h: the CPU time that a process has used, and the time that it has waited for a CPU.
  *
- * The time used is read from the process's CPU-time clock, which the scheduler keeps to the nanosecond.  The split into
- * user and system time is kept by sampling in ticks of 10 ms or less on most kernels, so it is only good over seconds,
- * and it is used only as a proportion.
+ * The generator reads the used time from the process's CPU-time clock, which the scheduler counts in nanoseconds.  Most
+ * kernels split it into user and system time by sampling in ticks of 10 ms or less, so the split is valid over seconds
+ * only, and the generator uses it only as a proportion.
  *
- * The time waited is the scheduler's run delay: ready to run, but not running because another process had the CPU.
- * It distinguishes a disturbed stretch of a measurement from an undisturbed one.
+ * The waited time is the scheduler's run delay: the process was ready to run, and another process had the CPU.  It
+ * distinguishes a disturbed part of a measurement from an undisturbed one.
  */
 #ifndef BENCH_CPU_H
 #define BENCH_CPU_H

@@ -1,8 +1,8 @@
-/* datagram_server PORT [SECONDS]: the reference that UDP servers are measured against.
+/* datagram_server PORT [SECONDS]: the reference for measurements of UDP servers.
  *
- * As little as a UDP echo server can do: one thread, which waits in recvmmsg(2) for a datagram and takes up to 64 that are
- * there, and sends all of them back from where they were received by one sendmmsg(2).  Two system calls a batch, and
- * nothing else.  No ring: with one socket there is nothing for it to save.
+ * It does the least that a UDP echo server can do: one thread waits in recvmmsg(2), receives up to 64 queued datagrams,
+ * and sends all of them back from the same memory by one sendmmsg(2).  That is two system calls a batch.  A ring would save
+ * none with one socket.
  *
  * It listens on 127.0.0.1 only, and ends by itself after SECONDS (an hour).
  */
@@ -19,7 +19,7 @@
 #define BATCH 64
 #define LARGEST 65536
 
-static char data[BATCH][LARGEST + 64]; /* 64 more: the beginnings spread over the cache */
+static char data[BATCH][LARGEST + 64]; /* 64 more spread the beginnings over the cache */
 static struct sockaddr_in sources[BATCH];
 static struct iovec pieces[BATCH];
 static struct mmsghdr messages[BATCH];

@@ -1,15 +1,15 @@
-/* echo_load: a load generator for echo servers on this machine, and the instrument that weighs them.
+/* echo_load: a load generator for echo servers on this machine, which measures their CPU time.
  *
- * Closed loop: a fixed number of connections, each with a fixed number of messages under way, so a slow server is asked
- * less often instead of being overrun.  What is measured is not how fast it answers, which depends on the generator and on
- * the machine's mood, but what CPU time a request costs the server's process.  With --ref a second server takes turns of
- * 100 ms with the first, and the result is the ratio of their costs; see turns.h, slices.h and cpu.h.
+ * The loop is closed: a fixed number of connections, each with a fixed number of messages in flight, so a slow server gets
+ * fewer requests instead of an overload.  The generator measures the CPU time that a request costs the server's process,
+ * because the rate of answers depends on the generator and on the rest of the machine, too.  With --ref a second server
+ * takes turns of 100 ms with the first, and the result is the ratio of their costs; see turns.h, slices.h and cpu.h.
  *
- * The parts: options.c the command line; connections.c and churn.c the two kinds of load; turns.c who is measured when;
- * slices.c and histogram.c the record; cpu.c the accounts; idle.c the connections that only wait.
+ * The parts: options.c has the command line; connections.c and churn.c the two kinds of load; turns.c the order of the
+ * measurements; slices.c and histogram.c the record; cpu.c the CPU times; idle.c the connections that only wait.
  *
- * Result: one JSON object on stdout.  Any error of any connection ends the run with a reason on stderr, status 1, and no
- * result.  Only addresses in 127.0.0.0/8 are accepted.
+ * The program prints one JSON object on stdout.  Any error of any connection ends the run with a reason on stderr, status
+ * 1, and no result.  The program accepts addresses in 127.0.0.0/8 only.
  */
 #define _GNU_SOURCE
 #include "load.h"
@@ -18,7 +18,7 @@
 #include <math.h>
 #include <stdio.h>
 
-#define TICK_NS (10 * NS_PER_MS) /* turns end, and stalls are seen, at least this often */
+#define TICK_NS (10 * NS_PER_MS) /* the longest wait before the generator checks for the end of a turn and for stalls */
 #define MIN_ENTRIES 256
 #define MAX_ENTRIES 16384
 
@@ -42,7 +42,7 @@ static void open_load(const struct options *options)
     load.side[SIDE_SERVER].port = options->port;
     load.side[SIDE_REFERENCE].port = options->reference_port;
     uint64_t limit = raise_open_file_limit();
-    /* in churn a place may hold a socket being closed besides the one being opened */
+    /* in churn a place may have a socket that is closing beside the one that is opening */
     if ((uint64_t)options->connections * load.sides * (options->churn ? 2 : 1) + 64 > limit)
         fail("%u connections need more than the %llu files that may be open", options->connections,
              (unsigned long long)limit);

@@ -1,15 +1,15 @@
-/* echo_server PORT [SECONDS]: the reference all other servers are measured against.
+/* echo_server PORT [SECONDS]: the reference for measurements of all other servers.
  *
- * As little as an echo server on io_uring can do: one thread; multishot accept straight into the table of registered
- * files; one multishot receive per connection out of a ring of 64 KiB buffers that the kernel fills bit by bit
- * (so a message of any size lies in one piece, mostly); the echo is sent from where it was received; everything a batch
- * of completions leads to is submitted by the one io_uring_enter that waits for the next.
+ * It does the least that an echo server on io_uring can do: one thread; multishot accept straight into the table of
+ * registered files; one multishot receive per connection into a ring of 64 KiB buffers that the kernel fills incrementally
+ * (so a message of any size mostly lies in one piece).  It sends the echo from the same memory, and submits all operations
+ * that follow from a batch of completions by the one io_uring_enter that waits for the next batch.
  *
- * A *piece* is what one completion of a receive brought.  A connection sends one piece at a time, in order; the others
+ * A *piece* is the data of one completion of a receive.  A connection sends one piece at a time, in order; the others
  * queue.  A buffer goes back to the kernel when it is full and the last of its pieces has been sent.
  *
- * It is a yardstick, not an example: it has no limit on what a peer that sends without reading may hold up, beyond its
- * 8 MiB of buffers.  It listens on 127.0.0.1 only, and ends by itself after SECONDS (an hour).  Needs Linux 6.12.
+ * It is a reference, not an example: only its 8 MiB of buffers limit the memory that a peer occupies by sending without
+ * reading.  It listens on 127.0.0.1 only, and ends by itself after SECONDS (an hour).  It needs Linux 6.12.
  */
 #define _GNU_SOURCE
 #include "load_ring.h"
@@ -36,9 +36,9 @@ struct piece {
 };
 
 struct connection {
-    uint32_t first; /* the piece being sent, and after it those that wait */
+    uint32_t first; /* the piece being sent, and the queue behind it */
     uint32_t last;
-    uint32_t sent; /* bytes of the first piece */
+    uint32_t sent; /* bytes of the first piece that have been sent */
     bool receiving;
     bool closing;
 };
@@ -46,7 +46,7 @@ struct connection {
 struct buffer {
     uint32_t unsent; /* pieces */
     bool full;
-    struct io_uring_cqe last; /* what gives it back */
+    struct io_uring_cqe last; /* its recycling gives the buffer back */
 };
 
 static struct gt_ring ring;
@@ -54,7 +54,7 @@ static struct connection connections[MAX_CONNECTIONS];
 static struct buffer buffers[BUFFERS];
 static struct piece *pieces;
 static uint32_t piece_count, free_piece = NONE;
-static uint32_t starved[MAX_CONNECTIONS]; /* connections whose receive ended because no buffer was left */
+static uint32_t starved[MAX_CONNECTIONS]; /* connections whose receive ended because no buffer was free */
 static uint32_t starved_count;
 static int listener;
 static bool table_full; /* accepting waits until a connection is closed */
@@ -130,7 +130,7 @@ static void give_back_if_done(struct buffer *buffer)
     }
 }
 
-/* Take the first piece off the connection's queue. */
+/* Remove the first piece from the connection's queue. */
 static void drop_first(struct connection *connection)
 {
     uint32_t number = connection->first;
@@ -144,8 +144,8 @@ static void drop_first(struct connection *connection)
     give_back_if_done(buffer);
 }
 
-/* Recycling a completion that leaves room in its buffer only moves the place of the next one along.  The one that fills
- * the buffer would hand it to the kernel, and is kept until all is sent. */
+/* Recycling a completion that leaves room in its buffer only advances the position of the next one.  The completion that
+ * fills the buffer would return it to the kernel, and is kept until all pieces are sent. */
 static void account_for_buffer(const struct io_uring_cqe *cqe)
 {
     struct buffer *buffer = &buffers[cqe->flags >> IORING_CQE_BUFFER_SHIFT];
@@ -206,7 +206,7 @@ static void was_sent(uint32_t index, int result)
         return;
     }
     drop_first(connection);
-    while (result < 0 && connection->first != NONE) /* the peer is gone, and the receive will say so */
+    while (result < 0 && connection->first != NONE) /* the peer is gone, and the receive will report it */
         drop_first(connection);
     if (connection->first != NONE)
         send_first(index);
@@ -249,7 +249,7 @@ static void handle(const struct io_uring_cqe *cqe)
     }
 }
 
-/* With buffers given back, and before the kernel sees them, put the receives on again that ended for want of them. */
+/* Re-arm the receives that ended for lack of buffers, when buffers are back, and before the kernel sees these. */
 static void feed_starved(void)
 {
     if (starved_count == 0 || ring.buffers.tail == ring.buffers.published)
@@ -270,7 +270,7 @@ static void open_listener(uint16_t port)
     listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (listener < 0)
         fail("socket: %s", strerror(errno));
-    /* TCP_NODELAY is handed down to accepted connections. */
+    /* Accepted connections inherit TCP_NODELAY. */
     if (setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) < 0 ||
         setsockopt(listener, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) < 0)
         fail("setsockopt: %s", strerror(errno));
@@ -284,7 +284,7 @@ int main(int count, char **arguments)
         fail("usage: echo_server PORT [SECONDS]");
     uint16_t port = (uint16_t)parse_integer("PORT", arguments[1], 1, 65535);
     alarm(count == 3 ? (unsigned int)parse_integer("SECONDS", arguments[2], 1, 86400) : 3600);
-    uint64_t limit = raise_open_file_limit(); /* it bounds the table of registered files, too */
+    uint64_t limit = raise_open_file_limit(); /* the limit bounds the table of registered files, too */
     open_listener(port);
     open_ring(&ring, 4096, 16384);
     register_empty_files(&ring, limit < MAX_CONNECTIONS ? (uint32_t)limit : MAX_CONNECTIONS);

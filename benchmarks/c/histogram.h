@@ -1,7 +1,7 @@
 /* histogram.h: latencies counted in buckets that grow with the value: 64 to every power of two.
  *
- * A bucket is at most 1/64 of its value wide, so a percentile is right to within 1.6 %, in 32 KiB and without
- * keeping (or sorting) the latencies themselves.
+ * A bucket is at most 1/64 of its value wide, so a percentile is accurate to 1.6 %.  The histogram needs 32 KiB, and
+ * neither stores nor sorts the latencies themselves.
  */
 #ifndef BENCH_HISTOGRAM_H
 #define BENCH_HISTOGRAM_H
@@ -28,7 +28,7 @@ static inline void histogram_add(struct histogram *histogram, uint64_t value)
     histogram->total++;
 }
 
-/* The value below which `share` (0 to 1) of all values lie; 0 when there are none. */
+/* The value below which `share` (0 to 1) of all values lie; 0 for an empty histogram. */
 double histogram_percentile(const struct histogram *histogram, double share);
 
 #endif

@@ -1,8 +1,8 @@
-/* idle.c: many connections on which nothing happens, for measuring what one costs a server in memory.
+/* idle.c: many idle connections, for measuring the memory that a connection costs a server.
  *
- * Each connection is opened and has one message echoed before the next is opened, so the server has accepted it, started
- * its handler and parked it in a receive.  Then a line of JSON on stdout says so, and the connections are held until
- * stdin ends or the time is over.  Nothing here is measured, so plain blocking calls do.
+ * The program opens each connection and echoes one message on it before it opens the next, so the server has accepted it,
+ * started its handler and parked that in a receive.  Then the program prints a line of JSON on stdout, and keeps the
+ * connections open until stdin ends or the time is over.  It measures nothing itself, so it uses plain blocking calls.
  */
 #define _GNU_SOURCE
 #include "load.h"
@@ -45,7 +45,7 @@ static void open_and_echo(const struct options *options, uint32_t number, char *
     transfer_all("receive", recv_some, fd, answer, options->size);
     if (memcmp(message, answer, options->size) != 0)
         fail("connection %u: the message came back changed", number);
-    /* The descriptor is left open on purpose: it is held until the program ends. */
+    /* The descriptor stays open on purpose until the program ends. */
 }
 
 void hold_idle_connections(const struct options *options)

@@ -1,9 +1,9 @@
-/* load.h: what the parts of the generator share.
+/* load.h: the definitions that the parts of the generator share.
  *
- * One thread and one ring drive everything.  A *kind* of load (echo over lasting connections, or churn) knows how to keep
- * its connections busy; turns.c decides which of the two servers it keeps busy at the moment, and keeps the record.
- * The two meet in struct load: the kind counts requests and what is under way per side, and starts nothing new on a
- * side that is not active or that is being drained.
+ * One thread and one ring drive everything.  A *kind* of load (echo over lasting connections, or churn) keeps its
+ * connections busy; turns.c chooses the server that it keeps busy at the moment, and keeps the record.  The two share
+ * struct load: the kind counts the requests of each side, and those in flight, and starts nothing new on a side that is not
+ * active or that is being drained.
  */
 #ifndef BENCH_LOAD_H
 #define BENCH_LOAD_H
@@ -27,7 +27,7 @@ struct load {
     const struct load_kind *kind;
     uint32_t sides; /* 1 or 2 */
     enum side active;
-    bool draining; /* the active side's turn is over; what is under way is awaited */
+    bool draining; /* the active side's turn is over, and requests in flight are awaited */
     int64_t now;   /* when the current batch of completions was collected */
     struct load_side side[SIDES];
     struct histogram latency; /* of the server under test, ns */
@@ -64,7 +64,7 @@ static inline void count_answer(struct load *load, enum side side, int64_t asked
 /* A socket (SOCK_STREAM: with TCP_NODELAY; SOCK_DGRAM), bound to the `number`-th of our source addresses. */
 int open_socket(uint64_t number, int type);
 
-/* Fill memory with bytes no two stretches of which are alike. */
+/* Fill memory with bytes without any repetition. */
 void fill_with_noise(char *memory, uint64_t length);
 
 /* --idle: see idle.c */

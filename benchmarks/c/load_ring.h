@@ -1,11 +1,11 @@
-/* load_ring.h: what the benchmark programs use of io_uring beyond the library's own ring.h.
+/* load_ring.h: the parts of io_uring that the benchmark programs use beyond the library's own ring.h.
  *
- * ring.h serves a library that owns its descriptors one by one.  A load generator and a reference server can go further:
- * they know their descriptors beforehand, so they register them with the ring (saving a lookup and a reference count per
- * operation), and they do not want to hear of sends that went well (saving a completion each).
+ * ring.h serves a library that owns its descriptors one by one.  A load generator and a reference server can do more: they
+ * know their descriptors beforehand, so they register them with the ring (which saves a lookup and a reference count per
+ * operation), and they suppress the completions of successful sends.
  *
- * Neither program uses ring.h's slots: a connection here lives as long as the program, or keeps its own books.  An
- * operation is named by a tag and the index of a connection.
+ * Neither program uses ring.h's slots: a connection here lives as long as the program, or counts its own operations.  A tag
+ * and the index of a connection identify an operation.
  */
 #ifndef BENCH_LOAD_RING_H
 #define BENCH_LOAD_RING_H
@@ -23,7 +23,7 @@ static inline uint64_t operation_key(uint32_t tag, uint32_t index) { return (uin
 static inline uint32_t operation_tag(const struct io_uring_cqe *cqe) { return (uint32_t)(cqe->user_data >> 32); }
 static inline uint32_t operation_index(const struct io_uring_cqe *cqe) { return (uint32_t)cqe->user_data; }
 
-/* The next SQE, zeroed; its user_data is the caller's to set. */
+/* The next SQE, zeroed; the caller sets its user_data. */
 static inline struct io_uring_sqe *next_sqe(struct gt_ring *ring)
 {
     struct io_uring_sqe *sqe = gt_ring_sqe(ring);
@@ -32,7 +32,7 @@ static inline struct io_uring_sqe *next_sqe(struct gt_ring *ring)
     return sqe;
 }
 
-/* Submit and wait; being woken without a completion is no error. */
+/* Submit and wait; a wait may end without a completion. */
 static inline void enter_or_fail(struct gt_ring *ring, int64_t timeout_ns)
 {
     int result = gt_ring_enter(ring, timeout_ns);
@@ -43,10 +43,10 @@ static inline void enter_or_fail(struct gt_ring *ring, int64_t timeout_ns)
 /* sqe->fd is the index of a registered file */
 static inline void use_registered_file(struct io_uring_sqe *sqe) { sqe->flags |= IOSQE_FIXED_FILE; }
 
-/* No completion unless it fails (5.17) */
+/* Suppress the completion unless the operation fails (5.17). */
 static inline void complete_only_failure(struct io_uring_sqe *sqe) { sqe->flags |= IOSQE_CQE_SKIP_SUCCESS; }
 
-/* Every accepted connection is put into a free place of the table of registered files and never gets a descriptor (6.0). */
+/* The kernel puts accepted connections into free places of the table of registered files, without descriptors (6.0). */
 static inline void prep_accept_registered(struct io_uring_sqe *sqe, int listener)
 {
     gt_prep_accept_multishot(sqe, listener, 0);
@@ -56,7 +56,7 @@ static inline void prep_accept_registered(struct io_uring_sqe *sqe, int listener
 static inline void prep_close_registered(struct io_uring_sqe *sqe, uint32_t index)
 {
     sqe->opcode = IORING_OP_CLOSE;
-    sqe->file_index = index + 1; /* 0 means: not a registered file */
+    sqe->file_index = index + 1; /* 0 means that the file is not registered */
 }
 
 static inline void prep_recv(struct io_uring_sqe *sqe, int fd, void *buffer, uint32_t length, uint32_t msg_flags)
@@ -76,7 +76,7 @@ static inline void prep_connect(struct io_uring_sqe *sqe, int fd, const struct s
     sqe->off = length;
 }
 
-/* Completes with -ETIME once `after` has passed. */
+/* An operation that completes with -ETIME once `after` has passed. */
 static inline void prep_timeout(struct io_uring_sqe *sqe, const struct __kernel_timespec *after)
 {
     sqe->opcode = IORING_OP_TIMEOUT;
@@ -92,7 +92,7 @@ static inline void register_files(struct gt_ring *ring, const int *descriptors, 
         fail("registering %u files: %s", count, strerror(-result));
 }
 
-/* A table of registered files, all places of which are free (5.19). */
+/* Register a table of files with free places only (5.19). */
 static inline void register_empty_files(struct gt_ring *ring, uint32_t count)
 {
     struct io_uring_rsrc_register table = {.nr = count, .flags = IORING_RSRC_REGISTER_SPARSE};

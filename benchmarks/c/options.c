@@ -52,7 +52,7 @@ __attribute__((noreturn)) static void usage(int status)
     exit(status);
 }
 
-/* A load generator pointed at another machine is an attack: this one only ever talks to its own. */
+/* A load generator that sends to another machine is an attack: this one only sends to its own. */
 static struct in_addr parse_loopback(const char *text)
 {
     struct in_addr address;

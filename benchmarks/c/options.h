@@ -15,12 +15,12 @@ struct options {
     pid_t reference_pid;
     uint32_t connections; /* to each server */
     uint32_t size;        /* of a message, bytes */
-    uint32_t depth;       /* messages under way on a connection */
+    uint32_t depth;       /* messages in flight on a connection */
     int64_t duration_ns;  /* of each server's turns together */
     int64_t warmup_ns;
     bool churn;
     bool udp;      /* datagrams instead of streams */
-    uint32_t idle; /* connections to open and hold; 0: not that mode */
+    uint32_t idle; /* connections to open and keep; 0 for another mode */
     bool print_slices;
 };
 

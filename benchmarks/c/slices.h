@@ -1,9 +1,9 @@
 /* slices.h: the record of a measurement, one entry per turn, and the figures drawn from it.
  *
- * Two servers take turns of about 100 ms.  What one request cost a server in a slice is compared only with what it cost
- * the other in the slices right before and after: whatever changes slowly (clock frequency, a neighbour on the same
- * host, temperature) is then the same on both sides and cancels out.  Whatever changes fast shows as time that a
- * process waited for a CPU, and such slices are left out.
+ * Two servers take turns of about 100 ms.  The generator compares the cost of a request in a slice only with the other
+ * server's cost in the slices right before and after: slow changes (clock frequency, a neighbour on the same host,
+ * temperature) are then the same on both sides and cancel out.  Fast changes show as time that a process has waited for a
+ * CPU, and the generator leaves such slices out.
  */
 #ifndef BENCH_SLICES_H
 #define BENCH_SLICES_H
@@ -13,9 +13,9 @@
 
 #define MAX_SLICES 8192
 
-/* The most of a slice that server and generator together may have waited for a CPU if it is to count as quiet.  Taking
- * connections apart is partly done by the kernel's own threads on the same CPUs, so under churn some waiting is normal:
- * it comes with the load and not from strangers. */
+/* The largest part of a slice that server and generator together may wait for a CPU in a quiet slice.  The kernel's own
+ * threads close connections on the same CPUs, so under churn some waiting is normal: the load itself causes it, and not
+ * other processes. */
 #define QUIET_SHARE_ECHO 0.03
 #define QUIET_SHARE_CHURN 0.08
 
@@ -39,7 +39,7 @@ struct slices {
 };
 
 struct estimate {
-    double median; /* NaN without samples */
+    double median; /* NaN for no samples */
     uint32_t samples;
 };
 

@@ -1,9 +1,9 @@
 /* sockets.c: the sockets and the bytes of the generator's connections.
  *
- * A connection is told apart by both addresses and both ports, and after it is closed the side that closed first must
- * keep that combination for a minute (TIME_WAIT).  From 127.0.0.1 alone that is 28,000 connections to a server's port
- * per minute, which churn uses up in a few seconds.  All of 127.0.0.0/8 is this machine, so connections come from
- * 127.0.0.1 to 127.0.0.250 by turns: seven million combinations.
+ * Both addresses and both ports identify a connection, and the kernel of the side that closes first reserves that
+ * combination for a minute (TIME_WAIT).  From 127.0.0.1 alone that allows 28,000 connections to a server's port per minute,
+ * which churn uses up in a few seconds.  All of 127.0.0.0/8 is this machine, so the generator connects from 127.0.0.1 to
+ * 127.0.0.250 in turn: seven million combinations.
  */
 #define _GNU_SOURCE
 #include "load.h"
@@ -31,7 +31,7 @@ int open_socket(uint64_t number, int type)
         fail("socket: %s", strerror(errno));
     if (type == SOCK_STREAM)
         set_option(fd, IPPROTO_TCP, TCP_NODELAY);
-    /* Choose the port in connect(), where it need only be unlike those of connections to the same server. */
+    /* Have connect() choose the port, which must differ only from those of connections to the same server. */
     set_option(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT);
     if (bind(fd, (struct sockaddr *)&source, sizeof source) < 0)
         fail("bind: %s", strerror(errno));

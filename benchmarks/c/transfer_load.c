@@ -1,4 +1,4 @@
-/* transfer_load.c: one large transfer with a server on this machine, and what it cost the server.
+/* transfer_load.c: one large transfer with a server on this machine, and the CPU time that it costs the server.
  *
  *     transfer_load ADDRESS PID DIRECTION BYTES
  *
@@ -7,13 +7,12 @@
  *
  *     up      the client sends the bytes, and the server answers with one byte when it has them all
  *     down    the server sends the bytes from its memory
- *     file    the server sends the bytes from a file that it has been given
+ *     file    the server sends the bytes from its file
  *
- * One connection, blocking calls, and 1 MiB a call: this is to be faster than any server.  The bytes are counted, and of
- * those from a server the first of every 64 KiB is looked at, so that the generator is not what is measured; that what
- * arrives is what was sent is for the tests.
+ * The generator must be faster than any server, so it uses one connection, blocking calls, and 1 MiB a call.  For the same
+ * reason it counts the bytes from a server and compares only the first of every 64 KiB; the tests compare all bytes.
  *
- * Result: one JSON object on stdout; or a reason on stderr, and status 1.
+ * The program prints one JSON object on stdout, or a reason on stderr with status 1.
  */
 #define _GNU_SOURCE
 #include "common.h"
@@ -31,8 +30,8 @@
 #include <unistd.h>
 
 #define PIECE (1U << 20)
-#define STRIDE 65536U              /* what servers send repeats the byte 'x' in stretches of this */
-#define SETTLE_NS (20 * NS_PER_MS) /* what the server does after its last byte is still charged to it */
+#define STRIDE 65536U              /* servers send 'x' at every multiple of this */
+#define SETTLE_NS (20 * NS_PER_MS) /* the measurement includes the server's work after its last byte */
 #define PATIENCE_SECONDS 60
 
 static int connect_to(const char *address)

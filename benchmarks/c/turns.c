@@ -5,7 +5,7 @@
 #include <unistd.h>
 
 #define TURN_NS (100 * NS_PER_MS)
-#define STALL_NS (5 * NS_PER_SECOND) /* no answer for so long: something is broken */
+#define STALL_NS (5 * NS_PER_SECOND) /* a server without an answer for this long is broken */
 #define SETTLE_CHECK_NS (200 * NS_PER_US)
 #define SETTLE_REST_NS (10 * NS_PER_US) /* a server at rest uses less than this between two checks */
 #define SETTLE_LIMIT_NS (20 * NS_PER_MS)
@@ -52,7 +52,7 @@ void turns_begin(struct turns *turns, struct load *load)
         cpu_watch(&turns->server[SIDE_REFERENCE], options->reference_pid);
     int64_t now = monotonic_ns();
     turns->measure_from = now + options->warmup_ns;
-    /* Twice as long as it should take at most: warm-up and a duration for each side, and draining in between. */
+    /* Twice the expected time: warm-up and a duration for each side, and draining in between. */
     turns->give_up = now + 2 * (options->warmup_ns + load->sides * options->duration_ns) + STALL_NS;
     turns->progress_at = now;
     begin_turn(turns, SIDE_SERVER);
@@ -60,7 +60,7 @@ void turns_begin(struct turns *turns, struct load *load)
 
 int64_t turns_patience(const struct turns *turns) { return turns->drained_at ? SETTLE_CHECK_NS : GT_NO_TIMEOUT; }
 
-/* Has the server come to rest?  Looked at every 200 us, and not for ever. */
+/* Whether the server has come to rest; the generator checks every 200 us, for a bounded time. */
 static bool settled(struct turns *turns)
 {
     const struct load *load = turns->load;

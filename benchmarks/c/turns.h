@@ -1,9 +1,9 @@
-/* turns.h: who is measured when.
+/* turns.h: the order of the measurements.
  *
- * A turn runs for 100 ms.  Then it is *drained*: nothing new is sent, and what is under way is awaited.  Then the server is
- * left to *settle*: to finish what it still does after its last answer (a closed connection's task, say), which is its
- * own cost and must be neither lost nor charged to the next turn.  Then the record of the slice is closed and the
- * other side's turn begins.  With one server only, it simply has every turn.
+ * A turn runs for 100 ms.  Then the generator *drains* it: it sends nothing new, and waits for the requests in flight.  Then
+ * it lets the server *settle*: finish its work after the last answer (the task of a closed connection, for example), which
+ * belongs to this turn's cost and not to the next one's.  Then the generator closes the record of the slice, and the other
+ * side's turn begins.  A single server has every turn.
  *
  * The first turns are warm-up and leave no record.
  */
@@ -41,10 +41,10 @@ struct turns {
 /* Begin the first turn. */
 void turns_begin(struct turns *turns, struct load *load);
 
-/* To be called after every batch of completions.  True when the measurement is complete. */
+/* The caller calls this after every batch of completions.  True when the measurement is complete. */
 bool turns_advance(struct turns *turns);
 
-/* How long the next wait for completions may last. */
+/* The longest time for the next wait for completions. */
 int64_t turns_patience(const struct turns *turns);
 
 #endif

@@ -1,14 +1,14 @@
-/* zero_copy.c: what IORING_OP_SEND_ZC costs the sender, beside IORING_OP_SEND, on a TCP connection of 127.0.0.1.
+/* zero_copy.c: the CPU time of IORING_OP_SEND_ZC beside IORING_OP_SEND, for the sender on a TCP connection of 127.0.0.1.
  *
  *     zero_copy SIZE BYTES TURNS
  *
- * A child reads and drops; the parent sends BYTES in messages of SIZE, one after the other, by the one operation and by the
- * other in turns.  The messages lie side by side in 8 MiB that the parent never writes to, so a buffer that the kernel
- * still uses is no reason to wait.  A send with zero copy completes twice: once when the kernel has accepted it, as a send
- * does, and once when its buffer is free again; both are reaped, because a library has to.
+ * A child reads and drops; the parent sends BYTES in messages of SIZE, one after the other, by the two operations in turn.
+ * The messages lie side by side in 8 MiB that the parent never writes to, so it need not wait for a buffer that the kernel
+ * still uses.  A send with zero copy completes twice: once when the kernel has accepted it, as a send does, and once when
+ * its buffer is free again.  The parent reaps both completions, because a library must.
  *
- * Result: one JSON object a turn on stdout; or a reason on stderr, and status 1.  `copied` is the share of the messages of
- * which the kernel says that it has copied them after all.
+ * The program prints one JSON object a turn on stdout, or a reason on stderr with status 1.  `copied` is the share of the
+ * messages that the kernel reports to have copied after all.
  */
 #define _GNU_SOURCE
 #include "load_ring.h"
@@ -56,7 +56,7 @@ static int64_t cpu_used(void)
     return now.tv_sec * NS_PER_SECOND + now.tv_nsec;
 }
 
-/* Two ends of a TCP connection. */
+/* Open the two ends of a TCP connection. */
 static void open_pair(int *sender, int *receiver)
 {
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
@@ -79,7 +79,7 @@ static void receive_for_ever(int fd)
     _exit(0);
 }
 
-/* Reap what is there; how many sends have completed. */
+/* Reap all completions, and return the number of sends that have completed. */
 static uint32_t reap(uint32_t size, struct count *count)
 {
     struct io_uring_cqe cqes[BATCH];

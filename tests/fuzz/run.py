@@ -2,10 +2,10 @@
 
     python tests/fuzz/run.py [--seconds 60] [--keep] [TARGET ...]
 
-It begins with the corpus that is kept in ``tests/fuzz/corpus``.  What it finds beyond that, inputs that reach code which no
-other has reached, goes to ``build/fuzz``, and with ``--keep`` the small ones of them into the corpus.  An input that breaks
-an invariant is written to ``build/fuzz`` and ends the run with status 1; put it into the corpus, where a test runs it from
-then on, and mend the parser.
+The script starts from the corpus in ``tests/fuzz/corpus``.  It writes new inputs that reach new code to ``build/fuzz``, and
+with ``--keep`` adds the small ones of them to the corpus.  If an input breaks an invariant, the script writes it to
+``build/fuzz`` and ends with status 1; the developer puts it into the corpus, where a test runs it from then on, and mends
+the parser.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LARGEST = 4096
 
 
 def fuzz(name: str, arguments: list[str]) -> None:
-    """Be the fuzzer of a target; libFuzzer ends the process."""
+    """Fuzz a target in this process, which libFuzzer ends."""
     import atheris
 
     with atheris.instrument_imports(include=INSTRUMENTED):
@@ -63,7 +63,7 @@ def run(name: str, seconds: int, *, keep: bool) -> int:
 
 
 def _keep(name: str, found: Path, kept: Path) -> None:
-    """Of what was found the smallest, as many as there is room for: each of them reaches what none before it did."""
+    """Add the smallest new inputs to the corpus, up to its limit; each of them reaches code that no earlier one does."""
     contents = sorted((path.read_bytes() for path in found.iterdir()), key=len)
     room = MOST_KEPT - len(list(kept.iterdir()))
     for content in [content for content in contents if len(content) <= LARGEST_KEPT][: max(room, 0)]:

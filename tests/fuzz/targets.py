@@ -1,6 +1,6 @@
-"""What is fuzzed: a function of bytes for each parser, which raises an AssertionError when an invariant does not hold.
+"""The fuzzer's targets: for each parser a function of bytes, which raises an AssertionError if an invariant is broken.
 
-They need no fuzzer: ``test_fuzz_corpus.py`` runs them on the corpus that is kept.
+They need no fuzzer: ``test_fuzz_corpus.py`` runs them on the corpus.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gain_trio._transports._connections._proxy_protocol import (
 
 
 def expect(holds: bool, invariant: str) -> None:
-    """Raise an AssertionError if it does not."""
+    """Raise an AssertionError if the invariant does not hold."""
     if not holds:
         raise AssertionError(invariant)
 
@@ -78,7 +78,7 @@ _STATUS = re.compile(rb"HTTP/1\.1 ([0-9]{3}) ")
 
 
 def _talk(pieces: Iterator[bytes]) -> tuple[list[bytes], Phase]:
-    """The statuses of all answers.  An invitation to go on depends on the pieces, and so does what a refusal is for."""
+    """The statuses of all answers, with refusals alike and without 100, because these depend on the pieces."""
     exchange = Exchange(SITE)
     answers = b""
     for piece in pieces:
@@ -93,7 +93,7 @@ def _talk(pieces: Iterator[bytes]) -> tuple[list[bytes], Phase]:
 
 
 def http(data: bytes) -> None:
-    """The first byte says how large the pieces are; the answers are the same as to all of it at once."""
+    """Check that pieces, whose size the first byte chooses, get the same answers as all of the data at once."""
     size, data = (data[0] or 1, data[1:]) if data else (1, b"")
     whole = _talk(iter([data]))
     expect(_talk(data[start : start + size] for start in range(0, len(data), size)) == whole, "pieces do not matter")
@@ -104,7 +104,7 @@ def http(data: bytes) -> None:
 
 
 class Queue(Framing):
-    """What a connection brings, of pieces that are there."""
+    """A connection's queue, filled from given pieces."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
@@ -189,7 +189,7 @@ def metrics(data: bytes) -> None:
 
 
 def text(data: bytes) -> None:
-    """Whatever it is, it is one line, printable and bounded; or several, each of which is."""
+    """Check that shown text is printable and bounded, in one line or in each of several."""
     for value in (
         data,
         data.decode("utf-8", "surrogateescape"),

@@ -1,1 +1,1 @@
-"""What the test modules share.  A test module imports from here, and never from another test module."""
+"""The code that test modules share.  A test module imports it from here, and never from another test module."""

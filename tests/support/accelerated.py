@@ -15,29 +15,29 @@ T = TypeVar("T")
 
 
 def functions() -> dict[str, Any]:
-    """Every function of Trio that some piece replaces the code of, by its path."""
+    """Every function of Trio whose code a piece replaces, by its path."""
     return {part.path: part.function for piece in PIECES for part in piece.parts}
 
 
 def codes() -> dict[str, types.CodeType]:
-    """The codes that they have now."""
+    """The present code objects of these functions."""
     return {path: function.__code__ for path, function in functions().items()}
 
 
 def is_in(function: Any) -> bool:
-    """Whether the C module is called from the function's code."""
+    """Whether the function's code calls the C module."""
     return any(
         getattr(type(value), "__module__", "") == "gain_trio._trio_core" for value in function.__code__.co_consts
     ) or any(getattr(value, "__module__", "") == "gain_trio._trio_core" for value in function.__code__.co_consts)
 
 
 def run(pieces: bool | tuple[str, ...], async_fn: Callable[..., Awaitable[T]], *args: Any, **options: Any) -> T:
-    """On the session's backend, with these pieces and no others."""
+    """Run a function on the session's backend, with these pieces and no others."""
     return gain_trio.run(async_fn, *args, accelerate=pieces, **options)
 
 
 async def stream_pair() -> tuple[trio.SocketStream, trio.SocketStream]:
-    """Two Trio streams, connected."""
+    """Open two connected Trio streams."""
     one, other = trio.socket.socketpair()
     return trio.SocketStream(one), trio.SocketStream(other)
 

@@ -19,7 +19,7 @@ TLS_1_3 = ssl.TLSVersion.TLSv1_3
 
 @functools.cache
 def authority() -> trustme.CA:
-    """Who has signed every certificate here, but for those that are wrong."""
+    """The authority that has signed every valid certificate here."""
     return trustme.CA()
 
 
@@ -49,7 +49,7 @@ async def open_tls_pair(
     version: ssl.TLSVersion | None = None,
     https_compatible: bool = False,
 ) -> tuple[TlsConnection, TlsConnection]:
-    """The client's connection and the accepted one."""
+    """Open the client's connection and the accepted one."""
     found: list[Connection] = []
     marks = marks or Marks()
     [listener] = await open_listeners("tcp://127.0.0.1:0", marks=marks)

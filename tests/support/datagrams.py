@@ -17,12 +17,12 @@ LOCAL = "udp://127.0.0.1:0"
 
 
 def url(address: Any) -> str:
-    """Of a socket address."""
+    """The text of a socket address."""
     return f"udp://[{address[0]}]:{address[1]}" if ":" in address[0] else f"udp://{address[0]}:{address[1]}"
 
 
 async def until_counted(endpoint: DatagramEndpoint, count: int) -> None:
-    """Let the run go on until so many datagrams have arrived, whatever became of them."""
+    """Let the run go on until ``count`` datagrams have arrived, received or dropped."""
 
     def arrived() -> int:
         now = endpoint.statistics()
@@ -32,7 +32,7 @@ async def until_counted(endpoint: DatagramEndpoint, count: int) -> None:
 
 
 async def receive_from(sock: socket.socket) -> tuple[bytes, Any]:
-    """A datagram that the run sends to a socket of the standard library."""
+    """Receive a datagram that the run sends to a socket of the standard library."""
     with trio.fail_after(10):
         while True:
             with contextlib.suppress(BlockingIOError):
@@ -41,13 +41,13 @@ async def receive_from(sock: socket.socket) -> tuple[bytes, Any]:
 
 
 async def send_back(data: bytes, address: Any, endpoint: DatagramEndpoint) -> None:
-    """The handler that answers each datagram with itself."""
+    """Answer each datagram with itself."""
     await endpoint.send(data, address)
 
 
 @contextlib.asynccontextmanager
 async def serving_datagrams(handler: Any, address: str = LOCAL, **options: Any) -> AsyncIterator[DatagramServer]:
-    """A server for the length of a with statement."""
+    """Serve for the duration of a with statement."""
     async with trio.open_nursery() as nursery:
         server = await nursery.start(lambda **status: gain_trio.serve_datagrams(handler, address, **options, **status))
         assert isinstance(server, DatagramServer)

@@ -1,4 +1,4 @@
-"""Which descriptors there are, and fewer of them than a program wants."""
+"""The open descriptors of the process, and ways to limit them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 
 def open_descriptors() -> list[str]:
-    """What /proc/self/fd lists, less its own."""
+    """The descriptors that /proc/self/fd lists, without that of the listing."""
     descriptors = []
     for name in os.listdir("/proc/self/fd"):
         try:
@@ -22,7 +22,7 @@ def open_descriptors() -> list[str]:
 
 
 def is_open(descriptor: int) -> bool:
-    """Whether this number is a descriptor of the process."""
+    """Whether this number is an open descriptor of the process."""
     try:
         os.fstat(descriptor)
     except OSError:
@@ -38,7 +38,7 @@ def next_descriptor() -> int:
 
 @contextlib.contextmanager
 def descriptor_limit(limit: int) -> Iterator[None]:
-    """RLIMIT_NOFILE for the length of the block: new descriptors get numbers below it."""
+    """Set RLIMIT_NOFILE for the duration of the block: new descriptors get numbers below it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     try:
@@ -49,7 +49,7 @@ def descriptor_limit(limit: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_descriptors_left() -> Iterator[None]:
-    """The process can open no more descriptors than it has."""
+    """Let the process open no more descriptors than it has, for the duration of the block."""
     lowest_free = os.dup(0)
     os.close(lowest_free)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -61,6 +61,6 @@ def no_descriptors_left() -> Iterator[None]:
 
 
 def mapped_bytes() -> int:
-    """The process's address space, touched or not."""
+    """The size of the process's address space, used or not."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[0]) * resource.getpagesize()

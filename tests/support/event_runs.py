@@ -1,4 +1,4 @@
-"""Servers of callbacks in the run of a test, and clients that are tasks of it."""
+"""Servers of callbacks in the run of a test, with clients that are tasks of it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ THREADS = pytest.mark.parametrize("async_handler", [False, True], ids=["in the r
 
 @contextlib.asynccontextmanager
 async def serving_events(handler: EventHandler, address: str = LOCAL, **options: Any) -> AsyncIterator[EventServer]:
-    """A server for the length of a with statement."""
+    """Serve for the duration of a with statement."""
     async with trio.open_nursery() as nursery:
         server = await nursery.start(
             lambda task_status: gain_trio.callbacks.serve(handler, address, task_status=task_status, **options)
@@ -35,8 +35,8 @@ async def dial(server: EventServer) -> trio.SocketStream:
 
 
 async def in_time(condition: Callable[[], bool]) -> None:
-    """Until it holds, on a clock that is not real: it goes on only when nobody has anything to do."""
-    while not condition():  # noqa: ASYNC110 - no event tells of what is looked at
+    """Wait for a condition, on a mock clock, which advances only when all tasks are blocked."""
+    while not condition():  # noqa: ASYNC110 - the condition sets no event
         await trio.sleep(0.5)
 
 

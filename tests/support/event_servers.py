@@ -17,18 +17,18 @@ from support.pairs import PATIENCE
 
 CALLBACKS = ("on_accept", "on_read", "on_write", "on_close")
 Behaviour = dict[str, Callable[..., object]]
-"""What a callback does: by its name, a function of the conn, and of n or err where there is one."""
+"""The behaviour of each callback, by its name: a function of the conn, and of n or err if the callback has one."""
 
 
 class Recorder(EventHandler):
-    """Counts callbacks, does what it is told in them, and lets other threads wait for them."""
+    """A handler that counts callbacks, runs the test's behaviour in them, and lets other threads wait for them."""
 
     def __init__(self, behaviour: Behaviour | None = None) -> None:
         self.behaviour = behaviour or {}
         self.counts: Counter[str] = Counter()
         self.reasons: list[BaseException | None] = []
         self.unexpected: list[BaseException] = []
-        """What went wrong in a callback: an assertion there would only close a connection."""
+        """The failures of callbacks, because an assertion in one would only close its connection."""
         self.server: EventServer | None = None
         self._changed = threading.Condition()
 
@@ -44,13 +44,13 @@ class Recorder(EventHandler):
                 self._changed.notify_all()
 
     def wait_for(self, **least: int) -> None:
-        """Until each callback was called at least so often.  In a thread that is not the server's."""
+        """Wait until each callback was called at least as often as ``least`` says, in another thread than the server's."""
         with self._changed:
             reached = self._changed.wait_for(lambda: all(self.counts[n] >= c for n, c in least.items()), PATIENCE)
         assert reached, f"waited for {least}, and it is {dict(self.counts)}"
 
     def numbers(self) -> tuple[int, ...]:
-        """How often each was called."""
+        """The number of calls of each callback."""
         return tuple(self.counts[name] for name in CALLBACKS)
 
     def on_start(self, server: EventServer) -> None:
@@ -72,7 +72,7 @@ class Recorder(EventHandler):
 
 
 class AsyncRecorder(Recorder):
-    """The same with callbacks that wait."""
+    """A recorder whose callbacks wait."""
 
     async def on_accept(self, conn: Conn) -> None:
         await trio.lowlevel.checkpoint()
@@ -93,7 +93,7 @@ class AsyncRecorder(Recorder):
 
 @contextlib.contextmanager
 def started(handler: Recorder, address: str = "tcp://127.0.0.1:0", **options: Any) -> Iterator[EventServer]:
-    """A server that runs in a thread.  At the end it is shut down, and has ended without an error."""
+    """Run a server in a thread; at the end, shut it down and check that it ends without an error."""
     server = gain_trio.callbacks.EventServer(handler, **options)
     failed: list[BaseException] = []
 
@@ -122,7 +122,7 @@ def started(handler: Recorder, address: str = "tcp://127.0.0.1:0", **options: An
 
 
 def dial(server: EventServer, network: str = "tcp") -> socket.socket:
-    """A client, connected."""
+    """Open a connected client."""
     kind = socket.SOCK_DGRAM if network == "udp" else socket.SOCK_STREAM
     client = socket.socket(socket.AF_INET, kind)
     client.settimeout(PATIENCE)
@@ -135,7 +135,7 @@ def dial(server: EventServer, network: str = "tcp") -> socket.socket:
 
 
 def read_exactly(client: socket.socket, count: int) -> bytes:
-    """That many bytes of a stream."""
+    """Read ``count`` bytes of a stream."""
     received = b""
     while len(received) < count:
         data = client.recv(count - len(received))

@@ -18,19 +18,19 @@ Pair: TypeAlias = tuple[Connection, Connection]
 
 MEBIBYTE = 1 << 20
 QUIET = 0.05
-"""Seconds without news after which a transfer is taken for stopped; were it not, a test would only show less."""
+"""Seconds without progress after which a transfer counts as stopped; if it is not, a test only shows less."""
 PATIENCE = 30.0
-"""Seconds after which something that should have happened counts as not happening."""
+"""Seconds after which a test gives up waiting for an event."""
 
 
 def address_of(listener: Listener) -> str:
-    """The address to connect to."""
+    """The address by which a client connects to the listener."""
     host, port, *_ = listener.local_address
     return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 
 async def open_pair(*, marks: Marks | None = None, client_marks: Marks | None = None) -> Pair:
-    """The client's connection and the accepted one."""
+    """Open the client's connection and the accepted one."""
     [listener] = await open_listeners("tcp://127.0.0.1:0", marks=marks)
     async with listener:
         client = await connect(address_of(listener), marks=client_marks)
@@ -38,7 +38,7 @@ async def open_pair(*, marks: Marks | None = None, client_marks: Marks | None = 
 
 
 async def open_unix_pair(address: str, *, pass_fds: bool = False) -> Pair:
-    """The same over a Unix socket with this address."""
+    """Open a pair over a Unix socket with this address."""
     [listener] = await open_listeners(address, pass_fds=pass_fds)
     async with listener:
         client = await connect(address, pass_fds=pass_fds)
@@ -46,7 +46,7 @@ async def open_unix_pair(address: str, *, pass_fds: bool = False) -> Pair:
 
 
 async def open_trio_pair(*, marks: Marks | None = None) -> tuple[trio.SocketStream, Connection]:
-    """A client that is Trio's, which reads only what it is asked to, and the accepted connection."""
+    """Open a stream of Trio's, which reads only when the test calls it, and the accepted connection."""
     [listener] = await open_listeners("tcp://127.0.0.1:0", marks=marks)
     async with listener:
         client = await trio.open_tcp_stream("127.0.0.1", listener.local_address[1])
@@ -61,17 +61,17 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def until_passed_are_closed() -> None:
-    """Let the run go on until what peers have passed, and no handler wants, has been closed."""
+    """Let the run go on until threads have closed the unwanted descriptors that peers have passed."""
     await until(lambda: keeper.is_idle)
 
 
 async def until_queued(connection: Connection, count: int) -> None:
-    """Let the run go on until so many bytes have been received and not taken."""
+    """Let the run go on until ``count`` bytes are queued unread in the connection."""
     await until(lambda: connection.inbound_buffered >= count)
 
 
 async def receive_exactly(connection: trio.abc.ReceiveStream, count: int) -> bytes:
-    """That many bytes."""
+    """Receive ``count`` bytes."""
     received = bytearray()
     while len(received) < count:
         data = await connection.receive_some(count - len(received))
@@ -81,7 +81,7 @@ async def receive_exactly(connection: trio.abc.ReceiveStream, count: int) -> byt
 
 
 async def receive_all(connection: trio.abc.ReceiveStream) -> bytes:
-    """Everything until the end of the stream."""
+    """Receive everything until the end of the stream."""
     received = bytearray()
     while data := await connection.receive_some():
         received += data
@@ -89,7 +89,7 @@ async def receive_all(connection: trio.abc.ReceiveStream) -> bytes:
 
 
 async def clog(connection: Connection) -> None:
-    """Send more than any peer's kernel holds, so that the connection's senders have to wait."""
+    """Send more than any kernel queues, so that the connection's senders have to wait."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(connection.send, bytes(24 * MEBIBYTE))
         await trio.testing.wait_all_tasks_blocked()
@@ -97,9 +97,9 @@ async def clog(connection: Connection) -> None:
 
 
 async def fill_kernel(connection: Connection) -> int:
-    """Have the kernel hold all that it takes for this connection, past its queue, and return how much that is.
+    """Send past the connection's queue until the kernel accepts no more, and return how many bytes it has accepted.
 
-    A window that is smaller than a segment is left unused until TCP probes it, 0.2 s later; then there is room once more.
+    TCP leaves a window that is smaller than a segment unused until it probes it, 0.2 s later; then there is room again.
     """
     total = 0
     full = 0
@@ -111,11 +111,11 @@ async def fill_kernel(connection: Connection) -> int:
                 while True:
                     total += sock.send(bytes(65536))
             full = full + 1 if total == before else 0
-            await trio.testing.wait_all_tasks_blocked(QUIET)  # the peer's kernel may make room by taking some over
+            await trio.testing.wait_all_tasks_blocked(QUIET)  # the peer's kernel may accept some, which makes room
     return total
 
 
 def pattern(length: int) -> bytes:
-    """Bytes with no period that a buffer's size could hide."""
+    """Bytes whose period no buffer's size can hide."""
     step = bytes(range(251))
     return (step * (length // len(step) + 1))[:length]

@@ -1,4 +1,4 @@
-"""Programs run for real: what they print, what they answer, how they end."""
+"""Programs in processes of their own: their output, their answers and their end."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from gain_trio._command import main
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TIMEOUT = 30.0
-"""Seconds after which a program that should have answered or ended is taken for stuck."""
+"""Seconds after which a program that has not answered or ended counts as stuck."""
 
 
 class Program:
-    """A Python program that runs."""
+    """A running Python program."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
     def line(self) -> str:
-        """The next line it prints; empty when it has ended."""
+        """The next line that the program prints; empty after its end."""
         assert self._process.stdout is not None
         return self._process.stdout.readline().rstrip("\n")
 
     def interrupt(self, number: signal.Signals = signal.SIGINT) -> None:
-        """Send a signal."""
+        """Send the program a signal."""
         self._process.send_signal(number)
 
     def end(self) -> tuple[int, str, str]:
-        """Wait for its end: exit status, what it printed that no :meth:`line` has returned, what it complained."""
+        """Wait for its end, and return its exit status, the output that no :meth:`line` has returned, and its errors."""
         out, err = self._process.communicate(timeout=TIMEOUT)
         return self._process.returncode, out, err
 
 
 @contextlib.contextmanager
 def running(*arguments: str | Path, cwd: Path | None = None) -> Iterator[Program]:
-    """``python *arguments``, killed at the end if it still runs."""
+    """Run ``python *arguments``, and kill it at the end if it still runs."""
     command = [sys.executable, "-W", "error", *map(str, arguments)]
-    # Ctrl-C reaches it as from a terminal, even where the tests are run with SIGINT ignored, as a background job is.
+    # Ctrl-C reaches it as from a terminal, even if the tests run with SIGINT ignored, as a background job does.
     restore = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         process = subprocess.Popen(
@@ -68,7 +68,7 @@ def running(*arguments: str | Path, cwd: Path | None = None) -> Iterator[Program
 
 
 def run(*arguments: str | Path, cwd: Path | None = None) -> tuple[int, str, str]:
-    """``python *arguments`` to its end: exit status, standard output, standard error."""
+    """Run ``python *arguments`` to its end, and return its exit status, standard output and standard error."""
     with running(*arguments, cwd=cwd) as program:
         return program.end()
 
@@ -111,14 +111,14 @@ def environment(*command: object) -> dict[str, str]:
 
 
 def connect(host: str, port: int) -> socket.socket:
-    """A blocking client."""
+    """Open a blocking client."""
     client = socket.create_connection((host, port), timeout=TIMEOUT)
     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return client
 
 
 def read_all(client: socket.socket) -> bytes:
-    """Everything to the end of the stream."""
+    """Read everything to the end of the stream."""
     received = b""
     while data := client.recv(65536):
         received += data
@@ -126,7 +126,7 @@ def read_all(client: socket.socket) -> bytes:
 
 
 def read_exactly(client: socket.socket, count: int) -> bytes:
-    """So many bytes."""
+    """Read ``count`` bytes."""
     received = b""
     while len(received) < count:
         data = client.recv(count - len(received))

@@ -1,8 +1,8 @@
-"""Run Python where a ring cannot be had: ``python restricted.py RESTRICTION ...`` becomes ``python ...``, restricted.
+"""Run Python without access to a ring: ``python restricted.py RESTRICTION ...`` becomes ``python ...``, restricted.
 
 An errno by name (``EPERM``) installs a seccomp filter that has io_uring_setup(2) fail with it, as the profiles of container
 runtimes do.  ``memlock`` takes away the right to lock memory, ``memlock=700`` beyond that many KiB.  Both outlive
-execve(2), and nothing takes them off again.
+execve(2), and no system call undoes them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OFFSET_OF_NUMBER = 0  # struct seccomp_data: the system call's number comes firs
 
 
 def refuse(system_call: int, number: int) -> None:
-    """From now on this process and its children get this errno from the system call."""
+    """Make the system call fail with this errno, in this process and its children, from now on."""
     instructions = [
         (BPF_LOAD_WORD, 0, 0, OFFSET_OF_NUMBER),
         (BPF_JUMP_IF_EQUAL, 0, 1, system_call),
@@ -45,7 +45,7 @@ def refuse(system_call: int, number: int) -> None:
 
 
 def lock_no_memory(beyond: int) -> None:
-    """RLIMIT_MEMLOCK is this many KiB.
+    """Set RLIMIT_MEMLOCK to ``beyond`` KiB.
 
     It does not bind root, so the capability that exempts root is gone after execve(2).
     """
@@ -55,7 +55,7 @@ def lock_no_memory(beyond: int) -> None:
 
 
 def prctl(*arguments: object) -> None:
-    """prctl(2)."""
+    """Call prctl(2)."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(*arguments) != 0:
         raise OSError(ctypes.get_errno(), f"prctl{arguments[:2]}: {os.strerror(ctypes.get_errno())}")

@@ -1,4 +1,4 @@
-"""Runs of a test's own, and what can be seen of them."""
+"""Runs that a test starts itself, and ways to observe them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def bounded(async_fn: Callable[[], Awaitable[T]], patience: float = PATIENCE) -> Callable[[], Awaitable[T]]:
-    """The same function, failing when it has not ended after a long while."""
+    """The function with a time limit, so that a run that hangs fails."""
 
     async def in_time() -> T:
         with trio.fail_after(patience):
@@ -31,27 +31,27 @@ def bounded(async_fn: Callable[[], Awaitable[T]], patience: float = PATIENCE) ->
 
 
 def ring_run(async_fn: Callable[[], Awaitable[T]], *, in_place: bool | None = None, **options: object) -> T:
-    """``gain_trio.run(async_fn)`` on a ring with these options, failing when it has not ended after a long while."""
+    """Call ``gain_trio.run(async_fn)`` on a ring with these options; a run that hangs fails."""
     ring = gain_trio.RingOptions(**options)  # type: ignore[arg-type]
     return gain_trio.run(bounded(async_fn), ring=ring, resume_in_place=in_place)
 
 
 def statistics() -> UringStatistics:
-    """Of the current run."""
+    """The statistics of the current run."""
     found: object = trio.lowlevel.current_statistics().io_statistics
     assert isinstance(found, UringStatistics)
     return found
 
 
 async def until_let_go() -> None:
-    """Until the kernel has let go of every connection that was closed.  Over sockets, closing does not return before."""
+    """Wait until the kernel has ended every closed connection.  Over sockets, closing does not return before."""
     found: object = trio.lowlevel.current_statistics().io_statistics
     if isinstance(found, UringStatistics):
         await until(lambda: statistics().connections == 0)
 
 
 class WaitCounter(trio.abc.Instrument):
-    """Counts how often the run has waited for news: a loop that spins does little else."""
+    """A count of the run's waits for events: a loop that spins does little else."""
 
     def __init__(self) -> None:
         self.waits = 0
@@ -61,7 +61,7 @@ class WaitCounter(trio.abc.Instrument):
 
 
 def drive(ring: Ring, until: Callable[[], bool]) -> list[Completion]:
-    """Enter and reap until the condition holds; all completions meanwhile."""
+    """Enter and reap until the condition holds, and return all completions."""
     completions: list[Completion] = []
     for _ in range(100_000):
         completions += ring.reap()
@@ -72,7 +72,7 @@ def drive(ring: Ring, until: Callable[[], bool]) -> list[Completion]:
 
 
 def host_run(async_fn: Callable[..., Awaitable[Any]], *args: Any, **options: Any) -> Any:
-    """A guest run in a host loop that does what it is told to and nothing else."""
+    """Run a guest in a host loop that only calls what Trio schedules."""
     todo: queue.Queue[Callable[[], object]] = queue.Queue()
     ended: list[outcome.Outcome[Any]] = []
     gain_trio.start_guest_run(async_fn, *args, run_sync_soon_threadsafe=todo.put, done_callback=ended.append, **options)
@@ -82,7 +82,7 @@ def host_run(async_fn: Callable[..., Awaitable[Any]], *args: Any, **options: Any
 
 
 def in_child(function: Callable[[], object]) -> None:
-    """Call it in a forked child, which ends without ceremony; a failure there is one here."""
+    """Call a function in a forked child, which ends by _exit(2); a failure there is one here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 has reservations about fork and threads
         child = os.fork()

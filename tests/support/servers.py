@@ -1,4 +1,4 @@
-"""Servers of streams for the length of a with statement, and their commonest handler."""
+"""Servers of streams for the duration of a with statement, and their commonest handler."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def echo(connection: Connection) -> None:
 
 
 async def echo_until_broken(connection: Connection) -> None:
-    """The same until the peer aborts, which is no error."""
+    """Send back what arrives, until the end of the stream or an abort by the peer, which is accepted."""
     with contextlib.suppress(trio.BrokenResourceError):
         async for data in connection:
             await connection.send(data)
@@ -31,7 +31,7 @@ async def echo_until_broken(connection: Connection) -> None:
 async def serving(
     handler: Callable[[Connection], Awaitable[object]], address: str | Sequence[str] = LOCAL, **options: Any
 ) -> AsyncIterator[Server]:
-    """A server for the length of a with statement."""
+    """Serve for the duration of a with statement."""
     async with trio.open_nursery() as nursery:
         server = await nursery.start(lambda **status: gain_trio.serve(handler, address, **options, **status))
         assert isinstance(server, Server)
@@ -40,5 +40,5 @@ async def serving(
 
 
 async def connect(server: Server) -> Connection:
-    """A client of a server on 127.0.0.1."""
+    """Open a client of a server on 127.0.0.1."""
     return await gain_trio.connect(f"tcp://127.0.0.1:{server.addresses[0][1]}")

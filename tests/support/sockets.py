@@ -1,4 +1,4 @@
-"""Sockets of the standard library, and what is done to them."""
+"""Sockets of the standard library, and operations on them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import trio
 
 @contextlib.contextmanager
 def socket_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Two connected non-blocking sockets, closed at the end."""
+    """Open two connected non-blocking sockets, and close them at the end."""
     one, other = socket.socketpair()
     with one, other:
         one.setblocking(False)
@@ -21,7 +21,7 @@ def socket_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 def fill(sock: socket.socket) -> int:
-    """Write until the kernel takes no more; how much that was."""
+    """Write until the kernel accepts no more, and return how many bytes it has accepted."""
     total = 0
     with contextlib.suppress(BlockingIOError):
         while True:
@@ -30,7 +30,7 @@ def fill(sock: socket.socket) -> int:
 
 
 def read_available(sock: socket.socket) -> bytes:
-    """All that can be read without waiting."""
+    """Read all that has arrived, without waiting."""
     received = bytearray()
     with contextlib.suppress(BlockingIOError):
         while data := sock.recv(65536):

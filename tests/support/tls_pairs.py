@@ -1,4 +1,4 @@
-"""What the tests of TLS share: pairs, a server, and what is done to them."""
+"""Pairs and a server for the tests of TLS."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SMALL = Marks(receive_high=8192, receive_low=1024, send_high=8192)
 
 
 async def clog(connection: TlsConnection, size: int = PIECE) -> None:
-    """Send whole pieces until the connection stays over its high mark.  What is cancelled here was sent whole: no tear."""
+    """Send whole pieces until the connection stays over its high mark.  A send cancelled here has sent all its bytes."""
 
     async def send() -> None:
         while True:
@@ -30,14 +30,14 @@ async def clog(connection: TlsConnection, size: int = PIECE) -> None:
     while connection.outbound_buffered < connection._marks.send_high:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(send)
-            await wait_all_tasks_blocked(0.05)  # the peer's kernel may make room by taking some over
+            await wait_all_tasks_blocked(0.05)  # the peer's kernel may accept some, which makes room
             nursery.cancel_scope.cancel()
         await wait_all_tasks_blocked(0.05)
 
 
 @asynccontextmanager
 async def serving_tls(handler: Callable[[Connection], Awaitable[object]], **options: Any) -> AsyncIterator[Server]:
-    """A server with TLS for the length of a with statement."""
+    """Serve with TLS for the duration of a with statement."""
     options.setdefault("ssl_context", server_context())
     async with serving(handler, **options) as server:
         yield server

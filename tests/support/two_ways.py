@@ -1,4 +1,4 @@
-"""Runs whose tasks are woken in a given way, and what the tasks of several tests do."""
+"""Runs whose tasks are woken in a given way, and tasks that several tests share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def run_with_pair(body: Callable[[Connection, Connection], Awaitable[T]], resume_in_place: bool, **options: Any) -> T:
-    """``body(client, served)`` in a run of its own, whose wake-ups go the given way and are counted."""
+    """Call ``body(client, served)`` in a run of its own, and check that its tasks are woken in the given way."""
 
     async def main() -> T:
         client, served = await open_pair()
@@ -29,16 +29,16 @@ def run_with_pair(body: Callable[[Connection, Connection], Awaitable[T]], resume
 
 
 async def woken_by(client: Connection, served: Connection, data: bytes = b"x") -> None:
-    """Receive ``data``, having waited for it: what follows is in the step that the connection's news resumed.
+    """Wait for ``data`` and receive it: the caller continues in the step that the arrival has resumed.
 
-    The send is answered from memory and leaves when the task waits; a nursery's end would be a checkpoint.
+    The send returns at once and its data leaves when the task waits; a nursery's end would be a checkpoint.
     """
     await client.send(data)
     assert await served.receive() == data
 
 
 async def ping_pong(client: Connection, served: Connection, count: int) -> None:
-    """Both ends wait all the time."""
+    """Exchange messages of which each end always waits for the next."""
 
     async def echo() -> None:
         for _ in range(count):

@@ -1,4 +1,4 @@
-"""Handlers for worker processes, which import them from here, and things that do something when a worker unpickles them."""
+"""Handlers for worker processes, which import them from here, and objects that act when a worker unpickles them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def tell_process(connection: Connection) -> None:
 
 
 async def tell_process_until_told(connection: Connection) -> None:
-    """The same, but end when the server drains and the client has said so: by an X."""
+    """Answer every byte with the process's id, until the server drains and the client has sent an X."""
     await connection.send(b"%08d" % os.getpid())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_announce, connection)
@@ -68,14 +68,14 @@ async def answer_large(connection: Connection) -> None:
 
 
 async def block(connection: Connection) -> None:
-    """Hold the event loop up, as no handler should."""
+    """Block the event loop, as a faulty handler does."""
     await connection.send(b"%08d" % os.getpid())
     await connection.flush()
     time.sleep(3600)  # noqa: ASYNC251 - that is what it is for
 
 
 async def shielded(connection: Connection) -> None:
-    """Do not let go."""
+    """Ignore cancellation."""
     await connection.send(b"%08d" % os.getpid())
     with trio.CancelScope(shield=True):
         await trio.sleep_forever()
@@ -96,7 +96,7 @@ async def burn(connection: Connection) -> None:
 
 
 def for_control_channel(do: Callable[[socket.socket], Any]) -> None:
-    """To everything that looks like it, as a program does that has lost count of its descriptors."""
+    """Call ``do`` with every socket that resembles the control channel, as a program with a wrong descriptor may."""
     for descriptor in map(int, os.listdir("/proc/self/fd")):
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as sock:
             if sock.family == socket.AF_UNIX and sock.type == socket.SOCK_STREAM:
@@ -118,7 +118,7 @@ async def hang_up_on_the_server(connection: Connection) -> None:
 
 
 async def tell_signals(connection: Connection) -> None:
-    """What a program that this handler starts does with SIGINT and SIGHUP."""
+    """Send whether a program that this handler starts has the default actions for SIGINT and SIGHUP."""
     code = "import signal; print(signal.getsignal(signal.SIGINT) is signal.default_int_handler, "
     code += "signal.getsignal(signal.SIGHUP) is signal.SIG_DFL)"
     done = await trio.run_process([sys.executable, "-c", code], capture_stdout=True)
@@ -126,13 +126,13 @@ async def tell_signals(connection: Connection) -> None:
 
 
 async def tell_placement(connection: Connection) -> None:
-    """The CPUs, and the nice value."""
+    """Send the CPUs and the nice value of the process."""
     cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))))
     await connection.send(f"{cpus} {os.getpriority(os.PRIO_PROCESS, 0)}".encode())
 
 
 class EchoProtocol(asyncio.Protocol):
-    """As somebody wrote it for asyncio, with the process that it runs in before each answer."""
+    """A protocol for asyncio that puts the id of its process before each answer."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
@@ -142,7 +142,7 @@ class EchoProtocol(asyncio.Protocol):
 
 
 class Unhurried(EventHandler):
-    """Says that it has begun, and that it is done when a file is there; leaves what ``on_close`` got in another."""
+    """A handler that reports its beginning, waits for a file to exist, and writes the error of ``on_close`` to another."""
 
     def __init__(self, go_on: Path, closed: Path) -> None:
         self._go_on = go_on
@@ -160,7 +160,7 @@ class Unhurried(EventHandler):
 
 
 def be_patient_with_first_words() -> None:
-    """In a worker: wait a minute for a connection's first byte, so that no test is in a hurry."""
+    """Make a worker wait a minute for a connection's first byte, so that slow tests pass."""
     _worker.FIRST_SECONDS = 60.0
 
 
@@ -175,7 +175,7 @@ def make_no_context() -> ssl.SSLContext:
 
 
 class WhenUnpickled:
-    """A handler, and something to do first where it is unpickled, which is in a worker."""
+    """A handler with a function that a worker calls first, when it unpickles the handler."""
 
     def __init__(self, handler: Callable[[Connection], Any], do: Callable[..., Any], *arguments: Any) -> None:
         self._handler = handler
@@ -219,7 +219,7 @@ def die() -> None:
 
 
 def die_soon() -> None:
-    """A thread of the program's ends it, most likely when it has just begun to serve."""
+    """Start a thread that ends the process, most likely when it has just begun to serve."""
     threading.Timer(0.4, os._exit, [3]).start()
 
 
@@ -253,7 +253,7 @@ def wait_while(path: Path) -> None:
 
 
 def tell_and_wait_while(path: Path, told: Path) -> None:
-    """While it waits, the number of the process is in the other file."""
+    """Wait while a file exists, and write the process id to the other file first."""
     if path.exists():
         part = told.with_suffix(".part")
         part.write_text(str(os.getpid()))
@@ -262,14 +262,14 @@ def tell_and_wait_while(path: Path, told: Path) -> None:
 
 
 def limit_descriptors(count: int) -> None:
-    """So many more than there are."""
+    """Let the process open ``count`` more descriptors than it has."""
     used = max(map(int, os.listdir("/proc/self/fd")))
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (used + 1 + count, hard))
 
 
 async def spin(connection: Connection) -> None:
-    """Hold the event loop up by an endless computation."""
+    """Block the event loop by an endless computation."""
     await connection.send(b"%08d" % os.getpid())
     await connection.flush()
     while True:
@@ -277,7 +277,7 @@ async def spin(connection: Connection) -> None:
 
 
 class BlockingEvents(EventHandler):
-    """Holds the event loop up in a callback."""
+    """A handler that blocks the event loop in a callback."""
 
     def on_read(self, conn: Conn, n: int) -> None:
         conn.discard(n)

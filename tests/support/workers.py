@@ -1,4 +1,4 @@
-"""What the tests of worker processes share: who serves a connection, and waiting for other processes."""
+"""Code for the tests of worker processes: which process serves a connection, and waiting for other processes."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ ARCHITECTURES = ["reactor", "socket_sharding"]
 
 
 async def soon(condition: Callable[[], bool]) -> None:
-    """Until something in another process has come about: without keeping this one's CPU from it."""
+    """Wait until a condition in another process holds, without taking the CPU from that process."""
     with trio.fail_after(PATIENCE):
-        while not condition():  # noqa: ASYNC110 - what happens in another process sets no event here
+        while not condition():  # noqa: ASYNC110 - another process sets no event here
             await trio.sleep(0.01)
 
 
 async def process_of(client: trio.abc.Stream) -> int:
-    """Which process a connection to tell_process is served by."""
+    """The process that serves a connection to tell_process."""
     await client.send_all(b"?")
     return int(await receive_exactly(client, 8))
 
@@ -45,7 +45,7 @@ def children() -> list[int]:
 
 @asynccontextmanager
 async def clients_of(server: Server, count: int) -> AsyncIterator[list[Connection]]:
-    """So many connections, each of which has been answered by tell_process."""
+    """Open ``count`` connections, each with one answer of tell_process."""
     clients: list[Connection] = []
     try:
         for _ in range(count):
@@ -59,7 +59,7 @@ async def clients_of(server: Server, count: int) -> AsyncIterator[list[Connectio
 
 @contextmanager
 def raises_alone(kind: type[BaseException], match: str = "") -> Iterator[None]:
-    """The block raises this, in whatever groups nurseries have put it, and nothing else."""
+    """Check that the block raises this exception and nothing else, in any nesting of groups."""
     with pytest.raises(BaseException) as caught:
         yield
     error = caught.value
@@ -70,13 +70,13 @@ def raises_alone(kind: type[BaseException], match: str = "") -> Iterator[None]:
 
 
 class Exit:
-    """Waits for the end of a process that may be anybody's child."""
+    """A wait for the end of a process that may be another process's child."""
 
     def __init__(self, pid: int) -> None:
         self._descriptor = os.pidfd_open(pid)
 
     async def wait(self) -> None:
-        """Until it is gone."""
+        """Wait until the process has ended."""
         try:
             with trio.fail_after(PATIENCE):
                 await trio.lowlevel.wait_readable(self._descriptor)

@@ -102,7 +102,7 @@ def _refusal(name: str, address: Address) -> str | None:
             "send_buffer": "SendBuffer=",
             "keep_alive": "KeepAlive=",
         }[name]
-        reason = f"the {name} of {address} was set by whoever opened the socket ({setting}, systemd.socket(5))"
+        reason = f"the {name} of {address} was set by the process that opened the socket ({setting}, systemd.socket(5))"
     elif name != "backlog" and isinstance(address, UnixAddress):
         reason = f"{name} is for TCP, and {address} is a Unix socket"
     return reason
