@@ -19,11 +19,11 @@ RULES = {
     "the standard word": r"\b(?:torn|deaf|to be had)\b",
 }
 LEFT = {
-    "every sentence has an actor": 194,
-    "a number is a number": 33,
-    "subject, verb, object": 42,
-    "no subject is negated": 19,
-    "the standard word": 10,
+    "every sentence has an actor": 132,
+    "a number is a number": 21,
+    "subject, verb, object": 32,
+    "no subject is negated": 15,
+    "the standard word": 7,
 }
 """How often a rule is still broken, at most.  These numbers only become smaller."""
 

@@ -694,7 +694,7 @@ def test_a_run_ends_with_connections_that_receive_and_send(unwanted: Feature) ->
 @needs_full_tier
 @pytest.mark.parametrize("unwanted", [Feature(0), Feature.CANCEL_ANY, Feature.CANCEL_ANY | Feature.CQE_SKIP])
 def test_closing_ends_all_that_lasts_on_a_connection(unwanted: Feature) -> None:
-    """Also on a ring that was not closed before."""
+    """Also on a connection that was not closed before."""
     ring = Ring(RingOptions(unwanted=unwanted))
     errors = (trio.ClosedResourceError, trio.BusyResourceError, trio.TooSlowError)
     reactor = fastpath.Reactor(ring.address, ring, OSError, *errors, False)
@@ -828,9 +828,9 @@ def test_a_send_keeps_its_data_alive(ring: Ring) -> None:
         results = Results()
         one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         sent = pattern(1_000_000)
-        ring.send(
-            one.fileno(), bytes(bytearray(sent)), results, msg_flags=socket.MSG_WAITALL
-        )  # no other reference exists
+        only_reference = bytes(bytearray(sent))
+        ring.send(one.fileno(), only_reference, results, msg_flags=socket.MSG_WAITALL)
+        del only_reference
         received = bytearray()
         while len(received) < len(sent):
             ring.enter(0)
