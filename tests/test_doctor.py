@@ -664,5 +664,5 @@ def test_help_tells_what_the_exit_status_means() -> None:
     assert (status, err) == (0, "")
     assert "exit status:" in out
     assert "GAIN_TRIO_BACKEND=trio" in out
-    assert "  2  Nothing is told" in out
+    assert "  2  There is no report" in out
     assert max(map(len, out.splitlines())) <= 80

@@ -195,7 +195,7 @@ def _environment(facts: Facts) -> Iterator[Advice]:
     if isinstance(facts.choice, Unknown):
         if not facts.ring.runs and facts.environment["GAIN_TRIO_BACKEND"] == "io_uring":
             text = (
-                "GAIN_TRIO_BACKEND=io_uring demands a ring that cannot be had, so gain_trio.run() would fail. Unset it."
+                "GAIN_TRIO_BACKEND=io_uring demands a ring and none can run, so gain_trio.run() would fail. Unset it."
             )
         else:
             text = f"gain_trio.run() would fail here: {facts.choice.reason}."
@@ -244,8 +244,8 @@ def _serving(facts: Facts) -> Iterator[Advice]:
     somaxconn = facts.sysctls["net.core.somaxconn"]
     if isinstance(somaxconn, int) and somaxconn < _LOW_SOMAXCONN:
         text = (
-            f"At most {somaxconn} connections may wait to be accepted on a listener (net.core.somaxconn), whatever backlog "
-            "is asked for; more are refused or delayed in a burst. Linux has 4096 since 5.4: sysctl -w "
+            f"At most {somaxconn} connections may wait to be accepted on a listener (net.core.somaxconn), even if the "
+            "server sets a larger backlog; more are refused or delayed in a burst. Linux has 4096 since 5.4: sysctl -w "
             "net.core.somaxconn=4096, or --sysctl net.core.somaxconn=4096 of Docker."
         )
         yield Advice("somaxconn", "hint", text)

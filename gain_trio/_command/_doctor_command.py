@@ -13,10 +13,9 @@ from ._parsing import Subparsers, fail, show
 _NARROWEST, _WIDEST = 80, 100
 
 _DESCRIPTION = """\
-Tell what this machine can do for gain_trio: whether an io_uring can be had, and
-if not why; which features of the kernel are there and used; which limits
-matter; and what to do, where there is something to do. Nothing is changed, and
-root is not needed.
+Report what this machine can do for gain_trio: whether io_uring works, and if
+not why; which features the kernel has and a run uses; which limits matter; and
+what the operator can improve. The command changes nothing, and needs no root.
 """
 
 _EPILOG = f"""\
@@ -24,7 +23,7 @@ exit status:
   0  The ring can run here. Also where GAIN_TRIO_BACKEND=trio turns it off: the
      page then says that it could run, and that a run would not use it.
   1  The ring cannot run here. Programs do, on Trio's own I/O manager.
-  2  Nothing is told: the arguments are wrong, or standard output cannot be
+  2  There is no report: the arguments are wrong, or standard output cannot be
      written.
 
 JSON (--json):
@@ -41,7 +40,7 @@ def add_parser(commands: Subparsers) -> None:
     """Add the arguments of ``doctor``."""
     doctor = commands.add_parser(
         "doctor",
-        help="tell what this machine can do, and what to mend",
+        help="report what this machine can do, and what to mend",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -241,7 +241,7 @@ def _errno(holder: dict[str, Any], number: str, name: str, where: str) -> dict[s
     if holder.get(number) is not None:
         return {number: holder[number]}
     if holder.get(name):
-        raise ProfileError(f"{where} has {name} without {number}, which the plain form has no word for")
+        raise ProfileError(f"{where} has {name} without {number}, which the plain form cannot express")
     return {}
 
 
@@ -263,7 +263,7 @@ def resolve(profile: Profile, architecture: str, capabilities: Collection[str] =
     if profile.get("archMap"):
         mapped = next((entry for entry in profile["archMap"] if entry.get("architecture") == scmp), None)
         if mapped is None:
-            raise ProfileError(f"its archMap knows nothing of {scmp}")
+            raise ProfileError(f"its archMap lacks {scmp}")
         plain["architectures"] = [scmp, *(mapped.get("subArchitectures") or ())]
     elif profile.get("architectures"):
         plain["architectures"] = profile["architectures"]

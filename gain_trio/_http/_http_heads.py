@@ -16,7 +16,7 @@ MAX_METHOD: Final = 32
 TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 """A character of a method, or of a field's name (RFC 9110, 5.6.2)."""
 REQUEST_LINE: Final = rb"(" + TOKEN + rb"{1,%d}" % MAX_METHOD + rb") ([\x21-\x7e]+) HTTP/1\.([0-9])"
-"""Its groups are the method, the target and the minor version (RFC 9112, 3)."""
+"""A pattern whose groups are the method, the target and the minor version (RFC 9112, 3)."""
 _REQUEST_LINE: Final = re.compile(REQUEST_LINE)
 
 
@@ -63,8 +63,8 @@ def response(
 
     Args:
       status: its code and phrase.
-      content: its body, whose length is told.
-      content_type: what the body is.
+      content: its body, whose length the head has.
+      content_type: the type of the body.
       first, last: more fields, each with its CR LF, before and after those two.
       with_content: False for the answer to HEAD, which has the fields and no body.
     """

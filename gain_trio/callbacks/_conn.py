@@ -119,7 +119,7 @@ class Conn(abc.ABC):
         if count is None:  # a raw file would have to wait; another writer reports no count
             count = 0 if isinstance(writer, io.RawIOBase) else len(data)
         if not 0 <= count <= len(data):
-            raise ValueError(f"write() of {writer!r} claims to have taken {count} of {len(data)} bytes")
+            raise ValueError(f"write() of {writer!r} reports a write of {count} of {len(data)} bytes")
         return self.discard(count)
 
     # --- sending ---

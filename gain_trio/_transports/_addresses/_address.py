@@ -138,7 +138,7 @@ class TcpAddress(_InternetAddress):
     """A host and a TCP port, not looked up.
 
     Raises:
-      ValueError: the host cannot be one, or the port is out of range; says what is wrong.
+      ValueError: the host is invalid, or the port is out of range; the message says what is wrong.
     """
 
     scheme: ClassVar[Scheme] = "tcp"
@@ -150,7 +150,7 @@ class UdpAddress(_InternetAddress):
     """A host and a UDP port, not looked up.
 
     Raises:
-      ValueError: the host cannot be one, or the port is out of range; says what is wrong.
+      ValueError: the host is invalid, or the port is out of range; the message says what is wrong.
     """
 
     scheme: ClassVar[Scheme] = "udp"

@@ -1,7 +1,7 @@
 """bind(2) to an address whose last owner was killed a moment ago.
 
 The kernel ends the operations of a killed process's ring in a work queue, after the process is gone (io_ring_exit_work,
-io_uring.c), and until then they hold the listening socket: 36 ms were measured.  A supervisor that starts a successor at
+io_uring.c), and until then they keep the listening socket open: 36 ms in a measurement.  A supervisor that starts a successor at
 once would meet ``EADDRINUSE`` for no reason.
 """
 
