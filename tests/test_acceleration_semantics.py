@@ -1,4 +1,4 @@
-"""What Trio promises holds with its own code and with the pieces in C: every test makes its assertions of both."""
+"""Trio's contract holds with its own code and with the pieces in C: every test makes its assertions of both."""
 
 from __future__ import annotations
 

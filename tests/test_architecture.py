@@ -75,7 +75,7 @@ def walk(node: ast.AST, *, at_runtime: bool = True) -> Iterator[tuple[ast.Import
 
 
 def imports(path: Path) -> list[Import]:
-    """What a module imports.  ``from package import name`` counts as ``package.name``, which may be a module."""
+    """The imports of a module.  ``from package import name`` counts as ``package.name``, which may be a module."""
     package = [NAME, *path.relative_to(PACKAGE).parent.parts]
     found = []
     for node, at_runtime in walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -198,7 +198,7 @@ def module_name(path: Path) -> str:
 
 
 def faces() -> dict[str, set[str]]:
-    """What each package exports: its ``__all__``."""
+    """The exports of each package: its ``__all__``."""
     found = {}
     for path in MODULES:
         if path.name == "__init__.py":

@@ -231,7 +231,7 @@ async def ask() -> gain_trio.BackendInfo:
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
-    """What gain_trio logs, with nothing of it in the environment."""
+    """The log of gain_trio, with none of its variables in the environment."""
     for name in ("GAIN_TRIO_BACKEND", "GAIN_TRIO_UNWANTED"):
         monkeypatch.delenv(name, raising=False)
     caplog.set_level(logging.INFO, logger="gain_trio")

@@ -1,4 +1,4 @@
-"""Who gets a connection: the balancers, one of one's own, and those that are wrong.  And the tree of tasks."""
+"""The balancers' choices, a program's own balancer, faulty ones, and the tree of tasks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.connections
 
 @attrs.define(eq=False)
 class View:
-    """What a balancer sees of a consumer."""
+    """A consumer as a balancer sees it."""
 
     index: int
     active: int = 0
@@ -129,7 +129,7 @@ async def connect_from(host: str, server: Server) -> trio.SocketStream:
 
 
 async def accepted_by(server: Server, before: Sequence[int]) -> int:
-    """Which consumer has got one more."""
+    """The consumer that has got one more connection."""
     await until(lambda: server.statistics().connections_by_consumer != tuple(before))
     now = server.statistics().connections_by_consumer
     [index] = [index for index, (then, count) in enumerate(zip(before, now, strict=True)) if count != then]

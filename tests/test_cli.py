@@ -99,14 +99,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 def where_it_serves(program: Program, handler: str = "echo") -> tuple[str, int]:
-    """Where the command says that it serves."""
+    """The address that the command prints for its server."""
     line = program.line()
     assert line, program.end()
     return address_in(line, handler)
 
 
 def address_in(line: str, handler: str) -> tuple[str, int]:
-    """Where this line says that it serves."""
+    """The address in a line of the command's output."""
     match = re.fullmatch(rf"serving {re.escape(handler)} on tcp://\[?(.+?)\]?:(\d+); Ctrl-C stops it", line)
     assert match, line
     return match[1], int(match[2])

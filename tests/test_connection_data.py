@@ -1,4 +1,4 @@
-"""What goes over a connection: receiving, sending, and that nothing is lost when a call is cancelled."""
+"""Data over a connection: receiving, sending, and cancelled calls, which lose nothing."""
 
 from __future__ import annotations
 
@@ -371,7 +371,7 @@ async def test_a_send_that_is_not_awaited_does_nothing(pair: Pair) -> None:
 
 
 async def test_a_cancelled_send_that_waits_keeps_the_order(pair: Pair) -> None:
-    """What a cancelled send had queued arrives, whole pieces before what is sent afterwards."""
+    """The peer receives what a cancelled send has queued, in whole pieces, before later sends."""
     client, served = pair
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:

@@ -270,7 +270,7 @@ async def test_calls_in_progress_on_close(pair: Pair, end: Callable[[Connection]
 async def test_a_call_right_after_close_finds_it_closed(
     pair: Pair, end: Callable[[Connection], Awaitable[None]]
 ) -> None:
-    """Not busy, though the call that was in progress has not been told yet."""
+    """The call raises ClosedResourceError, not BusyResourceError, though the call in progress has not ended yet."""
     client, served = pair
 
     async def expect_closed() -> None:

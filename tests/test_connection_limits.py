@@ -204,7 +204,7 @@ async def test_the_smallest_marks_work(kind: type[bytes | bytearray]) -> None:
 
 
 async def test_the_high_mark_of_sending_is_what_send_waits_for() -> None:
-    """It returns below the mark and waits at it, to the byte."""
+    """send() returns below the mark and waits at it, to the byte."""
     client, served = await open_trio_pair(marks=Marks(send_high=100))
     filled = await fill_kernel(served)
     await served.send(b"x" * 99)

@@ -117,7 +117,7 @@ async def test_the_data_may_change_after_send(endpoint: DatagramEndpoint, peer: 
 
 
 async def test_order_is_kept(endpoint: DatagramEndpoint) -> None:
-    """Also between those that leave at once (large ones) and those that leave later."""
+    """The order holds also between large datagrams, which leave at once, and small ones, which leave later."""
     datagrams = [
         pattern(length) + b"%d" % number for number, length in enumerate([1, 2000, 3, 4000, 1, 1, 5000, 1] * 4)
     ]
@@ -825,7 +825,7 @@ def test_a_tiny_pool_of_buffers_loses_nothing(entries: int, buffers: int, resume
 
 @pytest.mark.full_ring
 async def test_what_the_kernel_refuses_after_send_has_returned(endpoint: DatagramEndpoint, peer: socket.socket) -> None:
-    """It is counted, blames no other datagram, and the next one to that address is tried at once."""
+    """The endpoint counts it, raises it for no other datagram, and sends the next one to that address at once."""
     everybody = ("127.255.255.255", 9)
     endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
     await endpoint.send(b"reached", everybody)

@@ -78,7 +78,7 @@ def close_all(descriptors: list[int]) -> None:
 
 
 async def receive_one_descriptor(served: Connection) -> bytes:
-    """What comes up to "end" and is not zero, and one descriptor with it."""
+    """Receive bytes up to "end", without zeros, and one descriptor with them."""
     received, descriptors = b"", list[int]()
     while not received.endswith(b"end"):
         data, more = await served.receive_fds(1 << 20, 10)

@@ -187,7 +187,7 @@ def test_a_guest_run_that_is_collected_in_another_thread(when: str) -> None:
 
 @pytest.mark.full_ring
 async def test_a_receive_for_which_there_is_no_memory_is_over() -> None:
-    """What came is lost, so the connection is broken; what still comes stays in the kernel."""
+    """The received data is lost, so the connection is broken; later data stays in the kernel."""
     testcapi = pytest.importorskip("_testcapi")
     client, served = await open_pair()
     async with client, served:

@@ -210,7 +210,7 @@ async def test_an_error_while_it_drains_propagates_when_it_is_strict() -> None:
 
 
 async def test_a_handler_that_drains_its_own_server(autojump_clock: MockClock) -> None:
-    """It waits for itself, and is cancelled when the time is up."""
+    """The handler waits for itself, and the server cancels it when the time is up."""
     servers: list[Server] = []
 
     async def handler(connection: Connection) -> None:

@@ -1,4 +1,4 @@
-"""Which datagrams the built-in echo answers."""
+"""The choice of the datagrams that the built-in echo answers."""
 
 from __future__ import annotations
 

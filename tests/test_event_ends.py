@@ -1,4 +1,4 @@
-"""How servers of callbacks end: shut down and drained, in one process and in several, and by signals."""
+"""The end of servers of callbacks: by shutdown, drain and signals, in one process and in several."""
 
 from __future__ import annotations
 
@@ -338,7 +338,7 @@ def test_a_program_that_is_shut_down_in_an_on_start_that_waits(start: Callable[[
 def test_a_program_that_is_shut_down_before_it_listens(
     start: Callable[[EventServer, str], None], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By another thread, before the run knows of it, and when it does."""
+    """Another thread shuts it down, before the run has the server, and after that."""
     server = EventServer(EventHandler())
     called = getattr(server_module, name)
 
@@ -432,7 +432,7 @@ async def test_a_callback_that_waits_for_a_thread_that_would_wait_for_it(
 
 
 async def test_tasks_beside_the_server_may_wait_for_its_end() -> None:
-    """Also where the server runs in the task that their nursery is of."""
+    """They may also if the server runs in the task that owns their nursery."""
     ended: list[str] = []
 
     class Telling(EventHandler):

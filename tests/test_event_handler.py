@@ -210,7 +210,7 @@ async def test_keyboard_interrupt_is_not_kept() -> None:
 
 @THREADS
 async def test_close_sends_fin_at_once_though_the_task_waits(async_handler: bool) -> None:
-    """From another task, and while a receive is pending."""
+    """The program closes from another task, and while a receive is pending."""
     conns: list[Conn] = []
     recorder = Recorder({"on_accept": conns.append})
     async with serving_events(recorder, async_handler=async_handler) as server:
@@ -309,7 +309,7 @@ async def test_a_time_to_linger_bounds_the_end(autojump_clock: MockClock) -> Non
 
 @pytest.mark.parametrize("end", ["close", "error", "deadline", "reset", "cancelled"])
 async def test_no_end_waits_in_close_2_for_the_peer(end: str) -> None:
-    """Which would hold up the run: whatever the end is, the socket that is closed has no time to linger."""
+    """A lingering close(2) would block the run, so every closed socket has a linger time of 0, whatever the end is."""
     copies: list[socket.socket] = []
 
     def on_read(conn: Conn, n: int) -> None:
@@ -374,7 +374,7 @@ async def test_the_properties_reach_the_socket() -> None:
 
 
 async def test_a_slow_reader_is_closed() -> None:
-    """It costs no more than the limit and one write, and the server goes on."""
+    """The reader costs no more than the limit and one write, and the server goes on."""
     unsent: list[int] = []
 
     def flood(conn: Conn, n: int) -> None:
@@ -616,7 +616,7 @@ async def test_write_deadlines_take_no_task_each(autojump_clock: MockClock) -> N
 
 
 async def test_a_connection_that_had_a_write_deadline_is_gone_when_it_is_over() -> None:
-    """And not when the garbage is collected next."""
+    """The memory of the connection is freed at its end, and not at the next garbage collection."""
     alive: list[weakref.ref[Conn]] = []
 
     class Dated(EventHandler):

@@ -1,4 +1,4 @@
-"""How often each callback is called: for streams and datagrams, in each way that callbacks can be run."""
+"""The number of calls of each callback, for streams and datagrams, in each way of running callbacks."""
 
 from __future__ import annotations
 

@@ -359,7 +359,7 @@ def test_callback_echo_serves_its_own_clients_and_ends() -> None:
 
 
 def ask_process(client: socket.socket) -> int:
-    """Which process serves a client of sharded.py."""
+    """The process that serves a client of sharded.py."""
     client.sendall(b"?\n")
     answer = client.recv(100).decode()
     match = re.fullmatch(r"process (\d+)\n", answer)

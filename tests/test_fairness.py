@@ -115,7 +115,7 @@ def no_time(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 
 async def turns_of_others(calls: int, call: Callable[[], Awaitable[object]]) -> int:
-    """How many turns another task has while ``call`` is called so often."""
+    """The number of turns that another task has while ``call`` is called repeatedly."""
     turns = 0
     done = False
 
@@ -304,7 +304,7 @@ class Takes(EventHandler):
 
 @pytest.mark.parametrize("drains", [False, True])
 async def test_callbacks_are_told_of_pieces(no_time: Callable[[], None], drains: bool) -> None:
-    """Also when the server drains, and tells of all that has arrived for the last time."""
+    """The server calls back in pieces also when it drains and reports all that has arrived for the last time."""
     no_time()
     handler = Takes()
     async with trio.open_nursery() as nursery:

@@ -1,4 +1,4 @@
-"""What cannot be provoked from outside is made so: tiny rings and pools, limits, resets, interrupts.
+"""Faults that a test must build, because a client cannot provoke them: tiny rings and pools, limits, resets, interrupts.
 
 Whatever happens, no byte is lost or out of place, nothing spins, nothing leaks, and it is over when it is over.
 """
@@ -369,7 +369,7 @@ async def test_aborting_with_receive_and_send_pending_resets_at_once() -> None:
 
 @pytest.mark.parametrize("connections", [1, 20])
 def test_an_interrupt_in_a_handler_ends_the_run_and_everything_in_it(resume_in_place: bool, connections: int) -> None:
-    """In the middle of a batch: some handlers have been stepped, others not yet."""
+    """The interrupt comes in the middle of a batch: some handlers have been stepped, others not yet."""
     handled: list[bytes] = []
     peers: list[socket.socket] = []
 

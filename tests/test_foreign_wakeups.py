@@ -39,7 +39,7 @@ def send_now(connection: Connection, data: bytes) -> None:
 
 @in_place
 def test_a_task_that_is_parked_with_an_abort_function_of_its_own(resume_in_place: bool) -> None:
-    """It has made the first step of the call itself, and waits by its own means."""
+    """The task has made the first step of the call itself, and waits by its own means."""
 
     async def main() -> bytes:
         client, served = await open_pair()

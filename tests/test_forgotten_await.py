@@ -134,7 +134,7 @@ gain_trio.run(main)
 
 
 def test_where_warnings_are_errors() -> None:
-    """It is written as an error without a caller, and the program goes on, as after a coroutine."""
+    """Python prints the warning as an error without a caller, and the program goes on, as after a coroutine."""
     command = [sys.executable, "-W", "error", "-c", FORGETFUL]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert ended.stdout == "went on\n"

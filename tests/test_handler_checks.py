@@ -59,7 +59,7 @@ def declared(connection: Connection) -> Awaitable[None]:
 
 
 class WithoutSignature:
-    """As an object of an extension module may be."""
+    """A callable without a signature, like one of an extension module."""
 
     @property
     def __signature__(self) -> Any:

@@ -172,7 +172,7 @@ def read_all(peer: socket.socket) -> bytes:
 async def test_a_half_closed_peer_gets_everything(
     sockets: tuple[socket.socket, socket.socket], how: str, tmp_path: Path
 ) -> None:
-    """It hangs up in the middle of what it is sent; the close that follows is no excuse either."""
+    """The peer half-closes in the middle of the data, and gets the rest even if the server closes then."""
     peer, served = sockets
     peer.settimeout(PATIENCE)
     data = pattern(MUCH)

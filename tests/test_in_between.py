@@ -213,7 +213,7 @@ print("survived")
 
 @pytest.mark.full_ring
 def test_an_endpoint_that_is_collected_while_its_datagram_is_taken() -> None:
-    """Until Python 3.12 a garbage collection can begin wherever an object is made."""
+    """Python before 3.12 can begin a garbage collection wherever an object is made."""
     environment = {**os.environ, "PYTHONMALLOC": "debug", "PYTHONWARNINGS": "ignore::ResourceWarning"}
     command = [sys.executable, "-c", DROPPED_IN_A_CYCLE]
     result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False, env=environment)

@@ -87,7 +87,7 @@ def s_client(server: Server, ca_file: Path, version: ssl.TLSVersion, *options: s
 
 
 async def read_until(process: trio.Process, text: bytes) -> bytes:
-    """What the program prints, until this is in it."""
+    """Read what the program prints until it contains a text."""
     assert process.stdout is not None
     printed = b""
     while text not in printed:
@@ -241,7 +241,7 @@ async def test_s_server_renegotiates(certificate_files: tuple[Path, Path]) -> No
 
 
 async def hello(connection: Connection) -> None:
-    """As little HTTP/1.1 as there can be: any request, answered with its body, until the client has no more."""
+    """Serve a minimum of HTTP/1.1: answer any request with its body, until the client ends."""
     while True:
         with contextlib.suppress(gain_trio.IncompleteMessage):
             head = await connection.receive_until(b"\r\n\r\n")

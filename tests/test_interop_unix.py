@@ -40,7 +40,7 @@ def needs(program: str) -> pytest.MarkDecorator:
 
 
 async def run(*command: str, data: bytes = b"") -> bytes:
-    """What a program prints when it is given this."""
+    """The output of a program for a given input."""
     with trio.fail_after(PATIENCE):
         done = await trio.run_process(list(command), stdin=data, capture_stdout=True, env=environment(*command))
     out: bytes = done.stdout
@@ -156,7 +156,7 @@ DATAGRAM_CLIENTS: list[tuple[str, Callable[[str, str], list[str]]]] = [
     ("name", "command"), [pytest.param(*client, marks=needs(client[0])) for client in DATAGRAM_CLIENTS]
 )
 async def test_a_datagram_client_of_theirs(tmp_path: Path, name: str, command: Callable[[str, str], list[str]]) -> None:
-    """It has a name of its own, and so it is answered."""
+    """The client has a name of its own, so the server can answer it."""
     path = str(tmp_path / "s")
     options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     async with (
@@ -174,7 +174,7 @@ async def test_a_datagram_client_of_theirs(tmp_path: Path, name: str, command: C
 
 @needs("socat")
 async def test_a_datagram_client_of_theirs_without_a_name(tmp_path: Path) -> None:
-    """It cannot be answered, which is counted and no error."""
+    """The server cannot answer the client, and counts that without an error."""
     path = str(tmp_path / "s")
     async with serving_datagrams(f"unix://{path}") as server:
         await run("socat", "-u", "-", f"UNIX-SENDTO:{path}", data=b"x")
@@ -290,7 +290,7 @@ async def test_behind_haproxy(tmp_path: Path, option: str, version: int, over: s
 
 @needs("haproxy")
 async def test_the_health_checks_of_haproxy_reach_the_handler_as_its_own(tmp_path: Path) -> None:
-    """It says LOCAL of them."""
+    """haproxy sends LOCAL in the header of its health checks."""
     seen = Seen()
     async with serving(seen.handler, "tcp://127.0.0.1:0", proxy_protocol=["127.0.0.1"]) as server:
         with socket.create_server(("127.0.0.1", 0)) as front:

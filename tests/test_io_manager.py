@@ -123,7 +123,7 @@ def test_statistics_tell_how_tasks_were_woken(in_place: bool) -> None:
 @pytest.mark.full_ring
 @pytest.mark.parametrize("in_place", [True, False])
 def test_a_wait_for_readiness_goes_through_trios_scheduler(in_place: bool) -> None:
-    """As on Trio's own manager: what a program has tuned itself to is the same order of tasks."""
+    """Programs see the same order of tasks as on Trio's own manager."""
 
     async def main() -> None:
         reader, writer = socket.socketpair()
@@ -440,7 +440,7 @@ def test_the_clock_does_not_jump_over_receives_that_starve() -> None:
 
 @pytest.mark.ring
 async def test_housekeeping_is_no_news(sockets: tuple[socket.socket, socket.socket]) -> None:
-    """What get_events() promises Trio: false if and only if the time is over."""
+    """get_events() is falsy if and only if the time is over, as Trio's run loop requires."""
     manager = current_io_manager()
     assert isinstance(manager, UringIOManager)
     await wait_all_tasks_blocked()

@@ -1,4 +1,4 @@
-"""How the tests are laid out: what modules share is in support/, once."""
+"""The layout of the tests: code that modules share is in support/, once."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_helpers_are_defined_once() -> None:
 
 
 def imported_names(tree: ast.Module) -> dict[str, tuple[str, str]]:
-    """What the module's imports bind: the module and the name that it is of."""
+    """The names that the module's imports bind, with the module that each comes from."""
     return {
         alias.asname or alias.name: (node.module or "", alias.name)
         for node in ast.walk(tree)

@@ -160,7 +160,7 @@ async def test_a_name_may_have_addresses_that_the_machine_does_not_support(monke
 async def test_an_address_that_the_machine_does_not_support(
     monkeypatch: pytest.MonkeyPatch, no_descriptor_leak: None, addresses: list[str], shards: int | None
 ) -> None:
-    """Also when there is another that it does: the program is not left without one it asked for."""
+    """Opening fails also if the name has another address that works, so that the program gets all that it requested."""
     monkeypatch.setattr(socket, "socket", SocketWithoutIPv6)
     with pytest.raises(OSError, match=r"supports none of the addresses of tcp://\[::1\]:0") as caught:
         await open_sockets(addresses, SocketOptions(), shards=shards)
@@ -447,7 +447,7 @@ def test_randomly_cancelled_accepts_lose_nothing(no_descriptor_leak: None, resum
 
 
 async def test_out_of_descriptors() -> None:
-    """Every task in accept() is told, and the connections are there when there are descriptors again."""
+    """Every task in accept() gets the error, and can accept the connections when descriptors are free again."""
     [listener] = await open_listeners(LOCAL)
     failed: list[OSError] = []
 
@@ -536,7 +536,7 @@ def test_close_resets_what_nobody_accepted(no_descriptor_leak: None, queued: boo
 
 
 def test_a_connection_that_arrives_while_closing(no_descriptor_leak: None) -> None:
-    """In the same tick: the accept's completion finds the listener closed."""
+    """The connection arrives in the same tick: the accept's completion finds the listener closed."""
 
     async def main() -> None:
         for _ in range(50):

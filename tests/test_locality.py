@@ -98,7 +98,7 @@ def tree(tmp_path: Path) -> Tree:
 
 
 def interrupts(tree: Tree, interface: str = "eth0", cpus: Sequence[int] | None = None) -> dict[str, str]:
-    """Which interrupt goes to which CPU, by name."""
+    """The CPU of each interrupt, by name."""
     return {
         change.about.removeprefix("interrupt of "): change.new
         for change in plan(interface, cpus, root=tree.root).changes
@@ -433,7 +433,7 @@ def test_an_interface_of_any_name_is_quoted(tree: Tree, tmp_path: Path, name: st
 
 
 def test_a_program_of_any_name_is_no_matter(tree: Tree) -> None:
-    """Every user chooses the names of his own (prctl(2), PR_SET_NAME)."""
+    """Every user can name a process like irqbalance or any other program (prctl(2), PR_SET_NAME)."""
     path = tree.root / "proc/7/comm"
     path.parent.mkdir()
     path.write_bytes(b"\xff\x1b[0m\n")

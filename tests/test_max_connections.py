@@ -97,7 +97,7 @@ async def test_a_thousand_clients_of_a_hundred_places(many_descriptors: None, op
 
 
 async def test_what_does_not_fit_is_not_accepted() -> None:
-    """It waits in the kernel's backlog, where it costs no descriptor."""
+    """A connection beyond the limit waits in the kernel's backlog, where it costs no descriptor."""
     handler = Counting()
     async with serving(handler, max_connections=2) as server:
         clients = [await trio.open_tcp_stream(*server.addresses[0]) for _ in range(2)]
@@ -217,7 +217,7 @@ async def test_out_of_descriptors_with_places_left(caplog: pytest.LogCaptureFixt
 
 @pytest.mark.full_ring
 def test_a_full_table_of_connections_loses_none(caplog: pytest.LogCaptureFixture, no_descriptor_leak: None) -> None:
-    """What has been accepted and finds no place on the ring gets the next one that is free."""
+    """An accepted connection without a place on the ring gets the next free one."""
     handler = Counting()
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""What a connection tells a server of callbacks, and sending without waiting: on the ring, over sockets, with TLS."""
+"""The events that a connection reports to callbacks, and sending without waiting: on the ring, over sockets, with TLS."""
 
 from __future__ import annotations
 
@@ -485,7 +485,7 @@ async def test_written_bytes_add_up(both: Pair) -> None:
 
 
 async def test_written_is_told_of_what_was_outbound_before(both: Pair) -> None:
-    """Who has been told to pause, and then asks, has to hear when there is room."""
+    """A server that has had to pause, and then waits, is woken when there is room."""
     client, served = both
     data = pattern(8 * MEBIBYTE)
     served._send_nowait(data)

@@ -21,7 +21,7 @@ async def test_trios_own_check(tmp_path: Path, kind: str, direction: str, other_
     made: list[Connection] = []
 
     async def make() -> Pair:
-        """Who sends, who receives."""
+        """The sending and the receiving connection."""
         if kind == "TCP":
             client, served = await open_pair()
         else:

@@ -49,7 +49,7 @@ LOCAL = "tcp://127.0.0.1:0"
 
 
 def over_sockets(async_fn: Callable[[], Awaitable[T]]) -> T:
-    """In a run of Trio's own, which must end."""
+    """Run a function on Trio's own I/O manager, with a time limit."""
     return trio.run(bounded(async_fn))
 
 
@@ -492,7 +492,7 @@ def test_hundreds_of_connections_at_once() -> None:
 
 
 def test_any_stream_socket_will_do() -> None:
-    """Not only TCP: nothing here asks for an address."""
+    """Sockets of other families than TCP's work, too, because no code here needs an address."""
 
     async def main() -> None:
         with socket_pair() as (one, other):

@@ -273,7 +273,7 @@ def test_framing_asks_for_more_than_there_is(data: bytes, cuts: list[int], separ
 
 
 def _outcome(call: Any) -> Any:
-    """What a coroutine returns that never waits: a turn of its loop that did would be seen."""
+    """The result of a coroutine that never waits; the test fails if it does."""
     try:
         call.send(None)
     except StopIteration as stop:

@@ -1,4 +1,4 @@
-"""What counts as progress of a send: what the kernel has taken, and what the peer has taken of that."""
+"""The progress of a send: the bytes that the kernel has accepted, and those of them that the peer has acknowledged."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ TCP_AND_UNIX = pytest.mark.parametrize("raw_pair", ["TCP", "Unix"], indirect=Tru
 
 @every_send
 async def test_what_the_kernel_has_taken_of_a_send_is_sent(any_pair: Pair, send: Send) -> None:
-    """Not when all of it is taken: a transfer that moves would look like one that does not."""
+    """Each accepted part counts at once: otherwise a moving transfer would look like a stopped one."""
     connection, peer = any_pair
     async with trio.open_nursery() as nursery:
         nursery.start_soon(send, connection)
@@ -95,7 +95,7 @@ async def test_what_the_kernel_has_taken_of_a_send_is_sent(any_pair: Pair, send:
 
 
 async def test_what_the_kernel_has_taken_of_a_write_is_not_unsent(any_pair: Pair) -> None:
-    """Of callbacks and protocols, whose writes wait for nothing."""
+    """The same holds for callbacks and protocols, whose writes never wait."""
     connection, peer = any_pair
     outbound = connection._send_nowait(bytes(BIG))
     assert outbound <= connection.outbound_buffered + connection.bytes_sent

@@ -247,7 +247,7 @@ async def test_a_loop_that_was_given_and_does_not_run_is_told_once(caplog: pytes
 
 
 def test_the_loop_of_an_asyncio_program_with_a_guest_run() -> None:
-    """It runs, so a protocol may use it."""
+    """The loop runs, so a protocol may use it."""
     called: list[str] = []
 
     async def serve_one() -> None:

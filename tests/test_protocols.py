@@ -971,7 +971,7 @@ async def test_over_tls_writing_is_resumed(high: int | None) -> None:
 
 
 async def test_over_tls_a_close_is_told_from_a_cut() -> None:
-    """By close_notify, without which the end would be an error to the peer."""
+    """close_notify distinguishes the two; without it the end would be an error for the peer."""
     protocol = Echo()
     async with running(protocol, open_tls_pair) as run:
         await run.client.send(b"hello")

@@ -359,7 +359,7 @@ TLVS = st.lists(st.tuples(st.sampled_from([0, 4, 0x20, 0x30, 0xE0, 0xFF]), st.bi
 
 
 def sockaddr(address: Any, port: int) -> Any:
-    """What :mod:`socket` makes of it."""
+    """The socket address that :mod:`socket` returns for the address."""
     if address.version == 4:
         return str(address), port
     return socket.inet_ntop(socket.AF_INET6, address.packed), port, 0, 0
@@ -376,7 +376,7 @@ def answer(data: bytes) -> Answer:
 
 
 def answer_in_pieces(pieces: list[bytes]) -> Answer:
-    """As a caller would: look at what there is whenever there is more."""
+    """Parse as a caller does: look at the data again whenever more has arrived."""
     seen = b""
     for piece in pieces:
         seen += piece

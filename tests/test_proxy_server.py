@@ -30,7 +30,7 @@ V2_LOCAL = SIGNATURE + b"\x20\x00\x00\x00"
 
 
 class Seen:
-    """What the handler saw."""
+    """The facts that the handler has recorded."""
 
     def __init__(self) -> None:
         self.addresses: list[tuple[Any, Any]] = []

@@ -41,13 +41,13 @@ def sockets(request: pytest.FixtureRequest) -> Iterator[Sockets]:
 
 
 def end(peer: socket.socket) -> None:
-    """With a reset; a Unix socket has none, but can be sent to no more."""
+    """End a connection with a reset; a Unix socket has none, and refuses further sends instead."""
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     peer.close()
 
 
 async def answered_lines(connection: Connection) -> int:
-    """How many lines could be answered before it broke."""
+    """The number of answered lines before the connection broke."""
     answered = 0
     with pytest.raises(trio.BrokenResourceError) as caught:
         while line := await connection.receive_until(b"\n", max_bytes=100):

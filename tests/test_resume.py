@@ -39,7 +39,7 @@ def in_trio_task() -> bool:
 
 
 def wake_ups() -> tuple[int, int]:
-    """How many tasks were resumed in place, and how many through the scheduler."""
+    """The numbers of tasks that were resumed in place and through the scheduler."""
     statistics: object = trio.lowlevel.current_statistics().io_statistics
     assert isinstance(statistics, gain_trio.UringStatistics)
     return statistics.resumed_in_place, statistics.rescheduled
@@ -81,7 +81,7 @@ def test_the_operators_switch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Recorder(trio.abc.Instrument):
-    """What happens to the tasks that were asked about, in its order."""
+    """An instrument that records the events of some tasks, in their order."""
 
     def __init__(self, *names: str) -> None:
         self.names = names
@@ -180,7 +180,7 @@ def test_instruments_of_nothing_but_the_run_do_not_hinder(resume_in_place: bool)
 
 
 def test_an_instrument_added_in_mid_run() -> None:
-    """By a task that was woken by its connection: from the end of its own step on, everything is seen."""
+    """A task that its connection has woken adds the instrument, which sees everything from the end of that step on."""
 
     def record(resume_in_place: bool) -> list[tuple[str, str]]:
         recorder = Recorder("echo", "ask")
@@ -384,7 +384,7 @@ def test_what_never_waits_is_no_checkpoint(resume_in_place: bool) -> None:
 
 
 def test_counters_of_both_ways_agree() -> None:
-    """Every wait counts once, however it is woken."""
+    """Every wait counts once, in both ways of waking."""
 
     def count(resume_in_place: bool) -> tuple[int, int]:
         counted = (0, 0)
@@ -413,7 +413,7 @@ def test_counters_of_both_ways_agree() -> None:
 
 
 def test_tracing(resume_in_place: bool) -> None:
-    """As a debugger or a coverage tool does: every line of a woken task is seen, once."""
+    """A tracer, like that of a debugger or a coverage tool, sees every line of a woken task once."""
     lines: list[str] = []
 
     def trace(frame: types.FrameType, event: str, _arg: object) -> Any:

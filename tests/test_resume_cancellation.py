@@ -1,4 +1,4 @@
-"""What stops a task that is resumed in place, or lets time pass for it: cancellation, deadlines, clocks, Ctrl-C."""
+"""Cancellation, deadlines, clocks and Ctrl-C, for tasks that are resumed in place."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_a_neighbour_of_the_same_tick_cancels(resume_in_place: bool) -> None:
 
 
 def test_a_neighbour_of_the_same_tick_closes(resume_in_place: bool) -> None:
-    """It is told so, or has its bytes."""
+    """The task gets ClosedResourceError or its bytes."""
 
     async def main() -> None:
         for _ in range(20):
@@ -429,7 +429,7 @@ def test_an_interrupt_in_a_woken_task(default_interrupts: None, resume_in_place:
 
 
 def test_an_interrupt_in_a_protected_frame(default_interrupts: None, resume_in_place: bool) -> None:
-    """It is pending then, and delivered to the main task at its next checkpoint: this receive(), or one of a child."""
+    """The interrupt is pending then, and reaches the main task at its next checkpoint: this receive(), or a child's."""
 
     @trio.lowlevel.enable_ki_protection
     def raise_protected() -> None:

@@ -103,7 +103,7 @@ def test_an_error_of_a_call_that_waited() -> None:
 
 
 def test_the_context_of_exceptions(resume_in_place: bool) -> None:
-    """What is being handled when a task waits is its own, and is there again when it goes on."""
+    """A task that waits while it handles an exception has that exception again when it continues."""
 
     async def body(client: Connection, served: Connection) -> None:
         async def handle(connection: Connection, first: Exception) -> None:

@@ -53,7 +53,7 @@ def pair(any_pair: Pair) -> Pair:
 
 
 async def send_and_receive(pair: Pair, send: Callable[[Connection], AsyncIterator[None]]) -> bytes:
-    """What the peer gets of what ``send`` does."""
+    """The bytes that the peer receives from ``send``."""
     client, served = pair
     received = b""
 
@@ -187,7 +187,7 @@ async def test_a_file_that_shrinks_is_an_error_and_the_connection_torn(pair: Pai
 
 
 async def receive_all_but_the_reset(connection: Connection) -> bytes:
-    """What arrives before the connection breaks."""
+    """The bytes that arrive before the connection breaks."""
     received = bytearray()
     try:
         while data := await connection.receive():

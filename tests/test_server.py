@@ -183,7 +183,7 @@ async def test_flushing_a_client_that_does_not_read_is_bounded(autojump_clock: t
 
 
 async def until_active(server: Server, count: int) -> None:
-    """Without making tasks runnable all the time, so that the clock can jump."""
+    """Wait for a number of connections, without a busy loop, so that the mock clock can jump."""
     for _ in range(1000):
         if server.active_connections == count:
             return
@@ -240,7 +240,7 @@ async def test_a_handlers_error_ends_its_connection_only(caplog: pytest.LogCaptu
 
 
 async def test_a_handler_error_with_unsent_data_resets(caplog: pytest.LogCaptureFixture) -> None:
-    """So that the client does not take what arrived for everything."""
+    """The reset shows the client that the data it has received is incomplete."""
     clogged = trio.Event()
 
     async def handler(connection: Connection) -> None:
@@ -502,7 +502,7 @@ async def test_a_busy_port() -> None:
 
 
 async def test_out_of_descriptors(caplog: pytest.LogCaptureFixture) -> None:
-    """It is logged, and the client is served when there are descriptors again."""
+    """The server logs it, and serves the client when descriptors are free again."""
     async with serving(echo) as server:
         client = socket.socket()
         client.setblocking(False)

@@ -22,7 +22,7 @@ ENDS = [signal.SIGTERM, signal.SIGINT]
 
 
 async def stay(connection: Connection) -> None:
-    """Until the client ends it; tell it when the server drains."""
+    """Wait until the client ends the connection, and send it a message when the server drains."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(tell, connection)
         await connection.receive()

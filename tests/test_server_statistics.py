@@ -1,4 +1,4 @@
-"""What a server counts and logs: causes, bytes, the ring's figures; and records that a JSON formatter can show."""
+"""A server's counters and log: causes, bytes, the ring's figures; and records that a JSON formatter can show."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class DeliberateError(Exception):
 
 
 async def end_somehow(connection: Connection) -> None:
-    """As the client asks for."""
+    """End in the way that the client requests."""
     match await connection.receive_line():
         case b"error":
             raise DeliberateError
@@ -272,7 +272,7 @@ async def test_a_server_of_callbacks_may_end_between_two_looks(monkeypatch: pyte
 
 
 def details(record: logging.LogRecord) -> dict[str, Any]:
-    """What a JSON formatter makes of it."""
+    """The fields of a record, as a JSON formatter writes them."""
     shown: dict[str, Any] = json.loads(JsonFormatter().format(record))
     return shown
 

@@ -80,7 +80,7 @@ def failed(text: str) -> BaseException:
 
 
 def check_text(text: str) -> None:
-    """That no line begins as a record, and nothing is left that a terminal acts on."""
+    """Check that no line begins like a record, and that no character controls a terminal."""
     assert "forged" in text
     assert not set(HARMFUL) & set(text)
     assert not any(line.startswith("2026-01-01 00:00:00 ERROR gain_trio: forged") for line in text.split("\n"))

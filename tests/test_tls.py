@@ -416,7 +416,7 @@ async def test_a_send_that_is_too_slow_is_whole(tls_pair: TlsPair, mock_clock: M
 async def test_a_send_that_fails_lets_go_of_the_buffer(
     tls_pair: TlsPair, mock_clock: MockClock, error: type[Exception]
 ) -> None:
-    """Also while other code has a reference to the error."""
+    """The connection releases the buffer even while other code has a reference to the error."""
     client, served = tls_pair
     client.write_deadline = trio.current_time() + 5
     data = bytearray(16 * MEBIBYTE)
@@ -540,7 +540,7 @@ async def test_aclose_is_bounded_and_resets(autojump_clock: MockClock) -> None:
 
 
 async def test_aclose_with_something_unread_is_no_reset(tls_pair: TlsPair) -> None:
-    """In TLS 1.3 a server sends what no client asked for (session tickets); a reset for that would cost it data."""
+    """A server with TLS 1.3 sends unrequested session tickets; a reset because of them would lose the client's data."""
     client, served = tls_pair
     await served.send(b"unread")
     await client.send(b"data")

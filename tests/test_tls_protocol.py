@@ -25,7 +25,7 @@ pytestmark = pytest.mark.connections
 
 
 def tls_sends(connection: TlsConnection, data: bytes) -> None:
-    """As if it were an answer of TLS's own: a task that receives sends those, whatever other tasks do meanwhile."""
+    """Send data like an answer of TLS itself, which a receiving task sends while other tasks do anything."""
     assert connection._engine.write(data) == len(data)
     connection._answered += connection._hand_down()
 

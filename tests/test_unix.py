@@ -176,7 +176,7 @@ def write(path: str, text: str) -> None:
 
 
 def leave_stale(path: str) -> None:
-    """What a server leaves that was killed."""
+    """Leave the file of a killed server."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(path)
         sock.listen()

@@ -1,4 +1,4 @@
-"""What is at the path of a Unix socket, and whether it may be replaced."""
+"""The file at the path of a Unix socket, and whether a server may replace it."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def test_is_held_among_many(path: str) -> None:
 async def test_without_any_list_a_fresh_file_is_waited_for(
     path: str, foreign: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So it is for a server in another network namespace."""
+    """A server in another network namespace is in no list either."""
     monkeypatch.setattr(_unix_binding, "is_held", lambda *_arguments: None)
     monkeypatch.setattr(_unix_binding, "PATIENCE", 30)
     monkeypatch.setattr(_unix_binding, "FRESH", 1e9)

@@ -65,7 +65,7 @@ def read(path: str) -> str:
 
 
 def leave_stale(path: str, kind: socket.SocketKind = socket.SOCK_DGRAM) -> None:
-    """What a server leaves that was killed."""
+    """Leave the file of a killed server."""
     with socket.socket(socket.AF_UNIX, kind) as sock:
         sock.bind(path)
 
@@ -379,7 +379,7 @@ async def test_somebody_else_waits_for_the_descriptor(path: str, peer: socket.so
 
 
 async def test_senders_wait_for_the_endpoints_own_queue_only_in_the_kernel(names: tuple[str, str]) -> None:
-    """It always reads, and drops what does not fit its queue, as any endpoint does."""
+    """The endpoint always reads, and drops datagrams beyond its queue, as any endpoint does."""
     async with (
         await open_datagram_endpoint(names[0], queue_size=3) as one,
         await open_datagram_endpoint(names[1]) as other,

@@ -166,7 +166,7 @@ async def test_a_proxy_header_is_no_message(autojump_clock: MockClock) -> None:
 async def test_the_deadline_of_the_program_is_its_own(
     sent: bytes, kind: str, tmp_path: Path, autojump_clock: MockClock
 ) -> None:
-    """It is raised when it passes, and stands as before when a drain has ended the wait."""
+    """The deadline raises when it passes, and stays as before when a drain has ended the wait."""
     seen: list[object] = []
 
     async def handler(connection: Connection) -> None:

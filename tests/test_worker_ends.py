@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.connections, pytest.mark.slow]
 
 @pytest.fixture
 def many_descriptors() -> Iterator[None]:
-    """For a thousand clients, where this process is allowed 1,024; its workers inherit it."""
+    """Raise the limit of 1,024 descriptors for a thousand clients; workers inherit it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < 2 * MANY:
         pytest.skip(f"{MANY} clients need {2 * MANY} descriptors, and RLIMIT_NOFILE allows {hard}")

@@ -78,7 +78,7 @@ async def test_statistics_are_summed(architecture: str, backend: BackendInfo) ->
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 async def test_every_process_counts_from_the_start(architecture: str, backend: BackendInfo) -> None:
-    """With socket sharding the kernel may give a process no connection at all."""
+    """The kernel may give a process no connection at all with socket sharding."""
     async with serving(handlers.tell_process, processes=3, architecture=architecture) as server:
         now = server.statistics()
         assert len(now.rings) == (0 if backend.backend == "trio" else 3)

@@ -1,8 +1,8 @@
 """bind(2) to an address whose last owner was killed a moment ago.
 
 The kernel ends the operations of a killed process's ring in a work queue, after the process is gone (io_ring_exit_work,
-io_uring.c), and until then they keep the listening socket open: 36 ms in a measurement.  A supervisor that starts a successor at
-once would meet ``EADDRINUSE`` for no reason.
+io_uring.c), and until then they keep the listening socket open: 36 ms in a measurement.  A supervisor that starts a
+successor at once would meet ``EADDRINUSE`` for no reason.
 """
 
 from __future__ import annotations
