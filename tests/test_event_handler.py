@@ -473,7 +473,7 @@ async def test_a_slow_reader_among_others_ends_alone() -> None:
 async def test_who_never_reads_is_sent_no_more_than_a_bound(
     async_handler: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The server warns of it once, and the callback continues when the peer reads."""
+    """The server warns of it once, and receives again when the program reads."""
     conns: list[Conn] = []
     recorder = Recorder({"on_accept": conns.append})
     marks = Marks(receive_high=64 << 10, receive_low=32 << 10)
