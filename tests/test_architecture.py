@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import itertools
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 
 import gain_trio
-from gain_trio import Feature
+from gain_trio import Connection, Feature
 from gain_trio._kernel import FULL_TIER
+from gain_trio._transports import CallbackConnection
 
 PACKAGE = Path(gain_trio.__file__).parent
 NAME = "gain_trio"
@@ -323,6 +325,29 @@ def test_circles_are_found() -> None:
         ["e", "f"],
     ]
     assert not circles({"a": ["b", "c"], "b": ["c"], "c": []})
+
+
+# --- the contract of a connection ---
+
+
+def implementations() -> list[type[Connection]]:
+    """The classes that connections are of."""
+    found = [Connection, *Connection.__subclasses__()]
+    for one in found:
+        found += [other for other in one.__subclasses__() if other not in found]
+    return [one for one in found if not inspect.isabstract(one)]
+
+
+def test_the_contract_is_small() -> None:
+    assert len(Connection.__abstractmethods__) <= 20
+    assert len(implementations()) >= 4
+
+
+def test_no_part_of_the_contract_is_for_callbacks_alone() -> None:
+    calls = {name for name in vars(CallbackConnection) if not name.startswith("__") and name != "_abc_impl"}
+    assert "_wait_inbound" in calls
+    assert not calls & set(dir(Connection))
+    assert not [(one, name) for one in implementations() for name in calls if not callable(getattr(one, name, None))]
 
 
 # --- which kernel features the tests run without ---

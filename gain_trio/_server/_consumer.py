@@ -7,12 +7,12 @@ import itertools
 import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, TypeAlias, cast, final, get_args
+from typing import Final, TypeAlias, final, get_args
 
 import attrs
 import trio
 
-from gain_trio._transports import DEFAULT_CLOSE_TIMEOUT, Connection, ConnectionBase, HandshakeError, ProxyProtocolError
+from gain_trio._transports import DEFAULT_CLOSE_TIMEOUT, Connection, HandshakeError, ProxyProtocolError
 
 from ._failures import judged, parted
 from ._limits import Places
@@ -201,7 +201,7 @@ class Consumer:
     async def _prepared(self, connection: Connection, log: ConnectionLog) -> Connection | CloseCause:
         """The connection as its handler gets it, or why it gets none: that is the peer's doing, or the operator's."""
         terms = self._terms
-        cast("ConnectionBase", connection)._drains_with(terms.draining)
+        connection._drains_with(terms.draining)
         if terms.idle_timeout != math.inf:
             connection.idle_timeout = terms.idle_timeout
         if terms.close_timeout != DEFAULT_CLOSE_TIMEOUT:

@@ -16,7 +16,6 @@ import trio
 from gain_trio._transports import (
     MAX_LENGTH,
     Connection,
-    ConnectionBase,
     NeedMore,
     ProxyHeader,
     ProxyProtocolError,
@@ -57,7 +56,6 @@ class ProxyStep:
           ProxyProtocolError: the peer may not send one, or has not sent one, or not in time.
           trio.BrokenResourceError: the connection broke.
         """
-        assert isinstance(connection, ConnectionBase)
         peer = connection.direct_remote_address  # looked up now, as long as there is a peer
         if not self._may_send(peer):
             raise ProxyProtocolError(f"{_text(peer)} is not among those who may send a PROXY protocol header")

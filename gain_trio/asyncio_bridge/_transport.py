@@ -33,7 +33,16 @@ from typing import TYPE_CHECKING, Any, cast, final
 
 import trio
 
-from gain_trio._transports import WRITTEN, Connection, Patience, TlsConnection, Turn, shown, sleep_until_idle
+from gain_trio._transports import (
+    WRITTEN,
+    CallbackConnection,
+    Connection,
+    Patience,
+    TlsConnection,
+    Turn,
+    shown,
+    sleep_until_idle,
+)
 from gain_trio.callbacks import SlowReader
 
 from ._ending import Quiet
@@ -81,7 +90,7 @@ class ProtocolTransport(asyncio.Transport):
 
     def __init__(self, connection: Connection, protocol: asyncio.BaseProtocol, write_limit: int) -> None:
         super().__init__()
-        self._connection = connection
+        self._connection = cast("CallbackConnection", connection)
         self._write_limit = write_limit
         self._high, self._low = _limits(None, None)
         self._is_tls = isinstance(connection, TlsConnection)
@@ -333,7 +342,7 @@ class ProtocolTransport(asyncio.Transport):
 
         Looked up when asked for; ``default`` also for what a connection that is lost cannot tell any more.
         """
-        connection = self._connection
+        connection: Connection = self._connection
         lookups: dict[str, Callable[[], Any]] = {
             "peername": lambda: connection.remote_address,
             "sockname": lambda: connection.local_address,

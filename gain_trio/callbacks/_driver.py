@@ -20,7 +20,7 @@ import functools
 import logging
 import threading
 from collections.abc import Awaitable, Callable
-from typing import Any, final
+from typing import Any, cast, final
 
 import trio
 
@@ -30,6 +30,7 @@ from gain_trio._transports import (
     FIRST_SECONDS,
     STALLED,
     WRITTEN,
+    CallbackConnection,
     Connection,
     Marks,
     Patience,
@@ -107,8 +108,9 @@ class StreamDriver(AttendingHandler):
         self._drains = True
         self.activity.ask_to_end()
 
-    async def __call__(self, connection: Connection) -> None:
+    async def __call__(self, served: Connection) -> None:
         """Serve one connection."""
+        connection = cast("CallbackConnection", served)
         if self.activity.is_ending:
             return
         conn = self._open(connection)
@@ -143,7 +145,7 @@ class StreamDriver(AttendingHandler):
             else:
                 self.activity.end(conn)
 
-    def _open(self, connection: Connection) -> StreamConn:
+    def _open(self, connection: CallbackConnection) -> StreamConn:
         if self._terms is None:
             config = self._config
             token = trio.lowlevel.current_trio_token()
@@ -162,7 +164,7 @@ class StreamDriver(AttendingHandler):
         if self.callbacks.on_close.is_overridden:
             conn.local_addr  # noqa: B018 - of a socket that is closed nobody can say what it was
 
-    async def _tell_what_was_written(self, conn: StreamConn, connection: Connection) -> None:
+    async def _tell_what_was_written(self, conn: StreamConn, connection: CallbackConnection) -> None:
         """The server is being stopped: what the kernel has taken by now is told, as it is after a close()."""
         if self.callbacks.on_write.is_overridden and (written := connection._take_written()):
             conn._send_no_more()
@@ -182,7 +184,7 @@ class StreamDriver(AttendingHandler):
 
     # --- while it lasts ---
 
-    async def _converse(self, conn: StreamConn, connection: Connection) -> None:
+    async def _converse(self, conn: StreamConn, connection: CallbackConnection) -> None:
         callbacks = self.callbacks
         connection._tell_resets()  # an on_read that takes nothing is not called again
         if callbacks.on_write.is_overridden:
@@ -208,7 +210,7 @@ class StreamDriver(AttendingHandler):
                 else:
                     await self._told(n, conn, connection)
 
-    async def _read_in_threads(self, conn: ThreadedStreamConn, connection: Connection) -> None:
+    async def _read_in_threads(self, conn: ThreadedStreamConn, connection: CallbackConnection) -> None:
         on_read = self.callbacks.on_read.function
         threads = self._threads
         assert threads is not None
@@ -220,7 +222,7 @@ class StreamDriver(AttendingHandler):
                 await threads.run(on_read, conn, n)
                 n = await self._wait_while_stalled(conn, connection) if conn._is_stalled else 0
 
-    async def _wait_while_stalled(self, conn: ThreadedStreamConn, connection: Connection) -> int:
+    async def _wait_while_stalled(self, conn: ThreadedStreamConn, connection: CallbackConnection) -> int:
         """Until there is room in the inbox.  What arrives stays in the connection's queue, which has its own limit.
 
         Returns how many bytes that is, of which ``on_read`` has to be told.
@@ -237,7 +239,7 @@ class StreamDriver(AttendingHandler):
                 wait = functools.partial(sleep_until_idle, connection)
         return 0 if conn._is_ending else arrived
 
-    async def _told(self, what: int, conn: StreamConn, connection: Connection) -> None:
+    async def _told(self, what: int, conn: StreamConn, connection: CallbackConnection) -> None:
         if what == WRITTEN:
             if written := connection._take_written():  # with TLS there may be none of the program's
                 await self.callbacks.on_write(conn, written)
@@ -256,7 +258,7 @@ class StreamDriver(AttendingHandler):
 
     # --- the end ---
 
-    async def _hear_once_more(self, conn: StreamConn, connection: Connection, patience: float) -> None:
+    async def _hear_once_more(self, conn: StreamConn, connection: CallbackConnection, patience: float) -> None:
         """The server drains, and the wait was ended: tell what has arrived, so that no request stays without an answer.
 
         That is what has arrived by now, so that a peer that goes on sending cannot hold it up.  One that has connected
@@ -299,7 +301,7 @@ class StreamDriver(AttendingHandler):
         else:
             await self.callbacks.on_read(conn, told)
 
-    async def _finish(self, conn: StreamConn, connection: Connection) -> None:
+    async def _finish(self, conn: StreamConn, connection: CallbackConnection) -> None:
         """The peer, the program or a failure has ended it: send what is left, and close."""
         if conn._failure is not None:
             raise conn._failure
@@ -319,7 +321,7 @@ class StreamDriver(AttendingHandler):
         if not connection._close_soon():
             await connection.aclose()
 
-    async def _has_unsent(self, conn: StreamConn, connection: Connection) -> bool:
+    async def _has_unsent(self, conn: StreamConn, connection: CallbackConnection) -> bool:
         conn._write_handed()
         if self.callbacks.on_write.is_overridden and (written := connection._take_written()):
             await self.callbacks.on_write(conn, written)
@@ -329,7 +331,7 @@ class StreamDriver(AttendingHandler):
         return connection.outbound_buffered > 0
 
 
-def _reason(error: BaseException, connection: Connection) -> BaseException | None:
+def _reason(error: BaseException, connection: CallbackConnection) -> BaseException | None:
     """What ``on_close`` gets."""
     if is_cancellation(error):
         unsent = connection.outbound_buffered

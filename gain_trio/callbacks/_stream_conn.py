@@ -32,7 +32,7 @@ import trio
 
 from gain_trio._transports import (
     NOTHING,
-    Connection,
+    CallbackConnection,
     DeadlineKeeper,
     Entry,
     Inbound,
@@ -99,7 +99,7 @@ class StreamConn(Conn):
         "_write_limit",
     )
 
-    def __init__(self, connection: Connection, terms: Terms) -> None:
+    def __init__(self, connection: CallbackConnection, terms: Terms) -> None:
         super().__init__()
         self._connection = connection
         self._terms = terms
@@ -396,7 +396,7 @@ class ThreadedStreamConn(InboxReading, StreamConn):
 
     __slots__ = ("_high", "_inbox", "_is_ending", "_low", "_room")
 
-    def __init__(self, connection: Connection, terms: Terms, marks: Marks) -> None:
+    def __init__(self, connection: CallbackConnection, terms: Terms, marks: Marks) -> None:
         super().__init__(connection, terms)
         self._inbox: Inbound = NOTHING
         self._high = marks.receive_high

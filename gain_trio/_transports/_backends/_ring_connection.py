@@ -12,7 +12,7 @@ import trio
 
 from gain_trio._io_manager import UringIOManager
 from gain_trio._kernel import fastpath
-from gain_trio._transports._connections import KernelFileSending, Marks, ProxyHeader, Timing
+from gain_trio._transports._connections import Connection, Marks, ProxyHeader, Timing
 from gain_trio._transports._patience import DEFAULT_CLOSE_TIMEOUT
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ else:
 
 
 @final
-class RingConnection(_Stream, KernelFileSending):
+class RingConnection(_Stream, Connection):
     """See :class:`Connection`.  Owns the descriptor."""
 
     __slots__ = (

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, NoReturn, final
 
 import trio
 
-from gain_trio._transports._connections import KernelFileSending, ProxyHeader, Timing
+from gain_trio._transports._connections import Connection, ProxyHeader, Timing
 from gain_trio._transports._patience import DEFAULT_CLOSE_TIMEOUT, unacknowledged
 from gain_trio._transports._turns import Turn
 
 if TYPE_CHECKING:
     import socket
 
-    from gain_trio._transports._connections import Connection, Marks
+    from gain_trio._transports._connections import Marks
 
 current_thread = threading.get_ident
 
@@ -86,7 +86,7 @@ def current_run() -> Run:
         return run
 
 
-class SocketBase(KernelFileSending):
+class SocketBase(Connection):
     """A socket, which must be non-blocking, in a run."""
 
     __slots__ = (
@@ -167,7 +167,7 @@ class SocketBase(KernelFileSending):
         raise RuntimeError("this connection belongs to a run in another thread; use trio.from_thread.run()")
 
     def _timed(self, wanted: bool, /) -> None:
-        """See :meth:`ConnectionBase._timed`."""
+        """See :meth:`Connection._timed`."""
         self._is_timed = wanted
         self._active_at = trio.current_time()
 

@@ -33,7 +33,6 @@ import math
 import os
 import socket
 import warnings
-from typing import TYPE_CHECKING
 
 import trio
 
@@ -45,15 +44,11 @@ from gain_trio._transports._connections import (
     Marks,
     checked_deadline,
     head_of,
-    receive_into,
     without_head,
 )
 
 from ._socket_base import as_size, closed_error, current_thread, kept
 from ._socket_events import CHUNK, LARGE_CHUNK, SocketEvents
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
 
 PAGE = 4096
 """A queue is filled by no less at a time, though it may have its high mark in the middle: small marks are no small calls."""
@@ -148,7 +143,7 @@ class SocketConnection(SocketEvents):
             self._watch_receiving()
 
     def _deadline_passed(self, sending: bool, now: float, /) -> float:
-        """See :meth:`ConnectionBase._deadline_passed`."""
+        """See :meth:`Connection._deadline_passed`."""
         if sending:
             return self._write_deadline_passed(now)
         self._read_looked_at = math.inf
@@ -164,7 +159,7 @@ class SocketConnection(SocketEvents):
         return self._read_looked_at
 
     def _break(self, number: int, /) -> None:
-        """See :meth:`ConnectionBase._break`."""
+        """See :meth:`Connection._break`."""
         if self._is_closed:
             return
         error = OSError(number, os.strerror(number))
@@ -249,10 +244,6 @@ class SocketConnection(SocketEvents):
         elif not self._is_dry:
             self._is_dry = True  # so that it waits, which is a full checkpoint, and finds out what there is
         return await self.receive(max_bytes)
-
-    async def receive_into(self, buffer: Buffer, /) -> int:
-        """See :meth:`Connection.receive_into`."""
-        return await receive_into(self.receive, buffer)
 
     async def _fill(self, count: int, /) -> int:
         """See :meth:`Framing._fill`."""

@@ -123,7 +123,7 @@ class SocketEvents(SocketSending):
             self._news.untold += len(data)
 
     async def _wait_inbound(self) -> int:
-        """See :meth:`Connection._wait_inbound`."""
+        """See :meth:`CallbackConnection._wait_inbound`."""
         if self._is_closed or self._receiving or current_thread() != self._run.thread:
             self._refuse("receiving")
         news = self._own_news()
@@ -247,14 +247,14 @@ class SocketEvents(SocketSending):
             trio.lowlevel.notify_closing(self._descriptor)  # the writer, if there is one, waits again
 
     def _end_inbound(self) -> None:
-        """See :meth:`Connection._end_inbound`."""
+        """See :meth:`CallbackConnection._end_inbound`."""
         if not self._is_closed:
             self._check_thread()
             self._own_news().is_over = True
             self._wake_for_news()
 
     def _resume_inbound(self) -> None:
-        """See :meth:`Connection._resume_inbound`."""
+        """See :meth:`CallbackConnection._resume_inbound`."""
         if self._is_closed:
             raise closed_error()
         self._own_news().is_over = self._end_told = False
@@ -282,7 +282,7 @@ class SocketEvents(SocketSending):
             self._room.cancel()
 
     def _take_exactly(self, count: int, /) -> bytes | None:
-        """See :meth:`Connection._take_exactly`."""
+        """See :meth:`CallbackConnection._take_exactly`."""
         count = as_size(count)
         if self._is_closed or current_thread() != self._run.thread:
             self._check_thread()
@@ -296,7 +296,7 @@ class SocketEvents(SocketSending):
     # --- sending ---
 
     def _send_nowait(self, data: Buffer, /) -> int:
-        """See :meth:`Connection._send_nowait`."""
+        """See :meth:`CallbackConnection._send_nowait`."""
         if self._is_closed or current_thread() != self._run.thread:
             self._refuse("sending")
         if self._sending and not self._flushing:
@@ -312,7 +312,7 @@ class SocketEvents(SocketSending):
         return self.outbound_buffered
 
     def _push(self) -> int:
-        """See :meth:`Connection._push`."""
+        """See :meth:`CallbackConnection._push`."""
         if self._is_closed or current_thread() != self._run.thread:
             self._check_thread()
             raise closed_error()
@@ -330,11 +330,11 @@ class SocketEvents(SocketSending):
             self._flushing = False
 
     def _tell_resets(self) -> None:
-        """See :meth:`Connection._tell_resets`."""
+        """See :meth:`CallbackConnection._tell_resets`."""
         self._own_news().tells_resets = True
 
     def _tell_written(self, wanted: bool, /) -> None:
-        """See :meth:`Connection._tell_written`."""
+        """See :meth:`CallbackConnection._tell_written`."""
         if self._is_closed or current_thread() != self._run.thread:
             self._check_thread()
             raise closed_error()
@@ -343,7 +343,7 @@ class SocketEvents(SocketSending):
         news.written = 0
 
     def _take_written(self) -> int:
-        """See :meth:`Connection._take_written`."""
+        """See :meth:`CallbackConnection._take_written`."""
         if self._news is None:
             return 0
         written, self._news.written = self._news.written, 0

@@ -277,7 +277,7 @@ class SocketSending(SocketBase):
         return self._send_error.errno or number
 
     async def _wait_for_room(self) -> None:
-        """See :meth:`KernelFileSending._wait_for_room`."""
+        """See :meth:`Connection._wait_for_room`."""
         if self._is_closed or self._sending or current_thread() != self._run.thread:
             self._refuse("sending")
         self._sending = True

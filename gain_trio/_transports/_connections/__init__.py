@@ -1,23 +1,16 @@
 """The contract of connections and listeners, and what all of their implementations share."""
 
-from ._connection import (
-    END,
-    STALLED,
-    WRITTEN,
-    Connection,
-    Marks,
-    checked_close_timeout,
-    checked_deadline,
-    checked_idle_timeout,
-)
-from ._connection_base import ConnectionBase
+from ._callback_connection import END, STALLED, WRITTEN, CallbackConnection
+from ._connection import Connection
 from ._deadlines import DeadlineKeeper, Entry, Timing, current_keeper
-from ._file_sending import FileSending, KernelFileSending
+from ._file_sending import FileTransfer
 from ._framing import IncompleteMessage, MessageTooLong
 from ._idleness import sleep_until_idle
 from ._listener import CONNECTION_ERRNOS, RESOURCE_ERRNOS, Listener, close_all
+from ._marks import Marks, checked_close_timeout, checked_deadline, checked_idle_timeout
 from ._messages import FIRST_SECONDS
 from ._news import News
+from ._passing import HasDescriptor
 from ._proxy_protocol import MAX_LENGTH, NeedMore, ProxyHeader, ProxyProtocolError, parse_proxy_header
 from ._queues import (
     NOTHING,
@@ -33,7 +26,6 @@ from ._queues import (
     without_head,
 )
 from ._seconds import checked_seconds
-from ._socket_calls import HasDescriptor
 
 __all__ = [
     "CONNECTION_ERRNOS",
@@ -45,15 +37,14 @@ __all__ = [
     "SMALL",
     "STALLED",
     "WRITTEN",
+    "CallbackConnection",
     "Connection",
-    "ConnectionBase",
     "DeadlineKeeper",
     "Entry",
-    "FileSending",
+    "FileTransfer",
     "HasDescriptor",
     "Inbound",
     "IncompleteMessage",
-    "KernelFileSending",
     "Listener",
     "Marks",
     "Message",

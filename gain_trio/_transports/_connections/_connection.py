@@ -3,73 +3,34 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import math
-from collections.abc import Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, final
+import socket
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, SupportsIndex
 
-import attrs
 import trio
 
-from gain_trio._ring import whole_number
+from gain_trio._io_manager import broken_by
+from gain_trio._transports._addresses import PeerCredentials, peer_credentials
+from gain_trio._transports._patience import Patience
+from gain_trio._transports._peer import UNNAMED, endpoint_text, peer_of, unnamed_text
 
-from ._files import File
+from ._deadlines import Timing
+from ._file_sending import FileTransfer, KernelFileTransfer
+from ._files import File, opened
+from ._marks import Marks, checked_close_timeout, checked_idle_timeout
 from ._messages import MessageLoop
-from ._seconds import checked_seconds
-from ._socket_calls import SocketCalls
+from ._passing import HasDescriptor
+from ._proxy_protocol import ProxyHeader
+from ._queues import receive_into
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer, Self
 
-KIBIBYTE = 1024
 
-END, WRITTEN, STALLED = 0, -1, -2
-"""What :meth:`Connection._wait_inbound` tells beside numbers of bytes: nothing more will come; the kernel has taken bytes;
-nothing more comes until some of the queue is taken, which is told once."""
-
-
-@final
-@attrs.frozen(kw_only=True)
-class Marks:
-    """How much a connection holds before it pushes back, in bytes.
-
-    Raises:
-      ValueError: not ``0 <= receive_low < receive_high`` and ``send_high > 0``.
-      TypeError: a number is none.
-    """
-
-    receive_high: int = attrs.field(default=256 * KIBIBYTE, validator=whole_number)
-    """With this much received and not taken, receiving stops; the peer is slowed down by TCP.  On the ring, what arrives
-    before the stop takes effect is still queued: at most what the run's receive buffers hold (2 MiB by default)."""
-    receive_low: int = attrs.field(default=64 * KIBIBYTE, validator=whole_number)
-    """It goes on when no more than this is left."""
-    send_high: int = attrs.field(default=512 * KIBIBYTE, validator=whole_number)
-    """With this much sent and not taken by the kernel, ``send`` waits.  Twice the usual piece of a large transfer, so
-    that there is one to go on with when the kernel has taken another."""
-
-    def __attrs_post_init__(self) -> None:
-        if not 0 <= self.receive_low < self.receive_high or self.send_high <= 0:
-            raise ValueError(f"need 0 <= receive_low < receive_high and send_high > 0: {self}")
-
-
-def checked_deadline(deadline: float) -> float:
-    """A time on Trio's clock, as a float."""
-    deadline = float(deadline)
-    if math.isnan(deadline):
-        raise ValueError("a deadline is a time on Trio's clock, and not nan")
-    return deadline
-
-
-def checked_idle_timeout(timeout: float) -> float:
-    """``timeout``, if a connection can be idle for so many seconds."""
-    return checked_seconds("idle_timeout", timeout, positive=True)
-
-
-def checked_close_timeout(timeout: float) -> float:
-    """``timeout``, if a close can wait for so many seconds."""
-    return checked_seconds("close_timeout", timeout)
-
-
-class Connection(MessageLoop, SocketCalls, trio.abc.HalfCloseableStream):
+class Connection(MessageLoop, trio.abc.HalfCloseableStream):
     """A connected stream socket.
 
     A :class:`trio.abc.HalfCloseableStream`, so ``trio.SSLStream(connection)`` and everything else written for Trio's
@@ -91,6 +52,92 @@ class Connection(MessageLoop, SocketCalls, trio.abc.HalfCloseableStream):
 
     context: Any
     """The program's own: anything, None at first."""
+
+    _wrap: ClassVar[Callable[[socket.socket | trio.socket.SocketType, Marks | None, bool], Connection]]
+    """Set by ``_wrapping.py``, which knows the implementations."""
+    _transfer_type: ClassVar[type[FileTransfer]] = KernelFileTransfer
+    """How :meth:`send_file` sends."""
+
+    _local_address: Any
+    _remote_address: Any
+    """What was looked up, or None.  Slots of the implementation, as are these:"""
+    _close_timeout: float
+    _timing: Timing | None
+    """Made when the first deadline or idle timeout is to be kept."""
+    _proxy_header: ProxyHeader | None
+    """What a proxy said; set by the server."""
+    _draining: trio.Event | None
+    """The server's; one of its own, made when asked for, of a connection that has no server."""
+    _prelude: int
+    """Bytes received that are no message of the peer's: a PROXY protocol header."""
+    _transfer: trio.CancelScope | None
+    """Of the :meth:`send_file` in progress."""
+
+    if TYPE_CHECKING:
+        # An implementation over a socket has these, for what is done here for all such; one over another connection has it
+        # done there.
+
+        @property
+        def _is_closed(self) -> bool:
+            """Whether calls are refused."""
+
+        @property
+        def _is_send_eof(self) -> bool:
+            """Whether sends are refused."""
+
+        @property
+        def _is_send_torn(self) -> bool:
+            """Whether a send ended with only a part of its data sent."""
+
+        def _wait_writable(self) -> Coroutine[Any, Any, None]:
+            """Wait until less than the high mark is outbound."""
+
+        def _close_flush(self) -> Coroutine[Any, Any, None]:
+            """:meth:`flush` after :meth:`_refuse_calls`."""
+
+        def _refuse_calls(self) -> None:
+            """Closed for the program: calls in progress and new ones fail."""
+
+        def _refuse_sends(self) -> None:
+            """No more sends: :meth:`send_eof` was called."""
+
+        def _close(self, reset: bool, /) -> None:
+            """Close the descriptor, with RST if asked for or if a send is torn.  Again: nothing."""
+
+        def _borrowed_socket(self) -> contextlib.AbstractContextManager[socket.socket]:
+            """The socket, for the length of a with statement.  Raises :exc:`trio.ClosedResourceError` when closed."""
+
+        @property
+        def _active_at(self) -> float:
+            """When a byte was moved last, on Trio's clock; kept while :meth:`_timed`."""
+
+        def _timed(self, wanted: bool, /) -> None:
+            """Keep :attr:`_active_at`, or do not."""
+
+        def _deadline_passed(self, sending: bool, now: float, /) -> float:
+            """The keeper's visit: have a call in progress that is past its deadline raise.  Returns when to come again."""
+
+        def _break(self, errno: int, /) -> None:
+            """Tell both ends that it is over; calls raise the errno until somebody closes it."""
+
+        def _hold_sends(self, held: bool, /) -> None:
+            """Whether there is a transfer, and other calls of the sending side are busy."""
+
+        def _tear_sends(self) -> None:
+            """What was sent is a part of something, and no whole."""
+
+        def _wait_for_room(self) -> Coroutine[Any, Any, None]:
+            """Wait until the kernel would take something.  Raises what :meth:`send` raises, and keeps its deadline."""
+
+        def _fail_sends(self, number: int, /) -> int:
+            """What was sent past this object has failed with this errno.  Returns why the first of all sends failed."""
+
+        def _has_sent(self, count: int, /) -> None:
+            """So many bytes were sent past this object."""
+
+    def __reduce_ex__(self, _protocol: SupportsIndex, /) -> NoReturn:
+        # A copy would be a second owner of the descriptor: the first to close it closes the other's, or a stranger's.
+        raise TypeError("a connection cannot be copied or pickled")
 
     # --- time ---
 
@@ -124,7 +171,6 @@ class Connection(MessageLoop, SocketCalls, trio.abc.HalfCloseableStream):
     def write_deadline(self, deadline: float) -> None: ...
 
     @property
-    @abc.abstractmethod
     def idle_timeout(self) -> float:
         """How long the connection may move no byte in either direction: seconds, ``math.inf`` at first.
 
@@ -135,13 +181,21 @@ class Connection(MessageLoop, SocketCalls, trio.abc.HalfCloseableStream):
         ``ETIMEDOUT`` as its cause.  It remains to be closed; if something was unsent, with a reset.  Setting it to what is
         not greater than 0 raises a :exc:`ValueError`, what is no number a :exc:`TypeError`.
         """
+        return math.inf if self._timing is None else self._timing.idleness.timeout
 
     @idle_timeout.setter
-    @abc.abstractmethod
-    def idle_timeout(self, timeout: float) -> None: ...
+    @trio.lowlevel.enable_ki_protection
+    def idle_timeout(self, timeout: float) -> None:
+        timeout = checked_idle_timeout(timeout)
+        if self._is_closed or timeout == self.idle_timeout:
+            return
+        timing = self._own_timing()
+        timing.idleness.timeout = timeout
+        self._timed(timeout != math.inf)
+        if timeout != math.inf:
+            timing.watch_idleness(self._active_at)
 
     @property
-    @abc.abstractmethod
     def close_timeout(self) -> float:
         """How long a close waits for a peer that goes on taking what was sent: seconds, 60 at first.
 
@@ -149,10 +203,27 @@ class Connection(MessageLoop, SocketCalls, trio.abc.HalfCloseableStream):
         this time is over.  With ``math.inf`` a peer that takes a byte every few seconds holds it for as long as it likes.
         Setting it to what is less than 0 raises a :exc:`ValueError`, what is no number a :exc:`TypeError`.
         """
+        return self._close_timeout
 
     @close_timeout.setter
-    @abc.abstractmethod
-    def close_timeout(self, timeout: float) -> None: ...
+    def close_timeout(self, timeout: float) -> None:
+        self._close_timeout = checked_close_timeout(timeout)  # type: ignore[misc]  # a slot of the implementation
+
+    def _own_timing(self) -> Timing:
+        if self._timing is None:
+            self._timing = Timing(self)  # type: ignore[misc]  # a slot of the implementation
+        return self._timing
+
+    @trio.lowlevel.enable_ki_protection
+    def _watch(self, sending: bool, when: float, /) -> None:
+        """Have :meth:`_deadline_passed` called then, or before."""
+        self._own_timing().watch(sending, when)
+
+    @trio.lowlevel.enable_ki_protection
+    def _unwatch(self) -> None:
+        """The connection is closed, or has let go of its socket: there is nothing to look at any more."""
+        if self._timing is not None:
+            self._timing.stop()
 
     @abc.abstractmethod
     def _unacknowledged(self) -> int | None:
@@ -162,17 +233,18 @@ class Connection(MessageLoop, SocketCalls, trio.abc.HalfCloseableStream):
         """
 
     @property
-    @abc.abstractmethod
     def _was_idle(self) -> bool:
         """Whether the connection is over because of its :attr:`idle_timeout`."""
+        return self._timing is not None and self._timing.idleness.was_idle
 
-    @abc.abstractmethod
     def set_deadline(self, deadline: float) -> None:
         """Set :attr:`read_deadline` and :attr:`write_deadline`.
 
         Raises:
           ValueError: it is not a number.
         """
+        self.read_deadline = deadline
+        self.write_deadline = deadline
 
     # --- receiving ---
 
@@ -194,13 +266,18 @@ class Connection(MessageLoop, SocketCalls, trio.abc.HalfCloseableStream):
         Cancelling it loses nothing: bytes are taken from the connection's queue only when the task runs.
         """
 
-    @abc.abstractmethod
-    def receive_into(self, buffer: Buffer, /) -> Coroutine[Any, Any, int]:
+    async def receive_into(self, buffer: Buffer, /) -> int:
         """Like :meth:`receive`, into a writable buffer of at least one byte, which must keep its size meanwhile.
 
         Returns:
           How many bytes were stored; 0 at the end of the stream.
         """
+        return await receive_into(self.receive, buffer)
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """:meth:`Connection.receive` as a full checkpoint."""
+        await trio.lowlevel.checkpoint()
+        return await self.receive(max_bytes)
 
     @abc.abstractmethod
     def peek(self, count: int | None = None, /) -> bytes:
@@ -248,7 +325,6 @@ class Connection(MessageLoop, SocketCalls, trio.abc.HalfCloseableStream):
         is less), bytes objects and lists of them, too.
         """
 
-    @abc.abstractmethod
     async def send_file(self, file: File, offset: int = 0, count: int | None = None, /) -> int:
         """Send ``count`` bytes of a file from ``offset`` on (None: up to where it ends now), after what was sent before.
 
@@ -275,10 +351,28 @@ class Connection(MessageLoop, SocketCalls, trio.abc.HalfCloseableStream):
         turn), leaves a part of the file sent: then the connection is of no more use for sending, and closing it resets
         it, as with :meth:`send`.  Unix sockets have no reset: there the peer sees the end.
         """
+        async with opened(file, offset, count) as source:
+            return await self._transfer_type(self, source).run()
+
+    def _end_transfer(self) -> None:
+        """The connection is to be closed: what a transfer in progress has sent is no whole."""
+        if self._transfer is not None:
+            self._tear_sends()
+            self._transfer.cancel()
 
     @abc.abstractmethod
     def flush(self) -> Coroutine[Any, Any, None]:
         """Wait until the kernel has taken everything that was sent.  Raises what :meth:`send` raises."""
+
+    async def send_all(self, data: Buffer | Sequence[Buffer]) -> None:
+        """:meth:`Connection.send` as a full checkpoint."""
+        await trio.lowlevel.checkpoint()
+        await self.send(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until less than the high mark is queued for sending.  Raises what ``send`` raises."""
+        await trio.lowlevel.checkpoint()
+        await self._wait_writable()
 
     @property
     @abc.abstractmethod
@@ -304,7 +398,6 @@ class Connection(MessageLoop, SocketCalls, trio.abc.HalfCloseableStream):
     # --- ending ---
 
     @property
-    @abc.abstractmethod
     def draining(self) -> trio.Event:
         """Set when the connection's server drains (:meth:`Server.drain`): finish what is being done, and return.
 
@@ -312,16 +405,31 @@ class Connection(MessageLoop, SocketCalls, trio.abc.HalfCloseableStream):
         at this.  Any other can wait for it in a task of its own.  It is one event for all connections of the server; a
         connection that has no server has one that is never set.
         """
+        if self._draining is None:
+            self._draining = trio.Event()  # type: ignore[misc]  # a slot of the implementation
+        return self._draining
 
-    @abc.abstractmethod
+    @property
+    def _is_unheard(self) -> bool:
+        """Whether the peer has not sent a byte yet, apart from a PROXY protocol header and a TLS handshake."""
+        return self.bytes_received <= self._prelude
+
+    def _drains_with(self, event: trio.Event) -> None:
+        """The server's event is the connection's."""
+        self._draining = event  # type: ignore[misc]  # the slot is the implementation's
+
     async def send_eof(self) -> None:
         """Flush, then tell the peer that nothing more will be sent.  Receiving goes on.  Twice is once.
 
         Raises:
           NotImplementedError: on a TLS connection: Python's ssl cannot do that.
         """
+        await trio.lowlevel.checkpoint()
+        if self._is_send_eof and not self._is_closed:
+            return
+        await self.flush()
+        self._end_sending()
 
-    @abc.abstractmethod
     async def aclose(self) -> None:
         """Close the connection: flush what was sent, then close.
 
@@ -337,28 +445,32 @@ class Connection(MessageLoop, SocketCalls, trio.abc.HalfCloseableStream):
         the kernel resets it (RFC 1122, 4.2.2.13).  On the ring they may be in the connection's queue already, and it does
         not.  Receive until the end of the stream first where that matters.  Closing twice is fine.
         """
+        await self._close_flushing()
 
-    @abc.abstractmethod
+    @trio.lowlevel.enable_ki_protection
     def abort(self) -> None:
         """Close at once, with a reset (RST): drop what is queued in either direction, here and in the kernel.
 
         Unix sockets have no RST: what the kernel has taken still arrives, and the peer sees the end of the stream, or
         ``ECONNRESET`` if it had sent what was not received here.
         """
+        self._end_transfer()
+        self._remember_peer()
+        self._close(True)
 
     # --- the socket ---
 
     @property
-    @abc.abstractmethod
     def local_address(self) -> Any:
         """This end, as from :meth:`socket.socket.getsockname`; looked up when first asked for.
 
         Of a Unix connection it is the path, ``""`` of an end that was not bound, bytes of an abstract name.  Behind a proxy
         (:attr:`proxy_header`) it is what the client connected to.
         """
+        header = self._proxy_header
+        return self.direct_local_address if header is None or header.destination is None else header.destination
 
     @property
-    @abc.abstractmethod
     def remote_address(self) -> Any:
         """The other end, as from :meth:`socket.socket.getpeername`; looked up when first asked for.
 
@@ -367,18 +479,170 @@ class Connection(MessageLoop, SocketCalls, trio.abc.HalfCloseableStream):
         Raises:
           trio.BrokenResourceError: the connection broke before anybody asked.
         """
+        header = self._proxy_header
+        return self.direct_remote_address if header is None or header.source is None else header.source
 
     @abc.abstractmethod
     def fileno(self) -> int:
         """The file descriptor; -1 when closed.  It stays the connection's."""
 
-    @abc.abstractmethod
     def setsockopt(self, level: int, option: int, value: int | Buffer) -> None:
         """:meth:`socket.socket.setsockopt`."""
+        with self._borrowed_socket() as sock:
+            sock.setsockopt(level, option, value)
 
-    @abc.abstractmethod
     def getsockopt(self, level: int, option: int, buffersize: int = 0) -> int | bytes:
         """:meth:`socket.socket.getsockopt`."""
+        with self._borrowed_socket() as sock:
+            return sock.getsockopt(level, option, buffersize) if buffersize else sock.getsockopt(level, option)
+
+    @classmethod
+    def from_socket(
+        cls,
+        sock: socket.socket | trio.socket.SocketType,
+        *,
+        marks: Marks | None = None,
+        pass_fds: bool = False,
+    ) -> Connection:
+        """Make a connection of a connected stream socket, whatever its family.
+
+        The descriptor is the connection's from then on, and ``sock`` is left closed, without the descriptor.  When this
+        raises, ``sock`` is as it was.  A blocking socket is made non-blocking.  As with :func:`connect`, ``TCP_NODELAY`` is
+        set.  What was received through ``sock`` before, into a buffer of somebody's (``sock.makefile()``, an
+        ``SSLSocket``), does not come along.
+
+        Args:
+          sock: a :class:`socket.socket` or one of :mod:`trio.socket`.
+          marks: of the connection.
+          pass_fds: see :func:`connect`.
+
+        Raises:
+          TypeError: it is no socket.
+          ValueError: it is one of another kind, or is closed, or listens.
+          OSError: it is not connected (``ENOTCONN``), or there is no room for another connection.
+          RuntimeError: not called from a task of a Trio run.
+        """
+        return cls._wrap(sock, marks, pass_fds)
+
+    async def detach(self) -> tuple[socket.socket, bytes]:
+        """Give the socket back: flush what was sent, stop receiving, and let go.
+
+        Returns:
+          The socket, in blocking mode as a new one is, and the bytes that were received from it and not taken.
+          Whatever else arrives is the socket's.  The connection is closed afterwards, and the socket is the caller's
+          to close.
+
+        Raises:
+          trio.BusyResourceError: another task is receiving or sending.
+          trio.ClosedResourceError: the connection is, or meanwhile was, closed here.
+          trio.BrokenResourceError: it broke.
+          RuntimeError: descriptors have been received and not taken (:meth:`receive_fds`); or the connection is not one
+            over a socket alone: TLS is between.
+
+        Cancelled, it changes nothing: the connection goes on.
+        """
+        raise RuntimeError(
+            "what goes over this connection's socket is not what this connection sends: it cannot be detached"
+        )
+
+    def peer_credentials(self) -> PeerCredentials:
+        """Process, user and group of the other end of a Unix connection (``SO_PEERCRED``, unix(7)).
+
+        They are those of when the peer connected (or, asked by a client, began to listen); the process may be another
+        by now, and its number another process's.
+
+        Raises:
+          ValueError: this is no Unix connection.
+          OSError: the system does not tell.
+          trio.ClosedResourceError: the connection is closed here.
+        """
+        return peer_credentials(self)
+
+    async def send_fds(self, data: Buffer, fds: Sequence[int | HasDescriptor]) -> None:  # noqa: ARG002 - refused here
+        """Send ``data`` as :meth:`Connection.send` does, and pass descriptors with its first byte (``SCM_RIGHTS``).
+
+        The receiver has descriptors of its own for the same open files afterwards.  Those here stay the caller's, who
+        can close them when this has returned.
+
+        Args:
+          data: at least one byte.
+          fds: descriptors, or objects with a ``fileno()``; at most 253.
+
+        Raises:
+          ValueError: there is no data, or more descriptors than go with one.
+          OSError: one of them is none (``EBADF``), or too many are on their way (``ETOOMANYREFS``); nothing was sent.
+          RuntimeError: the connection was not opened with ``pass_fds=True``.
+
+        And what :meth:`Connection.send` raises.  Cancelled while it waits, it has sent nothing.
+        """
+        self._refuse_descriptors("send_fds()")
+
+    async def receive_fds(self, max_bytes: int, max_fds: int) -> tuple[bytes, list[int]]:  # noqa: ARG002 - the same
+        """:meth:`Connection.receive` at most ``max_bytes``, and the descriptors that came with them.
+
+        Descriptors arrive with the first byte of what they were sent with.  In one call the kernel may put bytes that
+        were sent before in front of those, but none behind that were sent afterwards.  More than ``max_fds`` wait, in
+        order, for the next call, as do those that came with bytes that another call has taken: then ``data`` may be
+        ``b""`` though the stream has not ended.  ``peek``, ``next``, ``discard`` and ``inbound_buffered`` look ahead,
+        so after them descriptors may be returned before their bytes.
+
+        Closing a descriptor that a peer has passed may wait: for ``SO_LINGER`` seconds if it is a TCP socket with unsent
+        data and the peer has closed its own copies, for a file server if it is a file of FUSE or NFS, for a terminal to
+        drain.  A handler that does not trust its peer closes it in a thread,
+        ``await trio.to_thread.run_sync(os.close, fd)``.  Descriptors that no call has taken are closed in threads, with
+        the connection at the latest.
+
+        Returns:
+          The bytes, and the descriptors: close-on-exec, and the caller's to close.  ``(b"", [])`` at the end of the
+          stream.
+
+        Raises:
+          ValueError: ``max_bytes`` or ``max_fds`` is less than 1.
+          trio.BrokenResourceError: the connection broke; also when descriptors came that could not be had, because the
+            process has too many open files, or because too many wait already: a quarter of RLIMIT_NOFILE, at most
+            1,024, for a connection, and half of RLIMIT_NOFILE for all of them.  They are closed.
+          RuntimeError: the connection was not opened with ``pass_fds=True``.
+
+        And what :meth:`Connection.receive` raises.  Cancelling it loses nothing.
+        """
+        self._refuse_descriptors("receive_fds()")
+
+    def _refuse_descriptors(self, call: str) -> NoReturn:
+        raise RuntimeError(
+            f"{call} needs a Unix connection that was opened for it: pass_fds=True in connect(), open_listeners(), "
+            "serve() or Connection.from_socket()"
+        )
+
+    # --- behind a proxy ---
+
+    @property
+    def proxy_header(self) -> ProxyHeader | None:
+        """What the proxy said in front of the client's bytes (``serve(proxy_protocol=...)``), or None."""
+        return self._proxy_header
+
+    @property
+    def direct_local_address(self) -> Any:
+        """:attr:`Connection.local_address` of the socket itself, whatever a proxy said."""
+        if self._local_address is None:
+            with self._borrowed_socket() as sock:
+                self._local_address = sock.getsockname()
+        return self._local_address
+
+    @property
+    def direct_remote_address(self) -> Any:
+        """:attr:`Connection.remote_address` of the socket itself, whatever a proxy said: the proxy's."""
+        if self._remote_address is None:
+            with self._borrowed_socket() as sock:
+                try:
+                    self._remote_address = sock.getpeername()
+                except OSError as error:
+                    raise broken_by(error) from error
+        return self._remote_address
+
+    def _told_by_a_proxy(self, header: ProxyHeader) -> None:
+        """From now on the addresses are those in there, as far as it has any."""
+        self._proxy_header = header  # type: ignore[misc]  # the slot is the implementation's
+        self._prelude = header.length  # type: ignore[misc]
 
     # --- TLS: None on a connection without ---
 
@@ -398,88 +662,29 @@ class Connection(MessageLoop, SocketCalls, trio.abc.HalfCloseableStream):
         """The version of TLS, for example ``"TLSv1.3"``."""
         return None
 
-    # --- for a server of callbacks, whose calls must not wait ---
-
-    @abc.abstractmethod
-    def _wait_inbound(self) -> Coroutine[Any, Any, int]:
-        """Wait for news, in place of :meth:`receive`; takes nothing from the queue.
-
-        Returns:
-          How many bytes have arrived that this has not told of before, less what was taken of them already;
-          :data:`END`, :data:`WRITTEN` or :data:`STALLED`.
-
-        Raises:
-          trio.BusyResourceError, trio.ClosedResourceError, trio.TooSlowError: see :meth:`receive`.
-          trio.BrokenResourceError: it broke, in either direction; all that arrived before was told, unless the queue is at
-            its high mark: then what the kernel has is told once some is taken, and the error again after it.
-
-        Cancelling it loses nothing.
-        """
-
-    @abc.abstractmethod
-    def _end_inbound(self) -> None:
-        """Have :meth:`_wait_inbound` return :data:`END`, at once and ever after; also the call in progress."""
-
-    @abc.abstractmethod
-    def _resume_inbound(self) -> None:
-        """Take :meth:`_end_inbound` back: what has arrived meanwhile is told, and the peer's end again.
-
-        Raises:
-          trio.ClosedResourceError: the connection is closed.
-        """
-
-    @abc.abstractmethod
-    def _take_exactly(self, count: int, /) -> bytes | None:
-        """Exactly ``count`` bytes of the queue, or all of it for a count of 0 or less; None if fewer are queued."""
-
-    @abc.abstractmethod
-    def _send_nowait(self, data: Buffer, /) -> int:
-        """Queue all of ``data`` after what was sent before, however much is queued.
-
-        Returns:
-          How much is outbound now.
-
-        Raises:
-          trio.ClosedResourceError, trio.BrokenResourceError: see :meth:`send`.
-          trio.BusyResourceError: another task is in :meth:`send`.
-        """
-
-    @abc.abstractmethod
-    def _push(self) -> int:
-        """Offer the kernel what is outbound, now, and return how much of it the kernel has not taken.
-
-        The kernel reports room when a good part of its buffer is free, and takes bytes as soon as there is any room.  And on
-        the ring, what a task sends in one step is offered when the step is over.  A caller that would give up on the
-        peer because too much is outbound asks this first.  An error of the send is kept for the next call that sends.
-
-        Raises:
-          trio.ClosedResourceError: the connection is closed.
-        """
-
-    @abc.abstractmethod
-    def _tell_written(self, wanted: bool, /) -> None:
-        """Have :meth:`_wait_inbound` tell when the kernel has taken bytes, or not.  Counting begins at 0.
-
-        That is told of all bytes, whenever they were sent.  Of a TLS connection :meth:`_take_written` counts those of the
-        program that were sent since, as soon as a piece of them has left, so it may have none to count.
-        """
-
-    @abc.abstractmethod
-    def _tell_resets(self) -> None:
-        """Have :meth:`_wait_inbound` raise the socket's error also while the queue is full, before what is in it is taken.
-
-        For who may never take it, and would not hear of a peer that has reset the connection.
-        """
-
-    @abc.abstractmethod
-    def _take_written(self) -> int:
-        """How many bytes the kernel has taken since this was asked last, while :meth:`_tell_written`."""
-
     # --- for the server ---
 
-    @abc.abstractmethod
     def _peer_text(self) -> str | None:
         """The other end for a person to read, escaped, also after a reset; None if it is not known any more."""
+        header = self._proxy_header
+        if header is not None and header.source is not None:
+            return endpoint_text(header.source)
+        if self._remote_address:
+            return endpoint_text(self._remote_address)
+        try:
+            with self._borrowed_socket() as sock:
+                if self._remote_address is None:
+                    self._remote_address = peer_of(sock)
+                if self._remote_address in ("", b""):
+                    return unnamed_text(sock)
+        except (trio.ClosedResourceError, OSError):
+            return None if self._remote_address is None else UNNAMED
+        return None if self._remote_address is None else endpoint_text(self._remote_address)
+
+    def _remember_peer(self) -> None:
+        """It is about to be closed because of an error, which a line of the log will be about."""
+        if self._remote_address is None and isinstance(sys.exc_info()[1], Exception):
+            self._peer_text()
 
     def _described(self, state: str) -> str:
         """What :func:`repr` returns."""
@@ -488,19 +693,51 @@ class Connection(MessageLoop, SocketCalls, trio.abc.HalfCloseableStream):
 
     def _end_sending(self) -> None:
         """What :meth:`send_eof` does when all is flushed, without a checkpoint."""
-        raise NotImplementedError("TLS cannot end one direction only")
+        self._refuse_sends()
+        with self._borrowed_socket() as sock:
+            try:
+                sock.shutdown(socket.SHUT_WR)
+            except OSError as error:
+                raise broken_by(error) from error
 
-    @abc.abstractmethod
+    @trio.lowlevel.enable_ki_protection
     async def _close_flushing(self) -> bool:
         """:meth:`aclose`.  False when it gave up on the peer, and has reset the connection with something unsent."""
+        self._end_transfer()
+        if self._is_closed:
+            await trio.lowlevel.checkpoint()
+            return True
+        self._remember_peer()
+        self._refuse_calls()
+        flushed = False
+        try:
+            patience = Patience(self)
+            await trio.lowlevel.checkpoint()
+            if self.outbound_buffered and not self._is_send_torn:
+                flushed = await patience.wait(self._close_flush)
+            else:
+                flushed = True
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            flushed = True  # there is nobody left to send to, or abort() was called: nobody to reset
+        finally:
+            self._close(not flushed and self.outbound_buffered > 0)
+        return flushed
 
-    @abc.abstractmethod
+    @trio.lowlevel.enable_ki_protection
     def _close_soon(self) -> bool:
         """Close now if that loses nothing, without a checkpoint.  False when something is left to send."""
+        self._end_transfer()
+        if not self._is_closed and self.outbound_buffered:
+            return False
+        self._close(False)
+        return True
 
-    @abc.abstractmethod
+    @trio.lowlevel.enable_ki_protection
     def _close_now(self) -> None:
         """What a cancelled :meth:`aclose` does, without a checkpoint."""
+        self._end_transfer()
+        self._remember_peer()
+        self._close(not self._is_closed and self.outbound_buffered > 0)
 
     # --- iteration ---
 

@@ -22,7 +22,8 @@ import trio
 
 from gain_trio._transports._addresses import errnos
 
-from ._connection import Connection, Marks
+from ._connection import Connection
+from ._marks import Marks
 
 RESOURCE_ERRNOS = errnos("EMFILE", "WSAEMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "ENOSPC")
 """The machine or the process is out of something, and may have it again soon."""

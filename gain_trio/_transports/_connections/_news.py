@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import final
 
-from ._connection import END, STALLED, WRITTEN, Marks
+from ._callback_connection import END, STALLED, WRITTEN
+from ._marks import Marks
 
 MOST_TOLD = 65536
 """Bytes that are told of at a time, so that others have a turn between two callbacks."""

@@ -30,7 +30,6 @@ from gain_trio._transports._connections import (
     ProxyHeader,
     head_of,
     message_of,
-    receive_into,
 )
 from gain_trio._transports._patience import STALL
 
@@ -140,15 +139,6 @@ class TlsConnection(TlsEvents):
         finally:
             self._receiving = False
 
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """:meth:`Connection.receive` as a full checkpoint."""
-        await trio.lowlevel.checkpoint()
-        return await self.receive(max_bytes)
-
-    async def receive_into(self, buffer: Buffer, /) -> int:
-        """See :meth:`Connection.receive_into`."""
-        return await receive_into(self.receive, buffer)
-
     async def _fill(self, count: int, /) -> int:
         """See :meth:`Framing._fill`."""
         if as_size(count) < 0:
@@ -251,11 +241,6 @@ class TlsConnection(TlsEvents):
         ):
             await self._wait_outbound(self._marks.send_high, own_half=True)
 
-    async def send_all(self, data: Buffer | Sequence[Buffer]) -> None:
-        """:meth:`Connection.send` as a full checkpoint."""
-        await trio.lowlevel.checkpoint()
-        await self.send(data)
-
     async def flush(self) -> None:
         """See :meth:`Connection.flush`."""
         await self._wait_flushing(1)
@@ -301,13 +286,13 @@ class TlsConnection(TlsEvents):
             "that has to go on receiving marks the end of its messages itself"
         )
 
-    async def aclose(self) -> None:
-        """See :meth:`Connection.aclose`; sends close_notify before FIN."""
-        await self._close_flushing()
+    def _end_sending(self) -> None:
+        """See :meth:`Connection._end_sending`."""
+        raise NotImplementedError("TLS cannot end one direction only")
 
     @trio.lowlevel.enable_ki_protection
     async def _close_flushing(self) -> bool:
-        """See :meth:`Connection._close_flushing`."""
+        """See :meth:`Connection._close_flushing`; sends close_notify before FIN."""
         if self._is_closed:
             await trio.lowlevel.checkpoint()
             return True

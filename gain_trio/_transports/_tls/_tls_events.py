@@ -79,7 +79,7 @@ class TlsEvents(TlsTraffic):
             self._news.untold += len(data)
 
     async def _wait_inbound(self) -> int:
-        """See :meth:`Connection._wait_inbound`."""
+        """See :meth:`CallbackConnection._wait_inbound`."""
         self._begin_receiving()
         news = self._own_news()
         try:
@@ -168,13 +168,13 @@ class TlsEvents(TlsTraffic):
             self._wake_sender()
 
     def _end_inbound(self) -> None:
-        """See :meth:`Connection._end_inbound`."""
+        """See :meth:`CallbackConnection._end_inbound`."""
         if not self._is_closed:
             self._own_news().is_over = True
             self._wake_for_news()
 
     def _resume_inbound(self) -> None:
-        """See :meth:`Connection._resume_inbound`."""
+        """See :meth:`CallbackConnection._resume_inbound`."""
         self._check_open()
         self._own_news().is_over = False
 
@@ -187,7 +187,7 @@ class TlsEvents(TlsTraffic):
         return head
 
     def _take_exactly(self, count: int, /) -> bytes | None:
-        """See :meth:`Connection._take_exactly`."""
+        """See :meth:`CallbackConnection._take_exactly`."""
         count = as_size(count)
         self._check_open()
         queued = len(self._inbound)
@@ -196,7 +196,7 @@ class TlsEvents(TlsTraffic):
     # --- sending ---
 
     def _send_nowait(self, data: Buffer, /) -> int:
-        """See :meth:`Connection._send_nowait`."""
+        """See :meth:`CallbackConnection._send_nowait`."""
         self._check_open()
         if current_thread() != self._thread:
             raise RuntimeError("this connection belongs to a run in another thread; use trio.from_thread.run()")
@@ -216,18 +216,18 @@ class TlsEvents(TlsTraffic):
         return self.outbound_buffered
 
     def _push(self) -> int:
-        """See :meth:`Connection._push`."""
+        """See :meth:`CallbackConnection._push`."""
         self._check_open()
         self._below._push()
         return self.outbound_buffered
 
     def _tell_resets(self) -> None:
-        """See :meth:`Connection._tell_resets`."""
+        """See :meth:`CallbackConnection._tell_resets`."""
         self._own_news().tells_resets = True
         self._below._tell_resets()
 
     def _tell_written(self, wanted: bool, /) -> None:
-        """See :meth:`Connection._tell_written`."""
+        """See :meth:`CallbackConnection._tell_written`."""
         self._check_open()
         self._below._tell_written(wanted)
         self._unwritten.clear()
@@ -264,7 +264,7 @@ class TlsEvents(TlsTraffic):
                 self._news.sent(self._unwritten.popleft()[1])
 
     def _take_written(self) -> int:
-        """See :meth:`Connection._take_written`."""
+        """See :meth:`CallbackConnection._take_written`."""
         if self._news is None:
             return 0
         self._count_written()

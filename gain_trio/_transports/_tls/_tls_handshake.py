@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
-from typing import TYPE_CHECKING, cast, final
+from typing import final
 
 import trio
 
@@ -15,9 +15,6 @@ from gain_trio._transports._connections import Connection, Marks, checked_second
 from ._tls_connection import TlsConnection
 from ._tls_engine import Engine, is_cut_off
 from ._tls_traffic import CHUNK, explained
-
-if TYPE_CHECKING:
-    from gain_trio._transports._connections import KernelFileSending
 
 __all__ = [
     "HandshakeError",
@@ -143,10 +140,9 @@ def _send_alert(alert: bytes, below: Connection) -> None:
     """
     if not alert or below.outbound_buffered:
         return
-    connection = cast("KernelFileSending", below)
     # The handshake has failed whether or not the peer gets the alert.
-    with contextlib.suppress(OSError, trio.ClosedResourceError), connection._borrowed_socket() as sock:
-        connection._has_sent(sock.send(alert, getattr(socket, "MSG_DONTWAIT", 0) | NO_SIGNAL))
+    with contextlib.suppress(OSError, trio.ClosedResourceError), below._borrowed_socket() as sock:
+        below._has_sent(sock.send(alert, getattr(socket, "MSG_DONTWAIT", 0) | NO_SIGNAL))
 
 
 def _why(error: trio.BrokenResourceError | ssl.SSLError) -> str:

@@ -36,7 +36,7 @@ import errno
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import final
+from typing import cast, final
 
 import trio
 
@@ -44,8 +44,9 @@ from gain_trio._io_manager import broken_by
 from gain_trio._transports._backends import closed_error, kept
 from gain_trio._transports._connections import (
     NOTHING,
+    CallbackConnection,
     Connection,
-    FileSending,
+    FileTransfer,
     Inbound,
     Marks,
     checked_deadline,
@@ -103,7 +104,7 @@ class _Turn:
             over.set()
 
 
-class TlsTraffic(FileSending):
+class TlsTraffic(Connection):
     """The part of a TLS connection that moves bytes."""
 
     __slots__ = (
@@ -139,11 +140,13 @@ class TlsTraffic(FileSending):
     )
 
     _is_closed: bool
+    _is_send_torn: bool
     _is_unheard: bool
+    _transfer_type = FileTransfer  # the kernel's would not be encrypted
 
     def __init__(self, engine: Engine, below: Connection, marks: Marks, *, https_compatible: bool) -> None:
         self._engine = engine
-        self._below = below
+        self._below = cast("CallbackConnection", below)
         self._marks = marks
         self._expects_close_notify = not https_compatible
         self._piece = max(min(PIECE, marks.send_high), _SMALLEST_PIECE)
@@ -216,11 +219,6 @@ class TlsTraffic(FileSending):
             self._below.write_deadline = self._write_deadline
         if self._write_scope is not None:
             self._write_scope.deadline = self._write_deadline
-
-    def set_deadline(self, deadline: float) -> None:
-        """See :meth:`Connection.set_deadline`."""
-        self.read_deadline = deadline
-        self.write_deadline = deadline
 
     async def _to_receive_in_time(self, wait: Awaitable[object]) -> None:
         """Await what the connection below does not time as receiving; the read deadline holds for it."""

@@ -1,0 +1,56 @@
+"""The marks of a connection, and the times that its properties take."""
+
+from __future__ import annotations
+
+import math
+from typing import final
+
+import attrs
+
+from gain_trio._ring import whole_number
+
+from ._seconds import checked_seconds
+
+KIBIBYTE = 1024
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Marks:
+    """How much a connection holds before it pushes back, in bytes.
+
+    Raises:
+      ValueError: not ``0 <= receive_low < receive_high`` and ``send_high > 0``.
+      TypeError: a number is none.
+    """
+
+    receive_high: int = attrs.field(default=256 * KIBIBYTE, validator=whole_number)
+    """With this much received and not taken, receiving stops; the peer is slowed down by TCP.  On the ring, what arrives
+    before the stop takes effect is still queued: at most what the run's receive buffers hold (2 MiB by default)."""
+    receive_low: int = attrs.field(default=64 * KIBIBYTE, validator=whole_number)
+    """It goes on when no more than this is left."""
+    send_high: int = attrs.field(default=512 * KIBIBYTE, validator=whole_number)
+    """With this much sent and not taken by the kernel, ``send`` waits.  Twice the usual piece of a large transfer, so
+    that there is one to go on with when the kernel has taken another."""
+
+    def __attrs_post_init__(self) -> None:
+        if not 0 <= self.receive_low < self.receive_high or self.send_high <= 0:
+            raise ValueError(f"need 0 <= receive_low < receive_high and send_high > 0: {self}")
+
+
+def checked_deadline(deadline: float) -> float:
+    """A time on Trio's clock, as a float."""
+    deadline = float(deadline)
+    if math.isnan(deadline):
+        raise ValueError("a deadline is a time on Trio's clock, and not nan")
+    return deadline
+
+
+def checked_idle_timeout(timeout: float) -> float:
+    """``timeout``, if a connection can be idle for so many seconds."""
+    return checked_seconds("idle_timeout", timeout, positive=True)
+
+
+def checked_close_timeout(timeout: float) -> float:
+    """``timeout``, if a close can wait for so many seconds."""
+    return checked_seconds("close_timeout", timeout)
