@@ -20,8 +20,9 @@ from gain_trio._transports._peer import UNNAMED, endpoint_text, peer_of, unnamed
 from ._deadlines import Timing
 from ._file_sending import FileTransfer, KernelFileTransfer
 from ._files import File, opened
+from ._framing import Framing
 from ._marks import Marks, checked_close_timeout, checked_idle_timeout
-from ._messages import MessageLoop
+from ._messages import Hurry, MessageLoop
 from ._passing import HasDescriptor
 from ._proxy_protocol import ProxyHeader
 from ._queues import receive_into
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer, Self
 
 
-class Connection(MessageLoop, trio.abc.HalfCloseableStream):
+class Connection(trio.abc.HalfCloseableStream):
     """A connected stream socket.
 
     A :class:`trio.abc.HalfCloseableStream`, so ``trio.SSLStream(connection)`` and everything else written for Trio's
@@ -72,6 +73,12 @@ class Connection(MessageLoop, trio.abc.HalfCloseableStream):
     """Bytes received that are no message of the peer's: a PROXY protocol header."""
     _transfer: trio.CancelScope | None
     """Of the :meth:`send_file` in progress."""
+    _between: bool
+    """Whether a task waits between two messages."""
+    _drains: bool
+    """Whether the server drains."""
+    _hurry: Hurry | None
+    """The deadline of the wait in progress, if the server drains."""
 
     if TYPE_CHECKING:
         # An implementation over a socket has these, for what is done here for all such; one over another connection has it
@@ -299,6 +306,37 @@ class Connection(MessageLoop, trio.abc.HalfCloseableStream):
         On a TLS connection that is what has been decrypted, and only a task that receives decrypts: a chunk of about 64 KiB
         at most, or what :meth:`receive_exactly` and its kind ask for.
         """
+
+    @abc.abstractmethod
+    def _fill(self, count: int, /) -> Coroutine[Any, Any, int]:
+        """Wait until ``count`` bytes are queued or the stream has ended, and return how many are queued.
+
+        While it waits, receiving is not stopped before that many are there, whatever the marks say.  It is a cancellation
+        point, and takes nothing from the queue.  It is a schedule point when it waits, for a count of 0, and when it tells
+        of the end of the stream once more.
+
+        Raises what :meth:`Connection.receive` raises, :exc:`trio.BrokenResourceError` only if less than ``count`` is
+        queued.
+        """
+
+    @abc.abstractmethod
+    def _find(self, separator: bytes, start: int, /) -> int:
+        """Where in the queue ``separator`` begins, at ``start`` or after it; -1 if it is not there."""
+
+    # --- messages ---
+
+    receive_exactly = Framing.receive_exactly
+    receive_until = Framing.receive_until
+    receive_line = Framing.receive_line
+    _measure = Framing._measure
+
+    wait_data = MessageLoop.wait_data
+    messages = MessageLoop.messages
+    _wait_first = MessageLoop._wait_first
+    _first_of_message = MessageLoop._first_of_message
+    _hurry_up = MessageLoop._hurry_up
+    _hurry_no_more = MessageLoop._hurry_no_more
+    _begin_drain = MessageLoop._begin_drain
 
     # --- sending ---
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Coroutine
-from typing import Any, final
+from typing import Any, Protocol, final
 
 DEFAULT_MAX_BYTES = 65536
 
@@ -64,8 +64,8 @@ class MessageTooLong(ValueError):
         return f"a message is longer than {self.limit} bytes"
 
 
-class Framing(abc.ABC):
-    """The calls of a connection that return whole messages, by means of its queue.
+class Framing(Protocol):
+    """The calls that return whole messages, of everything that has a queue: a connection has them by their names.
 
     While one of them waits, no other task may take from the queue, by ``next`` or ``discard``: it would take a part of
     the message.

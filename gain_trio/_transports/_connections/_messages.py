@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Generic, TypeVar, final, overload
+from typing import Any, Generic, Protocol, TypeVar, final, overload
 
 import attrs
 import trio
@@ -24,15 +24,15 @@ T = TypeVar("T")
 
 @final
 @attrs.frozen
-class _Hurry:
+class Hurry:
     """The read deadline that a drain has given to a wait between two messages, and the one to restore after it."""
 
     limit: float
     own: float
 
 
-class MessageLoop(Framing):
-    """The calls of a connection that wait for the next message, if there is to be one."""
+class MessageLoop(Framing, Protocol):
+    """The calls that wait for the next message, if there is to be one: a connection has them by their names."""
 
     __slots__ = ()
 
@@ -40,7 +40,7 @@ class MessageLoop(Framing):
     """Whether a task waits between two messages.  Slots of the implementation, as are these:"""
     _drains: bool
     """Whether the server drains."""
-    _hurry: _Hurry | None
+    _hurry: Hurry | None
     """The deadline of the wait in progress, if the server drains."""
     read_deadline: float
     """See :attr:`Connection.read_deadline`."""
@@ -136,10 +136,10 @@ class MessageLoop(Framing):
         limit = now + FIRST_SECONDS if self._is_unheard else now
         own = self.read_deadline
         if limit < own:
-            self._hurry = _Hurry(limit, own)  # type: ignore[misc]  # a slot of the implementation
+            self._hurry = Hurry(limit, own)  # type: ignore[misc]  # a slot of the implementation
             self.read_deadline = limit  # type: ignore[misc]  # a slot of the implementation
 
-    def _hurry_no_more(self, hurry: _Hurry) -> None:
+    def _hurry_no_more(self, hurry: Hurry) -> None:
         self._hurry = None  # type: ignore[misc]  # a slot of the implementation
         if self.read_deadline == hurry.limit:  # otherwise the program has set another one meanwhile
             self.read_deadline = hurry.own  # type: ignore[misc]  # a slot of the implementation
