@@ -343,6 +343,11 @@ def test_the_contract_is_small() -> None:
     assert len(implementations()) >= 4
 
 
+def test_inheritance_is_no_filing_system() -> None:
+    """Seven of the classes are Trio's and Python's."""
+    assert not [(one, one.__mro__) for one in implementations() if len(one.__mro__) > 10]
+
+
 def test_no_part_of_the_contract_is_for_callbacks_alone() -> None:
     calls = {name for name in vars(CallbackConnection) if not name.startswith("__") and name != "_abc_impl"}
     assert "_wait_inbound" in calls

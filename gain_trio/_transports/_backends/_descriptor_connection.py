@@ -40,8 +40,7 @@ from gain_trio._transports._addresses import (
 from gain_trio._transports._connections import HasDescriptor, Marks, head_of, without_head
 
 from ._socket_base import as_size, current_thread, kept
-from ._socket_connection import SocketConnection
-from ._socket_events import CHUNK
+from ._socket_connection import CHUNK, SocketConnection
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

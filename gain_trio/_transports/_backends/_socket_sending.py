@@ -8,16 +8,27 @@ import math
 import os
 import socket
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import outcome
 import trio
 
 from gain_trio._io_manager import broken_by
 from gain_trio._transports._addresses import NO_SIGNAL
-from gain_trio._transports._connections import SMALL, Marks, Message, Outbound, checked_deadline, message_of
+from gain_trio._transports._connections import (
+    SMALL,
+    Connection,
+    Marks,
+    Message,
+    Outbound,
+    ProxyHeader,
+    Timing,
+    checked_deadline,
+    message_of,
+)
+from gain_trio._transports._patience import DEFAULT_CLOSE_TIMEOUT, unacknowledged
 
-from ._socket_base import SocketBase, closed_error, current_thread, kept
+from ._socket_base import closed_error, current_run, current_thread, kept
 
 checkpoint_if_cancelled = trio.lowlevel.checkpoint_if_cancelled
 
@@ -25,27 +36,80 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
-class SocketSending(SocketBase):
-    """Sends, and a writer that finishes them."""
+class SocketSending(Connection):
+    """A socket in a run, what both directions share, and the sending half: sends, and a writer that finishes them."""
 
     __slots__ = (
+        "__weakref__",
+        "_active_at",
+        "_between",
+        "_close_timeout",
+        "_descriptor",
+        "_draining",
+        "_drains",
+        "_hurry",
+        "_is_closed",
         "_is_send_eof",
         "_is_send_torn",
+        "_is_timed",
         "_late_sending",
+        "_local_address",
+        "_marks",
         "_outbound",
+        "_prelude",
+        "_proxy_header",
+        "_read_deadline",
+        "_read_looked_at",
+        "_remote_address",
         "_room_wanted",
+        "_run",
         "_send_error",
         "_sender",
         "_sending",
+        "_socket",
+        "_timing",
+        "_transfer",
+        "_unwaited",
         "_wake_below",
+        "_write_deadline",
+        "_write_looked_at",
         "_writing",
+        "bytes_received",
+        "bytes_sent",
+        "context",
     )
 
+    context: Any
+    bytes_received: int
+    bytes_sent: int
+    _is_closed: bool
+    _active_at: float
     _is_send_eof: bool
     _is_send_torn: bool
 
     def __init__(self, sock: socket.socket, marks: Marks) -> None:
-        super().__init__(sock, marks)
+        self._run = current_run()
+        self._marks = marks
+        self._socket = sock
+        self._descriptor = sock.fileno()  # -1 once it has been closed; one that is_closed may still be flushed
+        self._is_closed = False
+        self._close_timeout = DEFAULT_CLOSE_TIMEOUT
+        self._timing: Timing | None = None
+        self._is_timed = False
+        self._active_at = 0.0
+        self._read_deadline = self._write_deadline = math.inf
+        self._read_looked_at = self._write_looked_at = math.inf  # when the keeper of deadlines comes
+        self._unwaited = 0  # bytes moved in either direction since a task of this connection last waited
+        self._local_address: Any = None
+        self._remote_address: Any = None
+        self._proxy_header: ProxyHeader | None = None
+        self._transfer: trio.CancelScope | None = None
+        self._draining: trio.Event | None = None
+        self._between = self._drains = False
+        self._hurry = None
+        self._prelude = 0
+        self.bytes_received = self.bytes_sent = 0
+        self.context = None
         self._outbound: Outbound | None = None  # None when nothing is queued
         self._is_send_eof = False
         self._is_send_torn = False  # also while a send waits with a part of its data sent
@@ -56,6 +120,62 @@ class SocketSending(SocketBase):
         self._late_sending = False  # it was woken because its deadline has passed
         self._writing = False  # the writer runs
         self._room_wanted = False  # a call waits for it to find that the kernel would take something
+
+    def __repr__(self) -> str:
+        return self._described("closed" if self._is_closed else f"fd={self._descriptor}")
+
+    def _refuse(self, verb: str) -> NoReturn:
+        """A call that cannot even begin."""
+        self._check_thread()
+        if self._is_closed:
+            raise closed_error()
+        raise trio.BusyResourceError(f"another task is already {verb} on this connection")
+
+    def _check_thread(self) -> None:
+        if current_thread() == self._run.thread or self._descriptor < 0:
+            return
+        if not self._run.thread:
+            raise RuntimeError("this run belongs to the parent process: after a fork, only exec or os._exit can follow")
+        raise RuntimeError("this connection belongs to a run in another thread; use trio.from_thread.run()")
+
+    def _timed(self, wanted: bool, /) -> None:
+        """See :meth:`Connection._timed`."""
+        self._is_timed = wanted
+        self._active_at = trio.current_time()
+
+    def _has_waited(self) -> None:
+        """Other tasks have had a turn."""
+        self._unwaited = 0
+        self._run.turn.begin()
+
+    def _unacknowledged(self) -> int | None:
+        """See :meth:`Connection._unacknowledged`."""
+        return unacknowledged(self._descriptor)
+
+    def _has_sent(self, count: int) -> None:
+        """The kernel has taken so many bytes."""
+        self.bytes_sent += count
+        self._unwaited += count
+        if self._is_timed:
+            self._active_at = trio.current_time()
+
+    async def _pass(self, mark: int) -> None:
+        """A cancellation point, before anything is moved.
+
+        It is a schedule point, too, after much was moved without one, or for long.
+        """
+        if self._unwaited < mark and not self._run.turn.is_over():
+            await trio.lowlevel.checkpoint_if_cancelled()
+            return
+        await self._yield()
+
+    async def _yield(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self._has_waited()
+        if self._is_closed:
+            raise closed_error()
+
+    # --- sending ---
 
     async def send(self, data: Buffer | Sequence[Buffer], /) -> None:
         """See :meth:`Connection.send`."""

@@ -8,7 +8,7 @@ import math
 import socket
 import sys
 from collections.abc import Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, SupportsIndex
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, SupportsIndex
 
 import trio
 
@@ -325,13 +325,13 @@ class Connection(trio.abc.HalfCloseableStream):
 
     # --- messages ---
 
-    receive_exactly = Framing.receive_exactly
-    receive_until = Framing.receive_until
-    receive_line = Framing.receive_line
+    receive_exactly: Final = Framing.receive_exactly
+    receive_until: Final = Framing.receive_until
+    receive_line: Final = Framing.receive_line
     _measure = Framing._measure
 
-    wait_data = MessageLoop.wait_data
-    messages = MessageLoop.messages
+    wait_data: Final = MessageLoop.wait_data
+    messages: Final = MessageLoop.messages
     _wait_first = MessageLoop._wait_first
     _first_of_message = MessageLoop._first_of_message
     _hurry_up = MessageLoop._hurry_up
