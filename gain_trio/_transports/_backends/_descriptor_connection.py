@@ -206,27 +206,27 @@ class DescriptorConnection(SocketConnection):
         if not content:
             raise ValueError("descriptors go with at least one byte")
         descriptors = _numbers(fds)
-        if self._is_closed or self._sending or current_thread() != self._run.thread:
+        if self._is_closed or self._sender.is_busy or current_thread() != self._run.thread:
             self._refuse("sending")
-        self._sending = True
+        self._sender.is_busy = True
         try:
             await self._pass(self._marks.send_high)
             while not (sent := self._send_with(content, descriptors)):
-                if self._outbound is None:
-                    await self._until_room()
-                elif await self._park(1):
-                    self._finish_late((), 0)
+                if self._sender.outbound is None:
+                    await self._sender.until_room(self)
+                elif await self._sender.park(self, 1):
+                    self._sender.finish_late(self, (), 0)
         finally:
-            self._sending = False
+            self._sender.is_busy = False
         self._has_sent(sent)
         if sent < len(content):
-            await self._send_rest(content, sent)
+            await self._sender.send_rest(self, content, sent)
 
     def _send_with(self, content: bytes, descriptors: array.array[int]) -> int:
         """How much the kernel takes, and with it the descriptors; 0 when it is not yet this call's turn."""
-        self._check_sending()
-        self._check_not_eof()
-        if self._outbound is not None:
+        self._sender.check(self)
+        self._sender.check_not_eof()
+        if self._sender.outbound is not None:
             return 0
         try:
             return self._socket.send_with(content, descriptors)

@@ -44,7 +44,8 @@ import select
 import socket
 import sys
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import trio
 
@@ -54,18 +55,22 @@ from gain_trio._transports._connections import (
     END,
     NOTHING,
     WRITTEN,
+    Connection,
     Inbound,
     Marks,
     News,
+    ProxyHeader,
+    Timing,
     checked_deadline,
     head_of,
     joined,
     whole_of,
     without_head,
 )
+from gain_trio._transports._patience import DEFAULT_CLOSE_TIMEOUT, unacknowledged
 
-from ._socket_base import as_size, closed_error, current_thread, kept
-from ._socket_sending import SocketSending
+from ._socket_base import as_size, closed_error, current_run, current_thread, kept
+from ._socket_sending import SocketSender
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -82,29 +87,83 @@ PAGE = 4096
 """A queue is filled by no less at a time, though it may have its high mark in the middle: small marks are no small calls."""
 
 
-class SocketConnection(SocketSending):
+class SocketConnection(Connection):
     """See :class:`Connection`.  Owns the socket, which must be non-blocking."""
 
     __slots__ = (
+        "__weakref__",
+        "_active_at",
+        "_between",
         "_chunk",
+        "_close_timeout",
+        "_descriptor",
+        "_draining",
+        "_drains",
         "_end_told",
         "_ended",
         "_flushing",
+        "_hurry",
         "_inbound",
+        "_is_closed",
         "_is_dry",
         "_is_kernel_dry",
+        "_is_timed",
         "_late_receiving",
+        "_local_address",
+        "_marks",
         "_news",
         "_paused",
+        "_prelude",
+        "_proxy_header",
+        "_read_deadline",
+        "_read_looked_at",
         "_receive_error",
         "_receiving",
+        "_remote_address",
         "_room",
+        "_run",
+        "_sender",
+        "_socket",
         "_socket_error",
+        "_timing",
+        "_transfer",
+        "_unwaited",
         "_waits_for_news",
+        "bytes_received",
+        "bytes_sent",
+        "context",
     )
 
+    context: Any
+    bytes_received: int
+    bytes_sent: int
+    _is_closed: bool
+    _active_at: float
+
     def __init__(self, sock: socket.socket, marks: Marks) -> None:
-        super().__init__(sock, marks)
+        self._run = current_run()
+        self._marks = marks
+        self._socket = sock
+        self._descriptor = sock.fileno()  # -1 once it has been closed; one that is_closed may still be flushed
+        self._is_closed = False
+        self._close_timeout = DEFAULT_CLOSE_TIMEOUT
+        self._timing: Timing | None = None
+        self._is_timed = False
+        self._active_at = 0.0
+        self._read_deadline = math.inf
+        self._read_looked_at = math.inf  # when the keeper of deadlines comes
+        self._unwaited = 0  # bytes moved in either direction since a task of this connection last waited
+        self._local_address: Any = None
+        self._remote_address: Any = None
+        self._proxy_header: ProxyHeader | None = None
+        self._transfer: trio.CancelScope | None = None
+        self._draining: trio.Event | None = None
+        self._between = self._drains = False
+        self._hurry = None
+        self._prelude = 0
+        self.bytes_received = self.bytes_sent = 0
+        self.context = None
+        self._sender = SocketSender()
         self._inbound: Inbound = NOTHING
         self._chunk = CHUNK  # to be asked for next
         self._is_dry = False  # nothing is queued, and the kernel had nothing left when it was asked last
@@ -136,6 +195,62 @@ class SocketConnection(SocketSending):
         finally:
             self._is_closed = True
             self._release(reset=self._is_send_torn)
+
+    def __repr__(self) -> str:
+        return self._described("closed" if self._is_closed else f"fd={self._descriptor}")
+
+    def _refuse(self, verb: str) -> NoReturn:
+        """A call that cannot even begin."""
+        self._check_thread()
+        if self._is_closed:
+            raise closed_error()
+        raise trio.BusyResourceError(f"another task is already {verb} on this connection")
+
+    def _check_thread(self) -> None:
+        if current_thread() == self._run.thread or self._descriptor < 0:
+            return
+        if not self._run.thread:
+            raise RuntimeError("this run belongs to the parent process: after a fork, only exec or os._exit can follow")
+        raise RuntimeError("this connection belongs to a run in another thread; use trio.from_thread.run()")
+
+    def _timed(self, wanted: bool, /) -> None:
+        """See :meth:`Connection._timed`."""
+        self._is_timed = wanted
+        self._active_at = trio.current_time()
+
+    def _has_waited(self) -> None:
+        """Other tasks have had a turn."""
+        self._unwaited = 0
+        self._run.turn.begin()
+
+    def _unacknowledged(self) -> int | None:
+        """See :meth:`Connection._unacknowledged`."""
+        return unacknowledged(self._descriptor)
+
+    def _has_sent(self, count: int, /) -> None:
+        """The kernel has taken so many bytes."""
+        self.bytes_sent += count
+        self._unwaited += count
+        if self._is_timed:
+            self._active_at = trio.current_time()
+        if self._news is not None and self._news.sent(count):
+            self._wake_for_news()
+
+    async def _pass(self, mark: int) -> None:
+        """A cancellation point, before anything is moved.
+
+        It is a schedule point, too, after much was moved without one, or for long.
+        """
+        if self._unwaited < mark and not self._run.turn.is_over():
+            await trio.lowlevel.checkpoint_if_cancelled()
+            return
+        await self._yield()
+
+    async def _yield(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self._has_waited()
+        if self._is_closed:
+            raise closed_error()
 
     # --- receiving ---
 
@@ -203,7 +318,7 @@ class SocketConnection(SocketSending):
     def _deadline_passed(self, sending: bool, now: float, /) -> float:
         """See :meth:`Connection._deadline_passed`."""
         if sending:
-            return self._write_deadline_passed(now)
+            return self._sender.deadline_passed(self, now)
         self._read_looked_at = math.inf
         if self._receiving and not self._is_closed:
             if self._read_deadline > now:
@@ -221,7 +336,7 @@ class SocketConnection(SocketSending):
         if self._is_closed:
             return
         error = OSError(number, os.strerror(number))
-        self._is_send_torn = self._is_send_torn or self.outbound_buffered > 0
+        self._sender.is_torn = self._is_send_torn or self.outbound_buffered > 0
         self._receive_error = error
         self._is_dry = False
         self._send_failed(error)
@@ -263,8 +378,8 @@ class SocketConnection(SocketSending):
             return data
         self._is_dry = False
         # A socket tells of its error once.  Somebody else was told, so to the receive a reset looks like the end.
-        if self._send_error is not None and self._send_error.errno != errno.EPIPE:
-            self._receive_error = self._send_error
+        if self._sender.error is not None and self._sender.error.errno != errno.EPIPE:
+            self._receive_error = self._sender.error
         elif self._socket_error is not None:
             self._receive_error = self._socket_error
         else:
@@ -508,7 +623,7 @@ class SocketConnection(SocketSending):
         told = news.before_errors(len(self._inbound), after_peer=after_peer)
         if told is not None:
             return told
-        error = self._receive_error or self._send_error
+        error = self._receive_error or self._sender.error
         if error is not None:
             raise broken_by(kept(error))
         return END if self._ended else news.after_errors(len(self._inbound))
@@ -601,22 +716,88 @@ class SocketConnection(SocketSending):
             raise closed_error()
         self._own_news().is_over = self._end_told = False
 
+    # --- sending ---
+
+    def send(self, data: Buffer | Sequence[Buffer], /) -> Coroutine[Any, Any, None]:
+        """See :meth:`Connection.send`."""
+        return self._sender.send(self, data)
+
+    async def flush(self) -> None:
+        """See :meth:`Connection.flush`."""
+        await self._wait_below(1)
+
+    async def _wait_writable(self) -> None:
+        await self._wait_below(self._marks.send_high)
+
+    async def _wait_for_room(self) -> None:
+        """See :meth:`Connection._wait_for_room`."""
+        await self._sender.wait_for_room(self)
+
+    async def _close_flush(self) -> None:
+        await self._sender.flush_closing(self)
+
+    @property
+    def write_deadline(self) -> float:
+        """See :attr:`Connection.write_deadline`."""
+        return self._sender.deadline
+
+    @write_deadline.setter
+    def write_deadline(self, deadline: float) -> None:
+        self._sender.set_deadline(self, checked_deadline(deadline))
+
+    @property
+    def outbound_buffered(self) -> int:
+        """See :attr:`Connection.outbound_buffered`."""
+        return self._sender.size
+
+    @property
+    def _is_send_eof(self) -> bool:
+        return self._sender.is_eof
+
+    @property
+    def _is_send_torn(self) -> bool:
+        return self._sender.is_torn
+
+    def _hold_sends(self, held: bool, /) -> None:
+        self._sender.is_busy = held
+
+    def _tear_sends(self) -> None:
+        self._sender.is_torn = True
+
+    def _fail_sends(self, number: int, /) -> int:
+        sender = self._sender
+        if sender.error is None:
+            self._send_failed(OSError(number, os.strerror(number)))
+        assert sender.error is not None
+        return sender.error.errno or number
+
+    def _send_failed(self, error: OSError) -> None:
+        """The sender has failed, or is to."""
+        self._sender.fail(error)
+        self._wake_for_news()
+
+    def _refuse_sends(self) -> None:
+        self._check_thread()
+        if self._is_closed:
+            raise closed_error()
+        self._sender.is_eof = True
+
     # --- sending without waiting ---
 
     def _send_nowait(self, data: Buffer, /) -> int:
         """See :meth:`CallbackConnection._send_nowait`."""
         if self._is_closed or current_thread() != self._run.thread:
             self._refuse("sending")
-        if self._sending and not self._flushing:
+        if self._sender.is_busy and not self._flushing:
             self._refuse("sending")
-        self._check_not_eof()
-        self._check_sending()
+        self._sender.check_not_eof()
+        self._sender.check(self)
         whole = whole_of(data)
         sent = 0
-        if whole and self._outbound is None:
-            sent = self._write(whole)
+        if whole and self._sender.outbound is None:
+            sent = self._sender.write(self, whole)
         if sent < len(whole):
-            self._enqueue(whole, sent)
+            self._sender.enqueue(self, whole, sent)
         return self.outbound_buffered
 
     def _push(self) -> int:
@@ -625,15 +806,16 @@ class SocketConnection(SocketSending):
             self._check_thread()
             raise closed_error()
         with contextlib.suppress(trio.BrokenResourceError):  # which is kept for the next send
-            self._write_queued()
+            self._sender.write_queued(self)
         return self.outbound_buffered
 
     async def _wait_below(self, mark: int) -> None:
-        if self._sending:
+        sender = self._sender
+        if sender.is_busy:
             self._refuse("sending")
         self._flushing = True
         try:
-            await super()._wait_below(mark)
+            await sender.wait_below(self, mark)
         finally:
             self._flushing = False
 
@@ -657,15 +839,6 @@ class SocketConnection(SocketSending):
         written, self._news.written = self._news.written, 0
         return written
 
-    def _has_sent(self, count: int, /) -> None:
-        super()._has_sent(count)
-        if self._news is not None and self._news.sent(count):
-            self._wake_for_news()
-
-    def _send_failed(self, error: OSError) -> None:
-        super()._send_failed(error)
-        self._wake_for_news()
-
     # --- giving the socket back ---
 
     @trio.lowlevel.enable_ki_protection  # of what is nobody's for a moment
@@ -674,7 +847,7 @@ class SocketConnection(SocketSending):
         await trio.lowlevel.checkpoint()
         await self.flush()
         self._refuse_detach()
-        if self._writing:  # for a call that was cancelled while it waited for room
+        if self._sender.is_writing:  # for a call that was cancelled while it waited for room
             trio.lowlevel.notify_closing(self._descriptor)
         old, queued = self._socket, bytes(self._inbound)
         sock = socket.socket(old.family, old.type, old.proto, old.detach())
@@ -702,15 +875,15 @@ class SocketConnection(SocketSending):
         if self._receiving and self._descriptor >= 0:
             trio.lowlevel.notify_closing(self._descriptor)
             self._wake_for_news()
-        self._wake_sender()
+        self._sender.wake()
 
     def _close(self, reset: bool, /) -> None:
         self._refuse_calls()
         if self._descriptor < 0:
             return
         self._inbound = NOTHING
-        self._outbound = None
-        self._room_wanted = False
+        self._sender.outbound = None
+        self._sender.room_wanted = False
         trio.lowlevel.notify_closing(self._descriptor)
         self._release(reset=reset or self._is_send_torn)
 
