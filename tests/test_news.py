@@ -26,7 +26,7 @@ from support.pairs import (
 from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
 from gain_trio import Connection, Marks
-from gain_trio._transports._connections._connection import END, STALLED, WRITTEN
+from gain_trio._transports import END, STALLED, WRITTEN
 from gain_trio._transports._tls._tls_connection import TlsConnection
 
 pytestmark = pytest.mark.connections
