@@ -21,7 +21,7 @@ RULES = {
 LEFT = {
     "every sentence has an actor": 130,
     "a number is a number": 21,
-    "subject, verb, object": 32,
+    "subject, verb, object": 31,
     "no subject is negated": 15,
     "the standard word": 7,
 }
