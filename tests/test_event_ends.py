@@ -334,7 +334,7 @@ def test_a_program_that_is_shut_down_in_an_on_start_that_waits(start: Callable[[
 
 
 @pytest.mark.parametrize("start", [EventServer.start, EventServer.start_as_main_process])
-@pytest.mark.parametrize("name", ["check_network", "serve"])
+@pytest.mark.parametrize("name", ["check_network", "serve_connections"])
 def test_a_program_that_is_shut_down_before_it_listens(
     start: Callable[[EventServer, str], None], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

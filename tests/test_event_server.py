@@ -347,7 +347,7 @@ def test_an_option_that_makes_no_sense(options: dict[str, Any], error: type[Exce
 
 
 def test_a_config_that_is_none() -> None:
-    with pytest.raises(TypeError, match=r"gain_trio\.Config"):
+    with pytest.raises(TypeError, match=r"gain_trio\.callbacks\.Config"):
         EventServer(Recorder(), {"workers": 2})  # type: ignore[arg-type]
 
 

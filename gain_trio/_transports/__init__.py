@@ -62,7 +62,7 @@ from ._open import connect, open_listeners
 from ._patience import DEFAULT_CLOSE_TIMEOUT, Patience
 from ._peer import UNKNOWN, endpoint_text, peer_of
 from ._tls import HandshakeError, TlsConnection, check_handshake_timeout, check_server_context, server_handshake
-from ._turns import Turn
+from ._turns import Pieces, Turn
 from ._wrapping import wrap_connection, wrap_listener
 
 __all__ = [
@@ -93,6 +93,7 @@ __all__ = [
     "NeedMore",
     "Patience",
     "PeerCredentials",
+    "Pieces",
     "ProxyHeader",
     "ProxyProtocolError",
     "Scheme",

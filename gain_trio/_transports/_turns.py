@@ -56,3 +56,41 @@ class Turn:
         self._left = more
         self._timed += more
         return False
+
+
+@final
+class Pieces:
+    """How many bytes a callback is given at once: as many as it works off in about a turn.
+
+    A synchronous callback cannot be interrupted, and 64 KiB of empty lines may be 65,536 writes for it.  The time that the
+    last piece took says how large the next one may be.
+    """
+
+    SMALLEST = 1024
+    FIRST = 8 * 1024
+    LARGEST = 64 * 1024
+
+    __slots__ = ("_clock", "size")
+
+    def __init__(self, clock: Callable[[], int] = time.monotonic_ns) -> None:
+        self._clock = clock
+        self.size = self.FIRST
+        """Bytes that the next piece may have."""
+
+    def deliver(self, callback: Callable[[int], int], count: int) -> int:
+        """Call ``callback`` with at most ``count`` bytes and learn from the time that it takes.
+
+        Args:
+          callback: takes the number of bytes to deliver, and returns how many it has delivered.
+
+        Returns:
+          What ``callback`` has returned.
+        """
+        began = self._clock()
+        delivered = callback(min(count, self.size))
+        elapsed = self._clock() - began
+        if elapsed > TURN:
+            self.size = max(self.SMALLEST, delivered * TURN // elapsed)
+        elif elapsed < TURN // 4 and delivered >= self.size:
+            self.size = min(self.LARGEST, self.size * 2)
+        return delivered

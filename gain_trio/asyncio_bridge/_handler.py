@@ -95,7 +95,7 @@ class ProtocolHandler(AttendingHandler):
         return {**self.__dict__, "_attended": set(), "_running": set()}
 
     def __repr__(self) -> str:
-        return f"<gain_trio.{self.__qualname__}>"
+        return f"<gain_trio.asyncio_bridge.{self.__qualname__}>"
 
     async def attend(self, draining: trio.Event) -> None:
         """Have the protocols of a server end when it drains."""

@@ -38,6 +38,7 @@ from gain_trio._transports import (
     CallbackConnection,
     Connection,
     Patience,
+    Pieces,
     TlsConnection,
     Turn,
     shown,
@@ -51,8 +52,6 @@ from ._views import SocketView, SslView
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-PIECE = 64 * 1024
-"""The most bytes that a protocol is given in one call."""
 HIGH = 64 * 1024
 """asyncio's default for the most bytes that may be unsent before the protocol is told to pause."""
 
@@ -79,6 +78,7 @@ class ProtocolTransport(asyncio.Transport):
         "_low",
         "_made_at",
         "_owes",
+        "_pieces",
         "_protocol",
         "_protocol_paused",
         "_quiet",
@@ -108,12 +108,13 @@ class ProtocolTransport(asyncio.Transport):
         self._quiet: Quiet | None = None  # the server drains
         self._ends_when_idle = False  # and the task has seen it
         self._turn = Turn()
+        self._pieces = Pieces()
         self._scope: trio.CancelScope | None = None  # that the task waits in, to be cancelled for it to look again
         self.set_protocol(protocol)
 
     def __repr__(self) -> str:
         state = "closing" if self._is_closing else "paused" if self._reading_paused else "open"
-        return f"<gain_trio.ProtocolTransport {state} on {self._connection!r}>"
+        return f"<gain_trio.asyncio_bridge.ProtocolTransport {state} on {self._connection!r}>"
 
     # --- the task ---
 
@@ -280,7 +281,7 @@ class ProtocolTransport(asyncio.Transport):
         self._turn.begin()
         left = self._connection.inbound_buffered  # what comes meanwhile has its own turn, after other news
         while left > 0 and self.is_reading():
-            left -= self._deliver_piece(min(left, PIECE))
+            left -= self._pieces.deliver(self._deliver_piece, left)
             if left > 0 and self._turn.is_over():
                 await trio.lowlevel.checkpoint()
 

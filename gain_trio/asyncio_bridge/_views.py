@@ -25,7 +25,7 @@ class SocketView:
         self._connection = connection
 
     def __repr__(self) -> str:
-        return f"<gain_trio.SocketView of {self._connection!r}>"
+        return f"<gain_trio.asyncio_bridge.SocketView of {self._connection!r}>"
 
     @property
     def family(self) -> int:
@@ -110,7 +110,7 @@ class SslView:
         self._connection = connection
 
     def __repr__(self) -> str:
-        return f"<gain_trio.SslView of {self._connection!r}>"
+        return f"<gain_trio.asyncio_bridge.SslView of {self._connection!r}>"
 
     def __getattr__(self, name: str) -> Any:
         if name not in self._NAMES:

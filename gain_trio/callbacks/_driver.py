@@ -34,6 +34,7 @@ from gain_trio._transports import (
     Connection,
     Marks,
     Patience,
+    Pieces,
     shown,
     sleep_until_idle,
 )
@@ -205,8 +206,10 @@ class StreamDriver(AttendingHandler):
             on_read = callbacks.on_read.function
             wait = connection._wait_inbound
             while n := await wait():
-                if n > 0:
+                if 0 < n <= Pieces.SMALLEST:
                     on_read(conn, n)
+                elif n > 0:
+                    await _read_in_pieces(on_read, conn, connection, n)
                 else:
                     await self._told(n, conn, connection)
 
@@ -340,6 +343,27 @@ def _reason(error: BaseException, connection: CallbackConnection) -> BaseExcepti
     if isinstance(error, trio.BrokenResourceError) and isinstance(error.__cause__, OSError):
         return error.__cause__
     return error
+
+
+async def _read_in_pieces(
+    on_read: Callable[[StreamConn, int], object], conn: StreamConn, connection: Connection, count: int
+) -> None:
+    """Tell a ``def on_read`` of ``count`` bytes in pieces that it works off in about a turn each; others run in between."""
+
+    def deliver(size: int) -> int:
+        on_read(conn, size)
+        return size
+
+    pieces = conn._pieces
+    if pieces is None:
+        pieces = conn._pieces = Pieces()
+    while True:
+        count -= pieces.deliver(deliver, count)
+        # An on_read() may have taken more than it was told of, and may have ended the connection.
+        count = min(count, connection.inbound_buffered)
+        if count <= 0 or conn._is_closed or conn._failure is not None:
+            return
+        await trio.lowlevel.checkpoint()
 
 
 async def _with_last_seconds(function: Callable[..., Awaitable[object]], *arguments: object) -> None:

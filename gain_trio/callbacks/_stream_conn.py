@@ -37,6 +37,7 @@ from gain_trio._transports import (
     Entry,
     Inbound,
     Marks,
+    Pieces,
     checked_deadline,
     current_keeper,
     endpoint_text,
@@ -90,6 +91,7 @@ class StreamConn(Conn):
         "_lingers",
         "_local",
         "_lock",
+        "_pieces",
         "_remote",
         "_send",
         "_take_exactly",
@@ -107,6 +109,7 @@ class StreamConn(Conn):
         self._take_exactly: Callable[[int], bytes | None] = connection._take_exactly
         self._send: Callable[[Buffer], int] = connection._send_nowait
         self._is_closed = False  # by the program, or over
+        self._pieces: Pieces | None = None  # once a large one has arrived
         self._failure: BaseException | None = None  # why the task of the connection is to end it
         self._flush_seconds: float | None = None  # what set_linger() says; without it, the connection's close_timeout
         self._lingers = False  # SO_LINGER is set, with a time

@@ -1,0 +1,103 @@
+"""A synchronous callback is given as many bytes as it works off in about a turn, so a flood does not hold up the rest."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+import trio
+
+import gain_trio
+from gain_trio._transports import Pieces
+from gain_trio.asyncio_bridge import ProtocolHandler
+from gain_trio.callbacks import Conn, EventHandler
+
+pytestmark = pytest.mark.connections
+
+LINES = 256 * 1024
+
+
+def test_a_slow_callback_gets_less_and_a_fast_one_more() -> None:
+    now = 0
+    a_byte = 0  # nanoseconds that the callback takes for it
+
+    def callback(size: int) -> int:
+        nonlocal now
+        now += size * a_byte
+        return size
+
+    pieces = Pieces(lambda: now)
+    sizes = [pieces.deliver(callback, 1 << 20) for _ in range(6)]
+    assert sizes == [8192, 16384, 32768, 65536, 65536, 65536]
+    a_byte = 1_000  # a turn is 1,000 bytes
+    assert pieces.deliver(callback, 1 << 20) == 65536
+    assert pieces.deliver(callback, 1 << 20) == Pieces.SMALLEST
+    a_byte = 100  # a turn is 10,000 bytes
+    sizes = [pieces.deliver(callback, 1 << 20) for _ in range(4)]
+    assert sizes == [1024, 2048, 4096, 4096]
+    assert pieces.deliver(callback, 5) == 5
+
+
+class Told(EventHandler):
+    """Takes a turn for every 512 bytes of the made-up clock, and remembers the sizes."""
+
+    def __init__(self, work: Callable[[int], None]) -> None:
+        self.work = work
+        self.sizes: list[int] = []
+
+    def on_read(self, conn: Conn, n: int) -> None:
+        self.sizes.append(n)
+        self.work(n)
+        conn.discard(n)
+
+
+class ToldProtocol(asyncio.Protocol):
+    """The same of asyncio's kind."""
+
+    def __init__(self, work: Callable[[int], None], sizes: list[int]) -> None:
+        self.work = work
+        self.sizes = sizes
+
+    def data_received(self, data: bytes) -> None:
+        self.sizes.append(len(data))
+        self.work(len(data))
+
+
+@pytest.mark.parametrize("face", ["callbacks", "protocol"])
+async def test_a_flood_of_slow_lines_comes_in_small_pieces(face: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0
+
+    def work(size: int) -> None:
+        nonlocal now
+        now += size * 2_000
+
+    original = Pieces.__init__
+    monkeypatch.setattr(Pieces, "__init__", lambda self: original(self, lambda: now))
+    sizes: list[int] = []
+    start: Callable[..., Awaitable[None]]
+    if face == "callbacks":
+        handler = Told(work)
+        sizes = handler.sizes
+        start = _starter(gain_trio.callbacks.serve, handler)
+    else:
+        start = _starter(gain_trio.serve, ProtocolHandler(lambda: ToldProtocol(work, sizes)))
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(start)
+        client = await gain_trio.connect(server.addresses[0])
+        async with client:
+            await client.send(b"\n" * LINES)
+            await client.send_eof()
+            assert await client.receive() == b""
+        nursery.cancel_scope.cancel()
+    assert sum(sizes) == LINES
+    # After the first piece none is larger than what a turn is good for.
+    assert sizes[0] <= Pieces.FIRST
+    assert max(sizes[1:]) <= Pieces.SMALLEST
+
+
+def _starter(serve: Callable[..., Awaitable[None]], handler: object) -> Callable[..., Awaitable[None]]:
+    async def start(**status: object) -> None:
+        await serve(handler, "tcp://127.0.0.1:0", **status)
+
+    return start
