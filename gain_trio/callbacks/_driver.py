@@ -346,7 +346,7 @@ def _reason(error: BaseException, connection: CallbackConnection) -> BaseExcepti
 
 
 async def _read_in_pieces(
-    on_read: Callable[[StreamConn, int], object], conn: StreamConn, connection: Connection, count: int
+    on_read: Callable[[StreamConn, int], object], conn: StreamConn, connection: CallbackConnection, count: int
 ) -> None:
     """Tell a ``def on_read`` of ``count`` bytes in pieces that it works off in about a turn each; others run in between."""
 
