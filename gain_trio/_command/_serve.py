@@ -15,14 +15,7 @@ import trio
 
 import gain_trio
 from gain_trio import ServerConfig
-from gain_trio._server import (
-    END_SIGNALS,
-    REPLACE_SIGNALS,
-    configure_logging,
-    cut_off,
-    only_one_of,
-    received_signals,
-)
+from gain_trio._server import configure_logging, no_workers_to_replace, obey_signals, received_signals, ungrouped
 from gain_trio._transports import parse_address, shown
 
 from ._handlers import find_datagram_handler, find_handler
@@ -33,9 +26,6 @@ from ._serve_options import add_arguments, config_of, take_priority
 
 Starter = Callable[..., Awaitable[None]]
 """Something for ``nursery.start`` that starts a server."""
-
-if sys.version_info < (3, 11):
-    from exceptiongroup import BaseExceptionGroup
 
 _OF_DATAGRAMS = {"workers", "architecture", "cbpf"}
 """The options that make sense for a server of datagrams."""
@@ -113,45 +103,41 @@ def _check_of_datagrams(addresses: Sequence[str], changed: dict[str, Any]) -> No
 
 
 async def _until_signalled(start: Starter, *, task_status: trio.TaskStatus[Any]) -> None:
-    """Run a server that minds no signals itself.
-
-    The first one ends it: one of callbacks when these have finished, one of datagrams at once, as the second one does.
-    SIGHUP replaces the worker processes of one of callbacks, and does nothing to a server that has none.  They are minded to
-    the end: what nobody minds kills the program.
-    """
+    """Run a server that obeys no signals itself, of callbacks or of datagrams."""
     scope = trio.CancelScope()
-    try:
-        with received_signals(*END_SIGNALS, *REPLACE_SIGNALS) as signals:
-            async with trio.open_nursery() as nursery:
+    with ungrouped(), received_signals() as signals:
+        async with trio.open_nursery() as nursery:
 
-                async def serve(*, task_status: trio.TaskStatus[Any]) -> None:
-                    with scope:
-                        await start(task_status=task_status)
-                    nursery.cancel_scope.cancel()
+            async def serve(*, task_status: trio.TaskStatus[Any]) -> None:
+                with scope:
+                    await start(task_status=task_status)
+                nursery.cancel_scope.cancel()
 
-                server = await nursery.start(serve)
-                task_status.started(server)
-                async for number in signals:
-                    if number in REPLACE_SIGNALS:
-                        nursery.start_soon(_replace_workers, server, name="gain_trio replacement of workers")
-                    elif isinstance(server, gain_trio.callbacks.EventServer) and server.is_running:
-                        server.async_shutdown()
-                    else:
-                        if isinstance(server, gain_trio.callbacks.EventServer):
-                            server._cancel()
-                        else:
-                            scope.cancel()
-                        await cut_off(signals, nursery, REPLACE_SIGNALS)
-    except BaseExceptionGroup as group:
-        error = only_one_of(group)
-        raise error from error.__cause__
+            server = await nursery.start(serve)
+            task_status.started(server)
+            is_of_callbacks = isinstance(server, gain_trio.callbacks.EventServer)
+            await obey_signals(signals, server._signalled() if is_of_callbacks else _Datagrams(server, scope), nursery)
 
 
-async def _replace_workers(server: gain_trio.callbacks.EventServer | gain_trio.DatagramServer) -> None:
-    if isinstance(server, gain_trio.callbacks.EventServer):
-        await server._replace_workers()
-    else:
-        logger.info("SIGHUP replaces worker processes, and %s has none: nothing is done", shown(server))
+@final
+class _Datagrams:
+    """A server of datagrams, which has no gentle end and no worker processes, as signals see it."""
+
+    def __init__(self, server: gain_trio.DatagramServer, scope: trio.CancelScope) -> None:
+        self._server = server
+        self._scope = scope
+
+    def begin_to_end(self, _name: str) -> bool:
+        """False: its first signal ends it at once."""
+        return False
+
+    def cancel(self, _name: str) -> None:
+        """End the server at once."""
+        self._scope.cancel()
+
+    async def replace_workers(self, name: str) -> None:
+        """Log that there are none."""
+        no_workers_to_replace(name, self._server)
 
 
 @final

@@ -10,23 +10,20 @@ from ._checks import (
 )
 from ._config import Architecture, ContextSource, ServerConfig, ServerOptions
 from ._consumer import AttendingHandler, Handler
-from ._cut import cut_off
 from ._datagrams import DatagramHandler, DatagramServer, DatagramServerStatistics, serve_datagrams
-from ._end_signals import END_SIGNALS, REPLACE_SIGNALS, received_signals
-from ._failures import is_cancellation, only_one_of
+from ._failures import is_cancellation, only_one_of, ungrouped
 from ._logging import FORMATS, LEVELS, LineFormatter, configure_logging
 from ._processes import HIGH_PRIORITY, WorkerFailed, take_process_priority
 from ._serve import serve
 from ._server import Server
+from ._signals import Signalled, no_workers_to_replace, obey_signals, received_signals
 from ._statistics import ServerStatistics
 
 __all__ = [
     "BALANCERS",
-    "END_SIGNALS",
     "FORMATS",
     "HIGH_PRIORITY",
     "LEVELS",
-    "REPLACE_SIGNALS",
     "Architecture",
     "AttendingHandler",
     "Balancer",
@@ -42,18 +39,21 @@ __all__ = [
     "ServerConfig",
     "ServerOptions",
     "ServerStatistics",
+    "Signalled",
     "WorkerFailed",
     "check_datagram_handler",
     "check_handler",
     "check_timeout",
     "configure_logging",
-    "cut_off",
     "is_cancellation",
     "is_class_of_callbacks",
+    "no_workers_to_replace",
+    "obey_signals",
     "only_one_of",
     "received_signals",
     "serve",
     "serve_datagrams",
     "take_process_priority",
+    "ungrouped",
     "why_not_called",
 ]

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
-import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import final
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, final
 
 import trio
 
 from gain_trio._transports import shown
 
 from ._config import ServerConfig
-from ._cut import cut_off
-from ._end_signals import END_SIGNALS, REPLACE_SIGNALS, received_signals
-from ._metrics import MetricsEndpoint
 from ._server import Server
+from ._signals import obey_signals, received_signals
+
+if TYPE_CHECKING:
+    from ._metrics import MetricsEndpoint
 
 logger = logging.getLogger("gain_trio")
 
@@ -43,15 +42,18 @@ async def run_in_company(
         return
     failure: Exception | None = None
     with contextlib.ExitStack() as stack:
-        signals = stack.enter_context(_signal_receiver()) if config.signals else None
-        endpoint = None if config.metrics is None else await MetricsEndpoint.open(config.metrics)
-        if endpoint is not None:
+        signals = stack.enter_context(received_signals()) if config.signals else None
+        endpoint: MetricsEndpoint | None = None
+        if config.metrics is not None:
+            from ._metrics import MetricsEndpoint  # noqa: PLC0415 - a server without the endpoint is spared HTTP
+
+            endpoint = await MetricsEndpoint.open(config.metrics)
             stack.callback(endpoint.close)
         scope = trio.CancelScope()
         async with trio.open_nursery() as company:
-            introduction = _Introduction(company, endpoint, task_status)
+            introduction = _Introduction(company, scope, config, endpoint, task_status)
             if signals is not None:
-                company.start_soon(_attend, signals, introduction, config, scope, name="gain_trio signals")
+                company.start_soon(obey_signals, signals, introduction, company, name="gain_trio signals")
             with scope:
                 try:
                     await core(introduction)
@@ -68,13 +70,21 @@ async def run_in_company(
 
 @final
 class _Introduction(trio.TaskStatus[Server]):
-    """Learns of the server when it has started, before whoever started it does."""
+    """Gets the server when it has started, before its caller does, and passes signals on to it."""
 
     def __init__(
-        self, company: trio.Nursery, endpoint: MetricsEndpoint | None, task_status: trio.TaskStatus[Server]
+        self,
+        company: trio.Nursery,
+        scope: trio.CancelScope,
+        config: ServerConfig,
+        endpoint: MetricsEndpoint | None,
+        task_status: trio.TaskStatus[Server],
     ) -> None:
         self.company = company
         self.server: Server | None = None
+        self._scope = scope
+        self._graceful_timeout = config.graceful_timeout
+        self._is_draining = False
         self._endpoint = endpoint
         self._task_status = task_status
 
@@ -86,38 +96,26 @@ class _Introduction(trio.TaskStatus[Server]):
             self.company.start_soon(self._endpoint.run, value, name="gain_trio metrics")
         self._task_status.started(value)
 
+    # --- Signalled ---
 
-@contextlib.contextmanager
-def _signal_receiver() -> Iterator[AsyncIterator[int]]:
-    if threading.current_thread() is not threading.main_thread():
-        raise RuntimeError(
-            "signals=True is for a server in the main thread, the only one in which Python receives signals; leave it out "
-            "and call server.drain() yourself"
-        )
-    with received_signals(*END_SIGNALS, *REPLACE_SIGNALS) as signals:
-        yield signals
+    def begin_to_end(self, name: str) -> bool:
+        """Let the server drain; False before the server is up, and when it drains already."""
+        if self.server is None or self._is_draining:
+            return False
+        logger.info("%s: the server drains; another one cancels it", shown(name))
+        self._is_draining = True
+        self.company.start_soon(self.server.drain, self._graceful_timeout, name="gain_trio drain")
+        return True
 
+    def cancel(self, name: str) -> None:
+        """Cancel the server, be it up or not."""
+        logger.info("%s: the server is cancelled", shown(name))
+        self._scope.cancel()
 
-async def _attend(
-    signals: AsyncIterator[int], introduction: _Introduction, config: ServerConfig, scope: trio.CancelScope
-) -> None:
-    """SIGTERM and SIGINT drain the server, the second one cancels it, and SIGHUP replaces the worker processes.
-
-    A server that was cancelled and does not end, because a thread is busy, ends with its process.
-    """
-    is_draining = False
-    async for number in signals:
-        name, server = signal.Signals(number).name, introduction.server
-        if number in REPLACE_SIGNALS:
-            if server is None or is_draining:
-                logger.info("%s is ignored: the server is not up %s", shown(name), "any more" if is_draining else "yet")
-            else:
-                introduction.company.start_soon(server._replace_workers, name="gain_trio replacement of workers")
-        elif server is None or is_draining:
-            logger.info("%s: the server is cancelled", shown(name))
-            scope.cancel()
-            await cut_off(signals, introduction.company, REPLACE_SIGNALS)
+    async def replace_workers(self, name: str) -> None:
+        """Replace the worker processes of a server that is up."""
+        if self.server is None or self._is_draining:
+            when = "any more" if self._is_draining else "yet"
+            logger.info("%s is ignored: the server is not up %s", shown(name), shown(when))
         else:
-            logger.info("%s: the server drains; another one cancels it", shown(name))
-            is_draining = True
-            introduction.company.start_soon(server.drain, config.graceful_timeout, name="gain_trio drain")
+            await self.server._replace_workers()

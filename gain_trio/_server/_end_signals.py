@@ -34,7 +34,7 @@ stopped for a minute has not been held up for one."""
 
 
 @contextlib.contextmanager
-def received_signals(*numbers: int) -> Iterator[AsyncIterator[int]]:
+def watched_signals(*numbers: int) -> Iterator[AsyncIterator[int]]:
     """Receive signals as :func:`trio.open_signal_receiver` does, and end the process when the run takes none of them.
 
     The run has 7 seconds to answer after the second signal of :data:`END_SIGNALS`, and 3 after the third.  Then the log says

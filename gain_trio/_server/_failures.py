@@ -13,8 +13,9 @@ A group of one exception, as every nursery makes it, is that exception.
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, final
 
 import attrs
@@ -41,6 +42,16 @@ def only_one_of(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
+
+
+@contextlib.contextmanager
+def ungrouped() -> Iterator[None]:
+    """Raise the one exception in a group of one, which a nursery made, in place of the group."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error = only_one_of(group)
+        raise error from error.__cause__
 
 
 def first_of(error: BaseException) -> BaseException:

@@ -13,27 +13,27 @@ import contextlib
 import enum
 import functools
 import logging
-import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, final
 
 import trio
 
 from gain_trio._io_manager import run
 from gain_trio._server import (
-    END_SIGNALS,
     HIGH_PRIORITY,
     DatagramServer,
     DatagramServerStatistics,
     Server,
     ServerStatistics,
+    Signalled,
     check_timeout,
-    cut_off,
-    only_one_of,
+    no_workers_to_replace,
+    obey_signals,
     received_signals,
     serve_datagrams,
     take_process_priority,
+    ungrouped,
 )
 from gain_trio._server import (
     serve as serve_connections,
@@ -46,9 +46,6 @@ from ._datagrams import DatagramDriver
 from ._driver import StreamDriver
 from ._errors import AlreadyRunning, InvalidState, UnsupportedProtocol
 from ._handler import Callbacks, EventHandler
-
-if sys.version_info < (3, 11):
-    from exceptiongroup import BaseExceptionGroup
 
 logger = logging.getLogger("gain_trio")
 
@@ -187,10 +184,8 @@ class EventServer:
     def _start(self, address: str, *, signals: bool) -> None:
         self._begin()
         try:
-            run(self._main, address, signals, ring=ring_options(self._config))
-        except BaseExceptionGroup as group:
-            error = only_one_of(group)
-            raise error from error.__cause__
+            with ungrouped():
+                run(self._main, address, signals, ring=ring_options(self._config))
         finally:
             self._end()
 
@@ -198,25 +193,15 @@ class EventServer:
         if not signals:
             await self._serve(address)
             return
-        with received_signals(*END_SIGNALS) as received:
+        with received_signals(with_replacement=False) as received:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._attend, received, nursery, name="gain_trio signals")
+                nursery.start_soon(obey_signals, received, self._signalled(), nursery, name="gain_trio signals")
                 await self._serve(address)
                 nursery.cancel_scope.cancel()  # there is nothing left that a signal could end
 
-    async def _attend(self, signals: AsyncIterator[int], nursery: trio.Nursery) -> None:
-        """To the end: a signal that nobody takes from there is for the program, and would kill it."""
-        async for _number in signals:
-            if self._state is not State.STOPPING:
-                self.async_shutdown()
-            else:
-                self._cancel()
-                await cut_off(signals, nursery)
-
-    def _cancel(self) -> None:
-        """In the run: what a second signal asks for."""
-        if self._scope is not None:
-            self._scope.cancel()
+    def _signalled(self) -> Signalled:
+        """This server as signals see it."""
+        return _ShutDownBySignals(self)
 
     def shutdown(self) -> None:
         """:meth:`async_shutdown`, and return when that is done.  Of a server that does not run: nothing.
@@ -263,15 +248,6 @@ class EventServer:
             if isinstance(self._server, Server):
                 self._server.stop_accepting()
             driver.activity.stop(scope.cancel)
-
-    async def _replace_workers(self) -> None:
-        """What SIGHUP asks for, in the run."""
-        if not self.is_running:
-            logger.info("SIGHUP is ignored: %s does not serve any more", shown(self))
-        elif isinstance(self._server, Server):
-            await self._server._replace_workers()
-        else:
-            logger.info("SIGHUP replaces worker processes, and %s has none: nothing is done", shown(self))
 
     def _would_wait_for_itself(self) -> bool:
         if self._driver is not None and self._driver.is_in_callback_thread():
@@ -383,12 +359,39 @@ class EventServer:
             )
         self._begin()
         try:
-            await self._serve(address, task_status=task_status)
-        except BaseExceptionGroup as group:
-            error = only_one_of(group)
-            raise error from error.__cause__
+            with ungrouped():
+                await self._serve(address, task_status=task_status)
         finally:
             self._end()
+
+
+@final
+class _ShutDownBySignals:
+    """What signals do to a server of callbacks."""
+
+    def __init__(self, server: EventServer) -> None:
+        self._server = server
+
+    def begin_to_end(self, _name: str) -> bool:
+        """Shut the server down; False if it is being shut down."""
+        if self._server._state is State.STOPPING:
+            return False
+        self._server.async_shutdown()
+        return True
+
+    def cancel(self, _name: str) -> None:
+        """Cancel the callbacks, too."""
+        if self._server._scope is not None:
+            self._server._scope.cancel()
+
+    async def replace_workers(self, name: str) -> None:
+        """Replace the worker processes, if the server has some and serves."""
+        if not self._server.is_running:
+            logger.info("%s is ignored: %s does not serve any more", shown(name), shown(self._server))
+        elif isinstance(self._server._server, Server):
+            await self._server._server._replace_workers()
+        else:
+            no_workers_to_replace(name, self._server)
 
 
 async def _serve_until_drained(
