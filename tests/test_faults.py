@@ -205,7 +205,7 @@ def test_without_descriptors_a_server_says_so_once_waits_and_recovers(
                     counter = WaitCounter()
                     trio.lowlevel.add_instrument(counter)
                     messages = len(caplog.records)
-                    monkeypatch.setattr(_seldom, "INTERVAL", 10.0)
+                    monkeypatch.setattr(_seldom, "LOG_INTERVAL", 10.0)
                     _seldom.seldom("accept")._next = trio.current_time() + 0.95
                     await trio.sleep(1.05)  # of Trio's mock clock, which jumps over every pause of the server
                     [line] = caplog.records[messages:]

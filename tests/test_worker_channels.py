@@ -271,7 +271,7 @@ async def test_an_error_of_the_balancers_is_not_the_workers(worker: tuple[Worker
 async def test_an_error_of_the_balancers_spares_no_process_its_end(
     worker: tuple[WorkerProcess, Owner, Control], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_process, "GRACE", 0.05)
+    monkeypatch.setattr(_process, "WORKER_GRACE", 0.05)
     process, owner, other = worker
     system: Any = Process()
     process._process = system

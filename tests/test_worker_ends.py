@@ -46,7 +46,7 @@ def many_descriptors() -> Iterator[None]:
 @pytest.fixture
 def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that does not end when it is told to is killed soon."""
-    monkeypatch.setattr(_process, "GRACE", 0.3)
+    monkeypatch.setattr(_process, "WORKER_GRACE", 0.3)
 
 
 class Load:

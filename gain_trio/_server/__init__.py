@@ -18,12 +18,15 @@ from ._serve import serve
 from ._server import Server
 from ._signals import Signalled, no_workers_to_replace, obey_signals, received_signals
 from ._statistics import ServerStatistics
+from ._time_limits import LAST_CALLBACK, SHUTDOWN_SECONDS
 
 __all__ = [
     "BALANCERS",
     "FORMATS",
     "HIGH_PRIORITY",
+    "LAST_CALLBACK",
     "LEVELS",
+    "SHUTDOWN_SECONDS",
     "Architecture",
     "AttendingHandler",
     "Balancer",

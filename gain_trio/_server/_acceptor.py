@@ -14,11 +14,7 @@ from gain_trio._transports import RESOURCE_ERRNOS, Connection, Listener, Turn, s
 from ._dispatcher import Dispatcher
 from ._limits import Places
 from ._seldom import seldom, since_last
-
-RESOURCE_PAUSE = 0.1
-"""Seconds without accepting when the process or the machine is out of descriptors or memory: Trio's policy.
-
-The log has a line when it begins, and one a minute."""
+from ._time_limits import RESOURCE_PAUSE
 
 logger = logging.getLogger("gain_trio")
 

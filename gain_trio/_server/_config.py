@@ -29,7 +29,8 @@ from gain_trio._transports import (
 
 from ._balancer import BALANCERS, Balancer, BalancerName
 from ._checks import check_timeout
-from ._proxy import DEFAULT_TIMEOUT, check_proxy_timeout, parse_networks
+from ._proxy import check_proxy_timeout, parse_networks
+from ._time_limits import GRACEFUL_TIMEOUT, HANDSHAKE_TIMEOUT, PROXY_TIMEOUT, WORKER_TIMEOUT
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -208,18 +209,18 @@ class ServerConfig:
     """Connections of Unix sockets can pass descriptors, see :func:`open_listeners`."""
     proxy_protocol: Iterable[str] | bool = attrs.field(default=False, converter=_senders)
     """The addresses and networks of proxies that send a PROXY protocol header, see :func:`serve`."""
-    proxy_timeout: float = attrs.field(default=DEFAULT_TIMEOUT, validator=_check_proxy_timeout)
+    proxy_timeout: float = attrs.field(default=PROXY_TIMEOUT, validator=_check_proxy_timeout)
     """Seconds that the header may take."""
     ssl_context: ContextSource | None = attrs.field(default=None, validator=_check_context)
     """Serve TLS: a server's context, or a function that makes one.  With ``processes`` it is a function, called once in each
     of them, because a context cannot be pickled."""
-    handshake_timeout: float = attrs.field(default=30.0, validator=_check_handshake_timeout)
+    handshake_timeout: float = attrs.field(default=HANDSHAKE_TIMEOUT, validator=_check_handshake_timeout)
     """Seconds that a TLS handshake may take."""
     strict: bool = attrs.field(default=False, validator=_check_flag)
     """Let a handler's exception end the server and propagate."""
-    graceful_timeout: float = attrs.field(default=30.0, validator=_check_graceful_timeout)
+    graceful_timeout: float = attrs.field(default=GRACEFUL_TIMEOUT, validator=_check_graceful_timeout)
     """Seconds that connections get to finish after a signal, and when their worker process is replaced."""
-    worker_timeout: float | None = attrs.field(default=30.0, validator=_check_worker_timeout)
+    worker_timeout: float | None = attrs.field(default=WORKER_TIMEOUT, validator=_check_worker_timeout)
     """Seconds that a worker process may hold its event loop up before the server kills and replaces it; None for as long as
     it likes.  After 2 seconds, or a third of this, it gets no new connections until it answers.  A process that has not
     begun to serve has four times as long, and at least 20 seconds."""

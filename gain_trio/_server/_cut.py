@@ -19,10 +19,8 @@ import trio
 
 from gain_trio._transports import shown
 
-CUT_SECONDS: Final = 7.0
-"""Seconds that a server has to end after it was cancelled by a signal: callbacks have 5 of their own then."""
-HURRIED_SECONDS: Final = 1.0
-"""And after a further signal."""
+from ._time_limits import CUT_SECONDS, HURRIED_SECONDS, LAST_WORDS
+
 LATE: Final = 0.25
 """Seconds after which the run has noticed a deadline so late that its tasks must have their turn first."""
 MOST_ROUNDS: Final = 3
@@ -33,8 +31,6 @@ MOST_NAMES: Final = 20
 """Names that are logged."""
 OWN_TASKS: Final = "gain_trio "
 """What the names of the library's own tasks begin with; they wait for the others."""
-LAST_WORDS: Final = 1.0
-"""Seconds for the line of the log: a thread that is stuck may have the lock that it takes."""
 
 logger = logging.getLogger("gain_trio")
 

@@ -25,8 +25,6 @@ from gain_trio._transports import (
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-DEFAULT_TIMEOUT: Final = 3.0
-"""Seconds that a header may take: the specification's least, which covers a segment that was lost and sent again."""
 
 _LOCAL: Final = (ipaddress.ip_address("127.0.0.1"), ipaddress.ip_address("::1"))
 """What a peer on this machine, over a Unix socket, counts as."""

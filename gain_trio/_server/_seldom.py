@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final, final
+from typing import final
 
 import trio
 
-INTERVAL: Final = 60.0
-"""Seconds between two lines."""
+from ._time_limits import LOG_INTERVAL
 
 
 @final
@@ -24,7 +23,7 @@ class Seldom:
         if now < self._next:
             self._left_out += 1
             return None
-        self._next = now + INTERVAL
+        self._next = now + LOG_INTERVAL
         left_out, self._left_out = self._left_out, 0
         return left_out
 

@@ -1,7 +1,7 @@
 """The time limits of servers, in seconds, each with its reason.
 
 Here are the limits that no option sets and the defaults of those that an option does.  The limits of one protocol are with
-that protocol (``_http``, ``_metrics``), and the lengths of internal ticks (``_pulse``, ``_worker``) with the tasks that tick.
+that protocol (``_http``, ``_metrics``), and the lengths of internal ticks with their tasks (``_pulse``, ``_worker``).
 
 *How a server ends.*  The first signal, or ``drain(timeout)``, gives connections their own time.  After that each layer gives
 the layer below it a bounded time, and each limit leaves room for the ones inside of it::
@@ -32,13 +32,13 @@ PROXY_TIMEOUT: Final = 3.0
 # --- the end of a server ---
 
 LAST_CALLBACK: Final = 5.0
-"""For an ``async def on_write`` or ``on_close`` when the server is cancelled: a write to a database, not a wait for a peer."""
+"""For an ``async def on_write`` or ``on_close`` when the server is cancelled: a write to a database fits."""
 WORKER_GRACE: Final = 5.0
 """For a worker process to end when it was told to, beyond the time of its connections, before the server kills it."""
 ORPHAN_GRACE: Final = 5.0
 """For a worker process to end when its server is gone: the same, from the worker's side."""
 UNWANTED_GRACE: Final = 1.0
-"""For a process that has not begun to serve, and is not needed any more, before the server kills it: it has no connections."""
+"""For a process that has not begun to serve, and is not needed any more: it has no connections."""
 LAST_WORDS: Final = 1.0
 """For the last messages of an ending process: a worker's to its server, and the last line of the log.  The reader may be
 stuck, or a child of the process may hold the channel open."""
@@ -69,6 +69,6 @@ LATE: Final = 2.0
 RESOURCE_PAUSE: Final = 0.1
 """Without accepting, when the process or the machine is out of descriptors or memory: Trio's policy."""
 HAND_OFF_PAUSE: Final = 0.1
-"""Without passing descriptors on, when too many are on their way in the system (``ETOOMANYREFS``), or a worker has no room."""
+"""Without passing descriptors on, when too many are on their way (``ETOOMANYREFS``), or a worker has no room."""
 LOG_INTERVAL: Final = 60.0
 """Between two lines of the log about trouble that lasts."""

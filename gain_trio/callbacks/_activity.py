@@ -14,9 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, final
 
-SHUTDOWN_SECONDS = 5.0
-"""Seconds in which connections and callbacks must end when the server is shut down without a ``graceful_timeout``."""
-
 
 class Ending(Protocol):
     """A connection or callback in progress that can end on request."""

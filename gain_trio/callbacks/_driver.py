@@ -24,7 +24,7 @@ from typing import Any, cast, final
 
 import trio
 
-from gain_trio._server import AttendingHandler, is_cancellation, only_one_of
+from gain_trio._server import LAST_CALLBACK, AttendingHandler, is_cancellation, only_one_of
 from gain_trio._transports import (
     END,
     FIRST_SECONDS,
@@ -44,9 +44,6 @@ from ._config import Config
 from ._errors import SlowReader
 from ._handler import Callbacks, EventHandler
 from ._stream_conn import StreamConn, Terms, ThreadedStreamConn
-
-LAST_SECONDS = 5.0
-"""That an ``async def on_write`` and ``on_close`` have when the server is being stopped."""
 
 logger = logging.getLogger("gain_trio")
 
@@ -169,7 +166,7 @@ class StreamDriver(AttendingHandler):
         """The server is being stopped: what the kernel has taken by now is told, as it is after a close()."""
         if self.callbacks.on_write.is_overridden and (written := connection._take_written()):
             conn._send_no_more()
-            with trio.CancelScope(deadline=trio.current_time() + LAST_SECONDS, shield=True):
+            with trio.CancelScope(deadline=trio.current_time() + LAST_CALLBACK, shield=True):
                 await self.callbacks.on_write(conn, written)
 
     async def _tell_closed(self, conn: StreamConn, reason: BaseException | None, cancelled: bool) -> None:
@@ -178,7 +175,7 @@ class StreamDriver(AttendingHandler):
         if not on_close.is_async:
             on_close.function(conn, reason)
         elif cancelled:
-            with trio.CancelScope(deadline=trio.current_time() + LAST_SECONDS, shield=True):
+            with trio.CancelScope(deadline=trio.current_time() + LAST_CALLBACK, shield=True):
                 await on_close.function(conn, reason)
         else:
             await _with_last_seconds(on_close.function, conn, reason)
@@ -283,7 +280,7 @@ class StreamDriver(AttendingHandler):
             if told == WRITTEN:
                 await self._told(told, conn, connection)
                 # on_write may write more each time, and is told of that before the deadline, and before bytes
-                if trio.current_time() > end + (LAST_SECONDS if left else 0):
+                if trio.current_time() > end + (LAST_CALLBACK if left else 0):
                     return
             elif told > 0:
                 if not left:
@@ -367,7 +364,7 @@ async def _read_in_pieces(
 
 
 async def _with_last_seconds(function: Callable[..., Awaitable[object]], *arguments: object) -> None:
-    """Call it, and let it go on for :data:`LAST_SECONDS` when the task is cancelled."""
+    """Call it, and let it go on for :data:`LAST_CALLBACK` when the task is cancelled."""
     failure: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
@@ -387,4 +384,4 @@ async def _limit_when_cancelled(scope: trio.CancelScope) -> None:
     try:
         await trio.sleep_forever()
     finally:
-        scope.deadline = trio.current_time() + LAST_SECONDS
+        scope.deadline = trio.current_time() + LAST_CALLBACK

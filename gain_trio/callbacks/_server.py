@@ -22,6 +22,7 @@ import trio
 from gain_trio._io_manager import run
 from gain_trio._server import (
     HIGH_PRIORITY,
+    SHUTDOWN_SECONDS,
     DatagramServer,
     DatagramServerStatistics,
     Server,
@@ -40,7 +41,6 @@ from gain_trio._server import (
 )
 from gain_trio._transports import Marks, endpoint_text, shown
 
-from ._activity import SHUTDOWN_SECONDS
 from ._config import Config, logging_as, merged, ring_options, serve_options
 from ._datagrams import DatagramDriver
 from ._driver import StreamDriver

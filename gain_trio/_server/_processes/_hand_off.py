@@ -23,14 +23,13 @@ from typing import Final, final
 import attrs
 import trio
 
+from gain_trio._server._time_limits import HAND_OFF_PAUSE
 from gain_trio._transports import NO_SIGNAL, passed_descriptors
 
 from ._accepted import Accepted
 
 MOST_AT_ONCE: Final = 32
 """Connections in a datagram; the kernel takes 253 descriptors (SCM_MAX_FD)."""
-PAUSE: Final = 0.1
-"""Seconds to wait when too many descriptors are on their way in the system (``ETOOMANYREFS``), or a worker has no room."""
 
 _SEQUENCE = struct.Struct("!Q")
 _LARGEST: Final = _SEQUENCE.size + 2 * MOST_AT_ONCE
@@ -97,7 +96,7 @@ async def send(sock: socket.socket, sequence: int, consumers: Sequence[int], con
         except OSError as error:
             if error.errno not in _SCARCE:
                 raise
-            await trio.sleep(PAUSE)
+            await trio.sleep(HAND_OFF_PAUSE)
         else:
             return
 

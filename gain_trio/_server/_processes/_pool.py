@@ -15,12 +15,13 @@ from typing import Any, Final, final
 import attrs
 import trio
 
-from gain_trio._server._acceptor import RESOURCE_PAUSE, Acceptor
+from gain_trio._server._acceptor import Acceptor
 from gain_trio._server._balancer import RoundRobin, balancer_of
 from gain_trio._server._config import ServerConfig
 from gain_trio._server._dispatcher import Dispatcher
 from gain_trio._server._seldom import seldom, since_last
 from gain_trio._server._statistics import ServerStatistics
+from gain_trio._server._time_limits import RESOURCE_PAUSE
 from gain_trio._transports import shown
 
 from ._accepted import Accepted, listener_for_others

@@ -31,6 +31,7 @@ from typing import Final, Protocol, final
 import trio
 
 from gain_trio._server._statistics import ServerStatistics
+from gain_trio._server._time_limits import HAND_OFF_PAUSE, LAST_WORDS, UNWANTED_GRACE, WORKER_GRACE
 from gain_trio._transports import shown
 
 from . import _hand_off
@@ -43,12 +44,6 @@ from ._messages import Log as LogMessage
 from ._pulse import Pulse
 from ._remote_consumer import RemoteConsumer
 
-GRACE: Final = 5.0
-"""Seconds that a process has to end when it was told to, beyond what its connections have, before it is killed."""
-LAST_WORDS: Final = 1.0
-"""Seconds to wait for the end of the control channel of a process that is gone: a child of its own may have it, too."""
-NEVER_BEGUN: Final = 1.0
-"""Seconds that a process which has not begun to serve has to end when it is not wanted any more, before it is killed."""
 WINDOW: Final = 128
 """Connections that may be on their way to a worker.  One that is busy with something else takes no more; others do."""
 
@@ -138,7 +133,7 @@ class WorkerProcess:
         self._end_scope = trio.CancelScope()
         """Whose deadline is that of the drain."""
         self._is_overdue = False
-        self._grace: float | None = None  # other than GRACE
+        self._grace: float | None = None  # other than WORKER_GRACE
         self._has_no_room = False
         self._has_served = False
         self._on_their_way = 0
@@ -216,7 +211,7 @@ class WorkerProcess:
         """Have it end at once."""
         if self.state is State.STARTING and self._process is not None:
             self._process.terminate()  # it does not listen before it serves
-            self._grace = NEVER_BEGUN
+            self._grace = UNWANTED_GRACE
         self._scope.cancel()
 
     async def _send(self, message: Message) -> None:
@@ -237,7 +232,7 @@ class WorkerProcess:
             await trio.sleep_forever()
         self._is_overdue = True  # from now on it is killed when it is late
         if not self._pulse.is_late:
-            await trio.sleep(GRACE)
+            await trio.sleep(WORKER_GRACE)
         self._kill("has not ended in time", hung=self._pulse.is_late)
 
     async def _watch(self) -> None:
@@ -359,7 +354,7 @@ class WorkerProcess:
             if self.state is State.READY:  # it ends, and gets nothing any more
                 self._become(State.LEAVING)
         assert self._process is not None
-        with trio.move_on_after(GRACE):
+        with trio.move_on_after(WORKER_GRACE):
             await self._process.wait()
         self._grace = 0.0  # which it has had
 
@@ -402,7 +397,7 @@ class WorkerProcess:
         """Seconds that a process which was told to end has for that."""
         if self._pulse.is_late or self._was_killed:
             return 0.0
-        return GRACE if self._grace is None else self._grace
+        return WORKER_GRACE if self._grace is None else self._grace
 
     async def _say_goodbye(self) -> None:
         assert self._control is not None
@@ -486,7 +481,7 @@ class WorkerProcess:
             while self._outbox:
                 if self._has_no_room:
                     self._has_no_room = False
-                    await trio.sleep(_hand_off.PAUSE)
+                    await trio.sleep(HAND_OFF_PAUSE)
                     continue
                 batch = [self._outbox.popleft() for _ in range(min(_hand_off.MOST_AT_ONCE, len(self._outbox)))]
                 sequence += 1

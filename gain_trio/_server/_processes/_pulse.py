@@ -13,8 +13,8 @@ from __future__ import annotations
 import math
 from typing import Final, final
 
-LATE: Final = 2.0
-"""Seconds without a message after which a process gets no more connections, or a third of ``worker_timeout``."""
+from gain_trio._server._time_limits import LATE
+
 SHORTEST: Final = 0.02
 """Seconds between two beats, at least."""
 

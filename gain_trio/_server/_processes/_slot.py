@@ -31,6 +31,14 @@ import attrs
 import trio
 
 from gain_trio._server._statistics import ServerStatistics
+from gain_trio._server._time_limits import (
+    AT_ONCE,
+    FIRST_PAUSE,
+    LONGEST_PAUSE,
+    SHORTEST_START,
+    SOON,
+    START_TIMEOUT,
+)
 from gain_trio._transports import shown, shown_lines
 
 from ._failure import WorkerFailed, failure_of
@@ -38,18 +46,6 @@ from ._process import State, WorkerProcess
 
 ATTEMPTS: Final = 4
 """Processes in a row that end before they serve, or the first ones if they end as soon as they do."""
-AT_ONCE: Final = 1.0
-"""Seconds of service, of nobody, after which a death is no failure to begin."""
-START_TIMEOUT: Final = 120.0
-"""Seconds that a process may take to begin, without a ``worker_timeout``: its program may have much to load, and the machine
-other things to do."""
-SHORTEST_START: Final = 20.0
-"""The least that it has with one."""
-FIRST_PAUSE: Final = 0.1
-LONGEST_PAUSE: Final = 5.0
-"""Seconds before a process is replaced that has died soon after the one before it."""
-SOON: Final = 10.0
-"""Seconds of service after which a death has nothing to do with the last one."""
 
 logger = logging.getLogger("gain_trio")
 

@@ -16,8 +16,8 @@ import socket
 import threading
 from typing import Final, final
 
-GRACE: Final = 5.0
-"""Seconds that a worker has to end when its server is gone."""
+from gain_trio._server._time_limits import ORPHAN_GRACE
+
 ORPHANED: Final = 70
 """Exit status of a worker that did not end in time.  Nobody is left to read it but the log of whoever adopts it."""
 
@@ -46,5 +46,5 @@ class Watchdog:
             poll.register(server, select.POLLIN)
         if os.getppid() == self._parent:
             poll.poll()
-        threading.Event().wait(GRACE)
+        threading.Event().wait(ORPHAN_GRACE)
         os._exit(ORPHANED)

@@ -32,6 +32,7 @@ from gain_trio._server._config import ServerConfig
 from gain_trio._server._consumer import Handler
 from gain_trio._server._listening import serve_listeners
 from gain_trio._server._seldom import seldom, since_last
+from gain_trio._server._time_limits import HAND_OFF_PAUSE, LAST_WORDS
 from gain_trio._transports import (
     FIRST_SECONDS,
     UNKNOWN,
@@ -61,8 +62,6 @@ ENDED_INTERVAL: Final = 0.002
 """Seconds between two counts of connections that have ended, at least; the first of several goes at once."""
 FIRST_WORDS_INTERVAL: Final = 0.01
 """Seconds between two looks at connections that have brought nothing yet, when the process is to drain."""
-LAST_WORDS: Final = 1.0
-"""Seconds that a worker has to send its last messages when it ends."""
 FAILED: Final = 1
 """Exit status of a worker that ends by an exception, which it has told the server."""
 
@@ -257,10 +256,10 @@ class Worker:
                         "worker process %d cannot take connections: it has too many open files; trying again in %s seconds"
                         "%s",
                         os.getpid(),
-                        _hand_off.PAUSE,
+                        HAND_OFF_PAUSE,
                         shown(since_last(count)),
                     )
-                await trio.sleep(_hand_off.PAUSE)
+                await trio.sleep(HAND_OFF_PAUSE)
 
     async def _take_all(self) -> bool:
         """Take what has arrived; False if there was no room for some."""
