@@ -58,7 +58,7 @@ def execute(options: argparse.Namespace) -> int:
         for address in addresses:
             parse_address(address, schemes=SERVED)
         config = config_of(options)
-        take_priority(options)
+        take_priority(options, config)
         gain_trio.run(_serve, _starter(options, addresses, config), options.handler, addresses[0])
     except KeyboardInterrupt:
         return 0
@@ -74,7 +74,7 @@ def _starter(options: argparse.Namespace, addresses: Sequence[str], config: Serv
     usual = ServerConfig()
     changed = {name: getattr(config, name) for name in attrs.fields_dict(ServerConfig)}
     changed = {name: value for name, value in changed.items() if value != getattr(usual, name) and name != "signals"}
-    if options.graceful_timeout is not None:  # the usual one is shorter for callbacks
+    if "graceful_timeout" in options:  # the usual one is shorter for callbacks
         changed["graceful_timeout"] = config.graceful_timeout
     of_datagrams = any(map(is_of_datagrams, addresses))
     if of_datagrams:

@@ -5,27 +5,27 @@ from __future__ import annotations
 import argparse
 import functools
 import ssl
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Any
+
+import attrs
 
 from gain_trio._server import (
     BALANCERS,
     FORMATS,
     HIGH_PRIORITY,
     LEVELS,
-    Architecture,
     Balancer,
     BalancerName,
     ContextSource,
+    Flag,
     ServerConfig,
+    flags_of,
     take_process_priority,
 )
 
 from ._handlers import BUILT_IN, find_object
 from ._network import add_options as add_network_options
 from ._serve_events import add_options as add_events_options
-
-if TYPE_CHECKING:
-    from gain_trio._server import ServerOptions
 
 _EPILOG = """\
 examples:
@@ -55,106 +55,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"what serves a connection, or a datagram: {', '.join(BUILT_IN)}, or an async function or an "
         "EventHandler as package.module:name",
     )
-    _add_architecture(parser.add_argument_group("who serves"))
-    _add_processes(parser.add_argument_group("worker processes"))
-    add_events_options(parser.add_argument_group("handlers of callbacks"))
-    _add_limits(parser.add_argument_group("limits"))
-    _add_tls(parser.add_argument_group("TLS"))
-    _add_logging(parser.add_argument_group("log and statistics"))
-
-
-def _add_architecture(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="consumers that share the connections, or shards (1)"
-    )
-    group.add_argument(
-        "--architecture",
-        choices=get_args(Architecture),
-        default="reactor",
-        help="reactor: one acceptor for each address, a balancer, and the workers; socket_sharding: each worker has a "
-        "listener of its own, and the kernel distributes (TCP only)",
-    )
-    group.add_argument(
-        "--balancer",
-        default="round_robin",
-        metavar="NAME",
-        help=f"of the reactor: {', '.join(BALANCERS)}, or one of your own as package.module:name (a class is called for it)",
-    )
-    group.add_argument(
-        "--cbpf", action="store_true", help="of socket_sharding: choose the shard by the CPU a connection arrives on"
-    )
-
-
-def _add_processes(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--processes",
-        type=_processes,
-        metavar="N",
-        help="serve in so many processes, each with --workers; auto for one a CPU (this process alone)",
-    )
-    group.add_argument(
-        "--cpu-affinity",
-        action="store_true",
-        help="bind each to a CPU of its own, and its listener to what arrives there",
-    )
-    group.add_argument(
-        "--worker-timeout",
-        type=_seconds_or_none,
-        default=30.0,
-        metavar="S",
-        help="seconds after which one that does not answer is killed and replaced, or none (30)",
-    )
-    group.add_argument("--priority", type=int, metavar="N", help="their nice value, -20 to 19 (that of this process)")
-    group.add_argument(
+    groups = {
+        title: parser.add_argument_group(title)
+        for title in ("who serves", "worker processes", "handlers of callbacks", "limits", "TLS", "log and statistics")
+    }
+    _add_logging(groups["log and statistics"])
+    for name, flag in flags_of(ServerConfig).items():
+        _add_flag(groups[flag.group], name, flag)
+    groups["worker processes"].add_argument(
         "--process-priority",
         action="store_true",
         help=f"a nice value of {HIGH_PRIORITY} for them, or without --processes for this process; takes CAP_SYS_NICE",
     )
+    add_events_options(groups["handlers of callbacks"])
+    _add_tls(groups["TLS"])
 
 
-def _processes(text: str) -> int | Literal["auto"]:
-    if text == "auto":
-        return "auto"
+def _add_flag(group: argparse._ArgumentGroup, name: str, flag: Flag) -> None:
+    """The argument of one field.  It is no attribute of the parsed options unless it was given."""
+    argument = f"--{name.replace('_', '-')}"
+    if flag.parse is None:
+        group.add_argument(argument, action="store_true", default=argparse.SUPPRESS, help=flag.help)
+        return
+    default = attrs.fields_dict(ServerConfig)[name].default
+    usual = flag.usual if flag.usual is not None else format(default, "g" if isinstance(default, float) else "")
+    group.add_argument(
+        argument,
+        type=functools.partial(_parsed, flag) if flag.words else flag.parse,
+        metavar=flag.metavar,
+        choices=flag.choices,
+        default=argparse.SUPPRESS,
+        help=f"{flag.help} ({usual})" if usual else flag.help,
+    )
+
+
+def _parsed(flag: Flag, text: str) -> Any:
+    """The value of an argument that can be a word, too."""
+    assert flag.parse is not None
+    if text in flag.words:
+        return flag.words[text]
     try:
-        return int(text)
+        return flag.parse(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor auto") from None
-
-
-def _seconds_or_none(text: str) -> float | None:
-    if text == "none":
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of seconds nor none") from None
-
-
-def _add_limits(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--max-connections", type=int, metavar="N", help="connections at a time; others wait in the backlog (no limit)"
-    )
-    group.add_argument(
-        "--backlog", type=int, metavar="N", help="connections that may wait to be accepted (all the system allows)"
-    )
-    group.add_argument(
-        "--idle-timeout",
-        type=float,
-        metavar="S",
-        help="seconds without a byte that end a connection (of http 60, otherwise none do)",
-    )
-    group.add_argument(
-        "--close-timeout",
-        type=float,
-        metavar="S",
-        help="seconds that closing a connection waits for a peer that goes on taking what was sent (60)",
-    )
-    group.add_argument(
-        "--graceful-timeout",
-        type=float,
-        metavar="S",
-        help="seconds that connections get to finish after the first signal (30; of callbacks 5)",
-    )
+        kind = "a number of seconds" if flag.parse is float else "a number"
+        raise argparse.ArgumentTypeError(f"{text!r} is neither {kind} nor {' or '.join(flag.words)}") from None
 
 
 def _add_tls(group: argparse._ArgumentGroup) -> None:
@@ -172,11 +116,6 @@ def _add_logging(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--pretty", action="store_const", const="pretty", dest="log_format", help="the same as --log-format pretty"
     )
-    group.add_argument(
-        "--metrics",
-        metavar="ADDRESS",
-        help="serve the statistics to Prometheus, tcp://127.0.0.1:9100 for example; needs gain-trio[metrics]",
-    )
 
 
 def config_of(options: argparse.Namespace) -> ServerConfig:
@@ -185,50 +124,28 @@ def config_of(options: argparse.Namespace) -> ServerConfig:
     Raises:
       ValueError: they make no sense together; says why.
     """
-    given: ServerOptions = {
-        "workers": options.workers,
-        "architecture": options.architecture,
-        "balancer": _balancer(options.balancer),
-        "cbpf": options.cbpf,
-        "processes": options.processes,
-        "cpu_affinity": options.cpu_affinity,
-        "priority": _priority(options),
-        "worker_timeout": options.worker_timeout,
-        "max_connections": options.max_connections,
-        "backlog": options.backlog,
-        "ssl_context": _tls(options.tls_cert, options.tls_key, in_workers=options.processes is not None),
-        "signals": True,
-        "metrics": options.metrics,
-    }
-    if options.idle_timeout is not None:
-        given["idle_timeout"] = options.idle_timeout
-    if options.close_timeout is not None:
-        given["close_timeout"] = options.close_timeout
-    if options.graceful_timeout is not None:
-        given["graceful_timeout"] = options.graceful_timeout
-    return ServerConfig(**given)
+    given = {name: value for name, value in vars(options).items() if name in flags_of(ServerConfig)}
+    if "balancer" in given:
+        given["balancer"] = _balancer(given["balancer"])
+    in_workers = given.get("processes") is not None
+    if options.process_priority:
+        if "priority" in given:
+            raise ValueError(
+                f"--process-priority is a nice value of {HIGH_PRIORITY}, --priority one of yours: give one of them"
+            )
+        given["priority"] = HIGH_PRIORITY if in_workers else None
+    context = _tls(options.tls_cert, options.tls_key, in_workers=in_workers)
+    return ServerConfig(**given, ssl_context=context, signals=True)
 
 
-def _priority(options: argparse.Namespace) -> int | None:
-    """That of worker processes."""
-    if not options.process_priority:
-        priority: int | None = options.priority
-        return priority
-    if options.priority is not None:
-        raise ValueError(
-            f"--process-priority is a nice value of {HIGH_PRIORITY}, --priority one of yours: give one of them"
-        )
-    return HIGH_PRIORITY if options.processes is not None else None
-
-
-def take_priority(options: argparse.Namespace) -> None:
+def take_priority(options: argparse.Namespace, config: ServerConfig) -> None:
     """Without worker processes ``--process-priority`` is this process's.
 
     Raises:
       ValueError: this system has no priorities.
       OSError: it may not.
     """
-    if options.process_priority and options.processes is None:
+    if options.process_priority and config.processes is None:
         take_process_priority(HIGH_PRIORITY)
 
 

@@ -12,6 +12,7 @@ from ._config import Architecture, ContextSource, ServerConfig, ServerOptions
 from ._consumer import AttendingHandler, Handler
 from ._datagrams import DatagramHandler, DatagramServer, DatagramServerStatistics, serve_datagrams
 from ._failures import is_cancellation, only_one_of, ungrouped
+from ._flags import Flag, flags_of
 from ._logging import FORMATS, LEVELS, LineFormatter, configure_logging
 from ._processes import HIGH_PRIORITY, WorkerFailed, take_process_priority
 from ._serve import serve
@@ -36,6 +37,7 @@ __all__ = [
     "DatagramHandler",
     "DatagramServer",
     "DatagramServerStatistics",
+    "Flag",
     "Handler",
     "LineFormatter",
     "Server",
@@ -48,6 +50,7 @@ __all__ = [
     "check_handler",
     "check_timeout",
     "configure_logging",
+    "flags_of",
     "is_cancellation",
     "is_class_of_callbacks",
     "no_workers_to_replace",

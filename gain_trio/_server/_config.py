@@ -1,7 +1,9 @@
 """ServerConfig: everything a server can be told, checked when it is told.
 
 One class for all of it, because a server's options travel: from ``serve(..., workers=4)`` to its acceptors and consumers,
-from the command line, and to worker processes, which get them pickled.  What depends on an address (that
+from the command line, and to worker processes, which get them pickled.  An option is written here once: its type, default
+and check, its docstring, and its flag of ``gain-trio serve``.  :class:`ServerOptions` repeats names and types for type
+checkers, and a test compares the two.  What depends on an address (that
 ``mode=`` is for Unix sockets, and socket sharding for TCP) is checked where addresses are opened, in ``_transports``.
 """
 
@@ -29,8 +31,9 @@ from gain_trio._transports import (
 
 from ._balancer import BALANCERS, Balancer, BalancerName
 from ._checks import check_timeout
+from ._flags import Flag
 from ._proxy import check_proxy_timeout, parse_networks
-from ._time_limits import GRACEFUL_TIMEOUT, HANDSHAKE_TIMEOUT, PROXY_TIMEOUT, WORKER_TIMEOUT
+from ._time_limits import GRACEFUL_TIMEOUT, HANDSHAKE_TIMEOUT, PROXY_TIMEOUT, SHUTDOWN_SECONDS, WORKER_TIMEOUT
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -162,26 +165,104 @@ class ServerConfig:
       ValueError, TypeError: an option makes no sense; says which one, and what would.
     """
 
-    architecture: Architecture = attrs.field(default="reactor", validator=_one_of(Architecture))
+    architecture: Architecture = attrs.field(
+        default="reactor",
+        validator=_one_of(Architecture),
+        metadata=Flag(
+            group="who serves",
+            parse=str,
+            choices=get_args(Architecture),
+            help="reactor: one acceptor for each address, a balancer, and the workers; socket_sharding: each worker has a "
+            "listener of its own, and the kernel distributes (TCP only)",
+        ).beside(),
+    )
     """``"reactor"``: one acceptor for each address hands connections to the consumers that ``balancer`` picks.
     ``"socket_sharding"``: each worker has a listener of its own on every address, and the kernel distributes (TCP only)."""
-    workers: int = attrs.field(default=1, validator=_at_least_1)
+    workers: int = attrs.field(
+        default=1,
+        validator=_at_least_1,
+        metadata=Flag(
+            group="who serves", parse=int, metavar="N", help="consumers that share the connections, or shards"
+        ).beside(),
+    )
     """Consumers, or shards, in each process."""
-    processes: int | Literal["auto"] | None = attrs.field(default=None, validator=_check_processes)
+    processes: int | Literal["auto"] | None = attrs.field(
+        default=None,
+        validator=_check_processes,
+        metadata=Flag(
+            group="worker processes",
+            parse=int,
+            words={"auto": "auto"},
+            metavar="N",
+            help="the number of processes that serve, each with --workers; auto for one a CPU",
+            usual="this process alone",
+        ).beside(),
+    )
     """Worker processes; ``"auto"`` for one a CPU that this process may run on, None to serve in this process."""
-    balancer: BalancerName | Balancer = attrs.field(default="round_robin", validator=_check_balancer)
+    balancer: BalancerName | Balancer = attrs.field(
+        default="round_robin",
+        validator=_check_balancer,
+        metadata=Flag(
+            group="who serves",
+            parse=str,
+            metavar="NAME",
+            help=f"of the reactor: {', '.join(BALANCERS)}, or one of your own as package.module:name (a class is called "
+            "for it)",
+        ).beside(),
+    )
     """Who gets a connection: ``"round_robin"``, ``"least_connections"``, ``"source_ip_hash"``, or a :class:`Balancer` of
     your own.  With socket sharding the kernel decides."""
-    cbpf: bool = attrs.field(default=False, validator=_check_flag)
+    cbpf: bool = attrs.field(
+        default=False,
+        validator=_check_flag,
+        metadata=Flag(
+            group="who serves", help="of socket_sharding: choose the shard by the CPU a connection arrives on"
+        ).beside(),
+    )
     """Socket sharding on Linux: the shard is chosen by the CPU that a connection arrives on (its number modulo the number of
     shards), instead of by a hash of its addresses (``SO_ATTACH_REUSEPORT_CBPF``, socket(7))."""
-    cpu_affinity: bool = attrs.field(default=False, validator=_check_flag)
+    cpu_affinity: bool = attrs.field(
+        default=False,
+        validator=_check_flag,
+        metadata=Flag(
+            group="worker processes", help="bind each to a CPU of its own, and its listener to what arrives there"
+        ).beside(),
+    )
     """Bind each worker process to a CPU of its own, and its listener to what arrives there (``SO_INCOMING_CPU``)."""
-    priority: int | None = attrs.field(default=None, validator=_check_priority)
+    priority: int | None = attrs.field(
+        default=None,
+        validator=_check_priority,
+        metadata=Flag(
+            group="worker processes",
+            parse=int,
+            metavar="N",
+            help="their nice value, -20 to 19",
+            usual="that of this process",
+        ).beside(),
+    )
     """Nice value of the worker processes, -20 to 19, see setpriority(2); None leaves it as it is."""
-    max_connections: int | None = attrs.field(default=None, validator=_at_least_1_or_none)
+    max_connections: int | None = attrs.field(
+        default=None,
+        validator=_at_least_1_or_none,
+        metadata=Flag(
+            group="limits",
+            parse=int,
+            metavar="N",
+            help="connections at a time; others wait in the backlog",
+            usual="no limit",
+        ).beside(),
+    )
     """Connections at a time; further ones wait in the kernel's backlog, unaccepted.  None for no limit."""
-    backlog: int | None = None
+    backlog: int | None = attrs.field(
+        default=None,
+        metadata=Flag(
+            group="limits",
+            parse=int,
+            metavar="N",
+            help="connections that may wait to be accepted",
+            usual="all the system allows",
+        ).beside(),
+    )
     """Connections that may wait to be accepted, on each listener; None for as many as the system allows."""
     reuse_port: bool = attrs.field(default=False, validator=_check_flag)
     """Set ``SO_REUSEPORT``, so that other servers can share the port.  Socket sharding sets it anyhow."""
@@ -192,9 +273,28 @@ class ServerConfig:
     keep_alive: float | None = None
     """Seconds without news of the peer after which TCP asks whether it is there, and between the questions (tcp(7)); 1 to
     32767, rounded up to whole ones.  None for not at all."""
-    idle_timeout: float = attrs.field(default=math.inf, converter=checked_idle_timeout)
+    idle_timeout: float = attrs.field(
+        default=math.inf,
+        converter=checked_idle_timeout,
+        metadata=Flag(
+            group="limits",
+            parse=float,
+            metavar="S",
+            help="seconds without a byte that end a connection",
+            usual="of http 60, otherwise none do",
+        ).beside(),
+    )
     """Seconds that a connection may move no byte in either direction, see :attr:`Connection.idle_timeout`."""
-    close_timeout: float = attrs.field(default=DEFAULT_CLOSE_TIMEOUT, converter=checked_close_timeout)
+    close_timeout: float = attrs.field(
+        default=DEFAULT_CLOSE_TIMEOUT,
+        converter=checked_close_timeout,
+        metadata=Flag(
+            group="limits",
+            parse=float,
+            metavar="S",
+            help="seconds that closing a connection waits for a peer that goes on taking what was sent",
+        ).beside(),
+    )
     """Seconds that closing a connection waits for a peer that goes on taking what was sent, see
     :attr:`Connection.close_timeout`; for one that takes nothing it waits 5."""
     marks: Marks | None = attrs.field(default=None, validator=_check_marks)
@@ -218,15 +318,45 @@ class ServerConfig:
     """Seconds that a TLS handshake may take."""
     strict: bool = attrs.field(default=False, validator=_check_flag)
     """Let a handler's exception end the server and propagate."""
-    graceful_timeout: float = attrs.field(default=GRACEFUL_TIMEOUT, validator=_check_graceful_timeout)
+    graceful_timeout: float = attrs.field(
+        default=GRACEFUL_TIMEOUT,
+        validator=_check_graceful_timeout,
+        metadata=Flag(
+            group="limits",
+            parse=float,
+            metavar="S",
+            help="seconds that connections get to finish after the first signal",
+            usual=f"{GRACEFUL_TIMEOUT:g}; of callbacks {SHUTDOWN_SECONDS:g}",
+        ).beside(),
+    )
     """Seconds that connections get to finish after a signal, and when their worker process is replaced."""
-    worker_timeout: float | None = attrs.field(default=WORKER_TIMEOUT, validator=_check_worker_timeout)
+    worker_timeout: float | None = attrs.field(
+        default=WORKER_TIMEOUT,
+        validator=_check_worker_timeout,
+        metadata=Flag(
+            group="worker processes",
+            parse=float,
+            words={"none": None},
+            metavar="S",
+            help="seconds after which one that does not answer is killed and replaced, or none",
+        ).beside(),
+    )
     """Seconds that a worker process may hold its event loop up before the server kills and replaces it; None for as long as
     it likes.  After 2 seconds, or a third of this, it gets no new connections until it answers.  A process that has not
     begun to serve has four times as long, and at least 20 seconds."""
     signals: bool = attrs.field(default=False, validator=_check_flag)
     """SIGTERM and SIGINT drain the server, a second one cancels it, SIGHUP replaces the worker processes one by one."""
-    metrics: str | None = attrs.field(default=None, validator=_check_metrics)
+    metrics: str | None = attrs.field(
+        default=None,
+        validator=_check_metrics,
+        metadata=Flag(
+            group="log and statistics",
+            parse=str,
+            metavar="ADDRESS",
+            help="serve the statistics to Prometheus, tcp://127.0.0.1:9100 for example; needs gain-trio[metrics]",
+            usual="",
+        ).beside(),
+    )
     """Where to serve the statistics to Prometheus, ``"tcp://127.0.0.1:9100"`` for example."""
 
     def __attrs_post_init__(self) -> None:

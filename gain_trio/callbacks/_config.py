@@ -12,10 +12,9 @@ from typing import Any, Literal, TypeAlias, final, get_args
 import attrs
 
 from gain_trio._ring import RingOptions
-from gain_trio._server import HIGH_PRIORITY, LineFormatter
+from gain_trio._server import HIGH_PRIORITY, Architecture, LineFormatter, ServerConfig
 
 WritePolicy: TypeAlias = Literal["close", "raise"]
-Architecture: TypeAlias = Literal["reactor", "socket_sharding"]
 
 _Check: TypeAlias = Callable[[Any, "attrs.Attribute[Any]", Any], None]
 
@@ -123,6 +122,14 @@ class Config:
 
 FIELDS = frozenset(field.name for field in attrs.fields(Config))
 
+_NAMES_OF_SERVE = {
+    "load_balancing": "balancer",
+    "socket_recv_buffer_size": "receive_buffer",
+    "socket_send_buffer_size": "send_buffer",
+    "tcp_keep_alive": "keep_alive",
+}
+"""Fields that :class:`ServerConfig` has by another name; those of the same name mean the same."""
+
 
 def merged(config: Config | None, options: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
     """The config with the options that are its fields, and the options that are not: those of :func:`gain_trio.serve`."""
@@ -138,27 +145,15 @@ def serve_options(config: Config, others: Mapping[str, Any]) -> dict[str, Any]:
 
     What was given wins, and what is at its default is not passed.
     """
-    processes = others.get("processes", "auto" if config.cpu_affinity else None)
-    options: dict[str, Any] = {
-        "architecture": config.architecture,
-        "workers": config.workers,
-        "cbpf": config.cbpf,
-        "cpu_affinity": config.cpu_affinity,
-        "processes": processes,
-        "priority": HIGH_PRIORITY if config.process_priority and processes is not None else None,
-        "balancer": config.load_balancing,
-        "receive_buffer": config.socket_recv_buffer_size or None,
-        "send_buffer": config.socket_send_buffer_size or None,
-        "keep_alive": config.tcp_keep_alive or None,
-    }
-    defaults = {
-        "architecture": "reactor",
-        "workers": 1,
-        "cbpf": False,
-        "cpu_affinity": False,
-        "balancer": "round_robin",
-    }
-    return {name: value for name, value in options.items() if value != defaults.get(name)} | dict(others)
+    fields = attrs.fields_dict(ServerConfig)
+    options = {_NAMES_OF_SERVE.get(name, name): getattr(config, name) for name in FIELDS}
+    for name in ("receive_buffer", "send_buffer", "keep_alive"):
+        options[name] = options[name] or None  # 0 in Gain's configuration
+    options["processes"] = others.get("processes", "auto" if config.cpu_affinity else None)
+    if config.process_priority and options["processes"] is not None:
+        options["priority"] = HIGH_PRIORITY
+    own = {name: value for name, value in options.items() if name in fields and value != fields[name].default}
+    return own | dict(others)
 
 
 def ring_options(config: Config) -> RingOptions | None:
