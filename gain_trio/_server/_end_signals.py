@@ -22,7 +22,8 @@ from typing import Any, Final, final
 
 import trio
 
-from ._cut import CUT_SECONDS, HURRIED_SECONDS, MOST_ROUNDS, end_process
+from ._cut import MOST_ROUNDS, end_process
+from ._time_limits import CUT_SECONDS, HURRIED_SECONDS
 
 END_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 REPLACE_SIGNALS: Final = tuple(getattr(signal, name) for name in ("SIGHUP",) if hasattr(signal, name))
