@@ -31,7 +31,7 @@ from typing import get_args
 import trio
 
 import gain_trio
-from gain_trio._server._config import Architecture
+from gain_trio._server._server_config import Architecture
 
 MILLISECONDS = 4.0
 """CPU time of the handler for each connection."""

@@ -229,7 +229,7 @@ def test_the_environment_decides_what_the_program_leaves_open(monkeypatch: pytes
 
 
 def resolve_default() -> tuple[str, ...]:
-    return NAMES if gain_trio._acceleration._choice.BY_DEFAULT else ()
+    return NAMES if gain_trio._acceleration._piece_choice.BY_DEFAULT else ()
 
 
 def test_pieces_that_there_are_not(monkeypatch: pytest.MonkeyPatch) -> None:

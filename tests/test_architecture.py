@@ -6,6 +6,7 @@ import ast
 import inspect
 import itertools
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -115,6 +116,11 @@ def where(path: Path, imported: Import) -> str:
     return f"{path.relative_to(PACKAGE.parent)}:{imported.line} imports {imported.module}"
 
 
+def test_a_file_name_is_of_one_module() -> None:
+    names = Counter(path.name for path in MODULES)
+    assert {name for name, count in names.items() if count > 1} == {"__init__.py"}
+
+
 def test_every_module_is_on_a_floor() -> None:
     assert len(MODULES) > len(FLOORS)
     assert {floor_of(path) for path in MODULES} == {*FLOORS, *ROOF}
@@ -126,7 +132,7 @@ def test_a_module_imports_only_from_below(path: Path) -> None:
     assert not upward, [where(path, i) for i in upward]
 
 
-SEAMS = (PACKAGE / "_io_manager" / "_seam.py", PACKAGE / "_acceleration" / "_seam.py")
+SEAMS = (PACKAGE / "_io_manager" / "_seam.py", PACKAGE / "_acceleration" / "_core_seam.py")
 
 
 def test_only_the_seams_name_trios_private_parts() -> None:

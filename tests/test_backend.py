@@ -19,7 +19,7 @@ from support.processes import TIMEOUT
 
 import gain_trio
 from gain_trio import RingUnavailable
-from gain_trio._kernel import _errors, load_error, ring_unavailable
+from gain_trio._kernel import _os_errors, load_error, ring_unavailable
 
 pytestmark = [pytest.mark.connections, pytest.mark.slow]
 
@@ -147,7 +147,7 @@ def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A /proc of our own making, empty at first."""
     (tmp_path / "sys/kernel").mkdir(parents=True)
     (tmp_path / "thread-self").mkdir()
-    monkeypatch.setattr(_errors, "_PROC", tmp_path)
+    monkeypatch.setattr(_os_errors, "_PROC", tmp_path)
     return tmp_path
 
 

@@ -19,10 +19,10 @@ SCRIPT = """
 import functools, sys, threading
 import trio
 import gain_trio
-from gain_trio._server import _cut, _end_signals
+from gain_trio._server import _cut_off, _end_signals
 
 kind = sys.argv[1]
-_cut.CUT_SECONDS = _end_signals.CUT_SECONDS = float(sys.argv[2])
+_cut_off.CUT_SECONDS = _end_signals.CUT_SECONDS = float(sys.argv[2])
 never = threading.Event()
 
 

@@ -22,9 +22,9 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio
 from gain_trio import Connection, Marks
-from gain_trio.callbacks import Config, Conn, EventHandler, EventServer, InvalidState, _driver
-from gain_trio.callbacks import _server as server_module
-from gain_trio.callbacks._driver import StreamDriver
+from gain_trio.callbacks import Config, Conn, EventHandler, EventServer, InvalidState, _stream_driver
+from gain_trio.callbacks import _event_server as server_module
+from gain_trio.callbacks._stream_driver import StreamDriver
 
 pytestmark = pytest.mark.connections
 
@@ -204,7 +204,7 @@ async def test_what_has_arrived_is_told_when_the_server_drains(async_handler: bo
 async def test_a_connection_that_comes_while_the_server_drains_is_served(
     async_handler: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_driver, "FIRST_SECONDS", PATIENCE)
+    monkeypatch.setattr(_stream_driver, "FIRST_SECONDS", PATIENCE)
     recorder = Recorder({"on_read": lambda conn, n: conn.write(conn.next(n).upper())})
     driver = StreamDriver(recorder, Config(async_handler=async_handler), Marks())
     early, late = await open_pair(), await open_pair()
@@ -228,7 +228,7 @@ async def test_a_connection_that_comes_while_the_server_drains_is_served(
 async def test_a_connection_that_says_nothing_does_not_keep_a_server_that_drains(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_driver, "FIRST_SECONDS", 0.0)
+    monkeypatch.setattr(_stream_driver, "FIRST_SECONDS", 0.0)
     recorder = Recorder()
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:

@@ -30,8 +30,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 import gain_trio
 from gain_trio import Connection, Marks
 from gain_trio.callbacks import Conn, ConnectionClosed, EventHandler, EventServer, SlowReader
-from gain_trio.callbacks._driver import StreamDriver
 from gain_trio.callbacks._stream_conn import StreamConn
+from gain_trio.callbacks._stream_driver import StreamDriver
 
 pytestmark = pytest.mark.connections
 

@@ -31,8 +31,8 @@ from gain_trio.callbacks import (
     InvalidState,
     UnsupportedProtocol,
 )
-from gain_trio.callbacks._config import FIELDS, merged, ring_options, serve_options
-from gain_trio.callbacks._driver import StreamDriver
+from gain_trio.callbacks._event_config import FIELDS, merged, ring_options, serve_options
+from gain_trio.callbacks._stream_driver import StreamDriver
 
 pytestmark = pytest.mark.connections
 

@@ -19,7 +19,7 @@ from gain_trio._io_manager import current_manager
 from gain_trio._transports import _turns
 from gain_trio._transports._turns import TURN, Turn
 from gain_trio.callbacks import Config, EventHandler
-from gain_trio.callbacks._driver import StreamDriver
+from gain_trio.callbacks._stream_driver import StreamDriver
 
 pytestmark = pytest.mark.connections
 

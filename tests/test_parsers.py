@@ -27,7 +27,7 @@ from gain_trio import Connection
 from gain_trio._http._http_handler import SITE
 from gain_trio._http._http_requests import MAX_HEAD, Exchange, Phase
 from gain_trio._server import _proxy
-from gain_trio._server._processes import _messages
+from gain_trio._server._processes import _control_messages
 from gain_trio._server._processes._boot import FRAME
 from gain_trio._server._processes._control import Control
 from gain_trio._transports import IncompleteMessage, MessageTooLong
@@ -290,14 +290,14 @@ FRAMES = st.lists(
         st.sampled_from(
             [
                 FRAME.pack(0),
-                FRAME.pack(_messages.LARGEST + 1),
+                FRAME.pack(_control_messages.LARGEST + 1),
                 FRAME.pack(2**64 - 1),
                 *(
                     FRAME.pack(len(content)) + content
                     for content in (
-                        _messages.encode(_messages.Taken(1, 2)),
-                        _messages.encode(_messages.Leaving()),
-                        _messages.encode(_messages.Ended((1, 2))),
+                        _control_messages.encode(_control_messages.Taken(1, 2)),
+                        _control_messages.encode(_control_messages.Leaving()),
+                        _control_messages.encode(_control_messages.Ended((1, 2))),
                     )
                 ),
             ]

@@ -13,7 +13,7 @@ from trio.testing import MockClock
 
 from gain_trio._server._acceptor import Acceptor
 from gain_trio._server._dispatcher import Dispatcher
-from gain_trio._server._seldom import INTERVAL, seldom, since_last
+from gain_trio._server._log_intervals import INTERVAL, seldom, since_last
 from gain_trio._transports import Connection
 
 

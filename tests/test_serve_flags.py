@@ -13,7 +13,7 @@ from gain_trio import ServerConfig
 from gain_trio._command._serve_options import add_arguments, config_of
 from gain_trio._server import flags_of
 from gain_trio.callbacks import Config
-from gain_trio.callbacks._config import FIELDS, serve_options
+from gain_trio.callbacks._event_config import FIELDS, serve_options
 
 FLAGS = flags_of(ServerConfig)
 GIVEN: dict[str, tuple[list[str], Any]] = {

@@ -18,7 +18,7 @@ from support.servers import LOCAL, connect, echo, serving
 
 import gain_trio
 from gain_trio import Connection, Marks, ServerConfig, ServerOptions
-from gain_trio._server._config import merged
+from gain_trio._server._server_config import merged
 
 pytestmark = pytest.mark.connections
 

@@ -22,7 +22,7 @@ import gain_trio
 from gain_trio import Connection, DatagramEndpoint
 from gain_trio._server._logging import LineFormatter
 from gain_trio._server._processes import _logs
-from gain_trio._server._processes._messages import Log
+from gain_trio._server._processes._control_messages import Log
 from gain_trio._transports._addresses._shown import MOST, shown, shown_lines, shown_traceback
 
 pytestmark = pytest.mark.connections

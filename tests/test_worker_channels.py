@@ -19,12 +19,12 @@ from support.sockets import socket_pair
 from support.workers import raises_alone
 
 from gain_trio._server._logging import JsonFormatter
-from gain_trio._server._processes import _hand_off, _logs, _messages, _process
+from gain_trio._server._processes import _control_messages, _hand_off, _logs, _worker_process
 from gain_trio._server._processes._accepted import Accepted
 from gain_trio._server._processes._boot import FRAME, described
 from gain_trio._server._processes._control import Control
-from gain_trio._server._processes._messages import Drain, Ended, Log, StopAccepting, Taken
-from gain_trio._server._processes._process import WorkerProcess
+from gain_trio._server._processes._control_messages import Drain, Ended, Log, StopAccepting, Taken
+from gain_trio._server._processes._worker_process import WorkerProcess
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
@@ -163,7 +163,7 @@ async def test_messages_arrive_whole_and_in_order() -> None:
 async def test_a_cancelled_receiver_loses_nothing_wherever_in_a_message_it_was() -> None:
     own, other = socket.socketpair()
     control = Control(other)
-    content = _messages.encode(Taken(3, 4))
+    content = _control_messages.encode(Taken(3, 4))
     frame = FRAME.pack(len(content)) + content
     with own:
         for length in (0, 3, FRAME.size, FRAME.size + 5):
@@ -202,12 +202,12 @@ async def test_messages_have_a_largest_size() -> None:
     own, other = socket.socketpair()
     control = Control(other)
     with own:
-        own.sendall(FRAME.pack(_messages.LARGEST + 1))
+        own.sendall(FRAME.pack(_control_messages.LARGEST + 1))
         with pytest.raises(ValueError, match="a message of"):
             await control.receive()
     control.close()
     with pytest.raises(ValueError, match="a Failed has"):
-        _messages.encode(_messages.Failed("", "x" * _messages.LARGEST))
+        _control_messages.encode(_control_messages.Failed("", "x" * _control_messages.LARGEST))
 
 
 class Owner:
@@ -271,7 +271,7 @@ async def test_an_error_of_the_balancers_is_not_the_workers(worker: tuple[Worker
 async def test_an_error_of_the_balancers_spares_no_process_its_end(
     worker: tuple[WorkerProcess, Owner, Control], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_process, "WORKER_GRACE", 0.05)
+    monkeypatch.setattr(_worker_process, "WORKER_GRACE", 0.05)
     process, owner, other = worker
     system: Any = Process()
     process._process = system
@@ -283,7 +283,7 @@ async def test_an_error_of_the_balancers_spares_no_process_its_end(
             await process._see_it_gone()
         assert [connection.fileno() for connection in owner.got_back] == [one.fileno()]
     assert system.returncode == -9
-    assert process.state is _process.State.ENDED
+    assert process.state is _worker_process.State.ENDED
     assert await other.receive() is None, "it was told to end, and this end is closed"
 
 
@@ -313,7 +313,7 @@ async def test_orders_may_come_at_any_moment_of_a_process_that_ends(
     process._process = system
     if ready:
         process._note_ready("trio")
-        process.state = _process.State.LEAVING
+        process.state = _worker_process.State.LEAVING
 
     def give_orders() -> None:
         process.stop_accepting()

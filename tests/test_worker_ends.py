@@ -25,7 +25,7 @@ from support.workers import ARCHITECTURES, Exit, children, clients_of, process_o
 
 import gain_trio
 from gain_trio import Connection, Server, WorkerFailed
-from gain_trio._server._processes import _launch, _process, _slot
+from gain_trio._server._processes import _launch, _supervisor, _worker_process
 
 MANY = 1000
 
@@ -46,7 +46,7 @@ def many_descriptors() -> Iterator[None]:
 @pytest.fixture
 def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that does not end when it is told to is killed soon."""
-    monkeypatch.setattr(_process, "WORKER_GRACE", 0.3)
+    monkeypatch.setattr(_worker_process, "WORKER_GRACE", 0.3)
 
 
 class Load:
@@ -244,7 +244,7 @@ async def test_what_is_lacking_to_start_a_process_may_come_back(
         [pid] = children()
         monkeypatch.setattr(_launch.Launch, "start", refuse)
         os.kill(pid, signal.SIGKILL)
-        await soon(lambda: caplog.text.count("cannot be started: Too many open files") > _slot.ATTEMPTS)
+        await soon(lambda: caplog.text.count("cannot be started: Too many open files") > _supervisor.ATTEMPTS)
         monkeypatch.setattr(_launch.Launch, "start", start)
         async with await connect(server) as client:
             assert await process_of(client) != pid
@@ -290,7 +290,7 @@ async def test_processes_that_cannot_start_any_more_end_no_server_that_was_up(
         flag.touch()
         for pid in pids[:victims]:
             os.kill(pid, signal.SIGKILL)
-        await soon(lambda: server.statistics().failed_starts > _slot.ATTEMPTS)
+        await soon(lambda: server.statistics().failed_starts > _supervisor.ATTEMPTS)
         if victims == 1:
             assert await process_of(client) == kept, "the other one goes on"
             assert server._process_counts() == (1, 1)
@@ -302,7 +302,7 @@ async def test_processes_that_cannot_start_any_more_end_no_server_that_was_up(
         assert await process_of(waiting) not in pids[:victims]
         await soon(lambda: server._process_counts() == (2, victims))
         waiting.abort()
-    assert caplog.text.count("could not begin to serve, and is tried again") > _slot.ATTEMPTS
+    assert caplog.text.count("could not begin to serve, and is tried again") > _supervisor.ATTEMPTS
     if do is handlers.complain_if:
         assert 1 <= caplog.text.count("Traceback") <= victims, "the same traceback is logged once in each place"
 
@@ -335,10 +335,10 @@ async def test_strict_lets_a_handlers_exception_end_the_server() -> None:
 
 
 def test_the_pause_before_a_restart_grows_up_to_a_limit() -> None:
-    pauses = [_slot.pause_before(deaths) for deaths in range(1, 40)]
+    pauses = [_supervisor.pause_before(deaths) for deaths in range(1, 40)]
     assert pauses[0] == 0, "the first time it is replaced at once"
     assert pauses == sorted(pauses)
-    assert pauses[-1] == _slot.LONGEST_PAUSE
+    assert pauses[-1] == _supervisor.LONGEST_PAUSE
 
 
 # --- replacement ---
@@ -574,7 +574,7 @@ async def test_stop_accepting_reaches_a_process_that_is_being_started(tmp_path: 
         await soon(lambda: server._process_counts() == (1, 1))
 
 
-@pytest.mark.parametrize("where", [(_slot.Slot, "_begin"), (_launch.Launch, "start")], ids=["decided", "started"])
+@pytest.mark.parametrize("where", [(_supervisor.Slot, "_begin"), (_launch.Launch, "start")], ids=["decided", "started"])
 async def test_stop_accepting_when_a_process_is_about_to_be_started(
     where: tuple[Any, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

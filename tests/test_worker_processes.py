@@ -23,7 +23,7 @@ from support.workers import ARCHITECTURES, children, clients_of, process_of, rai
 
 import gain_trio
 from gain_trio import BackendInfo, Connection, ConsumerView, Server
-from gain_trio._kernel._errors import kernel_version
+from gain_trio._kernel._os_errors import kernel_version
 
 pytestmark = [pytest.mark.connections, pytest.mark.slow]
 

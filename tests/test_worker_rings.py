@@ -19,7 +19,7 @@ from support import worker_handlers as handlers
 
 import gain_trio
 from gain_trio import BackendInfo
-from gain_trio._io_manager import _choice
+from gain_trio._io_manager import _backend_choice
 from gain_trio._kernel import load_error
 from gain_trio._ring import Ring, _ring
 from gain_trio._server._processes._launch import Launch
@@ -102,7 +102,7 @@ async def test_what_is_demanded_of_a_worker(backend: BackendInfo) -> None:
 @compiled
 @pytest.mark.parametrize("wanted", ["auto", "io_uring"])
 def test_a_run_knows_whether_its_ring_was_demanded(wanted: Any) -> None:
-    manager = _choice.open_manager(_choice.Wish(wanted, "a test"), None, None)
+    manager = _backend_choice.open_manager(_backend_choice.Wish(wanted, "a test"), None, None)
     if isinstance(manager, BackendInfo):
         pytest.skip(manager.reason)
     assert manager.is_demanded is (wanted == "io_uring")

@@ -21,11 +21,11 @@ from support.workers import ARCHITECTURES, Exit, children, process_of, soon
 import gain_trio
 from gain_trio import ServerConfig, WorkerFailed
 from gain_trio._server._dispatcher import Dispatcher
-from gain_trio._server._processes import _pool, _process, _slot
+from gain_trio._server._processes import _supervisor, _worker_pool, _worker_process
 from gain_trio._server._processes._accepted import Accepted
-from gain_trio._server._processes._messages import Failed
-from gain_trio._server._processes._process import State
-from gain_trio._server._processes._slot import Slot
+from gain_trio._server._processes._control_messages import Failed
+from gain_trio._server._processes._supervisor import Slot
+from gain_trio._server._processes._worker_process import State
 
 pytestmark = [pytest.mark.connections, pytest.mark.slow]
 
@@ -142,7 +142,7 @@ async def test_a_process_that_always_dies_at_once_ends_the_server() -> None:
         nursery.start_soon(place.slot.supervise)
         await soon(lambda: bool(place.failures))
         nursery.cancel_scope.cancel()
-    assert len(place.made) == _slot.ATTEMPTS
+    assert len(place.made) == _supervisor.ATTEMPTS
     assert "worker process 0 died as soon as it served, 4 times in a row: it was not long" in str(place.failures[0])
 
 
@@ -161,7 +161,7 @@ async def test_a_process_that_dies_of_what_it_serves_is_replaced_as_often_as_it_
     architecture: str, handler: Any
 ) -> None:
     async with serving(handler, processes=1, architecture=architecture) as server:
-        for number in range(_slot.ATTEMPTS + 2):
+        for number in range(_supervisor.ATTEMPTS + 2):
             await soon(lambda number=number: server._process_counts() == (1, number))  # type: ignore[misc]
             async with await connect(server) as client:
                 with contextlib.suppress(trio.BrokenResourceError):
@@ -199,14 +199,14 @@ async def test_without_room_for_its_channel_no_process_is_started(
     def refuse(_sock: socket.socket) -> Any:
         raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
 
-    control = _process.Control
+    control = _worker_process.Control
     async with serving(handlers.tell_process, processes=1) as server:
         [pid] = children()
-        monkeypatch.setattr(_process, "Control", refuse)
+        monkeypatch.setattr(_worker_process, "Control", refuse)
         os.kill(pid, signal.SIGKILL)
         await soon(lambda: caplog.text.count("cannot be started: No buffer space available") > 1)
         assert children() == []
-        monkeypatch.setattr(_process, "Control", control)
+        monkeypatch.setattr(_worker_process, "Control", control)
         async with await connect(server) as client:
             assert await process_of(client) != pid
     assert children() == []
@@ -217,7 +217,7 @@ async def test_without_descriptors_to_accept_for_a_dead_process_it_is_tried_agai
 ) -> None:
     gate = tmp_path / "gate"
     handler = handlers.WhenUnpickled(handlers.tell_process, handlers.wait_while, gate)
-    copies_of = _pool.copies_of
+    copies_of = _worker_pool.copies_of
     refusals = [OSError(errno.EMFILE, os.strerror(errno.EMFILE))] * 2
 
     def refuse_at_first(sockets: Any) -> Any:
@@ -225,7 +225,7 @@ async def test_without_descriptors_to_accept_for_a_dead_process_it_is_tried_agai
             raise refusals.pop()
         return copies_of(sockets)
 
-    monkeypatch.setattr(_pool, "copies_of", refuse_at_first)
+    monkeypatch.setattr(_worker_pool, "copies_of", refuse_at_first)
     async with serving(handler, processes=2, architecture="socket_sharding") as server:
         victim, other = children()
         gate.touch()
@@ -244,8 +244,8 @@ def test_copies_are_made_of_all_or_none() -> None:
     descriptors = open_descriptors()
     with socket.socket() as first, socket.socket() as second:
         with descriptor_limit(next_descriptor() + 1), pytest.raises(OSError, match="Too many open files"):
-            _pool.copies_of([first, second])
-        copies = _pool.copies_of([first, second])
+            _worker_pool.copies_of([first, second])
+        copies = _worker_pool.copies_of([first, second])
         for copy in copies:
             copy.close()
     assert len(copies) == 2
@@ -258,7 +258,7 @@ async def test_when_the_balancer_fails_all_that_were_given_back_are_reset() -> N
             raise LookupError("lost its head")
 
     launch: Any = None
-    pool = _pool.Pool(launch, ServerConfig(balancer=Failing()), [[]], 1, ())
+    pool = _worker_pool.Pool(launch, ServerConfig(balancer=Failing()), [[]], 1, ())
     pool._dispatcher = Dispatcher([], pool._balancer)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         clients = [socket.create_connection(listener.getsockname()) for _ in range(3)]

@@ -21,7 +21,7 @@ from support.workers import ARCHITECTURES, children, process_of, raises_alone, s
 
 import gain_trio
 from gain_trio import Server, WorkerFailed
-from gain_trio._server._processes import _pulse, _slot
+from gain_trio._server._processes import _pulse, _supervisor
 from gain_trio._server._processes._pulse import Pulse
 
 pytestmark = [pytest.mark.connections, pytest.mark.slow]
@@ -117,8 +117,8 @@ def test_a_pulse(timeout: float | None) -> None:
 
 
 def test_the_time_to_begin_follows_the_timeout() -> None:
-    assert _slot.start_timeout(30) == _slot.start_timeout(None) == 120
-    assert _slot.start_timeout(0.1) == _slot.SHORTEST_START
+    assert _supervisor.start_timeout(30) == _supervisor.start_timeout(None) == 120
+    assert _supervisor.start_timeout(0.1) == _supervisor.SHORTEST_START
 
 
 # --- a process that is late ---
@@ -222,7 +222,7 @@ async def test_without_a_timeout_nothing_is_killed() -> None:
 async def test_a_process_that_hangs_while_it_begins_is_killed_and_tried_again(
     gate: Gate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(_slot, "SHORTEST_START", 3.0)
+    monkeypatch.setattr(_supervisor, "SHORTEST_START", 3.0)
     async with serving(gate.handler, processes=1, worker_timeout=0.5) as server:
         old, booting = await gate.hold_successor()
         with stopped(booting):

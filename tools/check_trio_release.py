@@ -14,7 +14,7 @@ import pprint
 import sys
 from pathlib import Path
 
-from gain_trio._acceleration import PIECES, _seam
+from gain_trio._acceleration import PIECES, _core_seam
 from gain_trio._acceleration._fingerprints import PYTHON
 from gain_trio._acceleration._tested import TESTED
 
@@ -34,7 +34,7 @@ def record() -> None:
     for piece in PIECES:
         entries = table[piece.name].setdefault(PYTHON, {})
         known = releases(entries.get(piece.fingerprint(), ""))
-        ordered = sorted({*known, _seam.RELEASE}, key=lambda release: [int(part) for part in release.split(".")])
+        ordered = sorted({*known, _core_seam.RELEASE}, key=lambda release: [int(part) for part in release.split(".")])
         entries[piece.fingerprint()] = " ".join(ordered)
     head = TABLE.read_text(encoding="utf-8").partition("TESTED:")[0]
     body = pprint.pformat(table, width=118, sort_dicts=False)
@@ -69,7 +69,7 @@ def main() -> int:
     if parser.parse_args().record:
         record()
         return 0
-    print(f"Trio {_seam.RELEASE}, Python {PYTHON}")
+    print(f"Trio {_core_seam.RELEASE}, Python {PYTHON}")
     return 1 if changes() else 0
 
 

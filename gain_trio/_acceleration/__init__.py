@@ -5,7 +5,7 @@ in it (``_rewrite.py``), piece by piece (``_pieces.py``), where the piece was te
 ``_tested.py``).
 """
 
-from ._choice import Acceleration, PieceInfo, Wish, describe, resolve
+from ._piece_choice import Acceleration, PieceInfo, Wish, describe, resolve
 from ._pieces import NAMES, PIECES
 from ._switch import switch
 

@@ -13,7 +13,7 @@ import attrs
 
 from gain_trio._kernel import trio_core
 
-from . import _seam
+from . import _core_seam
 from ._fingerprints import digest, fingerprint
 from ._rewrite import Change, before_all, instead_of_batch, instead_of_first, rewrite
 
@@ -23,7 +23,7 @@ class Part:
     """One function of Trio that gets other code."""
 
     path: str
-    """Where it is; see ``_seam.find``."""
+    """Where it is; see ``_core_seam.find``."""
     call: str
     """The function of the C module."""
     inserted: str
@@ -35,7 +35,7 @@ class Part:
     @property
     def function(self) -> Any:
         """Trio's function object, as it is."""
-        return _seam.function_of(_seam.find(self.path))
+        return _core_seam.function_of(_core_seam.find(self.path))
 
     def make_code(self) -> types.CodeType:
         """The code that goes in."""
@@ -44,7 +44,7 @@ class Part:
         code = function.__code__
         keywords = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
         code = rewrite(function, self.change, self.inserted.replace("KEYWORDS", ", ".join(keywords)), called)
-        return _seam.keep_protection(function, code)
+        return _core_seam.keep_protection(function, code)
 
 
 @attrs.frozen
@@ -72,15 +72,15 @@ class Piece:
         lines = []
         for path in (*(part.path for part in self.parts if not part.by_layout), *self.stands_for):
             try:
-                found = _seam.find(path.removeprefix("?"))
+                found = _core_seam.find(path.removeprefix("?"))
             except AttributeError:
                 if not path.startswith("?"):
                     raise
                 lines.append(f"{path} is not there")
             else:
-                lines.append(f"{path} {fingerprint(_seam.function_of(found).__code__)}")
+                lines.append(f"{path} {fingerprint(_core_seam.function_of(found).__code__)}")
         for path in self.layouts:
-            lines.append(f"{path} {_seam.layout_of(_seam.find(path))}")
+            lines.append(f"{path} {_core_seam.layout_of(_core_seam.find(path))}")
         return lines
 
 
@@ -88,13 +88,13 @@ def _socket_method(path: str) -> Any:
     """For a method that is made of a function of ``socket.socket``, which is in its closure."""
     closure = dict(
         zip(
-            (function := _seam.function_of(_seam.find(path))).__code__.co_freevars,
+            (function := _core_seam.function_of(_core_seam.find(path))).__code__.co_freevars,
             (cell.cell_contents for cell in function.__closure__ or ()),
             strict=True,
         )
     )
-    writes = closure["wait_fn"] is _seam.CoreSeam.wait_writable
-    if not writes and closure["wait_fn"] is not _seam.CoreSeam.wait_readable:
+    writes = closure["wait_fn"] is _core_seam.CoreSeam.wait_writable
+    if not writes and closure["wait_fn"] is not _core_seam.CoreSeam.wait_readable:
         raise TypeError(f"{path} waits for something else")
     return trio_core.SocketMethod(closure["fn"], writes, function.__name__)
 

@@ -21,7 +21,7 @@ import attrs
 
 from gain_trio._kernel import trio_core, trio_core_error
 
-from . import _seam
+from . import _core_seam
 from ._fingerprints import PYTHON
 from ._pieces import NAMES, PIECES, Piece
 from ._rewrite import CannotRewrite, forget_sources
@@ -69,10 +69,10 @@ def _refusal(piece: Piece) -> str | None:
     try:
         found = piece.fingerprint()
     except (AttributeError, TypeError, ValueError) as error:
-        return f"Trio {_seam.RELEASE} is not what it was tested with: {error}"
+        return f"Trio {_core_seam.RELEASE} is not what it was tested with: {error}"
     if found not in known and os.environ.get(UNTESTED) != "1":
         return (
-            f"Trio {_seam.RELEASE} with Python {PYTHON} is not what it was tested with (fingerprint {found}); a newer "
+            f"Trio {_core_seam.RELEASE} with Python {PYTHON} is not what it was tested with (fingerprint {found}); a newer "
             "gain_trio may know it"
         )
     return None
@@ -119,7 +119,7 @@ class Switch:
             try:
                 codes = [(part, part.make_code()) for part in piece.parts]
             except CannotRewrite as error:
-                reason = f"of Trio {_seam.RELEASE}, {error}"
+                reason = f"of Trio {_core_seam.RELEASE}, {error}"
         if reason is not None:
             self._refused[piece.name] = reason
             return
@@ -161,9 +161,9 @@ class Switch:
 def _configure() -> dict[str, str]:
     """Tell the C module of this process's Trio; by piece, why it cannot be had then."""
     try:
-        trio_core.configure(_seam.CoreSeam())
+        trio_core.configure(_core_seam.CoreSeam())
     except (AttributeError, TypeError, ValueError, AssertionError) as error:
-        return dict.fromkeys(NAMES, f"Trio {_seam.RELEASE} is not what it was tested with: {error}")
+        return dict.fromkeys(NAMES, f"Trio {_core_seam.RELEASE} is not what it was tested with: {error}")
     with socket.socket(socket.AF_UNIX) as sample:
         try:
             trio_core.check_socket(sample)

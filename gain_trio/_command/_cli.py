@@ -8,14 +8,14 @@ from typing import cast
 
 import gain_trio
 
-from . import _doctor_command, _locality_command, _seccomp_command, _serve
+from . import _doctor_command, _locality_command, _seccomp_command, _serve_command
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="gain-trio", description="Trio servers at the speed of io_uring.")
     parser.add_argument("--version", action="version", version=f"gain-trio {gain_trio.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _serve.add_parser(commands)
+    _serve_command.add_parser(commands)
     _doctor_command.add_parser(commands)
     _seccomp_command.add_parser(commands)
     _locality_command.add_parser(commands)

@@ -2,12 +2,12 @@
 
 from gain_trio._acceleration import PieceInfo
 
-from ._choice import Backend, BackendInfo, Wish, resolve
+from ._backend_choice import Backend, BackendInfo, Wish, resolve
 from ._current import backend_info, current_manager, current_ring_statistics, ring_is_demanded, ring_settings
-from ._errors import broken_by
 from ._install import install, install_wish, uninstall
 from ._manager import UringIOManager, UringStatistics, resume_in_place_default
 from ._run import run, run_worker, start_guest_run
+from ._stream_errors import broken_by
 
 __all__ = [
     "Backend",

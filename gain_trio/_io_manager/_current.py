@@ -14,7 +14,7 @@ from gain_trio._kernel import RingUnavailable
 from gain_trio._ring import Ring, RingOptions
 
 from . import _install, _seam
-from ._choice import NOT_ON_THE_RING, BackendInfo, logger, reason_of_run, resolve, ring_info, trio_info
+from ._backend_choice import NOT_ON_THE_RING, BackendInfo, logger, reason_of_run, resolve, ring_info, trio_info
 from ._manager import UringIOManager, UringStatistics
 
 _PLAIN: Final = "this run was started without gain_trio.run() or gain_trio.install()"

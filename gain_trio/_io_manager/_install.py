@@ -13,7 +13,7 @@ from gain_trio._acceleration import resolve as resolve_acceleration
 from gain_trio._ring import RingOptions
 
 from . import _seam
-from ._choice import Backend, BackendInfo, Wish, open_manager, resolve, ring_info
+from ._backend_choice import Backend, BackendInfo, Wish, open_manager, resolve, ring_info
 from ._manager import UringIOManager
 
 _replaced: list[type[Any]] = []

@@ -50,8 +50,8 @@ import trio
 from gain_trio._kernel import PollEvent, Tier, fastpath, kernel_version, ring_unavailable
 from gain_trio._ring import Ring, RingOptions
 
-from ._errors import broken
 from ._seam import RunSeam
+from ._stream_errors import broken
 
 if TYPE_CHECKING:
     from trio._file_io import _HasFileNo  # only for the signature that Trio's own managers have

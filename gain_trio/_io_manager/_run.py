@@ -14,7 +14,7 @@ from gain_trio._acceleration import resolve as resolve_acceleration
 from gain_trio._ring import RingOptions
 
 from . import _seam
-from ._choice import Backend, BackendInfo, open_manager, reason_of_run, resolve
+from ._backend_choice import Backend, BackendInfo, open_manager, reason_of_run, resolve
 from ._install import trios_own
 from ._manager import UringIOManager
 

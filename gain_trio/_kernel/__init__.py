@@ -5,8 +5,8 @@ exist on CPython on Linux only; everywhere else :data:`load_error` gives the rea
 """
 
 from ._constants import FULL_TIER, AcceptFlag, CompletionFlag, Feature, PollEvent, RegisterOp, Tier
-from ._errors import RingUnavailable, check, kernel_version, os_error, ring_unavailable
 from ._modules import fastpath, load_error, ring_is_possible, trio_core, trio_core_error, uring
+from ._os_errors import RingUnavailable, check, kernel_version, os_error, ring_unavailable
 
 __all__ = [
     "FULL_TIER",

@@ -8,15 +8,15 @@ from ._checks import (
     is_class_of_callbacks,
     why_not_called,
 )
-from ._config import Architecture, ContextSource, ServerConfig, ServerOptions
 from ._consumer import AttendingHandler, Handler
-from ._datagrams import DatagramHandler, DatagramServer, DatagramServerStatistics, serve_datagrams
+from ._datagram_server import DatagramHandler, DatagramServer, DatagramServerStatistics, serve_datagrams
 from ._failures import is_cancellation, only_one_of, ungrouped
 from ._flags import Flag, flags_of
 from ._logging import FORMATS, LEVELS, LineFormatter, configure_logging
 from ._processes import HIGH_PRIORITY, WorkerFailed, take_process_priority
 from ._serve import serve
 from ._server import Server
+from ._server_config import Architecture, ContextSource, ServerConfig, ServerOptions
 from ._signals import Signalled, no_workers_to_replace, obey_signals, received_signals
 from ._statistics import ServerStatistics
 from ._time_limits import LAST_CALLBACK, SHUTDOWN_SECONDS

@@ -13,7 +13,7 @@ from gain_trio._transports import RESOURCE_ERRNOS, Connection, Listener, Turn, s
 
 from ._dispatcher import Dispatcher
 from ._limits import Places
-from ._seldom import seldom, since_last
+from ._log_intervals import seldom, since_last
 from ._time_limits import RESOURCE_PAUSE
 
 logger = logging.getLogger("gain_trio")

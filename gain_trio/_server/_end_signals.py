@@ -22,7 +22,7 @@ from typing import Any, Final, final
 
 import trio
 
-from ._cut import MOST_ROUNDS, end_process
+from ._cut_off import MOST_ROUNDS, end_process
 from ._time_limits import CUT_SECONDS, HURRIED_SECONDS
 
 END_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)

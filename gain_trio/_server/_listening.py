@@ -34,12 +34,12 @@ from gain_trio._transports import (
 
 from ._acceptor import Acceptor
 from ._balancer import RoundRobin, balancer_of
-from ._config import ServerConfig
 from ._consumer import AttendingHandler, Consumer, Handler, Prepare, Terms
 from ._dispatcher import Dispatcher
 from ._limits import Places
 from ._proxy import ProxyStep
 from ._server import Server
+from ._server_config import ServerConfig
 
 
 async def serve_listeners(

@@ -22,9 +22,9 @@ import trio
 from gain_trio._http import field_values, path_of, request_line, response
 from gain_trio._transports import Connection, IncompleteMessage, MessageTooLong, close_sockets, open_sockets
 
-from ._config import ServerConfig
 from ._listening import serve_listeners
 from ._server import Server
+from ._server_config import ServerConfig
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry

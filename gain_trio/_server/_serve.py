@@ -32,16 +32,16 @@ from gain_trio._io_manager import current_manager
 from gain_trio._transports import open_sockets
 
 from ._checks import check_handler
-from ._company import run_in_company
-from ._config import ServerConfig, merged
 from ._consumer import Handler
 from ._listening import serve_listeners
 from ._server import Server
+from ._server_config import ServerConfig, merged
+from ._signals_and_metrics import run_in_company
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from ._config import ServerOptions
+    from ._server_config import ServerOptions
 
 
 async def serve(

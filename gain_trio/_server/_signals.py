@@ -1,8 +1,8 @@
 """What signals do to a server: one definition for ``serve(signals=True)``, the command and servers of callbacks.
 
 SIGTERM and SIGINT end a server: the first one as gently as the server can, the next one by a cancellation, and those after
-it shorten the time that is left (``_cut``).  SIGHUP replaces the worker processes.  The receiver stays until the server has
-ended: a signal without a receiver would kill the program.
+it shorten the time that is left (``_cut_off``).  SIGHUP replaces the worker processes.  The receiver stays until the
+server has ended: a signal without a receiver would kill the program.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import trio
 
 from gain_trio._transports import shown
 
-from ._cut import cut_off
+from ._cut_off import cut_off
 from ._end_signals import END_SIGNALS, REPLACE_SIGNALS, watched_signals
 
 logger = logging.getLogger("gain_trio")

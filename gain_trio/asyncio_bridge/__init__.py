@@ -1,5 +1,5 @@
 """A bridge from asyncio: handlers made of protocols."""
 
-from ._handler import ProtocolHandler
+from ._protocol_handler import ProtocolHandler
 
 __all__ = ["ProtocolHandler"]

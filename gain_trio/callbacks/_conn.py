@@ -9,7 +9,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ._errors import BufferEmpty, InvalidDuration, NotSupported
+from ._event_errors import BufferEmpty, InvalidDuration, NotSupported
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -8,7 +8,7 @@ import threading
 from gain_trio._transports import Inbound, head_of, without_head
 
 from ._conn import Conn
-from ._errors import ConnectionClosed, ShortBuffer
+from ._event_errors import ConnectionClosed, ShortBuffer
 
 
 class InboxReading(Conn):

@@ -14,8 +14,8 @@ Whoever ends the connection looks for it first: a write that has returned before
 over and not yet queued counts against the limit like what is unsent.  What such a call raises later, in the run, has nobody
 to go to but ``on_close``.
 
-*Who ends it.*  The task of the connection does, in ``_driver.py``.  Whatever else wants it over (``close()``, a slow reader,
-a write deadline) leaves a note here and makes the connection's wait return.
+*Who ends it.*  The task of the connection does, in ``_stream_driver.py``.  Every other cause (``close()``, a slow reader, a
+write deadline) leaves a note here and makes the connection's wait return.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ from gain_trio._transports import (
     whole_of,
 )
 
-from ._config import WritePolicy
 from ._conn import LINGER, Conn
-from ._errors import ConnectionAlreadyClosed, ConnectionClosed, ShortBuffer, SlowReader
+from ._event_config import WritePolicy
+from ._event_errors import ConnectionAlreadyClosed, ConnectionClosed, ShortBuffer, SlowReader
 from ._inbox import InboxReading
 
 if TYPE_CHECKING:

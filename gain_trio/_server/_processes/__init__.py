@@ -9,21 +9,22 @@
        ├─ acceptors        (reactor: accept here) ──────────> descriptors, by SCM_RIGHTS     _hand_off
        ├─ stand-ins        (sharding: for one that is gone)
        └─ supervisors × N                                     _boot, then _worker
-          └─ worker process   start, attend, see it gone <──> control channel                _control, _messages
+          └─ worker process   start, attend, see it gone <──> control channel                _control, _control_messages
                                                               └─ serve_listeners(): the server nursery of one process
 
 - ``_launch``: what a process needs, checked before one is started; ``_boot`` is its first step, ``_worker`` the rest, with
   ``_watchdog`` for when the server is gone.
-- ``_process`` is one process as the server sees it, ``_slot`` its place with who comes next, ``_pool`` all of them.
+- ``_worker_process`` is one process as the server sees it, ``_supervisor`` keeps one running in its place, ``_worker_pool``
+  has all of them.
 - ``_placement``: CPUs and priorities.  ``_logs``: a worker's log records are the server's.
 
 The server's process owns the listening sockets, whatever becomes of the workers, so nothing that waits in a backlog is lost
 with one of them.
 """
 
-from ._failure import WorkerFailed
 from ._placement import HIGH_PRIORITY, take_process_priority
-from ._serve import serve_processes
+from ._process_serving import serve_processes
+from ._worker_failed import WorkerFailed
 
 __all__ = [
     "HIGH_PRIORITY",

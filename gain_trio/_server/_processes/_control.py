@@ -15,7 +15,7 @@ import trio
 from gain_trio._transports import CallbackConnection, Connection, IncompleteMessage
 
 from ._boot import FRAME
-from ._messages import LARGEST, Message, decode, encode
+from ._control_messages import LARGEST, Message, decode, encode
 
 
 @final

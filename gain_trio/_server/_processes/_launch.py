@@ -28,8 +28,8 @@ import trio
 
 from gain_trio._io_manager import Backend, backend_info, ring_is_demanded, ring_settings
 from gain_trio._ring import RingOptions
-from gain_trio._server._config import ServerConfig
 from gain_trio._server._consumer import Handler
+from gain_trio._server._server_config import ServerConfig
 
 Groups: TypeAlias = tuple[tuple[int, ...], ...]
 """Descriptors of listening sockets, by shard."""

@@ -24,7 +24,7 @@ import trio
 from gain_trio._transports import shown, shown_traceback
 
 from ._control import Control
-from ._messages import Log, Message
+from ._control_messages import Log, Message
 from ._remote_errors import Description, description_of, exc_info_of
 
 MOST_WAITING: Final = 1000

@@ -8,7 +8,7 @@ import socket
 import sys
 from collections.abc import Iterable
 
-from gain_trio._server._config import ServerConfig
+from gain_trio._server._server_config import ServerConfig
 
 HIGH_PRIORITY = -19
 """The nice value of a process that is to run before others: what ``process_priority`` stands for."""

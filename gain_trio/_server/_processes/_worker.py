@@ -28,10 +28,10 @@ import trio
 
 from gain_trio._io_manager import backend_info, run_worker
 from gain_trio._server._checks import check_handler
-from gain_trio._server._config import ServerConfig
 from gain_trio._server._consumer import Handler
 from gain_trio._server._listening import serve_listeners
-from gain_trio._server._seldom import seldom, since_last
+from gain_trio._server._log_intervals import seldom, since_last
+from gain_trio._server._server_config import ServerConfig
 from gain_trio._server._time_limits import HAND_OFF_PAUSE, LAST_WORDS
 from gain_trio._transports import (
     FIRST_SECONDS,
@@ -47,9 +47,9 @@ from gain_trio._transports import (
 from . import _hand_off
 from ._boot import described, report_failure
 from ._control import Control
+from ._control_messages import Beat, Drain, Ended, Failed, Leaving, Ready, Report, StopAccepting, Taken
 from ._launch import Place, Run
 from ._logs import Forwarder
-from ._messages import Beat, Drain, Ended, Failed, Leaving, Ready, Report, StopAccepting, Taken
 from ._placement import take_place
 from ._pulse import interval
 from ._watchdog import Watchdog

@@ -5,7 +5,7 @@ from ._connection import Connection
 from ._deadlines import DeadlineKeeper, Entry, Timing, current_keeper
 from ._file_sending import FileTransfer
 from ._framing import IncompleteMessage, MessageTooLong
-from ._idleness import sleep_until_idle
+from ._idle_wait import sleep_until_idle
 from ._listener import CONNECTION_ERRNOS, RESOURCE_ERRNOS, Listener, close_all
 from ._marks import Marks, checked_close_timeout, checked_deadline, checked_idle_timeout
 from ._messages import FIRST_SECONDS

@@ -37,10 +37,10 @@ from gain_trio._transports import shown
 from . import _hand_off
 from ._accepted import Accepted
 from ._control import Control
+from ._control_messages import Beat, Drain, Ended, Failed, Leaving, Message, Ready, Report, StopAccepting, Taken
+from ._control_messages import Log as LogMessage
 from ._launch import Groups, Launch, Place
 from ._logs import log_for
-from ._messages import Beat, Drain, Ended, Failed, Leaving, Message, Ready, Report, StopAccepting, Taken
-from ._messages import Log as LogMessage
 from ._pulse import Pulse
 from ._remote_consumer import RemoteConsumer
 

@@ -12,7 +12,7 @@ from gain_trio._server import why_not_called
 
 if TYPE_CHECKING:
     from ._conn import Conn
-    from ._server import EventServer
+    from ._event_server import EventServer
 
 Result: TypeAlias = "Awaitable[None] | None"
 """Of a callback: None of a def, and an awaitable of an async def."""

@@ -8,16 +8,16 @@ from collections.abc import Sequence
 import attrs
 import trio
 
-from gain_trio._server._config import ServerConfig
 from gain_trio._server._consumer import Handler
 from gain_trio._server._server import Server
+from gain_trio._server._server_config import ServerConfig
 from gain_trio._transports import close_sockets, open_sockets
 
 from ._launch import Launch
 from ._placement import available_cpus, check_placement, prefer_cpu
-from ._pool import Pool
-from ._server import ProcessServer
+from ._process_server import ProcessServer
 from ._worker import main as worker_main
+from ._worker_pool import Pool
 
 logger = logging.getLogger("gain_trio")
 

@@ -11,8 +11,8 @@ import trio
 
 from gain_trio._transports import shown
 
-from ._config import ServerConfig
 from ._server import Server
+from ._server_config import ServerConfig
 from ._signals import obey_signals, received_signals
 
 if TYPE_CHECKING:

@@ -17,20 +17,20 @@ import trio
 
 from gain_trio._server._acceptor import Acceptor
 from gain_trio._server._balancer import RoundRobin, balancer_of
-from gain_trio._server._config import ServerConfig
 from gain_trio._server._dispatcher import Dispatcher
-from gain_trio._server._seldom import seldom, since_last
+from gain_trio._server._log_intervals import seldom, since_last
+from gain_trio._server._server_config import ServerConfig
 from gain_trio._server._statistics import ServerStatistics
 from gain_trio._server._time_limits import RESOURCE_PAUSE
 from gain_trio._transports import shown
 
+from ._accept_gate import Room
 from ._accepted import Accepted, listener_for_others
-from ._failure import WorkerFailed
 from ._launch import Launch, Place, log_levels
-from ._process import WorkerProcess
 from ._remote_consumer import RemoteConsumer
-from ._room import Room
-from ._slot import Slot, start_timeout
+from ._supervisor import Slot, start_timeout
+from ._worker_failed import WorkerFailed
+from ._worker_process import WorkerProcess
 
 MOST_WAITING: Final = 1024
 """Connections that wait for a worker because the one they were on their way to has died, and there is no other."""

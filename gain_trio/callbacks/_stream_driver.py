@@ -40,9 +40,9 @@ from gain_trio._transports import (
 )
 
 from ._activity import Activity
-from ._config import Config
-from ._errors import SlowReader
-from ._handler import Callbacks, EventHandler
+from ._event_config import Config
+from ._event_errors import SlowReader
+from ._event_handler import Callbacks, EventHandler
 from ._stream_conn import StreamConn, Terms, ThreadedStreamConn
 
 logger = logging.getLogger("gain_trio")

@@ -41,11 +41,11 @@ from gain_trio._server import (
 )
 from gain_trio._transports import Marks, endpoint_text, shown
 
-from ._config import Config, logging_as, merged, ring_options, serve_options
-from ._datagrams import DatagramDriver
-from ._driver import StreamDriver
-from ._errors import AlreadyRunning, InvalidState, UnsupportedProtocol
-from ._handler import Callbacks, EventHandler
+from ._datagram_driver import DatagramDriver
+from ._event_config import Config, logging_as, merged, ring_options, serve_options
+from ._event_errors import AlreadyRunning, InvalidState, UnsupportedProtocol
+from ._event_handler import Callbacks, EventHandler
+from ._stream_driver import StreamDriver
 
 logger = logging.getLogger("gain_trio")
 

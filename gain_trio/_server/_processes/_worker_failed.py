@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import final
 
-from ._messages import Failed
+from ._control_messages import Failed
 
 
 @final

@@ -10,7 +10,7 @@ from gain_trio._server._server import Server
 from gain_trio._server._statistics import ServerStatistics
 from gain_trio._transports import shown
 
-from ._pool import Pool
+from ._worker_pool import Pool
 
 logger = logging.getLogger("gain_trio")
 

@@ -41,8 +41,8 @@ from gain_trio._server._time_limits import (
 )
 from gain_trio._transports import shown, shown_lines
 
-from ._failure import WorkerFailed, failure_of
-from ._process import State, WorkerProcess
+from ._worker_failed import WorkerFailed, failure_of
+from ._worker_process import State, WorkerProcess
 
 ATTEMPTS: Final = 4
 """Processes in a row that end before they serve, or the first ones if they end as soon as they do."""

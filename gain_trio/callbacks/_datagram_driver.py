@@ -14,11 +14,11 @@ import trio
 from gain_trio._transports import DatagramEndpoint, Inbound, shown, whole_of
 
 from ._activity import Activity
-from ._config import Config
-from ._driver import WorkerThreads
-from ._errors import ConnectionClosed, NotSupported
-from ._handler import Callbacks, EventHandler
+from ._event_config import Config
+from ._event_errors import ConnectionClosed, NotSupported
+from ._event_handler import Callbacks, EventHandler
 from ._inbox import InboxReading
+from ._stream_driver import WorkerThreads
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
