@@ -467,7 +467,7 @@ async def test_written_bytes_add_up(both: Pair) -> None:
     data = pattern(4 * MEBIBYTE)
     total = 0
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(receive_exactly, client, 20 + len(data))
+        nursery.start_soon(receive_exactly, client, 18 + len(data))
         served._send_nowait(data)
         while total < len(data):
             assert await served._wait_inbound() == WRITTEN

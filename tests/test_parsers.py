@@ -139,6 +139,10 @@ async def _served(handler: Any, task_status: trio.TaskStatus[gain_trio.Server]) 
     await gain_trio.serve(handler, "tcp://127.0.0.1:0", proxy_protocol=True, task_status=task_status)
 
 
+async def _receive(connection: gain_trio.Connection) -> None:
+    await connection.receive()
+
+
 async def test_a_parser_that_asks_for_what_it_has_is_refused(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -148,7 +152,7 @@ async def test_a_parser_that_asks_for_what_it_has_is_refused(
     monkeypatch.setattr(_proxy, "parse_proxy_header", parse)
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
-            server = await nursery.start(_served, trio.sleep_forever)
+            server = await nursery.start(_served, _receive)
             async with await gain_trio.connect(f"tcp://127.0.0.1:{server.addresses[0][1]}") as client:
                 await client.send(b"PROXY UNKNOWN")
                 with pytest.raises((trio.BrokenResourceError, IncompleteMessage)):

@@ -13,7 +13,8 @@ from trio.testing import MockClock
 
 from gain_trio._server._acceptor import Acceptor
 from gain_trio._server._dispatcher import Dispatcher
-from gain_trio._server._log_intervals import INTERVAL, seldom, since_last
+from gain_trio._server._log_intervals import seldom, since_last
+from gain_trio._server._time_limits import LOG_INTERVAL
 from gain_trio._transports import Connection
 
 
@@ -23,11 +24,11 @@ async def test_the_first_and_then_one_a_minute(mock_clock: MockClock) -> None:
     assert line.count() == 0
     assert [line.count() for _ in range(5)] == [None] * 5
     assert seldom("something else").count() == 0
-    mock_clock.jump(INTERVAL - 0.001)
+    mock_clock.jump(LOG_INTERVAL - 0.001)
     assert line.count() is None
     mock_clock.jump(0.001)
     assert line.count() == 6
-    mock_clock.jump(10 * INTERVAL)
+    mock_clock.jump(10 * LOG_INTERVAL)
     assert line.count() == 0
     assert since_last(0) == ""
     assert since_last(6) == " (6 more times since the last such line)"
@@ -50,11 +51,11 @@ async def test_one_line_for_all_listeners(autojump_clock: MockClock, caplog: pyt
         dispatcher: Any = Dispatcher.__new__(Dispatcher)
         return Acceptor(listener, dispatcher, None, lambda: None)
 
-    with caplog.at_level(logging.ERROR, "gain_trio"), trio.move_on_after(2 * INTERVAL + 1):
+    with caplog.at_level(logging.ERROR, "gain_trio"), trio.move_on_after(2 * LOG_INTERVAL + 1):
         async with trio.open_nursery() as nursery:
             for _ in range(5):
                 nursery.start_soon(acceptor().run)
-    assert Refused.attempts >= 5 * 2 * INTERVAL * 9
+    assert Refused.attempts >= 5 * 2 * LOG_INTERVAL * 9
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 3
     assert "more times" not in lines[0]

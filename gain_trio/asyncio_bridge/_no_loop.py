@@ -21,7 +21,7 @@ from types import FrameType, TracebackType
 from typing import Any, Final, final
 
 _PACKAGE: Final = __name__.rpartition(".")[0]
-_OWN: Final = frozenset({f"{_PACKAGE}._transport", f"{_PACKAGE}._handler"})
+_OWN: Final = frozenset({f"{_PACKAGE}._transport", f"{_PACKAGE}._protocol_handler"})
 _MOST_FRAMES: Final = 10_000
 _CURE: Final = (
     "Trio runs this program, and a future, task or timer of asyncio's would never happen. In place of a task have a handler "

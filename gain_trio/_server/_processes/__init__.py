@@ -22,9 +22,13 @@ The server's process owns the listening sockets, whatever becomes of the workers
 with one of them.
 """
 
+from typing import TYPE_CHECKING
+
 from ._placement import HIGH_PRIORITY, take_process_priority
-from ._process_serving import serve_processes
 from ._worker_failed import WorkerFailed
+
+if TYPE_CHECKING:
+    from ._process_serving import serve_processes
 
 __all__ = [
     "HIGH_PRIORITY",
@@ -32,3 +36,13 @@ __all__ = [
     "serve_processes",
     "take_process_priority",
 ]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """Import what starts processes when a server has some: not every system has multiprocessing."""
+        if name == "serve_processes":
+            from ._process_serving import serve_processes  # noqa: PLC0415 - see above
+
+            return serve_processes
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

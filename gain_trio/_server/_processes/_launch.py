@@ -19,7 +19,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from multiprocessing import process, spawn
 from pathlib import Path
 from typing import Any, TypeAlias, final
 
@@ -83,6 +82,8 @@ class Launch:
     """
 
     def __init__(self, handler: Handler, config: ServerConfig, main: Main) -> None:
+        from multiprocessing import process, spawn  # noqa: PLC0415 - few servers have processes, and not every system has multiprocessing
+
         if getattr(process.current_process(), "_inheriting", False):
             raise RuntimeError(
                 "a worker process imports the program that has the handler, and the program starts a server when it is "
@@ -132,6 +133,8 @@ class Launch:
 
 
 def _preparation(name: str, *, with_main: bool) -> dict[str, Any]:
+    from multiprocessing import spawn  # noqa: PLC0415 - the same
+
     preparation = spawn.get_preparation_data(name)
     preparation["authkey"] = bytes(preparation["authkey"])  # of itself it refuses to be pickled; the channel is private
     if not with_main:
