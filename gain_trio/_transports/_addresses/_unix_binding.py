@@ -24,6 +24,7 @@ import os
 import secrets
 import socket
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -116,10 +117,14 @@ def _binds(sock: socket.socket, path: str) -> bool:
     return True
 
 
+_making_room = threading.Lock()
+"""Between judging a file and removing it no other run of this process does the same."""
+
+
 def _make_room(path: str) -> str | None:
     """Remove a left-over socket, or return a temporary reason not to."""
     try:
-        with _kept(path) as kept:
+        with _making_room, _kept(path) as kept:
             reason = _why_not_left_over(path, kept)
             if reason is None:
                 _remove(path, kept)
@@ -170,7 +175,12 @@ def _why_not_left_over(path: str, found: os.stat_result) -> str | None:
 
 
 def _remove(path: str, judged: os.stat_result) -> None:
-    """Remove the file that was judged, and leave any other file where it is."""
+    """Remove the file that was judged, and leave any other file where it is.
+
+    Another process may replace the file between the look and rename(2), which takes microseconds; then it is put back.
+    """
+    if not os.path.samestat(os.lstat(path), judged):
+        return
     directory, name = os.path.split(path)
     aside = os.path.join(directory, f".{name}.{secrets.token_hex(8)}")  # noqa: PTH118 - bare strings, as everywhere here
     os.rename(path, aside)  # noqa: PTH104 - the same
