@@ -106,9 +106,10 @@ test-trio: $(VENV)/built-strict
 test-fast: $(VENV)/built-strict
 	$(on_the_ring) $(bin)/python $(pytest) -q -m 'not slow'
 
-# What opens connections, with every task that waits for one woken by Trio's scheduler and not in place.
+# With every task that waits for a connection woken by Trio's scheduler and not in place; SCHEDULED chooses the tests.
+SCHEDULED ?= features
 test-scheduled: $(VENV)/built-strict
-	$(on_the_ring) GAIN_TRIO_RESUME_IN_PLACE=0 $(bin)/python $(pytest) -m connections
+	$(on_the_ring) GAIN_TRIO_RESUME_IN_PLACE=0 $(bin)/python $(pytest) -m '$(SCHEDULED)'
 
 define on_the_ring
 if ! report=$$($(bin)/gain-trio doctor); then \

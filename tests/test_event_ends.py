@@ -106,6 +106,7 @@ async def test_callbacks_in_other_processes_that_do_not_end_are_cancelled(tmp_pa
     assert closed.read_text() == "None"
 
 
+@pytest.mark.slow
 async def test_a_process_that_is_replaced_closes_what_is_idle(tmp_path: Path) -> None:
     go_on = tmp_path / "go on"
     go_on.touch()

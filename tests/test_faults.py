@@ -511,6 +511,7 @@ SOAK = int(os.environ.get("GAIN_TRIO_SOAK", "2000"))
 """How many connections the next test makes; `make soak` has it make 100,000."""
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60 + SOAK // 100)
 def test_thousands_of_connections_leave_nothing_behind(resume_in_place: bool) -> None:
     async def main() -> None:

@@ -431,6 +431,7 @@ async def served(client: Connection, connection: Connection, sent: bytes) -> byt
     return received
 
 
+@pytest.mark.slow
 async def test_a_client_that_ends_its_side_gets_all_its_answers() -> None:
     client, connection = await open_pair()
     async with client, connection:

@@ -54,6 +54,7 @@ async def scrape(server: Server) -> dict[Any, float]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [None, 2])
 async def test_the_numbers_are_those_of_the_server(processes: int | None) -> None:
     options: dict[str, Any] = {"metrics": LOCAL, "workers": 2, "processes": processes}
@@ -78,6 +79,7 @@ async def test_the_numbers_are_those_of_the_server(processes: int | None) -> Non
             client.abort()
 
 
+@pytest.mark.slow
 async def test_a_restart_is_counted_and_nothing_counted_is_lost() -> None:
     async with serving(handlers.tell_process, metrics=LOCAL, processes=1) as server:
         async with clients_of(server, 3):

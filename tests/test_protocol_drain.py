@@ -362,6 +362,7 @@ async def test_of_two_servers_one_drains(transport: dict[str, Any]) -> None:
             assert await stays.receive_line() == b"AGAIN"
 
 
+@pytest.mark.slow
 async def test_in_worker_processes(transport: dict[str, Any], tmp_path: Path) -> None:
     more: dict[str, Any] = {"processes": 2}
     if "ssl_context" in transport:

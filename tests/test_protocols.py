@@ -1029,6 +1029,7 @@ async def test_over_tls_an_abort_is_no_close() -> None:
     assert protocol.calls[-1] == ("lost", None)
 
 
+@pytest.mark.slow
 def test_a_handler_can_be_given_to_worker_processes() -> None:
     handler = ProtocolHandler(Echo, write_limit=5)
     copy = pickle.loads(pickle.dumps(handler))
@@ -1085,6 +1086,7 @@ def language_server(tmp_path: Path) -> Iterator[Any]:
         yield program
 
 
+@pytest.mark.slow
 def test_a_language_server_of_pygls_runs_on_it(language_server: Any) -> None:
     """pygls' protocol is an asyncio.Protocol, as pygls' own start_tcp() gives it to create_server()."""
     import json

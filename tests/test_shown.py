@@ -35,6 +35,7 @@ PATIENCE = 10
 # --- the function ---
 
 
+@pytest.mark.slow
 @given(st.text() | st.binary() | st.integers() | st.floats() | st.tuples(st.text(), st.integers()) | st.none())
 def test_anything_is_shown_on_a_line(value: Any) -> None:
     text = shown(value)

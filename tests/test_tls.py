@@ -45,6 +45,7 @@ pytestmark = pytest.mark.connections
 # Half-closing is not to be checked: neither trio.SSLStream nor Python's ssl can do it, and send_eof() says so.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [TLS_1_2, TLS_1_3])
 async def test_trios_own_checks(version: ssl.TLSVersion) -> None:
     async def make() -> TlsPair:
@@ -60,6 +61,7 @@ async def test_trios_own_checks(version: ssl.TLSVersion) -> None:
         await check_two_way_stream(make, make_clogged)
 
 
+@pytest.mark.slow
 async def test_trios_own_checks_the_other_way_round() -> None:
     async def served_first() -> TlsPair:
         client, served = await open_tls_pair()
@@ -69,6 +71,7 @@ async def test_trios_own_checks_the_other_way_round() -> None:
         await check_two_way_stream(served_first, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("over", ["TCP", "a Unix socket"])
 async def test_trios_own_checks_of_its_stream_on_our_connection(over: str, tmp_path: Path) -> None:
     names = itertools.count()

@@ -341,6 +341,7 @@ async def test_cancelling_the_server_in_the_middle_of_a_handshake() -> None:
 # --- many ---
 
 
+@pytest.mark.slow
 def test_a_hundred_at_once_leave_nothing(no_descriptor_leak: None) -> None:
     data = pattern(100_000)
 
