@@ -406,6 +406,8 @@ def leaves(error: BaseException) -> list[type[BaseException]]:
     return [type(error)]
 
 
+# The interrupt may come between making a call and awaiting it.
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 def test_an_interrupt_from_outside_ends_a_run_that_is_busy_with_one_connection(resume_in_place: bool) -> None:
     async def main() -> None:
         client, served = await open_pair()
