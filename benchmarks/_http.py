@@ -76,14 +76,14 @@ def cpu_seconds(pid: int) -> float:
     return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
 
 
-def run_wrk(server: Server, config: HttpConfig, settings: Settings, seconds: float) -> float:
+def run_wrk(server: Server, config: HttpConfig, load_cpu: int, seconds: float) -> float:
     """Requests per second."""
     command = [
         *("wrk", "-t", "1", "-c", str(config.connections), "-d", f"{max(1, round(seconds))}s"),
         *("-H", f"Accept: {ACCEPT}", "-H", "Connection: keep-alive"),
         *("-s", str(SCRIPT), f"http://127.0.0.1:{server.port}/plaintext", "--", str(config.depth)),
     ]
-    with pinned(settings.load_cpu):
+    with pinned(load_cpu):
         result = subprocess.run(
             command, capture_output=True, text=True, timeout=seconds + PATIENCE_SECONDS, check=False
         )
@@ -96,12 +96,12 @@ def run_wrk(server: Server, config: HttpConfig, settings: Settings, seconds: flo
 
 
 def measure_once(spec: Spec, config: HttpConfig, settings: Settings) -> Result:
-    wait_for_quiet(settings)
+    wait_for_quiet(settings.cpus)
     with running(spec, settings.server_cpu) as server:
         check_answers(server, config.depth)
-        run_wrk(server, config, settings, WARMUP_SECONDS)
+        run_wrk(server, config, settings.load_cpu, WARMUP_SECONDS)
         before = cpu_seconds(server.pid)
-        rate = run_wrk(server, config, settings, settings.seconds)
+        rate = run_wrk(server, config, settings.load_cpu, settings.seconds)
         used = cpu_seconds(server.pid) - before
     return {"requests_per_second": rate, "cpu_us": used * 1e6 / (rate * max(1, round(settings.seconds)))}
 

@@ -60,6 +60,10 @@ class Settings:
     udp: bool
     keep_slices: bool
 
+    @property
+    def cpus(self) -> set[int]:
+        return {self.server_cpu, self.load_cpu}
+
 
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
@@ -82,11 +86,11 @@ def _busy_share(cpus: set[int], seconds: float = 0.2) -> float:
     return 1 - (idle - idle_before) / max(1, total - total_before)
 
 
-def wait_for_quiet(settings: Settings) -> None:
-    """Let others finish what they do on our CPUs, for a while; then measure all the same."""
+def wait_for_quiet(cpus: set[int]) -> None:
+    """Let others finish what they do on these CPUs, for a while; then measure all the same."""
     deadline = time.monotonic() + QUIET_WAIT_SECONDS
     while time.monotonic() < deadline:
-        if _busy_share({settings.server_cpu, settings.load_cpu}) < BUSY_LIMIT:
+        if _busy_share(cpus) < BUSY_LIMIT:
             return
 
 
@@ -190,7 +194,7 @@ def measure(spec: Spec, config: Config, settings: Settings) -> Result:
     """
     best: Result = {"error": "never run"}
     for number in range(settings.retries + 1):
-        wait_for_quiet(settings)
+        wait_for_quiet(settings.cpus)
         result = attempt(spec.name, lambda: measure_once(spec, config, settings))
         result["attempt"] = number
         if "error" in best or result.get("ratio_slices", -1) > best["ratio_slices"]:

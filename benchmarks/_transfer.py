@@ -74,7 +74,7 @@ def _run_kind(kind: str, specs: list[Spec], size: int, settings: Settings, resul
         for number in range(settings.rounds + 1):
             for direction in DIRECTIONS:
                 for name, server in servers.items():
-                    wait_for_quiet(settings)
+                    wait_for_quiet(settings.cpus)
                     result = attempt(name, lambda: measure_once(server, direction, size, settings, tls=tls))  # noqa: B023  # now
                     if number:
                         results.setdefault((kind, direction), {}).setdefault(name, []).append(result)
