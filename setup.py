@@ -28,6 +28,8 @@ if sys.platform == "linux" and platform.python_implementation() == "CPython" and
                 sources=fastpath_sources(),
                 depends=[
                     "_ffi/abi.h",
+                    "_ffi/awaitable.h",
+                    "_ffi/exceptions.h",
                     "_ffi/ring.h",
                     "_ffi/fastpath/call.h",
                     "_ffi/fastpath/fastpath.h",
@@ -39,7 +41,12 @@ if sys.platform == "linux" and platform.python_implementation() == "CPython" and
             Extension(
                 "gain_trio._trio_core",
                 sources=trio_core_sources(),
-                depends=["_ffi/trio_core/core.h", "_ffi/trio_core/socket_call.h"],
+                depends=[
+                    "_ffi/awaitable.h",
+                    "_ffi/exceptions.h",
+                    "_ffi/trio_core/core.h",
+                    "_ffi/trio_core/socket_call.h",
+                ],
                 extra_compile_args=COMPILE_ARGUMENTS,
                 extra_link_args=LINK_ARGUMENTS,
             ),

@@ -144,8 +144,9 @@ static void register_fd(struct gt_ring *ring)
 /* --- what the ring can do: found out by doing it --- */
 
 /* A kernel that does not know a flag of an operation answers -EINVAL (-EOPNOTSUPP or -EACCES where the operation as such is
- * missing or forbidden).  One that does comes as far as the file, the ring's own descriptor, which is no socket: -ENOTSOCK.  (-1 would not do: before 5.18 the file is looked at first, and -EBADF
- * says nothing.)  Nothing is in flight yet, so a cancel of everything has nothing to do.
+ * missing or forbidden).  A kernel that knows it goes on to the file, the ring's own descriptor, and answers -ENOTSOCK.
+ * (-1 would not do: a kernel before 5.18 looks at the file first, and answers -EBADF in both cases.)  Nothing is in flight
+ * yet, so a cancel of everything has nothing to do.
  *
  * Before 5.19 a receive does not look at its ioprio, and the multishot flag in it passes unnoticed.  It has to be refused
  * where it makes no sense to be known: without a buffer group. */
@@ -254,7 +255,7 @@ static void keep_books_only(const struct io_uring_cqe *cqe, void *context)
         gt_completion_discard(&slot, cqe);
 }
 
-/* Prepare cancels for everything in flight on the slots from `*slot` on.  False: no SQE is to be had, go on from there.
+/* Prepare cancels for everything in flight on the slots from `*slot` on.  False: there is no free SQE, go on from there.
  *
  * Where one cancel cannot stand for all, each operation is named.  This file does not know what a stream has in flight, so
  * it names whatever can last there; a cancel that finds nothing is harmless. */
@@ -263,7 +264,7 @@ static bool cancel_all(struct gt_ring *ring, uint32_t *slot)
     if (ring->features & GT_FEATURE_CANCEL_ANY) {
         struct io_uring_sqe *sqe = gt_ring_sqe(ring);
         if (sqe)
-            gt_prep_cancel_all(sqe); /* its user_data is 0: nobody asks how this one ended */
+            gt_prep_cancel_all(sqe); /* its user_data is 0: its own completion is ignored */
         return sqe;
     }
     for (; *slot < ring->slot_count; ++*slot) {

@@ -82,9 +82,9 @@ struct gt_slot {
     uint32_t in_flight; /* operations whose final CQE has not been seen */
     uint32_t next_free;
     uint8_t kind;
-    bool abandoned;         /* nobody waits for this operation any more: its completion is housekeeping */
+    bool abandoned;         /* no task waits for this operation any more: its completion is housekeeping */
     bool finished;          /* a GT_SLOT_OPERATION whose main operation has completed for good */
-    bool yields_descriptor; /* a result >= 0 is a descriptor of ours, to be closed if nobody takes it */
+    bool yields_descriptor; /* a result >= 0 is a descriptor of ours, to be closed if no caller takes it */
 };
 
 /* A provided buffer ring and the memory behind it. */
@@ -104,7 +104,7 @@ struct gt_buffers {
     bool adaptive;
     uint16_t *held;
     uint32_t held_count;
-    uint32_t window; /* so many are provided at most */
+    uint32_t window; /* the most that are provided */
     uint32_t calm;   /* buffers given back since the window changed last */
     uint32_t patience;
 };
@@ -244,13 +244,13 @@ struct io_uring_sqe *gt_slot_sqe(struct gt_ring *ring, uint32_t index, enum gt_t
 
 /* Prepare a cancel of the operation that a key names; its own final CQE still comes.  False: no SQE, try again later.
  *
- * Nobody needs to hear that a cancel has found its operation, so where the kernel can keep quiet about that
- * (GT_FEATURE_CQE_SKIP) it does, and the cancel is no operation in the sense of this file: it has no key, is not counted as
- * in flight, and does not keep its slot.  It touches no memory, so nothing has to outlive it.  When it comes too late, its
- * slot may be somebody else's already, but then with another generation, and the cancel finds nothing.  That it has
- * found nothing (-ENOENT) or could not stop what it found (-EALREADY) is told by a CQE with GT_TAG_NONE, which whoever reaps
- * has to pass over before gt_slot_complete(): it belongs to no slot.  Either way the operation's own final CQE has come or
- * is on its way, and that one ends the wait for it.
+ * The CQE of a successful cancel is of no use, so where the kernel can leave it out (GT_FEATURE_CQE_SKIP) it does, and the
+ * cancel is not an operation in the sense of this file: it has no key, is not counted as in flight, and does not keep its
+ * slot.  It touches no memory, so nothing has to outlive it.  When it comes too late, its slot may have another owner
+ * already, but then with another generation, and the cancel finds nothing.  A cancel that has found nothing (-ENOENT) or
+ * could not stop its operation (-EALREADY) has a CQE with GT_TAG_NONE, which the caller of gt_ring_reap() has to pass over
+ * before gt_slot_complete(): it belongs to no slot.  Either way the operation's own final CQE has come or is on its way,
+ * and that one ends the wait for it.
  *
  * Elsewhere a cancel is an operation of the slot with GT_TAG_CANCEL, and the slot lives until its CQE too. */
 bool gt_slot_cancel(struct gt_ring *ring, uint64_t key);
@@ -259,7 +259,7 @@ bool gt_slot_cancel(struct gt_ring *ring, uint64_t key);
  * since.  The slot of a single operation is freed here; any other is its owner's to retire. */
 bool gt_slot_complete(struct gt_ring *ring, const struct io_uring_cqe *cqe, struct gt_slot *slot);
 
-/* Nobody takes the result of this completion: close the descriptor it may have brought. */
+/* Drop the result of this completion: close the descriptor it may have brought. */
 void gt_completion_discard(const struct gt_slot *slot, const struct io_uring_cqe *cqe);
 
 static inline uint32_t gt_key_slot(uint64_t key) { return (uint32_t)key & 0x0fffffffU; }
@@ -381,8 +381,8 @@ int gt_operation_recv(struct gt_ring *ring, int fd, uint64_t *key);
 int gt_operation_send(struct gt_ring *ring, int fd, const void *data, uint32_t length, uint32_t msg_flags,
                       uint64_t *key);
 
-/* Ask for an operation's end; its final CQE still comes.  With `abandon` nobody is to be told of it.  Never dropped: when no
- * SQE is to be had, the next gt_ring_enter() asks again.  0, -ENOENT when it has ended already, or -ENOMEM. */
+/* Ask for an operation's end; its final CQE still comes.  With `abandon` no task is woken by it.  Never dropped: without a
+ * free SQE, the next gt_ring_enter() asks again.  0, -ENOENT when it has ended already, or -ENOMEM. */
 int gt_operation_cancel(struct gt_ring *ring, uint64_t key, bool abandon);
 
 /* --- provided buffers: group 0 of the ring --- */

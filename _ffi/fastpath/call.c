@@ -421,26 +421,9 @@ static PySendResult drive(PyObject *object, PyObject *message, PyObject **result
     return sent;
 }
 
-/* What __next__() and send() do. */
-static PyObject *drive_by_method(PyObject *object, PyObject *message)
-{
-    PyObject *result;
-    PySendResult sent = drive(object, message, &result);
-    if (sent == PYGEN_RETURN) {
-        /* An exception instance would be raised itself and a tuple taken apart, so both are wrapped. */
-        PyObject *raised = PyObject_CallOneArg(PyExc_StopIteration, result);
-        Py_CLEAR(result);
-        if (raised) {
-            PyErr_SetObject(PyExc_StopIteration, raised);
-            Py_DECREF(raised);
-        }
-    }
-    return sent == PYGEN_NEXT ? result : NULL;
-}
+static PyObject *call_send(PyObject *self, PyObject *message) { return gt_drive_by_method(drive, self, message); }
 
-static PyObject *call_next(PyObject *self) { return drive_by_method(self, Py_None); }
-
-static PyObject *call_self(PyObject *self) { return Py_NewRef(self); }
+static PyObject *call_next(PyObject *self) { return gt_drive_by_method(drive, self, Py_None); }
 
 static PyObject *call_close(gt_call *self, PyObject *Py_UNUSED(ignored))
 {
@@ -448,19 +431,10 @@ static PyObject *call_close(gt_call *self, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
-static PyObject *call_throw(gt_call *self, PyObject *args)
+static PyObject *call_throw(gt_call *self, PyObject *const *arguments, Py_ssize_t count)
 {
-    PyObject *type, *value = Py_None, *traceback = Py_None;
     end(self);
-    if (!PyArg_ParseTuple(args, "O|OO:throw", &type, &value, &traceback))
-        return NULL;
-    if (PyExceptionInstance_Check(type))
-        PyErr_SetObject((PyObject *)Py_TYPE(type), type);
-    else if (PyExceptionClass_Check(type))
-        PyErr_SetObject(type, value == Py_None ? NULL : value);
-    else
-        PyErr_SetString(PyExc_TypeError, "throw() takes an exception");
-    return NULL;
+    return gt_raise_thrown(arguments, count);
 }
 
 static PyObject *call_stop(gt_call *self, PyObject *Py_UNUSED(ignored))
@@ -475,8 +449,8 @@ static PyObject *get_waits(gt_call *self, void *Py_UNUSED(closure))
 }
 
 static PyMethodDef call_methods[] = {
-    {"send", drive_by_method, METH_O, PyDoc_STR("Resume with a message from Trio.")},
-    {"throw", (PyCFunction)call_throw, METH_VARARGS, PyDoc_STR("End the call with an exception.")},
+    {"send", call_send, METH_O, PyDoc_STR("Resume with a message from Trio.")},
+    {"throw", (PyCFunction)(void (*)(void))call_throw, METH_FASTCALL, PyDoc_STR("End the call with an exception.")},
     {"close", (PyCFunction)call_close, METH_NOARGS, PyDoc_STR("End the call.")},
     {"stop", (PyCFunction)call_stop, METH_NOARGS,
      PyDoc_STR("stop($self, /)\n--\n\nStop waiting: the task that waited, to be rescheduled by the caller, or None.")},
@@ -489,7 +463,7 @@ static PyGetSetDef call_getset[] = {
 };
 
 static PyAsyncMethods call_async = {
-    .am_await = call_self,
+    .am_await = gt_self,
     .am_send = drive,
 };
 
@@ -503,7 +477,7 @@ PyTypeObject gt_call_type = {
     .tp_finalize = (destructor)call_finalize,
     .tp_traverse = (traverseproc)call_traverse,
     .tp_as_async = &call_async,
-    .tp_iter = call_self,
+    .tp_iter = gt_self,
     .tp_iternext = call_next,
     .tp_methods = call_methods,
     .tp_getset = call_getset,

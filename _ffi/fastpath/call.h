@@ -11,8 +11,9 @@
 #ifndef GAIN_TRIO_CALL_H
 #define GAIN_TRIO_CALL_H
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "../awaitable.h"
+#include "../exceptions.h"
+
 #include <structmember.h>
 
 #include <netinet/in.h>

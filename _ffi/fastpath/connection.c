@@ -58,20 +58,12 @@ static int connection_clear(gt_connection *self)
     return 0;
 }
 
-/* Dropped without being closed.  Like a socket: say so, and close. */
+/* The program has dropped it without closing it: warn, as a socket does, and close. */
 static void connection_finalize(gt_connection *self)
 {
     if (!self->stream || self->stream->closing || self->reactor->ring->dead)
         return;
-    PyObject *type, *value, *traceback;
-    PyErr_Fetch(&type, &value, &traceback);
-    if (PyErr_ResourceWarning((PyObject *)self, 1, "unclosed %R", self) < 0) {
-        if (PyErr_ExceptionMatches(PyExc_Warning))
-            PyErr_WriteUnraisable((PyObject *)self);
-        else
-            PyErr_Clear();
-    }
-    PyErr_Restore(type, value, traceback);
+    gt_warn_unclosed((PyObject *)self);
     self->closed = true;
     if (self->stream) {
         gt_stream_close(self->stream, self->stream->outbound.size > 0); /* an error leaves FIN */

@@ -201,7 +201,7 @@ gt_peer *gt_peers_get(gt_peers *peers, const gt_sockaddr *raw)
         if (!resize_peers(peers, peers->count * 2))
             break;
     peer = &peers->places[hash & (peers->count - 1)];
-    Py_XDECREF(peer->tuple); /* a tuple of a string and numbers: runs nobody's code */
+    Py_XDECREF(peer->tuple); /* a tuple of a string and numbers: runs no Python code */
     *peer = (gt_peer){.raw = *raw, .tuple = tuple};
     peers->by_tuple[hash_tuple(tuple) & (peers->count - 1)] = (hash & (peers->count - 1)) + 1;
     return peer;

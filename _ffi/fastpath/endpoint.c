@@ -88,20 +88,12 @@ static void close_endpoint(gt_endpoint *self)
     gt_socket_close(socket);
 }
 
-/* Dropped without being closed.  Like a socket: say so, and close. */
+/* The program has dropped it without closing it: warn, as a socket does, and close. */
 static void endpoint_finalize(gt_endpoint *self)
 {
     if (!self->socket || self->socket->closing)
         return;
-    PyObject *type, *value, *traceback;
-    PyErr_Fetch(&type, &value, &traceback);
-    if (PyErr_ResourceWarning((PyObject *)self, 1, "unclosed %R", self) < 0) {
-        if (PyErr_ExceptionMatches(PyExc_Warning))
-            PyErr_WriteUnraisable((PyObject *)self);
-        else
-            PyErr_Clear();
-    }
-    PyErr_Restore(type, value, traceback);
+    gt_warn_unclosed((PyObject *)self);
     if (self->socket) {
         close_endpoint(self);
         gt_reactor_wake_thread(self->reactor);

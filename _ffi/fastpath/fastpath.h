@@ -320,8 +320,6 @@ int gt_trio_can_linger(gt_trio *trio, const gt_deadlines *noted);
 int gt_trio_resume(gt_trio *trio, PyObject *task, PyObject *abort); /* one step, in place */
 int gt_trio_leave_task(gt_trio *trio);                              /* after the last of a batch of steps */
 int gt_trio_reschedule(gt_trio *trio, PyObject *task, PyObject *abort);
-PyObject *gt_take_exception(void);              /* the one that is set, with its traceback; none is set afterwards */
-void gt_restore_exception(PyObject *exception); /* takes the caller's reference */
 int gt_task_module_init(void);
 
 /* --- reactor.c --- */

@@ -364,7 +364,7 @@ static bool is_news(const gt_stream *stream)
     return !stream->connection || !gt_direction_waits(&stream->connection->receiving) || wake_receiver(stream);
 }
 
-/* A socket reports its error once, and the watch may have fired for what is none: the kernel's notes on what was sent. */
+/* A socket reports its error once, and the watch may have fired without one, for entries of the socket's error queue. */
 void gt_stream_ask_for_error(gt_stream *stream)
 {
     int error = 0;

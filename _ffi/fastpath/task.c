@@ -24,8 +24,9 @@
  *
  * Lingering.  With one busy connection even a tick of Trio's loop for every message costs more than the message.  When the
  * steps of a batch have left nothing for the loop to do, which is to say that it would compute the same timeout and wait
- * again, the reactor waits again at once.  gt_trio_can_linger() is that condition: no task is scheduled, nobody waits for
- * the run to fall idle (wait_all_tasks_blocked, MockClock), nobody watches, and the earliest deadline is the one it was.
+ * again, the reactor waits again at once.  gt_trio_can_linger() is that condition: no task is scheduled, no task waits for
+ * the run to fall idle (wait_all_tasks_blocked, MockClock), no instrument observes the run, and the earliest deadline is
+ * the one it was.
  * In guest mode, where the host loop has to be let in, and with a clock that is not Trio's own, which a step may have moved,
  * it never holds (seam.may_linger).
  * The wait's own end stands, so a deadline is not missed; and the number of deadlines is bounded, because only Trio's loop
@@ -422,32 +423,6 @@ static int call_method_and_drop(PyObject *object, PyObject *name)
     return result ? 0 : -1;
 }
 
-PyObject *gt_take_exception(void)
-{
-#if PY_VERSION_HEX >= 0x030c0000
-    return PyErr_GetRaisedException();
-#else
-    PyObject *type, *value, *traceback;
-    PyErr_Fetch(&type, &value, &traceback);
-    PyErr_NormalizeException(&type, &value, &traceback);
-    if (traceback) {
-        PyException_SetTraceback(value, traceback);
-        Py_DECREF(traceback);
-    }
-    Py_XDECREF(type);
-    return value;
-#endif
-}
-
-void gt_restore_exception(PyObject *exception)
-{
-#if PY_VERSION_HEX >= 0x030c0000
-    PyErr_SetRaisedException(exception);
-#else
-    PyErr_Restore(Py_NewRef(Py_TYPE(exception)), exception, PyException_GetTraceback(exception));
-#endif
-}
-
 static int task_returned(gt_trio *trio, PyObject *task, PyObject *value)
 {
     int result = call_and_drop(trio->task_exited, task, value, Py_None);
@@ -524,7 +499,7 @@ static int step(gt_trio *trio, PyObject *task, PyObject *coro)
         return -1;
     }
     trio->in_task = true;
-    bool waits = false; /* else it may have exited, and must not be taken for the current task by anybody */
+    bool waits = false; /* else it may have exited, and no code may take it for the current task */
     PySendResult sent = PYGEN_ERROR;
     PyObject *value = NULL;
     int result = step_in_context(coro, context, &sent, &value);

@@ -76,14 +76,14 @@ static PySendResult drive(PyObject *object, PyObject *message, PyObject **result
     return *result ? PYGEN_RETURN : PYGEN_ERROR;
 }
 
-static PyObject *awaitable_send(PyObject *self, PyObject *message) { return tc_drive_by_method(drive, self, message); }
+static PyObject *awaitable_send(PyObject *self, PyObject *message) { return gt_drive_by_method(drive, self, message); }
 
-static PyObject *awaitable_next(PyObject *self) { return tc_drive_by_method(drive, self, Py_None); }
+static PyObject *awaitable_next(PyObject *self) { return gt_drive_by_method(drive, self, Py_None); }
 
 static PyObject *awaitable_throw(awaitable *self, PyObject *const *arguments, Py_ssize_t count)
 {
     self->state = DONE;
-    return tc_raise_thrown(arguments, count);
+    return gt_raise_thrown(arguments, count);
 }
 
 static PyObject *awaitable_close(awaitable *self, PyObject *Py_UNUSED(ignored))
@@ -123,7 +123,7 @@ static PyMethodDef awaitable_methods[] = {
 };
 
 static PyAsyncMethods awaitable_async = {
-    .am_await = tc_self,
+    .am_await = gt_self,
     .am_send = drive,
 };
 
@@ -137,7 +137,7 @@ PyTypeObject tc_checkpoint_type = {
     .tp_traverse = (traverseproc)awaitable_traverse,
     .tp_clear = (inquiry)awaitable_clear,
     .tp_as_async = &awaitable_async,
-    .tp_iter = tc_self,
+    .tp_iter = gt_self,
     .tp_iternext = awaitable_next,
     .tp_methods = awaitable_methods,
 };

@@ -20,8 +20,9 @@
 #ifndef GAIN_TRIO_CORE_H
 #define GAIN_TRIO_CORE_H
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "../awaitable.h"
+#include "../exceptions.h"
+
 #include <structmember.h>
 
 #include <stdbool.h>
@@ -41,7 +42,7 @@ typedef struct {
     PyObject *translate;               /* an OSError: the exception that a stream raises for it */
     PyObject *checkpoint_if_cancelled; /* Trio's function */
     PyObject *wait_readable, *wait_writable;
-    PyObject *receive_method, *send_method; /* _SocketType.recv and send, as they are when nobody has replaced them */
+    PyObject *receive_method, *send_method; /* Trio's own _SocketType.recv and send: a program may replace them */
     PyObject *receive_some;                 /* SocketStream.receive_some, likewise */
     PyObject *run_module;                   /* the __dict__ of trio._core._run */
     PyObject *heappush, *next_counter, *lot_breakers;
@@ -139,19 +140,10 @@ PyObject *tc_hooks(PyObject *runner); /* the dict of instruments by hook, owned 
 int tc_observe(PyObject *runner, PyObject *hooks, PyObject *hook,
                PyObject *task);      /* call instruments, if there are any */
 PyObject *tc_value(PyObject *value); /* outcome.Value(value) */
-PyObject *tc_take_exception(void);
-void tc_restore_exception(PyObject *exception); /* takes the reference */
 /* What a task is resumed with, unwrapped: a new reference; NULL: exception set. */
 PyObject *tc_unwrap(PyObject *message);
 /* Trio's WaitTaskRescheduled(abort_func) */
 PyObject *tc_trap(PyObject *abort_func);
-
-/* --- drive.c: what every awaitable does alike --- */
-
-PyObject *tc_drive_by_method(sendfunc drive, PyObject *object, PyObject *message);
-PyObject *tc_raise_thrown(PyObject *const *arguments, Py_ssize_t count);
-PyObject *tc_throw_into(PyObject *awaitable, PyObject *const *arguments, Py_ssize_t count);
-PyObject *tc_self(PyObject *self);
 
 /* --- the parts --- */
 

@@ -103,32 +103,6 @@ PyObject *tc_value(PyObject *value)
     return outcome;
 }
 
-PyObject *tc_take_exception(void)
-{
-#if PY_VERSION_HEX >= 0x030c0000
-    return PyErr_GetRaisedException();
-#else
-    PyObject *type, *value, *traceback;
-    PyErr_Fetch(&type, &value, &traceback);
-    PyErr_NormalizeException(&type, &value, &traceback);
-    if (traceback) {
-        PyException_SetTraceback(value, traceback);
-        Py_DECREF(traceback);
-    }
-    Py_XDECREF(type);
-    return value;
-#endif
-}
-
-void tc_restore_exception(PyObject *exception)
-{
-#if PY_VERSION_HEX >= 0x030c0000
-    PyErr_SetRaisedException(exception);
-#else
-    PyErr_Restore(Py_NewRef(Py_TYPE(exception)), exception, PyException_GetTraceback(exception));
-#endif
-}
-
 PyObject *tc_unwrap(PyObject *message)
 {
     if (Py_IS_TYPE(message, tc_core.value_type) && tc_get(tc_core.value.unwrapped, message) == Py_False) {

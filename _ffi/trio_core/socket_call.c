@@ -162,7 +162,7 @@ static int attempt_by_python(tc_socket_call *self)
             return 0;
         }
     }
-    Py_XSETREF(self->error, tc_take_exception());
+    Py_XSETREF(self->error, gt_take_exception());
     return 1;
 }
 
@@ -242,7 +242,7 @@ static int attempt(tc_socket_call *self)
         } else if (count == -1) {
             PyErr_SetFromErrno(PyExc_OSError);
         }
-        Py_XSETREF(self->error, tc_take_exception());
+        Py_XSETREF(self->error, gt_take_exception());
         return 1;
     }
 }
@@ -301,7 +301,7 @@ PyObject *tc_socket_call_begin(tc_socket_call *self, PyObject *task)
 /* The end, with the exception that is set. */
 static PySendResult fail(tc_socket_call *self)
 {
-    PyObject *exception = tc_take_exception();
+    PyObject *exception = gt_take_exception();
     if (finish(self) < 0)
         PyErr_WriteUnraisable((PyObject *)self);
     if (self->stream && PyErr_GivenExceptionMatches(exception, PyExc_OSError)) {
@@ -312,7 +312,7 @@ static PySendResult fail(tc_socket_call *self)
         }
         Py_SETREF(exception, translated);
     }
-    tc_restore_exception(exception);
+    gt_restore_exception(exception);
     return PYGEN_ERROR;
 }
 
@@ -356,7 +356,7 @@ static int begin_next(tc_socket_call *self)
 static PySendResult conclude(tc_socket_call *self, PyObject **result)
 {
     if (self->error) {
-        tc_restore_exception(self->error);
+        gt_restore_exception(self->error);
         self->error = NULL;
         return fail(self);
     }
@@ -428,24 +428,34 @@ static PySendResult drive(PyObject *object, PyObject *message, PyObject **result
     return sent;
 }
 
-static PyObject *call_send(PyObject *self, PyObject *message) { return tc_drive_by_method(drive, self, message); }
+static PyObject *call_send(PyObject *self, PyObject *message) { return gt_drive_by_method(drive, self, message); }
 
-static PyObject *call_next(PyObject *self) { return tc_drive_by_method(drive, self, Py_None); }
+static PyObject *call_next(PyObject *self) { return gt_drive_by_method(drive, self, Py_None); }
+
+static PyObject *throw_into(PyObject *awaitable, PyObject *const *arguments, Py_ssize_t count)
+{
+    PyObject *method = PyObject_GetAttr(awaitable, tc_names.throw);
+    if (!method)
+        return NULL;
+    PyObject *result = PyObject_Vectorcall(method, arguments, (size_t)count, NULL);
+    Py_DECREF(method);
+    return result;
+}
 
 static PyObject *call_throw(tc_socket_call *self, PyObject *const *arguments, Py_ssize_t count)
 {
     PyObject *yielded = NULL;
     if (self->waiter) {
         PyObject *waiter = Py_NewRef(self->waiter);
-        yielded = tc_throw_into(waiter, arguments, count);
+        yielded = throw_into(waiter, arguments, count);
         Py_DECREF(waiter);
         if (!yielded && PyErr_ExceptionMatches(PyExc_StopIteration)) { /* it took the exception, and is over */
             PyErr_Clear();
             Py_CLEAR(self->waiter);
-            return tc_drive_by_method(drive, (PyObject *)self, Py_None);
+            return gt_drive_by_method(drive, (PyObject *)self, Py_None);
         }
     } else {
-        tc_raise_thrown(arguments, count);
+        gt_raise_thrown(arguments, count);
     }
     if (!yielded)
         fail(self);
@@ -458,14 +468,14 @@ static PyObject *call_close(tc_socket_call *self, PyObject *Py_UNUSED(ignored))
     self->waiter = NULL;
     PyObject *closed = waiter ? PyObject_CallMethodNoArgs(waiter, tc_names.close) : Py_NewRef(Py_None);
     Py_XDECREF(waiter);
-    PyObject *exception = closed ? NULL : tc_take_exception();
+    PyObject *exception = closed ? NULL : gt_take_exception();
     Py_XDECREF(closed);
     if (finish(self) < 0) {
         Py_XDECREF(exception);
         return NULL;
     }
     if (exception) {
-        tc_restore_exception(exception);
+        gt_restore_exception(exception);
         return NULL;
     }
     Py_RETURN_NONE;
@@ -479,7 +489,7 @@ static PyMethodDef call_methods[] = {
 };
 
 static PyAsyncMethods call_async = {
-    .am_await = tc_self,
+    .am_await = gt_self,
     .am_send = drive,
 };
 
@@ -493,7 +503,7 @@ PyTypeObject tc_socket_call_type = {
     .tp_traverse = (traverseproc)call_traverse,
     .tp_clear = (inquiry)call_clear,
     .tp_as_async = &call_async,
-    .tp_iter = tc_self,
+    .tp_iter = gt_self,
     .tp_iternext = call_next,
     .tp_methods = call_methods,
 };

@@ -22,7 +22,7 @@ typedef struct {
 } tc_socket_call;
 
 tc_socket_call *tc_socket_call_new(enum tc_call call, PyObject *sock, bool writes);
-/* Of a call that is set up: try it.  Takes the reference to it.  NULL: exception set. */
+/* Try a call that is set up.  Takes the reference to it.  NULL: exception set. */
 PyObject *tc_socket_call_begin(tc_socket_call *self, PyObject *task);
 /* The task that may make such a call here, borrowed; NULL: Trio has to do it.  Sets no exception. */
 PyObject *tc_may_call(PyObject *socket);

@@ -10,7 +10,7 @@
  */
 #include "core.h"
 
-/* Of a task that is not parked: delivering a cancellation to it would do nothing. */
+/* Set the cancel status of a task that is not parked, so that there is no cancellation to deliver. */
 int tc_activate_status(PyObject *task, PyObject *status)
 {
     PyObject *old = tc_get(tc_core.task.cancel_status, task);
@@ -113,7 +113,7 @@ static PyObject *make_task(PyObject *runner, PyObject *nursery, PyObject *coro, 
     return task;
 }
 
-/* A task that calls function(*arguments), known to nobody yet; NULL: Trio has to do it, or raise what there is to raise. */
+/* A task that calls function(*arguments), not yet one of the run's; NULL: Trio has to do it, or raise what it raises. */
 static PyObject *begin(PyObject *runner, PyObject *nursery, PyObject *function, PyObject *arguments, PyObject *name)
 {
     PyObject *context = PyContext_CopyCurrent();
@@ -136,10 +136,10 @@ static int introduce(PyObject *runner, PyObject *task, PyObject *children, PyObj
     if (PySet_Add(tasks, task) < 0)
         return -1;
     if (PySet_Add(children, task) < 0 || tc_activate_status(task, status) < 0) {
-        PyObject *exception = tc_take_exception();
+        PyObject *exception = gt_take_exception();
         PySet_Discard(children, task);
         PySet_Discard(tasks, task);
-        tc_restore_exception(exception);
+        gt_restore_exception(exception);
         return -1;
     }
     PyObject *hooks = tc_hooks(runner);

@@ -92,7 +92,7 @@ static PySendResult resume(PyObject *function, PyObject *message, PyObject *coro
         return PYGEN_NEXT;
     if (!PyErr_ExceptionMatches(PyExc_StopIteration))
         return PYGEN_ERROR;
-    PyObject *stop = tc_take_exception();
+    PyObject *stop = gt_take_exception();
     PyObject *returned = ((PyStopIterationObject *)stop)->value;
     *value = Py_NewRef(returned ? returned : Py_None);
     Py_DECREF(stop);
@@ -105,14 +105,14 @@ static PySendResult resume_in_context(PyObject *context, PyObject *function, PyO
     if (PyContext_Enter(context) < 0)
         return PYGEN_ERROR;
     PySendResult sent = resume(function, message, coro, value);
-    PyObject *exception = sent == PYGEN_ERROR ? tc_take_exception() : NULL;
+    PyObject *exception = sent == PYGEN_ERROR ? gt_take_exception() : NULL;
     if (PyContext_Exit(context) < 0) {
         Py_XDECREF(exception);
         Py_CLEAR(*value);
         return PYGEN_ERROR;
     }
     if (exception)
-        tc_restore_exception(exception);
+        gt_restore_exception(exception);
     return sent;
 }
 
@@ -174,7 +174,7 @@ static int task_yielded(PyObject *runner, PyObject *hooks, PyObject *task, PyObj
 
 static int task_raised(PyObject *runner, PyObject *task)
 {
-    PyObject *exception = tc_take_exception();
+    PyObject *exception = gt_take_exception();
     PyObject *outcome = PyObject_CallOneArg(tc_core.error_type, exception);
     Py_DECREF(exception);
     return call_task_exited(runner, task, outcome);
@@ -233,11 +233,11 @@ static int step(PyObject *runner, PyObject *hooks, PyObject *context, PyObject *
     if (result == 0)
         result = tc_observe(runner, hooks, tc_names.after_task_step, task);
     if (result == 0 && exited)
-        result = leave_task(context); /* nobody may take it for the current task while it is finalized */
+        result = leave_task(context); /* no code may take it for the current task while it is finalized */
     return result;
 }
 
-/* Steps of all tasks of `batch`, a list that is nobody else's, from its end.  0 or -1 */
+/* Step all tasks of `batch`, a list that only the caller refers to, from its end.  0 or -1 */
 static int run_all(PyObject *runner, PyObject *hooks, PyObject *context, PyObject *batch)
 {
     int result = 0;

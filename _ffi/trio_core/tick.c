@@ -71,7 +71,7 @@ static double get_timeout(PyObject *runner, Py_ssize_t scheduled)
 /* A wait has raised, with the exception that is set: that comes out of run() as it is, and not as an error of Trio's. */
 static int end_run(PyObject *runner)
 {
-    PyObject *exception = tc_take_exception();
+    PyObject *exception = gt_take_exception();
     PyObject *outcome = PyObject_CallOneArg(tc_core.error_type, exception);
     Py_DECREF(exception);
     if (!outcome)

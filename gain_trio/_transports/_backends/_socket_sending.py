@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, final
 
 import outcome
@@ -83,7 +83,7 @@ class SocketSender:
             if isinstance(data, (list, tuple)):
                 await self._send_parts(connection, data)
             else:
-                await self._send_buffer(connection, data)  # type: ignore[arg-type]  # what is no buffer is refused there
+                await self._send_buffer(connection, data)  # type: ignore[arg-type]  # refuses all but a buffer
             return
         if connection._is_closed or self.is_busy or current_thread() != connection._run.thread:
             connection._refuse("sending")
@@ -172,15 +172,7 @@ class SocketSender:
         """How much the kernel takes of all of them together."""
         if len(parts) == 1 or not hasattr(connection._socket, "sendmsg"):  # Windows has none
             return self.write(connection, parts[0])
-        try:
-            sent = connection._socket.sendmsg(parts, (), NO_SIGNAL)
-        except (BlockingIOError, InterruptedError):
-            return 0
-        except OSError as error:
-            connection._send_failed(error)
-            raise broken_by(error) from error
-        connection._has_sent(sent)
-        return sent
+        return self._sent_by(connection, connection._socket.sendmsg, parts, ())
 
     async def send_rest(self, connection: SocketConnection, data: bytes | memoryview, done: int) -> None:
         """Send what follows the first ``done`` bytes, which the kernel has taken: from then on there is no way back."""
@@ -235,7 +227,7 @@ class SocketSender:
     def _put(self, connection: SocketConnection, data: bytes | memoryview, done: int) -> int:
         """Give the kernel what it takes of the rest of ``data``, and queue as much as the mark allows of what it does not.
 
-        All of it when it is bytes, which nobody can change: they are referenced.  Returns how much is done in all.
+        A bytes object cannot change, so all of it is queued by reference.  Returns how much is done in all.
         """
         if self.outbound is None and done < len(data):
             with memoryview(data) as view, view[done:] as rest:
@@ -272,8 +264,13 @@ class SocketSender:
 
     def write(self, connection: SocketConnection, data: bytes | memoryview) -> int:
         """How much the kernel takes."""
+        return self._sent_by(connection, connection._socket.send, data)
+
+    @staticmethod
+    def _sent_by(connection: SocketConnection, send: Callable[..., int], *what: object) -> int:
+        """How many bytes a method of the socket sends; 0 if there is no room."""
         try:
-            sent = connection._socket.send(data, NO_SIGNAL)
+            sent = send(*what, NO_SIGNAL)
         except (BlockingIOError, InterruptedError):
             return 0
         except OSError as error:
@@ -323,7 +320,7 @@ class SocketSender:
         except trio.BrokenResourceError:
             return  # write() has kept it for the sender
         except trio.BusyResourceError:
-            connection._send_failed(OSError(errno.EBUSY, "somebody else waits for this connection's descriptor"))
+            connection._send_failed(OSError(errno.EBUSY, "another task waits for this connection's descriptor"))
         except OSError as error:
             connection._send_failed(error)
         finally:

@@ -1,28 +1,32 @@
-/* drive.c: what every awaitable of this module does in the same way, whatever it waits for.
+/* awaitable.h: what every awaitable of the compiled modules does in the same way, whatever it waits for.
  *
  * Python drives one in three ways (am_send, __next__, send), depending on its version and on whether it is being traced.
  */
-#include "core.h"
+#ifndef GAIN_TRIO_AWAITABLE_H
+#define GAIN_TRIO_AWAITABLE_H
 
-PyObject *tc_drive_by_method(sendfunc drive, PyObject *object, PyObject *message)
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+/* __next__() and send(), by the function of am_send. */
+static inline PyObject *gt_drive_by_method(sendfunc drive, PyObject *object, PyObject *message)
 {
     PyObject *result = NULL;
     PySendResult sent = drive(object, message, &result);
-    if (sent == PYGEN_NEXT)
-        return result;
     if (sent == PYGEN_RETURN) {
         /* An exception instance would be raised itself and a tuple taken apart, so both are wrapped. */
         PyObject *stop = PyObject_CallOneArg(PyExc_StopIteration, result);
-        Py_DECREF(result);
+        Py_CLEAR(result);
         if (stop) {
             PyErr_SetObject(PyExc_StopIteration, stop);
             Py_DECREF(stop);
         }
     }
-    return NULL;
+    return sent == PYGEN_NEXT ? result : NULL;
 }
 
-PyObject *tc_raise_thrown(PyObject *const *arguments, Py_ssize_t count)
+/* Raise the exception that throw() was given, in one of its two forms.  Returns NULL. */
+static inline PyObject *gt_raise_thrown(PyObject *const *arguments, Py_ssize_t count)
 {
     if (count < 1 || count > 3) {
         PyErr_SetString(PyExc_TypeError, "throw() takes an exception, or a type, a value and a traceback");
@@ -38,14 +42,7 @@ PyObject *tc_raise_thrown(PyObject *const *arguments, Py_ssize_t count)
     return NULL;
 }
 
-PyObject *tc_throw_into(PyObject *awaitable, PyObject *const *arguments, Py_ssize_t count)
-{
-    PyObject *method = PyObject_GetAttr(awaitable, tc_names.throw);
-    if (!method)
-        return NULL;
-    PyObject *result = PyObject_Vectorcall(method, arguments, (size_t)count, NULL);
-    Py_DECREF(method);
-    return result;
-}
+/* __await__() and __iter__() */
+static inline PyObject *gt_self(PyObject *self) { return Py_NewRef(self); }
 
-PyObject *tc_self(PyObject *self) { return Py_NewRef(self); }
+#endif
