@@ -1,6 +1,6 @@
 """Run a whole pytest session on a chosen backend: ``pytest -p gain_trio.pytest_plugin [--gain-trio-backend=...]``.
 
-Every :func:`trio.run` of the session is then on it, whoever calls it: pytest-trio, the tests, or the code under test.
+Every :func:`trio.run` of the session is then on it, called by pytest-trio, by the tests or by the code under test.
 """
 
 from __future__ import annotations

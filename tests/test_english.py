@@ -19,11 +19,11 @@ RULES = {
     "the standard word": r"\b(?:torn|deaf|to be had)\b",
 }
 LEFT = {
-    "every sentence has an actor": 130,
-    "a number is a number": 21,
-    "subject, verb, object": 31,
-    "no subject is negated": 15,
-    "the standard word": 7,
+    "every sentence has an actor": 36,
+    "a number is a number": 5,
+    "subject, verb, object": 8,
+    "no subject is negated": 0,
+    "the standard word": 1,
 }
 """How often a rule is still broken, at most.  These numbers only become smaller."""
 

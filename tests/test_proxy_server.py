@@ -254,7 +254,7 @@ def test_who_may_send(peer: Any, senders: list[str], fine: bool) -> None:
     [
         ({"proxy_protocol": ["10.0.0.1/8"]}, ValueError, "host bits"),
         ({"proxy_protocol": ["proxy.example"]}, ValueError, "proxy.example"),
-        ({"proxy_protocol": []}, ValueError, "names nobody"),
+        ({"proxy_protocol": []}, ValueError, "names no peer"),
         ({"proxy_protocol": "127.0.0.1"}, TypeError, "a collection such as"),
         ({"proxy_protocol": True, "proxy_timeout": 0}, ValueError, "more than 0 seconds"),
         ({"proxy_protocol": True, "proxy_timeout": math.nan}, ValueError, "more than 0 seconds"),

@@ -180,5 +180,5 @@ class CoreSeam:
         assert isinstance(getattr(self.next_counter, "__self__", None), itertools.count)
 
     def make_coroutine(self) -> Any:
-        """One that nobody awaits; the caller closes it."""
+        """A coroutine that is never awaited; the caller closes it."""
         return _coroutine()

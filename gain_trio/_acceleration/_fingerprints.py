@@ -53,5 +53,5 @@ def digest(lines: Iterable[str]) -> str:
 
 
 def fingerprint(code: types.CodeType) -> str:
-    """Of a function's code."""
+    """The digest of a function's code."""
     return digest(describe(code))

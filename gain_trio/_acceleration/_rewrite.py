@@ -198,7 +198,7 @@ def _compile_both(original: types.CodeType, qualified: str, change: Change, inse
     module = _module(original.co_filename)
     definition = module.functions.get((original.co_name, original.co_firstlineno))
     if definition is None:
-        raise CannotRewrite("its source is not to be had")
+        raise CannotRewrite("its source is not available")
     _strip(definition)
     if fingerprint(_compile(definition, original, qualified, module.imported)) != fingerprint(original):
         raise CannotRewrite("its source on disk is not what is running")

@@ -56,7 +56,7 @@ class _Swap:
             return
         if self.function.__code__ is not self.current:
             logger.warning(
-                "%s has been given other code by somebody else, and keeps it; gain_trio's is not put in or taken out",
+                "the code of %s was replaced by another library, and stays; gain_trio neither adds nor removes its own",
                 self.function.__qualname__,
             )
             return

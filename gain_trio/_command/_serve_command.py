@@ -152,7 +152,7 @@ class _Announcement(trio.TaskStatus[Any]):
         where = (served_text(self._address, sockaddr) for sockaddr in value.addresses)
         try:
             show("".join(f"serving {self._handler} on {address}; Ctrl-C stops it\n" for address in where))
-        except OSError as error:  # whoever wanted to read it does not; that is no reason not to serve
+        except OSError as error:  # standard output is closed or full; serving does not depend on it
             logger.warning("it serves, but cannot say so: %s: %s", shown(error.filename), shown(error.strerror))
 
 

@@ -62,7 +62,7 @@ def _find(name: str, *, wanted: bool, of_datagrams: bool) -> EventHandler | None
             return BUILT_IN_DATAGRAM_EVENTS[name]()
         return BUILT_IN_EVENTS[name]()
     if ":" not in name:
-        return None  # whoever looks for other handlers says what there is
+        return None  # the search for other handlers reports the names that exist
     found = find_object(name, "handler", BUILT_IN_EVENTS)
     if isinstance(found, type) and issubclass(found, EventHandler):
         found = found()

@@ -57,7 +57,7 @@ def feature_names(features: Feature) -> tuple[str, ...]:
 
 
 def ring_info(ring: Ring, *, running: bool) -> BackendInfo:
-    """Of a run on this ring."""
+    """The :class:`BackendInfo` of a run on this ring."""
     features = feature_names(ring.features)
     if ring.tier == "full":
         reason = "a ring could be opened, and has all that connections need"
@@ -71,7 +71,7 @@ def ring_info(ring: Ring, *, running: bool) -> BackendInfo:
 
 
 def trio_info(reason: str, *, running: bool) -> BackendInfo:
-    """Of a run on Trio's own I/O manager."""
+    """The :class:`BackendInfo` of a run on Trio's own I/O manager."""
     return BackendInfo("trio", "none", running, reason, ())
 
 
@@ -139,7 +139,7 @@ def open_manager(
 
 
 def _check_options(ring: object) -> None:
-    """Refuse what is none, on any backend, before it is looked into."""
+    """Refuse an object that is not a RingOptions, on any backend, before its fields are read."""
     if ring is not None and not isinstance(ring, RingOptions):
         cure = f"; the backend is chosen by backend={ring!r}" if ring in get_args(Backend) else ""
         raise TypeError(f"ring must be a gain_trio.RingOptions, not {ring!r}{cure}")
@@ -160,4 +160,4 @@ def _log_ring(manager: UringIOManager) -> None:
 
 
 reason_of_run: trio.lowlevel.RunVar[BackendInfo | None] = trio.lowlevel.RunVar("gain_trio.backend_info", default=None)
-"""Of a run on Trio's own I/O manager that has been told of in the log."""
+"""The :class:`BackendInfo` of a run on Trio's own I/O manager, once a line of the log has given it."""

@@ -36,7 +36,7 @@ def install(
     run for which it cannot (no descriptor left, say) raises :exc:`RingUnavailable`.
 
     Args:
-      ring, resume_in_place, backend: as for :func:`run`.  Where the ring is not to be had, or not wanted, Trio's runs are
+      ring, resume_in_place, backend: as for :func:`run`.  Where the ring is not available, or not wanted, Trio's runs are
         on the I/O manager that they would be on without this call; with ``backend="auto"`` that is a warning in the log.
       accelerate: as for :func:`run`; it needs no ring.
 
@@ -44,7 +44,7 @@ def install(
       What later runs are on.
 
     Raises:
-      RingUnavailable: with ``backend="io_uring"``, there is no io_uring to be had; nothing is changed then.
+      RingUnavailable: with ``backend="io_uring"``, io_uring is not available; nothing is changed then.
       ValueError, TypeError: as for :func:`run`.
     """
     return install_wish(resolve(backend), ring, resume_in_place, accelerate)
@@ -56,7 +56,7 @@ def install_wish(
     resume_in_place: bool | None = None,
     accelerate: Acceleration = None,
 ) -> BackendInfo:
-    """:func:`install` for who has asked somebody else than the program and the environment."""
+    """:func:`install` for a caller that has resolved the backend by itself, as the pytest plugin does from its option."""
     pieces = resolve_acceleration(accelerate)
     opened = open_manager(wish, ring, resume_in_place)
     _accelerate(pieces)

@@ -26,8 +26,8 @@ switch.know(UringIOManager)
 class _Place(trio.abc.Instrument):
     """Puts the run's I/O manager in its place before the first tick, and is gone then.
 
-    The ring is opened before the run, not by the instrument: Trio logs what an instrument raises and goes on, and a run
-    that silently is not on the ring is what nobody must get.
+    The ring is opened before the run, not by the instrument: Trio logs an instrument's exception and goes on, and the run
+    would then not be on the ring, with no error for the caller.
     """
 
     def __init__(

@@ -88,8 +88,8 @@ class SourceIpHash:
     An IPv4 address counts the same when it comes by an IPv6 socket (``::ffff:127.0.0.1``), and the scope of a link-local one
     does not count.  The peers of a Unix socket have no address, so each consumer gets them in turn.
 
-    The hash has no key, so that it is the same in every process and after a restart.  Whoever has many addresses can choose
-    those that meet at one consumer; they need many addresses to do so, and the other balancers have no such weakness.
+    The hash has no key, so that it is the same in every process and after a restart.  An attacker with many addresses can
+    choose those that meet at one consumer; the other balancers have no such weakness.
     """
 
     def __init__(self) -> None:

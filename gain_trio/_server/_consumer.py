@@ -103,13 +103,13 @@ class Consumer:
 
     @property
     def bytes_received(self) -> int:
-        """Of all its connections."""
-        # The list is made in one step: another thread may ask, while this one's connections come and go.
+        """The bytes that all its connections have received so far."""
+        # The list is made in one step: another thread may call this while connections open and close in this one.
         return self._bytes_received + sum(connection.bytes_received for connection in list(self._open))
 
     @property
     def bytes_sent(self) -> int:
-        """Of all its connections."""
+        """The bytes that all its connections have sent so far."""
         return self._bytes_sent + sum(connection.bytes_sent for connection in list(self._open))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

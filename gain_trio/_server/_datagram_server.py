@@ -8,7 +8,7 @@ With shards each endpoint has consumers of its own, and the kernel gives a peer 
 each peer, and a peer whose datagrams take long holds up those of its shard alone.
 
 The endpoint's queue stands between the network and the consumers.  It is bounded, and what does not fit is dropped and
-counted: nobody can be told to send more slowly.
+counted: UDP has no means to slow a sender down.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ DatagramHandler = Callable[[bytes, Any, DatagramEndpoint], Awaitable[object]]
 """What serves one datagram: an async function of its data, where it came from, and the endpoint to answer with."""
 
 UNREACHABLE_ERRNOS = errnos("ENETUNREACH", "EHOSTUNREACH", "ENETDOWN", "EHOSTDOWN", "ECONNREFUSED", "ENOBUFS")
-"""The network's doing, or that of whoever chose the source address."""
+"""Errors caused by the network, or by the sender that chose the source address."""
 
 UNIX_UNREACHABLE_ERRNOS = errnos(
     "ENOENT", "ENOTDIR", "ELOOP", "ENAMETOOLONG", "ECONNREFUSED", "EPROTOTYPE", "EACCES", "EPERM", "EDESTADDRREQ"
@@ -133,7 +133,7 @@ class DatagramServer:
                 self._handled += 1
 
     def _failed(self, address: Any, error: BaseException) -> None:
-        # Source addresses can be forged; nobody must be able to fill the log with tracebacks by that.
+        # Source addresses can be forged; a peer must not be able to fill the log with tracebacks that way.
         name, sender = self._name, "a sender without a name" if address is None else endpoint_text(address)
         if consists_of(error, functools.partial(_is_unreachable, address)):
             self._unreachable += 1

@@ -30,7 +30,7 @@ class Dispatcher:
         """Give a connection, and the place that was taken for it, to a consumer.
 
         Raises:
-          ValueError: the balancer has named somebody else.
+          ValueError: the balancer has returned an object that is not one of the consumers.
 
         What the balancer raises is raised, too.  Either way the connection is closed then.
         """
@@ -45,13 +45,13 @@ class Dispatcher:
         if self._asks_for_peer:
             try:
                 peer = connection.direct_remote_address
-            except trio.BrokenResourceError:  # it is gone already; whoever gets it finds that out
+            except trio.BrokenResourceError:  # it is gone already; the consumer that gets it finds that out
                 return self._fallback.pick(None, self._consumers)
         picked = self._balancer.pick(peer, self._consumers)
         consumer = self._by_identity.get(id(picked))
         if consumer is None:
             raise ValueError(
-                f"the balancer {self._balancer!r} picked {picked!r} for a connection from {peer}, which is none of the "
-                "consumers it was given: pick(peer, consumers) returns one of consumers"
+                f"the balancer {self._balancer!r} picked {picked!r} for a connection from {peer}: that is not among the "
+                "consumers it was given; pick(peer, consumers) returns one of consumers"
             )
         return consumer

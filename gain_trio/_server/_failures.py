@@ -1,7 +1,7 @@
-"""What an exception means that leaves a handler, a callback or a protocol: once for all kinds of servers.
+"""How a server treats an exception that leaves a handler, a callback or a protocol: once for all kinds of servers.
 
-*Whose it is.*  An exception group is taken apart: what is no :exc:`Exception` in it (a cancellation, KeyboardInterrupt)
-propagates in any case, and the rest is the handler's failure.
+*Whose it is.*  An exception group is split: a :exc:`BaseException` in it that is not an :exc:`Exception` (a cancellation,
+KeyboardInterrupt) propagates in any case, and the rest is the handler's failure.
 
 *Whose fault it is.*  A peer can hang up at any moment, also in the middle of a message, can send a message that is too long,
 and can be slow.  What a connection raises then is not the handler's fault, and a peer must not be able to fill the log with

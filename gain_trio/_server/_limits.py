@@ -9,12 +9,12 @@ import trio
 
 @final
 class Places:
-    """So many connections at a time, over all acceptors of a process.
+    """At most ``max_connections`` connections at a time, over all acceptors of a process.
 
     A place is taken before accept(2) and given back when the connection's handler has ended and its descriptor is closed.
     An acceptor that waits for a connection holds none: else the one of a quiet address would keep the last place from
-    that of a busy one.  So whoever finds a connection has to see whether there is a place still, and all who wait are told
-    when there is one.  They are as many as there are listeners, and each looks once.
+    that of a busy one.  So an acceptor that finds a connection checks again whether there is still a place, and all waiting
+    acceptors are woken when there is one.  There are as many as listeners, and each looks once.
     """
 
     def __init__(self, count: int) -> None:
@@ -29,12 +29,12 @@ class Places:
         return True
 
     def give_back(self) -> None:
-        """Somebody else may have it."""
+        """Free a place, and wake the acceptors that wait for one."""
         self.free += 1
         self.wake()
 
     def wake(self) -> None:
-        """Have everybody who waits look again."""
+        """Wake all waiting acceptors, so that they look again."""
         self._waiting.unpark_all()
 
     async def wait(self) -> None:

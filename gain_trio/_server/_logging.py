@@ -16,7 +16,7 @@ FORMATS: tuple[LogFormat, ...] = get_args(LogFormat)
 LEVELS: tuple[LogLevel, ...] = get_args(LogLevel)
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
-"""What every LogRecord has; anything else somebody has put there by ``extra=``."""
+"""The attributes that every LogRecord has; the program has added any other one by ``extra=``."""
 
 
 @final

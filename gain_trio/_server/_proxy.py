@@ -1,8 +1,8 @@
 """The PROXY protocol in front of a handler: who may say who the client is, and what it says.
 
-A header decides what ``remote_address`` is, so it decides whom the program trusts.  It is taken from peers that were named
-and from nobody else; from them it is required, since one that may leave it out could have it written by its client.  That
-is what the specification asks for: a receiver knows which peers speak the protocol, and never guesses.
+A header decides what ``remote_address`` is, so it decides whom the program trusts.  Only the peers that were named may send
+one, and they must: if a proxy could leave the header out, its client could write one in its place.  The specification
+requires the same: a receiver is configured with the peers that speak the protocol, and never guesses.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class ProxyStep:
 
 
 def check_proxy_timeout(seconds: float) -> float:
-    """``seconds``, if a header can have so many."""
+    """``seconds``, if it is a valid time limit for a header."""
     return checked_seconds("proxy_timeout", seconds, positive=True)
 
 
@@ -89,7 +89,7 @@ def parse_networks(senders: Iterable[str] | bool) -> tuple[Network, ...]:
     except ValueError as error:
         raise ValueError(f"proxy_protocol names who may send a header, by address or network: {error}") from error
     if not networks:
-        raise ValueError("proxy_protocol names nobody who may send a header, so every connection would be refused")
+        raise ValueError("proxy_protocol names no peer that may send a header, so every connection would be refused")
     return networks
 
 
@@ -112,7 +112,7 @@ async def _receive_header(connection: Connection) -> ProxyHeader:
     while isinstance(found, NeedMore):
         queued = await connection._fill(found.count)
         data = connection.peek(MAX_LENGTH)
-        known = parse_proxy_header(data)  # of what is no header this says so even if there is too little of it
+        known = parse_proxy_header(data)  # raises as soon as the bytes cannot be the beginning of a header
         if isinstance(known, NeedMore) and queued < found.count:
             raise ProxyProtocolError(f"the connection ended after {queued} bytes of a PROXY protocol header")
         if isinstance(known, NeedMore) and known.count <= len(data):

@@ -78,7 +78,7 @@ async def serve(
     front of a client's bytes, ``("127.0.0.1", "10.0.0.0/8")`` for example.  From them it is required, and all other
     connections are refused; a peer on a Unix socket counts as 127.0.0.1 and ::1.  ``remote_address`` and
     ``local_address`` of the connection are the client's then, :attr:`Connection.proxy_header` has the rest.  True
-    takes a header from anybody: a client that can reach the port itself can then claim to be anybody.
+    takes a header from every peer: a client that can reach the port itself can then claim any address.
 
     About ``ssl_context``: a server's context, ``ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)`` with
     ``load_cert_chain()``, or a function that makes it.  Handshakes are done in the connections' own tasks, before the
@@ -148,5 +148,5 @@ async def _serve_here(
 
 
 def _as_list(address: Any) -> list[Any]:
-    """Several addresses; what is none at all is told where it is parsed."""
+    """The addresses as a list; parsing refuses what is not an address."""
     return list(address) if isinstance(address, Sequence) and not isinstance(address, str) else [address]

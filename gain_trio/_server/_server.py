@@ -58,7 +58,7 @@ class Server:
         return sum(consumer.active for consumer in self._consumers)
 
     def stop_accepting(self) -> None:
-        """Close the listeners: from now on nobody can connect.  Again: nothing.
+        """Close the listeners: new connections are refused from now on.  A second call does nothing.
 
         Connections go on, those that were accepted and not yet handed to a handler too; the kernel resets those that
         waited in its backlog.  The server goes on until it is cancelled, or drained.
@@ -104,7 +104,7 @@ class Server:
         return 0
 
     def _end_failure(self) -> Exception | None:
-        """Why a server that was told to end has not ended well, for whoever has cancelled it meanwhile."""
+        """The reason why a server that was asked to end failed to end well, for a caller that was cancelled meanwhile."""
         return None
 
     async def _replace_workers(self) -> None:

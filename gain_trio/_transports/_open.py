@@ -41,8 +41,8 @@ async def open_listeners(
     :attr:`Listener.local_address`.  ``SO_REUSEADDR`` (on Windows ``SO_EXCLUSIVEADDRUSE``) and ``TCP_NODELAY`` are set, the
     latter for the connections, which inherit it.
 
-    On ``unix:///path`` and, on Linux, ``unix://@abstract-name`` there is one listener.  The file of a socket in which
-    nobody listens any more is replaced; one of a server that lives, and anything that is no socket, is ``EADDRINUSE``.
+    On ``unix:///path`` and, on Linux, ``unix://@abstract-name`` there is one listener.  The file of a socket that has
+    no listener any more is replaced; one of a live server, and any file but a socket, raises ``EADDRINUSE``.
     Closing the listener removes its file.  Two that start at once do not take each other's socket for left over.
 
     ``fd://3`` is a listening socket that the process was started with, ``fd://systemd`` stands for all that systemd has
@@ -105,7 +105,7 @@ async def connect(
       server_hostname: who the server's certificate has to prove that it is; by default the host of the address, and
         ``localhost`` where that has none, as with Unix sockets.
       https_compatible: neither expect nor send TLS's close_notify, as is usual in HTTPS, where messages know their length.
-        Otherwise a stream that ends without it raises :exc:`trio.BrokenResourceError`: somebody may have cut it off.
+        Otherwise a stream that ends without it raises :exc:`trio.BrokenResourceError`: an attacker may have cut it off.
 
     Raises:
       ValueError: the address is none, or the system has no such; the context is a server's; something is given that only

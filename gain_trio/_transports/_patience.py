@@ -38,7 +38,7 @@ _INT = struct.Struct("i")
 def unacknowledged(descriptor: int) -> int | None:
     """Bytes that the kernel has taken for a stream socket and its peer has not.  None where the system does not say.
 
-    Of a Unix socket they are counted with the kernel's own for each piece.
+    On a Unix socket the kernel counts its own overhead for each piece with them.
     """
     if sys.platform != "linux" or descriptor < 0:
         return None

@@ -11,8 +11,8 @@ nothing.  After the peer's end that call would return at once for ever.  If the 
 task waits in a scope for what is unsent to leave, or for a method to be called.
 
 *Order.*  Bytes that arrived come before the end, the end before the loss.  After ``close()`` or ``abort()`` no byte is
-delivered any more, whoever called it, also if that was in the middle of a callback.  ``connection_lost`` is called by
-the task at its end and by nobody else, so it is called once and never from within a method of the transport.
+delivered any more, also if they were called in the middle of a callback.  Only the task, at its end, calls
+``connection_lost``, so it is called once and never from within a method of the transport.
 
 *Flow control* is asyncio's: ``pause_writing()`` is called from within the write that brings more than the high mark to
 be unsent, ``resume_writing()`` when no more than the low mark is left.
@@ -286,7 +286,7 @@ class ProtocolTransport(asyncio.Transport):
                 await trio.lowlevel.checkpoint()
 
     def _deliver_piece(self, size: int) -> int:
-        """Deliver at most so many bytes, which are there: how many it was."""
+        """Deliver at most ``size`` bytes, which are queued.  Returns how many it was."""
         if self._data_received is None:
             protocol = cast("asyncio.BufferedProtocol", self._protocol)
             with memoryview(protocol.get_buffer(size)) as buffer, buffer.cast("B") as room:
@@ -309,7 +309,7 @@ class ProtocolTransport(asyncio.Transport):
             logger.exception("%s() of the protocol %s failed", shown(name), shown(self._protocol))
 
     def _watches_room(self) -> bool:
-        """Whether anybody waits for what is unsent to leave."""
+        """Whether the protocol, or ``write_eof()``, waits for unsent bytes to leave."""
         return self._protocol_paused or (self._eof_written and not self._eof_sent)
 
     def _look_at_room(self) -> None:
@@ -416,7 +416,7 @@ class ProtocolTransport(asyncio.Transport):
         if self._eof_written:
             raise RuntimeError("Cannot call write() after write_eof()")
         if type(data) is not bytes:
-            data = memoryview(data)  # a TypeError for what is no data
+            data = memoryview(data)  # a TypeError for anything but a buffer
         if not data or self._is_closing:
             return
         if self._owes:

@@ -12,7 +12,7 @@ import trio
 class Room:
     """What an acceptor asks before it accepts, as it asks :class:`Places` in a server of one process.
 
-    Nothing is reserved: between the question and the hand-off nobody else gets a turn, and the hand-off is what counts.
+    Nothing is reserved: no other task runs between the question and the hand-off, and the hand-off is what counts.
     """
 
     def __init__(self, has_room: Callable[[], bool]) -> None:
@@ -27,7 +27,7 @@ class Room:
         """Nothing was accepted."""
 
     def wake(self) -> None:
-        """Have everybody who waits look again."""
+        """Wake all waiting acceptors, so that they look again."""
         self._waiting.unpark_all()
 
     async def wait(self) -> None:

@@ -1,4 +1,4 @@
-"""Connections that the server's process accepts for its workers: sockets that nobody here reads from."""
+"""Connections that the server's process accepts for its workers: sockets that this process never reads from."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Accepted:
         close_unused(self._socket)
 
     def reset(self) -> None:
-        """End a connection that nobody will serve, so that the client cannot take it for served."""
+        """Reset a connection that no worker will serve, so that the client cannot take it for served."""
         reset_on_close(self._socket)
         close_unused(self._socket)
 

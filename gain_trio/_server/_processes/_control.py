@@ -48,7 +48,7 @@ class Control:
     async def turn(self) -> AsyncIterator[Callable[[Message], None]]:
         """A turn to send messages, with the function that does it: ``async with control.turn() as say: say(message)``.
 
-        A message that ``say`` has returned from goes out whole, whoever is cancelled then.  So what it is made of can be
+        A message that ``say`` has returned from goes out whole, whichever task is cancelled then.  So its contents can be
         crossed off where it came from in the same step: it is neither lost nor sent twice.  The block ends when the
         kernel has it.
 

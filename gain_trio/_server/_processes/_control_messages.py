@@ -83,7 +83,7 @@ class Taken:
 @final
 @attrs.frozen
 class Ended:
-    """So many connections have ended so far, by consumer."""
+    """The number of connections that have ended so far, by consumer."""
 
     by_consumer: tuple[int, ...]
 

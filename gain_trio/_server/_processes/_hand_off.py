@@ -4,9 +4,9 @@ They have a pair of datagram sockets of their own beside the control channel.  A
 has to be found in a stream again when a process is out of descriptors: the kernel then drops those that do not fit, and
 the worker, which knows from the datagram how many there were, says how many it has.
 
-The server keeps its own copy of every descriptor until the worker has said that it has taken it, and a worker says so
-before anybody reads from it.  So when a worker dies, the server knows which connections have had no handler yet, and another
-worker gets them; and a connection that did have one is never given to a second.
+The server keeps its own copy of every descriptor until the worker has confirmed it, and a worker confirms a connection
+before a handler reads from it.  So when a worker dies, the server knows which connections have had no handler yet, and
+another worker gets them; and a connection that did have one is never given to a second.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def open_pair() -> tuple[socket.socket, socket.socket]:
 def say_served(sock: socket.socket) -> None:
     """A worker has its first connection.  The server can read that, whatever becomes of the worker in the next moment.
 
-    With socket sharding nobody else knows: a report goes out when the handler waits, and it may never do.
+    With socket sharding the server has no other sign: a report goes out when the handler waits, and it may never do.
     """
     # The buffer is empty, because nothing else is sent that way; and the server may be gone.
     with contextlib.suppress(OSError):

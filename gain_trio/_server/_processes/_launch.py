@@ -1,8 +1,8 @@
 """Starting worker processes: what they need, checked before the first one is started, and the command.
 
 **Why not multiprocessing.Process.**  Its spawn context is what a worker's start is modelled on, and what it does for
-``__main__`` is used here (:func:`multiprocessing.spawn.prepare`).  Of the rest: ``Process.start()`` starts a resource
-tracker beside the first process, and that stays, with a descriptor, until the program ends: a server would leave
+``__main__`` is used here (:func:`multiprocessing.spawn.prepare`).  The rest does not fit.  ``Process.start()`` starts a
+resource tracker beside the first process, and that stays, with a descriptor, until the program ends: a server would leave
 something behind.  Its sentinel is a pipe that a worker's forked children keep open, so that a death goes unnoticed;
 Trio waits for the process itself (pidfd_open(2)).  And what a process needs is written into a pipe while the event loop
 waits.

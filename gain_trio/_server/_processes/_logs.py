@@ -31,7 +31,7 @@ MOST_WAITING: Final = 1000
 """Records that wait to be sent."""
 MOST_AT_ONCE: Final = 100
 LARGEST_RECORD: Final = 32768
-"""Characters of a record's text, and of each other string that it has: more is cut.  Bytes of what is no string."""
+"""Characters of a record's text, and of each other string in it, or bytes of any other attribute: the rest is cut off."""
 _COMPLAINTS: Final = logging.NullHandler()
 """Says on standard error what goes wrong with a record, as every handler does (:data:`logging.raiseExceptions`)."""
 

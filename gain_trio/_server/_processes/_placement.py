@@ -39,7 +39,7 @@ def check_placement(config: ServerConfig) -> None:
 
 
 def take_process_priority(priority: int) -> None:
-    """Of this process, which is no worker.
+    """Give this process, the server's own, the priority.
 
     Raises:
       ValueError: the system has no priorities.

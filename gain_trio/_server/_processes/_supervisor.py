@@ -56,7 +56,7 @@ def start_timeout(worker_timeout: float | None) -> float:
 
 
 def pause_before(deaths: int) -> float:
-    """Seconds to wait after so many deaths in a row: none after the first."""
+    """Seconds to wait after this number of deaths in a row: none after the first."""
     return 0.0 if deaths < 2 else min(FIRST_PAUSE * 2 ** min(deaths - 2, 16), LONGEST_PAUSE)
 
 
@@ -175,7 +175,7 @@ class Slot:
             self.note()
 
     def statistics(self) -> ServerStatistics | None:
-        """Of the processes that there are and those that were; None if nobody has told anything yet."""
+        """The sums over all processes of this place, past ones included; None before a process has reported any."""
         parts = [self._past] if self._past is not None else []
         parts += [worker.statistics for worker in self._living if worker.statistics is not None]
         return merged(parts) if parts else None
@@ -301,7 +301,7 @@ class Slot:
         self.note()
 
     def _refuse(self, wanted: int, error: WorkerFailed) -> None:
-        """Whoever waits for another process is told that there is none."""
+        """Make every task that waits for another process raise ``error``."""
         self._refusal = error
         self._done = max(self._done, wanted)
         self.note()
@@ -340,7 +340,7 @@ def _sums(rows: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
 
 
 def without_open_ones(statistics: ServerStatistics) -> ServerStatistics:
-    """Of a process that is gone: what was open then has been cut off, and its ring is no more."""
+    """The statistics of a process that is gone: its open connections were cut off, and its ring is closed."""
     return attrs.evolve(
         statistics,
         active=0,

@@ -2,8 +2,8 @@
 
 The worker's event loop sees it by itself: the control channel ends, and everything is cancelled.  But a handler may hold the
 loop up, or shield itself from the cancellation, or never have heard of Trio.  So a thread waits for the same, and for the
-server's process itself (pidfd_open(2), Linux 5.3), in case somebody else has a copy of the channel's other end.  When the
-process has not ended some seconds later, the thread ends it, without any cleaning up.
+server's process itself (pidfd_open(2), Linux 5.3), in case another process has a copy of the channel's other end.  When
+the process has not ended some seconds later, the thread ends it, without any cleaning up.
 
 What it cannot end is a process whose interpreter runs nothing but one long computation in C that keeps the GIL.
 """
@@ -19,7 +19,7 @@ from typing import Final, final
 from gain_trio._server._time_limits import ORPHAN_GRACE
 
 ORPHANED: Final = 70
-"""Exit status of a worker that did not end in time.  Nobody is left to read it but the log of whoever adopts it."""
+"""Exit status of a worker that did not end in time.  Only the process that adopts the worker can still read it."""
 
 
 @final
@@ -28,7 +28,7 @@ class Watchdog:
 
     def __init__(self, control: socket.socket, parent: int) -> None:
         self._parent = parent
-        self._channel = os.dup(control.fileno())  # as long as this is open the thread has it, whoever closes the other
+        self._channel = os.dup(control.fileno())  # the thread's own: another part of the process may close the other
         self._thread = threading.Thread(target=self._run, name="gain_trio watchdog", daemon=True)
 
     def start(self) -> None:

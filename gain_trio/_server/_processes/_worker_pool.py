@@ -168,8 +168,8 @@ class Pool:
         self._without_ring = len(without)
 
     def _start_acceptor(self, nursery: trio.Nursery, sock: socket.socket) -> Acceptor:
-        room: Any = self._room  # they ask it what they ask Places, and
-        dispatcher: Any = self  # have it hand off what is no Connection yet
+        room: Any = self._room  # has the methods of Places
+        dispatcher: Any = self  # has those of Dispatcher, for sockets that are not yet a Connection
         acceptor = Acceptor(listener_for_others(sock), dispatcher, room, self.changed)
         self._acceptors.append(acceptor)
         nursery.start_soon(acceptor.run, name=f"gain_trio acceptor {sock.getsockname()}")

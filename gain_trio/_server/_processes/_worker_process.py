@@ -141,7 +141,7 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int | None:
-        """Of the process; None before it is started."""
+        """The process id, or None before the process has started."""
         return self._pid
 
     @property
@@ -420,7 +420,7 @@ class WorkerProcess:
             self._heed(message)
 
     def _give_up_on_it(self, reason: object) -> None:
-        """Somebody else writes to its descriptor, or its memory is not what it was."""
+        """End a process whose messages are invalid: other code writes to its descriptor, or its memory is corrupt."""
         self.failure = Failed(f"it cannot be understood: {reason}", "")
         self.cancel()
 

@@ -3,13 +3,13 @@
 They go over a socket even where others are on the ring: a receive that is always armed, into buffers that were given
 beforehand, has no place for anything but bytes, and the kernel drops what has no place.
 
-All that is received, whoever asks for it, comes through :meth:`DescriptorSocket.recv`.  So no descriptor is dropped
+Every call receives through :meth:`DescriptorSocket.recv`.  So no descriptor is dropped
 because its byte was taken by ``receive`` or looked at by ``peek``: it waits for the next ``receive_fds``.  To keep the
 two together nothing is received ahead: a call asks the kernel for no more bytes than it returns.  (``receive_until``
 then goes byte by byte.)
 
-Where descriptors could leak: the kernel makes them the process's in recvmsg(2), and from there on somebody must have
-them.  They go to the socket's queue in the same step, which no KeyboardInterrupt can end halfway; ``receive_fds``
+Where descriptors could leak: the kernel makes them the process's in recvmsg(2), and from there on the process must keep
+track of them.  They go to the socket's queue in the same step, which no KeyboardInterrupt can end halfway; ``receive_fds``
 takes them in the step in which it returns; closing, and dropping, has those that wait closed, in a thread
 (``_passed_descriptors.py`` says why).  A message for whose descriptors the process has no room is not received: the
 connection is broken, since what the kernel would drop of it cannot be had again.
@@ -88,7 +88,7 @@ class DescriptorSocket(socket.socket):
             keeper.close(fresh)
             raise OSError(
                 errno.ENOBUFS,
-                f"more than {most} descriptors were passed that nobody has taken "
+                f"more than {most} descriptors wait for receive_fds() "
                 f"({MOST_WAITING}, or a quarter of RLIMIT_NOFILE)",
             )
         if not _CLOSE_ON_EXEC:
@@ -105,7 +105,7 @@ class DescriptorSocket(socket.socket):
         return super().recv(size, flags)
 
     def take(self, most: int) -> list[int]:
-        """The oldest descriptors, at most so many: they are the caller's."""
+        """The oldest descriptors, at most ``most`` of them: the caller owns them now."""
         taken = [self.arrived.popleft() for _ in range(min(most, len(self.arrived)))]
         keeper.add(-len(taken))
         return taken
@@ -241,7 +241,7 @@ class DescriptorConnection(SocketConnection):
     def _refuse_detach(self) -> None:
         super()._refuse_detach()
         if self._socket.arrived:  # also while it was flushed: the socket that is given back knows nothing of them
-            raise RuntimeError("descriptors have arrived that nobody has taken: call receive_fds() first")
+            raise RuntimeError("descriptors have arrived and wait for receive_fds(): call it first")
 
 
 def _numbers(fds: Sequence[int | HasDescriptor]) -> array.array[int]:

@@ -34,9 +34,9 @@ class Implementation:
 
     connection: Callable[[socket.socket, Marks], Connection]
     listener: Callable[[socket.socket, Marks], Listener]
-    """One that may accept ahead of those who ask."""
+    """Makes a listener that may accept ahead of the calls of ``accept``."""
     exact_listener: Callable[[socket.socket, Marks], Listener]
-    """One that accepts nothing before somebody asks: the rest waits in the kernel's backlog."""
+    """Makes a listener that accepts only in a call of ``accept``: the rest waits in the kernel's backlog."""
 
 
 _SOCKETS = Implementation(SocketConnection, SocketListener, SocketListener)
@@ -71,7 +71,7 @@ def implementation(what: str, *, pass_fds: bool = False) -> Implementation:
 
 
 _MOST_TURNS = 100
-"""Of the loop, that the kernel gets to let go of what was closed; two or three do."""
+"""Turns of the loop that the kernel gets to let go of a closed socket; two or three are enough."""
 
 
 async def until_let_go(listeners: Iterable[Listener]) -> None:

@@ -73,7 +73,7 @@ class RingConnection(_Stream, Connection):
                 raise
         return await call
 
-    @trio.lowlevel.enable_ki_protection  # of what is nobody's for a moment
+    @trio.lowlevel.enable_ki_protection  # the descriptor has no owner for a moment
     async def detach(self) -> tuple[socket.socket, bytes]:
         """See :meth:`Connection.detach`."""
         await trio.lowlevel.checkpoint()

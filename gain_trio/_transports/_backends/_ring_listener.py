@@ -1,14 +1,14 @@
 """A listener on the ring.
 
-A multishot accept serves it: one operation, a completion for each connection.  It is armed while somebody wants
-connections, and what it brings is queued, so cancelling :meth:`RingListener.accept` loses none.  The queue is bounded:
+A multishot accept serves it: one operation, a completion for each connection.  It is armed while a task waits in
+:meth:`RingListener.accept`, and its connections are queued, so cancelling that call loses none.  The queue is bounded:
 beyond its high mark the accept is cancelled, and connections wait in the kernel's backlog, until the queue has been emptied.
 
-A multishot accept takes ahead of those who ask.  Who must not have more connections than so many, uses a
-:class:`SocketListener` that makes connections of the ring: it waits for readiness, and accepts when it is told to.
+A multishot accept accepts ahead of the calls.  A caller with a hard limit on connections uses a :class:`SocketListener`
+that makes connections of the ring: it waits for readiness, and accepts only in a call.
 
 *Closing.*  An accept in flight holds a reference to the listening socket, so closing the descriptor alone does not end the
-listening: somebody could connect until the next turn of the loop has submitted the cancel.  So that is done at once.
+listening: a client could connect until the next tick of the loop has submitted the cancel.  So that is done at once.
 """
 
 from __future__ import annotations
@@ -193,6 +193,6 @@ def _is_admitted(descriptor: int) -> bool:
 
 
 def _reset(descriptor: int) -> None:
-    """Close a connection that nobody has accepted, as the kernel does with those in its backlog: with RST."""
+    """Close a connection that the program has not accepted, as the kernel does with those in its backlog: with RST."""
     with socket.socket(fileno=descriptor) as sock:
         reset_on_close(sock)

@@ -1,7 +1,7 @@
 """A listener over a socket: accept(2) when the descriptor is readable.
 
-Nothing is accepted before somebody asks, so there is no queue but the kernel's backlog, and cancelling
-:meth:`SocketListener.accept` loses nothing.
+Connections are accepted only in :meth:`SocketListener.accept`, so there is no queue but the kernel's backlog, and
+cancelling that call loses nothing.
 
 Several tasks may be in :meth:`~SocketListener.accept` at once, but only one may wait for a descriptor.  So one of them, the
 lookout, does, and the others are parked.  Whenever the lookout leaves, with a connection, an error or a cancellation, it
@@ -92,7 +92,7 @@ class SocketListener(Listener):
                 if connection is not None:
                     return connection
         finally:
-            # Whoever is woken is the lookout from now on, even if this task comes back before that one has run.
+            # The task that is woken is the lookout from now on, even if this task comes back before that one has run.
             self._has_lookout = bool(self._parked.unpark())
 
     async def _wait_acceptable(self) -> None:

@@ -70,9 +70,9 @@ class Connection(trio.abc.HalfCloseableStream):
     _draining: trio.Event | None
     """The server's; one of its own, made when asked for, of a connection that has no server."""
     _prelude: int
-    """Bytes received that are no message of the peer's: a PROXY protocol header."""
+    """Bytes received that are not the client's: a PROXY protocol header."""
     _transfer: trio.CancelScope | None
-    """Of the :meth:`send_file` in progress."""
+    """The scope of the :meth:`send_file` in progress."""
     _between: bool
     """Whether a task waits between two messages."""
     _drains: bool
@@ -109,7 +109,7 @@ class Connection(trio.abc.HalfCloseableStream):
             """No more sends: :meth:`send_eof` was called."""
 
         def _close(self, reset: bool, /) -> None:
-            """Close the descriptor, with RST if asked for or if a send is torn.  Again: nothing."""
+            """Close the descriptor, with RST if asked for or if a send is incomplete.  A second call does nothing."""
 
         def _borrowed_socket(self) -> contextlib.AbstractContextManager[socket.socket]:
             """The socket, for the length of a with statement.  Raises :exc:`trio.ClosedResourceError` when closed."""
@@ -125,7 +125,7 @@ class Connection(trio.abc.HalfCloseableStream):
             """The keeper's visit: have a call in progress that is past its deadline raise.  Returns when to come again."""
 
         def _break(self, errno: int, /) -> None:
-            """Tell both ends that it is over; calls raise the errno until somebody closes it."""
+            """Shut both directions down; calls raise the errno until the connection is closed."""
 
         def _hold_sends(self, held: bool, /) -> None:
             """Whether there is a transfer, and other calls of the sending side are busy."""
@@ -140,7 +140,7 @@ class Connection(trio.abc.HalfCloseableStream):
             """What was sent past this object has failed with this errno.  Returns why the first of all sends failed."""
 
         def _has_sent(self, count: int, /) -> None:
-            """So many bytes were sent past this object."""
+            """Count ``count`` bytes that were sent past this object."""
 
     def __reduce_ex__(self, _protocol: SupportsIndex, /) -> NoReturn:
         # A copy would be a second owner of the descriptor: the first to close it closes the other's, or a stranger's.
@@ -157,7 +157,7 @@ class Connection(trio.abc.HalfCloseableStream):
         arrived stays queued.  A call that has an answer never waits, and so is never too slow.
 
         Moving a deadline takes constant time and makes no cancel scope; it also holds for the call in progress.  Setting it
-        to what is no number raises a :exc:`TypeError` or :exc:`ValueError`.
+        to anything but a number raises a :exc:`TypeError` or :exc:`ValueError`.
         """
 
     @read_deadline.setter
@@ -185,8 +185,8 @@ class Connection(trio.abc.HalfCloseableStream):
         something at least every half of this time is not idle, however slowly it does.
 
         After that it is over: the peer is told, a line is logged, and calls raise :exc:`trio.BrokenResourceError` with
-        ``ETIMEDOUT`` as its cause.  It remains to be closed; if something was unsent, with a reset.  Setting it to what is
-        not greater than 0 raises a :exc:`ValueError`, what is no number a :exc:`TypeError`.
+        ``ETIMEDOUT`` as its cause.  It remains to be closed; if something was unsent, with a reset.  Setting it to a number
+        that is not greater than 0 raises a :exc:`ValueError`, and to anything but a number a :exc:`TypeError`.
         """
         return math.inf if self._timing is None else self._timing.idleness.timeout
 
@@ -208,7 +208,7 @@ class Connection(trio.abc.HalfCloseableStream):
 
         A close waits no more than 5 seconds for a peer that takes nothing, and then resets the connection, as it does when
         this time is over.  With ``math.inf`` a peer that takes a byte every few seconds holds it for as long as it likes.
-        Setting it to what is less than 0 raises a :exc:`ValueError`, what is no number a :exc:`TypeError`.
+        Setting it to less than 0 raises a :exc:`ValueError`, and to anything but a number a :exc:`TypeError`.
         """
         return self._close_timeout
 
@@ -309,19 +309,11 @@ class Connection(trio.abc.HalfCloseableStream):
 
     @abc.abstractmethod
     def _fill(self, count: int, /) -> Coroutine[Any, Any, int]:
-        """Wait until ``count`` bytes are queued or the stream has ended, and return how many are queued.
-
-        While it waits, receiving is not stopped before that many are there, whatever the marks say.  It is a cancellation
-        point, and takes nothing from the queue.  It is a schedule point when it waits, for a count of 0, and when it tells
-        of the end of the stream once more.
-
-        Raises what :meth:`Connection.receive` raises, :exc:`trio.BrokenResourceError` only if less than ``count`` is
-        queued.
-        """
+        """See :meth:`Framing._fill`."""
 
     @abc.abstractmethod
     def _find(self, separator: bytes, start: int, /) -> int:
-        """Where in the queue ``separator`` begins, at ``start`` or after it; -1 if it is not there."""
+        """See :meth:`Framing._find`."""
 
     # --- messages ---
 
@@ -356,9 +348,9 @@ class Connection(trio.abc.HalfCloseableStream):
             connection.  What arrived before can still be received.
 
         Cancelled before it runs, or while the connection is over its high mark from before, nothing is sent.  Cancelled
-        while it waits for its own bytes to drain, all of a :class:`bytes` object will be sent, and of a list of them.  Of a
-        large buffer of another kind, or of a list with such a one, a part may have been: then the connection is of no more
-        use for sending (:exc:`trio.BrokenResourceError`), and closing it resets it, so that the peer does not take the part
+        while it waits for its own bytes to drain, all of a :class:`bytes` object will be sent, and of a list of them.  A
+        large buffer of another kind, or a list with such a one, may have been sent in part: then the connection cannot send
+        any more (:exc:`trio.BrokenResourceError`), and closing it resets it, so that the peer does not take the part
         for the whole.  On a TLS connection that is so of everything of more than 64 KiB (or more than ``send_high``, if that
         is less), bytes objects and lists of them, too.
         """
@@ -367,9 +359,9 @@ class Connection(trio.abc.HalfCloseableStream):
         """Send ``count`` bytes of a file from ``offset`` on (None: up to where it ends now), after what was sent before.
 
         Returns when the kernel has taken all of them.  But for TLS the kernel sends the file itself (sendfile(2)), and
-        no byte of it passes through the program: what is written to the file meanwhile is sent as it is found.  All of it
-        is done in a worker thread (:func:`trio.to_thread.run_sync`), so a slow disk keeps nobody else waiting, and in
-        turns of some 20 milliseconds.
+        no byte of it passes through the program: what is written to the file meanwhile is sent as it is found.  A worker
+        thread does all of it (:func:`trio.to_thread.run_sync`), so a slow disk keeps no other task waiting, in slices of
+        some 20 milliseconds.
 
         Args:
           file: a path, which is opened and closed; or a descriptor, or anything with a ``fileno()``, which must stay open
@@ -424,8 +416,8 @@ class Connection(trio.abc.HalfCloseableStream):
     def bytes_received(self) -> int:
         """Bytes that have come from the kernel so far, taken or not; also when the connection is closed.
 
-        On the ring they come when they arrive, over a socket when somebody receives.  Of a TLS connection they are
-        those on the wire.
+        On the ring they are counted when they arrive, over a socket when a call receives.  A TLS connection counts the
+        bytes on the wire.
         """
 
     @property
@@ -479,9 +471,9 @@ class Connection(trio.abc.HalfCloseableStream):
         ``ECONNRESET`` if it has sent something that was not received here (unix(7)).  A protocol that has to tell a part
         from the whole there marks the end of its messages itself, by a length or a separator.
 
-        With nothing left to send it ends with FIN, unless bytes are in the kernel that nobody received: then
-        the kernel resets it (RFC 1122, 4.2.2.13).  On the ring they may be in the connection's queue already, and it does
-        not.  Receive until the end of the stream first where that matters.  Closing twice is fine.
+        With nothing left to send it ends with FIN, unless unread bytes are in the kernel: then the kernel resets it
+        (RFC 1122, 4.2.2.13).  On the ring they may be in the connection's queue already, and it does not.  Receive until
+        the end of the stream first where that matters.  Closing twice is fine.
         """
         await self._close_flushing()
 
@@ -502,8 +494,8 @@ class Connection(trio.abc.HalfCloseableStream):
     def local_address(self) -> Any:
         """This end, as from :meth:`socket.socket.getsockname`; looked up when first asked for.
 
-        Of a Unix connection it is the path, ``""`` of an end that was not bound, bytes of an abstract name.  Behind a proxy
-        (:attr:`proxy_header`) it is what the client connected to.
+        A Unix connection has a path, ``""`` at an end that was not bound, or bytes for an abstract name.  Behind a proxy
+        (:attr:`proxy_header`) it is the address that the client connected to.
         """
         header = self._proxy_header
         return self.direct_local_address if header is None or header.destination is None else header.destination
@@ -515,7 +507,7 @@ class Connection(trio.abc.HalfCloseableStream):
         Behind a proxy it is the client.
 
         Raises:
-          trio.BrokenResourceError: the connection broke before anybody asked.
+          trio.BrokenResourceError: the connection broke before the address was first looked up.
         """
         header = self._proxy_header
         return self.direct_remote_address if header is None or header.source is None else header.source
@@ -546,8 +538,8 @@ class Connection(trio.abc.HalfCloseableStream):
 
         The descriptor is the connection's from then on, and ``sock`` is left closed, without the descriptor.  When this
         raises, ``sock`` is as it was.  A blocking socket is made non-blocking.  As with :func:`connect`, ``TCP_NODELAY`` is
-        set.  What was received through ``sock`` before, into a buffer of somebody's (``sock.makefile()``, an
-        ``SSLSocket``), does not come along.
+        set.  Bytes that another object has received from ``sock`` into its own buffer (``sock.makefile()``, an
+        ``SSLSocket``) do not come along.
 
         Args:
           sock: a :class:`socket.socket` or one of :mod:`trio.socket`.
@@ -756,7 +748,7 @@ class Connection(trio.abc.HalfCloseableStream):
             else:
                 flushed = True
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            flushed = True  # there is nobody left to send to, or abort() was called: nobody to reset
+            flushed = True  # the peer is gone, or abort() was called: there is nothing to reset
         finally:
             self._close(not flushed and self.outbound_buffered > 0)
         return flushed

@@ -173,7 +173,7 @@ class DeadlineKeeper:
             self._scope.deadline = when
 
     async def _run(self) -> None:
-        """Until the run ends.  It is not started again then: nobody is left to be told."""
+        """Wait for deadlines until the run ends, and with it every task that has one."""
         while True:
             earliest = self._heap.earliest
             with trio.CancelScope(deadline=math.inf if earliest is None else earliest.when) as self._scope:
@@ -234,7 +234,7 @@ class Timed(Protocol):
         """See :meth:`Expires.deadline_passed`, of one direction."""
 
     def _break(self, errno: int, /) -> None:
-        """Tell both ends that it is over; calls raise the errno until somebody closes it."""
+        """Shut both directions down; calls raise the errno until the connection is closed."""
 
 
 @final

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _NOT_THIS_FILE = errnos("EINVAL", "ENOSYS", "ENOTSUP", "EOPNOTSUPP")
 """From the first call: sendfile(2) cannot read files of this file system."""
 _OF_THE_FILE = errnos("EIO", "ESTALE", "EUCLEAN", "EBADMSG", "ENOMEM", "EOVERFLOW", "EACCES", "EPERM")
-"""Of the file, or of the machine: the connection itself is sound."""
+"""Errors of the file, or of the machine: the connection itself is sound."""
 
 
 class FileTransfer:
@@ -145,7 +145,7 @@ class _Turn:
     sent: int = 0
     error: OSError | None = None
     is_end: bool = False
-    """Of the file."""
+    """Whether the file's end was reached."""
     is_full: bool = False
     """The kernel takes nothing more at the moment."""
 

@@ -7,14 +7,14 @@ threads, because they may block.  So sendfile runs in a worker thread of Trio's.
 
 To hand something to a thread takes longer than to send a few hundred KiB, and that is what a socket's buffer has room for.
 So a thread that finds it full waits a moment (PATIENCE) for room, and goes on while there is some, but no longer than TURN:
-then it is somebody else's turn, and the task can be cancelled.  A peer that reads slowly has no thread waiting for it: the
+then other tasks have their turn, and the task can be cancelled.  A peer that reads slowly has no thread waiting for it: the
 task waits for room, in a call of the connection's sending side like any other (``_wait_for_room``), so the write deadline,
 an idle timeout and a close do to it what they do to a send.  Bytes that went past the connection are told to it, or a
 transfer would count as idleness.
 
 A thread cannot be interrupted, and the connection may be closed while one is at work.  Therefore it works on a duplicate
-of the descriptor: the number of the original may be somebody else's by then.  Closing sets SO_LINGER, which belongs to the
-socket and not to the number, so the reset is sent when the duplicate is closed, right after the call.
+of the descriptor: the number of the original may belong to another file by then.  Closing sets SO_LINGER, which belongs to
+the socket and not to the number, so the reset is sent when the duplicate is closed, right after the call.
 
 TLS, whose bytes the kernel does not have, and systems without sendfile read in a thread and send.
 """
@@ -35,7 +35,7 @@ PIECE = 1 << 20
 TURN = 0.02
 """Seconds after which a thread takes on no further piece."""
 PATIENCE = 0.002
-"""Seconds that a thread waits for room at a time.  Whoever reads at full speed makes some in a tenth of that."""
+"""Seconds that a thread waits for room at a time.  A peer that reads at full speed makes some in a tenth of that."""
 
 
 class HasFileno(Protocol):

@@ -1,7 +1,7 @@
 """Messages out of a stream of bytes: of a known length, up to a separator, or a line.
 
-All of it stands on two calls of the connection below.  ``_fill`` waits until so many bytes are queued and takes none of
-them, ``_find`` looks for a separator in what is queued.  Bytes leave the queue when the message is whole, in the step that
+All of it stands on two calls of the connection below.  ``_fill`` waits until a number of bytes are queued and takes none
+of them, ``_find`` looks for a separator in the queue.  Bytes leave the queue when the message is whole, in the step that
 returns it, and not before.  So a call that is cancelled, that meets the end of the stream, or whose message is too long has
 taken nothing, and another call can go on from there.
 

@@ -16,8 +16,8 @@ from ._connection import Connection
 async def sleep_until_idle(connection: Connection) -> NoReturn:
     """Sleep until the scope around it is cancelled, or the connection's ``idle_timeout`` has ended it.
 
-    For who has been told of the end of the stream, and waits for somebody of this program to go on: ``_wait_inbound()``
-    would tell of the end again at once.  Nothing wakes it when the connection is found idle, so it looks every
+    A task calls this that has seen the end of the stream, and waits for another task of the program: ``_wait_inbound()``
+    would report the end again at once.  Nothing wakes it when the connection is found idle, so it looks every
     ``idle_timeout`` seconds: a connection lasts at most twice as long.
 
     Raises:

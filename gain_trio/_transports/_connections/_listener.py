@@ -70,7 +70,7 @@ class Listener(trio.abc.Listener[Connection]):
 
     @abc.abstractmethod
     async def aclose(self) -> None:
-        """Close the listener.  Connections that nobody has accepted are reset.  Closing twice is fine."""
+        """Close the listener.  Connections that were not accepted yet are reset.  Closing twice is fine."""
 
     @property
     @abc.abstractmethod

@@ -47,10 +47,10 @@ def checked_deadline(deadline: float) -> float:
 
 
 def checked_idle_timeout(timeout: float) -> float:
-    """``timeout``, if a connection can be idle for so many seconds."""
+    """``timeout``, if it is a valid idle timeout."""
     return checked_seconds("idle_timeout", timeout, positive=True)
 
 
 def checked_close_timeout(timeout: float) -> float:
-    """``timeout``, if a close can wait for so many seconds."""
+    """``timeout``, if it is a valid close timeout."""
     return checked_seconds("close_timeout", timeout)

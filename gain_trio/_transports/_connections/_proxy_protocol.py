@@ -9,8 +9,8 @@ whatever pieces the bytes come, and a caller that peeks takes the header out of 
 
 The specification is HAProxy's doc/proxy-protocol.txt.  Where it leaves a choice:
 
-- Anything that is not exactly a header is refused, as soon as it is seen, because whoever sends a header says who the
-  client is.  Whether a peer may send one at all is the caller's to decide, and never to guess: the specification forbids
+- Anything that is not exactly a header is refused, as soon as it is seen, because the sender of a header decides who
+  the client is.  Whether a peer may send one at all is the caller's to decide, and never to guess: the specification forbids
   to find it out by looking.
 - No more than 4,096 bytes unless the caller allows more.  The usual header is below 536; certificates make large ones.
 - LOCAL is the proxy talking for itself (health checks).  The specification has its block discarded, family included, so
@@ -18,8 +18,8 @@ The specification is HAProxy's doc/proxy-protocol.txt.  Where it leaves a choice
   then not said, neither whether there are addresses in it nor where they end.
 - IPv6 addresses of version 1 may end in dotted decimal (``::ffff:192.0.2.1``).  The grammar given does not have that, but
   the way in which everybody writes addresses, inet_ntop(3), does.
-- TLVs that are not known are kept.  Of those that are interpreted here there can be one of each: with two, the next reader
-  might believe the other one.
+- Unknown TLVs are kept.  A TLV that is interpreted here may occur once: with two, the next reader might believe the other
+  one.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ _ADDRESSES: Final = {
 }
 """Bytes of the addresses, with their ports."""
 _SINGLE: Final = frozenset({TlvType.ALPN, TlvType.AUTHORITY, TlvType.CRC32C, TlvType.UNIQUE_ID})
-"""Of these there can be one."""
+"""The types that may occur once in a header."""
 
 
 def _parse_v2(data: bytes, max_length: int) -> ProxyHeader | NeedMore:

@@ -50,7 +50,7 @@ def without_head(queue: Inbound, count: int) -> Inbound:
 
 
 def whole_of(data: Buffer) -> bytes:
-    """All of a bytes-like object, as bytes that nobody changes.  Of a number, ``bytes()`` would make as many zeros."""
+    """All of a bytes-like object, as immutable bytes.  (``bytes()`` of a number would make as many zeros.)"""
     return data if type(data) is bytes else bytes(memoryview(data))
 
 
@@ -70,7 +70,7 @@ async def receive_into(receive: Callable[[int], Awaitable[bytes]], buffer: Buffe
 SMALL = 4096
 """Less than this is copied, so that small sends lie one behind the other; a bytes object of this size is referenced."""
 GATHERED = 64
-"""So many parts are sent in one call at most; Linux and macOS take 1024 (IOV_MAX)."""
+"""The most parts that are sent in one call; Linux and macOS take 1024 (IOV_MAX)."""
 _FULL = 65536
 """What is copied fills segments of about this size."""
 
@@ -132,13 +132,13 @@ class Message:
         return head
 
     def remove(self, count: int) -> None:
-        """So many more bytes are done."""
+        """Count ``count`` more bytes as done."""
         self.done += count
         while self.parts and self.done >= len(self.parts[0]):
             self.done -= len(self.parts.popleft())
 
     def take(self, count: int) -> bytes | memoryview:
-        """The next bytes in one piece, at most so many; they are done.  Not copied if they lie in one part."""
+        """The next bytes in one piece, at most ``count``; they are done.  Not copied if they lie in one part."""
         taken: list[memoryview] = []
         while count and self.parts:
             taken.append(memoryview(self.parts[0])[self.done : self.done + count])
