@@ -11,7 +11,7 @@ from typing import get_args
 import pytest
 
 from gain_trio import Backend, BackendInfo, RingUnavailable, backend_info, uninstall
-from gain_trio._io_manager import Wish, install_wish, resolve
+from gain_trio._io_manager import BackendSetting, install_setting, resolve
 
 _chosen = pytest.StashKey[BackendInfo]()
 
@@ -28,19 +28,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def _wish(asked: Backend | None) -> Wish:
+def _setting(asked: Backend | None) -> BackendSetting:
     """What the session is to be on; the command line outweighs the environment."""
     if asked is not None:
-        return Wish(asked, f"--gain-trio-backend={asked}")
+        return BackendSetting(asked, f"--gain-trio-backend={asked}")
     if os.environ.get("GAIN_TRIO_BACKEND"):
         return resolve("auto")  # which asks the variable, and names it in what it complains of
-    return Wish("io_uring", "the pytest plugin's default")
+    return BackendSetting("io_uring", "the pytest plugin's default")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Install the backend; without a ring, ``io_uring`` ends the session before it starts, with the reason."""
     try:
-        config.stash[_chosen] = install_wish(_wish(config.getoption("--gain-trio-backend")))
+        config.stash[_chosen] = install_setting(_setting(config.getoption("--gain-trio-backend")))
     except RingUnavailable as error:
         cure = "--gain-trio-backend=auto tests without it where it cannot be had, --gain-trio-backend=trio everywhere"
         raise pytest.UsageError(f"gain_trio: {error}; {cure}") from error

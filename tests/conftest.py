@@ -38,7 +38,7 @@ from support.tls_pairs import TlsPair
 
 import gain_trio
 from gain_trio import BackendInfo, Feature
-from gain_trio._transports._addresses._passed_descriptors import keeper
+from gain_trio._transports._addresses._passed_descriptors import descriptor_closer
 
 BACKEND_VARIABLE = "GAIN_TRIO_BACKEND"
 
@@ -181,7 +181,7 @@ def no_descriptor_leak() -> Iterator[None]:
     yield
     gc.collect()
     end = time.monotonic() + PATIENCE
-    while not keeper.is_idle and time.monotonic() < end:  # threads close what peers have passed
+    while not descriptor_closer.is_idle and time.monotonic() < end:  # threads close what peers have passed
         time.sleep(0.001)
     assert open_descriptors() == before
 

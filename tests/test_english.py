@@ -1,8 +1,10 @@
-"""The rules of English in CONTRIBUTING.md, as far as single words show whether a text keeps them."""
+"""The rules of English and the glossary in CONTRIBUTING.md, as far as a test can tell whether a text keeps them."""
 
 from __future__ import annotations
 
+import ast
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -75,3 +77,51 @@ def test_pages_examples_and_benchmarks_keep_them_all(rule: str) -> None:
 )
 def test_the_words_are_found(rule: str, text: str) -> None:
     assert re.search(RULES[rule], text, re.IGNORECASE)
+
+
+# --- the glossary ---
+
+ROW = re.compile(
+    r"^\| (?P<word>[a-z][a-z -]*) \| (?P<meaning>[^|]+) \| `(?P<path>[^`]+)`: `(?P<name>\w+)` \|$", re.MULTILINE
+)
+
+
+def glossary() -> list[re.Match[str]]:
+    """The rows of the glossary's table."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("\n## Glossary\n")[2].partition("\n## ")[0]
+    rows = list(ROW.finditer(text))
+    assert len(rows) == text.count("\n|") - 2 > 30, (
+        "every row but the heading's two has a word, a meaning, a file and a name"
+    )
+    return rows
+
+
+def test_a_word_has_one_meaning() -> None:
+    words = [row["word"] for row in glossary()]
+    assert not [word for word, count in Counter(words).items() if count > 1]
+
+
+def defines(path: str, name: str) -> bool:
+    """Whether a file defines a name: by a class, a function, an assignment, or a type, a struct or a function of C."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    if path.endswith(".py"):
+        pattern = rf"^\s*(?:class|def|async def) {name}\b|^{name}\b(?:: [\w.]+)? ="
+    else:
+        pattern = rf"^(?:typedef )?(?:struct|enum|union) {name}\b|^}} {name};|^[\w \*]+\b{name}\("
+    return re.search(pattern, text, re.MULTILINE) is not None
+
+
+def test_what_the_glossary_names_is_there() -> None:
+    rows = glossary()
+    assert not [(row["path"], row["name"]) for row in rows if not defines(row["path"], row["name"])]
+
+
+def test_a_class_name_is_defined_once() -> None:
+    homes = Counter(
+        node.name
+        for path in (ROOT / "gain_trio").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef)
+    )
+    assert len(homes) > 100
+    assert not [name for name, count in homes.items() if count > 1]

@@ -43,7 +43,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio
 from gain_trio import Connection, Feature, Marks, Server
-from gain_trio._server import _log_intervals
+from gain_trio._server import _log_throttle
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
@@ -205,8 +205,8 @@ def test_without_descriptors_a_server_says_so_once_waits_and_recovers(
                     counter = WaitCounter()
                     trio.lowlevel.add_instrument(counter)
                     messages = len(caplog.records)
-                    monkeypatch.setattr(_log_intervals, "LOG_INTERVAL", 10.0)
-                    _log_intervals.seldom("accept")._next = trio.current_time() + 0.95
+                    monkeypatch.setattr(_log_throttle, "LOG_INTERVAL", 10.0)
+                    _log_throttle.log_throttle("accept")._next = trio.current_time() + 0.95
                     await trio.sleep(1.05)  # of Trio's mock clock, which jumps over every pause of the server
                     [line] = caplog.records[messages:]
                     found = re.search(r"\(([0-9]+) more times since the last such line\)$", line.getMessage())

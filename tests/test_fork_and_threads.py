@@ -32,7 +32,7 @@ from support.servers import echo_until_broken
 import gain_trio
 from gain_trio import Connection
 from gain_trio._io_manager import current_manager
-from gain_trio._transports._datagrams._socket_endpoint import Inbox
+from gain_trio._transports._datagrams._socket_endpoint import DatagramInbox
 
 pytestmark = [pytest.mark.connections, pytest.mark.features, pytest.mark.usefixtures("no_descriptor_leak")]
 
@@ -109,13 +109,15 @@ def test_datagrams_of_runs_in_several_threads_do_not_mix(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unix: bool
 ) -> None:
     both_received = threading.Barrier(2, timeout=PATIENCE)
-    queue = Inbox._put
+    queue = DatagramInbox._put
 
-    def queue_when_both_have_received(inbox: Inbox, length: int, address: object) -> None:
+    def queue_when_both_have_received(inbox: DatagramInbox, length: int, address: object) -> None:
         both_received.wait()
         queue(inbox, length, address)
 
-    monkeypatch.setattr(Inbox, "_put", queue_when_both_have_received)  # not the ring's, which has buffers of its own
+    monkeypatch.setattr(
+        DatagramInbox, "_put", queue_when_both_have_received
+    )  # not the ring's, which has buffers of its own
     names = iter([b"one", b"two"])
 
     async def main() -> None:

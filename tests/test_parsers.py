@@ -29,7 +29,7 @@ from gain_trio._http._http_requests import MAX_HEAD, Exchange, Phase
 from gain_trio._server import _proxy
 from gain_trio._server._processes import _control_messages
 from gain_trio._server._processes._boot import FRAME
-from gain_trio._server._processes._control import Control
+from gain_trio._server._processes._control import ControlChannel
 from gain_trio._transports import IncompleteMessage, MessageTooLong
 from gain_trio._transports._addresses import _activation
 from gain_trio._transports._addresses._address import FdAddress
@@ -299,9 +299,9 @@ FRAMES = st.lists(
                 *(
                     FRAME.pack(len(content)) + content
                     for content in (
-                        _control_messages.encode(_control_messages.Taken(1, 2)),
+                        _control_messages.encode(_control_messages.HandOffReceived(1, 2)),
                         _control_messages.encode(_control_messages.Leaving()),
-                        _control_messages.encode(_control_messages.Ended((1, 2))),
+                        _control_messages.encode(_control_messages.ConnectionsEnded((1, 2))),
                     )
                 ),
             ]
@@ -316,7 +316,7 @@ FRAMES = st.lists(
 def test_the_control_channel_answers_whatever_comes(data: bytes) -> None:
     async def main() -> None:
         own, other = socket.socketpair()
-        control = Control(other)
+        control = ControlChannel(other)
         with own:
             own.sendall(data)
             own.shutdown(socket.SHUT_WR)
@@ -354,7 +354,7 @@ def test_any_environment_is_answered(pid: str, count: str | None, names: str | N
             patch.delenv(name, raising=False) if value is None else patch.setenv(name, value)
         patch.setattr(_activation, "FIRST", 1 << 20)  # where this process has no descriptors
         with pytest.raises(OSError, match=r"LISTEN_|descriptor|passed"):
-            _activation.Passed().take(FdAddress(None, None))
+            _activation.ActivationSockets().take(FdAddress(None, None))
 
 
 # --- loops ---

@@ -28,8 +28,8 @@ from gain_trio._transports._addresses._passed_descriptors import (
     MOST_THREADS,
     MOST_WAITING,
     SO_PASSRIGHTS,
-    Keeper,
-    keeper,
+    DescriptorCloser,
+    descriptor_closer,
     most_waiting,
     receives_descriptors,
 )
@@ -311,14 +311,14 @@ async def test_taking_makes_room(path: str) -> None:
             for descriptor in descriptors:
                 os.close(descriptor)
         await until_passed_are_closed()
-        assert not keeper._kept
+        assert not descriptor_closer._kept
 
 
 # --- the threads ---
 
 
 async def test_there_are_at_most_so_many_threads() -> None:
-    own = Keeper()
+    own = DescriptorCloser()
     traps = [Trap() for _ in range(2 * MOST_THREADS)]
     pairs = [socket.socketpair() for _ in traps]
     for trap, (sock, other) in zip(traps, pairs, strict=True):
@@ -336,7 +336,7 @@ async def test_there_are_at_most_so_many_threads() -> None:
 
 
 async def test_a_socket_that_was_passed_does_not_linger(trap: Trap) -> None:
-    own = Keeper()
+    own = DescriptorCloser()
     own.add(1)
     with prompt():
         own.close([trap.sock.detach()])
@@ -344,7 +344,7 @@ async def test_a_socket_that_was_passed_does_not_linger(trap: Trap) -> None:
 
 
 async def test_without_threads_they_stay_queued(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = Keeper()
+    own = DescriptorCloser()
 
     def refuse(*_arguments: object) -> None:
         raise RuntimeError("can't start new thread")

@@ -20,7 +20,7 @@ from trio.testing import wait_all_tasks_blocked
 
 import gain_trio
 from gain_trio import Connection, Server
-from gain_trio.asyncio_bridge import ProtocolHandler, _ending
+from gain_trio.asyncio_bridge import ProtocolHandler, _idle_detection
 from gain_trio.callbacks import EventHandler
 
 pytestmark = pytest.mark.connections
@@ -132,7 +132,7 @@ async def test_a_silent_connection_ends(transport: dict[str, Any]) -> None:
 async def test_the_first_words_of_a_fresh_connection_are_answered(
     transport: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_ending, "FIRST_WORDS", FOREVER)
+    monkeypatch.setattr(_idle_detection, "FIRST_WORDS", FOREVER)
     async with serving_protocols(Lines, transport) as (server, dial):
         async with await dial() as client:
             await until(lambda: bool(made))
@@ -148,7 +148,7 @@ async def test_an_answer_that_is_being_worked_on_is_waited_for(transport: dict[s
             await client.send(b"question")
             await until(lambda: bool(made and made[0].received))
             async with draining(server) as over:
-                await trio.sleep(3 * _ending.QUIET)
+                await trio.sleep(3 * _idle_detection.QUIET)
                 assert not over.is_set()
                 assert not made[0].transport.is_closing()
                 made[0].transport.write(b"answer")
@@ -163,7 +163,7 @@ async def test_an_answer_in_pieces_is_complete(transport: dict[str, Any]) -> Non
             async with draining(server):
                 for number in range(10):
                     made[0].transport.write(b"%d" % number)
-                    await trio.sleep(_ending.QUIET / 5)
+                    await trio.sleep(_idle_detection.QUIET / 5)
                 assert await receive_all(client) == b"0123456789"
 
 
@@ -173,7 +173,7 @@ async def test_half_a_request_is_waited_for(transport: dict[str, Any]) -> None:
             await client.send(b"hel")
             await until(lambda: bool(made and made[0].received))
             async with draining(server) as over:
-                await trio.sleep(3 * _ending.QUIET)
+                await trio.sleep(3 * _idle_detection.QUIET)
                 assert not over.is_set()
                 await client.send(b"lo\n")
                 assert await receive_all(client) == b"HELLO\n"
@@ -187,7 +187,7 @@ async def test_what_is_unsent_is_sent(transport: dict[str, Any]) -> None:
             await until(lambda: bool(made and made[0].received))
             made[0].transport.write(bytes(size))
             async with draining(server) as over:
-                await trio.sleep(3 * _ending.QUIET)
+                await trio.sleep(3 * _idle_detection.QUIET)
                 assert not over.is_set()
                 assert len(await receive_all(client)) == size
     assert made[0].lost == [None]
@@ -203,7 +203,7 @@ async def test_what_is_undelivered_is_delivered(transport: dict[str, Any]) -> No
             connection = made[0].transport._connection
             await until(lambda: connection.inbound_buffered > 0)
             async with draining(server) as over:
-                await trio.sleep(3 * _ending.QUIET)
+                await trio.sleep(3 * _idle_detection.QUIET)
                 assert not over.is_set()
                 made[0].transport.resume_reading()
                 assert await receive_all(client) == b"TWO\n"
@@ -238,7 +238,7 @@ async def test_a_connection_whose_peer_has_ended_its_side(tmp_path: Path, answer
                 made[0].transport.write(b"answer")
             async with draining(server):
                 if answered == "after":
-                    await trio.sleep(3 * _ending.QUIET)
+                    await trio.sleep(3 * _idle_detection.QUIET)
                     made[0].transport.write(b"answer")
                 assert await receive_all(client) == b"answer"
 
@@ -293,7 +293,7 @@ async def test_a_protocol_that_ends_by_itself(transport: dict[str, Any]) -> None
             assert await client.receive_line() == b"HELLO"
             async with draining(server) as over:
                 assert await client.receive_line() == b"one moment"
-                await trio.sleep(3 * _ending.QUIET)
+                await trio.sleep(3 * _idle_detection.QUIET)
                 assert not over.is_set()
                 await client.send(b"still here\n")
                 assert await client.receive_line() == b"STILL HERE"

@@ -21,7 +21,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gain_trio import Connection
 from gain_trio._transports._connections import _file_sending
-from gain_trio._transports._connections._files import Source
+from gain_trio._transports._connections._files import FileSource
 
 pytestmark = [pytest.mark.connections, pytest.mark.features]
 
@@ -261,13 +261,13 @@ async def test_cancelled_while_it_reads_the_first_piece_the_connection_stays_sou
     client, served = pair
     path.write_bytes(b"not a byte of this")
     monkeypatch.delattr(os, "sendfile", raising=False)
-    read = Source.read
+    read = FileSource.read
 
-    def cancel_and_read(source: Source, done: int) -> bytes:
+    def cancel_and_read(source: FileSource, done: int) -> bytes:
         trio.from_thread.run_sync(scope.cancel)
         return read(source, done)
 
-    monkeypatch.setattr(Source, "read", cancel_and_read)
+    monkeypatch.setattr(FileSource, "read", cancel_and_read)
     with trio.CancelScope() as scope:
         await client.send_file(path)
     assert scope.cancelled_caught

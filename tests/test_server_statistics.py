@@ -22,8 +22,8 @@ from trio.testing import MockClock
 import gain_trio
 from gain_trio import BackendInfo, Connection, ServerStatistics, UringStatistics
 from gain_trio._io_manager import current_manager
-from gain_trio._server._consumer import Consumer, Terms
-from gain_trio._server._limits import Places
+from gain_trio._server._connection_limit import ConnectionLimit
+from gain_trio._server._consumer import Consumer, ConsumerSettings
 from gain_trio._server._logging import JsonFormatter
 
 pytestmark = pytest.mark.connections
@@ -227,7 +227,7 @@ class AppearsMeanwhile:
 
 
 async def test_connections_may_come_while_bytes_are_counted() -> None:
-    consumer = Consumer(0, Terms(echo))
+    consumer = Consumer(0, ConsumerSettings(echo))
     opened: dict[Any, Any] = consumer._open
     for _ in range(3):
         opened[AppearsMeanwhile(lambda: opened.update({object(): None}))] = None
@@ -327,15 +327,15 @@ def test_the_json_formatter_takes_what_json_cannot() -> None:
 
 async def test_a_connection_that_comes_when_the_server_is_being_cancelled_is_reset_and_counted() -> None:
     """An acceptor may have one in the very tick in which a deadline cancels all tasks, and consumers may be faster."""
-    places = Places(1)
-    consumer = Consumer(0, Terms(echo, places=places))
+    limit = ConnectionLimit(1)
+    consumer = Consumer(0, ConsumerSettings(echo, limit=limit))
     async with trio.open_nursery() as nursery:
         await nursery.start(consumer.run)
         nursery.cancel_scope.cancel()
     connection, peer = await open_pair()
     async with peer:
-        assert places.take()
+        assert limit.take()
         consumer.hand_off(connection)
         with pytest.raises(trio.BrokenResourceError):
             await peer.receive()
-    assert (consumer.connections, consumer.active, consumer.closed["cancelled"], places.free) == (1, 0, 1, 1)
+    assert (consumer.connections, consumer.active, consumer.closed["cancelled"], limit.free) == (1, 0, 1, 1)

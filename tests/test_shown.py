@@ -21,8 +21,8 @@ from support.pairs import until
 import gain_trio
 from gain_trio import Connection, DatagramEndpoint
 from gain_trio._server._logging import LineFormatter
-from gain_trio._server._processes import _logs
-from gain_trio._server._processes._control_messages import Log
+from gain_trio._server._processes import _log_forwarding
+from gain_trio._server._processes._control_messages import LogRecords
 from gain_trio._transports._addresses._shown import MOST, shown, shown_lines, shown_traceback
 
 pytestmark = pytest.mark.connections
@@ -204,7 +204,7 @@ async def _talk(handler: Any, data: bytes, **options: Any) -> None:
 
 
 def test_what_a_worker_process_had_to_say_at_its_end(capsys: pytest.CaptureFixture[str]) -> None:
-    forwarder = _logs.Forwarder()
+    forwarder = _log_forwarding.LogForwarder()
     forwarder.emit(logging.LogRecord("program", logging.ERROR, "", 0, "%s", (HOSTILE,), None))
     forwarder.give_up()
     [line] = capsys.readouterr().err.splitlines()
@@ -214,7 +214,7 @@ def test_what_a_worker_process_had_to_say_at_its_end(capsys: pytest.CaptureFixtu
 
 def test_what_a_worker_process_says(caplog: pytest.LogCaptureFixture) -> None:
     record = logging.LogRecord("gain_trio", logging.ERROR, "", 0, "%s", (shown(HOSTILE),), None)
-    _logs.log_for(Log((_logs._portable(record),), 0))
+    _log_forwarding.log_for(LogRecords((_log_forwarding._portable(record),), 0))
     check_log(caplog, "forged")
 
 

@@ -17,8 +17,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio
 from gain_trio import open_datagram_endpoint, open_listeners
-from gain_trio._transports._addresses import _patient_bind, _unix_binding, _unix_holders
-from gain_trio._transports._addresses._unix_binding import PATIENCE
+from gain_trio._transports._addresses import _bind_retry, _unix_binding, _unix_holders
+from gain_trio._transports._addresses._unix_binding import RETRY_SECONDS
 from gain_trio._transports._addresses._unix_holders import is_held
 
 pytestmark = [pytest.mark.connections, pytest.mark.usefixtures("no_descriptor_leak")]
@@ -73,7 +73,7 @@ async def test_a_bound_socket_is_not_replaced(
     with pytest.raises(OSError, match=f"{path}: a process has bound a socket there that does not listen") as caught:
         await start(path)
     assert caught.value.errno == errno.EADDRINUSE
-    assert trio.current_time() == pytest.approx(PATIENCE, abs=0.1)
+    assert trio.current_time() == pytest.approx(RETRY_SECONDS, abs=0.1)
     assert same_file(path, before)
     foreign.listen()
     with socket.socket(socket.AF_UNIX) as client:
@@ -95,7 +95,7 @@ async def test_one_that_listens_meanwhile(start: Start, path: str, foreign: sock
 async def test_one_that_ends_meanwhile(
     start: Start, path: str, foreign: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_unix_binding, "PATIENCE", 30)
+    monkeypatch.setattr(_unix_binding, "RETRY_SECONDS", 30)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(start, path)
         await wait_all_tasks_blocked()
@@ -177,7 +177,7 @@ async def test_without_any_list_a_fresh_file_is_waited_for(
 ) -> None:
     """A server in another network namespace is in no list either."""
     monkeypatch.setattr(_unix_binding, "is_held", lambda *_arguments: None)
-    monkeypatch.setattr(_unix_binding, "PATIENCE", 30)
+    monkeypatch.setattr(_unix_binding, "RETRY_SECONDS", 30)
     monkeypatch.setattr(_unix_binding, "FRESH", 1e9)
     async with trio.open_nursery() as nursery:
 
@@ -277,7 +277,7 @@ async def test_a_socket_that_the_kernel_gives_back_late_is_waited_for(
     path: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A killed process's ring has it for some milliseconds more."""
-    monkeypatch.setattr(_patient_bind, "PATIENCE", 30)
+    monkeypatch.setattr(_bind_retry, "RETRY_SECONDS", 30)
     name = path if kind == "path" else f"\0{path}"
     with socket.socket(socket.AF_UNIX) as killed:
         killed.bind(name)

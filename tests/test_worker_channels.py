@@ -19,11 +19,17 @@ from support.sockets import socket_pair
 from support.workers import raises_alone
 
 from gain_trio._server._logging import JsonFormatter
-from gain_trio._server._processes import _control_messages, _hand_off, _logs, _worker_process
-from gain_trio._server._processes._accepted import Accepted
+from gain_trio._server._processes import _control_messages, _hand_off, _log_forwarding, _worker_process
+from gain_trio._server._processes._accepted_socket import AcceptedSocket
 from gain_trio._server._processes._boot import FRAME, described
-from gain_trio._server._processes._control import Control
-from gain_trio._server._processes._control_messages import Drain, Ended, Log, StopAccepting, Taken
+from gain_trio._server._processes._control import ControlChannel
+from gain_trio._server._processes._control_messages import (
+    ConnectionsEnded,
+    Drain,
+    HandOffReceived,
+    LogRecords,
+    StopAccepting,
+)
 from gain_trio._server._processes._worker_process import WorkerProcess
 
 if sys.version_info < (3, 11):
@@ -48,7 +54,7 @@ async def test_connections_arrive_with_their_consumers_and_close_on_exec(hand_of
     own, other = hand_off
     assert _hand_off.receive_ready(other) is None
     with socket_pair() as (one, peer):
-        await _hand_off.send(own, 2**40, [7, 300], [Accepted(one), Accepted(one)])
+        await _hand_off.send(own, 2**40, [7, 300], [AcceptedSocket(one), AcceptedSocket(one)])
         arrival = _hand_off.receive_ready(other)
         assert arrival is not None
         assert (arrival.sequence, arrival.consumers) == (2**40, (7, 300))
@@ -64,7 +70,7 @@ async def test_as_many_as_go_at_once(hand_off: Pair) -> None:
     own, other = hand_off
     count = _hand_off.MOST_AT_ONCE
     with socket_pair() as (one, _peer):
-        await _hand_off.send(own, 1, range(count), [Accepted(one)] * count)
+        await _hand_off.send(own, 1, range(count), [AcceptedSocket(one)] * count)
         arrival = _hand_off.receive_ready(other)
     assert arrival is not None
     assert len(arrival.descriptors) == len(arrival.consumers) == count
@@ -75,7 +81,7 @@ async def test_as_many_as_go_at_once(hand_off: Pair) -> None:
 async def test_who_is_out_of_descriptors_knows_how_many_are_missing(hand_off: Pair) -> None:
     own, other = hand_off
     with socket_pair() as (one, _peer):
-        await _hand_off.send(own, 1, range(8), [Accepted(one)] * 8)
+        await _hand_off.send(own, 1, range(8), [AcceptedSocket(one)] * 8)
         with descriptor_limit(next_descriptor() + 3):
             arrival = _hand_off.receive_ready(other)
         assert arrival is not None
@@ -84,7 +90,7 @@ async def test_who_is_out_of_descriptors_knows_how_many_are_missing(hand_off: Pa
         for descriptor in arrival.descriptors:
             os.close(descriptor)
         # The others are not there at all, and the stream goes on.
-        await _hand_off.send(own, 2, [0], [Accepted(one)])
+        await _hand_off.send(own, 2, [0], [AcceptedSocket(one)])
         second = _hand_off.receive_ready(other)
         assert second is not None
         assert second.sequence == 2
@@ -101,7 +107,7 @@ async def test_sending_waits_for_a_worker_that_is_behind(hand_off: Pair) -> None
         nonlocal sent
         with socket_pair() as (one, _peer):
             for number in range(50):
-                await _hand_off.send(own, number, [0], [Accepted(one)])
+                await _hand_off.send(own, number, [0], [AcceptedSocket(one)])
                 sent += 1
 
     async with trio.open_nursery() as nursery:
@@ -121,13 +127,13 @@ async def test_sending_to_a_worker_that_is_gone_says_so(hand_off: Pair) -> None:
     own, other = hand_off
     other.close()
     with socket_pair() as (one, _peer), pytest.raises(OSError, match=r"refused|reset|not connected|Broken pipe"):
-        await _hand_off.send(own, 1, [0], [Accepted(one)])
+        await _hand_off.send(own, 1, [0], [AcceptedSocket(one)])
 
 
 def test_an_accepted_connection_that_nobody_serves_is_reset() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
         served, _address = listener.accept()
-        accepted = Accepted(served)
+        accepted = AcceptedSocket(served)
         descriptor = accepted.fileno()
         assert accepted.direct_remote_address == client.getsockname()
         accepted.reset()
@@ -141,17 +147,23 @@ def test_an_accepted_connection_that_nobody_serves_is_reset() -> None:
 # --- messages ---
 
 
-async def control_pair() -> tuple[Control, Control]:
+async def control_pair() -> tuple[ControlChannel, ControlChannel]:
     own, other = socket.socketpair()
-    return Control(own), Control(other)
+    return ControlChannel(own), ControlChannel(other)
 
 
 async def test_messages_arrive_whole_and_in_order() -> None:
     own, other = await control_pair()
-    messages = [Drain(float("inf")), StopAccepting(), Taken(3, 4), Ended((1, 2, 3)), Log(({"msg": "x" * 100_000},), 2)]
+    messages = [
+        Drain(float("inf")),
+        StopAccepting(),
+        HandOffReceived(3, 4),
+        ConnectionsEnded((1, 2, 3)),
+        LogRecords(({"msg": "x" * 100_000},), 2),
+    ]
     async with trio.open_nursery() as nursery:
         for message in messages:
-            await own.send(message) if not isinstance(message, Log) else nursery.start_soon(own.send, message)
+            await own.send(message) if not isinstance(message, LogRecords) else nursery.start_soon(own.send, message)
         for message in messages:
             assert await other.receive() == message
     await own.send_eof()
@@ -162,8 +174,8 @@ async def test_messages_arrive_whole_and_in_order() -> None:
 
 async def test_a_cancelled_receiver_loses_nothing_wherever_in_a_message_it_was() -> None:
     own, other = socket.socketpair()
-    control = Control(other)
-    content = _control_messages.encode(Taken(3, 4))
+    control = ControlChannel(other)
+    content = _control_messages.encode(HandOffReceived(3, 4))
     frame = FRAME.pack(len(content)) + content
     with own:
         for length in (0, 3, FRAME.size, FRAME.size + 5):
@@ -174,13 +186,13 @@ async def test_a_cancelled_receiver_loses_nothing_wherever_in_a_message_it_was()
                 nursery.cancel_scope.cancel()
             own.sendall(frame[length:])
             with trio.fail_after(PATIENCE):
-                assert await control.receive() == Taken(3, 4)
+                assert await control.receive() == HandOffReceived(3, 4)
     control.close()
 
 
 async def test_a_message_that_was_cut_short_is_the_end() -> None:
     own, other = socket.socketpair()
-    control = Control(other)
+    control = ControlChannel(other)
     own.sendall(FRAME.pack(100) + b"half")
     own.close()
     assert await control.receive() is None
@@ -190,7 +202,7 @@ async def test_a_message_that_was_cut_short_is_the_end() -> None:
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"N.", b"\x80\x05]\x94."])
 async def test_what_is_no_message_is_told(content: bytes) -> None:
     own, other = socket.socketpair()
-    control = Control(other)
+    control = ControlChannel(other)
     with own:
         own.sendall(FRAME.pack(len(content)) + content)
         with pytest.raises(ValueError, match="is no message"):
@@ -200,7 +212,7 @@ async def test_what_is_no_message_is_told(content: bytes) -> None:
 
 async def test_messages_have_a_largest_size() -> None:
     own, other = socket.socketpair()
-    control = Control(other)
+    control = ControlChannel(other)
     with own:
         own.sendall(FRAME.pack(_control_messages.LARGEST + 1))
         with pytest.raises(ValueError, match="a message of"):
@@ -215,7 +227,7 @@ class Owner:
 
     def __init__(self) -> None:
         self.error: Exception | None = None
-        self.got_back: list[Accepted] = []
+        self.got_back: list[AcceptedSocket] = []
 
     def changed(self) -> None:
         if self.error is not None:
@@ -224,7 +236,7 @@ class Owner:
     def asked_to_leave(self, worker: WorkerProcess, /) -> None:
         """No test does."""
 
-    def given_back(self, connections: Sequence[Accepted], /) -> None:
+    def given_back(self, connections: Sequence[AcceptedSocket], /) -> None:
         self.got_back += connections
 
 
@@ -246,7 +258,7 @@ class Process:
 
 
 @pytest.fixture
-async def worker() -> AsyncIterator[tuple[WorkerProcess, Owner, Control]]:
+async def worker() -> AsyncIterator[tuple[WorkerProcess, Owner, ControlChannel]]:
     """A worker process that was never started, who owns it, and the other end of its channel."""
     own, other = await control_pair()
     owner = Owner()
@@ -259,31 +271,33 @@ async def worker() -> AsyncIterator[tuple[WorkerProcess, Owner, Control]]:
     other.close()
 
 
-async def test_an_error_of_the_balancers_is_not_the_workers(worker: tuple[WorkerProcess, Owner, Control]) -> None:
+async def test_an_error_of_the_balancers_is_not_the_workers(
+    worker: tuple[WorkerProcess, Owner, ControlChannel],
+) -> None:
     process, owner, other = worker
     owner.error = ValueError("the balancer's")
-    await other.send(Taken(1, 0))
+    await other.send(HandOffReceived(1, 0))
     with pytest.raises(ValueError, match="the balancer's"):
         await process._listen()
     assert process.failure is None
 
 
 async def test_an_error_of_the_balancers_spares_no_process_its_end(
-    worker: tuple[WorkerProcess, Owner, Control], monkeypatch: pytest.MonkeyPatch
+    worker: tuple[WorkerProcess, Owner, ControlChannel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_worker_process, "WORKER_GRACE", 0.05)
     process, owner, other = worker
     system: Any = Process()
     process._process = system
     owner.error = ValueError("the balancer's")
-    await other.send(Taken(1, 0))
+    await other.send(HandOffReceived(1, 0))
     with socket_pair() as (one, _peer):
-        process._outbox.append((Accepted(one), process.consumers[0]))
+        process._outbox.append((AcceptedSocket(one), process.consumers[0]))
         with raises_alone(ValueError, "the balancer's"):
             await process._see_it_gone()
         assert [connection.fileno() for connection in owner.got_back] == [one.fileno()]
     assert system.returncode == -9
-    assert process.state is _worker_process.State.ENDED
+    assert process.state is _worker_process.WorkerState.ENDED
     assert await other.receive() is None, "it was told to end, and this end is closed"
 
 
@@ -306,14 +320,14 @@ class AtTheEndOfNurseries(trio.abc.Instrument):
 
 @pytest.mark.parametrize("ready", [False, True], ids=["starting", "ready"])
 async def test_orders_may_come_at_any_moment_of_a_process_that_ends(
-    ready: bool, worker: tuple[WorkerProcess, Owner, Control], hand_off: Pair
+    ready: bool, worker: tuple[WorkerProcess, Owner, ControlChannel], hand_off: Pair
 ) -> None:
     process, _owner, other = worker
     system: Any = Process()
     process._process = system
     if ready:
         process._note_ready("trio")
-        process.state = _worker_process.State.LEAVING
+        process.state = _worker_process.WorkerState.LEAVING
 
     def give_orders() -> None:
         process.stop_accepting()
@@ -337,9 +351,9 @@ async def attend(process: WorkerProcess, hand_off: socket.socket) -> None:
         await process._attend(hand_off)
 
 
-@pytest.mark.parametrize("message", [Drain(1), Ended((1,))], ids=lambda message: type(message).__name__)
+@pytest.mark.parametrize("message", [Drain(1), ConnectionsEnded((1,))], ids=lambda message: type(message).__name__)
 async def test_a_worker_that_says_what_none_does_is_not_understood(
-    message: Drain | Ended, worker: tuple[WorkerProcess, Owner, Control]
+    message: Drain | ConnectionsEnded, worker: tuple[WorkerProcess, Owner, ControlChannel]
 ) -> None:
     process, _owner, other = worker
     await other.send(message)
@@ -363,8 +377,8 @@ def test_an_exception_is_described_without_the_groups_it_is_alone_in() -> None:
 
 
 @pytest.fixture
-def forwarder() -> Iterator[_logs.Forwarder]:
-    found = _logs.Forwarder()
+def forwarder() -> Iterator[_log_forwarding.LogForwarder]:
+    found = _log_forwarding.LogForwarder()
     yield found
     found.close()
 
@@ -375,7 +389,7 @@ def record(text: str, *arguments: object, **attributes: object) -> logging.LogRe
     return made
 
 
-async def forwarded(forwarder: _logs.Forwarder) -> list[Log]:
+async def forwarded(forwarder: _log_forwarding.LogForwarder) -> list[LogRecords]:
     own, other = await control_pair()
     found = []
 
@@ -386,7 +400,7 @@ async def forwarded(forwarder: _logs.Forwarder) -> list[Log]:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(send)
         while (message := await other.receive()) is not None:
-            assert isinstance(message, Log)
+            assert isinstance(message, LogRecords)
             found.append(message)
     own.close()
     other.close()
@@ -394,14 +408,14 @@ async def forwarded(forwarder: _logs.Forwarder) -> list[Log]:
 
 
 async def test_a_record_arrives_with_its_text_its_attributes_and_its_traceback(
-    forwarder: _logs.Forwarder, caplog: pytest.LogCaptureFixture
+    forwarder: _log_forwarding.LogForwarder, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = record("%s of %d", "one", 2, peer="127.0.0.1:1", odd=lambda: None)
     error = LookupError("inside")
     made.exc_info = (LookupError, error, None)
     forwarder.emit(made)
     [message] = await forwarded(forwarder)
-    _logs.log_for(message)
+    _log_forwarding.log_for(message)
     [arrived] = caplog.records
     assert (arrived.getMessage(), arrived.name, arrived.levelno) == ("one of 2", "gain_trio.test", logging.WARNING)
     assert arrived.__dict__["peer"] == "127.0.0.1:1"
@@ -410,7 +424,7 @@ async def test_a_record_arrives_with_its_text_its_attributes_and_its_traceback(
 
 
 async def test_a_formatter_sees_the_type_the_message_and_the_traceback_of_an_exception(
-    forwarder: _logs.Forwarder, caplog: pytest.LogCaptureFixture
+    forwarder: _log_forwarding.LogForwarder, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = record("it failed")
     try:
@@ -419,7 +433,7 @@ async def test_a_formatter_sees_the_type_the_message_and_the_traceback_of_an_exc
         made.exc_info = sys.exc_info()
     forwarder.emit(made)
     [message] = await forwarded(forwarder)
-    _logs.log_for(message)
+    _log_forwarding.log_for(message)
     [arrived] = caplog.records
     assert arrived.exc_info is not None
     kind, error, traceback = arrived.exc_info
@@ -437,19 +451,19 @@ async def test_a_formatter_sees_the_type_the_message_and_the_traceback_of_an_exc
 
 @pytest.mark.parametrize("exc_info", [None, (None, None, None)], ids=["none", "empty"])
 async def test_a_record_without_an_exception_arrives_without_one(
-    exc_info: Any, forwarder: _logs.Forwarder, caplog: pytest.LogCaptureFixture
+    exc_info: Any, forwarder: _log_forwarding.LogForwarder, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = record("nothing failed")
     made.exc_info = exc_info
     forwarder.emit(made)
     [message] = await forwarded(forwarder)
-    _logs.log_for(message)
+    _log_forwarding.log_for(message)
     [arrived] = caplog.records
     assert (arrived.exc_info, arrived.exc_text) == (None, None)
 
 
 async def test_a_filter_that_raises_is_told_of_as_a_handler_that_does(
-    forwarder: _logs.Forwarder, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+    forwarder: _log_forwarding.LogForwarder, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(record: logging.LogRecord) -> bool:
         if record.getMessage() == "bad":
@@ -462,7 +476,7 @@ async def test_a_filter_that_raises_is_told_of_as_a_handler_that_does(
     logger = logging.getLogger("gain_trio.test")
     logger.addFilter(refuse)
     try:
-        _logs.log_for(message)
+        _log_forwarding.log_for(message)
     finally:
         logger.removeFilter(refuse)
     assert [arrived.getMessage() for arrived in caplog.records] == ["good"]
@@ -470,31 +484,31 @@ async def test_a_filter_that_raises_is_told_of_as_a_handler_that_does(
 
 
 async def test_more_records_than_can_wait_are_dropped_and_counted(
-    forwarder: _logs.Forwarder, caplog: pytest.LogCaptureFixture
+    forwarder: _log_forwarding.LogForwarder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for number in range(_logs.MOST_WAITING + 5):
+    for number in range(_log_forwarding.MOST_WAITING + 5):
         forwarder.emit(record("number %d", number))
     messages = await forwarded(forwarder)
-    assert sum(len(message.records) for message in messages) == _logs.MOST_WAITING
+    assert sum(len(message.records) for message in messages) == _log_forwarding.MOST_WAITING
     assert sum(message.dropped for message in messages) == 5
     for message in messages:
-        _logs.log_for(message)
+        _log_forwarding.log_for(message)
     assert "5 log records of a worker process were dropped" in caplog.text
 
 
-async def test_a_long_record_is_cut(forwarder: _logs.Forwarder) -> None:
-    long = "x" * 10 * _logs.LARGEST_RECORD
+async def test_a_long_record_is_cut(forwarder: _log_forwarding.LogForwarder) -> None:
+    long = "x" * 10 * _log_forwarding.LARGEST_RECORD
     forwarder.emit(record(long, attribute=long))
     [message] = await forwarded(forwarder)
     for name in ("msg", "attribute"):
-        assert len(message.records[0][name]) < _logs.LARGEST_RECORD + 10
+        assert len(message.records[0][name]) < _log_forwarding.LARGEST_RECORD + 10
 
 
 async def test_long_records_go_into_several_messages_and_one_that_is_too_long_into_none(
-    forwarder: _logs.Forwarder,
+    forwarder: _log_forwarding.LogForwarder,
 ) -> None:
-    long = "\N{SNOWMAN}" * _logs.LARGEST_RECORD  # whose limit is in characters: here of 3 bytes each
-    count = _logs.MOST_AT_ONCE
+    long = "\N{SNOWMAN}" * _log_forwarding.LARGEST_RECORD  # whose limit is in characters: here of 3 bytes each
+    count = _log_forwarding.MOST_AT_ONCE
     for number in range(count):
         forwarder.emit(record(f"{number} {long}"))
     forwarder.emit(record("too long", **{f"attribute_{number}": f"{number} {long}" for number in range(50)}))
@@ -505,7 +519,7 @@ async def test_long_records_go_into_several_messages_and_one_that_is_too_long_in
     assert sum(message.dropped for message in messages) == 1
 
 
-async def test_records_of_other_threads_are_sent(forwarder: _logs.Forwarder) -> None:
+async def test_records_of_other_threads_are_sent(forwarder: _log_forwarding.LogForwarder) -> None:
     own, other = await control_pair()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(forwarder.run, own)
@@ -514,16 +528,20 @@ async def test_records_of_other_threads_are_sent(forwarder: _logs.Forwarder) -> 
         with trio.fail_after(PATIENCE):
             message = await other.receive()
         nursery.cancel_scope.cancel()
-    assert isinstance(message, Log)
+    assert isinstance(message, LogRecords)
     assert message.records[0]["msg"] == "from a thread"
     own.close()
     other.close()
 
 
-async def test_a_cancelled_sender_neither_loses_records_nor_has_them_sent_twice(forwarder: _logs.Forwarder) -> None:
+async def test_a_cancelled_sender_neither_loses_records_nor_has_them_sent_twice(
+    forwarder: _log_forwarding.LogForwarder,
+) -> None:
     sock, other = socket.socketpair()
-    control = Control(sock)
-    texts = [f"{number} " + "x" * 30_000 for number in range(_logs.MOST_AT_ONCE)]  # more than the kernel takes
+    control = ControlChannel(sock)
+    texts = [
+        f"{number} " + "x" * 30_000 for number in range(_log_forwarding.MOST_AT_ONCE)
+    ]  # more than the kernel takes
     for text in texts:
         forwarder.emit(record(text))
     with trio.CancelScope() as before_its_turn:
@@ -536,7 +554,7 @@ async def test_a_cancelled_sender_neither_loses_records_nor_has_them_sent_twice(
         nursery.start_soon(forwarder.send_all, control)
         await trio.testing.wait_all_tasks_blocked()  # it waits for its turn
         nursery.cancel_scope.cancel()
-    reader = Control(other)
+    reader = ControlChannel(other)
     arrived = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(forwarder.send_all, control)
@@ -544,7 +562,7 @@ async def test_a_cancelled_sender_neither_loses_records_nor_has_them_sent_twice(
         with trio.fail_after(PATIENCE):
             while len(arrived) <= len(texts):
                 message = await reader.receive()
-                assert isinstance(message, Log)
+                assert isinstance(message, LogRecords)
                 arrived += [attributes["msg"] for attributes in message.records]
     assert arrived == [*texts, "one more"]
     await control.send_eof()
@@ -554,7 +572,7 @@ async def test_a_cancelled_sender_neither_loses_records_nor_has_them_sent_twice(
 
 
 def test_what_cannot_be_sent_any_more_is_written(
-    forwarder: _logs.Forwarder, capsys: pytest.CaptureFixture[str]
+    forwarder: _log_forwarding.LogForwarder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     forwarder.emit(record("last %s", "words"))
     forwarder.give_up()
@@ -569,6 +587,6 @@ async def test_nothing_of_all_this_leaks() -> None:
     with socket_pair() as (one, _peer):
         pair = _hand_off.open_pair()
         with pair[0], pair[1]:
-            await _hand_off.send(pair[0], 1, [0], [Accepted(one)])
+            await _hand_off.send(pair[0], 1, [0], [AcceptedSocket(one)])
     await until_let_go()
     assert open_descriptors() == before

@@ -19,10 +19,10 @@ from trio.testing import MockClock
 
 import gain_trio
 from gain_trio import ServerConfig
-from gain_trio._server._consumer import Consumer, Terms
+from gain_trio._server._consumer import Consumer, ConsumerSettings
 from gain_trio._server._processes import _hand_off
-from gain_trio._server._processes._logs import Forwarder
-from gain_trio._server._processes._worker import Sockets, Worker
+from gain_trio._server._processes._log_forwarding import LogForwarder
+from gain_trio._server._processes._worker import Worker, WorkerSockets
 from gain_trio._transports import FIRST_SECONDS
 
 pytestmark = [pytest.mark.connections, pytest.mark.slow]
@@ -55,7 +55,7 @@ def worker() -> Iterator[Any]:
     """A worker that is not run."""
     own, other = _hand_off.open_pair()
     with own, other:
-        yield Worker(handlers.tell_process, ServerConfig(), Sockets((), other), Forwarder())
+        yield Worker(handlers.tell_process, ServerConfig(), WorkerSockets((), other), LogForwarder())
 
 
 def server_of(worker: Any, unheard_for: float) -> Server:
@@ -98,7 +98,7 @@ async def test_what_has_brought_nothing_is_unheard() -> None:
         await leave.wait()
         return connection
 
-    consumer = Consumer(0, Terms(handlers.tell_process, prepare=[prepare]))
+    consumer = Consumer(0, ConsumerSettings(handlers.tell_process, prepare=[prepare]))
     client, accepted = await open_pair()
     async with client, trio.open_nursery() as nursery:
         await nursery.start(consumer.run)

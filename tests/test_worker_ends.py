@@ -25,7 +25,7 @@ from support.workers import ARCHITECTURES, Exit, children, clients_of, process_o
 
 import gain_trio
 from gain_trio import Connection, Server, WorkerFailed
-from gain_trio._server._processes import _launch, _supervisor, _worker_process
+from gain_trio._server._processes import _supervisor, _worker_launcher, _worker_process
 
 MANY = 1000
 
@@ -235,20 +235,20 @@ async def test_a_process_for_which_there_is_no_thread_is_tried_again(
 async def test_what_is_lacking_to_start_a_process_may_come_back(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    start = _launch.Launch.start
+    start = _worker_launcher.WorkerLauncher.start
 
     async def refuse(*_arguments: Any) -> Any:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     async with serving(handlers.tell_process, processes=1) as server:
         [pid] = children()
-        monkeypatch.setattr(_launch.Launch, "start", refuse)
+        monkeypatch.setattr(_worker_launcher.WorkerLauncher, "start", refuse)
         os.kill(pid, signal.SIGKILL)
         await soon(lambda: caplog.text.count("cannot be started: Too many open files") > _supervisor.ATTEMPTS)
-        monkeypatch.setattr(_launch.Launch, "start", start)
+        monkeypatch.setattr(_worker_launcher.WorkerLauncher, "start", start)
         async with await connect(server) as client:
             assert await process_of(client) != pid
-    monkeypatch.setattr(_launch.Launch, "start", refuse)
+    monkeypatch.setattr(_worker_launcher.WorkerLauncher, "start", refuse)
     with pytest.raises(WorkerFailed, match="Too many open files"):
         await gain_trio.serve(echo, LOCAL, processes=2)
 
@@ -574,7 +574,11 @@ async def test_stop_accepting_reaches_a_process_that_is_being_started(tmp_path: 
         await soon(lambda: server._process_counts() == (1, 1))
 
 
-@pytest.mark.parametrize("where", [(_supervisor.Slot, "_begin"), (_launch.Launch, "start")], ids=["decided", "started"])
+@pytest.mark.parametrize(
+    "where",
+    [(_supervisor.WorkerSupervisor, "_begin"), (_worker_launcher.WorkerLauncher, "start")],
+    ids=["decided", "started"],
+)
 async def test_stop_accepting_when_a_process_is_about_to_be_started(
     where: tuple[Any, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,9 +22,9 @@ from gain_trio import BackendInfo
 from gain_trio._io_manager import _backend_choice
 from gain_trio._kernel import load_error
 from gain_trio._ring import Ring, _ring
-from gain_trio._server._processes._launch import Launch
 from gain_trio._server._processes._worker import main
-from gain_trio._transports._addresses import _patient_bind
+from gain_trio._server._processes._worker_launcher import WorkerLauncher
+from gain_trio._transports._addresses import _bind_retry
 
 pytestmark = [pytest.mark.connections, pytest.mark.slow]
 
@@ -95,14 +95,14 @@ def test_a_ring_that_is_demanded_is_demanded_of_workers() -> None:
 
 
 async def test_what_is_demanded_of_a_worker(backend: BackendInfo) -> None:
-    demanded = Launch(handlers.tell_process, gain_trio.ServerConfig(), main).run.backend
+    demanded = WorkerLauncher(handlers.tell_process, gain_trio.ServerConfig(), main).run.backend
     assert demanded in ({"trio"} if backend.backend == "trio" else {"io_uring", "auto"})
 
 
 @compiled
 @pytest.mark.parametrize("wanted", ["auto", "io_uring"])
 def test_a_run_knows_whether_its_ring_was_demanded(wanted: Any) -> None:
-    manager = _backend_choice.open_manager(_backend_choice.Wish(wanted, "a test"), None, None)
+    manager = _backend_choice.open_manager(_backend_choice.BackendSetting(wanted, "a test"), None, None)
     if isinstance(manager, BackendInfo):
         pytest.skip(manager.reason)
     assert manager.is_demanded is (wanted == "io_uring")
@@ -175,14 +175,14 @@ class Taken:
 
 async def test_an_address_that_becomes_free_is_taken() -> None:
     taken = Taken(5)
-    await _patient_bind.bind_patiently(taken.bind)
+    await _bind_retry.bind_with_retries(taken.bind)
     assert taken.left == 0
 
 
 async def test_an_address_that_stays_in_use_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_patient_bind, "PATIENCE", 0.01)
+    monkeypatch.setattr(_bind_retry, "RETRY_SECONDS", 0.01)
     with pytest.raises(OSError, match="in use"):
-        await _patient_bind.bind_patiently(Taken(1 << 30).bind)
+        await _bind_retry.bind_with_retries(Taken(1 << 30).bind)
 
 
 @pytest.mark.parametrize("kind", ["listeners", "endpoint"])

@@ -21,8 +21,8 @@ from support.workers import ARCHITECTURES, children, process_of, raises_alone, s
 
 import gain_trio
 from gain_trio import Server, WorkerFailed
-from gain_trio._server._processes import _pulse, _supervisor
-from gain_trio._server._processes._pulse import Pulse
+from gain_trio._server._processes import _heartbeat, _supervisor
+from gain_trio._server._processes._heartbeat import HeartbeatMonitor
 
 pytestmark = [pytest.mark.connections, pytest.mark.slow]
 
@@ -92,28 +92,28 @@ async def _serve(handler: Any, options: dict[str, Any], *, task_status: Any) -> 
 
 
 def test_beats_are_a_third_of_what_makes_a_process_late() -> None:
-    assert _pulse.interval(30) == _pulse.interval(None) == pytest.approx(2 / 3)
-    assert _pulse.interval(3) == pytest.approx(1 / 3)
-    assert _pulse.interval(0.001) == _pulse.SHORTEST
+    assert _heartbeat.interval(30) == _heartbeat.interval(None) == pytest.approx(2 / 3)
+    assert _heartbeat.interval(3) == pytest.approx(1 / 3)
+    assert _heartbeat.interval(0.001) == _heartbeat.SHORTEST
 
 
 @pytest.mark.parametrize("timeout", [None, 0.1, 1, 30, float("inf")])
 def test_a_pulse(timeout: float | None) -> None:
-    pulse = Pulse(timeout)
+    monitor = HeartbeatMonitor(timeout)
     late = hung = 0
-    while not pulse.is_late:
-        pulse.tick()
+    while not monitor.is_late:
+        monitor.tick()
         late += 1
     assert late == 3
-    pulse.heard()
-    assert not pulse.is_late
-    while not pulse.is_hung and hung < 1000:
-        pulse.tick()
+    monitor.heard()
+    assert not monitor.is_late
+    while not monitor.is_hung and hung < 1000:
+        monitor.tick()
         hung += 1
     if timeout in (None, float("inf")):
         assert hung == 1000
     else:
-        assert (hung - 1) * pulse.interval >= float(timeout or 0) - 1e-9
+        assert (hung - 1) * monitor.interval >= float(timeout or 0) - 1e-9
 
 
 def test_the_time_to_begin_follows_the_timeout() -> None:
@@ -211,11 +211,11 @@ async def test_a_process_that_hangs_while_it_drains_is_killed(caplog: pytest.Log
 
 async def test_without_a_timeout_nothing_is_killed() -> None:
     async with serving(handlers.tell_process, processes=1, worker_timeout=None) as server:
-        [worker] = [worker for slot in server._pool.slots for worker in slot.workers]  # type: ignore[attr-defined]
+        [worker] = [worker for supervisor in server._pool.supervisors for worker in supervisor.workers]  # type: ignore[attr-defined]
         for _ in range(10_000):
-            worker._pulse.tick()
-        assert worker._pulse.is_late
-        assert not worker._pulse.is_hung
+            worker._heartbeats.tick()
+        assert worker._heartbeats.is_late
+        assert not worker._heartbeats.is_hung
         await is_late(server, 0)
 
 

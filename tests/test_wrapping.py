@@ -494,7 +494,7 @@ async def test_a_handler_may_detach() -> None:
 @pytest.fixture
 def passed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[socket.socket]]:
     """Sockets as systemd passes them, from a number on at which this process has room."""
-    fresh = _activation.Passed()
+    fresh = _activation.ActivationSockets()
     monkeypatch.setattr(_activation, "passed", fresh)
     for variable in _activation.VARIABLES:
         monkeypatch.delenv(variable, raising=False)

@@ -5,8 +5,8 @@ in it (``_rewrite.py``), piece by piece (``_pieces.py``), where the piece was te
 ``_tested.py``).
 """
 
-from ._piece_choice import Acceleration, PieceInfo, Wish, describe, resolve
+from ._piece_choice import Acceleration, PieceInfo, PieceSetting, describe, resolve
 from ._pieces import NAMES, PIECES
 from ._switch import switch
 
-__all__ = ["NAMES", "PIECES", "Acceleration", "PieceInfo", "Wish", "describe", "resolve", "switch"]
+__all__ = ["NAMES", "PIECES", "Acceleration", "PieceInfo", "PieceSetting", "describe", "resolve", "switch"]

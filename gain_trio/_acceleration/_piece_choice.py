@@ -36,7 +36,7 @@ class PieceInfo:
 
 
 @attrs.frozen
-class Wish:
+class PieceSetting:
     """Which pieces are wanted, and who says so."""
 
     names: tuple[str, ...]
@@ -52,7 +52,7 @@ def _check(names: Iterable[str], origin: str) -> tuple[str, ...]:
     return tuple(name for name in NAMES if name in wanted)
 
 
-def resolve(accelerate: Acceleration = None) -> Wish:
+def resolve(accelerate: Acceleration = None) -> PieceSetting:
     """Ask the environment for what the program leaves open.
 
     Raises:
@@ -61,32 +61,32 @@ def resolve(accelerate: Acceleration = None) -> Wish:
     if accelerate is None:
         said = os.environ.get(VARIABLE)
         if not said:  # set to nothing is not set
-            return Wish(NAMES if BY_DEFAULT else (), "the default")
+            return PieceSetting(NAMES if BY_DEFAULT else (), "the default")
         origin = f"{VARIABLE}={said}"
         if said in ("0", "1"):
-            return Wish(NAMES if said == "1" else (), origin)
-        return Wish(_check((name.strip() for name in said.split(",")), origin), origin)
+            return PieceSetting(NAMES if said == "1" else (), origin)
+        return PieceSetting(_check((name.strip() for name in said.split(",")), origin), origin)
     origin = f"accelerate={accelerate!r}"
     if isinstance(accelerate, bool):
-        return Wish(NAMES if accelerate else (), origin)
+        return PieceSetting(NAMES if accelerate else (), origin)
     if isinstance(accelerate, str):
         accelerate = (accelerate,)
-    return Wish(_check(accelerate, origin), origin)
+    return PieceSetting(_check(accelerate, origin), origin)
 
 
-def describe(wish: Wish | None) -> tuple[PieceInfo, ...]:
-    """Piece by piece, what a run with that wish has; with None, what is in this process now."""
-    return tuple(_describe(name, wish) for name in NAMES)
+def describe(setting: PieceSetting | None) -> tuple[PieceInfo, ...]:
+    """Piece by piece, what a run with that setting has; with None, what is in this process now."""
+    return tuple(_describe(name, setting) for name in NAMES)
 
 
-def _describe(name: str, wish: Wish | None) -> PieceInfo:
-    if wish is None:
+def _describe(name: str, setting: PieceSetting | None) -> PieceInfo:
+    if setting is None:
         if switch.is_in(name):
             return PieceInfo(name, active=True, reason="a run or an install() of this process uses it")
         return PieceInfo(name, active=False, reason="no run and no install() of this process uses it")
-    if name not in wish.names:
-        return PieceInfo(name, active=False, reason=f"it is not asked for by {wish.origin}")
+    if name not in setting.names:
+        return PieceInfo(name, active=False, reason=f"it is not asked for by {setting.origin}")
     refusal = switch.refusal(name)
     if refusal is not None:
         return PieceInfo(name, active=False, reason=refusal)
-    return PieceInfo(name, active=True, reason=f"it is asked for by {wish.origin}, and was tested with this Trio")
+    return PieceInfo(name, active=True, reason=f"it is asked for by {setting.origin}, and was tested with this Trio")

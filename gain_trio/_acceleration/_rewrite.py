@@ -112,7 +112,7 @@ def _future_flags(code: types.CodeType) -> int:
 
 
 @attrs.frozen
-class _Module:
+class _ParsedModule:
     """What is needed of a module's source."""
 
     imported: tuple[str, ...]
@@ -122,7 +122,7 @@ class _Module:
 
 
 @functools.cache
-def _module(file: str) -> _Module:
+def _module(file: str) -> _ParsedModule:
     """Parse it; kept until :func:`forget_sources`."""
     try:
         tree = ast.parse("".join(linecache.getlines(file)))
@@ -144,7 +144,7 @@ def _module(file: str) -> _Module:
         todo += [
             (child, inside) for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt | ast.excepthandler)
         ]
-    return _Module(tuple(sorted(imported - {"*"})), functions)
+    return _ParsedModule(tuple(sorted(imported - {"*"})), functions)
 
 
 def forget_sources() -> None:

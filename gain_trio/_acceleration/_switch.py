@@ -37,7 +37,7 @@ logger = logging.getLogger("gain_trio")
 
 
 @attrs.define
-class _Swap:
+class _CodeSwap:
     """A function, and the codes that pieces have for it."""
 
     function: Any
@@ -84,7 +84,7 @@ class Switch:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._uses: Counter[str] = Counter()
-        self._swaps: list[_Swap] | None = None
+        self._swaps: list[_CodeSwap] | None = None
         self._refused: dict[str, str] = {}
 
     def know(self, manager: type[Any]) -> None:
@@ -92,11 +92,11 @@ class Switch:
         if trio_core is not None:
             trio_core.set_manager(manager)
 
-    def _load(self) -> list[_Swap]:
+    def _load(self) -> list[_CodeSwap]:
         """Look once at what this process's Trio allows.  Says in the log what it does not."""
         if self._swaps is not None:
             return self._swaps
-        swaps: dict[Any, _Swap] = {}
+        swaps: dict[Any, _CodeSwap] = {}
         if trio_core is None:
             self._refused = dict.fromkeys(NAMES, trio_core_error or "the compiled module is missing")
         else:
@@ -111,7 +111,7 @@ class Switch:
             logger.warning("Trio's own code runs for %s: %s", ", ".join(self._refused), reasons)
         return self._swaps
 
-    def _load_piece(self, piece: Piece, swaps: dict[Any, _Swap]) -> None:
+    def _load_piece(self, piece: Piece, swaps: dict[Any, _CodeSwap]) -> None:
         lacking = [name for name in piece.needs if name in self._refused]
         reason = f"it is nothing without {lacking[0]}" if lacking else _refusal(piece)
         codes: list[tuple[Part, types.CodeType]] = []
@@ -126,7 +126,7 @@ class Switch:
         for part, code in codes:
             function = part.function
             original = function.__code__
-            swap = swaps.setdefault(function, _Swap(function, {}, original, original))
+            swap = swaps.setdefault(function, _CodeSwap(function, {}, original, original))
             swap.codes[piece.name] = code
 
     def put_in(self, wanted: Iterable[str]) -> tuple[str, ...]:
@@ -159,7 +159,7 @@ class Switch:
 
 
 def _configure() -> dict[str, str]:
-    """Tell the C module of this process's Trio; by piece, why it cannot be had then."""
+    """Configure the C module for this process's Trio.  Returns the pieces that it cannot replace, with the reasons."""
     try:
         trio_core.configure(_core_seam.CoreSeam())
     except (AttributeError, TypeError, ValueError, AssertionError) as error:

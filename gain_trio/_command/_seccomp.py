@@ -50,7 +50,7 @@ class ProfileError(ValueError):
 
 @final
 @attrs.frozen
-class Outcome:
+class ProfileChange:
     """A profile that allows io_uring, and a report of the change."""
 
     profile: Profile
@@ -181,7 +181,7 @@ def _new_rules(rules: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"names": list(SYSCALLS), "action": "SCMP_ACT_ALLOW", "args": []}]
 
 
-def allow_io_uring(profile: Profile) -> Outcome:
+def allow_io_uring(profile: Profile) -> ProfileChange:
     """Return the profile with the three system calls of io_uring allowed for all arguments.
 
     The function removes them from the rules that deny them, and removes a rule that is left without a name.  Everything
@@ -193,7 +193,7 @@ def allow_io_uring(profile: Profile) -> Outcome:
     default_allows = profile["defaultAction"] in _ALLOWING
     if not denials and (default_allows or _allowed_by(rules)):
         how = f"by its defaultAction, {profile['defaultAction']}" if default_allows else "by its rules"
-        return Outcome(profile, False, f"{what} are allowed already, {how}; nothing is changed")
+        return ProfileChange(profile, False, f"{what} are allowed already, {how}; nothing is changed")
 
     kept = []
     for rule in rules:
@@ -205,7 +205,7 @@ def allow_io_uring(profile: Profile) -> Outcome:
     if not default_allows and not _allowed_by(kept):
         kept += _new_rules(rules)
     taken = f", and taken out of {denials} rule(s) that denied them" if denials else ""
-    return Outcome({**profile, "syscalls": kept}, True, f"{what} are allowed now{taken}")
+    return ProfileChange({**profile, "syscalls": kept}, True, f"{what} are allowed now{taken}")
 
 
 # --- the plain form ---

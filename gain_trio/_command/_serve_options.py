@@ -108,7 +108,7 @@ def _add_tls(group: argparse._ArgumentGroup) -> None:
 
 def _add_logging(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--log-level", choices=LEVELS, default="warning", help="the least that is told on stderr (warning)"
+        "--log-level", choices=LEVELS, default="warning", help="the lowest level that is logged on stderr (warning)"
     )
     group.add_argument(
         "--log-format", choices=FORMATS, default="pretty", help="lines for people, or JSON objects (pretty)"
@@ -164,9 +164,7 @@ def _tls(certificate: str | None, key: str | None, *, in_workers: bool) -> Conte
         if key is not None:
             raise ValueError("--tls-key is the key of a certificate: give --tls-cert, too")
         return None
-    context = load_context(
-        certificate, key
-    )  # what is wrong with the files is told here, and not by every worker process
+    context = load_context(certificate, key)  # an error in the files is reported here, and not by every worker process
     return functools.partial(load_context, certificate, key) if in_workers else context
 
 

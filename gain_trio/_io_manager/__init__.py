@@ -2,9 +2,9 @@
 
 from gain_trio._acceleration import PieceInfo
 
-from ._backend_choice import Backend, BackendInfo, Wish, resolve
+from ._backend_choice import Backend, BackendInfo, BackendSetting, resolve
 from ._current import backend_info, current_manager, current_ring_statistics, ring_is_demanded, ring_settings
-from ._install import install, install_wish, uninstall
+from ._install import install, install_setting, uninstall
 from ._manager import UringIOManager, UringStatistics, resume_in_place_default
 from ._run import run, run_worker, start_guest_run
 from ._stream_errors import broken_by
@@ -12,16 +12,16 @@ from ._stream_errors import broken_by
 __all__ = [
     "Backend",
     "BackendInfo",
+    "BackendSetting",
     "PieceInfo",
     "UringIOManager",
     "UringStatistics",
-    "Wish",
     "backend_info",
     "broken_by",
     "current_manager",
     "current_ring_statistics",
     "install",
-    "install_wish",
+    "install_setting",
     "resolve",
     "resume_in_place_default",
     "ring_is_demanded",

@@ -1,9 +1,9 @@
-"""Which I/O manager a run gets: the ring's, or Trio's own, and saying so.
+"""The choice of a run's I/O manager: the ring's, or Trio's own.
 
 The program chooses with ``backend=``, and leaves it to the operator with ``"auto"``, the default: then the environment
-variable ``GAIN_TRIO_BACKEND`` is asked, and when it says nothing, the ring is tried.  A ring that was wanted and cannot be
-had is a warning with the reason and the cure, one that was demanded an error.  What comes of it is logged to the logger
-``gain_trio`` in one line, and :func:`gain_trio.backend_info` tells it afterwards.
+variable ``GAIN_TRIO_BACKEND`` decides, and when it is not set, the ring is tried.  A ring that was wanted and is not
+available is a warning with the reason and the cure; a ring that was demanded is an error.  The logger ``gain_trio`` logs the
+choice in one line, and :func:`gain_trio.backend_info` returns it afterwards.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def trio_info(reason: str, *, running: bool) -> BackendInfo:
 
 @final
 @attrs.frozen
-class Wish:
+class BackendSetting:
     """What a run is to be on, and who says so."""
 
     backend: Backend
@@ -85,7 +85,7 @@ class Wish:
     """For messages: ``backend='trio'`` or ``GAIN_TRIO_BACKEND=trio``."""
 
 
-def resolve(backend: str) -> Wish:
+def resolve(backend: str) -> BackendSetting:
     """Ask the environment for what the program leaves open.
 
     Raises:
@@ -100,16 +100,20 @@ def resolve(backend: str) -> Wish:
             if said not in get_args(Backend):
                 raise ValueError(f"{_VARIABLE} must be one of {', '.join(get_args(Backend))}, not {said!r}")
             backend, origin = said, f"{_VARIABLE}={said}"
-    return Wish(cast("Backend", backend), origin)
+    return BackendSetting(cast("Backend", backend), origin)
 
 
 def open_manager(
-    wish: Wish, ring: RingOptions | None, resume_in_place: bool | None, *, refusal_level: int = logging.WARNING
+    setting: BackendSetting,
+    ring: RingOptions | None,
+    resume_in_place: bool | None,
+    *,
+    refusal_level: int = logging.WARNING,
 ) -> UringIOManager | BackendInfo:
     """An I/O manager on the ring, or why there will be Trio's own.  Says so in the log.
 
     Args:
-      wish: what is asked for.
+      setting: what is asked for.
       ring, resume_in_place: how.
       refusal_level: of the line that says that a ring was wanted and cannot be had.
 
@@ -119,19 +123,19 @@ def open_manager(
     """
     _check_options(ring)
     level = logging.INFO
-    if wish.backend == "trio":
-        info = trio_info(f"it is asked for by {wish.origin}", running=True)
+    if setting.backend == "trio":
+        info = trio_info(f"it is asked for by {setting.origin}", running=True)
     else:
         try:
             manager = UringIOManager(ring, resume_in_place=resume_in_place)
         except RingUnavailable as error:
-            if wish.backend == "io_uring":
-                raise RingUnavailable(f"{error} (the ring is demanded by {wish.origin})", error.errno) from None
+            if setting.backend == "io_uring":
+                raise RingUnavailable(f"{error} (the ring is demanded by {setting.origin})", error.errno) from None
             info = trio_info(str(error), running=True)
             if ring_is_possible:  # elsewhere there is nothing to be done about it, and so nothing to warn of
                 level = refusal_level
         else:
-            manager.is_demanded = wish.backend == "io_uring"
+            manager.is_demanded = setting.backend == "io_uring"
             _log_ring(manager)
             return manager
     logger.log(level, NOT_ON_THE_RING, info.reason)

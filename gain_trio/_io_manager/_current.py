@@ -87,8 +87,8 @@ def backend_info() -> BackendInfo:
         ``GAIN_TRIO_ACCELERATE`` has a name that no piece has.
     """
     running = _seam.current_io_manager() is not None
-    wish = None if running else resolve_acceleration()
-    return attrs.evolve(_backend_info(), acceleration=describe_acceleration(wish))
+    setting = None if running else resolve_acceleration()
+    return attrs.evolve(_backend_info(), acceleration=describe_acceleration(setting))
 
 
 def _backend_info() -> BackendInfo:
@@ -97,9 +97,9 @@ def _backend_info() -> BackendInfo:
         return ring_info(manager.ring, running=True)
     if manager is not None:
         return reason_of_run.get() or _install.refusal() or trio_info(_PLAIN, running=True)
-    wish = resolve("auto")
-    if wish.backend == "trio":
-        return trio_info(f"it is asked for by {wish.origin}", running=False)
+    setting = resolve("auto")
+    if setting.backend == "trio":
+        return trio_info(f"it is asked for by {setting.origin}", running=False)
     try:
         ring = Ring()
     except RingUnavailable as error:

@@ -6,14 +6,13 @@ from typing import Any
 
 import attrs
 
-from gain_trio._acceleration import Acceleration, switch
-from gain_trio._acceleration import Wish as AccelerationWish
+from gain_trio._acceleration import Acceleration, PieceSetting, switch
 from gain_trio._acceleration import describe as describe_acceleration
 from gain_trio._acceleration import resolve as resolve_acceleration
 from gain_trio._ring import RingOptions
 
 from . import _seam
-from ._backend_choice import Backend, BackendInfo, Wish, open_manager, resolve, ring_info
+from ._backend_choice import Backend, BackendInfo, BackendSetting, open_manager, resolve, ring_info
 from ._manager import UringIOManager
 
 _replaced: list[type[Any]] = []
@@ -47,18 +46,18 @@ def install(
       RingUnavailable: with ``backend="io_uring"``, io_uring is not available; nothing is changed then.
       ValueError, TypeError: as for :func:`run`.
     """
-    return install_wish(resolve(backend), ring, resume_in_place, accelerate)
+    return install_setting(resolve(backend), ring, resume_in_place, accelerate)
 
 
-def install_wish(
-    wish: Wish,
+def install_setting(
+    setting: BackendSetting,
     ring: RingOptions | None = None,
     resume_in_place: bool | None = None,
     accelerate: Acceleration = None,
 ) -> BackendInfo:
     """:func:`install` for a caller that has resolved the backend by itself, as the pytest plugin does from its option."""
     pieces = resolve_acceleration(accelerate)
-    opened = open_manager(wish, ring, resume_in_place)
+    opened = open_manager(setting, ring, resume_in_place)
     _accelerate(pieces)
     if isinstance(opened, BackendInfo):
         _uninstall_manager()
@@ -69,16 +68,16 @@ def install_wish(
     _refusals.clear()
     UringIOManager.default_options = ring
     UringIOManager.default_resume_in_place = resume_in_place
-    UringIOManager.is_demanded = wish.backend == "io_uring"
+    UringIOManager.is_demanded = setting.backend == "io_uring"
     if not _replaced:
         _replaced.append(_seam.default_io_manager())
         _seam.set_default_io_manager(UringIOManager)
     return info
 
 
-def _accelerate(wish: AccelerationWish) -> None:
+def _accelerate(setting: PieceSetting) -> None:
     """These pieces, in the place of those of an install before."""
-    before, _pieces[:] = _pieces[:], [switch.put_in(wish.names)]
+    before, _pieces[:] = _pieces[:], [switch.put_in(setting.names)]
     for pieces in before:
         switch.take_out(pieces)
 

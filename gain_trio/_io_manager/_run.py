@@ -23,7 +23,7 @@ T = TypeVar("T")
 switch.know(UringIOManager)
 
 
-class _Place(trio.abc.Instrument):
+class _ManagerInstaller(trio.abc.Instrument):
     """Puts the run's I/O manager in its place before the first tick, and is gone then.
 
     The ring is opened before the run, not by the instrument: Trio logs an instrument's exception and goes on, and the run
@@ -91,8 +91,8 @@ def run(
         for none, or their names (``sockets``, ``streams``, ``step``, ``checkpoints``, ``scopes``, ``spawning``, ``tick``).
         None, the default, leaves it to the environment variable ``GAIN_TRIO_ACCELERATE``: 0, 1, or names with commas
         between them; when it is not set, all are.  A piece that was not tested with this release of Trio stays Trio's own,
-        which is logged once, and which :func:`backend_info` tells.  Trio's functions are the process's: plain runs in other
-        threads use the same pieces meanwhile.
+        which is logged once, and which :func:`backend_info` reports.  Trio's functions are the process's: plain runs in
+        other threads use the same pieces meanwhile.
 
     Returns:
       What ``async_fn`` returns.
@@ -104,21 +104,21 @@ def run(
       TypeError: ``ring`` is no :class:`RingOptions`.
       BaseException: what ``async_fn`` raises, and what :func:`trio.run` raises.
     """
-    wish = resolve_acceleration(accelerate)
-    place = _Place(backend, ring, resume_in_place)
-    pieces = switch.put_in(wish.names)
+    setting = resolve_acceleration(accelerate)
+    installer = _ManagerInstaller(backend, ring, resume_in_place)
+    pieces = switch.put_in(setting.names)
     try:
         return trio.run(
             async_fn,
             *args,
             clock=clock,
-            instruments=[place, *instruments],
+            instruments=[installer, *instruments],
             restrict_keyboard_interrupt_to_checkpoints=restrict_keyboard_interrupt_to_checkpoints,
             strict_exception_groups=strict_exception_groups,
         )
     finally:
         switch.take_out(pieces)
-        place.abandon()
+        installer.abandon()
 
 
 def run_worker(
@@ -130,14 +130,14 @@ def run_worker(
     accelerate: tuple[str, ...],
 ) -> T:
     """:func:`run` in a worker process.  That it has no ring is for its server to say, which counts those that have none."""
-    wish = resolve_acceleration(accelerate)
-    place = _Place(backend, ring, resume_in_place, logging.INFO)
-    pieces = switch.put_in(wish.names)
+    setting = resolve_acceleration(accelerate)
+    installer = _ManagerInstaller(backend, ring, resume_in_place, logging.INFO)
+    pieces = switch.put_in(setting.names)
     try:
-        return trio.run(async_fn, *args, instruments=[place])
+        return trio.run(async_fn, *args, instruments=[installer])
     finally:
         switch.take_out(pieces)
-        place.abandon()
+        installer.abandon()
 
 
 def start_guest_run(
@@ -166,9 +166,9 @@ def start_guest_run(
     Raises:
       RingUnavailable, ValueError, TypeError: as for :func:`run`.
     """
-    wish = resolve_acceleration(accelerate)
-    place = _Place(backend, ring, resume_in_place)
-    pieces = switch.put_in(wish.names)
+    setting = resolve_acceleration(accelerate)
+    installer = _ManagerInstaller(backend, ring, resume_in_place)
+    pieces = switch.put_in(setting.names)
 
     def done(result: outcome.Outcome[Any]) -> None:
         switch.take_out(pieces)
@@ -183,11 +183,11 @@ def start_guest_run(
             run_sync_soon_not_threadsafe=run_sync_soon_not_threadsafe,
             host_uses_signal_set_wakeup_fd=host_uses_signal_set_wakeup_fd,
             clock=clock,
-            instruments=[place, *instruments],
+            instruments=[installer, *instruments],
             restrict_keyboard_interrupt_to_checkpoints=restrict_keyboard_interrupt_to_checkpoints,
             strict_exception_groups=strict_exception_groups,
         )
     except BaseException:
         switch.take_out(pieces)
-        place.abandon()
+        installer.abandon()
         raise

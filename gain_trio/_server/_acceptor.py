@@ -11,9 +11,9 @@ import trio
 
 from gain_trio._transports import RESOURCE_ERRNOS, Connection, Listener, Turn, shown
 
+from ._connection_limit import ConnectionLimit
 from ._dispatcher import Dispatcher
-from ._limits import Places
-from ._log_intervals import seldom, since_last
+from ._log_throttle import log_throttle, since_last
 from ._time_limits import RESOURCE_PAUSE
 
 logger = logging.getLogger("gain_trio")
@@ -23,15 +23,15 @@ logger = logging.getLogger("gain_trio")
 class Acceptor:
     """Serves one listener.
 
-    With ``places`` the listener is one that takes nothing ahead (``exact_listener``).
+    With ``limit`` the listener is one that takes nothing ahead (``exact_listener``).
     """
 
     def __init__(
-        self, listener: Listener, dispatcher: Dispatcher, places: Places | None, ended: Callable[[], object]
+        self, listener: Listener, dispatcher: Dispatcher, limit: ConnectionLimit | None, ended: Callable[[], object]
     ) -> None:
         self._listener = listener
         self._dispatcher = dispatcher
-        self._places = places
+        self._limit = limit
         self._ended = ended  # called when it is over
         self._stopped = False
         self.is_over = False
@@ -42,8 +42,8 @@ class Acceptor:
         if not self._stopped:
             self._stopped = True
             self._listener._stop()
-            if self._places is not None:
-                self._places.wake()
+            if self._limit is not None:
+                self._limit.wake()
 
     async def run(self) -> None:
         """Accept and hand off, until cancelled or stopped.
@@ -63,33 +63,33 @@ class Acceptor:
                     ):  # a backlog of thousands is no reason to keep those waiting that are served already
                         await trio.lowlevel.checkpoint()
                     connection = self._next()
-            except _Trouble as trouble:
+            except _AcceptError as trouble:
                 await self._recover(trouble.cause)
 
     async def _wait(self) -> Connection | None:
         """A connection, or None where it is worth while to try again."""
         try:
-            if self._places is None:
+            if self._limit is None:
                 return await self._listener.accept()
-            await self._places.wait()
+            await self._limit.wait()
             await self._listener._wait_acceptable()
         except (trio.ClosedResourceError, OSError) as error:
-            raise _Trouble(error) from error
+            raise _AcceptError(error) from error
         return self._next()
 
     def _next(self) -> Connection | None:
         """A connection that is here already, if there is a place for it.  None: there is not."""
-        places = self._places
-        if places is not None and not places.take():
+        limit = self._limit
+        if limit is not None and not limit.take():
             return None
         connection = None
         try:
             connection = self._listener._accept_ready()
         except (trio.ClosedResourceError, OSError) as error:
-            raise _Trouble(error) from error
+            raise _AcceptError(error) from error
         finally:
-            if places is not None and connection is None:
-                places.give_back()
+            if limit is not None and connection is None:
+                limit.give_back()
         return connection
 
     async def _recover(self, error: Exception) -> None:
@@ -97,7 +97,7 @@ class Acceptor:
             self.is_over = True
             self._ended()
         elif isinstance(error, OSError) and error.errno in RESOURCE_ERRNOS:
-            count = seldom("accept").count()
+            count = log_throttle("accept").count()
             if count is not None:
                 logger.error(
                     "cannot accept connections on %s: %s (%s); trying again in %s seconds%s",
@@ -113,7 +113,7 @@ class Acceptor:
 
 
 @final
-class _Trouble(Exception):
+class _AcceptError(Exception):
     """What accepting raised."""
 
     def __init__(self, cause: Exception) -> None:

@@ -14,8 +14,8 @@ import trio
 
 from gain_trio._transports import DEFAULT_CLOSE_TIMEOUT, Connection, HandshakeError, ProxyProtocolError
 
+from ._connection_limit import ConnectionLimit
 from ._failures import judged, parted
-from ._limits import Places
 from ._log import ConnectionLog, peer_text
 from ._statistics import CloseCause
 
@@ -26,7 +26,7 @@ Prepare: TypeAlias = Callable[[Connection], Awaitable[Connection]]
 
 
 class AttendingHandler(abc.ABC):
-    """A handler that is told when its server drains, beside its connections, which may be waiting for something else."""
+    """A handler with a task of its own for the drain of its server: its connections may be waiting for something else."""
 
     @abc.abstractmethod
     async def __call__(self, connection: Connection) -> None:
@@ -43,7 +43,7 @@ _WORDS: Final[dict[type[BaseException], str]] = {trio.BrokenResourceError: "brok
 
 @final
 @attrs.define
-class Terms:
+class ConsumerSettings:
     """What holds for all connections of a server in this process, whichever consumer has them."""
 
     handler: Handler
@@ -52,7 +52,7 @@ class Terms:
     close_timeout: float = DEFAULT_CLOSE_TIMEOUT
     prepare: Sequence[Prepare] = ()
     """Steps before the handler."""
-    places: Places | None = None
+    limit: ConnectionLimit | None = None
     """Where each connection's place is given back."""
     draining: trio.Event = attrs.field(factory=trio.Event)
     ended: Callable[[], object] = lambda: None
@@ -80,10 +80,10 @@ class Consumer:
     refuses gets a line and is counted, and never propagates: it is the peer's doing, or the operator's.
     """
 
-    def __init__(self, index: int, terms: Terms) -> None:
+    def __init__(self, index: int, settings: ConsumerSettings) -> None:
         self.index = index
         """Its place among the consumers."""
-        self._terms = terms
+        self._settings = settings
         self._preparing = 0  # connections in a step before their handler
         self._nursery: trio.Nursery | None = None  # None when it takes no new tasks: before run(), and when that ends
         self._open: dict[Connection, Connection] = {}  # as it was accepted, below TLS: as its handler has it
@@ -138,19 +138,19 @@ class Consumer:
         When it raises, the connection is the caller's still.  A connection that comes when the server is being cancelled
         is reset, and counts as cancelled.
         """
-        number = next(self._terms.numbers)
+        number = next(self._settings.numbers)
         if self._nursery is not None:
-            self._nursery.start_soon(self._serve, connection, number, name=self._terms.name)
+            self._nursery.start_soon(self._serve, connection, number, name=self._settings.name)
         self.connections += 1
         self._open[connection] = connection
-        if self._terms.changed is not None:
-            self._terms.changed(False)
+        if self._settings.changed is not None:
+            self._settings.changed(False)
         if self._nursery is None:
             connection.abort()
             self._ended(connection, ConnectionLog(number, self.index), "cancelled")
 
     async def _serve(self, accepted: Connection, number: int) -> None:
-        terms = self._terms
+        settings = self._settings
         log = ConnectionLog(number, self.index)
         cause: CloseCause = "cancelled"
         connection = accepted
@@ -161,9 +161,9 @@ class Consumer:
                 cause = prepared
                 return
             connection = self._open[accepted] = prepared
-            if terms.draining.is_set():
+            if settings.draining.is_set():
                 connection._begin_drain()
-            await terms.handler(connection)
+            await settings.handler(connection)
             if not connection._close_soon():
                 await connection.aclose()
             cause = "finished"
@@ -171,7 +171,7 @@ class Consumer:
             failure, rest = parted(error)
             if failure is not None:
                 cause = self._failed(connection, log, failure)
-            if terms.strict or failure is None:
+            if settings.strict or failure is None:
                 raise
             if rest is not None:
                 raise rest from None
@@ -190,27 +190,27 @@ class Consumer:
         self._bytes_received += accepted.bytes_received
         self._bytes_sent += accepted.bytes_sent
         log.closed(accepted, cause)
-        terms = self._terms
-        if terms.changed is not None:
-            terms.changed(True)
-        if terms.places is not None:
-            terms.places.give_back()
-        if terms.draining.is_set():
-            terms.ended()
+        settings = self._settings
+        if settings.changed is not None:
+            settings.changed(True)
+        if settings.limit is not None:
+            settings.limit.give_back()
+        if settings.draining.is_set():
+            settings.ended()
 
     async def _prepared(self, connection: Connection, log: ConnectionLog) -> Connection | CloseCause:
         """The connection as its handler gets it, or why it gets none: that is the peer's doing, or the operator's."""
-        terms = self._terms
-        connection._drains_with(terms.draining)
-        if terms.idle_timeout != math.inf:
-            connection.idle_timeout = terms.idle_timeout
-        if terms.close_timeout != DEFAULT_CLOSE_TIMEOUT:
-            connection.close_timeout = terms.close_timeout
+        settings = self._settings
+        connection._drains_with(settings.draining)
+        if settings.idle_timeout != math.inf:
+            connection.idle_timeout = settings.idle_timeout
+        if settings.close_timeout != DEFAULT_CLOSE_TIMEOUT:
+            connection.close_timeout = settings.close_timeout
         try:
             prepared: Connection = connection
             self._preparing += 1
             try:
-                for prepare in terms.prepare:
+                for prepare in settings.prepare:
                     prepared = await prepare(prepared)
             finally:
                 self._preparing -= 1
@@ -228,7 +228,7 @@ class Consumer:
         return prepared
 
     def _failed(self, connection: Connection, log: ConnectionLog, error: BaseException) -> CloseCause:
-        name, verdict = self._terms.name, judged(error)
+        name, verdict = self._settings.name, judged(error)
         if verdict.cause == "error":
             text = "handler %s failed with %s; its connection %s is closed"
             kind = type(verdict.error).__qualname__

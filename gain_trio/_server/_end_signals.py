@@ -45,7 +45,7 @@ def watched_signals(*numbers: int) -> Iterator[AsyncIterator[int]]:
       RuntimeError: this is not the main thread.
     """
     with trio.open_signal_receiver(*numbers) as signals:
-        watch = _Watch(trio.lowlevel.current_trio_token())
+        watch = _SignalWatch(trio.lowlevel.current_trio_token())
         for number in END_SIGNALS:
             signal.signal(number, watch.counting(signal.getsignal(number)))
         try:
@@ -55,8 +55,8 @@ def watched_signals(*numbers: int) -> Iterator[AsyncIterator[int]]:
 
 
 @final
-class _Watch:
-    """Whether the run answers, once it was told to end twice."""
+class _SignalWatch:
+    """Watches whether the run still answers after two signals to end."""
 
     def __init__(self, token: trio.lowlevel.TrioToken) -> None:
         self.is_over = False

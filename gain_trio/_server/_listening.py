@@ -34,9 +34,9 @@ from gain_trio._transports import (
 
 from ._acceptor import Acceptor
 from ._balancer import RoundRobin, balancer_of
-from ._consumer import AttendingHandler, Consumer, Handler, Prepare, Terms
+from ._connection_limit import ConnectionLimit
+from ._consumer import AttendingHandler, Consumer, ConsumerSettings, Handler, Prepare
 from ._dispatcher import Dispatcher
-from ._limits import Places
 from ._proxy import ProxyStep
 from ._server import Server
 from ._server_config import ServerConfig
@@ -58,23 +58,23 @@ async def serve_listeners(
         stack.callback(close_sockets, groups)
         marks = config.marks or Marks()
         prepare = _steps(config, marks)
-        places = None if config.max_connections is None else Places(config.max_connections)
+        limit = None if config.max_connections is None else ConnectionLimit(config.max_connections)
         make = implementation("gain_trio.serve()", pass_fds=config.pass_fds)
-        by_group = [make_listeners(make, group, marks, exact=places is not None) for group in groups]
+        by_group = [make_listeners(make, group, marks, exact=limit is not None) for group in groups]
         listeners = [listener for group in by_group for listener in group]
         stack.callback(close_all, listeners)
         idle_timeout = config.idle_timeout
         if idle_timeout == math.inf:  # then a handler of this package's own may have a limit
             idle_timeout = getattr(handler, "default_idle_timeout", math.inf)
-        terms = Terms(
+        settings = ConsumerSettings(
             handler,
             strict=config.strict,
             idle_timeout=idle_timeout,
             close_timeout=config.close_timeout,
             prepare=prepare,
-            places=places,
+            limit=limit,
         )
-        await _run(by_group, config, terms, task_status)
+        await _run(by_group, config, settings, task_status)
 
 
 def _steps(config: ServerConfig, marks: Marks) -> list[Prepare]:
@@ -93,20 +93,22 @@ def _steps(config: ServerConfig, marks: Marks) -> list[Prepare]:
 async def _run(
     by_group: Sequence[Sequence[Listener]],
     config: ServerConfig,
-    terms: Terms,
+    settings: ConsumerSettings,
     task_status: trio.TaskStatus[Server],
 ) -> None:
-    consumers = [Consumer(index, terms) for index in range(config.workers)]
+    consumers = [Consumer(index, settings) for index in range(config.workers)]
     listeners = [listener for group in by_group for listener in group]
     server: Server | None = None
     try:
         async with trio.open_nursery() as nursery:
-            server = Server(listeners, consumers, terms.draining, nursery.cancel_scope, current_ring_statistics())
-            terms.ended = server._end_if_drained
+            server = Server(listeners, consumers, settings.draining, nursery.cancel_scope, current_ring_statistics())
+            settings.ended = server._end_if_drained
             for consumer in consumers:
                 await nursery.start(consumer.run, name=f"gain_trio consumer {consumer.index}")
-            if isinstance(terms.handler, AttendingHandler):
-                nursery.start_soon(terms.handler.attend, terms.draining, name=f"gain_trio attendant of {terms.name}")
+            if isinstance(settings.handler, AttendingHandler):
+                nursery.start_soon(
+                    settings.handler.attend, settings.draining, name=f"gain_trio attendant of {settings.name}"
+                )
             if config.architecture == "socket_sharding":
                 dispatchers = [Dispatcher([consumer], RoundRobin()) for consumer in consumers]
             else:
@@ -114,7 +116,7 @@ async def _run(
             server._dispatcher = dispatchers[0]
             for group, dispatcher in zip(by_group, dispatchers, strict=True):
                 for listener in group:
-                    acceptor = Acceptor(listener, dispatcher, terms.places, server._end_if_drained)
+                    acceptor = Acceptor(listener, dispatcher, settings.limit, server._end_if_drained)
                     server._acceptors.append(acceptor)
                     nursery.start_soon(acceptor.run, name=_acceptor_name(listener, dispatcher))
             task_status.started(server)

@@ -79,11 +79,11 @@ class MetricsEndpoint:
     async def run(self, server: Server) -> None:
         """Answer, until cancelled."""
         config = ServerConfig(max_connections=MOST_AT_ONCE)
-        await serve_listeners(_Handler(_registry(server)), self._groups, config)
+        await serve_listeners(_MetricsHandler(_registry(server)), self._groups, config)
 
 
 @final
-class _Handler:
+class _MetricsHandler:
     """Answers one request, and closes the connection."""
 
     __qualname__ = "gain_trio metrics"

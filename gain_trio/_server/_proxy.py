@@ -48,7 +48,7 @@ class ProxyStep:
         self._timeout = check_proxy_timeout(timeout)
 
     async def prepare(self, connection: Connection) -> Connection:
-        """Take the header out of what arrives, and have the connection tell the addresses that are in it.
+        """Receive the header, and set its addresses on the connection.
 
         Raises:
           ProxyProtocolError: the peer may not send one, or has not sent one, or not in time.

@@ -36,7 +36,7 @@ from ._consumer import Handler
 from ._listening import serve_listeners
 from ._server import Server
 from ._server_config import ServerConfig, merged
-from ._signals_and_metrics import run_in_company
+from ._signals_and_metrics import serve_with_signals_and_metrics
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -109,15 +109,15 @@ async def serve(
     connection is refused.
 
     About ``metrics``: the address of an HTTP endpoint for Prometheus, ``GET /metrics``; it takes the extra
-    ``gain-trio[metrics]``.  :attr:`Server.metrics_addresses` tells the port if it was 0.
+    ``gain-trio[metrics]``.  :attr:`Server.metrics_addresses` has the port if it was 0.
 
     Raises:
       ValueError, TypeError: an option makes no sense (:class:`ServerConfig`), or has no use for any of the addresses, or an
         address is none, or ``handler`` is no async function or takes other arguments; with ``processes``, something cannot
         be pickled.
       OSError, RuntimeError: see :func:`open_listeners`; RuntimeError also of ``signals`` outside of the main thread.
-      WorkerFailed: worker processes cannot begin to serve, or with ``strict`` a handler has failed in one; or the server
-        was told to end, and a process did not end in time and had to be killed.
+      WorkerFailed: worker processes cannot begin to serve, or with ``strict`` a handler has failed in one; or a process
+        did not end in time with its server and had to be killed.
       ImportError: ``metrics`` without prometheus_client.
       KeyboardInterrupt: with ``signals``, SIGTERM or SIGINT came before the server was up.
     """
@@ -135,7 +135,7 @@ async def serve(
             )
     else:
         from ._processes import serve_processes as core  # noqa: PLC0415 - who needs no multiprocessing is spared it
-    await run_in_company(functools.partial(core, handler, addresses, config), config, task_status)
+    await serve_with_signals_and_metrics(functools.partial(core, handler, addresses, config), config, task_status)
 
 
 async def _serve_here(

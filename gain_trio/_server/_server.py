@@ -67,11 +67,11 @@ class Server:
             acceptor.stop()
 
     async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 - the time that the connections have, not this call
-        """End gracefully: close the listeners, tell the connections, and wait for their handlers.
+        """End gracefully: close the listeners, set :attr:`Connection.draining`, and wait for the handlers.
 
-        First :meth:`stop_accepting`.  Then :attr:`Connection.draining` is set for all connections, and their handlers have
-        ``timeout`` seconds to return; 0 gives them none, ``math.inf`` all they want.  What is left then is cancelled.  When
-        all have ended, ``serve`` and this return.
+        First it does what :meth:`stop_accepting` does.  Then it sets :attr:`Connection.draining` for all connections, and
+        their handlers have ``timeout`` seconds to return; 0 gives them none, ``math.inf`` no limit.  It cancels the handlers
+        that still run then.  When all have ended, ``serve`` and this return.
 
         Called again, it can only shorten the time that is left.  When it is cancelled, the server goes on draining.  A
         handler that waits for it waits for itself, until the time is up.

@@ -1,4 +1,4 @@
-"""ServerConfig: everything a server can be told, checked when it is told.
+"""ServerConfig: all options of a server, checked when the program sets them.
 
 One class for all of it, because a server's options travel: from ``serve(..., workers=4)`` to its acceptors and consumers,
 from the command line, and to worker processes, which get them pickled.  An option is written here once: its type, default
@@ -156,7 +156,7 @@ def _senders(value: Iterable[str] | bool) -> tuple[str, ...] | bool:
 @final
 @attrs.frozen(kw_only=True)
 class ServerConfig:
-    """What a server is told: the options of :func:`serve`, checked, to be kept, compared, pickled and shared.
+    """The options of :func:`serve`, checked, to be kept, compared, pickled and shared.
 
     ``serve(handler, address, config=config, workers=2)`` takes its values but for those given beside it;
     ``attrs.evolve(config, workers=2)`` makes another config of it.

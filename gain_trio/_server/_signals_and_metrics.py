@@ -1,4 +1,4 @@
-"""What goes with a server while it runs: signals, and an endpoint for its statistics."""
+"""A server with what its options add to it: the signals that end it, and an endpoint for its statistics."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger("gain_trio")
 
 
-async def run_in_company(
+async def serve_with_signals_and_metrics(
     core: Callable[[trio.TaskStatus[Server]], Awaitable[None]],
     config: ServerConfig,
     task_status: trio.TaskStatus[Server],
 ) -> None:
-    """Run ``core``, which serves, and with it what the configuration asks for.
+    """Run ``core``, which serves, with the tasks for signals and metrics, if the configuration has them.
 
-    Raises what ``core`` raises, as it is, and:
+    Raises the exception of ``core`` unchanged, and:
 
     Raises:
       KeyboardInterrupt: SIGTERM or SIGINT came before the server was up.
       RuntimeError: ``signals`` outside of the main thread.
       ImportError: ``metrics`` without the package that it needs.
-      ValueError, OSError: its address is none, or cannot be had.
-      WorkerFailed: the server was told to end, and had to kill worker processes for that.
+      ValueError, OSError: its address is not valid, or not available.
+      WorkerFailed: the server had to kill worker processes at its end.
     """
     if not config.signals and config.metrics is None:
         await core(task_status)
@@ -50,37 +50,37 @@ async def run_in_company(
             endpoint = await MetricsEndpoint.open(config.metrics)
             stack.callback(endpoint.close)
         scope = trio.CancelScope()
-        async with trio.open_nursery() as company:
-            introduction = _Introduction(company, scope, config, endpoint, task_status)
+        async with trio.open_nursery() as nursery:
+            started = _StartedServer(nursery, scope, config, endpoint, task_status)
             if signals is not None:
-                company.start_soon(obey_signals, signals, introduction, company, name="gain_trio signals")
+                nursery.start_soon(obey_signals, signals, started, nursery, name="gain_trio signals")
             with scope:
                 try:
-                    await core(introduction)
+                    await core(started)
                 except Exception as error:  # noqa: BLE001 - raised below, outside the nursery, which would make a group of it
                     failure = error
-            company.cancel_scope.cancel()
-    if failure is None and introduction.server is not None:
-        failure = introduction.server._end_failure()
+            nursery.cancel_scope.cancel()
+    if failure is None and started.server is not None:
+        failure = started.server._end_failure()
     if failure is not None:
         raise failure
-    if introduction.server is None:
+    if started.server is None:
         raise KeyboardInterrupt("a signal came before the server was up")
 
 
 @final
-class _Introduction(trio.TaskStatus[Server]):
+class _StartedServer(trio.TaskStatus[Server]):
     """Gets the server when it has started, before its caller does, and passes signals on to it."""
 
     def __init__(
         self,
-        company: trio.Nursery,
+        nursery: trio.Nursery,
         scope: trio.CancelScope,
         config: ServerConfig,
         endpoint: MetricsEndpoint | None,
         task_status: trio.TaskStatus[Server],
     ) -> None:
-        self.company = company
+        self.nursery = nursery
         self.server: Server | None = None
         self._scope = scope
         self._graceful_timeout = config.graceful_timeout
@@ -93,7 +93,7 @@ class _Introduction(trio.TaskStatus[Server]):
         self.server = value
         if self._endpoint is not None:
             value.metrics_addresses = self._endpoint.addresses
-            self.company.start_soon(self._endpoint.run, value, name="gain_trio metrics")
+            self.nursery.start_soon(self._endpoint.run, value, name="gain_trio metrics")
         self._task_status.started(value)
 
     # --- Signalled ---
@@ -104,7 +104,7 @@ class _Introduction(trio.TaskStatus[Server]):
             return False
         logger.info("%s: the server drains; another one cancels it", shown(name))
         self._is_draining = True
-        self.company.start_soon(self.server.drain, self._graceful_timeout, name="gain_trio drain")
+        self.nursery.start_soon(self.server.drain, self._graceful_timeout, name="gain_trio drain")
         return True
 
     def cancel(self, name: str) -> None:

@@ -1,7 +1,7 @@
 """The time limits of servers, in seconds, each with its reason.
 
 Here are the limits that no option sets and the defaults of those that an option does.  The limits of one protocol are with
-that protocol (``_http``, ``_metrics``), and the lengths of internal ticks with their tasks (``_pulse``, ``_worker``).
+that protocol (``_http``, ``_metrics``), and the lengths of internal ticks with their tasks (``_heartbeat``, ``_worker``).
 
 *How a server ends.*  The first signal, or ``drain(timeout)``, gives connections their own time.  After that each layer gives
 the layer below it a bounded time, and each limit leaves room for the ones inside of it::
@@ -34,7 +34,7 @@ PROXY_TIMEOUT: Final = 3.0
 LAST_CALLBACK: Final = 5.0
 """For an ``async def on_write`` or ``on_close`` when the server is cancelled: a write to a database fits."""
 WORKER_GRACE: Final = 5.0
-"""For a worker process to end when it was told to, beyond the time of its connections, before the server kills it."""
+"""For a worker process to end, beyond the time of its connections, before the server kills it."""
 ORPHAN_GRACE: Final = 5.0
 """For a worker process to end when its server is gone: the same, from the worker's side."""
 UNWANTED_GRACE: Final = 1.0

@@ -59,7 +59,7 @@ class _NoLoopInCallbacks(_Policy):  # type: ignore[misc]  # Any, because it has 
         self.before.set_event_loop(loop)
 
     def new_event_loop(self) -> Any:
-        """A new loop of the policy: what libraries ask for when they are told that there is none.
+        """A new loop of the policy: libraries call this after an error that there is none.
 
         Raises:
           RuntimeError: a callback of a protocol asks, and not ``asyncio.run()``, which runs it.

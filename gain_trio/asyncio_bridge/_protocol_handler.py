@@ -11,7 +11,7 @@ import trio
 from gain_trio._server import AttendingHandler, why_not_called
 from gain_trio._transports import Connection, shown
 
-from ._ending import watch
+from ._idle_detection import watch
 
 if TYPE_CHECKING:
     import asyncio

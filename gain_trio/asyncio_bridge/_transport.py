@@ -17,7 +17,7 @@ delivered any more, also if they were called in the middle of a callback.  Only 
 *Flow control* is asyncio's: ``pause_writing()`` is called from within the write that brings more than the high mark to
 be unsent, ``resume_writing()`` when no more than the low mark is left.
 
-*What ended it.*  A reset is told as the :exc:`OSError` that asyncio would give, since that is what protocols look at;
+*What ended it.*  ``connection_lost`` gets a reset as the :exc:`OSError` of asyncio, since protocols look at that;
 the server gets the :exc:`trio.BrokenResourceError` that it counts.
 """
 
@@ -46,14 +46,14 @@ from gain_trio._transports import (
 )
 from gain_trio.callbacks import SlowReader
 
-from ._ending import Quiet
+from ._idle_detection import IdleDetector
 from ._views import SocketView, SslView
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 HIGH = 64 * 1024
-"""asyncio's default for the most bytes that may be unsent before the protocol is told to pause."""
+"""asyncio's default for the most bytes that may be unsent before ``pause_writing()``."""
 
 logger = logging.getLogger("gain_trio")
 
@@ -101,11 +101,11 @@ class ProtocolTransport(asyncio.Transport):
         self._ended = False  # the peer has ended its side, and all that came before has been delivered
         self._eof_written = False  # write_eof() was called
         self._eof_sent = False  # and has taken effect
-        self._error: Exception | None = None  # what connection_lost() will be told
+        self._error: Exception | None = None  # the argument of connection_lost()
         self._owes = False  # bytes were delivered, and nothing was written since
         self._has_heard = False  # bytes were delivered
         self._made_at = trio.current_time()
-        self._quiet: Quiet | None = None  # the server drains
+        self._quiet: IdleDetector | None = None  # the server drains
         self._ends_when_idle = False  # and the task has seen it
         self._turn = Turn()
         self._pieces = Pieces()
@@ -119,7 +119,7 @@ class ProtocolTransport(asyncio.Transport):
     # --- the task ---
 
     async def run(self) -> None:
-        """Call the protocol until the connection is lost, and tell it of that."""
+        """Call the protocol until the connection is lost, and then its ``connection_lost()``."""
         try:
             self._protocol.connection_made(self)
             await self._serve()
@@ -158,7 +158,7 @@ class ProtocolTransport(asyncio.Transport):
             connection._tell_written(True)
             await self._serve_until_idle(self._quiet)
 
-    async def _serve_until_idle(self, quiet: Quiet) -> None:
+    async def _serve_until_idle(self, quiet: IdleDetector) -> None:
         """The server drains."""
         connection = self._connection
         while not self._is_closing:
@@ -195,7 +195,7 @@ class ProtocolTransport(asyncio.Transport):
             self._lose(error)
             return
         if not self._is_closing:
-            self._quiet = Quiet(self._connection, self._made_at)
+            self._quiet = IdleDetector(self._connection, self._made_at)
             self._connection._end_inbound()  # until the task has seen that
             self._look_again()
 
@@ -341,7 +341,7 @@ class ProtocolTransport(asyncio.Transport):
         """``peername``, ``sockname``, ``socket``, and of TLS ``cipher``, ``peercert``, ``ssl_object``, ``sslcontext``,
         ...
 
-        Looked up when asked for; ``default`` also for what a connection that is lost cannot tell any more.
+        Looked up at the call; ``default`` also for what is not available any more on a lost connection.
         """
         connection: Connection = self._connection
         lookups: dict[str, Callable[[], Any]] = {
@@ -456,7 +456,7 @@ class ProtocolTransport(asyncio.Transport):
         return not self._is_tls
 
     def write_eof(self) -> None:
-        """Tell the peer, after what was written, that nothing more will come.  Receiving goes on.
+        """End the stream to the peer, after what was written.  Receiving goes on.
 
         Raises:
           NotImplementedError: with TLS.

@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from gain_trio import Connection, Listener, Marks, connect, open_listeners
-from gain_trio._transports._addresses._passed_descriptors import keeper
+from gain_trio._transports._addresses._passed_descriptors import descriptor_closer
 
 Pair: TypeAlias = tuple[Connection, Connection]
 
@@ -62,7 +62,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 async def until_passed_are_closed() -> None:
     """Let the run go on until threads have closed the unwanted descriptors that peers have passed."""
-    await until(lambda: keeper.is_idle)
+    await until(lambda: descriptor_closer.is_idle)
 
 
 async def until_queued(connection: Connection, count: int) -> None:

@@ -12,11 +12,11 @@
           └─ worker process   start, attend, see it gone <──> control channel                _control, _control_messages
                                                               └─ serve_listeners(): the server nursery of one process
 
-- ``_launch``: what a process needs, checked before one is started; ``_boot`` is its first step, ``_worker`` the rest, with
-  ``_watchdog`` for when the server is gone.
-- ``_worker_process`` is one process as the server sees it, ``_supervisor`` keeps one running in its place, ``_worker_pool``
-  has all of them.
-- ``_placement``: CPUs and priorities.  ``_logs``: a worker's log records are the server's.
+- ``_worker_launcher``: what a process needs, checked before one is started; ``_boot`` is its first step, ``_worker`` the
+  rest, with ``_watchdog`` for when the server is gone.
+- ``_worker_process`` is one process as the server sees it, ``_supervisor`` keeps one running, ``_worker_pool`` has all of
+  them.
+- ``_placement``: CPUs and priorities.  ``_log_forwarding``: a worker's log records are the server's.
 
 The server's process owns the listening sockets, whatever becomes of the workers, so nothing that waits in a backlog is lost
 with one of them.

@@ -9,8 +9,8 @@ import trio
 
 
 @final
-class Room:
-    """What an acceptor asks before it accepts, as it asks :class:`Places` in a server of one process.
+class AcceptGate:
+    """What an acceptor asks before it accepts, as it asks :class:`ConnectionLimit` in a server of one process.
 
     Nothing is reserved: no other task runs between the question and the hand-off, and the hand-off is what counts.
     """

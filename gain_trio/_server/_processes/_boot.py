@@ -58,7 +58,7 @@ def report_failure(control: socket.socket, error: BaseException) -> None:
         with control:
             control.sendall(FRAME.pack(len(content)) + content, getattr(socket, "MSG_NOSIGNAL", 0))
     except OSError as lost:
-        sys.stderr.write(f"{text}gain_trio: and the server cannot be told: {lost}\n")
+        sys.stderr.write(f"{text}gain_trio: the message to the server failed: {lost}\n")
 
 
 def _leave_to_the_parent(_number: int, _frame: object) -> None:
@@ -75,7 +75,7 @@ def boot(descriptor: int) -> None:
     preparation: dict[str, Any]
     preparation, pickled = pickle.loads(_receive_exactly(control, length))  # noqa: S301 - from the process that made this one
     try:
-        # multiprocessing's own mark: who starts processes while the program is being imported is told about __main__.
+        # multiprocessing's own mark: a program that starts processes while it is imported gets an error about __main__.
         process.current_process()._inheriting = True  # type: ignore[attr-defined]
         try:
             spawn.prepare(preparation)

@@ -19,7 +19,7 @@ from ._control_messages import LARGEST, Message, decode, encode
 
 
 @final
-class Control:
+class ControlChannel:
     """One end of the channel.  It owns the socket that it is made of."""
 
     def __init__(self, sock: socket.socket) -> None:

@@ -1,8 +1,8 @@
-"""What server and worker process tell each other.
+"""The messages between a server and a worker process.
 
-On the wire a message is its class's name and its fields, pickled, behind its length; so the first of them, that a worker
-cannot begin, can be sent by one that could not import this.  Who sits at the other end of the channel is the same program
-run by the same user, which could do anything to this process without pickle, too.
+On the wire a message is its class's name and its fields, pickled, behind its length; so a worker that could not import this
+module can still send the first of them, that it cannot begin.  The program at the other end of the channel is the same one,
+run by the same user, and could do anything to this process without pickle, too.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Ready:
 
 @final
 @attrs.frozen
-class Beat:
+class Heartbeat:
     """Its event loop goes round."""
 
 
@@ -73,7 +73,7 @@ class Leaving:
 
 @final
 @attrs.frozen
-class Taken:
+class HandOffReceived:
     """Descriptors have arrived: the first ``count`` of a hand-off.  For the others it has no room."""
 
     sequence: int
@@ -82,7 +82,7 @@ class Taken:
 
 @final
 @attrs.frozen
-class Ended:
+class ConnectionsEnded:
     """The number of connections that have ended so far, by consumer."""
 
     by_consumer: tuple[int, ...]
@@ -90,7 +90,7 @@ class Ended:
 
 @final
 @attrs.frozen
-class Report:
+class StatisticsReport:
     """Its statistics."""
 
     statistics: ServerStatistics
@@ -98,17 +98,40 @@ class Report:
 
 @final
 @attrs.frozen
-class Log:
+class LogRecords:
     """Log records, as :func:`logging.makeLogRecord` takes them, and how many more there were."""
 
     records: tuple[dict[str, Any], ...]
     dropped: int
 
 
-Message: TypeAlias = StopAccepting | Drain | Ready | Beat | Failed | Leaving | Taken | Ended | Report | Log
+Message: TypeAlias = (
+    StopAccepting
+    | Drain
+    | Ready
+    | Heartbeat
+    | Failed
+    | Leaving
+    | HandOffReceived
+    | ConnectionsEnded
+    | StatisticsReport
+    | LogRecords
+)
 
 _KINDS: Final[dict[str, type[Any]]] = {
-    kind.__name__: kind for kind in (StopAccepting, Drain, Ready, Beat, Failed, Leaving, Taken, Ended, Report, Log)
+    kind.__name__: kind
+    for kind in (
+        StopAccepting,
+        Drain,
+        Ready,
+        Heartbeat,
+        Failed,
+        Leaving,
+        HandOffReceived,
+        ConnectionsEnded,
+        StatisticsReport,
+        LogRecords,
+    )
 }
 
 

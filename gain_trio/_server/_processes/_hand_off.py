@@ -26,7 +26,7 @@ import trio
 from gain_trio._server._time_limits import HAND_OFF_PAUSE
 from gain_trio._transports import NO_SIGNAL, passed_descriptors
 
-from ._accepted import Accepted
+from ._accepted_socket import AcceptedSocket
 
 MOST_AT_ONCE: Final = 32
 """Connections in a datagram; the kernel takes 253 descriptors (SCM_MAX_FD)."""
@@ -61,7 +61,7 @@ def has_served(sock: socket.socket) -> bool:
     for _ in range(2):
         try:
             return bool(sock.recv(1))
-        except ConnectionResetError:  # told first, when the worker is gone and has left something unread
+        except ConnectionResetError:  # comes before the data, when the worker is gone and has left something unread
             continue
         except BlockingIOError:
             break
@@ -70,7 +70,7 @@ def has_served(sock: socket.socket) -> bool:
 
 @final
 @attrs.frozen
-class Arrival:
+class ReceivedHandOff:
     """What a worker has received."""
 
     sequence: int
@@ -80,7 +80,9 @@ class Arrival:
     """Fewer than there are consumers when this process could not have more.  Close-on-exec, and the caller's."""
 
 
-async def send(sock: socket.socket, sequence: int, consumers: Sequence[int], connections: Sequence[Accepted]) -> None:
+async def send(
+    sock: socket.socket, sequence: int, consumers: Sequence[int], connections: Sequence[AcceptedSocket]
+) -> None:
     """Send connections, at most :data:`MOST_AT_ONCE`; they stay the caller's, too.  Waits while the worker is behind.
 
     Raises:
@@ -101,7 +103,7 @@ async def send(sock: socket.socket, sequence: int, consumers: Sequence[int], con
             return
 
 
-def receive_ready(sock: socket.socket) -> Arrival | None:
+def receive_ready(sock: socket.socket) -> ReceivedHandOff | None:
     """What has arrived, or None."""
     try:
         content, ancillary, _flags, _address = sock.recvmsg(_LARGEST, _ANCILLARY, _CLOSE_ON_EXEC)
@@ -111,8 +113,8 @@ def receive_ready(sock: socket.socket) -> Arrival | None:
     if not _CLOSE_ON_EXEC:
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)
-    if len(content) < _SEQUENCE.size:  # of length 0 it is the end, should the system tell of one
+    if len(content) < _SEQUENCE.size:  # of length 0 it is the end, on a system that reports one
         return None
     (sequence,) = _SEQUENCE.unpack_from(content)
     consumers = struct.unpack_from(f"!{(len(content) - _SEQUENCE.size) // 2}H", content, _SEQUENCE.size)
-    return Arrival(sequence, consumers, tuple(descriptors))
+    return ReceivedHandOff(sequence, consumers, tuple(descriptors))

@@ -18,7 +18,7 @@ SO_INCOMING_CPU = getattr(socket, "SO_INCOMING_CPU", 49)
 
 
 def available_cpus() -> list[int]:
-    """Those that this process may run on, by number; as many as there are where the system does not tell which."""
+    """The CPUs that this process may run on, by number; all of the machine's on a system without CPU affinity."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))

@@ -10,7 +10,7 @@ from gain_trio._server._server import Server
 from gain_trio._server._statistics import ServerStatistics
 from gain_trio._transports import shown
 
-from ._worker_pool import Pool
+from ._worker_pool import WorkerPool
 
 logger = logging.getLogger("gain_trio")
 
@@ -21,7 +21,9 @@ class ProcessServer(Server):
 
     _is_of_processes = True
 
-    def __init__(self, pool: Pool, addresses: tuple[Any, ...]) -> None:  # no part of what a server in one process has
+    def __init__(
+        self, pool: WorkerPool, addresses: tuple[Any, ...]
+    ) -> None:  # no part of what a server in one process has
         self._pool = pool
         self.addresses = addresses
         self.draining = pool.draining
@@ -52,11 +54,13 @@ class ProcessServer(Server):
         return self._pool.statistics()
 
     def _process_counts(self) -> tuple[int, int]:
-        slots = self._pool.slots
-        return sum(slot.answers for slot in slots), sum(slot.restarts for slot in slots)
+        supervisors = self._pool.supervisors
+        return sum(supervisor.answers for supervisor in supervisors), sum(
+            supervisor.restarts for supervisor in supervisors
+        )
 
     def _late_processes(self) -> int:
-        return sum(slot.serves and not slot.answers for slot in self._pool.slots)
+        return sum(supervisor.serves and not supervisor.answers for supervisor in self._pool.supervisors)
 
     def _end_failure(self) -> Exception | None:
         return self._pool.end_failure()

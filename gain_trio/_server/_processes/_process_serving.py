@@ -13,11 +13,11 @@ from gain_trio._server._server import Server
 from gain_trio._server._server_config import ServerConfig
 from gain_trio._transports import close_sockets, open_sockets
 
-from ._launch import Launch
 from ._placement import available_cpus, check_placement, prefer_cpu
 from ._process_server import ProcessServer
 from ._worker import main as worker_main
-from ._worker_pool import Pool
+from ._worker_launcher import WorkerLauncher
+from ._worker_pool import WorkerPool
 
 logger = logging.getLogger("gain_trio")
 
@@ -45,7 +45,7 @@ async def serve_processes(
             f"max_connections={config.max_connections} cannot be divided among {count} processes with socket sharding: "
             "each needs one at least; use architecture='reactor', which counts in one place"
         )
-    launch = Launch(handler, _for_workers(config), worker_main)
+    launch = WorkerLauncher(handler, _for_workers(config), worker_main)
     shards = count * config.workers if is_sharded else None
     groups = await open_sockets(addresses, config.socket_options(), shards=shards, by_cpu=config.cbpf)
     try:
@@ -54,7 +54,7 @@ async def serve_processes(
             for index, cpu in enumerate(own_cpus):
                 for group in groups[index * config.workers : (index + 1) * config.workers]:
                     prefer_cpu(group, cpu)
-        pool = Pool(launch, config, groups, count, own_cpus)
+        pool = WorkerPool(launch, config, groups, count, own_cpus)
         listening = (sock.getsockname() for group in groups for sock in group)
         server = ProcessServer(pool, tuple(dict.fromkeys(listening)))
         await pool.run(lambda: task_status.started(server))

@@ -1,8 +1,8 @@
-"""The place of one worker process: who is in it, and who comes next.
+"""The supervisor of one worker process: it keeps one process running, and starts its successors.
 
 ::
 
-    supervisor of a slot                 a task in the server's nursery
+    supervisor                           a task in the server's nursery
     ├─ the process that serves           its control channel, the connections on their way to it, its exit status
     └─ the one before it                 while that drains: never more than one
 
@@ -10,8 +10,9 @@ A process that dies is replaced at once.  One that dies soon again is replaced a
 that a machine in trouble is not kept busy with starting processes.
 
 *A server that has never been up* ends with the reason when a process cannot begin to serve several times in a row; when
-the process says itself why it cannot, and none has served in this place yet, the first time is enough.  So it does when its
-first processes all die as soon as they serve; one that has lasted, or has had a connection, shows that it can be done.
+the process reports its reason itself, and no process of this supervisor has served yet, the first time is enough.  The
+server also ends when its first processes all die as soon as they serve; one process that has lasted, or has had a
+connection, shows that the server can run.
 
 *A server that has been up* tries for ever: code that cannot be imported any more, or memory that is short, is no reason to
 end the processes that serve, or to refuse what waits in the backlog when the cause is gone.
@@ -42,7 +43,7 @@ from gain_trio._server._time_limits import (
 from gain_trio._transports import shown, shown_lines
 
 from ._worker_failed import WorkerFailed, failure_of
-from ._worker_process import State, WorkerProcess
+from ._worker_process import WorkerProcess, WorkerState
 
 ATTEMPTS: Final = 4
 """Processes in a row that end before they serve, or the first ones if they end as soon as they do."""
@@ -61,7 +62,7 @@ def pause_before(deaths: int) -> float:
 
 
 @final
-class Slot:
+class WorkerSupervisor:
     """See the top of this module.
 
     Args:
@@ -72,14 +73,14 @@ class Slot:
       changed: called when another process serves, or none does.
       fail: called with what is to end the server.
       start_timeout: seconds that a process may take to begin.
-      is_up: whether all places have had a process that served.
-      has_lasted: whether a process of any place has lasted, see :attr:`has_lasted`.
+      is_up: whether all supervisors have had a process that served.
+      has_lasted: whether a process of any supervisor has lasted, see :attr:`has_lasted`.
     """
 
     def __init__(
         self,
         index: int,
-        make: Callable[[Slot], WorkerProcess],
+        make: Callable[[WorkerSupervisor], WorkerProcess],
         *,
         strict: bool,
         graceful_timeout: float,
@@ -93,7 +94,7 @@ class Slot:
         self.current: WorkerProcess | None = None
         """The one that serves."""
         self.restarts = 0
-        """Processes that took the place of one that had died."""
+        """Processes that were started to replace one that had died."""
         self.hung = 0
         """Processes that were killed because they did not answer."""
         self.failed_starts = 0
@@ -123,7 +124,7 @@ class Slot:
     @property
     def serves(self) -> bool:
         """Whether there is a process that takes connections."""
-        return self.current is not None and self.current.state is State.READY
+        return self.current is not None and self.current.state is WorkerState.READY
 
     @property
     def answers(self) -> bool:
@@ -155,7 +156,7 @@ class Slot:
         self.note()
 
     async def replace(self) -> None:
-        """Have another process in this place, and return when it serves, or when the server drains.
+        """Replace the process, and return when the new one serves, or when the server drains.
 
         Raises:
           WorkerFailed: it cannot begin to serve; the old one goes on.
@@ -175,7 +176,7 @@ class Slot:
             self.note()
 
     def statistics(self) -> ServerStatistics | None:
-        """The sums over all processes of this place, past ones included; None before a process has reported any."""
+        """The sums over all its processes, past ones included; None before a process has reported any."""
         parts = [self._past] if self._past is not None else []
         parts += [worker.statistics for worker in self._living if worker.statistics is not None]
         return merged(parts) if parts else None
@@ -183,7 +184,7 @@ class Slot:
     # --- the supervisor ---
 
     async def supervise(self) -> None:
-        """Keep a process in this place, until cancelled or told to close."""
+        """Keep a process running, until cancelled or closed."""
         async with trio.open_nursery() as nursery:
             deaths = 0
             await self._fill(nursery)
@@ -191,7 +192,7 @@ class Slot:
                 worker = self.current
                 assert worker is not None
                 await self._until(lambda worker=worker: self._is_to_be_replaced(worker))  # type: ignore[misc]
-                if worker.state is State.ENDED and not self._closing.is_set():
+                if worker.state is WorkerState.ENDED and not self._closing.is_set():
                     deaths = deaths + 1 if self._died_soon(worker) else 1
                     self._has_lasted = self._has_lasted or not self._died_at_once(worker)
                     if deaths >= ATTEMPTS and not self._has_lasted and not self._any_has_lasted():
@@ -202,7 +203,7 @@ class Slot:
                 await self._fill(nursery)
 
     def _is_to_be_replaced(self, worker: WorkerProcess) -> bool:
-        if self._closing.is_set() or worker.state is State.ENDED:
+        if self._closing.is_set() or worker.state is WorkerState.ENDED:
             return True
         # The one before it has to be gone: so there are never more than two.
         return self._wanted > self._done and len(self._living) == 1
@@ -220,7 +221,7 @@ class Slot:
             await self._until(lambda: self._closing.is_set())
 
     async def _fill(self, nursery: trio.Nursery) -> None:
-        """Have a new process serve in this place.  If it cannot begin, and the old one may go on, that one stays."""
+        """Start a new process.  If it cannot begin to serve, and the old one may go on, that one stays."""
         old, attempt, uncounted, known = self.current, 0, 0, ""
         while not self._closing.is_set():
             attempt += 1
@@ -235,14 +236,14 @@ class Slot:
             self.failed_starts += 1
             end = worker.end + (f" (it had {self._start_timeout:g} seconds)" if took_too_long else "")
             error = failure_of(f"worker process {self.index} could not begin to serve", worker.failure, end)
-            if old is not None and old.state is not State.ENDED:
+            if old is not None and old.state is not WorkerState.ENDED:
                 self._refuse(wanted, error)
                 if not old.was_asked_to_leave:
-                    logger.error("process %s goes on in its place, because %s", old.pid, shown(error))
+                    logger.error("process %s goes on, because its successor failed: %s", old.pid, shown(error))
                     return
-                if old.state is State.READY:
+                if old.state is WorkerState.READY:
                     old.drain(self._graceful_timeout)
-            if old is not None and (old.state is not State.ENDED or not worker.was_started):
+            if old is not None and (old.state is not WorkerState.ENDED or not worker.was_started):
                 # Those of the old one are served still; or this process or the machine is out of something, and may have
                 # it again.
                 attempt = 0
@@ -267,10 +268,10 @@ class Slot:
         self._living.append(worker)
         nursery.start_soon(self._run, worker, name=f"gain_trio worker process {self.index}")
         with trio.move_on_after(self._start_timeout) as scope:
-            await self._until(lambda: worker.state is not State.STARTING)
+            await self._until(lambda: worker.state is not WorkerState.STARTING)
         if scope.cancelled_caught:
             worker.cancel()
-            await self._until(lambda: worker.state is State.ENDED)
+            await self._until(lambda: worker.state is WorkerState.ENDED)
         return scope.cancelled_caught
 
     async def _run(self, worker: WorkerProcess) -> None:
@@ -326,7 +327,7 @@ class Slot:
 
 
 def merged(parts: list[ServerStatistics]) -> ServerStatistics:
-    """Of processes that were in one place one after the other: their consumers are the same."""
+    """The statistics of processes of one supervisor, one after the other: their consumers are the same."""
     total = ServerStatistics.total(parts)
     return attrs.evolve(
         total,

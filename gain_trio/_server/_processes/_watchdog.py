@@ -1,7 +1,7 @@
 """No worker without a server: what ends a worker process whose server is gone.
 
 The worker's event loop sees it by itself: the control channel ends, and everything is cancelled.  But a handler may hold the
-loop up, or shield itself from the cancellation, or never have heard of Trio.  So a thread waits for the same, and for the
+loop up, or shield itself from the cancellation, or be written without Trio.  So a thread waits for the same, and for the
 server's process itself (pidfd_open(2), Linux 5.3), in case another process has a copy of the channel's other end.  When
 the process has not ended some seconds later, the thread ends it, without any cleaning up.
 
@@ -37,10 +37,10 @@ class Watchdog:
 
     def _run(self) -> None:
         poll = select.poll()
-        poll.register(self._channel, 0)  # POLLHUP, both directions closed, is always told
+        poll.register(self._channel, 0)  # POLLHUP, both directions closed, is always reported
         try:
             server = os.pidfd_open(self._parent)
-        except (AttributeError, OSError):  # not on Linux, an old one, or gone already: the channel tells that
+        except (AttributeError, OSError):  # not on Linux, an old one, or gone already: the channel's end shows that
             pass
         else:
             poll.register(server, select.POLLIN)

@@ -6,8 +6,8 @@
     ├─ server nursery                            serve_listeners(), as a server in one process has it
     └─ helpers                                   listen to the server, take what is handed off, report, forward the log
 
-The server's process decides what happens: a SIGTERM sent to a worker makes it ask to be replaced, and it drains when it is
-told to, which is when its successor serves.
+The server's process decides what happens: a SIGTERM sent to a worker makes it ask to be replaced, and it drains when the
+server sends a message for that, which is when its successor serves.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from gain_trio._io_manager import backend_info, run_worker
 from gain_trio._server._checks import check_handler
 from gain_trio._server._consumer import Handler
 from gain_trio._server._listening import serve_listeners
-from gain_trio._server._log_intervals import seldom, since_last
+from gain_trio._server._log_throttle import log_throttle, since_last
 from gain_trio._server._server_config import ServerConfig
 from gain_trio._server._time_limits import HAND_OFF_PAUSE, LAST_WORDS
 from gain_trio._transports import (
@@ -46,13 +46,23 @@ from gain_trio._transports import (
 
 from . import _hand_off
 from ._boot import described, report_failure
-from ._control import Control
-from ._control_messages import Beat, Drain, Ended, Failed, Leaving, Ready, Report, StopAccepting, Taken
-from ._launch import Place, Run
-from ._logs import Forwarder
+from ._control import ControlChannel
+from ._control_messages import (
+    ConnectionsEnded,
+    Drain,
+    Failed,
+    HandOffReceived,
+    Heartbeat,
+    Leaving,
+    Ready,
+    StatisticsReport,
+    StopAccepting,
+)
+from ._heartbeat import interval
+from ._log_forwarding import LogForwarder
 from ._placement import take_place
-from ._pulse import interval
 from ._watchdog import Watchdog
+from ._worker_launcher import RunSettings, WorkerSettings
 
 REPORT_INTERVAL: Final = 0.05
 """Seconds between two reports of the statistics, at least."""
@@ -63,7 +73,7 @@ ENDED_INTERVAL: Final = 0.002
 FIRST_WORDS_INTERVAL: Final = 0.01
 """Seconds between two looks at connections that have brought nothing yet, when the process is to drain."""
 FAILED: Final = 1
-"""Exit status of a worker that ends by an exception, which it has told the server."""
+"""Exit status of a worker that ends by an exception, which it has reported to the server."""
 
 logger = logging.getLogger("gain_trio")
 
@@ -72,25 +82,25 @@ def main(setup: bytes, control: socket.socket) -> None:
     """Serve, and exit.
 
     Args:
-      setup: the handler, pickled by itself; the configuration; the run; the place of this process.
+      setup: the handler, pickled by itself; the configuration; the settings of the run and of this process.
       control: this end of the control channel.
     """
-    forwarder = Forwarder()
+    forwarder = LogForwarder()
     try:
-        handler_pickled, config, run_like, place = cast(
-            "tuple[bytes, ServerConfig, Run, Place]",
+        handler_pickled, config, run_like, settings = cast(
+            "tuple[bytes, ServerConfig, RunSettings, WorkerSettings]",
             pickle.loads(setup),  # noqa: S301 - from the process that made this one
         )
-        Watchdog(control, place.parent).start()
+        Watchdog(control, settings.parent).start()
         handler = cast("Handler", pickle.loads(handler_pickled))  # noqa: S301 - the same; this imports its module
         check_handler(handler)  # the module may have changed since the server was made
-        take_place(place.cpu, config.priority)
-        sockets = Sockets.take(place)
-        forwarder.install(place.log_levels)
+        take_place(settings.cpu, config.priority)
+        sockets = WorkerSockets.take(settings)
+        forwarder.install(settings.log_levels)
     except Exception as error:  # noqa: BLE001 - whatever the program raises
         report_failure(control, error)
         sys.exit(FAILED)
-    worker = Worker(handler, attrs.evolve(config, max_connections=place.max_connections), sockets, forwarder)
+    worker = Worker(handler, attrs.evolve(config, max_connections=settings.max_connections), sockets, forwarder)
     try:
         run_worker(
             worker.run,
@@ -110,26 +120,26 @@ def main(setup: bytes, control: socket.socket) -> None:
 
 @final
 @attrs.frozen
-class Sockets:
+class WorkerSockets:
     """What was passed to the process."""
 
     groups: tuple[tuple[socket.socket, ...], ...]
     hand_off: socket.socket
 
     @classmethod
-    def take(cls, place: Place) -> Sockets:
+    def take(cls, settings: WorkerSettings) -> WorkerSockets:
         """Own the descriptors, which no program started from here is to have."""
-        for descriptor in (place.hand_off, *(number for group in place.groups for number in group)):
+        for descriptor in (settings.hand_off, *(number for group in settings.groups for number in group)):
             os.set_inheritable(descriptor, False)
-        groups = tuple(tuple(socket.socket(fileno=number) for number in group) for group in place.groups)
-        return cls(groups, socket.socket(fileno=place.hand_off))
+        groups = tuple(tuple(socket.socket(fileno=number) for number in group) for group in settings.groups)
+        return cls(groups, socket.socket(fileno=settings.hand_off))
 
 
 @final
 class Worker:
     """The tasks of a worker process."""
 
-    def __init__(self, handler: Handler, config: ServerConfig, sockets: Sockets, forwarder: Forwarder) -> None:
+    def __init__(self, handler: Handler, config: ServerConfig, sockets: WorkerSockets, forwarder: LogForwarder) -> None:
         self._handler = handler
         self._config = config
         self._sockets = sockets
@@ -142,8 +152,8 @@ class Worker:
         self._lost = [0] * config.workers  # connections that nothing could be made of, by consumer
 
     async def run(self, sock: socket.socket) -> None:
-        """Serve until drained, or told to end."""
-        self._control = Control(sock)
+        """Serve until drained, or until the control channel ends."""
+        self._control = ControlChannel(sock)
         self._make = implementation("gain_trio.serve()", pass_fds=self._config.pass_fds)
         self._marks = self._config.marks or Marks()
         with self._sockets.hand_off:
@@ -169,7 +179,7 @@ class Worker:
                                 serve_listeners, self._handler, self._sockets.groups, self._config
                             )
                             self._consumers = self._server._consumers
-                            self._consumers[0]._terms.changed = self._note_change  # the terms are those of all
+                            self._consumers[0]._settings.changed = self._note_change  # the settings are those of all
                             helpers.start_soon(self._listen, helpers, name="gain_trio worker control")
                             helpers.start_soon(self._attend, signals, name="gain_trio worker signals")
                             helpers.start_soon(self._take, name="gain_trio worker hand-off")
@@ -177,7 +187,7 @@ class Worker:
                             if self._config.architecture == "reactor":  # the server's balancer wants to know
                                 helpers.start_soon(self._count_ended, name="gain_trio worker counts")
                             # Before it is ready: the server is not up before it knows the rings of all processes.
-                            await self._control.send(Report(self._server.statistics()))
+                            await self._control.send(StatisticsReport(self._server.statistics()))
                             info = backend_info()
                             reason = "" if info.backend == "io_uring" else info.reason
                             await self._control.send(Ready(info.backend, reason))
@@ -191,7 +201,7 @@ class Worker:
             scope.shield = True
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 if hasattr(self, "_server"):
-                    await self._control.send(Report(self._server.statistics()))
+                    await self._control.send(StatisticsReport(self._server.statistics()))
                 await self._forwarder.send_all(self._control)
 
     def _note_change(self, ended: bool) -> None:
@@ -211,11 +221,11 @@ class Worker:
             elif isinstance(message, StopAccepting):
                 self._server.stop_accepting()
             else:
-                raise TypeError(f"a worker process is told {message!r}, which only a server is")
+                raise TypeError(f"a worker process has received {message!r}, a message for servers")
         self._serving.cancel()
 
     async def _drain(self, timeout: float) -> None:  # noqa: ASYNC109 - the time that the connections have
-        """Take no new connections, hear what those that have just come want, and drain then.
+        """Accept no new connections, wait for the first bytes of those that have just come, and drain then.
 
         Handlers look at the event of the drain in many ways.  Most end a connection that has brought nothing yet, and its
         client, which has just connected, would have to take that for a failure.
@@ -229,7 +239,7 @@ class Worker:
         await self._server.drain(max(deadline - trio.current_time(), 0.0))
 
     def _awaits_first_words(self) -> bool:
-        if self._server.draining.is_set():  # it was told to drain once more, with less time
+        if self._server.draining.is_set():  # a second message to drain came, with less time
             return False
         # An acceptor that is not over hands off what it has.
         has_more = not all(acceptor.is_over for acceptor in self._server._acceptors)
@@ -250,7 +260,7 @@ class Worker:
             await trio.lowlevel.wait_readable(self._sockets.hand_off)
             if not await self._take_all():
                 # The server keeps the others, and sends them once more; connections wait there as they wait in the backlog.
-                count = seldom("take").count()
+                count = log_throttle("take").count()
                 if count is not None:
                     logger.error(
                         "worker process %d cannot take connections: it has too many open files; trying again in %s seconds"
@@ -268,7 +278,7 @@ class Worker:
                 connections = [socket.socket(fileno=descriptor) for descriptor in arrival.descriptors]
                 try:
                     # From here on they are this process's.  Before, none of their bytes may be read.
-                    await self._control.send(Taken(arrival.sequence, len(connections)))
+                    await self._control.send(HandOffReceived(arrival.sequence, len(connections)))
                     for number in arrival.consumers[: len(connections)]:
                         self._begin(connections.pop(0), number)
                 finally:
@@ -284,7 +294,7 @@ class Worker:
             sock.setblocking(False)
             connection = self._make.connection(sock, self._marks)
         except OSError as error:  # the ring's table of connections is full
-            count = seldom("begin").count()
+            count = log_throttle("begin").count()
             if count is not None:
                 peer = peer_of(sock)
                 logger.error(
@@ -300,14 +310,14 @@ class Worker:
         else:
             consumer.hand_off(connection)
 
-    # --- what the server is told ---
+    # --- reports to the server ---
 
     async def _beat(self) -> None:
-        """Show that the event loop goes round.  At most one beat waits for a server that does not read."""
+        """Show that the event loop runs.  At most one heartbeat waits for a server that does not read."""
         seconds = interval(self._config.worker_timeout)
         while True:
             await trio.sleep(seconds)
-            await self._control.send(Beat())
+            await self._control.send(Heartbeat())
 
     async def _count_ended(self) -> None:
         told: tuple[int, ...] = ()
@@ -319,7 +329,7 @@ class Worker:
                 for consumer, lost in zip(self._consumers, self._lost, strict=True)
             )
             if counts != told:
-                await self._control.send(Ended(counts))
+                await self._control.send(ConnectionsEnded(counts))
                 told = counts
                 await trio.sleep(ENDED_INTERVAL)
 
@@ -335,6 +345,6 @@ class Worker:
             if now == told:
                 interval = min(2 * interval, LONGEST_INTERVAL)
                 continue
-            await self._control.send(Report(statistics))
+            await self._control.send(StatisticsReport(statistics))
             told, interval = now, REPORT_INTERVAL
             await trio.sleep(REPORT_INTERVAL)

@@ -1,4 +1,4 @@
-"""The worker processes of a server: all slots, the acceptors of this process, and what is on its way between them."""
+"""The worker processes of a server: their supervisors, the acceptors of this process, and connections on their way."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ import trio
 from gain_trio._server._acceptor import Acceptor
 from gain_trio._server._balancer import RoundRobin, balancer_of
 from gain_trio._server._dispatcher import Dispatcher
-from gain_trio._server._log_intervals import seldom, since_last
+from gain_trio._server._log_throttle import log_throttle, since_last
 from gain_trio._server._server_config import ServerConfig
 from gain_trio._server._statistics import ServerStatistics
 from gain_trio._server._time_limits import RESOURCE_PAUSE
 from gain_trio._transports import shown
 
-from ._accept_gate import Room
-from ._accepted import Accepted, listener_for_others
-from ._launch import Launch, Place, log_levels
+from ._accept_gate import AcceptGate
+from ._accepted_socket import AcceptedSocket, listener_for_others
 from ._remote_consumer import RemoteConsumer
-from ._supervisor import Slot, start_timeout
+from ._supervisor import WorkerSupervisor, start_timeout
 from ._worker_failed import WorkerFailed
+from ._worker_launcher import WorkerLauncher, WorkerSettings, log_levels
 from ._worker_process import WorkerProcess
 
 MOST_WAITING: Final = 1024
@@ -51,14 +51,14 @@ def copies_of(sockets: Sequence[socket.socket]) -> list[socket.socket]:
 
 
 @final
-class Pool:
+class WorkerPool:
     """Supervises, dispatches, counts.
 
     *Reactor*: this process accepts, the balancer picks a consumer among those of all processes that serve and are not
     behind, and the connection's descriptor goes there.  *Socket sharding*: each process accepts from listeners of its own.
     This process keeps them all open.  So what waits in the backlog of one whose process is gone is not reset: it is for the
     successor.  Until that serves, this process accepts in its name and hands off to the others, as a reactor does
-    (unless connections are limited: those places are the successor's).
+    (unless connections are limited: those connections are the successor's).
 
     Args:
       groups: the listening sockets: one group, or for socket sharding one for each shard of each process.
@@ -67,7 +67,7 @@ class Pool:
 
     def __init__(
         self,
-        launch: Launch,
+        launch: WorkerLauncher,
         config: ServerConfig,
         groups: Sequence[Sequence[socket.socket]],
         count: int,
@@ -81,8 +81,8 @@ class Pool:
         self._balancer = RoundRobin() if self._is_sharded else balancer_of(config.balancer)
         self._candidates: list[RemoteConsumer] = []
         self._dispatcher: Dispatcher | None = None
-        self._waiting: deque[Accepted] = deque()
-        self._room = Room(self._has_room)
+        self._waiting: deque[AcceptedSocket] = deque()
+        self._gate = AcceptGate(self._has_room)
         self._acceptors: list[Acceptor] = []
         self._scope = trio.CancelScope()
         self._news = trio.Event()
@@ -94,8 +94,8 @@ class Pool:
         self._without_ring = 0  # processes, when that was last looked at
         self._drain_seconds = math.inf
         self._cut = 0  # processes that had to be killed when the server drained
-        self.slots = [
-            Slot(
+        self.supervisors = [
+            WorkerSupervisor(
                 index,
                 self._make,
                 strict=config.strict,
@@ -104,7 +104,7 @@ class Pool:
                 fail=self._fail,
                 start_timeout=start_timeout(config.worker_timeout),
                 is_up=lambda: self._is_up,
-                has_lasted=lambda: any(slot.has_lasted for slot in self.slots),
+                has_lasted=lambda: any(supervisor.has_lasted for supervisor in self.supervisors),
             )
             for index in range(count)
         ]
@@ -122,13 +122,15 @@ class Pool:
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
-                    for slot in self.slots:
-                        nursery.start_soon(slot.supervise, name=f"gain_trio supervisor {slot.index}")
+                    for supervisor in self.supervisors:
+                        nursery.start_soon(supervisor.supervise, name=f"gain_trio supervisor {supervisor.index}")
                     await self._until_all_serve()
                     if self._is_sharded:
                         if self._config.max_connections is None:
-                            for slot in self.slots:
-                                nursery.start_soon(self._stand_in, slot, name=f"gain_trio stand-in {slot.index}")
+                            for supervisor in self.supervisors:
+                                nursery.start_soon(
+                                    self._stand_in, supervisor, name=f"gain_trio stand-in {supervisor.index}"
+                                )
                     else:
                         for sock in self._groups[0]:
                             self._start_acceptor(nursery, sock)
@@ -145,7 +147,7 @@ class Pool:
             raise failure
 
     def end_failure(self) -> WorkerFailed | None:
-        """Why the server has not ended well, though it was told to end; None if it has, or was not told."""
+        """The reason why a drained server had to kill worker processes; None if it has not."""
         if not self._cut:
             return None
         return WorkerFailed(
@@ -157,37 +159,41 @@ class Pool:
         """One warning for all processes that were to have a ring and have none."""
         if not self._is_up or self._rolling.locked() or self._launch.run.backend != "auto":
             return
-        without = [slot.current.reason for slot in self.slots if slot.current is not None and slot.current.reason]
+        without = [
+            supervisor.current.reason
+            for supervisor in self.supervisors
+            if supervisor.current is not None and supervisor.current.reason
+        ]
         if len(without) > self._without_ring:
             logger.warning(
                 "%d of %d worker processes have no ring, and run on Trio's own I/O manager: %s",
                 len(without),
-                len(self.slots),
+                len(self.supervisors),
                 shown(without[-1], 1000),
             )
         self._without_ring = len(without)
 
     def _start_acceptor(self, nursery: trio.Nursery, sock: socket.socket) -> Acceptor:
-        room: Any = self._room  # has the methods of Places
+        gate: Any = self._gate  # has the methods of ConnectionLimit
         dispatcher: Any = self  # has those of Dispatcher, for sockets that are not yet a Connection
-        acceptor = Acceptor(listener_for_others(sock), dispatcher, room, self.changed)
+        acceptor = Acceptor(listener_for_others(sock), dispatcher, gate, self.changed)
         self._acceptors.append(acceptor)
         nursery.start_soon(acceptor.run, name=f"gain_trio acceptor {sock.getsockname()}")
         return acceptor
 
-    async def _stand_in(self, slot: Slot) -> None:
+    async def _stand_in(self, supervisor: WorkerSupervisor) -> None:
         """Accept for a process that is gone or late, as long as others serve and it has no successor."""
-        sockets = [sock for group in self._groups_of(slot.index) for sock in group]
+        sockets = [sock for group in self._groups_of(supervisor.index) for sock in group]
         while True:
-            await self._until(lambda: not slot.answers and bool(self._answering()) and self._accepts)
+            await self._until(lambda: not supervisor.answers and bool(self._answering()) and self._accepts)
             try:
                 copies = copies_of(sockets)
             except OSError as error:  # for want of descriptors: what waits in the backlog waits some more
-                count = seldom(f"stand in for {slot.index}").count()
+                count = log_throttle(f"stand in for {supervisor.index}").count()
                 if count is not None:
                     logger.error(
                         "cannot accept for worker process %d, which is gone or late: %s; trying again in %s seconds%s",
-                        slot.index,
+                        supervisor.index,
                         error.strerror,
                         RESOURCE_PAUSE,
                         shown(since_last(count)),
@@ -199,7 +205,7 @@ class Pool:
                 async with trio.open_nursery() as nursery:
                     for copy in copies:
                         acceptors.append(self._start_acceptor(nursery, copy))
-                    await self._until(lambda: slot.answers or not self._answering() or not self._accepts)
+                    await self._until(lambda: supervisor.answers or not self._answering() or not self._accepts)
                     nursery.cancel_scope.cancel()
             finally:
                 for acceptor in acceptors:
@@ -213,10 +219,12 @@ class Pool:
             await self._news.wait()
 
     async def _until_all_serve(self) -> None:
-        await self._until(lambda: all(slot.serves for slot in self.slots) or self.draining.is_set())
+        await self._until(lambda: all(supervisor.serves for supervisor in self.supervisors) or self.draining.is_set())
 
     async def _until_drained(self) -> None:
-        await self._until(lambda: self.draining.is_set() and all(slot.is_empty for slot in self.slots))
+        await self._until(
+            lambda: self.draining.is_set() and all(supervisor.is_empty for supervisor in self.supervisors)
+        )
         self._scope.cancel()
 
     def _fail(self, failure: WorkerFailed) -> None:
@@ -224,7 +232,7 @@ class Pool:
             self._failure = failure
         self._scope.cancel()
 
-    # --- what the server is told ---
+    # --- what the server asks of its processes ---
 
     def stop_accepting(self) -> None:
         """Close the listeners here, and have the processes close theirs."""
@@ -234,8 +242,8 @@ class Pool:
         for group in self._groups:
             for sock in group:
                 sock.close()
-        for slot in self.slots:
-            for worker in slot.workers:
+        for supervisor in self.supervisors:
+            for worker in supervisor.workers:
                 worker.stop_accepting()
         self.changed()
 
@@ -244,8 +252,8 @@ class Pool:
         self.stop_accepting()
         self.draining.set()
         self._drain_seconds = min(self._drain_seconds, timeout)
-        for slot in self.slots:
-            slot.close(timeout)
+        for supervisor in self.supervisors:
+            supervisor.close(timeout)
         self.changed()
 
     async def roll(self) -> None:
@@ -262,11 +270,11 @@ class Pool:
         self._tell_of_rings()
 
     async def _replace_all(self) -> None:
-        for slot in self.slots:
+        for supervisor in self.supervisors:
             if self.draining.is_set():
                 return
             try:
-                await slot.replace()
+                await supervisor.replace()
             except WorkerFailed as error:
                 logger.error(
                     "the other worker processes are not replaced, because the first one could not be: %s",
@@ -275,17 +283,17 @@ class Pool:
                 return
 
     def statistics(self) -> ServerStatistics:
-        """Over all processes, those that are gone included; consumers stand in the order of the slots."""
+        """Over all processes, those that are gone included; consumers stand in the order of the supervisors."""
         nothing = attrs.evolve(
             ServerStatistics.total([]),
             connections_by_consumer=(0,) * self._config.workers,
             active_by_consumer=(0,) * self._config.workers,
         )
-        total = ServerStatistics.total(slot.statistics() or nothing for slot in self.slots)
+        total = ServerStatistics.total(supervisor.statistics() or nothing for supervisor in self.supervisors)
         return attrs.evolve(
             total,
-            hung_workers=sum(slot.hung for slot in self.slots),
-            failed_starts=sum(slot.failed_starts for slot in self.slots),
+            hung_workers=sum(supervisor.hung for supervisor in self.supervisors),
+            failed_starts=sum(supervisor.failed_starts for supervisor in self.supervisors),
         )
 
     # --- processes ---
@@ -296,45 +304,45 @@ class Pool:
         first = index * self._config.workers
         return self._groups[first : first + self._config.workers]
 
-    def _make(self, slot: Slot) -> WorkerProcess:
-        first = slot.index * self._config.workers
-        place = functools.partial(
-            Place,
-            index=slot.index,
+    def _make(self, supervisor: WorkerSupervisor) -> WorkerProcess:
+        first = supervisor.index * self._config.workers
+        settings = functools.partial(
+            WorkerSettings,
+            index=supervisor.index,
             parent=os.getpid(),
-            cpu=self._cpus[slot.index] if self._cpus else None,
-            max_connections=self._share(slot.index),
+            cpu=self._cpus[supervisor.index] if self._cpus else None,
+            max_connections=self._share(supervisor.index),
             log_levels=log_levels(),
         )
         return WorkerProcess(
             self._launch,
-            lambda hand_off, groups: place(hand_off=hand_off, groups=groups),
-            self._groups_of(slot.index),
+            lambda hand_off, groups: settings(hand_off=hand_off, groups=groups),
+            self._groups_of(supervisor.index),
             range(first, first + self._config.workers),
             self,
             timeout=self._config.worker_timeout,
-            killed=functools.partial(self._note_kill, slot),
+            killed=functools.partial(self._note_kill, supervisor),
         )
 
-    def _note_kill(self, slot: Slot, hung: bool) -> None:
-        slot.hung += hung
+    def _note_kill(self, supervisor: WorkerSupervisor, hung: bool) -> None:
+        supervisor.hung += hung
         self._cut += self.draining.is_set()
 
     def _share(self, index: int) -> int | None:
         limit = self._config.max_connections
         if limit is None or not self._is_sharded:
             return None  # without a limit, or counted here
-        return limit // len(self.slots) + (index < limit % len(self.slots))
+        return limit // len(self.supervisors) + (index < limit % len(self.supervisors))
 
     def asked_to_leave(self, worker: WorkerProcess) -> None:
-        """See :meth:`Owner.asked_to_leave`."""
-        for slot in self.slots:
-            slot.asked_to_leave(worker)
+        """See :meth:`WorkerOwner.asked_to_leave`."""
+        for supervisor in self.supervisors:
+            supervisor.asked_to_leave(worker)
 
     # --- connections on their way ---
 
     def changed(self) -> None:
-        """See :meth:`Owner.changed`."""
+        """See :meth:`WorkerOwner.changed`."""
         candidates = [consumer for worker in self._answering() if worker.has_room for consumer in worker.consumers]
         if candidates != self._candidates:
             self._candidates = candidates
@@ -343,18 +351,22 @@ class Pool:
         while self._waiting and self._dispatcher is not None:
             self.hand_off(self._waiting.popleft())
         if self._dispatcher is not None:
-            for slot in self.slots:
-                if slot.current is not None:
-                    slot.current.take_back()
+            for supervisor in self.supervisors:
+                if supervisor.current is not None:
+                    supervisor.current.take_back()
         if self._has_room():
-            self._room.wake()
-        for slot in self.slots:
-            slot.note()
+            self._gate.wake()
+        for supervisor in self.supervisors:
+            supervisor.note()
         self._tell_of_rings()
         self._news.set()
 
     def _answering(self) -> list[WorkerProcess]:
-        return [slot.current for slot in self.slots if slot.current is not None and slot.current.answers]
+        return [
+            supervisor.current
+            for supervisor in self.supervisors
+            if supervisor.current is not None and supervisor.current.answers
+        ]
 
     def _has_room(self) -> bool:
         if self._dispatcher is None:
@@ -363,10 +375,10 @@ class Pool:
         return limit is None or self._open_connections() < limit
 
     def _open_connections(self) -> int:
-        workers = [worker for slot in self.slots for worker in slot.workers]
+        workers = [worker for supervisor in self.supervisors for worker in supervisor.workers]
         return len(self._waiting) + sum(consumer.active for worker in workers for consumer in worker.consumers)
 
-    def hand_off(self, connection: Accepted) -> None:
+    def hand_off(self, connection: AcceptedSocket) -> None:
         """Give a connection to the consumer that the balancer picks.
 
         Raises what the balancer raises, after closing it.
@@ -375,8 +387,8 @@ class Pool:
         duck: Any = connection
         self._dispatcher.hand_off(duck)
 
-    def given_back(self, connections: Sequence[Accepted]) -> None:
-        """See :meth:`Owner.given_back`.
+    def given_back(self, connections: Sequence[AcceptedSocket]) -> None:
+        """See :meth:`WorkerOwner.given_back`.
 
         Raises what the balancer raises, after closing all that are left.
         """
@@ -396,7 +408,7 @@ class Pool:
                 self._drop(connections[number:], f"{MOST_WAITING} others wait for a worker process")
                 return
 
-    def _drop(self, connections: Sequence[Accepted], reason: str) -> None:
+    def _drop(self, connections: Sequence[AcceptedSocket], reason: str) -> None:
         if connections:
             logger.warning(
                 "%d connections that no worker process had taken yet are reset: %s", len(connections), shown(reason)

@@ -3,16 +3,16 @@
 ===========  ==================================================================================================
 STARTING     the process is being started, imports its handler, opens its ring
 READY        it serves, and may be given connections
-LEAVING      it was told to drain: it gets no more connections, and ends when its last has, or when time is up
+LEAVING      it drains: it gets no more connections, and ends when its last connection has, or when time is up
 ENDED        the process is gone; its exit status has been fetched
 ===========  ==================================================================================================
 
 STARTING -> READY -> LEAVING -> ENDED, and from each of them to ENDED.  Whatever ends the task that :meth:`run` is in, the
-process is gone when the task is: it is told to cancel everything, gets a bounded time, and is killed.
+process is gone when the task is: the server ends its control channel, gives it a bounded time, and kills it.
 
-A process that is READY or LEAVING beats (``_pulse``).  One that is late gets no more connections, and those that are on
-their way to it and that it has not taken go to others; when it answers, it gets connections again.  One that stays silent
-for ``worker_timeout`` is killed.
+A process that is READY or LEAVING sends heartbeats (``_heartbeat``).  One that is late gets no more connections, and those
+on their way to it that it has not confirmed go to others; when it answers, it gets connections again.  One that sends
+nothing for ``worker_timeout`` is killed.
 """
 
 from __future__ import annotations
@@ -35,14 +35,25 @@ from gain_trio._server._time_limits import HAND_OFF_PAUSE, LAST_WORDS, UNWANTED_
 from gain_trio._transports import shown
 
 from . import _hand_off
-from ._accepted import Accepted
-from ._control import Control
-from ._control_messages import Beat, Drain, Ended, Failed, Leaving, Message, Ready, Report, StopAccepting, Taken
-from ._control_messages import Log as LogMessage
-from ._launch import Groups, Launch, Place
-from ._logs import log_for
-from ._pulse import Pulse
+from ._accepted_socket import AcceptedSocket
+from ._control import ControlChannel
+from ._control_messages import (
+    ConnectionsEnded,
+    Drain,
+    Failed,
+    HandOffReceived,
+    Heartbeat,
+    Leaving,
+    LogRecords,
+    Message,
+    Ready,
+    StatisticsReport,
+    StopAccepting,
+)
+from ._heartbeat import HeartbeatMonitor
+from ._log_forwarding import log_for
 from ._remote_consumer import RemoteConsumer
+from ._worker_launcher import Groups, WorkerLauncher, WorkerSettings
 
 WINDOW: Final = 128
 """Connections that may be on their way to a worker.  One that is busy with something else takes no more; others do."""
@@ -50,7 +61,7 @@ WINDOW: Final = 128
 logger = logging.getLogger("gain_trio")
 
 
-class State(enum.Enum):
+class WorkerState(enum.Enum):
     """See the top of this module."""
 
     STARTING = enum.auto()
@@ -59,8 +70,8 @@ class State(enum.Enum):
     ENDED = enum.auto()
 
 
-class Owner(Protocol):
-    """What a worker process tells of itself."""
+class WorkerOwner(Protocol):
+    """The calls by which a worker process reports to its owner."""
 
     def changed(self) -> None:
         """Its state, or the number of connections it has, is another."""
@@ -68,7 +79,7 @@ class Owner(Protocol):
     def asked_to_leave(self, worker: WorkerProcess, /) -> None:
         """It was sent a SIGTERM."""
 
-    def given_back(self, connections: Sequence[Accepted], /) -> None:
+    def given_back(self, connections: Sequence[AcceptedSocket], /) -> None:
         """These were on their way to it and have not been taken."""
 
 
@@ -78,8 +89,8 @@ class WorkerProcess:
 
     Args:
       launch: how to start it.
-      place: makes its :class:`Place` of the descriptors that it is to have: of its hand-off socket, and of its listening
-        sockets by shard.
+      settings: makes its :class:`WorkerSettings` of the descriptors that it is to have: of its hand-off socket, and of its
+        listening sockets by shard.
       groups: the listening sockets, by shard.  Those that are closed when it is started are left out.
       indices: of its consumers, among those of all processes.
       timeout: the server's ``worker_timeout``.
@@ -88,25 +99,25 @@ class WorkerProcess:
 
     def __init__(
         self,
-        launch: Launch,
-        place: Callable[[int, Groups], Place],
+        launch: WorkerLauncher,
+        settings: Callable[[int, Groups], WorkerSettings],
         groups: Sequence[Sequence[socket.socket]],
         indices: Sequence[int],
-        owner: Owner,
+        owner: WorkerOwner,
         *,
         timeout: float | None = None,
         killed: Callable[[bool], object] = lambda _hung: None,
     ) -> None:
         self._launch = launch
-        self._place = place
+        self._settings = settings
         self._groups = groups
         self._owner = owner
         self._killed = killed
-        self._pulse = Pulse(timeout)
+        self._heartbeats = HeartbeatMonitor(timeout)
         self.consumers = tuple(RemoteConsumer(index, number, self) for number, index in enumerate(indices))
-        self.state = State.STARTING
+        self.state = WorkerState.STARTING
         self.statistics: ServerStatistics | None = None
-        """What it has last told."""
+        """Its last report."""
         self.failure: Failed | None = None
         self.backend = ""
         self.reason = ""
@@ -122,10 +133,10 @@ class WorkerProcess:
         self._was_killed = False
         self._retrieval: socket.socket | None = None
         """A copy of the process's end of the hand-off, by which connections that it has not taken are taken back."""
-        self._control: Control | None = None
+        self._control: ControlChannel | None = None
         self._scope = trio.CancelScope()
-        self._outbox: deque[tuple[Accepted, RemoteConsumer]] = deque()
-        self._in_flight: dict[int, list[tuple[Accepted, RemoteConsumer]]] = {}
+        self._outbox: deque[tuple[AcceptedSocket, RemoteConsumer]] = deque()
+        self._in_flight: dict[int, list[tuple[AcceptedSocket, RemoteConsumer]]] = {}
         self._posted = trio.Event()
         self._ready = trio.Event()
         self._listeners_to_close = trio.Event()
@@ -152,7 +163,7 @@ class WorkerProcess:
     @property
     def answers(self) -> bool:
         """Whether it serves, and its event loop goes round."""
-        return self.state is State.READY and not self._pulse.is_late
+        return self.state is WorkerState.READY and not self._heartbeats.is_late
 
     @property
     def has_served(self) -> bool:
@@ -176,9 +187,9 @@ class WorkerProcess:
             return f"was killed by signal {-status}"
         return f"exited with status {status}"
 
-    # --- what it can be told ---
+    # --- what the server asks of it ---
 
-    def hand_off(self, connection: Accepted, consumer: RemoteConsumer) -> None:
+    def hand_off(self, connection: AcceptedSocket, consumer: RemoteConsumer) -> None:
         """See :meth:`RemoteConsumer.hand_off`."""
         self._outbox.append((connection, consumer))
         self._on_their_way += 1
@@ -195,13 +206,13 @@ class WorkerProcess:
 
         Called again, it can only shorten the time that is left.
         """
-        self.was_told_to_drain |= self.state is not State.ENDED
-        if self.state is State.STARTING:
+        self.was_told_to_drain |= self.state is not WorkerState.ENDED
+        if self.state is WorkerState.STARTING:
             self.cancel()
-        elif self.state is not State.ENDED:
-            if self.state is State.READY:
-                self._become(State.LEAVING)
-            # It is told when what was accepted for it has been sent.
+        elif self.state is not WorkerState.ENDED:
+            if self.state is WorkerState.READY:
+                self._become(WorkerState.LEAVING)
+            # The message is sent after the connections that were accepted for it.
             self._drain_timeout = timeout
             self._posted.set()
             self._end_scope.deadline = min(self._end_scope.deadline, trio.current_time() + timeout)
@@ -209,7 +220,7 @@ class WorkerProcess:
 
     def cancel(self) -> None:
         """Have it end at once."""
-        if self.state is State.STARTING and self._process is not None:
+        if self.state is WorkerState.STARTING and self._process is not None:
             self._process.terminate()  # it does not listen before it serves
             self._grace = UNWANTED_GRACE
         self._scope.cancel()
@@ -231,35 +242,35 @@ class WorkerProcess:
         with self._end_scope:
             await trio.sleep_forever()
         self._is_overdue = True  # from now on it is killed when it is late
-        if not self._pulse.is_late:
+        if not self._heartbeats.is_late:
             await trio.sleep(WORKER_GRACE)
-        self._kill("has not ended in time", hung=self._pulse.is_late)
+        self._kill("has not ended in time", hung=self._heartbeats.is_late)
 
     async def _watch(self) -> None:
         """Notice that the process does not answer any more."""
         await self._ready.wait()
-        pulse = self._pulse
+        heartbeats = self._heartbeats
         while True:
-            await trio.sleep(pulse.interval)
-            was_late = pulse.is_late
-            pulse.tick()
-            if pulse.is_late and not was_late:
+            await trio.sleep(heartbeats.interval)
+            was_late = heartbeats.is_late
+            heartbeats.tick()
+            if heartbeats.is_late and not was_late:
                 self._fall_behind()
-            if pulse.is_hung:
-                self._kill(f"has not answered for {pulse.timeout:g} seconds (worker_timeout)", hung=True)
+            if heartbeats.is_hung:
+                self._kill(f"has not answered for {heartbeats.timeout:g} seconds (worker_timeout)", hung=True)
                 return
-            if self._is_overdue and pulse.is_late:
+            if self._is_overdue and heartbeats.is_late:
                 self._kill("has not ended in time", hung=True)
                 return
 
     def _fall_behind(self) -> None:
-        if self.state is State.READY:
+        if self.state is WorkerState.READY:
             logger.warning("worker process %s does not answer: it gets no new connections until it does", self.pid)
             self._owner.changed()
 
     def take_back(self) -> None:
         """Give the owner the connections that this process has not taken, if it is late with them."""
-        if self.state is not State.READY or not self._pulse.is_late or not self._on_their_way:
+        if self.state is not WorkerState.READY or not self._heartbeats.is_late or not self._on_their_way:
             return
         pairs = []
         while self._retrieval is not None and (arrival := _hand_off.receive_ready(self._retrieval)) is not None:
@@ -271,9 +282,9 @@ class WorkerProcess:
         self._give_back(pairs)
 
     def _note_heard(self) -> None:
-        was_late = self._pulse.is_late
-        self._pulse.heard()
-        if was_late and self.state is State.READY:
+        was_late = self._heartbeats.is_late
+        self._heartbeats.heard()
+        if was_late and self.state is WorkerState.READY:
             logger.warning("worker process %s answers again", self.pid)
             self._owner.changed()
 
@@ -286,11 +297,11 @@ class WorkerProcess:
         process.kill()
         self._killed(hung)
 
-    def _become(self, state: State) -> None:
+    def _become(self, state: WorkerState) -> None:
         self.state = state
         self._owner.changed()
 
-    def _give_back(self, pairs: Sequence[tuple[Accepted, RemoteConsumer]]) -> None:
+    def _give_back(self, pairs: Sequence[tuple[AcceptedSocket, RemoteConsumer]]) -> None:
         for _connection, consumer in pairs:
             consumer.connections -= 1
         self._on_their_way -= len(pairs)
@@ -320,7 +331,7 @@ class WorkerProcess:
         """Start the process; the server's end of the hand-off."""
         with contextlib.ExitStack() as passed:
             own, other = map(passed.enter_context, socket.socketpair())
-            self._control = Control(
+            self._control = ControlChannel(
                 own
             )  # first: for want of room there may be none, and then no process is to be there
             own_hand_off, other_hand_off = map(stack.enter_context, _hand_off.open_pair())
@@ -330,12 +341,12 @@ class WorkerProcess:
                 tuple(passed.enter_context(sock.dup()).fileno() for sock in group if sock.fileno() >= 0)
                 for group in self._groups
             )
-            place = self._place(other_hand_off.fileno(), groups)
+            settings = self._settings(other_hand_off.fileno(), groups)
             descriptors = [other_hand_off.fileno(), *(number for group in groups for number in group)]
             self._process = await self._launch.start(other, descriptors)
             self._pid = self._process.pid
         with suppress(trio.BrokenResourceError):  # it has ended already
-            await self._control.send_frame(self._launch.first_message(place))
+            await self._control.send_frame(self._launch.first_message(settings))
         return own_hand_off
 
     async def _attend(self, hand_off: socket.socket) -> None:
@@ -351,8 +362,8 @@ class WorkerProcess:
                 # It has closed its end, or it is gone.
                 nursery.cancel_scope.cancel()
         finally:
-            if self.state is State.READY:  # it ends, and gets nothing any more
-                self._become(State.LEAVING)
+            if self.state is WorkerState.READY:  # it ends, and gets nothing any more
+                self._become(WorkerState.LEAVING)
         assert self._process is not None
         with trio.move_on_after(WORKER_GRACE):
             await self._process.wait()
@@ -375,7 +386,7 @@ class WorkerProcess:
             self._in_flight.clear()
             self._outbox.clear()
             try:
-                self._become(State.ENDED)
+                self._become(WorkerState.ENDED)
             finally:
                 self._give_back(left)
 
@@ -394,8 +405,8 @@ class WorkerProcess:
             listening.cancel_scope.deadline = trio.current_time() + LAST_WORDS
 
     def _patience(self) -> float:
-        """Seconds that a process which was told to end has for that."""
-        if self._pulse.is_late or self._was_killed:
+        """Seconds that the process has for its end."""
+        if self._heartbeats.is_late or self._was_killed:
             return 0.0
         return WORKER_GRACE if self._grace is None else self._grace
 
@@ -426,17 +437,17 @@ class WorkerProcess:
 
     def _heed(self, message: Message) -> None:
         match message:
-            case Taken(sequence, count):
+            case HandOffReceived(sequence, count):
                 self._note_taken(sequence, count)
-            case Ended(counts) if len(counts) == len(self.consumers):
+            case ConnectionsEnded(counts) if len(counts) == len(self.consumers):
                 for consumer, count in zip(self.consumers, counts, strict=True):
                     consumer.ended = count
                 self._owner.changed()
-            case Beat():
+            case Heartbeat():
                 pass
-            case Report(statistics):
+            case StatisticsReport(statistics):
                 self.statistics = statistics
-            case LogMessage():
+            case LogRecords():
                 log_for(message)
             case Ready(backend, reason):
                 self.reason = reason
@@ -453,8 +464,8 @@ class WorkerProcess:
         self.backend = backend
         self.ready_at = trio.current_time()
         self._ready.set()  # it may have copies of listeners that were closed here meanwhile
-        if self.state is State.STARTING:
-            self._become(State.READY)
+        if self.state is WorkerState.STARTING:
+            self._become(WorkerState.READY)
 
     # --- connections on their way to it ---
 
@@ -466,7 +477,7 @@ class WorkerProcess:
         refused = batch[count:]
         if refused:
             self._has_no_room = True
-            if self.state is State.READY:
+            if self.state is WorkerState.READY:
                 self._outbox.extendleft(reversed(refused))
                 self._posted.set()
             else:

@@ -12,6 +12,7 @@ from ._address import (
     parse_address,
     reachable_address,
 )
+from ._bind_retry import bind_with_retries
 from ._open_sockets import close_sockets, open_sockets
 from ._passed_descriptors import (
     MOST_AT_ONCE,
@@ -19,12 +20,11 @@ from ._passed_descriptors import (
     admit,
     close_if_dirty,
     close_unused,
-    keeper,
+    descriptor_closer,
     most_waiting,
     passed_descriptors,
     receives_descriptors,
 )
-from ._patient_bind import bind_patiently
 from ._preparing import check_socket, prepare_socket
 from ._reuse_port import steer_by_cpu
 from ._shown import shown, shown_lines, shown_traceback
@@ -57,8 +57,8 @@ __all__ = [
     "UnixAddress",
     "address_text",
     "admit",
-    "bind_patiently",
     "bind_unix",
+    "bind_with_retries",
     "check_access",
     "check_socket",
     "check_unix",
@@ -68,8 +68,8 @@ __all__ = [
     "close_unused",
     "connect_unix",
     "deepen_send_buffer",
+    "descriptor_closer",
     "errnos",
-    "keeper",
     "most_waiting",
     "open_sockets",
     "parse_address",

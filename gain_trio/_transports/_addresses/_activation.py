@@ -37,7 +37,7 @@ _CURE: Final = "start the program by a .socket unit, or try it with systemd-sock
 
 
 @final
-class Passed:
+class ActivationSockets:
     """The descriptors that were passed to this process, and their owners."""
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ class Passed:
             os.environ.pop(variable, None)
 
 
-passed: Final = Passed()
+passed: Final = ActivationSockets()
 """The descriptors that were passed to this process."""
 
 

@@ -14,8 +14,8 @@ from typing import TypeAlias
 import trio
 
 from ._address import Address, FdAddress, TcpAddress, UnixAddress, parse_address
+from ._bind_retry import bind_with_retries
 from ._open_local import open_passed, open_unix
-from ._patient_bind import bind_patiently
 from ._reuse_port import steer_by_cpu
 from ._socket_options import SocketOptions, apply_tcp_options, options_for
 from ._sockets import share_address, share_port
@@ -124,5 +124,5 @@ async def _listen(sock: socket.socket, where: SocketAddress, options: SocketOpti
     # Without TCP_NODELAY a message larger than a segment waits for the peer's delayed acknowledgement: 40 ms (tcp(7)).
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     apply_tcp_options(sock, options)
-    await bind_patiently(lambda: sock.bind(where))
-    await bind_patiently(lambda: sock.listen(options.places))
+    await bind_with_retries(lambda: sock.bind(where))
+    await bind_with_retries(lambda: sock.listen(options.places))

@@ -97,7 +97,7 @@ def admit(sock: socket.socket) -> bool:
     except OSError:  # an older kernel, or a connection with nothing to read: a later receive reports an error
         return True
     if answer & socket.MSG_CTRUNC:
-        keeper.close_socket(sock)
+        descriptor_closer.close_socket(sock)
         return False
     return True
 
@@ -105,13 +105,13 @@ def admit(sock: socket.socket) -> bool:
 def close_unused(sock: socket.socket) -> None:
     """Close a socket from which this process has received nothing, in a thread if descriptors may be queued in it."""
     if sock.fileno() >= 0 and receives_descriptors(sock):
-        keeper.close_socket(sock)
+        descriptor_closer.close_socket(sock)
     else:
         sock.close()
 
 
 @final
-class Keeper:
+class DescriptorCloser:
     """The count of the descriptors that peers have passed to this process, and the queue of those to close.
 
     Any thread may call it, also from ``__del__`` in the middle of another call: the queues are deques, whose ends are
@@ -195,7 +195,7 @@ def close_if_dirty(sock: socket.socket) -> None:
     """Close a connected socket, in a thread unless no descriptor can be queued in it."""
     # The kernel refuses a peer that sends between the look and the close, if the kernel supports that.
     if not accept_descriptors(sock, False) or _unread(sock):
-        keeper.close_socket(sock)
+        descriptor_closer.close_socket(sock)
 
 
 def _unread(sock: socket.socket) -> bool:
@@ -256,8 +256,8 @@ def _close_patiently(descriptor: int) -> None:
         os.close(descriptor)
 
 
-keeper: Final = Keeper()
-"""The keeper of this process."""
+descriptor_closer: Final = DescriptorCloser()
+"""The closer of this process."""
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=keeper.after_fork)
+    os.register_at_fork(after_in_child=descriptor_closer.after_fork)

@@ -38,8 +38,8 @@ import attrs
 import trio
 
 from ._address import UnixAddress
-from ._passed_descriptors import SO_PASSRIGHTS, accept_descriptors, keeper
-from ._patient_bind import bind_patiently
+from ._bind_retry import bind_with_retries
+from ._passed_descriptors import SO_PASSRIGHTS, accept_descriptors, descriptor_closer
 from ._shown import shown
 from ._sockets import deepen_send_buffer
 from ._unix_binding import bind_path, check_bound, file_of
@@ -150,7 +150,7 @@ def close_listening(sock: socket.socket) -> None:
         sock.remove_file()
         receives = not accept_descriptors(sock, False) or _has_waiting(sock)
     if receives:
-        keeper.close_socket(sock)
+        descriptor_closer.close_socket(sock)
     else:
         sock.close()
 
@@ -192,7 +192,7 @@ async def listen_unix(address: UnixAddress, backlog: int, access: Access, *, pas
         sock.setblocking(False)
         accept_descriptors(sock, pass_fds)
         if address.abstract:
-            await bind_patiently(functools.partial(sock.bind, address.sockaddr))
+            await bind_with_retries(functools.partial(sock.bind, address.sockaddr))
             sock.listen(backlog)
             return sock
         await bind_path(sock, address.path)
@@ -225,7 +225,7 @@ async def bind_unix(
         if remote is not None:
             sock.connect(remote.sockaddr)  # before it has a name, so that no stranger can send to it in between
         if address.abstract:
-            await bind_patiently(functools.partial(sock.bind, address.sockaddr))
+            await bind_with_retries(functools.partial(sock.bind, address.sockaddr))
             return sock
         mode = access.mode
         if _BIND_TAKES_MODE and (mode, owner, group) != (None, -1, -1):

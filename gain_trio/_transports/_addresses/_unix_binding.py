@@ -32,19 +32,19 @@ from typing import Final
 
 import trio
 
-from ._patient_bind import bind_patiently
+from ._bind_retry import bind_with_retries
 from ._shown import shown
 from ._unix_holders import is_held
 
 logger = logging.getLogger("gain_trio")
 
-PATIENCE: Final = 1.0
+RETRY_SECONDS: Final = 1.0
 """Seconds to wait for a socket that a process has bound, and that refuses connections."""
 FRESH: Final = 0.25
 """The most seconds that a server in another network namespace needs from bind(2) to listen(2)."""
 _PAUSE: Final = 0.01
 _LOOK_AGAIN: Final = 50
-"""Pauses of bind_patiently() before it looks at a listening server again, which may have been killed a moment ago."""
+"""Pauses of bind_with_retries() before it looks at a listening server again, which may have been killed a moment ago."""
 _HELD: Final = (
     "a process has bound a socket there that does not listen (yet); see ss -xlp, and try again when it has ended"
 )
@@ -61,12 +61,12 @@ async def bind_path(sock: socket.socket, path: str) -> None:
 
     A cancelled call has not bound the socket.
     """
-    end = trio.current_time() + PATIENCE
+    end = trio.current_time() + RETRY_SECONDS
     while True:
         if _binds(sock, path):
             return
         # A live server sees each look at it as a connection.
-        reason = await bind_patiently(functools.partial(_make_room, path), pauses=_LOOK_AGAIN)
+        reason = await bind_with_retries(functools.partial(_make_room, path), pauses=_LOOK_AGAIN)
         if reason is None and _binds(sock, path):
             return
         if trio.current_time() >= end:
@@ -80,7 +80,7 @@ async def file_of(path: str) -> os.stat_result:
     Raises:
       OSError: the file is missing.
     """
-    end = trio.current_time() + PATIENCE
+    end = trio.current_time() + RETRY_SECONDS
     while True:
         try:
             found = os.lstat(path)
@@ -99,7 +99,7 @@ async def check_bound(is_own: Callable[[], bool]) -> None:
     Raises:
       OSError: another server has replaced the file.
     """
-    end = trio.current_time() + PATIENCE
+    end = trio.current_time() + RETRY_SECONDS
     while not is_own():
         if trio.current_time() >= end:
             raise OSError(errno.EADDRINUSE, _REPLACED)

@@ -33,7 +33,7 @@ from gain_trio._transports._addresses import (
     MOST_WAITING,
     NO_SIGNAL,
     close_if_dirty,
-    keeper,
+    descriptor_closer,
     most_waiting,
     passed_descriptors,
 )
@@ -73,23 +73,22 @@ class DescriptorSocket(socket.socket):
     @trio.lowlevel.enable_ki_protection
     def recv(self, size: int, flags: int = 0, /) -> bytes:
         """As ever; descriptors that come with the bytes are queued."""
-        if not keeper.has_room():
+        if not descriptor_closer.has_room():
             return self._receive_without(size, flags)
         data, ancillary, answer, _address = self.recvmsg(size, _ROOM, flags | _CLOSE_ON_EXEC)
         if not ancillary:
             return data
         fresh = passed_descriptors(ancillary)
-        keeper.add(len(fresh))
+        descriptor_closer.add(len(fresh))
         most = most_waiting()
         if answer & socket.MSG_CTRUNC:
-            keeper.close(fresh)
+            descriptor_closer.close(fresh)
             raise OSError(errno.EMFILE, _NO_ROOM)
         if len(fresh) + len(self.arrived) > most:
-            keeper.close(fresh)
+            descriptor_closer.close(fresh)
             raise OSError(
                 errno.ENOBUFS,
-                f"more than {most} descriptors wait for receive_fds() "
-                f"({MOST_WAITING}, or a quarter of RLIMIT_NOFILE)",
+                f"more than {most} descriptors wait for receive_fds() ({MOST_WAITING}, or a quarter of RLIMIT_NOFILE)",
             )
         if not _CLOSE_ON_EXEC:
             for descriptor in fresh:
@@ -107,7 +106,7 @@ class DescriptorSocket(socket.socket):
     def take(self, most: int) -> list[int]:
         """The oldest descriptors, at most ``most`` of them: the caller owns them now."""
         taken = [self.arrived.popleft() for _ in range(min(most, len(self.arrived)))]
-        keeper.add(-len(taken))
+        descriptor_closer.add(-len(taken))
         return taken
 
     def peek(self) -> bytes:
@@ -122,7 +121,7 @@ class DescriptorSocket(socket.socket):
         """Close the socket, and have closed what no call has taken."""
         waiting = list(self.arrived)
         self.arrived.clear()
-        keeper.close(waiting)
+        descriptor_closer.close(waiting)
         if self._process == os.getpid() and self.fileno() >= 0:  # the child of a fork leaves the connection alone
             close_if_dirty(self)
         super().close()
@@ -241,7 +240,7 @@ class DescriptorConnection(SocketConnection):
     def _refuse_detach(self) -> None:
         super()._refuse_detach()
         if self._socket.arrived:  # also while it was flushed: the socket that is given back knows nothing of them
-            raise RuntimeError("descriptors have arrived and wait for receive_fds(): call it first")
+            raise RuntimeError("descriptors have arrived that receive_fds() has not returned: call receive_fds() first")
 
 
 def _numbers(fds: Sequence[int | HasDescriptor]) -> array.array[int]:

@@ -21,7 +21,7 @@ from gain_trio._transports._addresses import (
     close_listening,
     close_unused,
     deepen_send_buffer,
-    keeper,
+    descriptor_closer,
     receives_descriptors,
     reset_on_close,
 )
@@ -172,7 +172,7 @@ class SocketListener(Listener):
     @property
     def _is_let_go(self) -> bool:
         """See :attr:`Listener._is_let_go`."""
-        return not self._receives_descriptors or keeper.is_idle
+        return not self._receives_descriptors or descriptor_closer.is_idle
 
 
 def _closed() -> trio.ClosedResourceError:

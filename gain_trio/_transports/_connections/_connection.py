@@ -37,15 +37,15 @@ class Connection(trio.abc.HalfCloseableStream):
     A :class:`trio.abc.HalfCloseableStream`, so ``trio.SSLStream(connection)`` and everything else written for Trio's
     streams works on it, with short names beside for the author of a server.
 
-    One task receives and one task sends at a time; a second one gets :exc:`trio.BusyResourceError`.  A connection that was
-    closed here raises :exc:`trio.ClosedResourceError`, one that broke out there :exc:`trio.BrokenResourceError`, whose
+    One task receives and one task sends at a time; a second one gets :exc:`trio.BusyResourceError`.  A connection that this
+    side has closed raises :exc:`trio.ClosedResourceError`, a broken one :exc:`trio.BrokenResourceError`, whose
     ``__cause__`` is the :exc:`OSError`.
 
     :meth:`receive`, :meth:`receive_into`, :meth:`receive_exactly`, :meth:`receive_until`, :meth:`receive_line`, :meth:`send`
     and :meth:`flush` are always cancellation points.  They are schedule points when they have to wait; when they can be
-    answered from memory they return at once, until a task has gone on like that for about a millisecond: then the next
-    call lets others have a turn, before it moves anything.  An answer that moves no bytes (the end of the stream once
-    more, a send of nothing) is a schedule point too.  ``async for`` receives by :meth:`receive`, and is like it.
+    answered from memory they return at once, until a task has gone on like that for about a millisecond: then its next
+    call is a schedule point, before it moves anything.  An answer that moves no bytes (the end of the stream once more, a
+    send of nothing) is a schedule point too.  ``async for`` receives by :meth:`receive`, and is like it.
     :meth:`receive_some`, :meth:`send_all` and the other methods of Trio's stream are full checkpoints.
     """
 
@@ -181,12 +181,13 @@ class Connection(trio.abc.HalfCloseableStream):
     def idle_timeout(self) -> float:
         """How long the connection may move no byte in either direction: seconds, ``math.inf`` at first.
 
-        Bytes that the kernel has taken count, and on Linux so does what the peer takes of those: a peer that takes
-        something at least every half of this time is not idle, however slowly it does.
+        A byte counts as moved when the kernel accepts it, and on Linux also when the peer does: a peer that accepts
+        something at least every half of this time is not idle, however slow it is.
 
-        After that it is over: the peer is told, a line is logged, and calls raise :exc:`trio.BrokenResourceError` with
-        ``ETIMEDOUT`` as its cause.  It remains to be closed; if something was unsent, with a reset.  Setting it to a number
-        that is not greater than 0 raises a :exc:`ValueError`, and to anything but a number a :exc:`TypeError`.
+        After that time the connection is shut down in both directions, a line is logged, and calls raise
+        :exc:`trio.BrokenResourceError` with ``ETIMEDOUT`` as its cause.  The program still has to close it; a close with
+        unsent bytes resets it.  Setting it to a number that is not greater than 0 raises a :exc:`ValueError`, and to
+        anything but a number a :exc:`TypeError`.
         """
         return math.inf if self._timing is None else self._timing.idleness.timeout
 
@@ -204,10 +205,10 @@ class Connection(trio.abc.HalfCloseableStream):
 
     @property
     def close_timeout(self) -> float:
-        """How long a close waits for a peer that goes on taking what was sent: seconds, 60 at first.
+        """How long a close waits for a peer that still accepts bytes: seconds, 60 at first.
 
-        A close waits no more than 5 seconds for a peer that takes nothing, and then resets the connection, as it does when
-        this time is over.  With ``math.inf`` a peer that takes a byte every few seconds holds it for as long as it likes.
+        A close waits no more than 5 seconds for a peer that accepts nothing, and then resets the connection, as it does when
+        this time is over.  With ``math.inf`` a peer that accepts a byte every few seconds can hold a close up for ever.
         Setting it to less than 0 raises a :exc:`ValueError`, and to anything but a number a :exc:`TypeError`.
         """
         return self._close_timeout
@@ -234,9 +235,9 @@ class Connection(trio.abc.HalfCloseableStream):
 
     @abc.abstractmethod
     def _unacknowledged(self) -> int | None:
-        """Bytes that the kernel has taken and the peer has not; None when that is not known, also when it has no socket.
+        """Bytes that the kernel has accepted and the peer has not; None where that is unknown, also without a socket.
 
-        Linux alone says (SIOCOUTQ, tcp(7) and unix(7)); of a Unix socket they are counted with what the kernel keeps beside.
+        Only Linux reports them (SIOCOUTQ, tcp(7) and unix(7)); on a Unix socket it counts its own overhead with them.
         """
 
     @property
@@ -259,7 +260,7 @@ class Connection(trio.abc.HalfCloseableStream):
     def receive(self, max_bytes: int | None = None) -> Coroutine[Any, Any, bytes]:
         """Wait for bytes and return them, at most ``max_bytes`` (None: as many as lie in one piece).
 
-        What has arrived in small pieces lies in one; large ones (of 4 KiB and more) are returned one by one, uncopied.
+        Small pieces that have arrived are joined; large ones (of 4 KiB and more) are returned one by one, uncopied.
 
         Returns:
           The next bytes; ``b""`` at the end of the stream, then and ever after.
@@ -268,9 +269,9 @@ class Connection(trio.abc.HalfCloseableStream):
           ValueError: ``max_bytes`` is less than 1.
           trio.BusyResourceError: another task is receiving.
           trio.ClosedResourceError: the connection is, or meanwhile was, closed here.
-          trio.BrokenResourceError: it broke; what arrived before has been returned by earlier calls.
+          trio.BrokenResourceError: it broke; earlier calls have returned all that arrived before.
 
-        Cancelling it loses nothing: bytes are taken from the connection's queue only when the task runs.
+        Cancelling it loses nothing: bytes leave the connection's queue only when the task runs.
         """
 
     async def receive_into(self, buffer: Buffer, /) -> int:
@@ -288,23 +289,23 @@ class Connection(trio.abc.HalfCloseableStream):
 
     @abc.abstractmethod
     def peek(self, count: int | None = None, /) -> bytes:
-        """Up to ``count`` bytes (None: all) of what has been received, without waiting and without taking them."""
+        """Up to ``count`` received bytes (None: all), without waiting; they stay in the queue."""
 
     @abc.abstractmethod
     def next(self, count: int | None = None, /) -> bytes:
-        """Up to ``count`` bytes (None: all) of what has been received, taken from the queue without waiting."""
+        """Up to ``count`` received bytes (None: all), without waiting; they leave the queue."""
 
     @abc.abstractmethod
     def discard(self, count: int | None = None, /) -> int:
-        """Drop up to ``count`` bytes (None: all) of what has been received; returns how many."""
+        """Drop up to ``count`` received bytes (None: all) from the queue.  Returns how many."""
 
     @property
     @abc.abstractmethod
     def inbound_buffered(self) -> int:
-        """Bytes received and not yet taken: what :meth:`next` returns without waiting.
+        """The number of bytes received and unread, which :meth:`next` returns without waiting.
 
-        On a TLS connection that is what has been decrypted, and only a task that receives decrypts: a chunk of about 64 KiB
-        at most, or what :meth:`receive_exactly` and its kind ask for.
+        On a TLS connection it counts decrypted bytes, and only a task that receives decrypts: a chunk of about 64 KiB at
+        most, or the count that a call such as :meth:`receive_exactly` waits for.
         """
 
     @abc.abstractmethod
@@ -338,34 +339,34 @@ class Connection(trio.abc.HalfCloseableStream):
 
         A list or tuple of buffers is sent as one message, in their order, without joining large ones first.
 
-        Returns when the connection holds less than its high mark, so a peer that reads slowly stops the sender.  ``data``
-        may be changed afterwards.
+        Returns when the connection holds less than its high mark, so a peer that reads slowly stops the sender.  The caller
+        may change ``data`` afterwards.
 
         Raises:
           trio.BusyResourceError: another task is sending or flushing.
           trio.ClosedResourceError: the connection is closed here, or :meth:`send_eof` was called.
-          trio.BrokenResourceError: this or an earlier send failed, or the kernel has said that the peer has reset the
-            connection.  What arrived before can still be received.
+          trio.BrokenResourceError: this or an earlier send failed, or the kernel has reported a reset by the peer.  Bytes
+            that arrived before can still be received.
 
         Cancelled before it runs, or while the connection is over its high mark from before, nothing is sent.  Cancelled
         while it waits for its own bytes to drain, all of a :class:`bytes` object will be sent, and of a list of them.  A
         large buffer of another kind, or a list with such a one, may have been sent in part: then the connection cannot send
         any more (:exc:`trio.BrokenResourceError`), and closing it resets it, so that the peer does not take the part
-        for the whole.  On a TLS connection that is so of everything of more than 64 KiB (or more than ``send_high``, if that
-        is less), bytes objects and lists of them, too.
+        for the whole.  On a TLS connection that holds for all data of more than 64 KiB (or more than ``send_high``, if that
+        is less), bytes objects and lists of them included.
         """
 
     async def send_file(self, file: File, offset: int = 0, count: int | None = None, /) -> int:
         """Send ``count`` bytes of a file from ``offset`` on (None: up to where it ends now), after what was sent before.
 
-        Returns when the kernel has taken all of them.  But for TLS the kernel sends the file itself (sendfile(2)), and
-        no byte of it passes through the program: what is written to the file meanwhile is sent as it is found.  A worker
+        Returns when the kernel has accepted all of them.  Without TLS the kernel sends the file itself (sendfile(2)), and
+        no byte of it passes through the program: bytes written to the file meanwhile may or may not be sent.  A worker
         thread does all of it (:func:`trio.to_thread.run_sync`), so a slow disk keeps no other task waiting, in slices of
         some 20 milliseconds.
 
         Args:
           file: a path, which is opened and closed; or a descriptor, or anything with a ``fileno()``, which must stay open
-            meanwhile.  Where that one stands does not matter, and it is not moved.
+            meanwhile.  Its position does not matter, and does not change.
           offset, count: of the bytes to send.
 
         Returns:
@@ -377,22 +378,22 @@ class Connection(trio.abc.HalfCloseableStream):
           OSError: it cannot be opened or read.
           trio.BusyResourceError, trio.ClosedResourceError, trio.BrokenResourceError, trio.TooSlowError: see :meth:`send`.
 
-        What ends it early, be it an error, :attr:`write_deadline` or a cancellation (which takes effect after the current
-        turn), leaves a part of the file sent: then the connection is of no more use for sending, and closing it resets
-        it, as with :meth:`send`.  Unix sockets have no reset: there the peer sees the end.
+        An error, :attr:`write_deadline` or a cancellation (which takes effect after the current slice) ends it early, with
+        a part of the file sent: then the connection cannot send any more, and closing it resets it, as with :meth:`send`.
+        Unix sockets have no reset: there the peer sees the end of the stream.
         """
         async with opened(file, offset, count) as source:
             return await self._transfer_type(self, source).run()
 
     def _end_transfer(self) -> None:
-        """The connection is to be closed: what a transfer in progress has sent is no whole."""
+        """End a transfer in progress, because the connection is to be closed: its data is incomplete."""
         if self._transfer is not None:
             self._tear_sends()
             self._transfer.cancel()
 
     @abc.abstractmethod
     def flush(self) -> Coroutine[Any, Any, None]:
-        """Wait until the kernel has taken everything that was sent.  Raises what :meth:`send` raises."""
+        """Wait until the kernel has accepted everything that was sent.  Raises what :meth:`send` raises."""
 
     async def send_all(self, data: Buffer | Sequence[Buffer]) -> None:
         """:meth:`Connection.send` as a full checkpoint."""
@@ -407,14 +408,14 @@ class Connection(trio.abc.HalfCloseableStream):
     @property
     @abc.abstractmethod
     def outbound_buffered(self) -> int:
-        """Bytes sent and not yet taken by the kernel."""
+        """The number of bytes sent that the kernel has not accepted yet."""
 
     # --- counters ---
 
     @property
     @abc.abstractmethod
     def bytes_received(self) -> int:
-        """Bytes that have come from the kernel so far, taken or not; also when the connection is closed.
+        """The number of bytes received from the kernel so far, read or not; also when the connection is closed.
 
         On the ring they are counted when they arrive, over a socket when a call receives.  A TLS connection counts the
         bytes on the wire.
@@ -423,17 +424,17 @@ class Connection(trio.abc.HalfCloseableStream):
     @property
     @abc.abstractmethod
     def bytes_sent(self) -> int:
-        """Bytes that the kernel has taken so far, likewise."""
+        """The number of bytes that the kernel has accepted so far; also when the connection is closed."""
 
     # --- ending ---
 
     @property
     def draining(self) -> trio.Event:
-        """Set when the connection's server drains (:meth:`Server.drain`): finish what is being done, and return.
+        """Set when the connection's server drains (:meth:`Server.drain`): the handler finishes its work, and returns.
 
-        A handler that waits for its next message by :meth:`wait_data` or :meth:`messages` is ended there, and need not look
-        at this.  Any other can wait for it in a task of its own.  It is one event for all connections of the server; a
-        connection that has no server has one that is never set.
+        For a handler that waits for its next message by :meth:`wait_data` or :meth:`messages` that wait ends, and the
+        handler need not use this event.  Any other handler can wait for the event in a task of its own.  All connections of
+        a server have the same event; a connection that has no server has one that is never set.
         """
         if self._draining is None:
             self._draining = trio.Event()  # type: ignore[misc]  # a slot of the implementation
@@ -449,7 +450,7 @@ class Connection(trio.abc.HalfCloseableStream):
         self._draining = event  # type: ignore[misc]  # the slot is the implementation's
 
     async def send_eof(self) -> None:
-        """Flush, then tell the peer that nothing more will be sent.  Receiving goes on.  Twice is once.
+        """Flush, then end the stream to the peer (FIN).  Receiving goes on.  A second call does nothing.
 
         Raises:
           NotImplementedError: on a TLS connection: Python's ssl cannot do that.
@@ -463,12 +464,12 @@ class Connection(trio.abc.HalfCloseableStream):
     async def aclose(self) -> None:
         """Close the connection: flush what was sent, then close.
 
-        Calls in progress raise :exc:`trio.ClosedResourceError` at once.  The flush goes on while the peer takes something,
-        for :attr:`close_timeout` at most.  When the peer has taken nothing for 5 seconds, when that time is over, or when
-        this is cancelled, the connection is reset, so that the peer does not take what arrived for everything.
+        Calls in progress raise :exc:`trio.ClosedResourceError` at once.  The flush goes on while the peer accepts bytes, for
+        :attr:`close_timeout` at most.  When the peer has accepted nothing for 5 seconds, when that time is over, or when
+        this is cancelled, the connection is reset, so that the peer does not take a part for the whole.
 
-        A Unix socket has no reset: the peer receives what the kernel has taken and then the end of the stream, or
-        ``ECONNRESET`` if it has sent something that was not received here (unix(7)).  A protocol that has to tell a part
+        A Unix socket has no reset: the peer receives what the kernel has accepted and then the end of the stream, or
+        ``ECONNRESET`` if it has sent something that is unread here (unix(7)).  A protocol that has to distinguish a part
         from the whole there marks the end of its messages itself, by a length or a separator.
 
         With nothing left to send it ends with FIN, unless unread bytes are in the kernel: then the kernel resets it
@@ -481,8 +482,8 @@ class Connection(trio.abc.HalfCloseableStream):
     def abort(self) -> None:
         """Close at once, with a reset (RST): drop what is queued in either direction, here and in the kernel.
 
-        Unix sockets have no RST: what the kernel has taken still arrives, and the peer sees the end of the stream, or
-        ``ECONNRESET`` if it had sent what was not received here.
+        Unix sockets have no RST: what the kernel has accepted still arrives, and the peer sees the end of the stream, or
+        ``ECONNRESET`` if it had sent something that is unread here.
         """
         self._end_transfer()
         self._remember_peer()

@@ -4,7 +4,7 @@ A server moves a deadline with every message: ten thousand connections, each wit
 thousands of times a second.  A cancel scope for each call would cost more than the call, and a task for each connection
 more than the connection.  So nothing happens when a deadline is moved *away*: the keeper keeps the entry it has, wakes at
 the old time, sees that the deadline is a later one by now, and files the entry there.  In the usual case that is one look
-in thirty seconds, and not one a message.  Only a deadline that comes *nearer* than its entry has to be told.
+in thirty seconds, and not one a message.  Only a deadline that comes *nearer* than its entry has to reach the keeper.
 
 The entries form a pairing heap (Fredman, Sedgewick, Sleator, Tarjan, 1986), because telling is what must be cheap: adding
 an entry and moving one nearer take constant time, and only taking the earliest one out, or one from the middle, takes a
@@ -33,7 +33,7 @@ logger = logging.getLogger("gain_trio")
 
 
 class Expires(Protocol):
-    """Who is told that a deadline may have passed."""
+    """The owner of a deadline, which the keeper calls when that may have passed."""
 
     def deadline_passed(self, now: float) -> float:
         """The entry's time has come.  Act, if the deadline really has passed at ``now``.
@@ -190,8 +190,8 @@ class DeadlineKeeper:
             try:
                 again.append((entry, entry.owner.deadline_passed(now)))
             except Exception:  # noqa: BLE001 - a filter of the program's for the log, say
-                # There is no caller to be told, as a log handler has none, and the others must have their turn: so this
-                # is told as logging tells of its handlers' failures.
+                # There is no caller to raise it to, and the other entries must be served: so it is printed, as logging
+                # prints the failures of its handlers.
                 traceback.print_exc()
         for entry, when in again:  # not before: one that asks for `now` again would keep the loop from ending
             self.watch(entry, when)

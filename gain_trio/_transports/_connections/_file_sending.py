@@ -17,7 +17,7 @@ import trio
 from gain_trio._io_manager import broken_by
 from gain_trio._transports._addresses import errnos
 
-from ._files import PATIENCE, PIECE, TURN, Source
+from ._files import PIECE, ROOM_SECONDS, SLICE, FileSource
 
 if TYPE_CHECKING:
     from ._connection import Connection
@@ -37,7 +37,7 @@ class FileTransfer:
 
     __slots__ = ("_connection", "_sent", "_source")
 
-    def __init__(self, connection: Connection, source: Source) -> None:
+    def __init__(self, connection: Connection, source: FileSource) -> None:
         self._connection = connection
         self._source = source
         self._sent = 0
@@ -108,19 +108,19 @@ class KernelFileTransfer(FileTransfer):
             descriptor = os.dup(sock.fileno())
         try:
             while self._sent < source.count:
-                turn = await trio.to_thread.run_sync(_send_for_a_while, descriptor, source, self._sent)
-                if turn.sent:
-                    self._sent += turn.sent
-                    connection._has_sent(turn.sent)
-                if turn.error is not None:
-                    if not self._sent and turn.error.errno in _NOT_THIS_FILE:
+                part = await trio.to_thread.run_sync(_send_for_a_while, descriptor, source, self._sent)
+                if part.sent:
+                    self._sent += part.sent
+                    connection._has_sent(part.sent)
+                if part.error is not None:
+                    if not self._sent and part.error.errno in _NOT_THIS_FILE:
                         return False
-                    if turn.error.errno not in _OF_THE_FILE:
-                        self._raise_broken(turn.error)
-                    raise turn.error
-                if turn.is_end:
+                    if part.error.errno not in _OF_THE_FILE:
+                        self._raise_broken(part.error)
+                    raise part.error
+                if part.is_end:
                     raise source.shortened(self._sent)
-                if turn.is_full:
+                if part.is_full:
                     with self._calls_allowed():
                         await connection._wait_for_room()
         finally:
@@ -139,8 +139,8 @@ class KernelFileTransfer(FileTransfer):
 
 @final
 @attrs.define
-class _Turn:
-    """What a thread has done: how much the kernel has taken, and why the turn ended, unless its time was up."""
+class _SendfileSlice:
+    """What a thread has done: how much the kernel has taken, and why the slice ended, unless its time was up."""
 
     sent: int = 0
     error: OSError | None = None
@@ -166,36 +166,36 @@ def _sigpipe_taken() -> Iterator[None]:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
-def _send_for_a_while(descriptor: int, source: Source, done: int) -> _Turn:
+def _send_for_a_while(descriptor: int, source: FileSource, done: int) -> _SendfileSlice:
     """For a worker thread."""
     with _sigpipe_taken():
-        return _send_in_turn(descriptor, source, done)
+        return _send_slice(descriptor, source, done)
 
 
-def _send_in_turn(descriptor: int, source: Source, done: int) -> _Turn:
-    turn = _Turn()
-    until = time.monotonic() + TURN
+def _send_slice(descriptor: int, source: FileSource, done: int) -> _SendfileSlice:
+    part = _SendfileSlice()
+    until = time.monotonic() + SLICE
     room = select.poll()
     room.register(descriptor, select.POLLOUT)
     left = source.count - done
-    while turn.sent < left and time.monotonic() < until:
+    while part.sent < left and time.monotonic() < until:
         try:
-            sent = _send_piece(descriptor, source, done + turn.sent, min(PIECE, left - turn.sent))
+            sent = _send_piece(descriptor, source, done + part.sent, min(PIECE, left - part.sent))
         except BlockingIOError:
-            turn.is_full = not room.poll(PATIENCE * 1000)
-            if turn.is_full:
+            part.is_full = not room.poll(ROOM_SECONDS * 1000)
+            if part.is_full:
                 break
         except OSError as error:
-            turn.error = error
+            part.error = error
             break
         else:
-            turn.is_end = sent == 0
-            if turn.is_end:
+            part.is_end = sent == 0
+            if part.is_end:
                 break
-            turn.sent += sent
-    return turn
+            part.sent += sent
+    return part
 
 
-def _send_piece(descriptor: int, source: Source, done: int, size: int) -> int:
+def _send_piece(descriptor: int, source: FileSource, done: int, size: int) -> int:
     """How much the kernel takes, 0 at the end of the file.  Raises BlockingIOError when it takes nothing at the moment."""
     return os.sendfile(descriptor, source.descriptor, source.offset + done, size)

@@ -6,11 +6,11 @@ its place: its splice needs a pipe, so two operations where this is one call, an
 threads, because they may block.  So sendfile runs in a worker thread of Trio's.
 
 To hand something to a thread takes longer than to send a few hundred KiB, and that is what a socket's buffer has room for.
-So a thread that finds it full waits a moment (PATIENCE) for room, and goes on while there is some, but no longer than TURN:
-then other tasks have their turn, and the task can be cancelled.  A peer that reads slowly has no thread waiting for it: the
-task waits for room, in a call of the connection's sending side like any other (``_wait_for_room``), so the write deadline,
-an idle timeout and a close do to it what they do to a send.  Bytes that went past the connection are told to it, or a
-transfer would count as idleness.
+So a thread that finds it full waits a moment (ROOM_SECONDS) for room, and goes on while there is some, but no longer than
+SLICE: then other tasks have their turn, and the task can be cancelled.  A peer that reads slowly has no thread waiting for
+it: the task waits for room, in a call of the connection's sending side like any other (``_wait_for_room``), so the write
+deadline, an idle timeout and a close do to it what they do to a send.  The connection counts the bytes that went past it,
+or a transfer would look idle.
 
 A thread cannot be interrupted, and the connection may be closed while one is at work.  Therefore it works on a duplicate
 of the descriptor: the number of the original may belong to another file by then.  Closing sets SO_LINGER, which belongs to
@@ -32,9 +32,9 @@ import trio
 
 PIECE = 1 << 20
 """Bytes read, or asked to be sent, at a time: more would gain nothing, and have a slow disk delay a cancellation."""
-TURN = 0.02
+SLICE = 0.02
 """Seconds after which a thread takes on no further piece."""
-PATIENCE = 0.002
+ROOM_SECONDS = 0.002
 """Seconds that a thread waits for room at a time.  A peer that reads at full speed makes some in a tenth of that."""
 
 
@@ -50,7 +50,7 @@ File: TypeAlias = "int | str | bytes | os.PathLike[str] | os.PathLike[bytes] | H
 
 @final
 @attrs.frozen
-class Source:
+class FileSource:
     """Bytes of a file that is open."""
 
     name: str
@@ -82,7 +82,7 @@ def _open(file: File) -> tuple[int, bool]:
     return file.fileno(), False
 
 
-def _measure(name: str, descriptor: int, offset: int, count: int | None) -> Source:
+def _measure(name: str, descriptor: int, offset: int, count: int | None) -> FileSource:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"send_file() sends regular files, and {name} is none; read it, and send what was read")
@@ -90,11 +90,11 @@ def _measure(name: str, descriptor: int, offset: int, count: int | None) -> Sour
     if available < 0 or (count is not None and count > available):
         wanted = "" if count is None else f"{count} bytes "
         raise ValueError(f"send_file() was asked for {wanted}from {offset} on, and {name} has {status.st_size} bytes")
-    return Source(name, descriptor, offset, available if count is None else count)
+    return FileSource(name, descriptor, offset, available if count is None else count)
 
 
 @contextlib.asynccontextmanager
-async def opened(file: File, offset: int, count: int | None) -> AsyncIterator[Source]:
+async def opened(file: File, offset: int, count: int | None) -> AsyncIterator[FileSource]:
     """The file as something to send.  A full checkpoint.
 
     Raises:
@@ -104,7 +104,7 @@ async def opened(file: File, offset: int, count: int | None) -> AsyncIterator[So
         raise ValueError(f"send_file() takes an offset and a count >= 0, not {offset} and {count}")
     name = f"descriptor {file}" if isinstance(file, int) else repr(file)
 
-    def begin() -> tuple[Source, bool]:
+    def begin() -> tuple[FileSource, bool]:
         descriptor, is_ours = _open(file)
         try:
             return _measure(name, descriptor, offset, count), is_ours

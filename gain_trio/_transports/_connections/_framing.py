@@ -80,8 +80,8 @@ class Framing(Protocol):
         """Wait until ``count`` bytes are queued or the stream has ended, and return how many are queued.
 
         While it waits, receiving is not stopped before that many are there, whatever the marks say.  It is a cancellation
-        point, and takes nothing from the queue.  It is a schedule point when it waits, for a count of 0, and when it tells
-        of the end of the stream once more.
+        point, and takes nothing from the queue.  It is a schedule point when it waits, for a count of 0, and when it
+        reports the end of the stream once more.
 
         Raises what :meth:`Connection.receive` raises, :exc:`trio.BrokenResourceError` only if less than ``count`` is
         queued.

@@ -1,4 +1,4 @@
-"""What is left of waiting for a connection whose end has been told."""
+"""The wait for a connection whose end of the stream was reported already."""
 
 from __future__ import annotations
 

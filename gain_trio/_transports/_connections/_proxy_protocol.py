@@ -103,9 +103,9 @@ class ProxyHeader:
     transport: ProxyTransport
     """UNSPEC also for LOCAL, whatever the header says."""
     source: Any
-    """The client, as from :meth:`socket.socket.getpeername`; None when the header does not tell: then it is the peer."""
+    """The client, as from :meth:`socket.socket.getpeername`; None when the header has no address: then it is the peer."""
     destination: Any
-    """What the client connected to, as from :meth:`socket.socket.getsockname`; None when the header does not tell."""
+    """What the client connected to, as from :meth:`socket.socket.getsockname`; None when the header has no address."""
     tlvs: tuple[tuple[int, bytes], ...]
     """Type and value of everything else, in the order of the header."""
     length: int
@@ -362,7 +362,7 @@ def _internet(family: ProxyFamily, packed: bytes, port: int) -> tuple[str, int] 
 def _unix(field: bytes) -> str | bytes:
     """As :mod:`socket` gives addresses: a path is a string, an abstract name bytes that begin with a NUL.
 
-    The length of an abstract name is not told, so one that ends with NULs is returned without them.
+    The header does not have the length of an abstract name, so one that ends with NULs is returned without them.
     """
     if field.startswith(b"\0"):
         return field.rstrip(b"\0") or ""

@@ -50,7 +50,7 @@ def without_head(queue: Inbound, count: int) -> Inbound:
 
 
 def whole_of(data: Buffer) -> bytes:
-    """All of a bytes-like object, as immutable bytes.  (``bytes()`` of a number would make as many zeros.)"""
+    """All of a bytes-like object, as immutable bytes.  A number is refused: ``bytes()`` would make as many zeros of it."""
     return data if type(data) is bytes else bytes(memoryview(data))
 
 

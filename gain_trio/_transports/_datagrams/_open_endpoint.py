@@ -18,7 +18,7 @@ from gain_trio._transports._addresses import (
     Access,
     UdpAddress,
     UnixAddress,
-    bind_patiently,
+    bind_with_retries,
     parse_address,
     reachable_address,
     share_port,
@@ -191,7 +191,7 @@ async def _open_socket(pairs: list[tuple[int, Any, Any]], configure: Any, what: 
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # as listeners do
             configure(sock)
-            await bind_patiently(functools.partial(sock.bind, here))
+            await bind_with_retries(functools.partial(sock.bind, here))
             if there is not None:
                 sock.connect(there)
         except BaseException as error:

@@ -1,8 +1,8 @@
 """A datagram endpoint over a socket and Trio's own waits, for runs without a ring, or with a ring that can only wait.
 
 A system task reads for as long as the endpoint lives, as the ring does for its endpoints: it fills the queue even while
-no task receives, and keeps the oldest datagrams.  The task has a reference to an :class:`Inbox` and none to the endpoint,
-so that Python can finalize an endpoint that the program has dropped.
+no task receives, and keeps the oldest datagrams.  The task has a reference to a :class:`DatagramInbox` and none to the
+endpoint, so that Python can finalize an endpoint that the program has dropped.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _shared_scratch() -> bytearray:
         return scratch
 
 
-class Inbox:
+class DatagramInbox:
     """The queue of what has arrived, and the task that fills it."""
 
     def __init__(self, sock: socket.socket, remote: Any, queue_size: int, queue_bytes: int, max_size: int) -> None:
@@ -147,7 +147,7 @@ class Inbox:
 class SocketEndpoint(DatagramEndpoint):
     """See :class:`DatagramEndpoint`."""
 
-    _make_inbox: ClassVar[type[Inbox]] = Inbox
+    _make_inbox: ClassVar[type[DatagramInbox]] = DatagramInbox
 
     def __init__(
         self, sock: socket.socket, remote_address: Any, *, queue_size: int, queue_bytes: int, max_size: int

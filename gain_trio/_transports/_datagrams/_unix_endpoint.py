@@ -37,7 +37,7 @@ from gain_trio._transports._addresses import (
     check_unix,
 )
 
-from ._socket_endpoint import Inbox, SocketEndpoint
+from ._socket_endpoint import DatagramInbox, SocketEndpoint
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -96,7 +96,7 @@ async def open_unix_endpoint(
 
 
 @final
-class _UnixInbox(Inbox):
+class _UnixDatagramInbox(DatagramInbox):
     def __init__(self, sock: socket.socket, remote: Any, queue_size: int, queue_bytes: int, max_size: int) -> None:
         super().__init__(sock, remote, queue_size, queue_bytes, max_size)
         if max_size > _SHARED_SCRATCH:
@@ -109,7 +109,7 @@ class _UnixInbox(Inbox):
 
 @final
 @attrs.define
-class _Line:
+class _SendQueue:
     """The tasks that wait to send to one receiver."""
 
     lock: trio.StrictFIFOLock = attrs.field(factory=trio.StrictFIFOLock)
@@ -120,7 +120,7 @@ class _Line:
 class UnixEndpoint(SocketEndpoint):
     """See :class:`DatagramEndpoint`."""
 
-    _make_inbox: ClassVar[type[Inbox]] = _UnixInbox
+    _make_inbox: ClassVar[type[DatagramInbox]] = _UnixDatagramInbox
 
     def __init__(
         self,
@@ -134,14 +134,14 @@ class UnixEndpoint(SocketEndpoint):
     ) -> None:
         super().__init__(sock, remote_address, queue_size=queue_size, queue_bytes=queue_bytes, max_size=max_size)
         self._remote = remote
-        self._lines: dict[Any, _Line] = {}
+        self._lines: dict[Any, _SendQueue] = {}
 
     def _line_is_empty(self, address: Any) -> bool:
         return (self._inbox.remote if address is None else address) not in self._lines
 
     async def _stand_in_line(self, data: Buffer, address: Any) -> None:
         receiver = self._inbox.remote if address is None else address
-        line = self._lines.setdefault(receiver, _Line())
+        line = self._lines.setdefault(receiver, _SendQueue())
         line.length += 1
         try:
             async with line.lock:

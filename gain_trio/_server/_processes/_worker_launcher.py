@@ -39,7 +39,7 @@ _BOOT = str(Path(__file__).with_name("_boot.py"))
 
 @final
 @attrs.frozen
-class Run:
+class RunSettings:
     """What a worker's run is on: the same as the server's."""
 
     backend: Backend
@@ -52,7 +52,7 @@ class Run:
 
 @final
 @attrs.frozen
-class Place:
+class WorkerSettings:
     """What one worker process has for itself."""
 
     index: int
@@ -68,7 +68,7 @@ class Place:
 
 
 @final
-class Launch:
+class WorkerLauncher:
     """How the worker processes of a server are started.
 
     Args:
@@ -106,7 +106,7 @@ class Launch:
         if info.backend == "io_uring":
             backend = "io_uring" if ring_is_demanded() else "auto"
         pieces = tuple(piece.name for piece in info.acceleration if piece.active)
-        self.run = Run(backend, *ring_settings(), pieces)
+        self.run = RunSettings(backend, *ring_settings(), pieces)
         *self._python, _dash_c, _code, _mark = spawn.get_command_line()
 
     async def start(self, control: socket.socket, descriptors: Sequence[int]) -> trio.Process:
@@ -124,11 +124,11 @@ class Launch:
         except (RuntimeError, MemoryError) as error:  # "can't start new thread", of the thread that would start it
             raise OSError(errno.EAGAIN, f"no process can be started: {str(error) or 'out of memory'}") from error
 
-    def first_message(self, place: Place) -> bytes:
+    def first_message(self, settings: WorkerSettings) -> bytes:
         """What ``_boot.py`` reads from the channel."""
-        setup = pickle.dumps((self._handler, self._config, self.run, place))
+        setup = pickle.dumps((self._handler, self._config, self.run, settings))
         # What __main__ is costs time to import, and only a handler that is in it needs it.
-        preparation = _preparation(f"gain_trio worker {place.index}", with_main=b"__main__" in self._handler + setup)
+        preparation = _preparation(f"gain_trio worker {settings.index}", with_main=b"__main__" in self._handler + setup)
         return pickle.dumps((preparation, pickle.dumps(functools.partial(self._main, setup))))
 
 

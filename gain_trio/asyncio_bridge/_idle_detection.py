@@ -6,7 +6,7 @@ A protocol is called, and does not wait, so nothing here shows when it has finis
     bytes were delivered, and nothing was       busy: it works on its answer
     written since
     bytes come or go                            busy, and for QUIET seconds more: an answer may have several pieces
-    it has never heard of its peer              busy, until FIRST_WORDS seconds after it was made: a client that connects
+    its peer has never sent a byte              busy, until FIRST_WORDS seconds after it was made: a client that connects
                                                 while worker processes are replaced has its first request answered
     otherwise                                   idle
 
@@ -32,7 +32,7 @@ FIRST_WORDS: Final = 1.0
 
 
 @final
-class Quiet:
+class IdleDetector:
     """How long a connection has been quiet, from when the server began to drain."""
 
     def __init__(self, connection: Connection, made_at: float) -> None:

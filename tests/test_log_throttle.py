@@ -13,17 +13,17 @@ from trio.testing import MockClock
 
 from gain_trio._server._acceptor import Acceptor
 from gain_trio._server._dispatcher import Dispatcher
-from gain_trio._server._log_intervals import seldom, since_last
+from gain_trio._server._log_throttle import log_throttle, since_last
 from gain_trio._server._time_limits import LOG_INTERVAL
 from gain_trio._transports import Connection
 
 
 async def test_the_first_and_then_one_a_minute(mock_clock: MockClock) -> None:
-    line = seldom("something")
-    assert seldom("something") is line
+    line = log_throttle("something")
+    assert log_throttle("something") is line
     assert line.count() == 0
     assert [line.count() for _ in range(5)] == [None] * 5
-    assert seldom("something else").count() == 0
+    assert log_throttle("something else").count() == 0
     mock_clock.jump(LOG_INTERVAL - 0.001)
     assert line.count() is None
     mock_clock.jump(0.001)

@@ -11,7 +11,7 @@ from gain_trio._transports import Marks, SocketListener, close_unused, reset_on_
 
 
 @final
-class Accepted:
+class AcceptedSocket:
     """An accepted connection on its way.  It has what a dispatcher asks of a connection."""
 
     __slots__ = ("_socket",)
@@ -50,10 +50,10 @@ class Accepted:
 
 
 def listener_for_others(sock: socket.socket) -> SocketListener:
-    """A listener that owns ``sock``, whose connections are :class:`Accepted`, and which takes none ahead."""
+    """A listener that owns ``sock``, whose connections are :class:`AcceptedSocket`, and which takes none ahead."""
     make: Any = _make  # a listener is typed for connections, and an acceptor just passes on what it accepts
     return SocketListener(sock, Marks(), make=make)
 
 
-def _make(sock: socket.socket, _marks: Marks) -> Accepted:
-    return Accepted(sock)
+def _make(sock: socket.socket, _marks: Marks) -> AcceptedSocket:
+    return AcceptedSocket(sock)

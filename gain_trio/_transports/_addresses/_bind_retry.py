@@ -14,21 +14,21 @@ from typing import Final, TypeVar
 
 import trio
 
-PATIENCE: Final = 0.25
+RETRY_SECONDS: Final = 0.25
 """Seconds for which to try again, on the real clock."""
 PAUSE: Final = 0.001
 
 T = TypeVar("T")
 
 
-async def bind_patiently(bind: Callable[[], T], *, pauses: int = 1) -> T:
-    """Call ``bind`` and return its result; while it raises ``EADDRINUSE``, call it again, for :data:`PATIENCE`.
+async def bind_with_retries(bind: Callable[[], T], *, pauses: int = 1) -> T:
+    """Call ``bind`` and return its result; while it raises ``EADDRINUSE``, call it again, for :data:`RETRY_SECONDS`.
 
     Args:
       bind: a function that does not wait.
       pauses: the number of pauses before each further call.
     """
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + RETRY_SECONDS
     while True:
         try:
             return bind()

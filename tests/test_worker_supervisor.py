@@ -1,4 +1,4 @@
-"""The places of worker processes: who is counted as dead, who comes next, and what is missing for that."""
+"""The supervisors of worker processes: which death counts, when a successor starts, and what may be missing for that."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ import gain_trio
 from gain_trio import ServerConfig, WorkerFailed
 from gain_trio._server._dispatcher import Dispatcher
 from gain_trio._server._processes import _supervisor, _worker_pool, _worker_process
-from gain_trio._server._processes._accepted import Accepted
+from gain_trio._server._processes._accepted_socket import AcceptedSocket
 from gain_trio._server._processes._control_messages import Failed
-from gain_trio._server._processes._supervisor import Slot
-from gain_trio._server._processes._worker_process import State
+from gain_trio._server._processes._supervisor import WorkerSupervisor
+from gain_trio._server._processes._worker_process import WorkerState
 
 pytestmark = [pytest.mark.connections, pytest.mark.slow]
 
@@ -71,14 +71,14 @@ async def test_a_process_that_dies_while_its_successor_is_being_started_is_count
 
 
 class Process:
-    """A worker process as far as its place can see.  It begins to serve or does not, and stays or is gone at once."""
+    """A worker process as far as its supervisor can see.  It begins to serve or does not, and stays or is gone at once."""
 
-    def __init__(self, slot: Slot, number: int, *, begins: bool, stays: bool) -> None:
-        self._slot = slot
+    def __init__(self, supervisor: WorkerSupervisor, number: int, *, begins: bool, stays: bool) -> None:
+        self._supervisor = supervisor
         self._begins = begins
         self.pid = number
         self.backend = "none"
-        self.state = State.STARTING
+        self.state = WorkerState.STARTING
         self.ready_at: float | None = None
         self.failure = None if stays else Failed("it was not long", "")
         self.end = "exited with status 1"
@@ -97,53 +97,61 @@ class Process:
         await self.may_begin.wait()
         if self._begins:
             self.ready_at = trio.current_time()
-            self.state = State.READY
+            self.state = WorkerState.READY
             if not self._told_to_end.is_set():
-                self._slot.note()
+                self._supervisor.note()
                 await self._told_to_end.wait()
-        self.state = State.ENDED
+        self.state = WorkerState.ENDED
 
     def drain(self, _timeout: float) -> None:
-        self.was_told_to_drain = self.state is not State.ENDED
+        self.was_told_to_drain = self.state is not WorkerState.ENDED
         self._told_to_end.set()
 
 
-class Place:
-    """A slot whose processes are these: each is made with the next of ``options``."""
+class Supervised:
+    """A supervisor whose processes are these: each is made with the next of ``options``."""
 
     def __init__(self, *options: dict[str, bool]) -> None:
         self._options = list(options)
         self.made: list[Process] = []
         self.failures: list[WorkerFailed] = []
-        self.slot = Slot(0, self._make, strict=False, graceful_timeout=1, changed=self._note, fail=self.failures.append)
+        self.supervisor = WorkerSupervisor(
+            0, self._make, strict=False, graceful_timeout=1, changed=self._note, fail=self.failures.append
+        )
 
-    def _make(self, slot: Slot) -> Any:
-        self.made.append(Process(slot, len(self.made), **self._options[len(self.made)]))
+    def _make(self, supervisor: WorkerSupervisor) -> Any:
+        self.made.append(Process(supervisor, len(self.made), **self._options[len(self.made)]))
         return self.made[-1]
 
     def _note(self) -> None:
-        self.slot.note()
+        self.supervisor.note()
 
 
 async def test_a_process_that_is_dead_before_anybody_looks_has_begun_to_serve() -> None:
     brief, lasting = {"begins": True, "stays": False}, {"begins": True, "stays": True}
-    place = Place(brief, brief, lasting)
+    supervised = Supervised(brief, brief, lasting)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(place.slot.supervise)
-        await soon(lambda: place.slot.serves)
+        nursery.start_soon(supervised.supervisor.supervise)
+        await soon(lambda: supervised.supervisor.serves)
         nursery.cancel_scope.cancel()
-    assert (place.slot.restarts, place.slot.current, place.failures) == (2, place.made[2], [])
+    assert (supervised.supervisor.restarts, supervised.supervisor.current, supervised.failures) == (
+        2,
+        supervised.made[2],
+        [],
+    )
 
 
 async def test_a_process_that_always_dies_at_once_ends_the_server() -> None:
     brief = {"begins": True, "stays": False}
-    place = Place(*[brief] * 20)
+    supervised = Supervised(*[brief] * 20)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(place.slot.supervise)
-        await soon(lambda: bool(place.failures))
+        nursery.start_soon(supervised.supervisor.supervise)
+        await soon(lambda: bool(supervised.failures))
         nursery.cancel_scope.cancel()
-    assert len(place.made) == _supervisor.ATTEMPTS
-    assert "worker process 0 died as soon as it served, 4 times in a row: it was not long" in str(place.failures[0])
+    assert len(supervised.made) == _supervisor.ATTEMPTS
+    assert "worker process 0 died as soon as it served, 4 times in a row: it was not long" in str(
+        supervised.failures[0]
+    )
 
 
 async def test_a_program_that_dies_as_soon_as_it_serves_ends_the_server() -> None:
@@ -171,23 +179,27 @@ async def test_a_process_that_dies_of_what_it_serves_is_replaced_as_often_as_it_
 
 async def test_who_asks_while_a_start_fails_is_not_told_of_it_when_the_next_one_succeeds() -> None:
     failing, lasting = {"begins": False, "stays": False}, {"begins": True, "stays": True}
-    place = Place(lasting, failing, lasting)
+    supervised = Supervised(lasting, failing, lasting)
 
     async def be_refused() -> None:
         with pytest.raises(WorkerFailed, match="it was not long"):
-            await place.slot.replace()
+            await supervised.supervisor.replace()
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(place.slot.supervise)
-        await soon(lambda: place.slot.serves)
+        nursery.start_soon(supervised.supervisor.supervise)
+        await soon(lambda: supervised.supervisor.serves)
         async with trio.open_nursery() as asking:
             asking.start_soon(be_refused)
-            await soon(lambda: len(place.made) == 2)
-            asking.start_soon(place.slot.replace)
+            await soon(lambda: len(supervised.made) == 2)
+            asking.start_soon(supervised.supervisor.replace)
             await trio.testing.wait_all_tasks_blocked()
-            place.made[1].may_begin.set()
+            supervised.made[1].may_begin.set()
         nursery.cancel_scope.cancel()
-    assert (place.slot.restarts, place.slot.current, place.failures) == (0, place.made[2], [])
+    assert (supervised.supervisor.restarts, supervised.supervisor.current, supervised.failures) == (
+        0,
+        supervised.made[2],
+        [],
+    )
 
 
 # --- want of something, and errors of others ---
@@ -199,14 +211,14 @@ async def test_without_room_for_its_channel_no_process_is_started(
     def refuse(_sock: socket.socket) -> Any:
         raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
 
-    control = _worker_process.Control
+    control = _worker_process.ControlChannel
     async with serving(handlers.tell_process, processes=1) as server:
         [pid] = children()
-        monkeypatch.setattr(_worker_process, "Control", refuse)
+        monkeypatch.setattr(_worker_process, "ControlChannel", refuse)
         os.kill(pid, signal.SIGKILL)
         await soon(lambda: caplog.text.count("cannot be started: No buffer space available") > 1)
         assert children() == []
-        monkeypatch.setattr(_worker_process, "Control", control)
+        monkeypatch.setattr(_worker_process, "ControlChannel", control)
         async with await connect(server) as client:
             assert await process_of(client) != pid
     assert children() == []
@@ -258,12 +270,12 @@ async def test_when_the_balancer_fails_all_that_were_given_back_are_reset() -> N
             raise LookupError("lost its head")
 
     launch: Any = None
-    pool = _worker_pool.Pool(launch, ServerConfig(balancer=Failing()), [[]], 1, ())
+    pool = _worker_pool.WorkerPool(launch, ServerConfig(balancer=Failing()), [[]], 1, ())
     pool._dispatcher = Dispatcher([], pool._balancer)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         clients = [socket.create_connection(listener.getsockname()) for _ in range(3)]
         with pytest.raises(LookupError):
-            pool.given_back([Accepted(listener.accept()[0]) for _ in clients])
+            pool.given_back([AcceptedSocket(listener.accept()[0]) for _ in clients])
         for client in clients:
             with client, pytest.raises(ConnectionResetError):
                 client.recv(1)

@@ -1,11 +1,11 @@
-"""Whether a worker process has been heard of lately.
+"""Whether a worker process has sent a message lately.
 
-A task in the worker's Trio run sends a :class:`~._messages.Beat` every :func:`interval` seconds.  A handler that blocks the
-event loop, an endless computation and a stopped process all hold the beats up.  Any message counts as a beat, because all of
-them come from tasks of that run.
+A task in the worker's Trio run sends a :class:`~._control_messages.Heartbeat` every :func:`interval` seconds.  A handler
+that blocks the event loop, an endless computation and a stopped process all hold the heartbeats up.  Any message counts as
+one, because all messages come from tasks of that run.
 
 The server counts its own ticks between two messages and not the seconds: a server that was stopped itself (SIGSTOP, a
-machine that slept) wakes with beats unread, and must not take its workers for hung.
+machine that slept) wakes with heartbeats unread, and must not take its workers for hung.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from typing import Final, final
 from gain_trio._server._time_limits import LATE
 
 SHORTEST: Final = 0.02
-"""Seconds between two beats, at least."""
+"""Seconds between two heartbeats, at least."""
 
 
 def interval(timeout: float | None) -> float:
-    """Seconds between two beats, and between two ticks of the server: a third of what makes a process late."""
+    """Seconds between two heartbeats, and between two ticks of the server: a third of what makes a process late."""
     return max((LATE if timeout is None else min(LATE, timeout / 3)) / 3, SHORTEST)
 
 
 @final
-class Pulse:
-    """Of one worker process.
+class HeartbeatMonitor:
+    """Counts the ticks since the last message of one worker process.
 
     Args:
       timeout: seconds without a message after which it counts as hung; None for never.
@@ -40,7 +40,7 @@ class Pulse:
 
     @property
     def is_late(self) -> bool:
-        """Whether two beats or more are missing."""
+        """Whether two heartbeats or more are missing."""
         return self._ticks >= 3
 
     @property

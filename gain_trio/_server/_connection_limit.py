@@ -8,7 +8,7 @@ import trio
 
 
 @final
-class Places:
+class ConnectionLimit:
     """At most ``max_connections`` connections at a time, over all acceptors of a process.
 
     A place is taken before accept(2) and given back when the connection's handler has ended and its descriptor is closed.

@@ -1,8 +1,8 @@
 """Log records of worker processes, which the server's process logs.
 
-A program sets logging up in its main function, which a worker does not run.  So a worker sends what it has to say
-to the server, where it goes through the same loggers, filters and handlers as everything else, and lines of several
-processes do not get mixed.  ``record.process`` and ``record.processName`` tell whose it was, ``record.exc_text`` has the
+A program sets logging up in its main function, which a worker does not run.  So a worker sends its records to the server,
+where they go through the same loggers, filters and handlers as everything else, and lines of several processes do not get
+mixed.  ``record.process`` and ``record.processName`` name the worker, ``record.exc_text`` has the
 traceback, and ``record.exc_info`` an exception with the type's name and the message (``_remote_errors``).  A worker whose
 program does set up the root logger when it is imported is left alone.
 
@@ -23,8 +23,8 @@ import trio
 
 from gain_trio._transports import shown, shown_traceback
 
-from ._control import Control
-from ._control_messages import Log, Message
+from ._control import ControlChannel
+from ._control_messages import LogRecords, Message
 from ._remote_errors import Description, description_of, exc_info_of
 
 MOST_WAITING: Final = 1000
@@ -39,7 +39,7 @@ logger = logging.getLogger("gain_trio")
 
 
 @final
-class Forwarder(logging.Handler):
+class LogForwarder(logging.Handler):
     """In a worker: a handler that sends records to the server."""
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class Forwarder(logging.Handler):
     def _wake(self) -> None:
         self._news.set()
 
-    async def run(self, control: Control) -> None:
+    async def run(self, control: ControlChannel) -> None:
         """Send records, until cancelled or until the server is gone."""
         self._token = trio.lowlevel.current_trio_token()
         while True:
@@ -85,7 +85,7 @@ class Forwarder(logging.Handler):
             if not self._waiting:
                 await self._news.wait()
 
-    async def send_all(self, control: Control) -> None:
+    async def send_all(self, control: ControlChannel) -> None:
         """Send what waits.  Cancelled, what it has not sent waits still."""
         while self._waiting or self._dropped:
             async with control.turn() as say:
@@ -97,7 +97,7 @@ class Forwarder(logging.Handler):
         count, dropped = min(MOST_AT_ONCE, len(self._waiting)), self._dropped
         while count or dropped:
             try:
-                say(Log(tuple(self._waiting[number] for number in range(count)), dropped))
+                say(LogRecords(tuple(self._waiting[number] for number in range(count)), dropped))
             except ValueError:
                 if count == 1:
                     self._waiting.popleft()
@@ -146,7 +146,7 @@ def _cut(text: str) -> str:
     return text if len(text) <= LARGEST_RECORD else f"{text[:LARGEST_RECORD]} [cut]"
 
 
-def log_for(message: Log) -> None:
+def log_for(message: LogRecords) -> None:
     """In the server: log what a worker has sent.
 
     A filter of the program's that raises would raise in the handler that logs, were it in this process.  That one is far

@@ -10,7 +10,7 @@ from ._time_limits import LOG_INTERVAL
 
 
 @final
-class Seldom:
+class LogThrottle:
     """Says whether a line is due."""
 
     def __init__(self) -> None:
@@ -33,10 +33,10 @@ def since_last(count: int) -> str:
     return f" ({count} more times since the last such line)" if count else ""
 
 
-_by_subject: trio.lowlevel.RunVar[dict[str, Seldom]] = trio.lowlevel.RunVar("gain_trio seldom lines")
+_by_subject: trio.lowlevel.RunVar[dict[str, LogThrottle]] = trio.lowlevel.RunVar("gain_trio log throttles")
 
 
-def seldom(subject: str) -> Seldom:
+def log_throttle(subject: str) -> LogThrottle:
     """The one of this run for a subject.
 
     A process that is out of descriptors is so for all its listeners, and one line says it.
@@ -46,4 +46,4 @@ def seldom(subject: str) -> Seldom:
     except LookupError:
         by_subject = {}
         _by_subject.set(by_subject)
-    return by_subject.setdefault(subject, Seldom())
+    return by_subject.setdefault(subject, LogThrottle())
