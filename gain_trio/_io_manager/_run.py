@@ -11,6 +11,7 @@ import trio
 
 from gain_trio._acceleration import Acceleration, switch
 from gain_trio._acceleration import resolve as resolve_acceleration
+from gain_trio._kernel import keep_freed_memory
 from gain_trio._ring import RingOptions
 
 from . import _seam
@@ -37,6 +38,7 @@ class _ManagerInstaller(trio.abc.Instrument):
         resume_in_place: bool | None,
         refusal_level: int = logging.WARNING,
     ) -> None:
+        keep_freed_memory()
         self._opened: UringIOManager | BackendInfo | None = open_manager(
             resolve(backend), ring, resume_in_place, refusal_level=refusal_level
         )

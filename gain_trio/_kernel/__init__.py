@@ -5,6 +5,7 @@ exist on CPython on Linux only; everywhere else :data:`load_error` gives the rea
 """
 
 from ._constants import FULL_TIER, AcceptFlag, CompletionFlag, Feature, PollEvent, RegisterOp, Tier
+from ._heap import keep_freed_memory
 from ._modules import fastpath, load_error, ring_is_possible, trio_core, trio_core_error, uring
 from ._os_errors import RingUnavailable, check, kernel_version, os_error, ring_unavailable
 
@@ -19,6 +20,7 @@ __all__ = [
     "Tier",
     "check",
     "fastpath",
+    "keep_freed_memory",
     "kernel_version",
     "load_error",
     "os_error",
