@@ -21,6 +21,7 @@ The others choose what a target of the Makefile runs:
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import signal
 import socket
@@ -188,9 +189,13 @@ def no_descriptor_leak() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def handlers_and_hooks_are_left_alone() -> Iterator[None]:
-    """Check that the test leaves no signal handler, tracer or asyncgen hook behind."""
+    """Check that the test leaves no handler of signals or log records, tracer or asyncgen hook behind."""
     handler, tracer, hooks = signal.getsignal(signal.SIGINT), sys.gettrace(), sys.get_asyncgen_hooks()
+    loggers = [logging.getLogger(), logging.getLogger("gain_trio")]
+    logging_to = [logger.handlers[:] for logger in loggers]
     yield
+    # One that is left writes to the standard error of a test that is over, in whichever test logs next.
+    assert [logger.handlers for logger in loggers] == logging_to
     assert signal.getsignal(signal.SIGINT) is handler
     assert sys.gettrace() is tracer
     assert sys.get_asyncgen_hooks() == hooks

@@ -13,11 +13,11 @@ from unittest.mock import AsyncMock
 import pytest
 import trio
 from support.pairs import receive_all, until
+from support.processes import command
 from support.servers import LOCAL, echo
 
 import gain_trio
 from gain_trio import Connection
-from gain_trio._command._cli import main
 from gain_trio._server._checks import check_handler
 from gain_trio.callbacks import Conn, EventHandler
 
@@ -206,12 +206,11 @@ async def test_factories_of_protocols_too() -> None:
 
 
 @pytest.mark.parametrize(("name", "network"), [("plain", "tcp"), ("none", "tcp"), ("with_options", "udp")])
-def test_the_command_says_so(
-    name: str, network: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_says_so(name: str, network: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(Path(__file__).parent), *sys.path])
-    assert main(["serve", f"{network}://127.0.0.1:0", "--handler", f"{Path(__file__).stem}:{name}"]) != 0
-    assert "the handler" in capsys.readouterr().err
+    status, _out, err = command("serve", f"{network}://127.0.0.1:0", "--handler", f"{Path(__file__).stem}:{name}")
+    assert status != 0
+    assert "the handler" in err
 
 
 # --- addresses ---

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from support import worker_handlers as handlers
 from support.descriptors import open_descriptors
 from support.pairs import PATIENCE, receive_all, receive_exactly
@@ -253,15 +254,23 @@ async def test_what_is_lacking_to_start_a_process_may_come_back(
         await gain_trio.serve(echo, LOCAL, processes=2)
 
 
-async def test_draining_while_a_process_is_about_to_end(short_grace: None) -> None:
+async def test_draining_while_a_process_is_about_to_end(
+    mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mock_clock.rate = 1.0  # for what the process does; its time to end is over when the test says so
+    monkeypatch.setattr(_worker_process, "WORKER_GRACE", 10 * PATIENCE)
     with raises_alone(WorkerFailed, "had to be killed"):
         async with trio.open_nursery() as nursery:
             server = await nursery.start(
                 lambda **status: gain_trio.serve(handlers.hang_up_on_the_server, LOCAL, processes=1, **status)
             )
-            async with await connect(server) as client:
-                await receive_exactly(client, 8)
-                await server.drain(0)
+            client = await connect(server)
+            await soon(lambda: server._process_counts() == (0, 0))  # it has hung up, and has time to end
+            nursery.start_soon(server.drain, 0)
+            await server.draining.wait()
+            mock_clock.jump(10 * PATIENCE)
+            assert await is_cut(client)
+            client.abort()
     assert children() == []
 
 

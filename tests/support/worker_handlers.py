@@ -110,9 +110,9 @@ async def disturb(connection: Connection) -> None:
     await trio.sleep_forever()
 
 
-async def hang_up_on_the_server(connection: Connection) -> None:
+async def hang_up_on_the_server(_connection: Connection) -> None:
+    """Have the server take the process for one that ends, and stay."""
     for_control_channel(lambda sock: sock.shutdown(socket.SHUT_WR))
-    await connection.send(b"%08d" % os.getpid())
     with trio.CancelScope(shield=True):
         await trio.sleep_forever()
 
