@@ -8,21 +8,40 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-/* __next__() and send(), by the function of am_send. */
+/* The StopIteration that will carry the next answer, or NULL. */
+static inline PyObject **gt_spare_stop(void)
+{
+    static PyObject *spare;
+    return &spare;
+}
+
+/* Make it.  0, or -1 with an exception. */
+static inline int gt_prepare_stop(void)
+{
+    PyObject **spare = gt_spare_stop();
+    if (!*spare)
+        *spare = PyObject_CallNoArgs(PyExc_StopIteration);
+    return *spare ? 0 : -1;
+}
+
+/* __next__() and send(), by the function of am_send: for `await`, too, from Python 3.12 on.  The exception for the answer is
+ * made first, because where bytes have been taken from a queue nothing may fail any more.  Where that fails the awaitable is
+ * not driven. */
 static inline PyObject *gt_drive_by_method(sendfunc drive, PyObject *object, PyObject *message)
 {
-    PyObject *result = NULL;
+    if (gt_prepare_stop() < 0)
+        return NULL;
+    PyObject *result = NULL, **spare = gt_spare_stop(), *stop = *spare;
+    *spare = NULL; /* driving may run code that drives another awaitable */
     PySendResult sent = drive(object, message, &result);
-    if (sent == PYGEN_RETURN) {
-        /* An exception instance would be raised itself and a tuple taken apart, so both are wrapped. */
-        PyObject *stop = PyObject_CallOneArg(PyExc_StopIteration, result);
-        Py_CLEAR(result);
-        if (stop) {
-            PyErr_SetObject(PyExc_StopIteration, stop);
-            Py_DECREF(stop);
-        }
+    if (sent != PYGEN_RETURN) {
+        Py_XSETREF(*spare, stop);
+        return sent == PYGEN_NEXT ? result : NULL;
     }
-    return sent == PYGEN_NEXT ? result : NULL;
+    Py_XSETREF(((PyStopIterationObject *)stop)->value, result);
+    PyErr_SetObject(PyExc_StopIteration, stop);
+    Py_DECREF(stop);
+    return NULL;
 }
 
 /* Raise the exception that throw() was given, in one of its two forms.  Returns NULL. */

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -14,15 +13,7 @@ from support.pairs import open_pair, until_queued
 
 from gain_trio import Connection, open_datagram_endpoint
 
-pytestmark = [
-    pytest.mark.connections,
-    pytest.mark.full_ring,
-    pytest.mark.skipif(
-        sys.version_info >= (3, 12),
-        reason="on CPython 3.13 an allocation that fails behind the answer loses it; it is open whether the interpreter "
-        "makes that allocation on its way out of the await, or the call does",
-    ),
-]
+pytestmark = [pytest.mark.connections, pytest.mark.full_ring]
 
 MESSAGE = b"m" * 300
 """Longer than the numbers that Python has ready made."""

@@ -421,9 +421,16 @@ static PySendResult drive(PyObject *object, PyObject *message, PyObject **result
     return sent;
 }
 
-static PyObject *call_send(PyObject *self, PyObject *message) { return gt_drive_by_method(drive, self, message); }
+static PyObject *drive_by_method(PyObject *object, PyObject *message)
+{
+    if (gt_prepare_stop() < 0) {
+        end_with_exception((gt_call *)object);
+        return NULL;
+    }
+    return gt_drive_by_method(drive, object, message);
+}
 
-static PyObject *call_next(PyObject *self) { return gt_drive_by_method(drive, self, Py_None); }
+static PyObject *call_next(PyObject *self) { return drive_by_method(self, Py_None); }
 
 static PyObject *call_close(gt_call *self, PyObject *Py_UNUSED(ignored))
 {
@@ -449,7 +456,7 @@ static PyObject *get_waits(gt_call *self, void *Py_UNUSED(closure))
 }
 
 static PyMethodDef call_methods[] = {
-    {"send", call_send, METH_O, PyDoc_STR("Resume with a message from Trio.")},
+    {"send", drive_by_method, METH_O, PyDoc_STR("Resume with a message from Trio.")},
     {"throw", (PyCFunction)(void (*)(void))call_throw, METH_FASTCALL, PyDoc_STR("End the call with an exception.")},
     {"close", (PyCFunction)call_close, METH_NOARGS, PyDoc_STR("End the call.")},
     {"stop", (PyCFunction)call_stop, METH_NOARGS,
