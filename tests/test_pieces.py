@@ -1,14 +1,17 @@
-"""A synchronous callback is given as many bytes as it works off in about a turn, so a flood does not hold up the rest."""
+"""A callback is given as many bytes as it works off in about a turn, so a flood does not hold up the rest."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 import trio
 
 import gain_trio
+from gain_trio._io_manager import waits_of
 from gain_trio._transports import Pieces
 from gain_trio.asyncio_bridge import ProtocolHandler
 from gain_trio.callbacks import Conn, EventHandler
@@ -39,6 +42,25 @@ def test_a_slow_callback_gets_less_and_a_fast_one_more() -> None:
     assert pieces.deliver(callback, 5) == 5
 
 
+async def test_the_time_of_a_callback_that_waits_is_that_of_others() -> None:
+    now = 0
+    waits = functools.partial(waits_of, trio.lowlevel.current_task())
+    pieces = Pieces(lambda: now)
+
+    async def callback(size: int) -> None:
+        nonlocal now
+        now += size * 1_000
+        if does_wait:
+            await trio.lowlevel.checkpoint()
+
+    does_wait = True
+    sizes = [await pieces.deliver_async(callback, 1 << 20, waits) for _ in range(5)]
+    assert sizes == [8192, 16384, 32768, 65536, 65536]
+    does_wait = False
+    sizes = [await pieces.deliver_async(callback, 1 << 20, waits) for _ in range(3)]
+    assert sizes == [65536, Pieces.SMALLEST, Pieces.SMALLEST]
+
+
 class Told(EventHandler):
     """Takes a turn for every 512 bytes of the made-up clock, and remembers the sizes."""
 
@@ -46,10 +68,17 @@ class Told(EventHandler):
         self.work = work
         self.sizes: list[int] = []
 
-    def on_read(self, conn: Conn, n: int) -> None:
+    def on_read(self, conn: Conn, n: int) -> Any:
         self.sizes.append(n)
         self.work(n)
         conn.discard(n)
+
+
+class ToldAsync(Told):
+    """The same by an async callback that never waits."""
+
+    async def on_read(self, conn: Conn, n: int) -> None:
+        Told.on_read(self, conn, n)
 
 
 class ToldProtocol(asyncio.Protocol):
@@ -64,7 +93,7 @@ class ToldProtocol(asyncio.Protocol):
         self.work(len(data))
 
 
-@pytest.mark.parametrize("face", ["callbacks", "protocol"])
+@pytest.mark.parametrize("face", ["callbacks", "async callbacks", "protocol"])
 async def test_a_flood_of_slow_lines_comes_in_small_pieces(face: str, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0
 
@@ -76,12 +105,12 @@ async def test_a_flood_of_slow_lines_comes_in_small_pieces(face: str, monkeypatc
     monkeypatch.setattr(Pieces, "__init__", lambda self: original(self, lambda: now))
     sizes: list[int] = []
     start: Callable[..., Awaitable[None]]
-    if face == "callbacks":
-        handler = Told(work)
+    if face == "protocol":
+        start = _starter(gain_trio.serve, ProtocolHandler(lambda: ToldProtocol(work, sizes)))
+    else:
+        handler = Told(work) if face == "callbacks" else ToldAsync(work)
         sizes = handler.sizes
         start = _starter(gain_trio.callbacks.serve, handler)
-    else:
-        start = _starter(gain_trio.serve, ProtocolHandler(lambda: ToldProtocol(work, sizes)))
     async with trio.open_nursery() as nursery:
         server = await nursery.start(start)
         client = await gain_trio.connect(server.addresses[0])

@@ -7,6 +7,7 @@ from ._current import backend_info, current_manager, current_ring_statistics, ri
 from ._install import install, install_setting, uninstall
 from ._manager import UringIOManager, UringStatistics, resume_in_place_default
 from ._run import run, run_worker, start_guest_run
+from ._seam import waits_of
 from ._stream_errors import broken_by
 
 __all__ = [
@@ -30,4 +31,5 @@ __all__ = [
     "run_worker",
     "start_guest_run",
     "uninstall",
+    "waits_of",
 ]

@@ -14,6 +14,7 @@ The package assumes the following of Trio, and a maintainer checks it against a 
 - ``Runner`` computes its timeout from its clock, ``runq``, ``deadlines``, ``waiting_for_idle`` and
   ``clock_autojump_threshold``, and from nothing else; ``deadlines._heap`` is a list whose first entry is the earliest
   deadline, registered or stale.
+- A task counts in ``_schedule_points`` how often it has let the scheduler go on.
 - A parked task has ``_abort_func`` set and ``_next_send_fn`` None.  ``unrolled_run`` defines one step of a task;
   ``_ffi/fastpath/task.c`` puts the two side by side.
 """
@@ -57,6 +58,11 @@ def default_io_manager() -> type[Any]:
 def set_default_io_manager(manager_class: type[Any]) -> None:
     """Set the class that ``trio.run`` makes its I/O manager of, in every thread, from the next run on."""
     setattr(_run, "TheIOManager", manager_class)  # noqa: B010  # a plain assignment to a type is an error to mypy
+
+
+def waits_of(task: trio.lowlevel.Task) -> int:
+    """How often a task has waited, or has passed a checkpoint: whenever that grows, other tasks had a turn."""
+    return task._schedule_points
 
 
 class RunSeam:

@@ -24,6 +24,7 @@ from typing import Any, cast, final
 
 import trio
 
+from gain_trio._io_manager import waits_of
 from gain_trio._server import LAST_CALLBACK, AttendingHandler, is_cancellation, only_one_of
 from gain_trio._transports import (
     END,
@@ -192,13 +193,7 @@ class StreamDriver(AttendingHandler):
         if isinstance(conn, ThreadedStreamConn):
             await self._read_in_threads(conn, connection)
         elif callbacks.on_read.is_async:
-            on_read = callbacks.on_read.function
-            wait = connection._wait_inbound
-            while n := await wait():
-                if n > 0:
-                    await on_read(conn, n)
-                else:
-                    await self._told(n, conn, connection)
+            await self._read_async(conn, connection)
         else:
             on_read = callbacks.on_read.function
             wait = connection._wait_inbound
@@ -206,9 +201,43 @@ class StreamDriver(AttendingHandler):
                 if 0 < n <= Pieces.SMALLEST:
                     on_read(conn, n)
                 elif n > 0:
-                    await _read_in_pieces(on_read, conn, connection, n)
+                    await self._read_in_pieces(conn, connection, n)
                 else:
                     await self._told(n, conn, connection)
+
+    async def _read_async(self, conn: StreamConn, connection: CallbackConnection) -> None:
+        on_read = self.callbacks.on_read.function
+        while n := await connection._wait_inbound():
+            if 0 < n <= Pieces.SMALLEST:
+                await on_read(conn, n)
+            elif n > 0:
+                await self._read_in_pieces(conn, connection, n)
+            else:
+                await self._told(n, conn, connection)
+
+    async def _read_in_pieces(self, conn: StreamConn, connection: CallbackConnection, count: int) -> None:
+        """Call ``on_read`` for ``count`` bytes in pieces that it works off in about a turn each; others run in between."""
+        on_read = self.callbacks.on_read.function
+        is_async = self.callbacks.on_read.is_async
+        waits = functools.partial(waits_of, trio.lowlevel.current_task())
+        pieces = conn._pieces
+        if pieces is None:
+            pieces = conn._pieces = Pieces()
+
+        def deliver(size: int) -> int:
+            on_read(conn, size)
+            return size
+
+        while True:
+            if is_async:
+                count -= await pieces.deliver_async(functools.partial(on_read, conn), count, waits)
+            else:
+                count -= pieces.deliver(deliver, count)
+            # An on_read() may have taken more than it was told of, and may have ended the connection.
+            count = min(count, connection.inbound_buffered)
+            if count <= 0 or conn._is_closed or conn._failure is not None:
+                return
+            await trio.lowlevel.checkpoint()
 
     async def _read_in_threads(self, conn: ThreadedStreamConn, connection: CallbackConnection) -> None:
         on_read = self.callbacks.on_read.function
@@ -286,20 +315,20 @@ class StreamDriver(AttendingHandler):
                 if not left:
                     left = connection.inbound_buffered
                 left -= told
-                await self._hear(conn, told)
+                await self._hear(conn, connection, told)
                 if left <= 0:
                     return
                 end = connection.read_deadline = trio.current_time()
             else:
                 return
 
-    async def _hear(self, conn: StreamConn, told: int) -> None:
+    async def _hear(self, conn: StreamConn, connection: CallbackConnection, told: int) -> None:
         if isinstance(conn, ThreadedStreamConn):
             assert self._threads is not None
             conn._arrived(told)
             await self._threads.run(self.callbacks.on_read.function, conn, told)
         else:
-            await self.callbacks.on_read(conn, told)
+            await self._read_in_pieces(conn, connection, told)
 
     async def _finish(self, conn: StreamConn, connection: CallbackConnection) -> None:
         """The peer, the program or a failure has ended it: send what is left, and close."""
@@ -340,27 +369,6 @@ def _reason(error: BaseException, connection: CallbackConnection) -> BaseExcepti
     if isinstance(error, trio.BrokenResourceError) and isinstance(error.__cause__, OSError):
         return error.__cause__
     return error
-
-
-async def _read_in_pieces(
-    on_read: Callable[[StreamConn, int], object], conn: StreamConn, connection: CallbackConnection, count: int
-) -> None:
-    """Tell a ``def on_read`` of ``count`` bytes in pieces that it works off in about a turn each; others run in between."""
-
-    def deliver(size: int) -> int:
-        on_read(conn, size)
-        return size
-
-    pieces = conn._pieces
-    if pieces is None:
-        pieces = conn._pieces = Pieces()
-    while True:
-        count -= pieces.deliver(deliver, count)
-        # An on_read() may have taken more than it was told of, and may have ended the connection.
-        count = min(count, connection.inbound_buffered)
-        if count <= 0 or conn._is_closed or conn._failure is not None:
-            return
-        await trio.lowlevel.checkpoint()
 
 
 async def _with_last_seconds(function: Callable[..., Awaitable[object]], *arguments: object) -> None:
