@@ -49,7 +49,16 @@ def test_the_answer_to_the_byte() -> None:
 
 
 @pytest.mark.parametrize(
-    "target", [b"/", b"/plaintext", b"/?x=1", b"/plaintext?", b"http://here/plaintext", b"HTTP://here"]
+    "target",
+    [
+        b"/",
+        b"/plaintext",
+        b"/?x=1",
+        b"/plaintext?",
+        b"http://here/plaintext",
+        b"HTTP://here",
+        b"http://here?x=/nothing",
+    ],
 )
 def test_the_text_is_found_under_its_names(target: bytes) -> None:
     [answer] = answers(exchange().feed(b"GET " + target + b" HTTP/1.1\r\nHost: here\r\n\r\n"))

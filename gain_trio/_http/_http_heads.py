@@ -44,10 +44,11 @@ def field_values(fields: bytes, names: Collection[bytes]) -> dict[bytes, list[by
 
 def path_of(target: bytes) -> bytes:
     """A target without its query, and without the authority of a request to a proxy (RFC 9112, 3.2.2)."""
-    if target[:7].lower() == b"http://" or target[:8].lower() == b"https://":
-        _authority, slash, rest = target.partition(b"//")[2].partition(b"/")
-        target = slash + rest or b"/"
-    return target.partition(b"?")[0]
+    path = target.partition(b"?")[0]
+    if path[:7].lower() == b"http://" or path[:8].lower() == b"https://":
+        _authority, slash, rest = path.partition(b"//")[2].partition(b"/")
+        path = slash + rest or b"/"
+    return path
 
 
 def response(
