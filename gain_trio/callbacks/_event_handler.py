@@ -46,12 +46,12 @@ class EventHandler:
     def on_read(self, conn: Conn, n: int) -> Result:
         """``n`` bytes have arrived; ``conn.next(n)`` takes them.
 
-        Of a connection: what is not taken stays, and the next call is when more has arrived, with the number of what is
-        new.  That is 64 KiB at most, and about as many as this callback works off in a millisecond, so that other
-        connections have their turn between two calls.  When as much is left as the connection holds
-        (``Marks.receive_high``), nothing more is received until some is taken, and a warning is logged.  If the peer resets the connection meanwhile, it is over, as ever; but the end of the stream comes behind
-        what was sent before it, and is not noticed until that is taken.  So set ``idle_timeout`` where a peer could send
-        something larger than the mark, which nobody ever takes, and go.
+        Of a connection: what is not taken stays, and the next call is when more has arrived, with the number of what is new.
+        That is 64 KiB at most, and about as many as this callback works off in a millisecond, so that other connections have
+        their turn between two calls.  When as much is left as the connection holds (``Marks.receive_high``), nothing more is
+        received until some is taken, and a warning is logged.  If the peer resets the connection meanwhile, it is over, as
+        ever; but the end of the stream comes behind what was sent before it, and is not noticed until that is taken.  So set
+        ``idle_timeout`` where a peer could send something larger than the mark, which nobody ever takes, and go.
 
         Of a datagram: all of it, which may be 0 bytes.  What is written is one datagram to where it came from.
         """
