@@ -180,7 +180,7 @@ HEADS = st.lists(
 
 @given(HEADS)
 def test_any_request_has_an_answer(head: bytes) -> None:
-    handler = _metrics._Handler(CollectorRegistry())
+    handler = _metrics._MetricsHandler(CollectorRegistry())
     answer = handler._answer_to(head.partition(b"\r\n\r\n")[0])
     assert re.match(rb"HTTP/1\.1 (200|400|404|405) [A-Za-z ]+\r\n", answer)
     fields = answer.partition(b"\r\n\r\n")[0].split(b"\r\n")[1:]
