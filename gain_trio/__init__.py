@@ -44,6 +44,7 @@ if _typing.TYPE_CHECKING:
         ServerOptions,
         ServerStatistics,
         WorkerFailed,
+        lifespan_value,
         serve,
         serve_datagrams,
     )
@@ -93,6 +94,7 @@ __all__ = [
     "backend_info",
     "connect",
     "install",
+    "lifespan_value",
     "open_datagram_endpoint",
     "open_listeners",
     "run",

@@ -117,7 +117,7 @@ async def test_a_process_that_is_replaced_closes_what_is_idle(tmp_path: Path) ->
             async with await connect(server) as client:
                 await client.send(b"hello")
                 assert await receive_exactly(client, 14) == b"begun and done"
-                await server._server._replace_workers()
+                await server._server._renew()
                 assert await receive_all(client) == b""
             async with await connect(server) as client:
                 await client.send(b"hello")

@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 import pytest
+from support import lifespans
 
 from gain_trio import ServerConfig
 from gain_trio._command._serve_options import add_arguments, config_of
@@ -31,6 +32,7 @@ GIVEN: dict[str, tuple[list[str], Any]] = {
     "graceful_timeout": (["0"], 0.0),
     "worker_timeout": (["none"], None),
     "metrics": (["tcp://127.0.0.1:0"], "tcp://127.0.0.1:0"),
+    "lifespan": (["support.lifespans:named"], lifespans.named),
 }
 
 

@@ -61,7 +61,7 @@ async def test_a_process_that_dies_while_its_successor_is_being_started_is_count
     async with serving(handler, processes=1) as server, trio.open_nursery() as nursery:
         [old] = children()
         gate.touch()
-        nursery.start_soon(server._replace_workers)
+        nursery.start_soon(server._renew)
         await soon(lambda: len(children()) == 2)
         os.kill(old, signal.SIGKILL)
         await soon(lambda: f"({old}) was killed by SIGKILL, and is replaced" in caplog.text)
@@ -83,7 +83,7 @@ class Process:
         self.failure = None if stays else Failed("it was not long", "")
         self.end = "exited with status 1"
         self.statistics = None
-        self.has_served = False
+        self.has_served = self.has_reported_failure = False
         self.was_started = True
         self.was_asked_to_leave = self.was_told_to_drain = False
         self.may_begin = trio.Event()

@@ -201,7 +201,7 @@ async def test_a_process_that_hangs_while_it_drains_is_killed(caplog: pytest.Log
         [old] = children()
         client = await connect(server)
         assert await process_of(client) == old
-        await server._replace_workers()
+        await server._renew()
         with stopped(old):
             await soon(lambda: old not in children())
         assert server.statistics().hung_workers == 1

@@ -10,8 +10,10 @@ from gain_trio._http import http
 from gain_trio._server import (
     DatagramHandler,
     Handler,
+    Lifespan,
     check_datagram_handler,
     check_handler,
+    check_lifespan,
     is_class_of_callbacks,
 )
 from gain_trio._transports import Connection, DatagramEndpoint
@@ -48,8 +50,10 @@ def find_object(name: str, what: str, built_in: Iterable[str]) -> Any:
     """
     module_name, colon, attribute = name.partition(":")
     if not colon or not module_name or not attribute:
-        form = "function" if what == "handler" else "name"
-        raise ValueError(f"unknown {what} {name!r}: it is {', '.join(built_in)}, or package.module:{form}")
+        form = "name" if what == "balancer" else "function"
+        choices = [*built_in, f"package.module:{form}"]
+        separator = ", or " if len(choices) > 1 else ""
+        raise ValueError(f"unknown {what} {name!r}: it is {', '.join(choices[:-1])}{separator}{choices[-1]}")
     try:
         target: Any = importlib.import_module(module_name)
     except ImportError as error:
@@ -82,6 +86,20 @@ def find_datagram_handler(name: str) -> DatagramHandler:
     if name in BUILT_IN:
         raise ValueError(f"the handler {name!r} needs connections, which a UDP address has not")
     return cast("DatagramHandler", _find_function(name, DATAGRAM_BUILT_IN, check_datagram_handler))
+
+
+def find_lifespan(name: str) -> Lifespan:
+    """The lifespan that ``package.module:function`` names.
+
+    Raises:
+      ValueError: there is none of this name.
+    """
+    found = find_object(name, "lifespan", ())
+    try:
+        check_lifespan(found)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+    return cast("Lifespan", found)
 
 
 def _find_function(name: str, built_in: Iterable[str], check: Callable[[object], None]) -> object:

@@ -27,7 +27,7 @@ from ._serve_options import add_arguments, config_of, take_priority
 Starter = Callable[..., Awaitable[None]]
 """Something for ``nursery.start`` that starts a server."""
 
-_OF_DATAGRAMS = {"workers", "architecture", "cbpf"}
+_OF_DATAGRAMS = {"workers", "architecture", "cbpf", "lifespan"}
 """The options that make sense for a server of datagrams."""
 
 logger = logging.getLogger("gain_trio")
@@ -42,7 +42,7 @@ def add_parser(commands: Subparsers) -> None:
             "Serve a handler until Ctrl-C or SIGTERM.  The first lets connections finish, the second cuts them off;\n"
             "either way the exit status is 0.  It is 1 if worker processes do not end and have to be killed, or if a\n"
             "thread is busy still 7 seconds after the second, which the log names.\n"
-            "SIGHUP replaces worker processes one by one, and does nothing without them."
+            "SIGHUP replaces worker processes one by one; without them it loads the TLS certificate again."
         ),
     )
     add_arguments(serve)
@@ -87,7 +87,13 @@ def _starter(options: argparse.Namespace, addresses: Sequence[str], config: Serv
         is_sharded = config.architecture == "socket_sharding"
         shards, workers = (config.workers, 1) if is_sharded else (None, config.workers)
         serve = functools.partial(
-            gain_trio.serve_datagrams, handler, addresses[0], workers=workers, shards=shards, cbpf=config.cbpf
+            gain_trio.serve_datagrams,
+            handler,
+            addresses[0],
+            workers=workers,
+            shards=shards,
+            cbpf=config.cbpf,
+            lifespan=config.lifespan,
         )
         return functools.partial(_until_signalled, serve)
     return functools.partial(gain_trio.serve, find_handler(options.handler), addresses, config=config)
@@ -135,7 +141,7 @@ class _Datagrams:
         """End the server at once."""
         self._scope.cancel()
 
-    async def replace_workers(self, name: str) -> None:
+    async def renew(self, name: str) -> None:
         """Log that there are none."""
         no_workers_to_replace(name, self._server)
 

@@ -23,7 +23,7 @@ from gain_trio._server import (
     take_process_priority,
 )
 
-from ._handlers import BUILT_IN, find_object
+from ._handlers import BUILT_IN, find_lifespan, find_object
 from ._network import add_options as add_network_options
 from ._serve_events import add_options as add_events_options
 
@@ -127,6 +127,8 @@ def config_of(options: argparse.Namespace) -> ServerConfig:
     given = {name: value for name, value in vars(options).items() if name in flags_of(ServerConfig)}
     if "balancer" in given:
         given["balancer"] = _balancer(given["balancer"])
+    if "lifespan" in given:
+        given["lifespan"] = find_lifespan(given["lifespan"])
     in_workers = given.get("processes") is not None
     if options.process_priority:
         if "priority" in given:
@@ -134,7 +136,7 @@ def config_of(options: argparse.Namespace) -> ServerConfig:
                 f"--process-priority is a nice value of {HIGH_PRIORITY}, --priority one of yours: give one of them"
             )
         given["priority"] = HIGH_PRIORITY if in_workers else None
-    context = _tls(options.tls_cert, options.tls_key, in_workers=in_workers)
+    context = _tls(options.tls_cert, options.tls_key)
     return ServerConfig(**given, ssl_context=context, signals=True)
 
 
@@ -159,13 +161,13 @@ def _balancer(name: str) -> Balancer | BalancerName:
     return balancer
 
 
-def _tls(certificate: str | None, key: str | None, *, in_workers: bool) -> ContextSource | None:
+def _tls(certificate: str | None, key: str | None) -> ContextSource | None:
     if certificate is None:
         if key is not None:
             raise ValueError("--tls-key is the key of a certificate: give --tls-cert, too")
         return None
-    context = load_context(certificate, key)  # an error in the files is reported here, and not by every worker process
-    return functools.partial(load_context, certificate, key) if in_workers else context
+    load_context(certificate, key)  # an error in the files is reported here, once, and not by every worker process
+    return functools.partial(load_context, certificate, key)
 
 
 def load_context(certificate: str, key: str | None) -> ssl.SSLContext:

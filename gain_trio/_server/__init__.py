@@ -8,7 +8,7 @@ from ._checks import (
     is_class_of_callbacks,
     why_not_called,
 )
-from ._consumer import AttendingHandler, Handler
+from ._consumer import AttendingHandler, Handler, LivingHandler
 from ._datagram_server import DatagramHandler, DatagramServer, DatagramServerStatistics, serve_datagrams
 from ._failures import is_cancellation, only_one_of, ungrouped
 from ._flags import Flag, flags_of
@@ -17,6 +17,7 @@ from ._processes import HIGH_PRIORITY, WorkerFailed, take_process_priority
 from ._serve import serve
 from ._server import Server
 from ._server_config import Architecture, ContextSource, ServerConfig, ServerOptions
+from ._server_lifespan import Lifespan, check_lifespan, lifespan_value
 from ._signals import Signalled, no_workers_to_replace, obey_signals, received_signals
 from ._statistics import ServerStatistics
 from ._time_limits import LAST_CALLBACK, SHUTDOWN_SECONDS
@@ -39,7 +40,9 @@ __all__ = [
     "DatagramServerStatistics",
     "Flag",
     "Handler",
+    "Lifespan",
     "LineFormatter",
+    "LivingHandler",
     "Server",
     "ServerConfig",
     "ServerOptions",
@@ -48,11 +51,13 @@ __all__ = [
     "WorkerFailed",
     "check_datagram_handler",
     "check_handler",
+    "check_lifespan",
     "check_timeout",
     "configure_logging",
     "flags_of",
     "is_cancellation",
     "is_class_of_callbacks",
+    "lifespan_value",
     "no_workers_to_replace",
     "obey_signals",
     "only_one_of",

@@ -7,6 +7,7 @@ import itertools
 import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Final, TypeAlias, final, get_args
 
 import attrs
@@ -35,6 +36,18 @@ class AttendingHandler(abc.ABC):
     @abc.abstractmethod
     async def attend(self, draining: trio.Event) -> None:
         """Run as long as the server does: a task, in each process that serves."""
+
+
+class LivingHandler(abc.ABC):
+    """A handler with a lifespan of its own, in each process that serves; it is in that of ``serve(lifespan=...)``."""
+
+    @abc.abstractmethod
+    async def __call__(self, connection: Connection) -> None:
+        """Serve one connection."""
+
+    @abc.abstractmethod
+    def lifespan(self) -> AbstractAsyncContextManager[object]:
+        """Return the context manager that the server is within."""
 
 
 _WORDS: Final[dict[type[BaseException], str]] = {trio.BrokenResourceError: "broke", trio.TooSlowError: "was too slow"}

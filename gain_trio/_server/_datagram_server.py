@@ -17,6 +17,7 @@ import contextlib
 import errno
 import functools
 import logging
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, final
 
@@ -37,6 +38,7 @@ from gain_trio._transports import (
 
 from ._checks import check_datagram_handler
 from ._failures import consists_of, first_of, only_one_of, parted
+from ._server_lifespan import Lifespan, check_lifespan, run_within
 
 DatagramHandler = Callable[[bytes, Any, DatagramEndpoint], Awaitable[object]]
 """What serves one datagram: an async function of its data, where it came from, and the endpoint to answer with."""
@@ -112,6 +114,14 @@ class DatagramServer:
             datagrams=_total([endpoint.statistics() for endpoint in self.endpoints]),
         )
 
+    async def _run(self, workers: int, task_status: trio.TaskStatus[DatagramServer]) -> None:
+        """Serve all endpoints, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for number, endpoint in enumerate(self.endpoints):
+                for worker in range(number * workers, (number + 1) * workers):
+                    nursery.start_soon(self._consume, endpoint, name=f"gain_trio datagram consumer {worker}")
+            task_status.started(self)
+
     async def _consume(self, endpoint: DatagramEndpoint) -> None:
         """Serve one datagram after the other, until cancelled."""
         receive = endpoint.receive
@@ -176,6 +186,7 @@ async def serve_datagrams(
     shards: int | None = None,
     cbpf: bool = False,
     strict: bool = False,
+    lifespan: Lifespan | None = None,
     task_status: trio.TaskStatus[DatagramServer] = trio.TASK_STATUS_IGNORED,
     **options: Any,
 ) -> None:
@@ -203,14 +214,19 @@ async def serve_datagrams(
         port for itself.
       cbpf: of shards: the kernel chooses by the CPU that a datagram arrives on instead (``SO_ATTACH_REUSEPORT_CBPF``).
       strict: let a handler's exception end the server and propagate.
+      lifespan: a function that returns an async context manager around all of it, see :func:`serve`.
       options: see :func:`open_datagram_endpoint`.
 
     Raises:
       ValueError, OSError, RuntimeError: see :func:`open_datagram_endpoint`; an OSError also when the socket fails.  A
         ValueError also for shards of what is not UDP, or that are connected or join groups.
-      TypeError: ``handler`` is no async function, or takes other arguments; or there is no such option.
+      TypeError: ``handler`` is no async function, or takes other arguments; or there is no such option, or ``lifespan``
+        returns something else.
+      Everything that entering and leaving the lifespan raise.
     """
     check_datagram_handler(handler)
+    if lifespan is not None:
+        check_lifespan(lifespan)
     if workers < 1:
         raise ValueError(f"workers must be at least 1, not {workers}")
     async with contextlib.AsyncExitStack() as stack:
@@ -221,11 +237,10 @@ async def serve_datagrams(
         else:
             endpoints = await _open_shards(address, shards, stack, by_cpu=cbpf, **options)
         server = DatagramServer(handler, endpoints, strict=strict)
-        async with trio.open_nursery() as nursery:
-            for number, endpoint in enumerate(endpoints):
-                for worker in range(number * workers, (number + 1) * workers):
-                    nursery.start_soon(server._consume, endpoint, name=f"gain_trio datagram consumer {worker}")
-            task_status.started(server)
+        if lifespan is None:
+            await server._run(workers, task_status)
+        else:
+            await run_within(lifespan, functools.partial(server._run, workers, task_status), lambda: -math.inf)
 
 
 async def _open_shards(

@@ -68,6 +68,13 @@ def consists_of(error: BaseException, condition: Callable[[BaseException], objec
     return bool(condition(error))
 
 
+def leaves_of(error: BaseException | None) -> list[BaseException]:
+    """The exceptions in a group that are no groups; any other is itself, and None has none."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in leaves_of(inner)]
+    return [] if error is None else [error]
+
+
 def is_cancellation(error: BaseException) -> bool:
     """Whether it is :exc:`trio.Cancelled`, or a group of nothing else."""
     return consists_of(error, lambda one: isinstance(one, trio.Cancelled))

@@ -2,20 +2,20 @@
 
 Whatever cancels the scope it runs in ends everything below it::
 
-    serve_listeners(handler, groups, ...)   cancel this scope, and everything below is gone
-    └─ server nursery
-       ├─ acceptors (one a listener)        listener.accept -> balancer.pick(peer) -> consumer
-       └─ consumers × workers               each owns the nursery its connections' handler tasks live in
+    serve_listeners(handler, groups, ...)      cancel this scope, and everything below is gone
+    └─ lifespan, if there is one               entered before the first accept, left after the last connection
+       └─ server nursery
+          ├─ acceptors (one a listener)        listener.accept -> balancer.pick(peer) -> consumer
+          └─ consumers × workers               each owns the nursery its connections' handler tasks live in
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import socket
-import ssl
 from collections.abc import Sequence
+from typing import final
 
 import trio
 
@@ -23,23 +23,23 @@ from gain_trio._io_manager import current_ring_statistics
 from gain_trio._transports import (
     Listener,
     Marks,
-    check_server_context,
     close_all,
     close_sockets,
     implementation,
     make_listeners,
-    server_handshake,
     until_let_go,
 )
 
 from ._acceptor import Acceptor
 from ._balancer import RoundRobin, balancer_of
 from ._connection_limit import ConnectionLimit
-from ._consumer import AttendingHandler, Consumer, ConsumerSettings, Handler, Prepare
+from ._consumer import AttendingHandler, Consumer, ConsumerSettings, Handler, LivingHandler, Prepare
 from ._dispatcher import Dispatcher
 from ._proxy import ProxyStep
 from ._server import Server
 from ._server_config import ServerConfig
+from ._server_lifespan import both, run_within
+from ._tls_step import TlsStep
 
 
 async def serve_listeners(
@@ -53,11 +53,14 @@ async def serve_listeners(
 
     ``groups`` is what :func:`open_sockets` gives: with socket sharding one group of sockets for each worker, otherwise one
     group for all of them, which may be empty where connections come by :meth:`Server._hand_off`.
+
+    Raises what the server raises, and what :func:`run_within` does.
     """
     with contextlib.ExitStack() as stack:
         stack.callback(close_sockets, groups)
         marks = config.marks or Marks()
-        prepare = _steps(config, marks)
+        source = config.ssl_context
+        tls = None if source is None else TlsStep(source, marks, config.handshake_timeout)
         limit = None if config.max_connections is None else ConnectionLimit(config.max_connections)
         make = implementation("gain_trio.serve()", pass_fds=config.pass_fds)
         by_group = [make_listeners(make, group, marks, exact=limit is not None) for group in groups]
@@ -71,60 +74,92 @@ async def serve_listeners(
             strict=config.strict,
             idle_timeout=idle_timeout,
             close_timeout=config.close_timeout,
-            prepare=prepare,
+            prepare=_steps(config, tls),
             limit=limit,
         )
-        await _run(by_group, config, settings, task_status)
+        serving = _Serving(by_group, config, settings, tls, task_status)
+        try:
+            own = handler.lifespan if isinstance(handler, LivingHandler) else None
+            lifespan = both(config.lifespan, own)
+            if lifespan is None:
+                await serving.run()
+            else:
+                await run_within(lifespan, serving.run, serving.end_of_drain)
+        finally:
+            if serving.server is not None:
+                serving.server._is_over()
 
 
-def _steps(config: ServerConfig, marks: Marks) -> list[Prepare]:
+def _steps(config: ServerConfig, tls: TlsStep | None) -> list[Prepare]:
     """What is done with a connection before its handler gets it."""
     steps: list[Prepare] = []
     if config.proxy_protocol is not False:
         steps.append(ProxyStep(config.proxy_protocol, config.proxy_timeout).prepare)
-    if config.ssl_context is None:
-        return steps
-    source = config.ssl_context
-    context = check_server_context(source if isinstance(source, ssl.SSLContext) else source())
-    steps.append(functools.partial(server_handshake, context=context, marks=marks, timeout=config.handshake_timeout))
+    if tls is not None:
+        steps.append(tls.prepare)
     return steps
 
 
-async def _run(
-    by_group: Sequence[Sequence[Listener]],
-    config: ServerConfig,
-    settings: ConsumerSettings,
-    task_status: trio.TaskStatus[Server],
-) -> None:
-    consumers = [Consumer(index, settings) for index in range(config.workers)]
-    listeners = [listener for group in by_group for listener in group]
-    server: Server | None = None
-    try:
-        async with trio.open_nursery() as nursery:
-            server = Server(listeners, consumers, settings.draining, nursery.cancel_scope, current_ring_statistics())
-            settings.ended = server._end_if_drained
-            for consumer in consumers:
-                await nursery.start(consumer.run, name=f"gain_trio consumer {consumer.index}")
-            if isinstance(settings.handler, AttendingHandler):
-                nursery.start_soon(
-                    settings.handler.attend, settings.draining, name=f"gain_trio attendant of {settings.name}"
-                )
-            if config.architecture == "socket_sharding":
-                dispatchers = [Dispatcher([consumer], RoundRobin()) for consumer in consumers]
-            else:
-                dispatchers = [Dispatcher(consumers, balancer_of(config.balancer))]
-            server._dispatcher = dispatchers[0]
-            for group, dispatcher in zip(by_group, dispatchers, strict=True):
-                for listener in group:
-                    acceptor = Acceptor(listener, dispatcher, settings.limit, server._end_if_drained)
-                    server._acceptors.append(acceptor)
-                    nursery.start_soon(acceptor.run, name=_acceptor_name(listener, dispatcher))
-            task_status.started(server)
-    finally:
-        close_all(listeners)
-        await until_let_go(listeners)
-        if server is not None:
-            server._is_over()
+@final
+class _Serving:
+    """The server, from its first accept until nothing of it is left."""
+
+    def __init__(
+        self,
+        by_group: Sequence[Sequence[Listener]],
+        config: ServerConfig,
+        settings: ConsumerSettings,
+        tls: TlsStep | None,
+        task_status: trio.TaskStatus[Server],
+    ) -> None:
+        self.server: Server | None = None
+        """None before it has begun."""
+        self._by_group = by_group
+        self._config = config
+        self._settings = settings
+        self._tls = tls
+        self._task_status = task_status
+
+    def end_of_drain(self) -> float:
+        """The time on Trio's clock until which the server may take to drain; ``-math.inf`` if it does not drain."""
+        if self.server is None or not self._settings.draining.is_set():
+            return -math.inf
+        return self.server._scope.deadline
+
+    async def run(self) -> None:
+        """Serve until cancelled or drained."""
+        settings = self._settings
+        consumers = [Consumer(index, settings) for index in range(self._config.workers)]
+        listeners = [listener for group in self._by_group for listener in group]
+        try:
+            async with trio.open_nursery() as nursery:
+                rings = current_ring_statistics()
+                server = self.server = Server(listeners, consumers, settings.draining, nursery.cancel_scope, rings)
+                server._tls = self._tls
+                settings.ended = server._end_if_drained
+                for consumer in consumers:
+                    await nursery.start(consumer.run, name=f"gain_trio consumer {consumer.index}")
+                if isinstance(settings.handler, AttendingHandler):
+                    name = f"gain_trio attendant of {settings.name}"
+                    nursery.start_soon(settings.handler.attend, settings.draining, name=name)
+                self._accept(server, consumers, nursery)
+                self._task_status.started(server)
+        finally:
+            close_all(listeners)
+            await until_let_go(listeners)
+
+    def _accept(self, server: Server, consumers: Sequence[Consumer], nursery: trio.Nursery) -> None:
+        """Start the acceptors."""
+        if self._config.architecture == "socket_sharding":
+            dispatchers = [Dispatcher([consumer], RoundRobin()) for consumer in consumers]
+        else:
+            dispatchers = [Dispatcher(consumers, balancer_of(self._config.balancer))]
+        server._dispatcher = dispatchers[0]
+        for group, dispatcher in zip(self._by_group, dispatchers, strict=True):
+            for listener in group:
+                acceptor = Acceptor(listener, dispatcher, self._settings.limit, server._end_if_drained)
+                server._acceptors.append(acceptor)
+                nursery.start_soon(acceptor.run, name=_acceptor_name(listener, dispatcher))
 
 
 def _acceptor_name(listener: Listener, dispatcher: Dispatcher) -> str:

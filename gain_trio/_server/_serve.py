@@ -2,10 +2,11 @@
 
 Whatever cancels the scope it runs in ends everything below it::
 
-    serve(handler, address, ...)            cancel this scope, and everything below is gone
-    └─ server nursery
-       ├─ acceptors (one a listener)        listener.accept -> balancer.pick(peer) -> consumer
-       └─ consumers × workers               each owns the nursery its connections' handler tasks live in
+    serve(handler, address, ...)               cancel this scope, and everything below is gone
+    └─ lifespan, if there is one               entered before the first accept, left after the last connection
+       └─ server nursery
+          ├─ acceptors (one a listener)        listener.accept -> balancer.pick(peer) -> consumer
+          └─ consumers × workers               each owns the nursery its connections' handler tasks live in
 
 There is one acceptor, one consumer and one way from the one to the other; an architecture is how they are put together:
 
@@ -87,6 +88,22 @@ async def serve(
     About a ``balancer`` of your own: what it raises ends the server, and so does an answer that is no consumer
     (:exc:`ValueError`).
 
+    About ``lifespan``: a function without arguments that returns an async context manager, as one under
+    :func:`contextlib.asynccontextmanager` does.  The server enters it when it listens and before it accepts a connection, so
+    a client that comes meanwhile waits; it leaves it when the last connection has ended.  Handlers find the value behind
+    its ``yield`` with :func:`lifespan_value`, and see the context variables that it has set.  It may hold a nursery of its
+    own across the ``yield``: an error of a task in that ends the server.  What the lifespan raises propagates, and the
+    server logs what it raises after its ``yield``.
+
+    With ``processes`` each worker process has a lifespan of its own, which is unpickled there.  One that fails before its
+    ``yield`` is a process that cannot begin to serve; one that fails after it is logged.  When the process was ending with
+    its server, this raises :exc:`WorkerFailed` then.
+
+    A cancellation reaches a lifespan before its ``yield`` as it reaches all code.  Afterwards it ends the handlers only, and
+    the lifespan is left when they have ended, shielded, for 4 seconds; in a drain it has the rest of the drain's time, if
+    that is longer, and a cancellation meanwhile leaves it 4 seconds.  Then it is cancelled, and this raises
+    :exc:`trio.TooSlowError`.
+
     About ``processes``: each is started anew (it imports the handler's module; a program that has the handler in itself
     starts the server under ``if __name__ == "__main__":``) and has a Trio run of its own, on what the server's run is on.
     The handler and the options are pickled, so an ``ssl_context`` is a function at the top of a module.  A ``balancer``
@@ -106,7 +123,8 @@ async def serve(
     third, is a busy thread, most likely, which nothing can cancel: the log names it, and the process ends with status 1,
     without ``finally`` and ``atexit``.  A handler that holds the event loop up counts as one, and has 3 seconds after the
     third.  SIGHUP replaces the worker processes one by one: each successor serves before the old one drains, so no
-    connection is refused.
+    connection is refused.  Without ``processes`` it calls an ``ssl_context`` that is a function again, and the handshakes to
+    come use what that returns; if it raises, the server logs why, and keeps the context that it has.
 
     About ``metrics``: the address of an HTTP endpoint for Prometheus, ``GET /metrics``; it takes the extra
     ``gain-trio[metrics]``.  :attr:`Server.metrics_addresses` has the port if it was 0.
@@ -117,7 +135,8 @@ async def serve(
         be pickled.
       OSError, RuntimeError: see :func:`open_listeners`; RuntimeError also of ``signals`` outside of the main thread.
       WorkerFailed: worker processes cannot begin to serve, or with ``strict`` a handler has failed in one; or a process
-        did not end in time with its server and had to be killed.
+        did not end in time with its server and had to be killed, or its lifespan has failed.
+      trio.TooSlowError: leaving the ``lifespan`` took too long.
       ImportError: ``metrics`` without prometheus_client.
       KeyboardInterrupt: with ``signals``, SIGTERM or SIGINT came before the server was up.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +16,9 @@ from ._acceptor import Acceptor
 from ._checks import check_timeout
 from ._consumer import Consumer
 from ._dispatcher import Dispatcher
+from ._signals import no_workers_to_replace
 from ._statistics import ServerStatistics
+from ._tls_step import TlsStep
 
 logger = logging.getLogger("gain_trio")
 
@@ -42,6 +45,9 @@ class Server:
         self._scope = scope
         self._rings = rings
         self._ended = trio.Event()
+        self._tls: TlsStep | None = None
+        self._context = contextvars.copy_context()
+        """The context that handlers run in, with the lifespan's variables, whichever task hands their connections over."""
         self.addresses: tuple[Any, ...] = tuple(dict.fromkeys(listener.local_address for listener in listeners))
         """Where it listens, as from :meth:`socket.socket.getsockname`: one address a listener, or a group of them that
         share a port."""
@@ -107,9 +113,12 @@ class Server:
         """The reason why a server that was asked to end failed to end well, for a caller that was cancelled meanwhile."""
         return None
 
-    async def _replace_workers(self) -> None:
-        """What SIGHUP asks for."""
-        logger.info("SIGHUP replaces worker processes, and %s has none (processes=): nothing is done", shown(self))
+    async def _renew(self) -> None:
+        """What SIGHUP asks for: a new TLS context, and with worker processes new ones of them."""
+        if self._tls is not None:
+            self._tls.renew(self)
+        else:
+            no_workers_to_replace("SIGHUP", self)
 
     def _end_if_drained(self) -> None:
         """Called whenever a connection or an acceptor has ended."""

@@ -33,6 +33,7 @@ from ._balancer import BALANCERS, Balancer, BalancerName
 from ._checks import check_timeout
 from ._flags import Flag
 from ._proxy import check_proxy_timeout, parse_networks
+from ._server_lifespan import Lifespan, check_lifespan
 from ._time_limits import GRACEFUL_TIMEOUT, HANDSHAKE_TIMEOUT, PROXY_TIMEOUT, SHUTDOWN_SECONDS, WORKER_TIMEOUT
 
 if TYPE_CHECKING:
@@ -119,6 +120,11 @@ def _check_marks(_instance: object, _attribute: attrs.Attribute[Any], value: obj
 def _check_context(_instance: object, _attribute: attrs.Attribute[Any], value: object) -> None:
     if isinstance(value, ssl.SSLContext) or (value is not None and not callable(value)):
         check_server_context(value)
+
+
+def _check_lifespan(_instance: object, _attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is not None:
+        check_lifespan(value)
 
 
 def _check_graceful_timeout(_instance: object, attribute: attrs.Attribute[Any], value: float) -> None:
@@ -316,6 +322,20 @@ class ServerConfig:
     of them, because a context cannot be pickled."""
     handshake_timeout: float = attrs.field(default=HANDSHAKE_TIMEOUT, validator=_check_handshake_timeout)
     """Seconds that a TLS handshake may take."""
+    lifespan: Lifespan | None = attrs.field(
+        default=None,
+        validator=_check_lifespan,
+        metadata=Flag(
+            group="who serves",
+            parse=str,
+            metavar="NAME",
+            help="a function of yours as package.module:name, which returns an async context manager: each process that "
+            "serves enters it before its first connection, and leaves it after its last",
+            usual="",
+        ).beside(),
+    )
+    """A function that returns an async context manager for the lifetime of the server: with ``processes``, of each worker
+    process, which unpickles it.  See :func:`serve`."""
     strict: bool = attrs.field(default=False, validator=_check_flag)
     """Let a handler's exception end the server and propagate."""
     graceful_timeout: float = attrs.field(
@@ -345,7 +365,8 @@ class ServerConfig:
     it likes.  After 2 seconds, or a third of this, it gets no new connections until it answers.  A process that has not
     begun to serve has four times as long, and at least 20 seconds."""
     signals: bool = attrs.field(default=False, validator=_check_flag)
-    """SIGTERM and SIGINT drain the server, a second one cancels it, SIGHUP replaces the worker processes one by one."""
+    """SIGTERM and SIGINT drain the server, and a second one cancels it.  SIGHUP replaces the worker processes one by one; a
+    server without worker processes calls an ``ssl_context`` that is a function again, and so loads its certificate."""
     metrics: str | None = attrs.field(
         default=None,
         validator=_check_metrics,
@@ -408,6 +429,7 @@ class ServerOptions(TypedDict, total=False):
     proxy_timeout: float
     ssl_context: ContextSource | None
     handshake_timeout: float
+    lifespan: Lifespan | None
     strict: bool
     graceful_timeout: float
     worker_timeout: float | None

@@ -1,8 +1,8 @@
 """What signals do to a server: one definition for ``serve(signals=True)``, the command and servers of callbacks.
 
 SIGTERM and SIGINT end a server: the first one as gently as the server can, the next one by a cancellation, and those after
-it shorten the time that is left (``_cut_off``).  SIGHUP replaces the worker processes.  The receiver stays until the
-server has ended: a signal without a receiver would kill the program.
+it shorten the time that is left (``_cut_off``).  SIGHUP renews a server: its worker processes, or without any its TLS
+context.  The receiver stays until the server has ended: a signal without a receiver would kill the program.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Signalled(Protocol):
     def cancel(self, name: str, /) -> None:
         """End at once."""
 
-    async def replace_workers(self, name: str, /) -> None:
-        """Replace the worker processes one by one."""
+    async def renew(self, name: str, /) -> None:
+        """Replace the worker processes one by one, or without any make the TLS context again."""
 
 
 @contextlib.contextmanager
@@ -69,7 +69,7 @@ async def obey_signals(signals: AsyncIterator[int], server: Signalled, nursery: 
     async for number in signals:
         name = signal.Signals(number).name
         if number in REPLACE_SIGNALS:
-            nursery.start_soon(server.replace_workers, name, name="gain_trio replacement of workers")
+            nursery.start_soon(server.renew, name, name="gain_trio renewal")
         elif not server.begin_to_end(name):
             server.cancel(name)
             await cut_off(signals, nursery, REPLACE_SIGNALS)

@@ -112,10 +112,10 @@ class _StartedServer(trio.TaskStatus[Server]):
         logger.info("%s: the server is cancelled", shown(name))
         self._scope.cancel()
 
-    async def replace_workers(self, name: str) -> None:
-        """Replace the worker processes of a server that is up."""
+    async def renew(self, name: str) -> None:
+        """Replace the worker processes, or make the TLS context again, of a server that is up."""
         if self.server is None or self._is_draining:
             when = "any more" if self._is_draining else "yet"
             logger.info("%s is ignored: the server is not up %s", shown(name), shown(when))
         else:
-            await self.server._replace_workers()
+            await self.server._renew()

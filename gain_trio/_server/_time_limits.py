@@ -8,6 +8,7 @@ the layer below it a bounded time, and each limit leaves room for the ones insid
 
     CUT_SECONDS              a cancelled server, from the second signal to the end of its process
     └─ WORKER_GRACE          a worker process that was cancelled, before it is killed
+       └─ LIFESPAN_GRACE     the exit of a lifespan
        └─ LAST_WORDS         the last message of a worker
     └─ LAST_CALLBACK         an async on_write or on_close when its server is cancelled
 """
@@ -42,6 +43,9 @@ UNWANTED_GRACE: Final = 1.0
 LAST_WORDS: Final = 1.0
 """For the last messages of an ending process: a worker's to its server, and the last line of the log.  The reader may be
 stuck, or a child of the process may hold the channel open."""
+LIFESPAN_GRACE: Final = WORKER_GRACE - LAST_WORDS
+"""For the exit of a lifespan whose server was cancelled, or has used up the time of its drain: a pool of connections to a
+database closes in that time, and a worker process can still report how it went."""
 CUT_SECONDS: Final = max(LAST_CALLBACK, WORKER_GRACE) + 2.0
 """For a server that a signal cancelled, before its process ends without it: the limits inside of it, and the time to log."""
 HURRIED_SECONDS: Final = 1.0

@@ -384,12 +384,12 @@ class _ShutDownBySignals:
         if self._server._scope is not None:
             self._server._scope.cancel()
 
-    async def replace_workers(self, name: str) -> None:
-        """Replace the worker processes, if the server has some and serves."""
+    async def renew(self, name: str) -> None:
+        """Replace the worker processes, or make the TLS context again, if the server serves."""
         if not self._server.is_running:
             logger.info("%s is ignored: %s does not serve any more", shown(name), shown(self._server))
         elif isinstance(self._server._server, Server):
-            await self._server._server._replace_workers()
+            await self._server._server._renew()
         else:
             no_workers_to_replace(name, self._server)
 

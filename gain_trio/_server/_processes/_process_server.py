@@ -65,5 +65,5 @@ class ProcessServer(Server):
     def _end_failure(self) -> Exception | None:
         return self._pool.end_failure()
 
-    async def _replace_workers(self) -> None:
+    async def _renew(self) -> None:
         await self._pool.roll()

@@ -72,6 +72,7 @@ class WorkerSupervisor:
       graceful_timeout: seconds that the connections of a process have when it is replaced.
       changed: called when another process serves, or none does.
       fail: called with what is to end the server.
+      ended_badly: called with the failure of a process that was told to end, and whether the server was cancelled.
       start_timeout: seconds that a process may take to begin.
       is_up: whether all supervisors have had a process that served.
       has_lasted: whether a process of any supervisor has lasted, see :attr:`has_lasted`.
@@ -86,6 +87,7 @@ class WorkerSupervisor:
         graceful_timeout: float,
         changed: Callable[[], object],
         fail: Callable[[WorkerFailed], object],
+        ended_badly: Callable[[WorkerFailed, bool], object] = lambda _failure, _was_cancelled: None,
         start_timeout: float = START_TIMEOUT,
         is_up: Callable[[], bool] = lambda: False,
         has_lasted: Callable[[], bool] = lambda: False,
@@ -104,6 +106,7 @@ class WorkerSupervisor:
         self._graceful_timeout = graceful_timeout
         self._changed = changed
         self._fail = fail
+        self._ended_badly = ended_badly
         self._start_timeout = start_timeout
         self._is_up = is_up
         self._any_has_lasted = has_lasted
@@ -275,16 +278,24 @@ class WorkerSupervisor:
         return scope.cancelled_caught
 
     async def _run(self, worker: WorkerProcess) -> None:
+        was_cancelled = False
         try:
             await worker.run()
+        except BaseException:
+            was_cancelled = True
+            raise
         finally:
             self._living.remove(worker)
             if worker.statistics is not None:
                 past = [self._past] if self._past is not None else []
                 self._past = merged([*past, without_open_ones(worker.statistics)])
             self._changed()
-            if self._strict and worker.failure is not None and worker.ready_at is not None:
-                self._fail(failure_of(f"worker process {self.index} has failed", worker.failure, worker.end))
+            if worker.failure is not None and worker.ready_at is not None:
+                failure = failure_of(f"worker process {self.index} has failed", worker.failure, worker.end)
+                if worker.has_reported_failure and (was_cancelled or worker.was_told_to_drain):
+                    self._ended_badly(failure, was_cancelled)
+                if self._strict:
+                    self._fail(failure)
         if worker.ready_at is not None and not worker.was_told_to_drain:  # also while its successor is being started
             self._report_death(worker)
             self.restarts += 1

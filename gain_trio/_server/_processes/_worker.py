@@ -12,6 +12,7 @@ server sends a message for that, which is when its successor serves.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -175,14 +176,17 @@ class Worker:
                 try:
                     with self._serving:
                         async with trio.open_nursery() as serving:
+                            # Before it serves, which a lifespan may hold up: it can be told to end meanwhile.
+                            helpers.start_soon(self._listen, helpers, name="gain_trio worker control")
+                            helpers.start_soon(self._attend, signals, name="gain_trio worker signals")
                             self._server = await serving.start(
                                 serve_listeners, self._handler, self._sockets.groups, self._config
                             )
                             self._consumers = self._server._consumers
                             self._consumers[0]._settings.changed = self._note_change  # the settings are those of all
-                            helpers.start_soon(self._listen, helpers, name="gain_trio worker control")
-                            helpers.start_soon(self._attend, signals, name="gain_trio worker signals")
-                            helpers.start_soon(self._take, name="gain_trio worker hand-off")
+                            # Handlers of what it takes run in the context of the lifespan.
+                            start = functools.partial(self._server._context.run, helpers.start_soon)
+                            start(self._take, name="gain_trio worker hand-off")
                             helpers.start_soon(self._report, name="gain_trio worker statistics")
                             if self._config.architecture == "reactor":  # the server's balancer wants to know
                                 helpers.start_soon(self._count_ended, name="gain_trio worker counts")
@@ -246,12 +250,14 @@ class Worker:
         return has_more or any(consumer.has_unheard for consumer in self._consumers)
 
     async def _attend(self, signals: AsyncIterator[int]) -> None:
+        has_asked = False
         async for _number in signals:
-            logger.info("worker process %d was sent a SIGTERM, and asks to be replaced", os.getpid())
-            await self._control.send(Leaving())
-            break
-        async for _number in signals:
-            self._serving.cancel()
+            if has_asked or not hasattr(self, "_server"):
+                self._serving.cancel()
+            else:
+                has_asked = True
+                logger.info("worker process %d was sent a SIGTERM, and asks to be replaced", os.getpid())
+                await self._control.send(Leaving())
 
     # --- connections that were accepted elsewhere ---
 

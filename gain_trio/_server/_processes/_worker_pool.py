@@ -18,6 +18,7 @@ import trio
 from gain_trio._server._acceptor import Acceptor
 from gain_trio._server._balancer import RoundRobin, balancer_of
 from gain_trio._server._dispatcher import Dispatcher
+from gain_trio._server._failures import is_cancellation
 from gain_trio._server._log_throttle import log_throttle, since_last
 from gain_trio._server._server_config import ServerConfig
 from gain_trio._server._statistics import ServerStatistics
@@ -89,6 +90,7 @@ class WorkerPool:
         self._rolling = trio.Lock()
         self._rolls_again = False
         self._failure: WorkerFailed | None = None
+        self._bad_end: WorkerFailed | None = None  # of a process that was to end with the server
         self._accepts = True
         self._is_up = False
         self._without_ring = 0  # processes, when that was last looked at
@@ -102,6 +104,7 @@ class WorkerPool:
                 graceful_timeout=config.graceful_timeout,
                 changed=self.changed,
                 fail=self._fail,
+                ended_badly=self._note_bad_end,
                 start_timeout=start_timeout(config.worker_timeout),
                 is_up=lambda: self._is_up,
                 has_lasted=lambda: any(supervisor.has_lasted for supervisor in self.supervisors),
@@ -117,7 +120,7 @@ class WorkerPool:
         """Have the processes serve, and call ``started`` when all do, until cancelled or drained.
 
         Raises:
-          WorkerFailed: they cannot.
+          WorkerFailed: they cannot, or have not ended well.
         """
         try:
             with self._scope:
@@ -138,6 +141,9 @@ class WorkerPool:
                     self._tell_of_rings()
                     started()
                     await self._until_drained()
+        except BaseException as error:
+            if self._bad_end is None or not is_cancellation(error):
+                raise
         finally:
             self._drop(list(self._waiting), "the server has ended")
             self._waiting.clear()
@@ -149,7 +155,7 @@ class WorkerPool:
     def end_failure(self) -> WorkerFailed | None:
         """The reason why a drained server had to kill worker processes; None if it has not."""
         if not self._cut:
-            return None
+            return self._bad_end
         return WorkerFailed(
             "the server has cut connections off at its end",
             f"{self._cut} of its worker processes did not end within {self._drain_seconds:g} seconds, and had to be killed",
@@ -226,6 +232,10 @@ class WorkerPool:
             lambda: self.draining.is_set() and all(supervisor.is_empty for supervisor in self.supervisors)
         )
         self._scope.cancel()
+
+    def _note_bad_end(self, failure: WorkerFailed, was_cancelled: bool) -> None:
+        if self.draining.is_set() or was_cancelled:
+            self._bad_end = self._bad_end or failure
 
     def _fail(self, failure: WorkerFailed) -> None:
         if self._failure is None:

@@ -119,6 +119,8 @@ class WorkerProcess:
         self.statistics: ServerStatistics | None = None
         """Its last report."""
         self.failure: Failed | None = None
+        self.has_reported_failure = False
+        """Whether :attr:`failure` is what the process said itself."""
         self.backend = ""
         self.reason = ""
         """Why it is not on a ring."""
@@ -457,6 +459,7 @@ class WorkerProcess:
                 self._owner.asked_to_leave(self)
             case Failed():
                 self.failure = message
+                self.has_reported_failure = True
             case _:
                 self._give_up_on_it(f"a worker process does not say {message!r}")
 
