@@ -92,7 +92,7 @@ async def test_one_that_cannot_begin_later_is_tried_again(
             assert await process_of(client) == old
         fail.touch()
         await server._renew()
-        assert "goes on in its place, because" in caplog.text
+        assert "goes on, because its successor failed" in caplog.text
         assert children() == [old]
         os.kill(old, signal.SIGKILL)
         await soon(lambda: "could not begin to serve, and is tried again: LookupError" in caplog.text)
