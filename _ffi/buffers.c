@@ -176,6 +176,6 @@ uint32_t gt_buffers_free(struct gt_ring *ring)
         return 0;
     struct gt_buffer_ring_status status = {.bgid = buffers->group};
     if (gt_ring_register(ring, GT_REGISTER_PBUF_STATUS, &status, 1) < 0)
-        return buffers->count; /* before 6.8 the kernel does not tell; between batches all of them are back */
+        return buffers->count; /* a kernel before 6.8 does not report it; between batches all of them are back */
     return (uint16_t)(buffers->published - (uint16_t)status.head) + buffers->held_count;
 }

@@ -57,7 +57,7 @@ static const struct {
  * What a poll or a receive has to do when its file is ready is *task work* of the thread that submitted it.  With
  * DEFER_TASKRUN the thread does it when it waits for completions.  Without, the kernel does it whenever the thread is in the
  * kernel, and interrupts the thread for it where that is in user space; COOP_TASKRUN spares the interruption, and is safe to
- * have when TASKRUN_FLAG tells gt_ring_enter() that there is work, so without DEFER_TASKRUN the two go together.  Then
+ * have when TASKRUN_FLAG shows gt_ring_enter() that there is work, so without DEFER_TASKRUN the two go together.  Then
  * completions appear in the queue while the thread runs; nothing here relies on their not doing so. */
 static int setup_best(struct gt_ring *ring, const struct gt_ring_options *options, struct io_uring_params *params)
 {

@@ -12,12 +12,12 @@
  *     +----------------+--------+------------------------+
  *
  * The tag tells apart the operations of one slot (its receive, its send, the cancel of either).  The generation is counted
- * up whenever a slot is freed, so a completion of the slot's former life is recognised and dropped instead of being taken
- * for news of its new one.  A slot is freed only when nothing is in flight on it: its owner calls gt_slot_retire() after
- * every completion once it is done with the slot, and gives back its memory when that returns true.
+ * up whenever a slot is freed, so a completion for the slot's former owner is recognised and dropped, and never reaches the
+ * new one.  A slot is freed only when nothing is in flight on it: its owner calls gt_slot_retire() after every completion
+ * once it is done with the slot, and gives back its memory when that returns true.
  *
- * Threads: a ring belongs to the thread that opened it, whether the kernel sees to that (SINGLE_ISSUER) or not.  Only gt_ring_forget() may be called
- * from elsewhere, namely from the child of a fork.
+ * Threads: a ring belongs to the thread that opened it, whether the kernel enforces that (SINGLE_ISSUER) or not.  Only
+ * gt_ring_forget() may be called from elsewhere, namely from the child of a fork.
  *
  * Kernels: everything newer than Linux 5.11 is optional.  What a ring has is in its `features`; with all of it the fast
  * path's connections can run on it, and with none of it there are still POLL_ADD, cancel and a wait with a timeout.
@@ -40,7 +40,7 @@ struct msghdr; /* <sys/socket.h> */
 #define GT_NO_TIMEOUT INT64_MAX
 #define GT_MAX_SLOTS (1U << 20)
 
-/* What a kernel may or may not have.  Each is found out by trying it; one that is unwanted is not tried. */
+/* Features that a kernel may have.  Each is found out by trying it; an unwanted one is not tried. */
 enum gt_feature {
     GT_FEATURE_NO_SQARRAY = 1 << 0,         /* 6.6: SQEs are taken in ring order, no index array */
     GT_FEATURE_REGISTERED_FD = 1 << 1,      /* 5.18: io_uring_enter without looking the ring's fd up */
@@ -162,7 +162,7 @@ struct gt_ring {
     struct gt_buffers buffers;
 
     /* counters, never reset */
-    uint64_t submissions; /* SQEs taken by the kernel */
+    uint64_t submissions; /* SQEs consumed by the kernel */
     uint64_t completions; /* CQEs reaped */
     uint64_t enters;      /* io_uring_enter calls */
     uint64_t overflows;   /* times the completion queue was found overflown */
@@ -193,7 +193,7 @@ void gt_ring_forget(struct gt_ring *ring);
 
 /* --- submit, wait, reap --- */
 
-/* The next SQE, zeroed; when the queue is full it is submitted first.  NULL when the kernel takes none (out of memory). */
+/* The next SQE, zeroed; when the queue is full it is submitted first.  NULL when the kernel consumes none (out of memory). */
 struct io_uring_sqe *gt_ring_sqe(struct gt_ring *ring);
 
 /* Submit everything prepared without waiting.  SQEs taken, or -errno. */
@@ -205,7 +205,7 @@ int gt_ring_enter(struct gt_ring *ring, int64_t timeout_ns);
 
 /* Submit everything prepared, and have the kernel do all that it has deferred, without reaping.  When this returns, operations
  * whose cancel was prepared hold no file any more: a socket that the caller closes then is closed for its peer and for bind(2),
- * too.  Where the kernel takes nothing (out of memory) the next gt_ring_enter() does it. */
+ * too.  Where the kernel consumes nothing (out of memory) the next gt_ring_enter() does it. */
 void gt_ring_settle(struct gt_ring *ring);
 
 /* Copy out up to `max` CQEs and give their places back to the kernel. */

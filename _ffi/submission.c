@@ -1,4 +1,4 @@
-/* submission.c: how SQEs are taken and submitted, at the bottom of what a ring does; see ring.h. */
+/* submission.c: SQEs, from their place in the queue to the kernel; the lowest file of a ring; see ring.h. */
 #define _GNU_SOURCE
 #include "ring.h"
 
@@ -41,7 +41,7 @@ struct io_uring_sqe *gt_ring_sqe(struct gt_ring *ring)
 
 /* A kernel without SUBMIT_ALL stops behind the first SQE that it cannot even prepare (a poll of a descriptor that has been
  * closed, say): that one completes with its error, those behind it stay in the queue, and a wait that was asked for is left
- * out.  It is entered again for the rest.  Each time it takes one SQE at least, or says why not. */
+ * out.  It is entered again for the rest.  Each call consumes one SQE at least, or returns an error. */
 int gt_ring_submit(struct gt_ring *ring)
 {
     if (ring->dead)

@@ -1,13 +1,13 @@
-/* inbound.c: bytes received and not yet taken.
+/* inbound.c: bytes received and unread.
  *
  * Nearly always a message arrives, one task waits for it and takes it whole.  So the first chunk is made a bytes object at
  * once, in `whole`, and handed out as it is: one copy, out of the kernel's buffer.
  *
- * What arrives before that is taken depends on its size.  A large chunk becomes a bytes object of its own, in `later`, and
- * moves up to `whole` when its turn comes: a fast sender has the kernel complete several receives before the task runs,
- * and copying them together first, and out again, would cost more than receiving them.  A small one is appended to one
- * flat buffer, with everything before it, which bounds the memory of the queue by its size however small the pieces are (a
- * list of one-byte chunks would cost fifty times its content).  So every byte is copied at most once on its way from
+ * A chunk that arrives before the task has read the first is treated by its size.  A large one becomes a bytes object of its
+ * own, in `later`, and moves up to `whole` in its order: a fast sender has the kernel complete several receives before the
+ * task runs, and copying them together first, and out again, would cost more than receiving them.  A small one is appended to
+ * one flat buffer, with everything before it, which bounds the memory of the queue by its size however small the pieces are
+ * (a list of one-byte chunks would cost fifty times its content).  So every byte is copied at most once on its way from
  * `whole` or `later` to the flat buffer:
  *
  *     [ whole | data ]  later[0]  later[1] ...        `whole` and `data` are never both in use

@@ -1,9 +1,9 @@
-/* outbound.c: bytes sent and not yet taken by the kernel.
+/* outbound.c: bytes sent and not yet accepted by the kernel.
  *
- * A circle of segments, sent in order; those at the head may be in flight, several in one operation.  Small sends are copied, one behind the other
- * into the last segment, so that a hundred of them in one tick leave in one operation.  A large bytes object is immutable
- * and is referenced instead.  The number of segments is bounded by the connection's high mark: a segment that is referenced
- * is large, and two copied ones are never neighbours unless the first is full or in flight.
+ * A circle of segments, sent in order; those at the head may be in flight, several in one operation.  Small sends are copied,
+ * one behind the other into the last segment, so that a hundred of them in one tick leave in one operation.  A large bytes
+ * object is immutable and is referenced instead.  The connection's high mark bounds the number of segments: a referenced
+ * segment is large, and two copied ones are never neighbours unless the first is full or in flight.
  */
 #include "fastpath.h"
 

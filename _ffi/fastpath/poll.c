@@ -5,8 +5,8 @@
  * for (`pending`), its slot points to the call and holds a reference to it.
  *
  * A task that waited is rescheduled, and not resumed in place as one of a connection is.  Programs written for Trio rely on
- * the order in which its scheduler runs tasks, more than they know; and with many sockets it costs less, because what such a
- * task does next is another checkpoint.
+ * the order in which its scheduler runs tasks, often without intent; and with many sockets it costs less, because the next
+ * step of such a task is another checkpoint.
  *
  * io_uring reports that the peer has half-closed (POLLRDHUP) whether it was asked for or not.  That says nothing about
  * writing, so it does not end a wait for writability; and since a single poll armed again would complete with the same at
@@ -38,7 +38,7 @@ static int arm(gt_call *self, bool multishot)
     return 0;
 }
 
-/* The completion is waited for no more.  Gives the slot's reference back, which may be the last one. */
+/* No task waits for the completion any more.  Gives the slot's reference back, which may be the last one. */
 void gt_poll_drop(gt_call *self)
 {
     self->poll.pending = false;

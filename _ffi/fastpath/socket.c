@@ -7,9 +7,9 @@
  * more than that has room for: the kernel counts several hundred bytes for the smallest one.
  *
  * Sending is sendmmsg(2), not an operation on the ring.  Operations of one socket may overtake each other as soon as
- * one of them finds no room; each costs a completion; and what they send has to stay until then.  One call sends a
- * whole batch in order, at less cost than as many operations, and has no further claim on the memory when it returns.
- * Only when the socket has no room the ring is asked for help: a POLL_ADD completes when there is some.
+ * one of them finds no room; each costs a completion; and their data has to stay until then.  One call sends a whole
+ * batch in order, at less cost than as many operations, and does not need the memory when it has returned.  Only a
+ * socket without room needs the ring: a POLL_ADD completes when there is some.
  *
  * When it is sent:
  *
@@ -198,10 +198,10 @@ static void account_for_sent(gt_endpoint *endpoint, int count)
     }
 }
 
-/* Hand the kernel what it takes.  The GIL is kept: a batch is a few dozen microseconds, and each call bounded. */
+/* Send what the kernel accepts now.  The GIL is kept: a batch is a few dozen microseconds, and each call bounded. */
 int gt_endpoint_flush(gt_endpoint *endpoint)
 {
-    bool reported = false; /* the socket has reported its error once, so the next one is the datagram's own */
+    bool reported = false; /* the socket reports its error once, so a second one is the datagram's own */
     while (endpoint->outbound.count > 0) {
         uint32_t count = endpoint->outbound.count < BATCH ? endpoint->outbound.count : BATCH;
         int sent = send_batch(endpoint, count);

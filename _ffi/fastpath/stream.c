@@ -40,22 +40,23 @@
  * it waits, brings what is queued, or the end.  No more can arrive then, so this comes to an end, too.
  *
  * A connection that has been reset is *broken*, and the watch reports that as well (EPOLLHUP: both directions are shut down).
- * What has arrived can be received even so.  But an answer to it would be worked out and queued for no peer, and the next one,
- * until the run waits and the kernel is asked to send the first: so from the watch's completion on, sends fail.  A peer that has
- * shut down its side first can still reset the connection afterwards.  As long as the receive has not come to the end, no
- * operation may be in flight that would notice; then the watch is armed once more, as a multishot poll, which reports changes.
+ * Bytes that have arrived can be received even so.  But the program would compute an answer to them, and to the next ones,
+ * for a peer that is gone, until the run waits and the kernel is asked to send the first: so from the watch's completion on,
+ * sends fail.  A peer that has shut down its side first can still reset the connection afterwards.  As long as the receive
+ * has not come to the end, no operation may be in flight that would notice; then the watch is armed once more, as a multishot
+ * poll, which reports changes.
  *
- * No send waits in the kernel (MSG_DONTWAIT): it takes what the socket has room for, and its completion says how much that
- * is.  What is left waits for a poll for room, and then the next send goes.  A send that waits (MSG_WAITALL) would save that
- * poll, but it completes when the peer has made room for the last of its bytes and says nothing before: a peer that takes
- * 2 MB/s of a send of 40 MB looks like one that takes nothing for twenty seconds, and idle timeouts, write limits and the
- * bounds of a close cut it off.  So what counts as sent is what the kernel has taken, from the turn of the loop on in which it
- * has taken it.  A small send, which the kernel takes whole, is one operation either way.
+ * No send waits in the kernel (MSG_DONTWAIT): the kernel accepts as many bytes as the socket has room for, and the completion
+ * reports their number.  The rest waits for a poll for room, and then the next send goes.  A send that waits (MSG_WAITALL)
+ * would save that poll, but it completes when the peer has made room for the last of its bytes and reports nothing before: a
+ * peer that reads 2 MB/s of a send of 40 MB looks like one that reads nothing for twenty seconds, and idle timeouts, write
+ * limits and the bounds of a close cut it off.  So bytes count as sent from the tick of the loop on in which the kernel has
+ * accepted them.  A small send, which the kernel accepts whole, is one operation either way.
  *
  * Because only a poll is in flight while a stream is blocked, its bytes can also be offered to the kernel by a plain send(2),
  * in between (gt_stream_push).  The kernel reports room only when a third of the socket's buffer is free, up to some
- * megabytes, and it takes bytes as soon as there is any room: who would give up on a peer because too much is unsent offers
- * the bytes first.
+ * megabytes, and it accepts bytes as soon as there is any room: a caller that would give up on a peer because too much is
+ * unsent offers the bytes first.
  *
  * A peer that has shut down its side may still read what is sent, and slowly.  But to io_uring every poll of such a socket is
  * answered at once, whatever it is for (it always asks for hangups, too).  So once a hangup has been seen the poll for room is
@@ -63,17 +64,17 @@
  *
  * The descriptor can be taken away (detach).  A receive in flight would still bring bytes then, and they would be lost: so
  * receiving is suspended, which cancels the receive as a pause does, and the watch with it, until their final CQEs are in; the
- * bytes that come on the way are queued as ever.  Then the descriptor changes hands in one step with the queue.  From there on it goes as
- * with a close, in which a nop stands for the close, so that there is one way in which slots are given back.
+ * bytes that come on the way are queued as ever.  Then the descriptor changes its owner in one step with the queue.  The rest
+ * is a close in which a nop stands for the close, so that there is one way in which slots are given back.
  *
  * Closing prepares cancel before close, in this order: an operation in flight holds a reference to the socket, and while
  * one is held close(2) sends no FIN.  All three are submitted together, so the peer sees it at once.
  *
  * When more arrives than there are buffers, the receives end with ENOBUFS, in the order of their completions.  Armed again in
- * that order, the stream that emptied the pool would be the first to empty it again, for as long as it has data, and the
- * others would starve.  So those that got nothing go first.
+ * that order, the stream that took the last buffers would be the first to take them again, for as long as it has data, and
+ * the others would starve.  So those that got nothing go first.
  *
- * What is never taken for the end of the stream: ECANCELED (we asked for it), ENOBUFS (the pool was empty; by the time the
+ * Three results are not the end of the stream: ECANCELED (we asked for it), ENOBUFS (no buffer was left; by the time the
  * receive is armed again the buffers of the batch are back), and a CQE without F_MORE (the kernel ends a multishot receive
  * when it likes).
  */
@@ -382,11 +383,10 @@ int gt_stream_check_sending(gt_stream *stream)
     }
     if (stream->send_error)
         return stream->send_error;
-    return stream->send_incomplete ? ECANCELED
-                                   : 0; /* what follows half of something would be taken for its other half */
+    return stream->send_incomplete ? ECANCELED : 0; /* the peer would take the next bytes for the other half */
 }
 
-/* Not only has the peer shut down its side, but neither can it be sent to: it was reset. */
+/* Both directions are shut down: the peer has reset the connection. */
 static bool is_gone(const gt_stream *stream)
 {
     struct pollfd asked = {.fd = stream->fd};
@@ -422,7 +422,7 @@ static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
     if (gt_completion_is_final(cqe)) {
         stream->receive.armed = stream->receive.cancelled = false;
         news |= stream->receive_suspended;
-        if (stream->receive_error) { /* it was broken before; the receive was cancelled, or finds what was made of it */
+        if (stream->receive_error) { /* it was broken before; the receive was cancelled, or gets that error */
             news = true;
         } else if (cqe->res == 0 &&
                    ((stream->send_short && is_gone(stream)) || (stream->send_error && stream->send_error != EPIPE))) {

@@ -18,19 +18,17 @@
  *     return or exception: task_exited                 seam.task_exited
  *     after_task_step                                  seam.step_observed, if the step has added an instrument
  *
- * Everything unusual takes Trio's own road, gt_trio_reschedule(): a run with instruments that watch tasks or I/O (they are
- * to see what they always see, in the order they always see it), a coroutine that is not a native one, and a task that a
- * program has scheduled already or has parked with an abort function of its own.
+ * Everything unusual goes through Trio's scheduler, by gt_trio_reschedule(): a run with instruments that watch tasks or I/O
+ * (their hooks are called as often, and in the same order, as in any run), a coroutine that is not a native one, and a task
+ * that a program has scheduled already or has parked with an abort function of its own.
  *
  * Lingering.  With one busy connection even a tick of Trio's loop for every message costs more than the message.  When the
  * steps of a batch have left nothing for the loop to do, which is to say that it would compute the same timeout and wait
  * again, the reactor waits again at once.  gt_trio_can_linger() is that condition: no task is scheduled, no task waits for
  * the run to fall idle (wait_all_tasks_blocked, MockClock), no instrument observes the run, and the earliest deadline is
- * the one it was.
- * In guest mode, where the host loop has to be let in, and with a clock that is not Trio's own, which a step may have moved,
- * it never holds (seam.may_linger).
- * The wait's own end stands, so a deadline is not missed; and the number of deadlines is bounded, because only Trio's loop
- * prunes them.
+ * the same as before.  In guest mode, where the host loop has to run between two ticks, and with a clock that is not Trio's
+ * own, which a step may have moved, the condition never holds (seam.may_linger).  The end of the wait does not change, so no
+ * deadline is missed; and the number of deadlines is bounded, because only Trio's loop prunes them.
  *
  * Trio's Task and CancelStatus are attrs classes with __slots__, so their fields lie at fixed offsets, which are looked up
  * once per run.  Where an attribute should not be such a slot, it is read by name.
@@ -204,7 +202,7 @@ int gt_trio_bind(gt_trio *trio, PyObject *seam)
     return result;
 }
 
-/* Let go of the run.  What is left are constants: calls that are still parked may be told of their end with them. */
+/* Let go of the run.  Only constants are left: a call that is still parked may end with them. */
 void gt_trio_unbind(gt_trio *trio)
 {
     trio->bound = trio->in_task = false;
@@ -269,7 +267,7 @@ int gt_trio_traverse(gt_trio *trio, visitproc visit, void *arg)
     return 0;
 }
 
-/* --- asking --- */
+/* --- the state of the run --- */
 
 PyObject *gt_trio_current_task(gt_trio *trio)
 {
@@ -332,7 +330,7 @@ int gt_trio_cancel_is_pending(gt_trio *trio, PyObject *task)
 
 int gt_trio_count_cancel_point(gt_trio *trio, PyObject *task) { return field_increment(&trio->cancel_points, task); }
 
-/* Is there an instrument that could tell a step made here from one made by Trio's loop? */
+/* Is there an instrument to which a step made here would look different from one made by Trio's loop? */
 bool gt_trio_is_observed(gt_trio *trio)
 {
     if (PyDict_GET_SIZE(trio->instruments) <= 1) /* "_all" is always there */
@@ -340,7 +338,7 @@ bool gt_trio_is_observed(gt_trio *trio)
     for (size_t i = 0; i < sizeof observing_hooks / sizeof observing_hooks[0]; i++) {
         int found = PyDict_Contains(trio->instruments, observing_hooks[i]);
         if (found < 0)
-            PyErr_Clear(); /* cannot happen with interned strings; Trio's own road is right in any case */
+            PyErr_Clear(); /* cannot happen with interned strings; Trio's scheduler is right in any case */
         if (found != 0)
             return true;
     }
@@ -394,8 +392,8 @@ int gt_trio_can_linger(gt_trio *trio, const gt_deadlines *noted)
 
 /* --- resuming --- */
 
-/* One that is scheduled already will look for itself; Trio takes no task twice.  One that is not parked with `abort` gets an
- * outcome of its own: what it is parked in unwraps it, and an Outcome can be unwrapped once. */
+/* A task that is scheduled already looks by itself; Trio schedules no task twice.  A task that is not parked with `abort` gets
+ * an outcome of its own: the call that it is parked in unwraps it, and an Outcome can be unwrapped once. */
 int gt_trio_reschedule(gt_trio *trio, PyObject *task, PyObject *abort)
 {
     int idle = field_is(&trio->next_send_fn, task, Py_None);
