@@ -415,13 +415,13 @@ int gt_ring_enter(struct gt_ring *ring, int64_t timeout_ns)
 void gt_ring_settle(struct gt_ring *ring)
 {
     uint64_t rounds = 2 + ring->in_flight / DEFERRED_A_ROUND;
-    bool tells = ring->features & GT_FEATURE_TASKRUN_FLAG;
+    bool reports = ring->features & GT_FEATURE_TASKRUN_FLAG;
     for (uint64_t round = 0; round < rounds; round++) {
         gt_ring_enter(ring, 0);
         if (ring->dead)
             return;
         bool unsubmitted = gt_ring_unsubmitted(ring) > 0 || ring->delayed_count > 0;
-        bool deferred = !tells || (__atomic_load_n(ring->sq_flags, __ATOMIC_RELAXED) & IORING_SQ_TASKRUN);
+        bool deferred = !reports || (__atomic_load_n(ring->sq_flags, __ATOMIC_RELAXED) & IORING_SQ_TASKRUN);
         if (!unsubmitted && !deferred)
             return;
     }

@@ -77,7 +77,7 @@ enum gt_slot_kind {
 };
 
 struct gt_slot {
-    void *owner; /* of a GT_SLOT_OPERATION: what the fast path tells of it, or NULL */
+    void *owner; /* of a GT_SLOT_OPERATION: the call that waits for it, or NULL */
     uint32_t generation;
     uint32_t in_flight; /* operations whose final CQE has not been seen */
     uint32_t next_free;

@@ -2,8 +2,8 @@
 
     python _transfer_tls.py PORT PID DIRECTION BYTES
 
-Blocking calls.  It has to encrypt and decrypt as much as the server, so it is not much faster than the servers; what they
-cost is told by their CPU time.
+Blocking calls.  It has to encrypt and decrypt as much as the server, so it is not much faster than the servers; the CPU
+time of the servers shows what they cost.
 """
 
 from __future__ import annotations

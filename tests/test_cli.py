@@ -422,7 +422,7 @@ def test_a_host_that_does_not_exist_is_named() -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["127.0.0.1:80", "--handler", "echo"], "'127.0.0.1:80' is no address: it has no scheme"),
+        (["127.0.0.1:80", "--handler", "echo"], "'127.0.0.1:80' is not an address: it has no scheme"),
         (["http://127.0.0.1:80", "--handler", "echo"], "the scheme must be tcp"),
         (["tcp://127.0.0.1:0", "--network", "udp", "--handler", "echo"], "is not of --network udp"),
         (["127.0.0.1", "--network", "tcp", "--handler", "echo"], "come a host and a port"),
@@ -438,7 +438,7 @@ def test_a_host_that_does_not_exist_is_named() -> None:
         ([ANY_PORT, "--handler", "ecco"], "unknown handler 'ecco': it is echo, http, or package.module:function"),
         ([ANY_PORT, "--handler", "no_such_module:x"], "cannot import the handler's module 'no_such_module'"),
         ([ANY_PORT, "--handler", "my_handlers:missing"], "the module 'my_handlers' has no 'missing'"),
-        ([ANY_PORT, "--handler", "my_handlers:NOT_CALLABLE"], "'my_handlers:NOT_CALLABLE' is no function"),
+        ([ANY_PORT, "--handler", "my_handlers:NOT_CALLABLE"], "'my_handlers:NOT_CALLABLE' is not a function"),
         (
             [ANY_PORT, "--handler", "my_handlers:Words"],
             "write handler = gain_trio.asyncio_bridge.ProtocolHandler(MyProtocol)",
@@ -446,7 +446,7 @@ def test_a_host_that_does_not_exist_is_named() -> None:
         (["udp://127.0.0.1:0", "--handler", "my_handlers:Words"], "'my_handlers:Words' is a class"),
         ([ANY_PORT, "--handler", "echo", "--workers", "0"], "workers must be at least 1, not 0"),
         ([ANY_PORT, "--handler", "echo", "--backlog", "0"], "backlog must be at least 1, or None, not 0"),
-        ([ANY_PORT, "tcp://nowhere", "--handler", "echo"], "'tcp://nowhere' is no address"),
+        ([ANY_PORT, "tcp://nowhere", "--handler", "echo"], "'tcp://nowhere' is not an address"),
         ([ANY_PORT, "--handler", "echo", "--balancer", "fair"], "unknown balancer 'fair': it is round_robin, "),
         ([ANY_PORT, "--handler", "echo", "--balancer", "my_handlers:fail"], "has no method pick(peer, consumers)"),
         ([ANY_PORT, "--handler", "echo", "--cbpf"], "cbpf=True chooses among the listeners of architecture="),
@@ -635,7 +635,7 @@ def test_metrics_are_served(folder: Path) -> None:
             ("--process-priority", "--priority", "5"),
             "--process-priority is a nice value of -19, --priority one of yours",
         ),
-        (("--metrics", "nowhere"), "'nowhere' is no address"),
+        (("--metrics", "nowhere"), "'nowhere' is not an address"),
         (
             ("--tls-cert", "none.pem", "--processes", "2"),
             "gain-trio: cannot read none.pem: No such file or directory\n",

@@ -324,7 +324,7 @@ async def test_what_is_wrong_with_a_descriptor_does_no_harm_to_the_connection(fd
     with pytest.raises(OSError, match="the descriptors cannot be sent") as caught:
         await client.send_fds(b"x", [next_descriptor()])
     assert caught.value.errno == errno.EBADF
-    with pytest.raises(ValueError, match="-1 is no descriptor"):
+    with pytest.raises(ValueError, match="-1 is not a descriptor"):
         await client.send_fds(b"x", [-1])
     with tempfile.TemporaryFile() as file:
         pass

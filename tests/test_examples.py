@@ -120,7 +120,7 @@ def test_tls_echo_speaks_tls_with_the_certificate_it_was_given(tmp_path: Path) -
             assert client.recv(5) == b"hello"
             client.unwrap().close()
         with connect(*address) as client:
-            client.sendall(b"this is no TLS\n")
+            client.sendall(b"this is not TLS\n")
             assert read_all(client) == b""
         program.interrupt()
         assert program.end() == (0, "", "")

@@ -191,7 +191,7 @@ async def test_backlog() -> None:
 @pytest.mark.parametrize("function", [open_listeners, gain_trio.connect])
 @pytest.mark.parametrize("address", ["127.0.0.1:80", "tcp://127.0.0.1", "udp://127.0.0.1:80"])
 async def test_a_bad_address(function: Callable[[str], Awaitable[object]], address: str) -> None:
-    with pytest.raises(ValueError, match="is no address"):
+    with pytest.raises(ValueError, match="is not an address"):
         await function(address)
 
 

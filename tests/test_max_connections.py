@@ -183,7 +183,7 @@ async def test_a_place_comes_back_after_a_handshake_that_failed() -> None:
     async with serving(handler, max_connections=1, ssl_context=server_context()) as server:
         for _ in range(3):
             async with await connect(server) as client:
-                await client.send(b"this is no TLS\n" * 100)
+                await client.send(b"this is not TLS\n" * 100)
                 with trio.move_on_after(5):
                     try:
                         await receive_all(client)

@@ -487,7 +487,7 @@ def test_bad_workers(workers: Any, error: type[Exception], no_descriptor_leak: N
 
 @pytest.mark.parametrize("address", ["127.0.0.1:80", "tcp://127.0.0.1", "http://127.0.0.1:80"])
 async def test_a_bad_address(address: str) -> None:
-    with pytest.raises(ValueError, match="is no address"):
+    with pytest.raises(ValueError, match="is not an address"):
         await gain_trio.serve(echo, address)
 
 

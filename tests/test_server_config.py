@@ -215,7 +215,7 @@ async def test_several_addresses(tmp_path: Path) -> None:
     ("addresses", "options", "message"),
     [
         ([], {}, "needs an address"),
-        ([LOCAL, "127.0.0.1:80"], {}, "is no address"),
+        ([LOCAL, "127.0.0.1:80"], {}, "is not an address"),
         ([LOCAL, LOCAL], {"mode": 0o600}, "mode, owner and group are for the file of a Unix socket"),
         (["unix://@a", "unix://@b"], {"reuse_port": True}, "reuse_port=True is for TCP"),
         (["unix://@a"], {"keep_alive": 60}, "keep_alive is for TCP"),

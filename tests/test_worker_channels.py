@@ -205,7 +205,7 @@ async def test_what_is_no_message_is_told(content: bytes) -> None:
     control = ControlChannel(other)
     with own:
         own.sendall(FRAME.pack(len(content)) + content)
-        with pytest.raises(ValueError, match="is no message"):
+        with pytest.raises(ValueError, match="is not a message"):
             await control.receive()
     control.close()
 

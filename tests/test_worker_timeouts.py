@@ -105,7 +105,7 @@ def test_a_pulse(timeout: float | None) -> None:
         monitor.tick()
         late += 1
     assert late == 3
-    monitor.heard()
+    monitor.reset()
     assert not monitor.is_late
     while not monitor.is_hung and hung < 1000:
         monitor.tick()

@@ -630,9 +630,9 @@ async def test_nothing_passed(passed: list[socket.socket]) -> None:
     ("environment", "message"),
     [
         ({"LISTEN_PID": "1"}, r"passed to process 1 \(LISTEN_PID\), and this is \d+; .* exec"),
-        ({"LISTEN_PID": "x"}, "LISTEN_PID is no process: 'x'"),
-        ({"LISTEN_FDS": "x"}, "LISTEN_FDS is no number: 'x'"),
-        ({"LISTEN_FDS": ""}, "LISTEN_FDS is no number: ''"),
+        ({"LISTEN_PID": "x"}, "LISTEN_PID is not a process: 'x'"),
+        ({"LISTEN_FDS": "x"}, "LISTEN_FDS is not a number: 'x'"),
+        ({"LISTEN_FDS": ""}, "LISTEN_FDS is not a number: ''"),
         ({"LISTEN_FDNAMES": "a:b"}, "LISTEN_FDNAMES has 2 names for 3 descriptors"),
         ({"LISTEN_FDS": "100", "LISTEN_FDNAMES": ":".join("x" * 100)}, "this process has no descriptor 703"),
     ],
@@ -668,7 +668,7 @@ async def test_a_number_that_is_no_listening_socket() -> None:
         await open_listeners(f"fd://{next_descriptor()}")
     assert caught.value.errno == errno.EBADF
     reader, writer = os.pipe()
-    with pytest.raises(OSError, match="is no socket") as caught:
+    with pytest.raises(OSError, match="is not a socket") as caught:
         await open_listeners(f"fd://{reader}")
     os.close(reader)
     os.close(writer)

@@ -12,7 +12,7 @@ from transfer_request import DONE, HEADER, PIECE, open_listener, server_context
 
 
 class Transfer(asyncio.Protocol):
-    """Writes until it is told to pause, and on when it is told to resume."""
+    """Writes until ``pause_writing()``, and again from ``resume_writing()`` on."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.WriteTransport, transport)

@@ -62,7 +62,7 @@ def function_of(found: object) -> types.FunctionType:
     """The function with the body, within Trio's own wrappers, properties and class methods.
 
     Raises:
-      TypeError: it is no function of Python.
+      TypeError: it is not a function of Python.
     """
     if isinstance(found, property):
         found = found.fget

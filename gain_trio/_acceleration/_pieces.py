@@ -64,7 +64,7 @@ class Piece:
         """Of everything that it replaces and stands for, in this process.
 
         Raises:
-          AttributeError, TypeError: something of it is gone, or is no function any more.
+          AttributeError, TypeError: something of it is gone, or is not a function any more.
         """
         return digest(self._lines())
 

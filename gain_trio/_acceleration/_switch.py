@@ -130,7 +130,7 @@ class Switch:
             swap.codes[piece.name] = code
 
     def put_in(self, wanted: Iterable[str]) -> tuple[str, ...]:
-        """Use these pieces, as far as they can be had; which ones, to be given to :meth:`take_out`."""
+        """Use these pieces, as far as they are available.  Returns which, for :meth:`take_out`."""
         with self._lock:
             swaps = self._load()
             names = tuple(name for name in NAMES if name in set(wanted) and name not in self._refused)

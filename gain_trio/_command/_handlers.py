@@ -105,7 +105,7 @@ def find_lifespan(name: str) -> Lifespan:
 def _find_function(name: str, built_in: Iterable[str], check: Callable[[object], None]) -> object:
     found = find_object(name, "handler", built_in)
     if not callable(found):
-        raise ValueError(f"{name!r} is no function")
+        raise ValueError(f"{name!r} is not a function")
     if is_class_of_callbacks(found):
         raise ValueError(
             f"{name!r} is a class, and neither an async function nor an EventHandler; for a class in the shape of "

@@ -105,7 +105,7 @@ def parse_cpus(text: str) -> tuple[int, ...]:
     for part in text.strip().split(","):
         match = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", part.strip())
         if match is None:
-            raise LocalityError(f"{text.strip()!r} is no list of CPUs: they are written 0-3,8")
+            raise LocalityError(f"{text.strip()!r} is not a list of CPUs: they are written 0-3,8")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first or last > MAX_CPU:
             raise LocalityError(f"{part.strip()!r} are no CPUs: they go up, and to {MAX_CPU} at most")

@@ -15,7 +15,7 @@ else:
 
 
 def show(text: str) -> None:
-    """Write to standard output.  A reader that closes the pipe before the end, as ``head`` does, is no error.
+    """Write to standard output.  A reader that closes the pipe before the end, as ``head`` does, is not an error.
 
     Characters that the encoding lacks are written as escapes.
 

@@ -45,7 +45,7 @@ _OLDEST_KERNEL = (5, 11)
 
 
 class ProfileError(ValueError):
-    """The text is no seccomp profile; the message says why."""
+    """The text is not a seccomp profile; the message says why."""
 
 
 @final
@@ -75,7 +75,7 @@ def parse(text: str) -> Profile:
     """Read a profile.
 
     Raises:
-      ProfileError: the text is no profile.
+      ProfileError: the text is not a profile.
     """
     try:
         profile = json.loads(text, object_pairs_hook=_object_once)
@@ -90,15 +90,15 @@ def parse(text: str) -> Profile:
 
 def _check(profile: Any) -> None:
     if not isinstance(profile, dict):
-        raise ProfileError("it is no seccomp profile: not an object with a defaultAction")
+        raise ProfileError("it is not a seccomp profile: not an object with a defaultAction")
     if "defaultAction" not in profile:
         if isinstance(profile.get("linux"), dict) and "seccomp" in profile["linux"]:
             raise ProfileError("it is the configuration of a container; the profile is what it has as linux.seccomp")
-        raise ProfileError("it is no seccomp profile: there is no defaultAction")
+        raise ProfileError("it is not a seccomp profile: there is no defaultAction")
     _check_action(profile["defaultAction"], "defaultAction")
     rules = profile.get("syscalls")
     if rules is not None and not isinstance(rules, list):
-        raise ProfileError("it is no seccomp profile: syscalls is not a list")
+        raise ProfileError("it is not a seccomp profile: syscalls is not a list")
     if profile.get("architectures") and profile.get("archMap"):
         raise ProfileError("it has both architectures and archMap, which runtimes refuse")
     _check_arch_map(profile.get("archMap"))
@@ -108,7 +108,7 @@ def _check(profile: Any) -> None:
 
 def _check_action(action: Any, where: str) -> None:
     if not isinstance(action, str) or not action.startswith("SCMP_ACT_"):
-        raise ProfileError(f"{where} is no action (SCMP_ACT_...): {json.dumps(action)[:60]}")
+        raise ProfileError(f"{where} is not an action (SCMP_ACT_...): {json.dumps(action)[:60]}")
 
 
 def _check_strings(value: Any, where: str) -> None:
@@ -214,7 +214,7 @@ def allow_io_uring(profile: Profile) -> ProfileChange:
 def _version(text: Any, where: str) -> tuple[int, int]:
     match = re.match(r"(\d+)\.(\d+)", text) if isinstance(text, str) else None
     if match is None:
-        raise ProfileError(f"{where} is no kernel version: {json.dumps(text)[:60]}")
+        raise ProfileError(f"{where} is not a kernel version: {json.dumps(text)[:60]}")
     return int(match[1]), int(match[2])
 
 

@@ -107,7 +107,7 @@ def _architecture(options: argparse.Namespace) -> str:
 def _capabilities(options: argparse.Namespace) -> frozenset[str]:
     for name in options.capability:
         if not name.startswith("CAP_") or not name.isupper():
-            raise ValueError(f"{name!r} is no capability: they are called CAP_SYS_CHROOT and the like")
+            raise ValueError(f"{name!r} is not a capability: they are called CAP_SYS_CHROOT and the like")
     return frozenset(options.capability)
 
 
@@ -119,7 +119,7 @@ def write_atomically(path: Path, text: str) -> None:
       ValueError: something else than a regular file has this name.
     """
     if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is no regular file")
+        raise ValueError(f"{path} is not a regular file")
     try:
         _replace(path.resolve(), text)  # follows a symbolic link
     except OSError as error:  # it names the temporary file, which means nothing to the user

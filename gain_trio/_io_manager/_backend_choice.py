@@ -23,7 +23,7 @@ from ._manager import UringIOManager
 
 Backend: TypeAlias = Literal["auto", "io_uring", "trio"]
 """``"io_uring"``: gain_trio's I/O manager, or an error.  ``"trio"``: Trio's own.  ``"auto"``: what the environment variable
-``GAIN_TRIO_BACKEND`` says, or else the ring where it can be had."""
+``GAIN_TRIO_BACKEND`` says, or else the ring where it is available."""
 
 _VARIABLE = "GAIN_TRIO_BACKEND"
 
@@ -42,7 +42,7 @@ class BackendInfo:
     """``"full"``: connections run on the ring.  ``"poll"``: the run waits on a ring, and its connections go over sockets, as
     on Trio's own manager.  ``"none"``: there is no ring."""
     running: bool
-    """Whether this is about the run that asked, and not about one to come."""
+    """Whether this is the backend of the run of the caller, and not of one to come."""
     reason: str
     """Why it is this backend and tier, in a sentence."""
     features: tuple[str, ...]
@@ -78,7 +78,7 @@ def trio_info(reason: str, *, running: bool) -> BackendInfo:
 @final
 @attrs.frozen
 class BackendSetting:
-    """What a run is to be on, and who says so."""
+    """The backend that was chosen for a run, and by whom."""
 
     backend: Backend
     origin: str
@@ -86,10 +86,10 @@ class BackendSetting:
 
 
 def resolve(backend: str) -> BackendSetting:
-    """Ask the environment for what the program leaves open.
+    """The setting of the program, or with ``"auto"`` that of the environment.
 
     Raises:
-      ValueError: the program or the environment asks for something else than ``auto``, ``io_uring`` or ``trio``.
+      ValueError: the program or the environment names something else than ``auto``, ``io_uring`` or ``trio``.
     """
     if backend not in get_args(Backend):
         raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}, not {backend!r}")
@@ -110,15 +110,15 @@ def open_manager(
     *,
     refusal_level: int = logging.WARNING,
 ) -> UringIOManager | BackendInfo:
-    """An I/O manager on the ring, or why there will be Trio's own.  Says so in the log.
+    """An I/O manager on the ring, or the reason for Trio's own, which is logged.
 
     Args:
       setting: what is asked for.
       ring, resume_in_place: how.
-      refusal_level: of the line that says that a ring was wanted and cannot be had.
+      refusal_level: of the line about a ring that was wanted and is not available.
 
     Raises:
-      RingUnavailable: the ring is demanded and cannot be had.
+      RingUnavailable: the ring is demanded and not available.
       TypeError: ``ring`` is something else than options.
     """
     _check_options(ring)

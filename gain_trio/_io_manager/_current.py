@@ -26,7 +26,7 @@ def current_manager(what: str) -> UringIOManager | None:
     Connections go over sockets on Trio's own manager, and on a ring that has only the tier ``poll``.
 
     Raises:
-      RuntimeError: the caller of ``what`` is no Trio task; the message names what is running instead.
+      RuntimeError: the caller of ``what`` is not a Trio task; the message names what is running instead.
     """
     manager = _seam.current_io_manager()
     if isinstance(manager, UringIOManager):

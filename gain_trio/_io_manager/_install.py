@@ -31,8 +31,8 @@ def install(
     """Have every later :func:`trio.run` of this process run on io_uring, and do Trio's own hot path in C.
 
     For programs that call ``trio.run`` themselves (servers, test suites); a program of one's own calls
-    :func:`gain_trio.run`.  Calling it again changes the options.  A ring is opened once to see that it can be had; a later
-    run for which it cannot (no descriptor left, say) raises :exc:`RingUnavailable`.
+    :func:`gain_trio.run`.  Calling it again changes the options.  A ring is opened once to find out whether it is available;
+    a later run for which it is not (no descriptor left, say) raises :exc:`RingUnavailable`.
 
     Args:
       ring, resume_in_place, backend: as for :func:`run`.  Where the ring is not available, or not wanted, Trio's runs are

@@ -73,7 +73,7 @@ def run(
     resume_in_place: bool | None = None,
     accelerate: Acceleration = None,
 ) -> T:
-    """:func:`trio.run` on io_uring, where that can be had, with Trio's own hot path in C.
+    """:func:`trio.run` on io_uring, where that is available, with Trio's own hot path in C.
 
     Everything Trio can do works, and connections of gain_trio are fast.
 
@@ -82,9 +82,9 @@ def run(
         as for :func:`trio.run`.
       backend: ``"io_uring"``: on the ring, or not at all.  ``"trio"``: on Trio's own I/O manager, with gain_trio's
         connections over ordinary sockets.  ``"auto"``: what the environment variable ``GAIN_TRIO_BACKEND`` says, one of
-        these words; when it is not set, the ring where it can be had, and Trio's own manager elsewhere.  The choice is
+        these words; when it is not set, the ring where it is available, and Trio's own manager elsewhere.  The choice is
         logged to the logger ``gain_trio``: at level info, but as a warning, with cause and cure, where the ring was wanted
-        and cannot be had.
+        and is not available.
       ring: how the ring is set up; None for the defaults.
       resume_in_place: False sends the wake-ups of tasks that wait for a connection through Trio's scheduler, which is
         slower and makes no other difference; None leaves it to the environment variable
@@ -100,10 +100,10 @@ def run(
       What ``async_fn`` returns.
 
     Raises:
-      RingUnavailable: the ring was demanded and cannot be had; the message says why and what would help.
-      ValueError: ``backend``, ``GAIN_TRIO_BACKEND`` or another of this package's variables has a value that is none.
+      RingUnavailable: the ring was demanded and is not available; the message has the reason and the cure.
+      ValueError: ``backend``, ``GAIN_TRIO_BACKEND`` or another of this package's variables has an unknown value.
       ValueError: ``accelerate`` or ``GAIN_TRIO_ACCELERATE`` names a piece that there is not.
-      TypeError: ``ring`` is no :class:`RingOptions`.
+      TypeError: ``ring`` is not a :class:`RingOptions`.
       BaseException: what ``async_fn`` raises, and what :func:`trio.run` raises.
     """
     setting = resolve_acceleration(accelerate)

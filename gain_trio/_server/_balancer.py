@@ -1,8 +1,7 @@
 """Balancers: which consumer a connection goes to.
 
-A balancer is asked once a connection, before its handler starts, and never again: what it decides costs nothing later.  It
-runs in the acceptor, so one that takes long keeps everybody waiting, and one that raises ends the server: there is
-no sensible guess at what it would have said.
+A balancer is called once a connection, before its handler starts: its choice costs nothing later.  It runs in the acceptor,
+so a slow one keeps all new connections waiting, and one that raises ends the server: no other choice would be right.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def _why_not(handler: object, names: tuple[str, ...]) -> str | None:
     if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
         return f"{handler!r} has a yield in it, so it is a generator"
     if not (inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(function) or _may_be_async(function)):
-        return f"{handler!r} is no async function: write async def"
+        return f"{handler!r} is not an async function: write async def"
     return why_not_called(handler, names)
 
 
@@ -78,7 +78,7 @@ def _function_of(handler: Any) -> Any:
 
 
 def _may_be_async(function: Any) -> bool:
-    """Whether what it returns might be awaited, of a function that is no async one."""
+    """Whether what it returns might be awaited, of a function that is not an async one."""
     if not isinstance(function, types.FunctionType) or function.__name__ == "<lambda>":
         return True
     return function.__annotations__.get("return") not in (None, "None")
@@ -93,7 +93,7 @@ def check_timeout(name: str, seconds: float) -> float:
     """``seconds``, if it is a length of time; 0 is one, and so is ``math.inf``.
 
     Raises:
-      TypeError: it is no number.
+      TypeError: it is not a number.
       ValueError: it is nan, or negative.
     """
     return checked_seconds(name, seconds)

@@ -87,7 +87,7 @@ class Consumer:
 
     What a handler raises ends its connection and nothing else: it is logged with its traceback and counted.  What is the
     peer's fault gets a line at level info, and counts of its own (``_failures.py``).  With ``strict`` all of it propagates,
-    and so do in any case a cancellation and everything that is no :exc:`Exception` (``KeyboardInterrupt``, ``SystemExit``).
+    and so do in any case a cancellation and all but an :exc:`Exception` (``KeyboardInterrupt``, ``SystemExit``).
 
     Before the handler the steps of ``prepare`` have their turn, in the connection's task.  A connection that one of them
     refuses gets a line and is counted, and never propagates: it is the peer's doing, or the operator's.

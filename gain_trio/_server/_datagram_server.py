@@ -220,7 +220,7 @@ async def serve_datagrams(
     Raises:
       ValueError, OSError, RuntimeError: see :func:`open_datagram_endpoint`; an OSError also when the socket fails.  A
         ValueError also for shards of what is not UDP, or that are connected or join groups.
-      TypeError: ``handler`` is no async function, or takes other arguments; or there is no such option, or ``lifespan``
+      TypeError: ``handler`` is not an async function, or takes other arguments; or there is no such option, or ``lifespan``
         returns something else.
       Everything that entering and leaving the lifespan raise.
     """

@@ -79,7 +79,7 @@ class ConnectionLog:
         *arguments: object,
         exc_info: BaseException | None = None,
     ) -> None:
-        """Why it is over, in words.  Who the peer is costs a system call, so it is not asked for in vain.
+        """The reason of its end, in words.  The peer's address costs a system call, which is made only for a line.
 
         The arguments are shown: the text has ``%s`` for each of them.
         """

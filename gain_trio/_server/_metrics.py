@@ -61,7 +61,7 @@ class MetricsEndpoint:
 
         Raises:
           ImportError: prometheus_client is not installed; says how to do so.
-          ValueError, OSError: the address is none, or cannot be had.
+          ValueError, OSError: the address is not valid, or not available.
         """
         try:
             import prometheus_client  # noqa: F401, PLC0415 - an extra, which only this needs

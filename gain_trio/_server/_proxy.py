@@ -39,7 +39,7 @@ class ProxyStep:
       timeout: seconds that a header may take.
 
     Raises:
-      ValueError: one of them is no network, there are none, or the timeout is not positive.
+      ValueError: one of them is not a network, there are none, or the timeout is not positive.
       TypeError: ``senders`` is neither.
     """
 
@@ -79,8 +79,8 @@ def parse_networks(senders: Iterable[str] | bool) -> tuple[Network, ...]:
     """The networks that ``senders`` stand for.
 
     Raises:
-      ValueError: one of them is no network, or there are none.
-      TypeError: it is no collection.
+      ValueError: one of them is not a network, or there are none.
+      TypeError: it is not a collection.
     """
     if isinstance(senders, str | bytes | bool) or not isinstance(senders, Iterable):
         raise TypeError(f'proxy_protocol is True or a collection such as ("127.0.0.1", "10.0.0.0/8"), not {senders!r}')

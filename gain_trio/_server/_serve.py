@@ -57,23 +57,23 @@ async def serve(
 
     For every connection ``await handler(connection)`` runs in a task of its own.  When it returns, the connection is
     flushed and closed.  When it raises an :exc:`Exception`, the connection is closed, the error is logged to the logger
-    ``gain_trio`` with its traceback and counted, and the server goes on.  What is the peer's fault gets one line at level
-    info: :exc:`trio.BrokenResourceError` and :exc:`trio.TooSlowError` mean that it is gone or too slow,
+    ``gain_trio`` with its traceback and counted, and the server goes on.  A fault of the peer gets one line at level info:
+    :exc:`trio.BrokenResourceError` and :exc:`trio.TooSlowError` mean that it is gone or too slow,
     :exc:`IncompleteMessage` and :exc:`MessageTooLong` that it hung up in the middle of a message or sent one that is too
     long.  A group of one exception counts as that exception.  Each line names the peer.  When the handler is cancelled,
-    its connection is closed like by a cancelled :meth:`Connection.aclose`: a handler that streams in pieces and must not be
-    taken for finished calls :meth:`Connection.abort` when it is interrupted.
+    its connection is closed like by a cancelled :meth:`Connection.aclose`: a handler that streams in pieces and must not
+    look finished calls :meth:`Connection.abort` when it is interrupted.
 
-    Started by ``server = await nursery.start(gain_trio.serve, handler, address)`` it returns a :class:`Server`, which knows
+    Started by ``server = await nursery.start(gain_trio.serve, handler, address)`` it returns a :class:`Server`, which has
     the addresses and the counters.  Cancelling the scope it runs in stops it at once: listeners, handlers and connections
     are gone when it has ended.  :meth:`Server.drain` lets connections finish; this returns normally then.
 
     Args:
       handler: an async function of one :class:`Connection`.
       address: ``tcp://host:port``, ``unix:///path`` or ``fd://systemd``, see :func:`open_listeners`; or several of them.
-      config: a :class:`ServerConfig`, whose values are taken but for those given here.
-      options: the fields of :class:`ServerConfig`, each described there.  Of several addresses, each takes the options that
-        it has a use for.
+      config: a :class:`ServerConfig`, whose values hold but for those given here.
+      options: the fields of :class:`ServerConfig`, each described there.  With several addresses an option holds for those
+        that it is for.
 
     About ``proxy_protocol``: the addresses and networks of proxies that send a PROXY protocol header (version 1 or 2) in
     front of a client's bytes, ``("127.0.0.1", "10.0.0.0/8")`` for example.  From them it is required, and all other
@@ -85,8 +85,8 @@ async def serve(
     ``load_cert_chain()``, or a function that makes it.  Handshakes are done in the connections' own tasks, before the
     handler is called; one that fails gets a line at level info and is counted, and its handler is not called.
 
-    About a ``balancer`` of your own: what it raises ends the server, and so does an answer that is no consumer
-    (:exc:`ValueError`).
+    About a ``balancer`` of your own: an exception that it raises ends the server, and so does an answer that is not a
+    consumer (:exc:`ValueError`).
 
     About ``lifespan``: a function without arguments that returns an async context manager, as one under
     :func:`contextlib.asynccontextmanager` does.  The server enters it when it listens and before it accepts a connection, so
@@ -130,8 +130,8 @@ async def serve(
     ``gain-trio[metrics]``.  :attr:`Server.metrics_addresses` has the port if it was 0.
 
     Raises:
-      ValueError, TypeError: an option makes no sense (:class:`ServerConfig`), or has no use for any of the addresses, or an
-        address is none, or ``handler`` is no async function or takes other arguments; with ``processes``, something cannot
+      ValueError, TypeError: an option makes no sense (:class:`ServerConfig`), or is for none of the addresses, or an address
+        is not valid, or ``handler`` is not an async function or takes other arguments; with ``processes``, something cannot
         be pickled.
       OSError, RuntimeError: see :func:`open_listeners`; RuntimeError also of ``signals`` outside of the main thread.
       WorkerFailed: worker processes cannot begin to serve, or with ``strict`` a handler has failed in one; or a process

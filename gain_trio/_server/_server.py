@@ -1,4 +1,4 @@
-"""What a program sees of a server that runs."""
+"""A running server, as the program sees it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Server:
 
     @property
     def active_connections(self) -> int:
-        """How many connections are being handled."""
+        """The number of open connections."""
         return sum(consumer.active for consumer in self._consumers)
 
     def stop_accepting(self) -> None:
@@ -83,7 +83,7 @@ class Server:
         handler that waits for it waits for itself, until the time is up.
 
         Raises:
-          TypeError: ``timeout`` is no number.
+          TypeError: ``timeout`` is not a number.
           ValueError: it is negative, or nan.
         """
         check_timeout("timeout", timeout)
@@ -114,7 +114,7 @@ class Server:
         return None
 
     async def _renew(self) -> None:
-        """What SIGHUP asks for: a new TLS context, and with worker processes new ones of them."""
+        """The effect of SIGHUP: a new TLS context, and with worker processes new processes."""
         if self._tls is not None:
             self._tls.renew(self)
         else:
@@ -126,7 +126,7 @@ class Server:
             self._scope.cancel()
 
     def _is_over(self) -> None:
-        """Nothing of it is left."""
+        """Called when everything of the server has ended."""
         if self.draining.is_set():
             logger.info("%s is drained", shown(self))
         self._ended.set()

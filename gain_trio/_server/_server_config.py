@@ -164,7 +164,7 @@ def _senders(value: Iterable[str] | bool) -> tuple[str, ...] | bool:
 class ServerConfig:
     """The options of :func:`serve`, checked, to be kept, compared, pickled and shared.
 
-    ``serve(handler, address, config=config, workers=2)`` takes its values but for those given beside it;
+    ``serve(handler, address, config=config, workers=2)`` uses its values but for those given beside it;
     ``attrs.evolve(config, workers=2)`` makes another config of it.
 
     Raises:
@@ -216,8 +216,8 @@ class ServerConfig:
             "for it)",
         ).beside(),
     )
-    """Who gets a connection: ``"round_robin"``, ``"least_connections"``, ``"source_ip_hash"``, or a :class:`Balancer` of
-    your own.  With socket sharding the kernel decides."""
+    """Chooses the consumer of a connection: ``"round_robin"``, ``"least_connections"``, ``"source_ip_hash"``, or a
+    :class:`Balancer` of your own.  With socket sharding the kernel decides."""
     cbpf: bool = attrs.field(
         default=False,
         validator=_check_flag,
@@ -277,8 +277,8 @@ class ServerConfig:
     send_buffer: int | None = None
     """``SO_SNDBUF``, likewise."""
     keep_alive: float | None = None
-    """Seconds without news of the peer after which TCP asks whether it is there, and between the questions (tcp(7)); 1 to
-    32767, rounded up to whole ones.  None for not at all."""
+    """Seconds without a segment from the peer after which TCP sends a probe, and between two probes (tcp(7)); 1 to 32767,
+    rounded up to whole seconds.  None for no probes."""
     idle_timeout: float = attrs.field(
         default=math.inf,
         converter=checked_idle_timeout,
@@ -301,14 +301,14 @@ class ServerConfig:
             help="seconds that closing a connection waits for a peer that goes on taking what was sent",
         ).beside(),
     )
-    """Seconds that closing a connection waits for a peer that goes on taking what was sent, see
-    :attr:`Connection.close_timeout`; for one that takes nothing it waits 5."""
+    """Seconds that closing a connection waits for a peer that still accepts bytes, see :attr:`Connection.close_timeout`; for
+    one that accepts nothing it waits 5."""
     marks: Marks | None = attrs.field(default=None, validator=_check_marks)
-    """How much a connection holds before it pushes back."""
+    """The bounds of a connection's two queues."""
     mode: int | None = None
     """The permissions of a Unix socket's file, ``0o660`` for example, see :func:`open_listeners`."""
     owner: int | str | None = None
-    """Who owns that file, by number or name."""
+    """The owner of that file, by number or name."""
     group: int | str | None = None
     """Its group, likewise."""
     pass_fds: bool = attrs.field(default=False, validator=_check_flag)
@@ -441,7 +441,7 @@ def merged(config: ServerConfig | None, **options: Unpack[ServerOptions]) -> Ser
     """``config`` with the options that are given beside it.
 
     Raises:
-      TypeError: ``config`` is none, or an option is not known; and what :class:`ServerConfig` raises.
+      TypeError: ``config`` is of another type, or an option is unknown; and the errors of :class:`ServerConfig`.
     """
     for name in options.keys() - attrs.fields_dict(ServerConfig):
         near = difflib.get_close_matches(name, attrs.fields_dict(ServerConfig), n=1)

@@ -1,4 +1,4 @@
-"""What a server has counted."""
+"""The counters of a server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ServerStatistics:
     """
 
     accepted: int
-    """Connections taken so far."""
+    """Connections accepted so far."""
     active: int
     """Connections whose handler runs, or whose TLS handshake does."""
     finished: int
@@ -37,19 +37,19 @@ class ServerStatistics:
     too_slow: int
     """Connections whose handler ended with a trio.TooSlowError: a deadline had passed."""
     idle: int
-    """Connections that moved no byte for too long, however their handlers took it."""
+    """Connections that moved no byte for too long, whatever exception their handlers ended with."""
     cancelled: int
     """Connections whose handler, or handshake, was cancelled or interrupted: the server ended, or its drain took long."""
     refused: int
-    """Connections closed before a handler had them: who may send a PROXY protocol header, or what came, was wrong."""
+    """Connections closed before a handler had them: the peer may not send a PROXY protocol header, or sent a wrong one."""
     failed_handshakes: int
     """Connections that had no handler, because their TLS handshake failed or took too long."""
     bytes_received: int
     """Bytes from all connections, the open ones included, see :attr:`Connection.bytes_received`."""
     bytes_sent: int
-    """Bytes that the kernel has taken for all connections."""
+    """Bytes that the kernel has accepted from all connections."""
     connections_by_consumer: tuple[int, ...]
-    """Connections taken so far, by consumer."""
+    """Connections accepted so far, by consumer."""
     active_by_consumer: tuple[int, ...]
     """Connections that are open, by consumer."""
     rings: tuple[UringStatistics, ...] = ()

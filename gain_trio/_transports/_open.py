@@ -55,18 +55,18 @@ async def open_listeners(
       backlog: connections that may wait to be accepted; None for as many as the kernel allows (net.core.somaxconn).
       reuse_port: set ``SO_REUSEPORT``, so that several listeners share the port.  Windows has no such thing.
       marks: of the connections.
-      mode: of the file of a Unix socket, ``0o660`` for example: who may write to it may connect.  None leaves what the
-        umask makes of 0o777.  There is no moment at which more are let in than it says.
+      mode: of the file of a Unix socket, ``0o660`` for example: users who may write to it may connect.  None is 0o777 less
+        the umask.  At no moment may other users connect.
       owner, group: of that file, as numbers or names; None leaves the process's own.
       pass_fds: the connections of a Unix socket can pass descriptors: :meth:`Connection.send_fds` and ``receive_fds``.
-        They go over the socket itself then, also in a run on the ring.  Without it the kernel refuses what a peer
-        passes (its sendmsg(2) fails with ``EPERM``; ``SO_PASSRIGHTS``, Linux 6.16).  Older kernels drop the descriptors
-        when the bytes are received, and that may wait for as long as the peer has arranged (``SO_LINGER``): only peers
-        that can be trusted should be able to connect there, see ``mode``.
+        They go over the socket itself then, also in a run on the ring.  Without it the kernel refuses descriptors of a
+        peer (its sendmsg(2) fails with ``EPERM``; ``SO_PASSRIGHTS``, Linux 6.16).  Older kernels drop the descriptors
+        when the bytes are received, and that may wait for as long as the peer has arranged (``SO_LINGER``): let only
+        trusted peers connect there, see ``mode``.
 
     Raises:
-      ValueError: the address is none, or the system has no such, or an option is none for this kind of address.
-      OSError: it cannot be had, for example because it is in use (``EADDRINUSE``); the message names it.
+      ValueError: the address is not valid, or not supported by the system, or an option is not for this kind of address.
+      OSError: the address is not available, for example because it is in use (``EADDRINUSE``); the message names it.
       socket.gaierror: the host has no address (a kind of OSError).
       RuntimeError: not called from a task of a Trio run.
     """
@@ -92,8 +92,8 @@ async def connect(
     A host with several addresses is tried by Trio's happy eyeballs (RFC 8305).  ``TCP_NODELAY`` is set.  A Unix
     server with a full backlog is waited for.
 
-    With ``ssl_context`` it is a TLS connection, whose handshake is done when this returns.  One thing is not known then:
-    in TLS 1.3 a server that does not accept the client's certificate says so later, to the first receive.
+    With ``ssl_context`` it is a TLS connection, whose handshake is done when this returns.  But in TLS 1.3 a server that
+    does not accept the client's certificate reports that later, to the first receive.
 
     Args:
       address: as above; IPv6 addresses stand in brackets.  Or one of :attr:`Server.addresses`, as from
@@ -102,14 +102,14 @@ async def connect(
       marks: of the connection.
       pass_fds: of a Unix connection: it can pass descriptors, see :func:`open_listeners`.
       ssl_context: None for no TLS, True for :func:`ssl.create_default_context`, or a context of your own.
-      server_hostname: who the server's certificate has to prove that it is; by default the host of the address, and
+      server_hostname: the name that the server's certificate has to prove; by default the host of the address, and
         ``localhost`` where that has none, as with Unix sockets.
       https_compatible: neither expect nor send TLS's close_notify, as is usual in HTTPS, where messages know their length.
         Otherwise a stream that ends without it raises :exc:`trio.BrokenResourceError`: an attacker may have cut it off.
 
     Raises:
-      ValueError: the address is none, or the system has no such; the context is a server's; something is given that only
-        TLS or only Unix sockets have a use for.
+      ValueError: the address is not valid, or not supported by the system; the context is a server's; an argument is given
+        that is for TLS only or for Unix sockets only.
       TypeError: ``ssl_context`` is none of the above.
       OSError: no connection came about; the cause has all attempts.
       ssl.SSLCertVerificationError: the server did not prove that it is ``server_hostname`` (a kind of OSError, too).

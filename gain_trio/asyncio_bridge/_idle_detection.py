@@ -10,7 +10,7 @@ A protocol is called, and does not wait, so nothing here shows when it has finis
                                                 while worker processes are replaced has its first request answered
     otherwise                                   idle
 
-A protocol that knows more has a method ``server_draining()``; see :class:`ProtocolHandler`.
+A protocol with a state of its own has a method ``server_draining()``; see :class:`ProtocolHandler`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What a protocol gets that asks for asyncio's event loop: a RuntimeError, for there is none.
+"""The RuntimeError of a protocol that calls for asyncio's event loop, which does not exist here.
 
 Up to Python 3.13 ``asyncio.get_event_loop()`` makes a loop in the main thread where none is running, and with it
 ``ensure_future``, ``Future()``, ``StreamReader()`` and others return something that is never going to happen: the loop is
 never run.  So while protocols run, asyncio's event loop policy is wrapped in one that refuses this to their callbacks, and
-to them alone.  Which code asks is looked up when it asks (the call stack), so that callbacks cost nothing more.
+to them alone.  The call stack shows which code calls, at the call, so that callbacks cost nothing more.
 
 A loop that runs is asyncio's affair and does not come here: a guest run (:func:`gain_trio.start_guest_run`) in an asyncio
 program has one, and its protocols may use it.  A policy of trio-asyncio, which has loops within Trio, is left alone.  A loop
@@ -49,7 +49,7 @@ class _NoLoopInCallbacks(_Policy):  # type: ignore[misc]  # Any, because it has 
         """The loop that the policy has for this thread.
 
         Raises:
-          RuntimeError: a callback of a protocol asks.
+          RuntimeError: a callback of a protocol calls this.
         """
         _refuse_callbacks(sys._getframe(1))
         return self.before.get_event_loop()
@@ -62,7 +62,7 @@ class _NoLoopInCallbacks(_Policy):  # type: ignore[misc]  # Any, because it has 
         """A new loop of the policy: libraries call this after an error that there is none.
 
         Raises:
-          RuntimeError: a callback of a protocol asks, and not ``asyncio.run()``, which runs it.
+          RuntimeError: a callback of a protocol calls this, and not ``asyncio.run()``, which runs the loop.
         """
         asking = sys._getframe(1)
         if not _is_runner(asking):
@@ -84,7 +84,7 @@ def _refuse_callbacks(asking: FrameType) -> None:
 
 
 def _is_runner(asking: FrameType) -> bool:
-    """Whether asyncio.run() asks, or asyncio.Runner."""
+    """Whether the caller is asyncio.run(), or asyncio.Runner."""
     frame: FrameType | None = asking
     while frame is not None and _is_asyncios(frame):
         if frame.f_globals.get("__name__") == "asyncio.runners":

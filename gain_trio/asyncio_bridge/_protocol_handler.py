@@ -37,7 +37,7 @@ class ProtocolHandler(AttendingHandler):
     When the server drains (:meth:`Server.drain`, SIGTERM) idle connections are closed, as by ``transport.close()``, and busy
     ones when they become idle.  A connection is busy while something is unsent or undelivered, while nothing was written
     since the last bytes were delivered, until no byte has come or gone for a quarter of a second, and in the first second
-    if its peer has sent nothing yet.  A protocol that knows better has a method ``server_draining()``, which is called
+    if its peer has sent nothing yet.  A protocol with a state of its own has a method ``server_draining()``, which is called
     once, when the server begins to drain.  If it returns true the protocol closes its transport itself, when it is done;
     ``graceful_timeout`` bounds that, too.
 
@@ -53,14 +53,14 @@ class ProtocolHandler(AttendingHandler):
       ``buffer_updated`` resets the connection and goes to ``connection_lost``, and then to the server, which logs and
       counts it.  (asyncio carries on after one in ``connection_made``.)  One that leaves ``pause_writing`` or
       ``resume_writing`` is logged, and that is all.
-    - ``close()`` waits while the peer takes what was written, for the connection's ``close_timeout`` at most.  When the
-      peer takes nothing for 5 seconds, or that time is over, the connection is reset, and ``connection_lost`` gets a
+    - ``close()`` waits while the peer accepts bytes, for the connection's ``close_timeout`` at most.  When the peer accepts
+      nothing for 5 seconds, or that time is over, the connection is reset, and ``connection_lost`` gets a
       :exc:`TimeoutError`.  In asyncio that may take for ever.
-    - ``abort()`` resets the connection, so that the peer cannot take what arrived for everything.
-    - With more than ``write_limit`` bytes that the kernel does not take, the next write resets the connection, and
+    - ``abort()`` resets the connection, so that the peer does not take a part for the whole.
+    - With more than ``write_limit`` bytes that the kernel does not accept, the next write resets the connection, and
       ``connection_lost`` gets a :exc:`gain_trio.callbacks.SlowReader`.  asyncio's buffer has no limit.  A protocol that
       keeps to ``pause_writing()`` never gets there.
-    - ``get_extra_info("socket")`` is no socket, but has the methods of :class:`asyncio.trsock.TransportSocket`.
+    - ``get_extra_info("socket")`` is not a socket, but has the methods of :class:`asyncio.trsock.TransportSocket`.
 
     Args:
       factory: makes a protocol: its class, or any function without arguments.

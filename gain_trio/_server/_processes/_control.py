@@ -65,10 +65,10 @@ class ControlChannel:
     async def receive(self) -> Message | None:
         """The next message; None at the end of the stream, and when the other process is gone.
 
-        A message that the other process's end cut short is no message.  Cancelling it loses nothing.
+        A message that the other process's end cut short is not a message.  Cancelling it loses nothing.
 
         Raises:
-          ValueError: what comes is none; nothing that comes after it can be understood.
+          ValueError: the bytes are not a message; the bytes after them cannot be read either.
         """
         try:
             if self._length is None:

@@ -152,11 +152,11 @@ def decode(content: bytes) -> Message:
     """The message again.
 
     Raises:
-      ValueError: it is none.
+      ValueError: the bytes are not a message.
     """
     try:
         name, fields = pickle.loads(content)  # noqa: S301 - see the top
         message: Message = _KINDS[name](*fields)
     except Exception as error:  # of bytes that are no pickle, pickle makes anything
-        raise ValueError(f"what comes through the control channel is no message: {error!r}") from error
+        raise ValueError(f"what comes through the control channel is not a message: {error!r}") from error
     return message

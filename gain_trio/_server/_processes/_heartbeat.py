@@ -52,6 +52,6 @@ class HeartbeatMonitor:
         """An interval has passed."""
         self._ticks += 1
 
-    def heard(self) -> None:
+    def reset(self) -> None:
         """A message has come."""
         self._ticks = 0

@@ -326,7 +326,7 @@ class Worker:
             await self._control.send(Heartbeat())
 
     async def _count_ended(self) -> None:
-        told: tuple[int, ...] = ()
+        sent: tuple[int, ...] = ()
         while True:
             await self._ended.wait()
             self._ended = trio.Event()
@@ -334,13 +334,13 @@ class Worker:
                 consumer.connections - consumer.active + lost
                 for consumer, lost in zip(self._consumers, self._lost, strict=True)
             )
-            if counts != told:
+            if counts != sent:
                 await self._control.send(ConnectionsEnded(counts))
-                told = counts
+                sent = counts
                 await trio.sleep(ENDED_INTERVAL)
 
     async def _report(self) -> None:
-        told = attrs.evolve(self._server.statistics(), rings=())  # a ring counts the sending of a report, too
+        sent = attrs.evolve(self._server.statistics(), rings=())  # a ring counts the sending of a report, too
         interval = LONGEST_INTERVAL
         while True:
             with trio.move_on_after(interval if self._server.active_connections else math.inf):
@@ -348,9 +348,9 @@ class Worker:
             self._changed = trio.Event()
             statistics = self._server.statistics()
             now = attrs.evolve(statistics, rings=())
-            if now == told:
+            if now == sent:
                 interval = min(2 * interval, LONGEST_INTERVAL)
                 continue
             await self._control.send(StatisticsReport(statistics))
-            told, interval = now, REPORT_INTERVAL
+            sent, interval = now, REPORT_INTERVAL
             await trio.sleep(REPORT_INTERVAL)

@@ -12,12 +12,12 @@ class WorkerFailed(RuntimeError):
     """Worker processes cannot do their work, or have not ended well.
 
     A process could not begin to serve, or has ended by an exception that is to end the server, or it did not end in time
-    when the server was told to, and had to be killed.
+    with its server, and had to be killed.
 
-    The message says what it died of, and has the traceback of the worker process, if it had one.
+    The message has the reason, and the traceback of the worker process, if there is one.
 
     Attributes:
-      reason (str): what it died of, in a line.
+      reason (str): the reason, in a line.
       worker_traceback (str): of the exception in the worker process; empty if it died otherwise.
     """
 

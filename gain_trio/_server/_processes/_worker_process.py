@@ -285,7 +285,7 @@ class WorkerProcess:
 
     def _note_heard(self) -> None:
         was_late = self._heartbeats.is_late
-        self._heartbeats.heard()
+        self._heartbeats.reset()
         if was_late and self.state is WorkerState.READY:
             logger.warning("worker process %s answers again", self.pid)
             self._owner.changed()

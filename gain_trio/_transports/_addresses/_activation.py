@@ -84,14 +84,14 @@ class ActivationSockets:
             return
         pid = _number(meant)
         if pid is None:
-            raise OSError(errno.EINVAL, f"LISTEN_PID is no process: {meant[:_SHOWN]!r}")
+            raise OSError(errno.EINVAL, f"LISTEN_PID is not a process: {meant[:_SHOWN]!r}")
         if pid != os.getpid():
             reason = f"the sockets were passed to process {meant} (LISTEN_PID), and this is {os.getpid()}"
             raise OSError(errno.ENOENT, f"{reason}; a script that starts the program must do so with exec")
         said = os.environ.get("LISTEN_FDS", "")
         count = _number(said)
         if count is None:
-            raise OSError(errno.EINVAL, f"LISTEN_PID is set, and LISTEN_FDS is no number: {said[:_SHOWN]!r}")
+            raise OSError(errno.EINVAL, f"LISTEN_PID is set, and LISTEN_FDS is not a number: {said[:_SHOWN]!r}")
         descriptors = range(FIRST, FIRST + count)
         for descriptor in descriptors:  # before a list of this length is made: the variable may have any number
             _check_open(descriptor)
@@ -128,7 +128,7 @@ def take_sockets(address: FdAddress) -> list[socket.socket]:
     """The sockets that an address names.  The caller calls :func:`keep` or :func:`give_back` for them then.
 
     Raises:
-      OSError: a descriptor is missing, is no socket, or has an owner.
+      OSError: a descriptor is missing, is not a socket, or has an owner.
     """
     sockets: list[socket.socket] = []
     try:
@@ -138,7 +138,7 @@ def take_sockets(address: FdAddress) -> list[socket.socket]:
             except OSError as error:
                 if error.errno != errno.ENOTSOCK:
                     raise
-                raise OSError(error.errno, f"descriptor {descriptor} is no socket") from error
+                raise OSError(error.errno, f"descriptor {descriptor} is not a socket") from error
             os.set_inheritable(descriptor, False)
     except BaseException:
         give_back(sockets)

@@ -71,14 +71,14 @@ def _check_host(_instance: object, _attribute: attrs.Attribute[str], host: str) 
             ipaddress.IPv4Address(host)
         except ValueError as error:
             reason = "write four numbers of 0 to 255, without leading zeros"
-            raise ValueError(f"the host {host!r} is no IPv4 address; {reason}") from error
+            raise ValueError(f"the host {host!r} is not an IPv4 address; {reason}") from error
 
 
 def _check_ipv6(host: str) -> None:
     try:
         ipaddress.IPv6Address(host)
     except ValueError as error:
-        raise ValueError(f"the host {host!r} is no IPv6 address ({error})") from error
+        raise ValueError(f"the host {host!r} is not an IPv6 address ({error})") from error
     scope = host.partition("%")[2]
     if not set(scope).isdisjoint("[]/\\?#@") or re.match(r"25[^0-9]", scope):
         raise ValueError(f"the scope of {host!r} is not the name of an interface; write it as in fe80::1%eth0")
@@ -100,7 +100,7 @@ def _check_name(_instance: object, _attribute: attrs.Attribute[str], name: str) 
     fine = 1 <= len(name) <= _MAX_NAME and name.isascii() and name.isprintable() and ":" not in name
     if not fine:
         reason = f"systemd's have 1 to {_MAX_NAME} printable ASCII characters, and no colon"
-        raise ValueError(f"{name!r} is no name of a descriptor: {reason}")
+        raise ValueError(f"{name!r} is not a name of a descriptor: {reason}")
 
 
 def _encode(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> bytes:
@@ -311,23 +311,23 @@ def parse_address(address: str, *, schemes: Sequence[Scheme] = ("tcp",)) -> Addr
     scheme, separator, rest = address.partition("://")
     if not separator:
         meant = [known for known in schemes if address.startswith(f"{known}:")]
-        raise ValueError(f"{address!r} is no address: it has no scheme; write {_examples(meant or schemes)}")
+        raise ValueError(f"{address!r} is not an address: it has no scheme; write {_examples(meant or schemes)}")
     for known in schemes:
         if scheme == known:
             break
     else:
         wanted = _join(schemes)
         if scheme in _EXAMPLES:
-            what = f"is no address that can be used here: the scheme must be {wanted}"
+            what = f"is not an address that can be used here: the scheme must be {wanted}"
             cure = "; UDP is for serve_datagrams() and open_datagram_endpoint()" if scheme == "udp" else ""
             raise ValueError(f"{address!r} {what}; write {_examples(schemes)}{cure}")
         lower = ", in lower case" if scheme.lower() in schemes else ""
-        what = f"is no address gain_trio can use: the scheme must be {wanted}{lower}"
+        what = f"is not an address gain_trio can use: the scheme must be {wanted}{lower}"
         raise ValueError(f"{address!r} {what}; write {_examples(schemes)}")
     try:
         return _PARSERS[known](rest)
     except ValueError as error:
-        raise ValueError(f"{address!r} is no address: {error}; write {_examples([known])}") from error
+        raise ValueError(f"{address!r} is not an address: {error}; write {_examples([known])}") from error
 
 
 def _examples(schemes: Sequence[Scheme]) -> str:

@@ -151,10 +151,10 @@ def _why_not_left_over(path: str, found: os.stat_result) -> str | None:
     """None for a left-over socket, or a temporary reason not to remove it.
 
     Raises:
-      OSError: the file is no left-over socket.
+      OSError: the file is not a left-over socket.
     """
     if not stat.S_ISSOCK(found.st_mode):
-        raise OSError(errno.EADDRINUSE, "there is something of this name that is no socket, and it is left alone")
+        raise OSError(errno.EADDRINUSE, "there is something of this name that is not a socket, and it is left alone")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         answer = probe.connect_ex(path)

@@ -12,7 +12,7 @@ Where descriptors could leak: the kernel makes them the process's in recvmsg(2),
 track of them.  They go to the socket's queue in the same step, which no KeyboardInterrupt can end halfway; ``receive_fds``
 takes them in the step in which it returns; closing, and dropping, has those that wait closed, in a thread
 (``_passed_descriptors.py`` says why).  A message for whose descriptors the process has no room is not received: the
-connection is broken, since what the kernel would drop of it cannot be had again.
+connection is broken, since descriptors that the kernel drops are lost.
 """
 
 from __future__ import annotations
@@ -249,5 +249,5 @@ def _numbers(fds: Sequence[int | HasDescriptor]) -> array.array[int]:
         raise ValueError(f"{len(numbers)} descriptors do not go at once, at most {MOST_AT_ONCE}")
     for number in numbers:
         if number < 0:
-            raise ValueError(f"{number} is no descriptor; has what it belonged to been closed?")
+            raise ValueError(f"{number} is not a descriptor; has what it belonged to been closed?")
     return numbers

@@ -66,7 +66,7 @@ class RingListener(Listener):
         self._operation: Operation | None = None
         self._error: OSError | None = None
         self._closed = False
-        self._stopped = False  # what is queued, and on its way, can still be had
+        self._stopped = False  # accept() still returns queued connections, and those on their way
         self.local_address: Any = sock.getsockname()
 
     def __repr__(self) -> str:

@@ -373,7 +373,7 @@ class Connection(trio.abc.HalfCloseableStream):
           How many bytes were sent: ``count``.
 
         Raises:
-          ValueError: it is no regular file (a pipe, a device, a directory), or has fewer bytes than that; nothing is sent.
+          ValueError: it is not a regular file (but a pipe, a device, a directory), or is too short; nothing is sent.
           EOFError: it was shortened meanwhile; the message says how much was sent.
           OSError: it cannot be opened or read.
           trio.BusyResourceError, trio.ClosedResourceError, trio.BrokenResourceError, trio.TooSlowError: see :meth:`send`.
@@ -548,7 +548,7 @@ class Connection(trio.abc.HalfCloseableStream):
           pass_fds: see :func:`connect`.
 
         Raises:
-          TypeError: it is no socket.
+          TypeError: it is not a socket.
           ValueError: it is one of another kind, or is closed, or listens.
           OSError: it is not connected (``ENOTCONN``), or there is no room for another connection.
           RuntimeError: not called from a task of a Trio run.
@@ -579,12 +579,12 @@ class Connection(trio.abc.HalfCloseableStream):
     def peer_credentials(self) -> PeerCredentials:
         """Process, user and group of the other end of a Unix connection (``SO_PEERCRED``, unix(7)).
 
-        They are those of when the peer connected (or, asked by a client, began to listen); the process may be another
-        by now, and its number another process's.
+        The kernel recorded them when the peer connected (or, for a client, when the server began to listen); another
+        process may have the socket by now, and another process the number.
 
         Raises:
-          ValueError: this is no Unix connection.
-          OSError: the system does not tell.
+          ValueError: this is not a Unix connection.
+          OSError: the system does not report them.
           trio.ClosedResourceError: the connection is closed here.
         """
         return peer_credentials(self)
@@ -601,7 +601,7 @@ class Connection(trio.abc.HalfCloseableStream):
 
         Raises:
           ValueError: there is no data, or more descriptors than go with one.
-          OSError: one of them is none (``EBADF``), or too many are on their way (``ETOOMANYREFS``); nothing was sent.
+          OSError: one of them is closed (``EBADF``), or too many are in flight (``ETOOMANYREFS``); nothing was sent.
           RuntimeError: the connection was not opened with ``pass_fds=True``.
 
         And what :meth:`Connection.send` raises.  Cancelled while it waits, it has sent nothing.

@@ -85,7 +85,7 @@ def _open(file: File) -> tuple[int, bool]:
 def _measure(name: str, descriptor: int, offset: int, count: int | None) -> FileSource:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError(f"send_file() sends regular files, and {name} is none; read it, and send what was read")
+        raise ValueError(f"send_file() sends regular files, and {name} is not one; read it, and send what was read")
     available = status.st_size - offset
     if available < 0 or (count is not None and count > available):
         wanted = "" if count is None else f"{count} bytes "

@@ -63,7 +63,7 @@ class Listener(trio.abc.Listener[Connection]):
 
         Raises:
           trio.ClosedResourceError: the listener is, or meanwhile was, closed.
-          OSError: accept(2) failed in a way that is not the peer's doing, ``EMFILE`` among them; call again to go on.
+          OSError: accept(2) failed, and not because of the peer: with ``EMFILE`` for example; call again to go on.
 
         Cancelling it loses no connection: the next call returns it.
         """
@@ -104,7 +104,7 @@ class Listener(trio.abc.Listener[Connection]):
           pass_fds: see :func:`open_listeners`.
 
         Raises:
-          TypeError: it is no socket.
+          TypeError: it is not a socket.
           ValueError: it is one of another kind, or is closed, or does not listen.
           RuntimeError: not called from a task of a Trio run.
         """
@@ -129,7 +129,7 @@ class Listener(trio.abc.Listener[Connection]):
 
     @abc.abstractmethod
     def _stop(self) -> None:
-        """Listen no more, at once.  What has been accepted already can still be had from :meth:`accept`; when that is
+        """Stop listening, at once.  :meth:`accept` still returns connections that were accepted already; when that is
         done, it raises :exc:`trio.ClosedResourceError`.  Without a checkpoint; again: nothing.
         """
 

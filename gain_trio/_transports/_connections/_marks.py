@@ -17,21 +17,22 @@ KIBIBYTE = 1024
 @final
 @attrs.frozen(kw_only=True)
 class Marks:
-    """How much a connection holds before it pushes back, in bytes.
+    """The bounds of a connection's two queues, in bytes.
 
     Raises:
       ValueError: not ``0 <= receive_low < receive_high`` and ``send_high > 0``.
-      TypeError: a number is none.
+      TypeError: a value is not a number.
     """
 
     receive_high: int = attrs.field(default=256 * KIBIBYTE, validator=whole_number)
-    """With this much received and not taken, receiving stops; the peer is slowed down by TCP.  On the ring, what arrives
-    before the stop takes effect is still queued: at most what the run's receive buffers hold (2 MiB by default)."""
+    """With this number of bytes received and unread, receiving stops, and TCP slows the peer down.  On the ring, bytes that
+    arrive before the stop takes effect are still queued: at most as many as the run's receive buffers hold (2 MiB by
+    default)."""
     receive_low: int = attrs.field(default=64 * KIBIBYTE, validator=whole_number)
-    """It goes on when no more than this is left."""
+    """Receiving goes on when no more than this number of bytes is unread."""
     send_high: int = attrs.field(default=512 * KIBIBYTE, validator=whole_number)
-    """With this much sent and not taken by the kernel, ``send`` waits.  Twice the usual piece of a large transfer, so
-    that there is one to go on with when the kernel has taken another."""
+    """With this number of bytes sent and not accepted by the kernel, ``send`` waits.  Twice the usual piece of a large
+    transfer, so that the next piece is queued when the kernel has accepted one."""
 
     def __attrs_post_init__(self) -> None:
         if not 0 <= self.receive_low < self.receive_high or self.send_high <= 0:

@@ -165,7 +165,7 @@ def parse_proxy_header(data: bytes, *, max_length: int = MAX_LENGTH) -> ProxyHea
     if _V2_SIGNATURE.startswith(start):
         return _parse_v2(data, max_length)
     raise ProxyProtocolError(
-        f"this is no PROXY protocol header: it begins with {start!r}; is the sender set to send one?"
+        f"this is not a PROXY protocol header: it begins with {start!r}; is the sender set to send one?"
     )
 
 
@@ -207,7 +207,7 @@ def _parse_v1(data: bytes) -> ProxyHeader | NeedMore:
 
 
 def _refuse_v1(line: bytes, reason: str) -> NoReturn:
-    raise ProxyProtocolError(f"{line!r} is no PROXY protocol header of version 1: {reason}")
+    raise ProxyProtocolError(f"{line!r} is not a PROXY protocol header of version 1: {reason}")
 
 
 def _parse_v1_address(line: bytes, family: ProxyFamily, field: bytes) -> bytes:
@@ -218,13 +218,13 @@ def _parse_v1_address(line: bytes, family: ProxyFamily, field: bytes) -> bytes:
     except ValueError:
         address = None
     if address is None or b"%" in field:  # a scope is no part of an address as the protocol has them
-        _refuse_v1(line, f"{field!r} is no IPv{4 if family is ProxyFamily.INET else 6} address")
+        _refuse_v1(line, f"{field!r} is not an IPv{4 if family is ProxyFamily.INET else 6} address")
     return address.packed
 
 
 def _parse_v1_port(line: bytes, field: bytes) -> int:
     if not _V1_PORT.fullmatch(field) or int(field) > 65535:
-        _refuse_v1(line, f"{field!r} is no port: 0 to 65535, without leading zeros")
+        _refuse_v1(line, f"{field!r} is not a port: 0 to 65535, without leading zeros")
     return int(field)
 
 
@@ -279,7 +279,7 @@ def _parse_v2(data: bytes, max_length: int) -> ProxyHeader | NeedMore:
 
 
 def _refuse_v2(reason: str) -> NoReturn:
-    raise ProxyProtocolError(f"this is no PROXY protocol header of version 2: {reason}")
+    raise ProxyProtocolError(f"this is not a PROXY protocol header of version 2: {reason}")
 
 
 def _parse_v2_addresses(family: ProxyFamily, block: bytes) -> tuple[Any, Any]:

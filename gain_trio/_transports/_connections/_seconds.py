@@ -9,7 +9,7 @@ def checked_seconds(name: str, seconds: object, *, positive: bool = False) -> fl
     """``seconds``, if it is a length of time; ``math.inf`` is one, and so is 0 unless it has to be ``positive``.
 
     Raises:
-      TypeError: it is no number.
+      TypeError: it is not a number.
       ValueError: it is nan, or too little.
     """
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):

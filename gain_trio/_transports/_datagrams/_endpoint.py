@@ -127,7 +127,7 @@ class DatagramEndpoint(trio.abc.AsyncResource):
           trio.ClosedResourceError: the endpoint is closed, or another task closes it meanwhile.
           OSError: the kernel refuses this datagram: it is too large (``EMSGSIZE``), there is no route to the address
             (``ENETUNREACH``), or it is not allowed (``EACCES``, ``EPERM``).  For a Unix socket: no socket has that name
-            (``ENOENT``, ``ECONNREFUSED``), or it is no name of a receiver (``EDESTADDRREQ``), like that of a sender
+            (``ENOENT``, ``ECONNREFUSED``), or it is not a name of a receiver (``EDESTADDRREQ``), like that of a sender
             without a name; ``filename`` of these errors is the address.  Or an error as :meth:`receive` describes it;
             this datagram is not sent then.  If the kernel refuses a datagram after ``send`` has returned, it counts as
             ``failed`` in the statistics, and the endpoint sends the next one to that address at once.

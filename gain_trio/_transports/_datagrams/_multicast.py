@@ -40,9 +40,9 @@ def _group_address(sock: socket.socket, group: str) -> bytes:
     try:
         address = ipaddress.ip_address(group)
     except ValueError as error:
-        raise ValueError(f"{group!r} is no IP address of a multicast group") from error
+        raise ValueError(f"{group!r} is not an IP address of a multicast group") from error
     if address.version != version or not address.is_multicast:
-        raise ValueError(f"{group!r} is no IPv{version} multicast group, which this endpoint can receive")
+        raise ValueError(f"{group!r} is not an IPv{version} multicast group, which this endpoint can receive")
     return address.packed
 
 

@@ -89,7 +89,7 @@ async def open_datagram_endpoint(
       ValueError: an address or a number is invalid, or an option does not apply to this kind of address.
       OSError: the address cannot be used, for example because it is in use (``EADDRINUSE``); the message names it.
       socket.gaierror: a host has no address (a subclass of OSError).
-      RuntimeError: the caller is no Trio task.
+      RuntimeError: the caller is not a Trio task.
     """
     local = parse_address(address, schemes=("udp", "unix"))
     assert isinstance(local, UdpAddress | UnixAddress)

@@ -312,7 +312,7 @@ def check_address(address: tuple[Any, ...], family: int) -> None:
 
     Raises:
       TypeError: the address has the wrong type.
-      ValueError: the host is no IP address of this family, or a number is out of range.
+      ValueError: the host is not an IP address of this family, or a number is out of range.
     """
     is_ipv4 = family == socket.AF_INET
     if not 2 <= len(address) <= (2 if is_ipv4 else 4) or not isinstance(address[0], str):

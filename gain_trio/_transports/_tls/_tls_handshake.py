@@ -35,7 +35,7 @@ def check_server_context(context: object) -> ssl.SSLContext:
     """Return ``context`` if a server can use it.
 
     Raises:
-      TypeError: ``context`` is no context.
+      TypeError: ``context`` is not a context.
       ValueError: ``context`` is one for clients.
     """
     if not isinstance(context, ssl.SSLContext):
