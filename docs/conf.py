@@ -47,7 +47,7 @@ nitpick_ignore_regex = [
         r"py:(exc|class)",
         r"(Exception|KeyboardInterrupt|SystemExit|BaseException|bytes|bytearray|memoryview|int|str|float|bool)",
     ),
-    (r"py:(class|obj)", r"(Handler|DatagramHandler|File|HasDescriptor|Result|optional)"),  # aliases, spelled out beside
+    (r"py:(class|obj)", r"(Handler|DatagramHandler|File|HasFileno|Result|optional)"),  # aliases, spelled out beside
 ]
 
 

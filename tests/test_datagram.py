@@ -826,21 +826,21 @@ def test_a_tiny_pool_of_buffers_loses_nothing(entries: int, buffers: int, resume
 @pytest.mark.full_ring
 async def test_what_the_kernel_refuses_after_send_has_returned(endpoint: DatagramEndpoint, peer: socket.socket) -> None:
     """The endpoint counts it, raises it for no other datagram, and sends the next one to that address at once."""
-    everybody = ("127.255.255.255", 9)
+    broadcast = ("127.255.255.255", 9)
     endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-    await endpoint.send(b"reached", everybody)
+    await endpoint.send(b"reached", broadcast)
     await endpoint.send(b"reached", peer.getsockname())
     endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 0)
     for number in range(3):
         await endpoint.send(b"%d" % number, peer.getsockname())
-        await endpoint.send(b"not any more", everybody)
+        await endpoint.send(b"not any more", broadcast)
     await endpoint.send(b"last", peer.getsockname())
     assert [(await receive_from(peer))[0] for _ in range(5)] == [b"reached", b"0", b"1", b"2", b"last"]
     assert endpoint.statistics().failed == 3
     assert endpoint.statistics().sent == 6
     for _ in range(2):
         with pytest.raises(PermissionError):
-            await endpoint.send(b"never", everybody)
+            await endpoint.send(b"never", broadcast)
     await endpoint.send(b"on", peer.getsockname())
     assert (await receive_from(peer))[0] == b"on"
 

@@ -36,7 +36,7 @@ from support.pairs import (
     until,
     until_queued,
 )
-from support.runs import WaitCounter, bounded, ring_run, statistics, until_let_go
+from support.runs import WaitCounter, bounded, ring_run, statistics, wait_released
 from support.servers import echo_until_broken
 from support.sockets import reset, socket_pair
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -157,7 +157,7 @@ def test_hundreds_of_receives_are_cancelled_and_closed_at_once_through_a_queue_o
                 assert await client.receive() == b"x"
             for client in clients:
                 client.abort()
-            await until_let_go()
+            await wait_released()
 
     ring_run(main, entries=4, completion_entries=4)
 
@@ -294,7 +294,7 @@ async def test_a_reset_ends_aclose() -> None:
         assert nursery.child_tasks
         reset(peer)
     assert trio.current_time() - start < 4, "not by its bound"
-    await until_let_go()
+    await wait_released()
 
 
 async def test_a_reset_in_both_directions_at_once() -> None:
@@ -361,7 +361,7 @@ async def test_aborting_with_receive_and_send_pending_resets_at_once() -> None:
     with trio.fail_after(PATIENCE), pytest.raises(trio.BrokenResourceError):
         await receive_all(peer)
     await peer.aclose()
-    await until_let_go()
+    await wait_released()
 
 
 # --- KeyboardInterrupt ---
@@ -529,7 +529,7 @@ def test_thousands_of_connections_leave_nothing_behind(resume_in_place: bool) ->
                         await connection.aclose()
                     else:
                         connection.abort()
-                await until_let_go()
+                await wait_released()
                 await until(lambda: server.active_connections == 0)
 
             await cycles(200)

@@ -811,31 +811,31 @@ async def test_a_write_to_a_peer_that_is_gone_is_told_by_connection_lost() -> No
 
 
 async def test_protocols_of_different_connections_write_to_each_other() -> None:
-    everybody: list[Recorder] = []
+    members: list[Recorder] = []
 
     class Chat(Recorder):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)
-            everybody.append(self)
+            members.append(self)
 
         def data_received(self, data: bytes) -> None:
-            for each in everybody:
+            for each in members:
                 each.transport.write(data)
 
         def connection_lost(self, _exc: Exception | None) -> None:
-            everybody.remove(self)
+            members.remove(self)
 
     async with trio.open_nursery() as nursery:
         server = await nursery.start(gain_trio.serve, ProtocolHandler(Chat), "tcp://127.0.0.1:0")
         host, port = server.addresses[0]
         clients = [await gain_trio.connect(f"tcp://{host}:{port}") for _ in range(10)]
-        await until(lambda: len(everybody) == 10)
+        await until(lambda: len(members) == 10)
         for client in clients:
             await client.send(b"hello")
         for client in clients:
             assert await receive_exactly(client, 50) == b"hello" * 10
             await client.aclose()
-        await until(lambda: not everybody)
+        await until(lambda: not members)
         nursery.cancel_scope.cancel()
 
 

@@ -14,7 +14,7 @@ import pytest
 import trio
 from support.descriptors import descriptor_limit, is_open, next_descriptor, open_descriptors
 from support.pairs import PATIENCE
-from support.runs import until_let_go
+from support.runs import wait_released
 from support.sockets import socket_pair
 from support.workers import raises_alone
 
@@ -588,5 +588,5 @@ async def test_nothing_of_all_this_leaks() -> None:
         pair = _hand_off.open_pair()
         with pair[0], pair[1]:
             await _hand_off.send(pair[0], 1, [0], [AcceptedSocket(one)])
-    await until_let_go()
+    await wait_released()
     assert open_descriptors() == before

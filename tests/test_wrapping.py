@@ -30,7 +30,7 @@ from support.pairs import (
     until_queued,
 )
 from support.processes import TIMEOUT, running
-from support.runs import until_let_go
+from support.runs import wait_released
 from support.sockets import fill, read_available, socket_pair
 from trio.testing import wait_all_tasks_blocked
 
@@ -252,7 +252,7 @@ async def test_detach_loses_no_byte_of_a_stream_that_goes_on() -> None:
             stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
             async with stream:
                 assert taken + queued + await receive_all(stream) == data
-    await until_let_go()
+    await wait_released()
 
 
 async def test_detach_and_wrap_again(pair: Pair) -> None:
@@ -267,7 +267,7 @@ async def test_detach_and_wrap_again(pair: Pair) -> None:
     await served.aclose()
     assert await receive_all(client) == b"end"
     await client.aclose()
-    await until_let_go()
+    await wait_released()
 
 
 async def test_detach_flushes_first() -> None:
@@ -323,7 +323,7 @@ async def test_detach_of_a_paused_connection() -> None:
         except trio.BrokenResourceError:
             pass
         assert total <= sent
-    await until_let_go()
+    await wait_released()
 
 
 async def test_detach_after_the_end_of_the_stream(pair: Pair) -> None:
@@ -428,7 +428,7 @@ async def test_closed_while_it_detaches() -> None:
         async with client, trio.open_nursery() as nursery:  # both run in the next batch, in either order
             nursery.start_soon(let_go, served)
             nursery.start_soon(close, served)
-    await until_let_go()
+    await wait_released()
 
 
 @pytest.mark.full_ring
@@ -453,7 +453,7 @@ def test_detach_on_a_small_ring(options: dict[str, Any]) -> None:
         async with trio.open_nursery() as nursery:
             for _ in range(20):
                 nursery.start_soon(one)
-        await until_let_go()
+        await wait_released()
 
     gain_trio.run(main, ring=gain_trio.RingOptions(**options))
 

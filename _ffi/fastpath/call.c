@@ -13,7 +13,7 @@
  *                     └──drive──> PARKED         woken, but there was nothing left, or not enough: wait again
  *                     └──throw/close──> DONE
  *
- * The turn of the scheduler is for a task that has gone on without one for a millisecond ("turns" in agenda.c), and for
+ * The turn of the scheduler is for a task that has gone on without one for a millisecond ("turns" in worklists.c), and for
  * answers that move no bytes: the end of the stream once more, a send of nothing.  With these a task could go on for ever,
  * and no cancellation would reach it.
  *

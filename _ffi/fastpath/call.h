@@ -26,7 +26,7 @@ typedef struct gt_stream gt_stream;
 typedef struct gt_call gt_call;
 typedef struct gt_kind gt_kind;
 typedef struct gt_waiter gt_waiter;
-typedef struct gt_line gt_line;
+typedef struct gt_wait_queue gt_wait_queue;
 
 enum gt_call_state {
     GT_CALL_NEW,     /* not driven yet */
@@ -90,12 +90,12 @@ struct gt_call {
             size_t max;    /* a receive: at most; a fill: at least */
         };
         struct {
-            gt_line *line; /* of the endpoint; NULL: the call has not stood in it yet */
+            gt_wait_queue *queue; /* of the endpoint; NULL: the call has not waited in it yet */
             gt_call *previous, *next;
             gt_sockaddr to;
             bool to_reached; /* the address is one that datagrams go to */
             bool listed;
-            bool notified; /* off the line, and its task has yet to run */
+            bool notified; /* out of the queue, and its task has yet to run */
         } datagram;
         struct {
             gt_call *previous, *next; /* on the reactor's list while pending */

@@ -1,15 +1,16 @@
 /* datagram_calls.c: the calls of a datagram endpoint, as rows of the engine's table (call.h).
  *
- * They differ from the calls of a connection in that any number of tasks may receive and send at the same time: line.c.
+ * They differ from the calls of a connection in that any number of tasks may receive and send at the same time:
+ * wait_queue.c.
  *
- * How long a task can go on without the scheduler: about a millisecond ("turns" in agenda.c); and while sending, for no more
+ * A task can go on without the scheduler for about a millisecond ("turns" in worklists.c); and while sending, for no more
  * datagrams than gt_endpoint_has_room() allows.
  */
 #include "endpoint.h"
 
 static gt_endpoint *endpoint_of(const gt_call *self) { return (gt_endpoint *)self->owner; }
 
-static gt_line *line_of(const gt_call *self)
+static gt_wait_queue *queue_of(const gt_call *self)
 {
     return self->kind->sends ? &endpoint_of(self)->sending : &endpoint_of(self)->receiving;
 }
@@ -25,11 +26,11 @@ static int raise_socket_error(gt_endpoint *endpoint)
 
 static int refuse(const gt_call *self) { return endpoint_of(self)->closed ? gt_call_raise_closed(self) : 0; }
 
-/* The task runs: it stands in line no more.  -1 with an exception when the endpoint is closed. */
+/* The task runs, so it leaves the queue.  -1 with an exception when the endpoint is closed. */
 static int begin_answer(gt_call *self)
 {
     const gt_endpoint *endpoint = endpoint_of(self);
-    gt_line_leave(self);
+    gt_wait_queue_leave(self);
     return endpoint->closed || !endpoint->socket || endpoint->socket->closing ? gt_call_raise_closed(self) : 0;
 }
 
@@ -96,17 +97,17 @@ static int park(gt_call *self, bool cancelled)
 {
     if (endpoint_of(self)->closed)
         return gt_call_raise_closed(self);
-    gt_line_leave(self);
+    gt_wait_queue_leave(self);
     if (!cancelled)
-        gt_line_join(line_of(self), self);
+        gt_wait_queue_join(queue_of(self), self);
     return 0;
 }
 
-/* The next call in line is notified: of what this one was notified of, or because this one has sent. */
+/* Notify the next call in the queue: of the datagram of this one, or because this one has sent. */
 static void leave(gt_call *self)
 {
     gt_endpoint *endpoint = endpoint_of(self);
-    gt_line_leave(self);
+    gt_wait_queue_leave(self);
     if (!endpoint->closed)
         gt_endpoint_notify(endpoint);
 }

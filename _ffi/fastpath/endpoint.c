@@ -217,10 +217,10 @@ static PyObject *endpoint_close(gt_endpoint *self, PyObject *Py_UNUSED(ignored))
     close_endpoint(self);
     if (self->socket)
         gt_socket_settle(self->socket);
-    int receivers = gt_line_wake_all(&self->receiving);
+    int receivers = gt_wait_queue_wake_all(&self->receiving);
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
-    int senders = gt_line_wake_all(&self->sending);
+    int senders = gt_wait_queue_wake_all(&self->sending);
     if (receivers < 0)
         PyErr_Restore(type, value, traceback); /* in the place of the senders' error, if there is one */
     if (receivers < 0 || senders < 0)

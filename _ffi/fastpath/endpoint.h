@@ -8,7 +8,7 @@
  * gt_socket lives until the final CQE of everything in flight on it.  It is small: the kernel reads the receive's msghdr
  * after the call that gives it, and nothing else, because sendmmsg(2) is done with its datagrams when it returns.
  *
- * Files: datagrams.c has the two queues and the addresses, line.c the calls that wait, socket.c turns the state of an endpoint
+ * Files: datagrams.c has the two queues and the addresses, wait_queue.c the calls that wait, socket.c turns the state of an endpoint
  * into SQEs and CQEs into state, and sends; datagram_calls.c has the rows of its calls, endpoint.c the Python type.
  */
 #ifndef GAIN_TRIO_ENDPOINT_H
@@ -93,18 +93,18 @@ void gt_socket_want(gt_socket *socket);
 void gt_socket_close(gt_socket *socket);  /* when the run waits next */
 void gt_socket_settle(gt_socket *socket); /* and at once: it is closing, and the thread is the run's */
 
-/* --- line.c: calls that wait --- */
+/* --- wait_queue.c: calls that wait --- */
 
-struct gt_line {
+struct gt_wait_queue {
     gt_call *first, *last;
     uint32_t notified; /* calls off the line that were notified, and whose tasks have yet to run */
 };
 
-void gt_line_join(gt_line *line, gt_call *call); /* as its last one; the call has a waiter */
-void gt_line_leave(gt_call *call);
+void gt_wait_queue_join(gt_wait_queue *queue, gt_call *call); /* as its last one; the call has a waiter */
+void gt_wait_queue_leave(gt_call *call);
 void gt_endpoint_notify(gt_endpoint *endpoint); /* the calls for which there is something now */
 /* By Trio's scheduler: all of them, and then the first exception, because Trio's code is called and can be interrupted. */
-int gt_line_wake_all(gt_line *line);
+int gt_wait_queue_wake_all(gt_wait_queue *queue);
 
 /* --- datagram_calls.c --- */
 
@@ -123,7 +123,7 @@ struct gt_endpoint {
     bool remote_reached;
     bool closed;
     int socket_error; /* errno that the socket reported: the next receive(), or send() if connected, raises it */
-    gt_line receiving, sending;
+    gt_wait_queue receiving, sending;
     gt_peers peers;
     gt_datagrams inbound, outbound;
     uint32_t queue_size;

@@ -10,7 +10,7 @@
  * touch hangs on it and on nothing else.  A gt_connection lives as long as the program holds it.  Each points to the other
  * without owning it, and whichever goes first clears the other's pointer.
  *
- * Files, from the bottom to the top: task.c resumes a Trio task; agenda.c has the reactor's lists; call.c is what `await` does;
+ * Files, from the bottom to the top: task.c resumes a Trio task; worklists.c has the reactor's lists; call.c is what `await` does;
  * inbound.c and outbound.c are the two byte queues; stream.c turns the state of a connection into SQEs and CQEs into state;
  * deadline.c has a connection's deadlines, stream_calls.c its calls, events.c what a server of callbacks needs, connection.c
  * the Python type; poll.c waits for readiness; reactor.c ties them together.  All this is mechanism; policy (what to do about
@@ -353,7 +353,7 @@ struct gt_reactor {
     uint64_t closing_count; /* of them, those that the kernel has not let go yet */
     uint64_t timed_streams; /* that want to know when they moved a byte last */
     double now;             /* on Trio's clock, of the last batch; kept up to date while there are timed streams */
-    /* The current turn, see "turns" in agenda.c. */
+    /* The current turn, see "turns" in worklists.c. */
     uint32_t answers_left;  /* from memory, until the clock is looked at */
     uint32_t answers_timed; /* those that the time since turn_began is for, 0: it has not been looked at */
     int64_t turn_began;

@@ -52,14 +52,14 @@ def _sysctl(facts: Facts) -> Advice | None:
     disabled = facts.sysctls["kernel.io_uring_disabled"]
     if disabled == 2:
         text = (
-            "kernel.io_uring_disabled=2 forbids io_uring to everybody. To allow it, as root of the host: "
+            "kernel.io_uring_disabled=2 forbids io_uring to all users. To allow it, as root of the host: "
             "sysctl -w kernel.io_uring_disabled=0 (and in /etc/sysctl.d/ for good)."
         )
     elif disabled == 1:
         text = (
             "kernel.io_uring_disabled=1 forbids io_uring to processes without CAP_SYS_ADMIN. To allow it to a group, as "
             "root of the host: sysctl -w kernel.io_uring_group=NUMBER, and run the program with that group; or to "
-            "everybody: sysctl -w kernel.io_uring_disabled=0."
+            "all users: sysctl -w kernel.io_uring_disabled=0."
         )
     else:
         return None

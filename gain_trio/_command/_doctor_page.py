@@ -21,7 +21,7 @@ SCHEMA = 1
 
 _INDENT = "  "
 _SECCOMP = {0: "0 (nothing is filtered)", 1: "1 (strict mode)", 2: "2 (a filter decides)"}
-_DISABLED = {0: "0 (allowed)", 1: "1 (for CAP_SYS_ADMIN and io_uring_group only)", 2: "2 (forbidden to everybody)"}
+_DISABLED = {0: "0 (allowed)", 1: "1 (for CAP_SYS_ADMIN and io_uring_group only)", 2: "2 (forbidden to all users)"}
 
 
 # --- JSON ---

@@ -94,7 +94,7 @@ def _why_not_permitted() -> str:
     disabled = _read(_PROC / "sys/kernel/io_uring_disabled")
     if disabled == "2":
         return (
-            "the sysctl kernel.io_uring_disabled is 2, which forbids it to everybody; set it to 0 "
+            "the sysctl kernel.io_uring_disabled is 2, which forbids it to all users; set it to 0 "
             "(sysctl -w kernel.io_uring_disabled=0, as root of the host)"
         )
     if disabled == "1" and not _may_despite_sysctl():

@@ -27,7 +27,7 @@ from gain_trio._transports import (
     close_sockets,
     implementation,
     make_listeners,
-    until_let_go,
+    wait_released,
 )
 
 from ._acceptor import Acceptor
@@ -146,7 +146,7 @@ class _Serving:
                 self._task_status.started(server)
         finally:
             close_all(listeners)
-            await until_let_go(listeners)
+            await wait_released(listeners)
 
     def _accept(self, server: Server, consumers: Sequence[Consumer], nursery: trio.Nursery) -> None:
         """Start the acceptors."""

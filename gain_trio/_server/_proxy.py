@@ -35,7 +35,7 @@ class ProxyStep:
     """What is done with a connection before its handler gets it.
 
     Args:
-      senders: True for everybody, or addresses and networks such as ``"127.0.0.1"`` and ``"10.0.0.0/8"``.
+      senders: True for all peers, or addresses and networks such as ``"127.0.0.1"`` and ``"10.0.0.0/8"``.
       timeout: seconds that a header may take.
 
     Raises:

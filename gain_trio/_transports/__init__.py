@@ -23,7 +23,7 @@ from ._addresses import (
     shown_traceback,
     steer_by_cpu,
 )
-from ._backends import SocketListener, implementation, make_listeners, until_let_go
+from ._backends import SocketListener, implementation, make_listeners, wait_released
 from ._connections import (
     END,
     FIRST_SECONDS,
@@ -136,7 +136,7 @@ __all__ = [
     "shown_traceback",
     "sleep_until_idle",
     "steer_by_cpu",
-    "until_let_go",
+    "wait_released",
     "whole_of",
     "without_head",
     "wrap_connection",

@@ -2,7 +2,7 @@
 
 Such calls do not go through the scheduler, and 512 KiB of empty lines are half a million of them: seconds, in which no other
 task runs.  So a task that has gone on like that for about a millisecond passes a checkpoint with its next call, before that
-one moves anything.  On the ring the compiled half does it (``agenda.c``); this is for what is made of Python.
+one moves anything.  On the ring the compiled half does it (``worklists.c``); this is for what is made of Python.
 """
 
 from __future__ import annotations

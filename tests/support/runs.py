@@ -43,7 +43,7 @@ def statistics() -> UringStatistics:
     return found
 
 
-async def until_let_go() -> None:
+async def wait_released() -> None:
     """Wait until the kernel has ended every closed connection.  Over sockets, closing does not return before."""
     found: object = trio.lowlevel.current_statistics().io_statistics
     if isinstance(found, UringStatistics):

@@ -97,7 +97,7 @@ def check_access(address: UnixAddress, access: Access) -> None:
     """Raise a :exc:`ValueError` if ``access`` is given for an abstract name, which has no file and so no mode."""
     if address.abstract and access:
         raise ValueError(
-            f"{address} is an abstract name, which has no file and no mode: everybody here may connect; "
+            f"{address} is an abstract name, which has no file and no mode: all users may connect; "
             "use a path, or look at peer_credentials()"
         )
 

@@ -1,6 +1,6 @@
 """Connections and listeners on the ring, and over sockets."""
 
-from ._implementation import implementation, make_listeners, until_let_go
+from ._implementation import implementation, make_listeners, wait_released
 from ._socket_base import as_size, closed_error, current_thread, kept
 from ._socket_listener import SocketListener
 
@@ -12,5 +12,5 @@ __all__ = [
     "implementation",
     "kept",
     "make_listeners",
-    "until_let_go",
+    "wait_released",
 ]

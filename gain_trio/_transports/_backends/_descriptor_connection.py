@@ -37,7 +37,7 @@ from gain_trio._transports._addresses import (
     most_waiting,
     passed_descriptors,
 )
-from gain_trio._transports._connections import HasDescriptor, Marks, head_of, without_head
+from gain_trio._transports._connections import HasFileno, Marks, head_of, without_head
 
 from ._socket_base import as_size, current_thread, kept
 from ._socket_connection import CHUNK, SocketConnection
@@ -198,7 +198,7 @@ class DescriptorConnection(SocketConnection):
             self._unwaited += len(data)
         return data, self._socket.take(max_fds)
 
-    async def send_fds(self, data: Buffer, fds: Sequence[int | HasDescriptor]) -> None:
+    async def send_fds(self, data: Buffer, fds: Sequence[int | HasFileno]) -> None:
         """See :meth:`Connection.send_fds`."""
         with memoryview(data) as view:
             content = bytes(view)
@@ -243,7 +243,7 @@ class DescriptorConnection(SocketConnection):
             raise RuntimeError("descriptors have arrived that receive_fds() has not returned: call receive_fds() first")
 
 
-def _numbers(fds: Sequence[int | HasDescriptor]) -> array.array[int]:
+def _numbers(fds: Sequence[int | HasFileno]) -> array.array[int]:
     numbers = array.array("i", [fd if isinstance(fd, int) else fd.fileno() for fd in fds])
     if len(numbers) > MOST_AT_ONCE:
         raise ValueError(f"{len(numbers)} descriptors do not go at once, at most {MOST_AT_ONCE}")

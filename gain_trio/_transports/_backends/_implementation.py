@@ -70,19 +70,19 @@ def implementation(what: str, *, pass_fds: bool = False) -> Implementation:
     return Implementation(make, functools.partial(RingListener, manager), functools.partial(SocketListener, make=make))
 
 
-_MOST_TURNS = 100
-"""Turns of the loop that the kernel gets to let go of a closed socket; two or three are enough."""
+_MOST_TICKS = 100
+"""Ticks of the loop that the kernel gets to release a closed socket; two or three are enough."""
 
 
-async def until_let_go(listeners: Iterable[Listener]) -> None:
-    """Wait until the kernel has let go of these listeners and of all connections of the run that were closed.
+async def wait_released(listeners: Iterable[Listener]) -> None:
+    """Wait until the kernel has released these listeners and all connections of the run that were closed.
 
-    Closing one on the ring only prepares it: the next turn of the loop submits the cancels and the close, and one or two
-    further on the last completions are there.  This takes these turns, cancelled or not, a bounded number.
+    Closing one on the ring only prepares it: the next tick of the loop submits the cancels and the close, and one or two
+    ticks later the last completions are there.  This waits for these ticks, cancelled or not, a bounded number.
     """
-    manager = current_manager("until_let_go()")
-    for _turn in range(_MOST_TURNS):
-        if all(listener._is_let_go for listener in listeners) and (manager is None or not manager.reactor.closing):
+    manager = current_manager("wait_released()")
+    for _tick in range(_MOST_TICKS):
+        if all(listener._is_released for listener in listeners) and (manager is None or not manager.reactor.closing):
             return
         await trio.lowlevel.cancel_shielded_checkpoint()
 

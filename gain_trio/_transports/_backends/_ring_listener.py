@@ -175,8 +175,8 @@ class RingListener(Listener):
         self._waiting.unpark_all()
 
     @property
-    def _is_let_go(self) -> bool:
-        """See :attr:`Listener._is_let_go`."""
+    def _is_released(self) -> bool:
+        """See :attr:`Listener._is_released`."""
         return self._operation is None
 
 

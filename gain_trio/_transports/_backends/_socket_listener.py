@@ -170,8 +170,8 @@ class SocketListener(Listener):
         self._close()
 
     @property
-    def _is_let_go(self) -> bool:
-        """See :attr:`Listener._is_let_go`."""
+    def _is_released(self) -> bool:
+        """See :attr:`Listener._is_released`."""
         return not self._receives_descriptors or descriptor_closer.is_idle
 
 

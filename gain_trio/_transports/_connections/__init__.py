@@ -5,12 +5,12 @@ from ._connection import Connection
 from ._deadlines import DeadlineKeeper, Entry, Timing, current_keeper
 from ._file_sending import FileTransfer
 from ._framing import IncompleteMessage, MessageTooLong
+from ._has_fileno import HasFileno
 from ._idle_wait import sleep_until_idle
 from ._listener import CONNECTION_ERRNOS, RESOURCE_ERRNOS, Listener, close_all
 from ._marks import Marks, checked_close_timeout, checked_deadline, checked_idle_timeout
 from ._messages import FIRST_SECONDS
 from ._news import News
-from ._passing import HasDescriptor
 from ._proxy_protocol import MAX_LENGTH, NeedMore, ProxyHeader, ProxyProtocolError, parse_proxy_header
 from ._queues import (
     NOTHING,
@@ -42,7 +42,7 @@ __all__ = [
     "DeadlineKeeper",
     "Entry",
     "FileTransfer",
-    "HasDescriptor",
+    "HasFileno",
     "Inbound",
     "IncompleteMessage",
     "Listener",

@@ -21,9 +21,9 @@ from ._deadlines import Timing
 from ._file_sending import FileTransfer, KernelFileTransfer
 from ._files import File, opened
 from ._framing import Framing
+from ._has_fileno import HasFileno
 from ._marks import Marks, checked_close_timeout, checked_idle_timeout
 from ._messages import Hurry, MessageLoop
-from ._passing import HasDescriptor
 from ._proxy_protocol import ProxyHeader
 from ._queues import receive_into
 
@@ -589,7 +589,7 @@ class Connection(trio.abc.HalfCloseableStream):
         """
         return peer_credentials(self)
 
-    async def send_fds(self, data: Buffer, fds: Sequence[int | HasDescriptor]) -> None:  # noqa: ARG002 - refused here
+    async def send_fds(self, data: Buffer, fds: Sequence[int | HasFileno]) -> None:  # noqa: ARG002 - refused here
         """Send ``data`` as :meth:`Connection.send` does, and pass descriptors with its first byte (``SCM_RIGHTS``).
 
         The receiver has descriptors of its own for the same open files afterwards.  Those here stay the caller's, who

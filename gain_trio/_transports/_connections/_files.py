@@ -25,10 +25,12 @@ import contextlib
 import os
 import stat
 from collections.abc import AsyncIterator
-from typing import Protocol, TypeAlias, final
+from typing import TypeAlias, final
 
 import attrs
 import trio
+
+from ._has_fileno import HasFileno
 
 PIECE = 1 << 20
 """Bytes read, or asked to be sent, at a time: more would gain nothing, and have a slow disk delay a cancellation."""
@@ -36,13 +38,6 @@ SLICE = 0.02
 """Seconds after which a thread takes on no further piece."""
 ROOM_SECONDS = 0.002
 """Seconds that a thread waits for room at a time.  A peer that reads at full speed makes some in a tenth of that."""
-
-
-class HasFileno(Protocol):
-    """An open file."""
-
-    def fileno(self) -> int:
-        """Its descriptor."""
 
 
 File: TypeAlias = "int | str | bytes | os.PathLike[str] | os.PathLike[bytes] | HasFileno"

@@ -139,8 +139,8 @@ class Listener(trio.abc.Listener[Connection]):
 
     @property
     @abc.abstractmethod
-    def _is_let_go(self) -> bool:
-        """Whether nothing is in flight on it.  What was closed comes to that by itself, a few turns of the loop later."""
+    def _is_released(self) -> bool:
+        """Whether nothing is in flight on it: for a closed listener, a few ticks of the loop later."""
 
 
 def close_all(listeners: Iterable[Listener]) -> None:

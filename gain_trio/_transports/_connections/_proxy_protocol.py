@@ -16,8 +16,8 @@ The specification is HAProxy's doc/proxy-protocol.txt.  Where it leaves a choice
 - LOCAL is the proxy talking for itself (health checks).  The specification has its block discarded, family included, so
   nothing in it is looked at.  The same goes for PROXY with an unspecified family or transport: what is in the block is
   then not said, neither whether there are addresses in it nor where they end.
-- IPv6 addresses of version 1 may end in dotted decimal (``::ffff:192.0.2.1``).  The grammar given does not have that, but
-  the way in which everybody writes addresses, inet_ntop(3), does.
+- IPv6 addresses of version 1 may end in dotted decimal (``::ffff:192.0.2.1``).  The grammar does not have that, but the
+  usual way to write addresses, inet_ntop(3), does.
 - Unknown TLVs are kept.  A TLV that is interpreted here may occur once: with two, the next reader might believe the other
   one.
 """

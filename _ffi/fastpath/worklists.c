@@ -1,5 +1,5 @@
-/* agenda.c: what a reactor has to do next: the streams that want SQEs, the waiters whose tasks are to be resumed, and how a task
- * is woken.  Everything of the fast path stands on this; the loop that works it off is in reactor.c.
+/* worklists.c: the work lists of a reactor: the streams that want SQEs, and the waiters whose tasks are to be resumed; and how
+ * a task is woken.  Everything of the fast path stands on this; the loop that works the lists off is in reactor.c.
  */
 #include "fastpath.h"
 
