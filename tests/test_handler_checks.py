@@ -144,10 +144,10 @@ class Sync:
 
 
 BAD = [
-    (plain, "no async function"),
-    (functools.partial(plain), "no async function"),
-    (Sync().method, "no async function"),
-    (Sync(), "no async function"),
+    (plain, "not an async function"),
+    (functools.partial(plain), "not an async function"),
+    (Sync().method, "not an async function"),
+    (Sync(), "not an async function"),
     (none, "takes"),
     (two, "takes"),
     (keyword, "needed"),
@@ -174,7 +174,7 @@ async def of_datagram(_data: bytes, _address: Any, _endpoint: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("handler", "why"), [(echo, "takes"), (plain, "no async"), (3, "cannot be called"), (generator, "yield")]
+    ("handler", "why"), [(echo, "takes"), (plain, "not an async"), (3, "cannot be called"), (generator, "yield")]
 )
 async def test_handlers_of_datagrams_too(handler: Any, why: str) -> None:
     with pytest.raises(TypeError, match=why):

@@ -350,7 +350,7 @@ async def test_what_is_no_socket_is_never_removed(path: str, tmp_path: Path, kin
             leave_stale(str(target))
         os.symlink(target, path)
     before = os.lstat(path)
-    with pytest.raises(OSError, match="no socket, and it is left alone") as caught:
+    with pytest.raises(OSError, match="not a socket, and it is left alone") as caught:
         await open_listeners(f"unix://{path}")
     assert caught.value.errno == errno.EADDRINUSE
     assert os.lstat(path) == before

@@ -505,7 +505,7 @@ async def test_an_abstract_name_in_use(tmp_path: Path) -> None:
 
 async def test_what_is_no_socket_is_never_removed(path: str) -> None:
     write(path, "precious")
-    with pytest.raises(OSError, match="no socket, and it is left alone"):
+    with pytest.raises(OSError, match="not a socket, and it is left alone"):
         await open_datagram_endpoint(f"unix://{path}")
     assert read(path) == "precious"
 
