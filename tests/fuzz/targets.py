@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from gain_trio._http._http_handler import SITE
 from gain_trio._http._http_requests import MAX_HEAD, Exchange, Phase
-from gain_trio._server._metrics import _Handler
+from gain_trio._server._metrics import _MetricsHandler
 from gain_trio._transports._addresses._shown import MOST, shown, shown_lines, shown_traceback
 from gain_trio._transports._connections._framing import Framing, IncompleteMessage, MessageTooLong
 from gain_trio._transports._connections._proxy_protocol import (
@@ -174,7 +174,7 @@ def framing(data: bytes) -> None:
 
 # --- requests for metrics ---
 
-_METRICS = _Handler(CollectorRegistry())
+_METRICS = _MetricsHandler(CollectorRegistry())
 _HEAD = re.compile(rb"HTTP/1\.1 (200|400|404|405) [A-Za-z ]+\r\n(?:[A-Za-z-]+: [\x20-\x7e]+\r\n)+\r\n")
 
 
