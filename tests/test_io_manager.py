@@ -18,7 +18,7 @@ import trio
 import trio.testing
 from support.descriptors import descriptor_limit, mapped_bytes, next_descriptor, open_descriptors
 from support.pairs import PATIENCE, Pair, open_pair, open_trio_pair, pattern, receive_all, receive_exactly, until
-from support.runs import host_run, ring_run, statistics
+from support.runs import host_run, ring_run, sleep_beside_readers, statistics
 from support.servers import echo_until_broken
 from support.sockets import fill, read_available, socket_pair
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -399,7 +399,7 @@ def test_the_clock_jumps_although_polls_are_pending_and_cancelled_ones_are_ackno
             assert trio.current_time() - start == pytest.approx(20_000)
 
     started = time.monotonic()
-    gain_trio.run(main, clock=MockClock(autojump_threshold=0))
+    gain_trio.run(sleep_beside_readers, clock=MockClock(autojump_threshold=0))
     assert time.monotonic() - started < PATIENCE
 
 
@@ -827,20 +827,10 @@ def test_a_guest_run_is_woken_on_a_ring_of_tier_poll(unwanted: Feature) -> None:
 @pytest.mark.ring
 @on_tier_poll
 def test_the_clock_jumps_on_a_ring_of_tier_poll(unwanted: Feature) -> None:
-    async def main() -> None:
-        with contextlib.ExitStack() as stack:
-            async with trio.open_nursery() as nursery:
-                for _ in range(50):
-                    one, _other = stack.enter_context(socket_pair())
-                    nursery.start_soon(trio.lowlevel.wait_readable, one)
-                await trio.sleep(10_000)
-                nursery.cancel_scope.cancel()
-            await trio.sleep(10_000)
-
     started = time.monotonic()
     ring = RingOptions(unwanted=unwanted)
-    gain_trio.run(main, clock=MockClock(autojump_threshold=0), ring=ring)
-    host_run(main, clock=MockClock(autojump_threshold=0), ring=ring)
+    gain_trio.run(sleep_beside_readers, clock=MockClock(autojump_threshold=0), ring=ring)
+    host_run(sleep_beside_readers, clock=MockClock(autojump_threshold=0), ring=ring)
     assert time.monotonic() - started < PATIENCE
 
 

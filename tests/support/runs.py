@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import traceback
@@ -16,6 +17,7 @@ import gain_trio
 from gain_trio import UringStatistics
 from gain_trio._ring import Completion, Ring
 from support.pairs import PATIENCE, until
+from support.sockets import socket_pair
 
 T = TypeVar("T")
 
@@ -97,3 +99,15 @@ def in_child(function: Callable[[], object]) -> None:
             os._exit(status)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
+
+
+async def sleep_beside_readers() -> None:
+    """Sleep for hours while 50 tasks wait for sockets, and once more without them: for a clock that jumps."""
+    with contextlib.ExitStack() as stack:
+        async with trio.open_nursery() as nursery:
+            for _ in range(50):
+                one, _other = stack.enter_context(socket_pair())
+                nursery.start_soon(trio.lowlevel.wait_readable, one)
+            await trio.sleep(10_000)
+            nursery.cancel_scope.cancel()
+        await trio.sleep(10_000)

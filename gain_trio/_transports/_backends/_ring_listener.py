@@ -26,7 +26,6 @@ from gain_trio._kernel import CompletionFlag, os_error
 from gain_trio._ring import Operation
 from gain_trio._transports._addresses import admit, deepen_send_buffer, reset_on_close
 from gain_trio._transports._connections import CONNECTION_ERRNOS, Listener, Marks
-from gain_trio._transports._peer import endpoint_text
 
 from ._ring_connection import RingConnection
 
@@ -68,14 +67,6 @@ class RingListener(Listener):
         self._closed = False
         self._stopped = False  # accept() still returns queued connections, and those on their way
         self.local_address: Any = sock.getsockname()
-
-    def __repr__(self) -> str:
-        state = "closed on" if self._closed else "on"
-        return f"<gain_trio.Listener {state} {endpoint_text(self.local_address)} at {id(self):#x}>"
-
-    def fileno(self) -> int:
-        """See :meth:`Listener.fileno`."""
-        return self._socket.fileno()
 
     async def accept(self) -> RingConnection:
         """See :meth:`Listener.accept`."""

@@ -26,7 +26,6 @@ from gain_trio._transports._addresses import (
     reset_on_close,
 )
 from gain_trio._transports._connections import CONNECTION_ERRNOS, Connection, Listener, Marks
-from gain_trio._transports._peer import endpoint_text
 
 from ._socket_connection import SocketConnection
 
@@ -69,14 +68,6 @@ class SocketListener(Listener):
         self._batch = 0  # connections accepted since a task last waited
         self._closed = False
         self.local_address: Any = sock.getsockname()
-
-    def __repr__(self) -> str:
-        state = "closed on" if self._closed else "on"
-        return f"<gain_trio.Listener {state} {endpoint_text(self.local_address)} at {id(self):#x}>"
-
-    def fileno(self) -> int:
-        """See :meth:`Listener.fileno`."""
-        return self._socket.fileno()
 
     async def accept(self) -> Connection:
         """See :meth:`Listener.accept`."""

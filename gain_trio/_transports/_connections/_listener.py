@@ -21,6 +21,7 @@ from typing import Any, ClassVar, NoReturn, SupportsIndex
 import trio
 
 from gain_trio._transports._addresses import errnos
+from gain_trio._transports._peer import endpoint_text
 
 from ._connection import Connection
 from ._marks import Marks
@@ -53,6 +54,14 @@ class Listener(trio.abc.Listener[Connection]):
 
     __slots__ = ()
 
+    _socket: socket.socket
+    _closed: bool
+    """Whether calls are refused.  Both are attributes of the implementation."""
+
+    def __repr__(self) -> str:
+        state = "closed on" if self._closed else "on"
+        return f"<gain_trio.Listener {state} {endpoint_text(self.local_address)} at {id(self):#x}>"
+
     def __reduce_ex__(self, _protocol: SupportsIndex, /) -> NoReturn:
         # A copy would be a second owner of the descriptor: the first to close it closes the other's, or a stranger's.
         raise TypeError("a listener cannot be copied or pickled")
@@ -77,9 +86,9 @@ class Listener(trio.abc.Listener[Connection]):
     def local_address(self) -> Any:
         """Where it listens, as from :meth:`socket.socket.getsockname`, with the port that the kernel chose for 0."""
 
-    @abc.abstractmethod
     def fileno(self) -> int:
         """The file descriptor; -1 when closed."""
+        return self._socket.fileno()
 
     _wrap: ClassVar[Callable[[socket.socket | trio.socket.SocketType, Marks | None, bool], Listener]]
     """Set by ``_wrapping.py``, which knows the implementations."""
