@@ -80,6 +80,21 @@ async def channel() -> int:
     return MANY
 
 
+async def hand_over() -> int:
+    send, receive = trio.open_memory_channel[int](0)
+
+    async def produce() -> None:
+        async with send:
+            for number in range(MANY):
+                await send.send(number)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(produce)
+        async for _ in receive:
+            pass
+    return MANY
+
+
 async def lock() -> int:
     lock = trio.Lock()
     for _ in range(MANY):
@@ -88,11 +103,40 @@ async def lock() -> int:
     return MANY
 
 
+async def lock_of_two_tasks() -> int:
+    lock = trio.Lock()
+
+    async def task() -> None:
+        for _ in range(MANY // 2):
+            async with lock:
+                await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(task)
+        nursery.start_soon(task)
+    return MANY
+
+
 async def event() -> int:
     for _ in range(MANY):
         event = trio.Event()
         event.set()
         await event.wait()
+    return MANY
+
+
+async def event_of_two_tasks() -> int:
+    events = [trio.Event() for _ in range(MANY)]
+
+    async def set_them() -> None:
+        for event in events:
+            event.set()
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(set_them)
+        for event in events:
+            await event.wait()
     return MANY
 
 
@@ -110,8 +154,9 @@ async def datagram() -> int:
     with one, other:
         await one.bind(("127.0.0.1", 0))
         await other.bind(("127.0.0.1", 0))
+        address = other.getsockname()
         for _ in range(MANY // 4):
-            await one.sendto(b"x" * 64, other.getsockname())
+            await one.sendto(b"x" * 64, address)
             await other.recvfrom(2048)
     return MANY // 4
 
@@ -124,8 +169,11 @@ CASES: dict[str, Case] = {
     "start_soon, to its end": spawn,
     "open_nursery()": nursery,
     "channel: send, receive": channel,
+    "channel(0), two tasks": hand_over,
     "async with Lock()": lock,
+    "Lock(), two tasks": lock_of_two_tasks,
     "Event: set, wait": event,
+    "Event, two tasks": event_of_two_tasks,
     "send_all, receive_some": stream,
     "sendto, recvfrom": datagram,
 }

@@ -7,6 +7,12 @@
  *     checkpoint.c   checkpoint, cancel_shielded_checkpoint, checkpoint_if_cancelled, wait_task_rescheduled
  *     scope.c        CancelScope: __init__, __enter__, __exit__
  *     spawn.c        Runner.spawn_impl, Runner.task_exited
+ *     timeout.c      move_on_after
+ *     nursery.c      NurseryManager: __aenter__, __aexit__
+ *     event.c        Event: set, wait
+ *     parking_lot.c  ParkingLot: park, unpark
+ *     lock.c         Lock: acquire, release
+ *     channel.c      memory channels: send, receive
  *     socket_call.c  _SocketType: _nonblocking_helper, and the methods made of it
  *     stream.c       SocketStream: receive_some, send_all, __anext__
  *
@@ -34,13 +40,14 @@ typedef Py_ssize_t tc_slot;
 
 /* What tc_configure() was given: Trio's types and constants, and where their slots lie. */
 typedef struct {
-    bool configured;
     PyTypeObject *task_type, *runner_type, *scope_type, *status_type, *deadlines_type, *value_type, *socket_type,
         *stream_type, *system_clock_type, *plain_socket_type;
+    PyTypeObject *nursery_type, *nursery_manager_type, *event_type, *lot_type, *lock_type, *fifo_lock_type,
+        *channel_state_type, *send_channel_type, *receive_channel_type, *deque_type;
     PyObject *error_type, *trap_type, *detach_type, *checkpoint_message, *no_send, *run_context, *infinity;
-    PyObject *unusual_yield;           /* (runner, task, message) */
-    PyObject *translate;               /* an OSError: the exception that a stream raises for it */
-    PyObject *checkpoint_if_cancelled; /* Trio's function */
+    PyObject *unusual_yield;                        /* (runner, task, message) */
+    PyObject *translate;                            /* an OSError: the exception that a stream raises for it */
+    PyObject *checkpoint, *checkpoint_if_cancelled; /* Trio's functions */
     PyObject *wait_readable, *wait_writable;
     PyObject *receive_method, *send_method; /* Trio's own _SocketType.recv and send: a program may replace them */
     PyObject *receive_some;                 /* SocketStream.receive_some, likewise */
@@ -49,8 +56,15 @@ typedef struct {
     PyObject *ki_key; /* the name of the local variable with which Trio before 0.28 marks frames, or None */
     PyObject *default_receive_size;
     PyTypeObject *manager_type; /* of the I/O manager that has poll(descriptor, events); NULL for none */
+    PyObject *abort_succeeded;  /* Trio's Abort.SUCCEEDED */
+    PyObject *nursery_aborted, *nursery_add, *nursery_error; /* what a nursery does with exceptions; see the seam */
+    PyObject *broken_resource_error, *broken_lock;           /* (lock, error): what acquire() raises for it */
+    PyObject *end_of_channel;
+    PyObject *no_arguments, *last_name; /* () and ("last",) */
     PyCFunction coroutine_send;
+    PyCFunction deque_append, deque_popleft; /* NULL: to be called by name */
     Py_ssize_t prune_threshold;
+    bool breaks_lots; /* this Trio knows which task breaks which parking lot */
     struct {
         tc_slot parent_nursery, coro, runner, name, context, counter, ki_protected, next_send_fn, next_send, abort_func,
             custom_sleep_data, child_nurseries, eventual_parent_nursery, cancel_points, schedule_points, cancel_status;
@@ -72,10 +86,19 @@ typedef struct {
     struct {
         tc_slot unwrapped, value;
     } value;
+    struct {
+        tc_slot tasks, flag;
+    } event;
+    struct {
+        tc_slot parked, broken_by;
+    } lot;
+    struct {
+        tc_slot max_buffer_size, data, open_senders, open_receivers, send_tasks, receive_tasks, peak;
+    } channel;
 } tc_core_type;
 
 extern tc_core_type tc_core;
-PyObject *tc_configure(PyObject *module, PyObject *seam);
+PyObject *tc_configure(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 
 /* Borrowed; None, too, for a slot that is empty. */
 static inline PyObject *tc_get(tc_slot slot, PyObject *object)
@@ -119,7 +142,10 @@ static inline int tc_drop(PyObject *result)
     X(current_time) X(expire) X(next_deadline) X(get_events) X(process_events) X(_ALLOW_DETERMINISTIC_SCHEDULING) \
     X(_r) X(_sock) X(_did_shutdown_SHUT_WR) X(socket) X(_send_conflict_detector) X(_held) X(recv) X(receive_some) \
     X(fileno) X(poll) X(_closed) X(_children) X(_cancel_status) X(_check_nursery_closed) X(_nested_child_running) \
-    X(_pending_starts) X(__module__) X(__qualname__) X(cr_frame) X(f_locals) X(__dict__) X(throw)
+    X(_pending_starts) X(__module__) X(__qualname__) X(cr_frame) X(f_locals) X(__dict__) X(throw) \
+    X(_state) X(_tasks) X(popitem) X(popleft) X(_owner) X(_lot) X(_scope) X(_nursery) X(strict_exception_groups) \
+    X(_parent_task) X(_strict_exception_groups) X(cancel_scope) X(_pending_excs) X(_parent_waiting_in_aexit) \
+    X(reschedule) X(last)
 /* clang-format on */
 
 typedef struct {
@@ -142,8 +168,12 @@ int tc_observe(PyObject *runner, PyObject *hooks, PyObject *hook,
 PyObject *tc_value(PyObject *value); /* outcome.Value(value) */
 /* What a task is resumed with, unwrapped: a new reference; NULL: exception set. */
 PyObject *tc_unwrap(PyObject *message);
+/* A new object of a class whose attributes are set one by one, as its __init__() does. */
+PyObject *tc_new_object(PyTypeObject *type);
 /* Trio's WaitTaskRescheduled(abort_func) */
 PyObject *tc_trap(PyObject *abort_func);
+/* throw() of what is awaited, with the arguments of one's own. */
+PyObject *tc_throw_into(PyObject *awaitable, PyObject *const *arguments, Py_ssize_t count);
 
 /* --- the parts --- */
 
@@ -164,6 +194,25 @@ PyObject *tc_wait_rescheduled(PyObject *module, PyObject *abort_func);
 PyObject *tc_scope_init(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 PyObject *tc_scope_enter(PyObject *module, PyObject *scope);
 PyObject *tc_scope_exit(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+
+PyObject *tc_move_on_after(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+
+PyObject *tc_nursery_enter(PyObject *module, PyObject *manager);
+PyObject *tc_nursery_exit(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+
+extern PyTypeObject tc_wait_type;
+PyObject *tc_event_set(PyObject *module, PyObject *event);
+PyObject *tc_event_wait(PyObject *module, PyObject *event);
+PyObject *tc_park(PyObject *module, PyObject *lot);
+PyObject *tc_unpark(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+PyObject *tc_acquire(PyObject *module, PyObject *lock);
+PyObject *tc_acquire_nowait(PyObject *module, PyObject *lock);
+PyObject *tc_release(PyObject *module, PyObject *lock);
+PyObject *tc_channel_send(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+PyObject *tc_channel_send_nowait(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+PyObject *tc_channel_receive(PyObject *module, PyObject *channel);
+PyObject *tc_channel_next(PyObject *module, PyObject *channel);
+PyObject *tc_channel_receive_nowait(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 
 int tc_activate_status(PyObject *task,
                        PyObject *status); /* Task._activate_cancel_status of a task that is not parked */

@@ -112,12 +112,23 @@ PyObject *tc_unwrap(PyObject *message)
     return PyObject_CallMethodNoArgs(message, tc_names.unwrap);
 }
 
+PyObject *tc_new_object(PyTypeObject *type) { return type->tp_new(type, tc_core.no_arguments, NULL); }
+
 PyObject *tc_trap(PyObject *abort_func)
 {
-    PyTypeObject *type = (PyTypeObject *)tc_core.trap_type;
-    PyObject *trap = type->tp_alloc(type, 0);
+    PyObject *trap = tc_new_object((PyTypeObject *)tc_core.trap_type);
     /* As its own __init__ does: the class is frozen, and so has a __setattr__ that refuses. */
     if (trap && PyObject_GenericSetAttr(trap, tc_names.abort_func, abort_func) < 0)
         Py_CLEAR(trap);
     return trap;
+}
+
+PyObject *tc_throw_into(PyObject *awaitable, PyObject *const *arguments, Py_ssize_t count)
+{
+    PyObject *method = PyObject_GetAttr(awaitable, tc_names.throw);
+    if (!method)
+        return NULL;
+    PyObject *result = PyObject_Vectorcall(method, arguments, (size_t)count, NULL);
+    Py_DECREF(method);
+    return result;
 }

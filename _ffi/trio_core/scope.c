@@ -8,14 +8,14 @@
  * when nothing is cancelled and the scopes are properly nested.  A scope that is cancelled, or entered in a cancelled one, or
  * whose deadline has passed, or one with a deadline in guest mode (whose host is to be told of it), is Trio's to do.
  */
-#include "core.h"
+#include "scope.h"
 
 #include <math.h>
 
 /* --- __init__ --- */
 
 /* The value of a plain float or int; NAN for anything else, which Trio's own code looks at. */
-static double plain_number(PyObject *number)
+double tc_plain_number(PyObject *number)
 {
     if (PyFloat_CheckExact(number))
         return PyFloat_AS_DOUBLE(number);
@@ -29,20 +29,11 @@ static double plain_number(PyObject *number)
     return value;
 }
 
-/* scope_init(scope, [relative_deadline,] deadline, shield): whether it is done. */
-PyObject *tc_scope_init(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
+/* Give a new object the attributes of a scope that no task has entered. */
+static void fill_in(PyObject *self, PyObject *relative, PyObject *deadline, PyObject *shield)
 {
-    bool has_relative = tc_core.scope.relative_deadline >= 0;
-    if (count != 3 + has_relative || !Py_IS_TYPE(arguments[0], tc_core.scope_type))
-        Py_RETURN_FALSE;
-    PyObject *self = arguments[0], *relative = has_relative ? arguments[1] : tc_core.infinity;
-    PyObject *deadline = arguments[1 + has_relative], *shield = arguments[2 + has_relative];
-    if (has_relative) { /* before there was one, Trio took any object for a deadline */
-        double timeout = plain_number(relative), end = plain_number(deadline);
-        if (!(timeout >= 0) || isnan(end) || (timeout < Py_HUGE_VAL && end < Py_HUGE_VAL))
-            Py_RETURN_FALSE;
+    if (tc_core.scope.relative_deadline >= 0)
         tc_set(tc_core.scope.relative_deadline, self, relative);
-    }
     tc_set(tc_core.scope.cancel_status, self, Py_None);
     tc_set(tc_core.scope.has_been_entered, self, Py_False);
     tc_set(tc_core.scope.registered_deadline, self, tc_core.infinity);
@@ -52,6 +43,30 @@ PyObject *tc_scope_init(PyObject *Py_UNUSED(module), PyObject *const *arguments,
         tc_set(tc_core.scope.cancel_reason, self, Py_None);
     tc_set(tc_core.scope.deadline, self, deadline);
     tc_set(tc_core.scope.shield, self, shield);
+}
+
+PyObject *tc_scope_new(PyObject *relative, PyObject *shield)
+{
+    PyObject *scope = tc_new_object(tc_core.scope_type);
+    if (scope)
+        fill_in(scope, relative, tc_core.infinity, shield);
+    return scope;
+}
+
+/* scope_init(scope, [relative_deadline,] deadline, shield): whether it is done. */
+PyObject *tc_scope_init(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
+{
+    bool has_relative = tc_core.scope.relative_deadline >= 0;
+    if (count != 3 + has_relative || !Py_IS_TYPE(arguments[0], tc_core.scope_type))
+        Py_RETURN_FALSE;
+    PyObject *self = arguments[0], *relative = has_relative ? arguments[1] : tc_core.infinity;
+    PyObject *deadline = arguments[1 + has_relative], *shield = arguments[2 + has_relative];
+    if (has_relative) { /* before there was one, Trio took any object for a deadline */
+        double timeout = tc_plain_number(relative), end = tc_plain_number(deadline);
+        if (!(timeout >= 0) || isnan(end) || (timeout < Py_HUGE_VAL && end < Py_HUGE_VAL))
+            Py_RETURN_FALSE;
+    }
+    fill_in(self, relative, deadline, shield);
     Py_RETURN_TRUE;
 }
 
@@ -75,7 +90,7 @@ static PyObject *find_deadline(PyObject *self, PyObject *runner)
         tc_core.scope.relative_deadline >= 0 ? tc_get(tc_core.scope.relative_deadline, self) : tc_core.infinity;
     if (deadline == tc_core.infinity && relative == tc_core.infinity)
         return Py_NewRef(Py_None);
-    double absolute = plain_number(deadline), timeout = plain_number(relative);
+    double absolute = tc_plain_number(deadline), timeout = tc_plain_number(relative);
     if (!(timeout > 0) || isnan(absolute) || (timeout < Py_HUGE_VAL && absolute < Py_HUGE_VAL) ||
         tc_get(tc_core.runner.is_guest, runner) != Py_False)
         return NULL;
@@ -166,16 +181,15 @@ static int enter(PyObject *self, PyObject *task, PyObject *runner, PyObject *par
     return tc_add(tc_core.deadlines.active, tc_get(tc_core.runner.deadlines, runner), 1);
 }
 
-/* scope_enter(scope): whether it is done. */
-PyObject *tc_scope_enter(PyObject *Py_UNUSED(module), PyObject *self)
+int tc_scope_open(PyObject *self)
 {
     PyObject *task = tc_current_task();
     if (!task || !Py_IS_TYPE(self, tc_core.scope_type) || tc_get(tc_core.scope.has_been_entered, self) != Py_False ||
         tc_get(tc_core.scope.cancel_called, self) != Py_False)
-        Py_RETURN_FALSE;
+        return 0;
     PyObject *runner = tc_get(tc_core.task.runner, task), *parent = tc_get(tc_core.task.cancel_status, task);
     if (!is_usual(parent))
-        Py_RETURN_FALSE;
+        return 0;
     Py_INCREF(parent); /* asking the clock may run Python code */
     Py_INCREF(task);
     PyObject *deadline = find_deadline(self, runner);
@@ -188,6 +202,13 @@ PyObject *tc_scope_enter(PyObject *Py_UNUSED(module), PyObject *self)
     Py_XDECREF(deadline);
     Py_DECREF(task);
     Py_DECREF(parent);
+    return result;
+}
+
+/* scope_enter(scope): whether it is done. */
+PyObject *tc_scope_enter(PyObject *Py_UNUSED(module), PyObject *self)
+{
+    int result = tc_scope_open(self);
     return result < 0 ? NULL : PyBool_FromLong(result);
 }
 
@@ -210,28 +231,36 @@ static int leave(PyObject *self, PyObject *task, PyObject *status, PyObject *par
     return 0;
 }
 
-/* scope_exit(scope, exception): what __exit__ returns, or None for Trio to do it. */
-PyObject *tc_scope_exit(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
+int tc_scope_close(PyObject *self)
 {
     PyObject *task = tc_current_task();
-    if (!task || count != 2 || !Py_IS_TYPE(arguments[0], tc_core.scope_type))
-        Py_RETURN_NONE;
-    PyObject *self = arguments[0], *status = tc_get(tc_core.scope.cancel_status, self);
+    if (!task || !Py_IS_TYPE(self, tc_core.scope_type))
+        return 0;
+    PyObject *status = tc_get(tc_core.scope.cancel_status, self);
     if (!is_usual(status) || tc_get(tc_core.task.cancel_status, task) != status ||
         tc_get(tc_core.scope.cancel_called, self) != Py_False ||
         PySet_GET_SIZE(tc_get(tc_core.status.children, status)) != 0 ||
         PySet_GET_SIZE(tc_get(tc_core.status.tasks, status)) != 1 ||
         (tc_get(tc_core.scope.registered_deadline, self) != tc_core.infinity &&
          tc_get(tc_core.runner.is_guest, tc_get(tc_core.task.runner, task)) != Py_False))
-        Py_RETURN_NONE;
+        return 0;
     PyObject *parent = tc_get(tc_core.status.parent, status);
     if (!Py_IS_TYPE(parent, tc_core.status_type) || !PyAnySet_CheckExact(tc_get(tc_core.status.children, parent)) ||
         !PyAnySet_CheckExact(tc_get(tc_core.status.tasks, parent)))
-        Py_RETURN_NONE;
+        return 0;
     Py_INCREF(status);
     Py_INCREF(parent);
     int result = leave(self, task, status, parent);
     Py_DECREF(parent);
     Py_DECREF(status);
+    return result < 0 ? -1 : 1;
+}
+
+/* scope_exit(scope, exception): what __exit__ returns, or None for Trio to do it. */
+PyObject *tc_scope_exit(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
+{
+    int result = count == 2 ? tc_scope_close(arguments[0]) : 0;
+    if (result == 0)
+        Py_RETURN_NONE;
     return result < 0 ? NULL : PyBool_FromLong(arguments[1] == Py_None);
 }

@@ -432,22 +432,12 @@ static PyObject *call_send(PyObject *self, PyObject *message) { return gt_drive_
 
 static PyObject *call_next(PyObject *self) { return gt_drive_by_method(drive, self, Py_None); }
 
-static PyObject *throw_into(PyObject *awaitable, PyObject *const *arguments, Py_ssize_t count)
-{
-    PyObject *method = PyObject_GetAttr(awaitable, tc_names.throw);
-    if (!method)
-        return NULL;
-    PyObject *result = PyObject_Vectorcall(method, arguments, (size_t)count, NULL);
-    Py_DECREF(method);
-    return result;
-}
-
 static PyObject *call_throw(tc_socket_call *self, PyObject *const *arguments, Py_ssize_t count)
 {
     PyObject *yielded = NULL;
     if (self->waiter) {
         PyObject *waiter = Py_NewRef(self->waiter);
-        yielded = throw_into(waiter, arguments, count);
+        yielded = tc_throw_into(waiter, arguments, count);
         Py_DECREF(waiter);
         if (!yielded && PyErr_ExceptionMatches(PyExc_StopIteration)) { /* it took the exception, and is over */
             PyErr_Clear();

@@ -7,8 +7,11 @@ tested with is not touched.
 
 from __future__ import annotations
 
+import builtins
+import collections
 import contextlib
 import heapq
+import inspect
 import itertools
 import math
 import socket
@@ -19,18 +22,23 @@ import attrs
 import outcome
 import trio
 import trio.socket
-from trio import _highlevel_socket, _socket, _util
+from trio import _channel, _highlevel_socket, _socket, _sync, _timeouts, _util
 from trio import abc as trio_abc
-from trio._core import _instrumentation, _ki, _run, _traps
+from trio._core import _instrumentation, _ki, _parking_lot, _run, _traps
 
 _PLACES: dict[str, object] = {
     "run": _run,
     "traps": _traps,
+    "lowlevel": trio.lowlevel,
     "socket": _socket,
     "stream": _highlevel_socket,
     "abc": trio_abc,
     "util": _util,
     "instruments": _instrumentation,
+    "lot": _parking_lot,
+    "sync": _sync,
+    "channel": _channel,
+    "timeouts": _timeouts,
 }
 
 RELEASE: str = trio.__version__
@@ -157,8 +165,10 @@ class CoreSeam:
     no_send = _run._NO_SEND
     run_context = _run.GLOBAL_RUN_CONTEXT
     infinity = _run.inf
+    abort_succeeded = trio.lowlevel.Abort.SUCCEEDED
     unusual_yield = staticmethod(unusual_yield)
     translate = staticmethod(translate)
+    checkpoint = staticmethod(trio.lowlevel.checkpoint)
     checkpoint_if_cancelled = staticmethod(trio.lowlevel.checkpoint_if_cancelled)
     wait_readable = staticmethod(trio.lowlevel.wait_readable)
     wait_writable = staticmethod(trio.lowlevel.wait_writable)
@@ -182,3 +192,105 @@ class CoreSeam:
     def make_coroutine(self) -> Any:
         """A coroutine that is never awaited; the caller closes it."""
         return _coroutine()
+
+
+# What nurseries and locks do with exceptions, from where C leaves off.  Trio's own code for it is in the middle of functions
+# that C stands for, so it is written down again here; their fingerprints say that it is still the same.
+
+
+def nursery_aborted(nursery: Any, raise_cancel: Any) -> trio.lowlevel.Abort:
+    """``_nested_child_finished``: a KeyboardInterrupt is one of the nursery's exceptions, a cancellation is not."""
+    raised = outcome.capture(raise_cancel)
+    assert isinstance(raised, outcome.Error)
+    exception = raised.error
+    if not isinstance(exception, trio.Cancelled):
+        if _has_reasons(nursery):
+            reason = _run.CancelReason(source="KeyboardInterrupt", source_task=repr(nursery._parent_task))
+            nursery._add_exc(exception, reason)
+        else:
+            nursery._add_exc(exception)
+    del exception, raised  # or there is a cycle
+    return trio.lowlevel.Abort.FAILED
+
+
+def nursery_add(nursery: Any, exception: BaseException) -> None:
+    """``_nested_child_finished``: the schedule point of a nursery without children has raised."""
+    if _has_reasons(nursery):
+        nursery._add_exc(exception, reason=None)
+    else:
+        nursery._add_exc(exception)
+
+
+def _has_reasons(nursery: Any) -> bool:
+    """Whether this Trio records why a scope was cancelled."""
+    return "reason" in inspect.signature(nursery._add_exc).parameters
+
+
+_GROUP: Any = getattr(builtins, "BaseExceptionGroup", None) or getattr(_run, "BaseExceptionGroup", None)
+"""Python 3.10 has none of its own, and Trio imports one."""
+
+
+def nursery_error(nursery: Any) -> BaseException:
+    """The end of ``_nested_child_finished``: what a nursery with exceptions raises."""
+    exceptions: list[BaseException] = nursery._pending_excs
+    try:
+        if not nursery._strict_exception_groups and len(exceptions) == 1:
+            return exceptions[0]
+        group: BaseException = _GROUP("Exceptions from Trio nursery", exceptions)
+        if not nursery._strict_exception_groups:
+            group.add_note(_run.NONSTRICT_EXCEPTIONGROUP_NOTE)  # type: ignore[attr-defined]  # exceptiongroup's has it
+        return group
+    finally:
+        del nursery._pending_excs, exceptions
+
+
+def broken_lock(lock: Any, error: BaseException) -> BaseException:
+    """What ``_LockImpl.acquire`` raises when the owner of the lock has exited."""
+    raised = trio.BrokenResourceError(f"Owner of this lock exited without releasing: {lock._owner}")
+    raised.__context__ = error
+    raised.__suppress_context__ = True
+    return raised
+
+
+class NurserySeam:
+    """What the C of nurseries needs."""
+
+    def __init__(self) -> None:
+        self.nursery_type = _run.Nursery
+        self.nursery_manager_type = _run.NurseryManager
+        self.nursery_aborted = nursery_aborted
+        self.nursery_add = nursery_add
+        self.nursery_error = nursery_error
+
+
+class EventSeam:
+    """What the C of events needs."""
+
+    def __init__(self) -> None:
+        self.event_type = _sync.Event
+
+
+class LockSeam:
+    """What the C of locks and parking lots needs."""
+
+    def __init__(self) -> None:
+        self.lot_type = _parking_lot.ParkingLot
+        self.lock_type = _sync.Lock
+        self.fifo_lock_type = _sync.StrictFIFOLock
+        self.broken_resource_error = trio.BrokenResourceError
+        self.broken_lock = broken_lock
+
+
+class ChannelSeam:
+    """What the C of memory channels needs."""
+
+    def __init__(self) -> None:
+        self.channel_state_type = _channel.MemoryChannelState
+        self.send_channel_type = _channel.MemorySendChannel
+        self.receive_channel_type = _channel.MemoryReceiveChannel
+        self.deque_type = collections.deque
+        self.end_of_channel = trio.EndOfChannel
+
+
+PART_SEAMS = {"nurseries": NurserySeam, "events": EventSeam, "locks": LockSeam, "channels": ChannelSeam}
+"""By piece: what the C module is to be told of Trio for it, beyond :class:`CoreSeam`."""

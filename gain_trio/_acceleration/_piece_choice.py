@@ -28,7 +28,8 @@ class PieceInfo:
     """One piece of Trio's core that gain_trio can do in C."""
 
     name: str
-    """``sockets``, ``streams``, ``step``, ``checkpoints``, ``scopes``, ``spawning`` or ``tick``."""
+    """``sockets``, ``streams``, ``step``, ``checkpoints``, ``scopes``, ``spawning``, ``tick``, ``timeouts``, ``nurseries``,
+    ``events``, ``locks`` or ``channels``."""
     active: bool
     """Whether C does it: in this run, or in one to come when no run was asked about."""
     reason: str

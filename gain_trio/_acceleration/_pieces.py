@@ -15,7 +15,7 @@ from gain_trio._kernel import trio_core
 
 from . import _core_seam
 from ._fingerprints import digest, fingerprint
-from ._rewrite import Change, before_all, instead_of_batch, instead_of_first, rewrite
+from ._rewrite import Change, around_first, before_all, instead_of_batch, instead_of_first, rewrite
 
 
 @attrs.frozen
@@ -229,6 +229,120 @@ SPAWNING: Final = Piece(
     layouts=("run:Task", "run:Runner", "run:CancelStatus"),
 )
 
+TIMEOUTS: Final = Piece(
+    "timeouts",
+    (
+        Part(
+            "timeouts:move_on_after",
+            "move_on_after",
+            "gain_trio_scope = gain_trio_core(seconds, KEYWORDS)\n"
+            "if gain_trio_scope is not None:\n    return gain_trio_scope",
+        ),
+    ),
+    stands_for=SCOPES.stands_for,
+    layouts=("run:CancelScope",),
+)
+
+NURSERIES: Final = Piece(
+    "nurseries",
+    (
+        Part(
+            "run:NurseryManager.__aenter__",
+            "nursery_enter",
+            "gain_trio_nursery = gain_trio_core(self)\nif gain_trio_nursery is not None:\n    return gain_trio_nursery",
+        ),
+        Part(
+            "run:NurseryManager.__aexit__",
+            "nursery_exit",
+            "gain_trio_call = gain_trio_core(self, exc)\n"
+            "if gain_trio_call is None:\n    pass\n"
+            "else:\n"
+            "    new_exc = await gain_trio_call\n"
+            "    if new_exc is True:\n        return True",
+            around_first,
+        ),
+    ),
+    stands_for=(
+        *SCOPES.stands_for,
+        "run:CancelScope.__enter__",
+        "run:Nursery.__init__",
+        "run:Nursery._add_exc",
+        "run:Nursery._check_nursery_closed",
+        "run:Nursery._nested_child_finished",
+        "traps:cancel_shielded_checkpoint",
+        "traps:wait_task_rescheduled",
+    ),
+    layouts=(*SCOPES.layouts, "run:NurseryManager", "traps:WaitTaskRescheduled"),
+)
+
+_WAITS: Final = (
+    "lowlevel:reschedule",
+    "run:Runner.reschedule",
+    "run:checkpoint",
+    "run:checkpoint_if_cancelled",
+    "traps:cancel_shielded_checkpoint",
+    "traps:wait_task_rescheduled",
+)
+_WAIT_LAYOUTS: Final = ("run:Task", "run:Runner", "run:CancelStatus", "traps:WaitTaskRescheduled")
+_DONE: Final = "if gain_trio_core({}):\n    return"
+
+EVENTS: Final = Piece(
+    "events",
+    (
+        Part("sync:Event.set", "event_set", _DONE.format("self")),
+        Part("sync:Event.wait", "event_wait", _AWAIT.format("gain_trio_core(self)")),
+    ),
+    stands_for=_WAITS,
+    layouts=(*_WAIT_LAYOUTS, "sync:Event"),
+)
+
+LOCKS: Final = Piece(
+    "locks",
+    (
+        Part("lot:ParkingLot.park", "park", _AWAIT.format("gain_trio_core(self)")),
+        Part(
+            "lot:ParkingLot.unpark",
+            "unpark",
+            "gain_trio_tasks = gain_trio_core(self, count)\nif gain_trio_tasks is not None:\n    return gain_trio_tasks",
+        ),
+        Part("sync:_LockImpl.acquire", "acquire", _AWAIT.format("gain_trio_core(self)")),
+        Part("sync:_LockImpl.acquire_nowait", "acquire_nowait", _DONE.format("self")),
+        Part("sync:_LockImpl.release", "release", _DONE.format("self")),
+        Part("sync:AsyncContextManagerMixin.__aenter__", "acquire", _AWAIT.format("gain_trio_core(self)")),
+        Part("sync:AsyncContextManagerMixin.__aexit__", "release", _DONE.format("self")),
+    ),
+    stands_for=(
+        *_WAITS,
+        "lot:ParkingLot._pop_several",
+        "?lot:add_parking_lot_breaker",
+        "?lot:remove_parking_lot_breaker",
+    ),
+    layouts=(*_WAIT_LAYOUTS, "lot:ParkingLot", "sync:Lock", "sync:StrictFIFOLock"),
+)
+
+CHANNELS: Final = Piece(
+    "channels",
+    (
+        Part("channel:MemorySendChannel.send", "channel_send", _AWAIT.format("gain_trio_core(self, value)")),
+        Part("channel:MemorySendChannel.send_nowait", "channel_send_nowait", _DONE.format("self, value")),
+        Part("channel:MemoryReceiveChannel.receive", "channel_receive", _AWAIT.format("gain_trio_core(self)")),
+        Part(
+            "channel:MemoryReceiveChannel.receive_nowait",
+            "channel_receive_nowait",
+            "gain_trio_value = gain_trio_core(self, gain_trio_core)\n"
+            "if gain_trio_value is not gain_trio_core:\n    return gain_trio_value",
+        ),
+        Part("abc:ReceiveChannel.__anext__", "channel_next", _AWAIT.format("gain_trio_core(self)")),
+    ),
+    stands_for=_WAITS,
+    layouts=(
+        *_WAIT_LAYOUTS,
+        "channel:MemoryChannelState",
+        "channel:MemorySendChannel",
+        "channel:MemoryReceiveChannel",
+    ),
+)
+
 TICK: Final = Piece(
     "tick",
     (Part("run:unrolled_run", "tick_batch", "if gain_trio_core(runner, batch):\n    return", instead_of_batch),),
@@ -243,7 +357,20 @@ TICK: Final = Piece(
     needs=("step",),
 )
 
-PIECES: Final = (SOCKETS, STREAMS, STEP, CHECKPOINTS, SCOPES, SPAWNING, TICK)
+PIECES: Final = (
+    SOCKETS,
+    STREAMS,
+    STEP,
+    CHECKPOINTS,
+    SCOPES,
+    SPAWNING,
+    TICK,
+    TIMEOUTS,
+    NURSERIES,
+    EVENTS,
+    LOCKS,
+    CHANNELS,
+)
 """All of them.  Where two replace the same function, the later one's code is the one that counts."""
 
 NAMES: Final = tuple(piece.name for piece in PIECES)

@@ -70,6 +70,20 @@ def instead_of_first(function: Function, inserted: list[ast.stmt]) -> None:
     function.body[start : start + 1] = inserted
 
 
+def around_first(function: Function, inserted: list[ast.stmt]) -> None:
+    """The call is made before the first statement, which takes the place of ``pass`` in what is inserted."""
+    start = _beginning(function)
+    (choice,) = [
+        node
+        for statement in inserted
+        if isinstance(statement, ast.If)
+        for node in ast.walk(statement)
+        if isinstance(node, ast.If) and isinstance(node.body[0], ast.Pass)
+    ]
+    choice.body = [function.body[start]]
+    function.body[start : start + 1] = inserted
+
+
 def instead_of_batch(function: Function, inserted: list[ast.stmt]) -> None:
     """The call is made in the place of ``while batch:``."""
     setting, *call = inserted

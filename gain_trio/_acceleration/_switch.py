@@ -161,15 +161,21 @@ class Switch:
 def _configure() -> dict[str, str]:
     """Configure the C module for this process's Trio.  Returns the pieces that it cannot replace, with the reasons."""
     try:
-        trio_core.configure(_core_seam.CoreSeam())
+        trio_core.configure("core", _core_seam.CoreSeam())
     except (AttributeError, TypeError, ValueError, AssertionError) as error:
         return dict.fromkeys(NAMES, f"Trio {_core_seam.RELEASE} is not what it was tested with: {error}")
+    refused: dict[str, str] = {}
+    for name, seam in _core_seam.PART_SEAMS.items():
+        try:
+            trio_core.configure(name, seam())
+        except (AttributeError, TypeError, ValueError) as error:
+            refused[name] = f"Trio {_core_seam.RELEASE} is not what it was tested with: {error}"
     with socket.socket(socket.AF_UNIX) as sample:
         try:
             trio_core.check_socket(sample)
         except TypeError as error:
-            return dict.fromkeys(("sockets", "streams"), str(error))
-    return {}
+            refused |= dict.fromkeys(("sockets", "streams"), str(error))
+    return refused
 
 
 switch = Switch()

@@ -1,0 +1,338 @@
+/* wait.c: the awaitable of a task that waits at one of Trio's queues, and what such waits have in common.
+ *
+ * Stands for:
+ *     trio/_core/_traps.py   wait_task_rescheduled, with the abort function that its caller gives it, which is the awaitable
+ *     trio/_core/_run.py     checkpoint; reschedule, as trio.lowlevel has it
+ *
+ *     NEW ──drive──> YIELDED ──drive──> DONE     a schedule point, or the task has been parked and woken
+ *                       └────drive──> REST       a checkpoint that is cancelled: Trio's own coroutine does what is left
+ */
+#include "wait.h"
+
+enum { NEW, YIELDED, REST, DONE };
+
+#define FREE_LIST_SIZE 64
+static tc_wait *free_list[FREE_LIST_SIZE];
+static int free_count;
+
+/* Takes the reference to `message`. */
+static tc_wait *make(const tc_wait_kind *kind, PyObject *owner, PyObject *message)
+{
+    tc_wait *self;
+    if (free_count > 0) {
+        self = free_list[--free_count];
+        PyObject_Init((PyObject *)self, &tc_wait_type);
+    } else if (!(self = PyObject_GC_New(tc_wait, &tc_wait_type))) {
+        Py_XDECREF(message);
+        return NULL;
+    }
+    memset((char *)self + sizeof(PyObject), 0, sizeof *self - sizeof(PyObject));
+    self->kind = kind;
+    self->owner = Py_XNewRef(owner);
+    self->message = message;
+    self->state = NEW;
+    PyObject_GC_Track(self);
+    return self;
+}
+
+PyObject *tc_wait_pass(const tc_wait_kind *kind, PyObject *owner, PyObject *value)
+{
+    tc_wait *self = make(kind, owner, Py_NewRef(tc_core.checkpoint_message));
+    if (self)
+        self->value = Py_NewRef(value);
+    return (PyObject *)self;
+}
+
+static const tc_wait_kind plain = {NULL, NULL};
+
+PyObject *tc_wait_checkpoint(void)
+{
+    tc_wait *self = make(&plain, NULL, Py_NewRef(tc_core.checkpoint_message));
+    if (self)
+        self->checks = true;
+    return (PyObject *)self;
+}
+
+PyObject *tc_wait_park(const tc_wait_kind *kind, PyObject *owner, PyObject *task)
+{
+    tc_wait *self = make(kind, owner, NULL);
+    if (!self)
+        return NULL;
+    self->task = Py_NewRef(task);
+    /* Made here, so that nothing is left to fail when the task is in the queue. */
+    self->message = tc_trap((PyObject *)self);
+    if (!self->message)
+        Py_CLEAR(self);
+    return (PyObject *)self;
+}
+
+static int wait_clear(tc_wait *self)
+{
+    self->state = DONE;
+    Py_CLEAR(self->message);
+    Py_CLEAR(self->owner);
+    Py_CLEAR(self->task);
+    Py_CLEAR(self->value);
+    Py_CLEAR(self->remainder);
+    return 0;
+}
+
+static int wait_traverse(tc_wait *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->message);
+    Py_VISIT(self->owner);
+    Py_VISIT(self->task);
+    Py_VISIT(self->value);
+    Py_VISIT(self->remainder);
+    return 0;
+}
+
+static void wait_dealloc(tc_wait *self)
+{
+    PyObject_GC_UnTrack(self);
+    wait_clear(self);
+    if (free_count < FREE_LIST_SIZE)
+        free_list[free_count++] = self;
+    else
+        PyObject_GC_Del(self);
+}
+
+/* --- driving --- */
+
+/* The end: what the call returns, for what it was resumed with, to which this takes the reference. */
+static PySendResult conclude(tc_wait *self, PyObject *result, PyObject **returned)
+{
+    self->state = DONE;
+    Py_INCREF(self); /* finish() may run the code that lets go of it */
+    if (self->kind->finish)
+        result = self->kind->finish(self, result);
+    else if (result)
+        Py_SETREF(result, Py_NewRef(Py_None));
+    PyObject *exception = result ? NULL : gt_take_exception();
+    wait_clear(self);
+    Py_DECREF(self);
+    if (exception)
+        gt_restore_exception(exception);
+    *returned = result;
+    return result ? PYGEN_RETURN : PYGEN_ERROR;
+}
+
+static PySendResult drive_rest(tc_wait *self, PyObject *message, PyObject **result)
+{
+    PyObject *remainder = Py_NewRef(self->remainder);
+    PySendResult sent = PyIter_Send(remainder, message, result);
+    Py_DECREF(remainder);
+    return sent == PYGEN_NEXT ? sent : conclude(self, *result, result);
+}
+
+/* The checkpoint is cancelled, and has made its schedule point: Trio's own coroutine goes on from behind it. */
+static PySendResult begin_rest(tc_wait *self, PyObject **result)
+{
+    PyObject *remainder = PyObject_CallNoArgs(tc_core.checkpoint);
+    PyObject *outcome = remainder ? tc_value(Py_None) : NULL, *point = NULL;
+    PySendResult sent = outcome ? PyIter_Send(remainder, Py_None, &point) : PYGEN_ERROR;
+    Py_XDECREF(point);
+    if (sent == PYGEN_NEXT) {
+        self->remainder = Py_NewRef(remainder);
+        self->state = REST;
+        sent = drive_rest(self, outcome, result);
+    } else if (sent == PYGEN_RETURN) {
+        sent = conclude(self, Py_NewRef(Py_None), result);
+    } else {
+        sent = conclude(self, NULL, result);
+    }
+    Py_XDECREF(remainder);
+    Py_XDECREF(outcome);
+    return sent;
+}
+
+static PySendResult after_checkpoint(tc_wait *self, PyObject **result)
+{
+    PyObject *task = tc_current_task();
+    int cancelled = task ? tc_is_cancelled(task) : 1;
+    if (cancelled > 0)
+        return begin_rest(self, result);
+    bool counted = cancelled == 0 && tc_add(tc_core.task.cancel_points, task, 1) == 0;
+    return conclude(self, counted ? Py_NewRef(Py_None) : NULL, result);
+}
+
+static PySendResult drive(PyObject *object, PyObject *message, PyObject **result)
+{
+    tc_wait *self = (tc_wait *)object;
+    *result = NULL;
+    if (self->state == REST)
+        return drive_rest(self, message, result);
+    if (self->state == NEW) {
+        self->state = YIELDED;
+        *result = self->message;
+        self->message = NULL;
+        return PYGEN_NEXT;
+    }
+    if (self->state == DONE) {
+        PyErr_SetString(PyExc_RuntimeError, "cannot reuse already awaited coroutine");
+        return PYGEN_ERROR;
+    }
+    PyObject *resumed = tc_unwrap(message);
+    if (!resumed)
+        return conclude(self, NULL, result);
+    if (self->value) { /* nothing that a checkpoint is resumed with is returned */
+        Py_SETREF(resumed, Py_NewRef(self->value));
+    } else if (self->checks) {
+        Py_DECREF(resumed);
+        return after_checkpoint(self, result);
+    }
+    return conclude(self, resumed, result);
+}
+
+static PyObject *wait_send(PyObject *self, PyObject *message) { return gt_drive_by_method(drive, self, message); }
+
+static PyObject *wait_next(PyObject *self) { return gt_drive_by_method(drive, self, Py_None); }
+
+/* `message` is the exception. */
+static PySendResult drive_throw(PyObject *object, PyObject *message, PyObject **result)
+{
+    gt_restore_exception(Py_NewRef(message));
+    return conclude((tc_wait *)object, NULL, result);
+}
+
+static PyObject *wait_throw(tc_wait *self, PyObject *const *arguments, Py_ssize_t count)
+{
+    if (self->remainder) {
+        PyObject *remainder = Py_NewRef(self->remainder);
+        PyObject *yielded = tc_throw_into(remainder, arguments, count);
+        Py_DECREF(remainder);
+        if (!yielded)
+            wait_clear(self);
+        return yielded;
+    }
+    gt_raise_thrown(arguments, count);
+    if (self->state != YIELDED) {
+        self->state = DONE;
+        return NULL;
+    }
+    PyObject *exception = gt_take_exception();
+    PyObject *returned = gt_drive_by_method(drive_throw, (PyObject *)self, exception);
+    Py_DECREF(exception);
+    return returned;
+}
+
+static PyObject *wait_close(tc_wait *self, PyObject *Py_UNUSED(ignored))
+{
+    PyObject *remainder = Py_XNewRef(self->remainder);
+    wait_clear(self);
+    PyObject *closed = remainder ? PyObject_CallMethodNoArgs(remainder, tc_names.close) : Py_NewRef(Py_None);
+    Py_XDECREF(remainder);
+    return closed;
+}
+
+/* It is its own abort function: called with raise_cancel. */
+static PyObject *wait_call(tc_wait *self, PyObject *arguments, PyObject *names)
+{
+    if (PyTuple_GET_SIZE(arguments) != 1 || (names && PyDict_GET_SIZE(names) > 0)) {
+        PyErr_SetString(PyExc_TypeError, "an abort function takes one argument");
+        return NULL;
+    }
+    if (!self->task || !self->kind->abort) {
+        PyErr_SetString(PyExc_RuntimeError, "what is to be aborted is over");
+        return NULL;
+    }
+    Py_INCREF(self);
+    PyObject *result = self->kind->abort(self, PyTuple_GET_ITEM(arguments, 0));
+    Py_DECREF(self);
+    return result;
+}
+
+static PyMethodDef wait_methods[] = {
+    {"send", wait_send, METH_O, PyDoc_STR("Resume with a message from Trio.")},
+    {"throw", (PyCFunction)wait_throw, METH_FASTCALL, PyDoc_STR("End the wait with an exception.")},
+    {"close", (PyCFunction)wait_close, METH_NOARGS, PyDoc_STR("End the wait.")},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyAsyncMethods wait_async = {
+    .am_await = gt_self,
+    .am_send = drive,
+};
+
+PyTypeObject tc_wait_type = {
+    PyVarObject_HEAD_INIT(NULL, 0) /* the macro brings the comma */
+        .tp_name = "gain_trio._trio_core.Wait",
+    .tp_basicsize = sizeof(tc_wait),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_doc = PyDoc_STR("What a task awaits at one of Trio's queues; as a function, it aborts the wait."),
+    .tp_dealloc = (destructor)wait_dealloc,
+    .tp_traverse = (traverseproc)wait_traverse,
+    .tp_clear = (inquiry)wait_clear,
+    .tp_call = (ternaryfunc)wait_call,
+    .tp_as_async = &wait_async,
+    .tp_iter = gt_self,
+    .tp_iternext = wait_next,
+    .tp_methods = wait_methods,
+};
+
+/* --- what the waits have in common --- */
+
+int tc_remove(PyObject *set, PyObject *item)
+{
+    if (!PySet_Check(set)) {
+        PyErr_SetString(PyExc_TypeError, "Trio's tasks are not in a set");
+        return -1;
+    }
+    int removed = PySet_Discard(set, item);
+    if (removed == 0)
+        PyErr_SetObject(PyExc_KeyError, item);
+    return removed > 0 ? 0 : -1;
+}
+
+PyObject *tc_wait_leave_set(PyObject *set, PyObject *item)
+{
+    return tc_remove(set, item) < 0 ? NULL : Py_NewRef(tc_core.abort_succeeded);
+}
+
+PyObject *tc_wait_leave_dict(PyObject *dict, PyObject *item)
+{
+    return PyObject_DelItem(dict, item) < 0 ? NULL : Py_NewRef(tc_core.abort_succeeded);
+}
+
+int tc_pop_first(PyObject *dict, PyObject **key, PyObject **value)
+{
+    PyObject *arguments[] = {dict, Py_False};
+    PyObject *item = PyObject_VectorcallMethod(tc_names.popitem, arguments, 1, tc_core.last_name);
+    if (!item)
+        return -1;
+    if (!PyTuple_CheckExact(item) || PyTuple_GET_SIZE(item) != 2) {
+        PyErr_SetString(PyExc_TypeError, "popitem() returns no pair");
+        Py_DECREF(item);
+        return -1;
+    }
+    *key = Py_NewRef(PyTuple_GET_ITEM(item, 0));
+    *value = Py_NewRef(PyTuple_GET_ITEM(item, 1));
+    Py_DECREF(item);
+    return 0;
+}
+
+int tc_wake(PyObject *task, PyObject *outcome)
+{
+    PyObject *context = tc_context();
+    PyObject *runner = context ? PyDict_GetItemWithError(context, tc_names.runner) : NULL;
+    if (!runner) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_RuntimeError, "must be called from async context");
+        return -1;
+    }
+    Py_INCREF(runner);
+    int done = tc_reschedule(runner, task, outcome);
+    if (done == 0) /* Trio raises what there is to raise */
+        done = tc_drop(PyObject_CallMethodObjArgs(runner, tc_names.reschedule, task, outcome, NULL));
+    Py_DECREF(runner);
+    return done < 0 ? -1 : 0;
+}
+
+PyObject *tc_free_task(void)
+{
+    PyObject *task = tc_current_task();
+    int cancelled = task ? tc_is_cancelled(task) : 1;
+    if (cancelled < 0)
+        PyErr_Clear();
+    return cancelled == 0 ? task : NULL;
+}
