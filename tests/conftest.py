@@ -36,9 +36,11 @@ from support.certificates import TLS_1_2, TLS_1_3, open_tls_pair
 from support.descriptors import open_descriptors
 from support.pairs import PATIENCE, Pair, open_pair, open_unix_pair
 from support.tls_pairs import TlsPair
+from support.workers import watched
 
 import gain_trio
 from gain_trio import BackendInfo, Feature
+from gain_trio._server._processes._heartbeat import HeartbeatMonitor
 from gain_trio._transports._addresses._passed_descriptors import descriptor_closer
 
 BACKEND_VARIABLE = "GAIN_TRIO_BACKEND"
@@ -200,6 +202,18 @@ def handlers_and_hooks_are_left_alone() -> Iterator[None]:
     assert sys.gettrace() is tracer
     assert sys.get_asyncgen_hooks() == hooks
     assert signal.set_wakeup_fd(-1) == -1
+
+
+@pytest.fixture
+def no_process_is_late(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A worker process is not late because this machine is slow to run it, but only if the test watches it."""
+    is_late = HeartbeatMonitor.is_late
+    assert isinstance(is_late, property)
+    look = is_late.fget
+    assert look is not None
+    monkeypatch.setattr(HeartbeatMonitor, "is_late", property(lambda monitor: monitor in watched and look(monitor)))
+    yield
+    watched.clear()
 
 
 @pytest.fixture

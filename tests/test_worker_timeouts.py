@@ -13,18 +13,19 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from support import worker_handlers as handlers
 from support.pairs import PATIENCE, receive_exactly
 from support.processes import running
 from support.servers import LOCAL, connect, serving
-from support.workers import ARCHITECTURES, children, process_of, raises_alone, soon
+from support.workers import ARCHITECTURES, children, process_of, raises_alone, soon, watch, watched
 
 import gain_trio
 from gain_trio import Server, WorkerFailed
-from gain_trio._server._processes import _heartbeat, _supervisor
+from gain_trio._server._processes import _heartbeat, _supervisor, _worker_process
 from gain_trio._server._processes._heartbeat import HeartbeatMonitor
 
-pytestmark = [pytest.mark.connections, pytest.mark.slow]
+pytestmark = [pytest.mark.connections, pytest.mark.slow, pytest.mark.usefixtures("no_process_is_late")]
 
 
 def stop(pid: int) -> None:
@@ -100,6 +101,7 @@ def test_beats_are_a_third_of_what_makes_a_process_late() -> None:
 @pytest.mark.parametrize("timeout", [None, 0.1, 1, 30, float("inf")])
 def test_a_pulse(timeout: float | None) -> None:
     monitor = HeartbeatMonitor(timeout)
+    watched.add(monitor)
     late = hung = 0
     while not monitor.is_late:
         monitor.tick()
@@ -131,6 +133,7 @@ async def test_a_late_process_gets_no_connections_until_it_answers(
     options: Any = {"processes": 2, "architecture": architecture, "worker_timeout": None}
     async with serving(handlers.tell_process, **options) as server:
         late, other = children()
+        watch(server, late)
         with stopped(late):
             await is_late(server)
             assert server._process_counts() == (1, 0)
@@ -151,6 +154,7 @@ async def test_a_late_process_gets_no_connections_until_it_answers(
 async def test_what_a_late_process_has_not_taken_goes_to_another_one() -> None:
     async with serving(handlers.tell_process, processes=2, worker_timeout=None) as server:
         late, other = children()
+        watch(server, late)
         with stopped(late):
             clients = [await connect(server) for _ in range(10)]  # half of them are on their way to it by now, or soon
             with trio.fail_after(PATIENCE):
@@ -165,6 +169,7 @@ async def test_what_a_late_process_has_not_taken_goes_to_another_one() -> None:
 async def test_with_one_process_connections_wait_until_it_answers() -> None:
     async with serving(handlers.tell_process, processes=1, worker_timeout=None) as server:
         [pid] = children()
+        watch(server, pid)
         with stopped(pid):
             early = await connect(server)
             await is_late(server)
@@ -182,10 +187,11 @@ async def test_with_one_process_connections_wait_until_it_answers() -> None:
 async def test_a_process_that_hangs_is_killed_and_replaced(
     handler: Any, architecture: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    options: Any = {"processes": 2, "architecture": architecture, "worker_timeout": 1.5}
+    options: Any = {"processes": 2, "architecture": architecture, "worker_timeout": None}
     async with serving(handler, **options) as server:
         client = await connect(server)
         pid = int(await receive_exactly(client, 8))
+        watch(server, pid, 1.5)
         await soon(lambda: server._process_counts() == (2, 1))
         assert pid not in children()
         assert server.statistics().hung_workers == 1
@@ -196,12 +202,13 @@ async def test_a_process_that_hangs_is_killed_and_replaced(
 
 
 async def test_a_process_that_hangs_while_it_drains_is_killed(caplog: pytest.LogCaptureFixture) -> None:
-    options: Any = {"processes": 1, "graceful_timeout": 3600, "worker_timeout": 1.5}
+    options: Any = {"processes": 1, "graceful_timeout": 3600, "worker_timeout": None}
     async with serving(handlers.tell_process, **options) as server:
         [old] = children()
         client = await connect(server)
         assert await process_of(client) == old
         await server._renew()
+        watch(server, old, 1.5)
         with stopped(old):
             await soon(lambda: old not in children())
         assert server.statistics().hung_workers == 1
@@ -211,6 +218,7 @@ async def test_a_process_that_hangs_while_it_drains_is_killed(caplog: pytest.Log
 
 async def test_without_a_timeout_nothing_is_killed() -> None:
     async with serving(handlers.tell_process, processes=1, worker_timeout=None) as server:
+        watch(server, *children())
         [worker] = [worker for supervisor in server._pool.supervisors for worker in supervisor.workers]  # type: ignore[attr-defined]
         for _ in range(10_000):
             worker._heartbeats.tick()
@@ -220,18 +228,19 @@ async def test_without_a_timeout_nothing_is_killed() -> None:
 
 
 async def test_a_process_that_hangs_while_it_begins_is_killed_and_tried_again(
-    gate: Gate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    gate: Gate, mock_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(_supervisor, "SHORTEST_START", 3.0)
-    async with serving(gate.handler, processes=1, worker_timeout=0.5) as server:
+    mock_clock.rate = 1.0  # for what the processes do; the time to begin is over when the test says so
+    async with serving(gate.handler, processes=1) as server:
         old, booting = await gate.hold_successor()
         with stopped(booting):
+            mock_clock.jump(_supervisor.start_timeout(30))
             await soon(lambda: booting not in children())
         gate.open()
         async with await connect(server) as client:
             assert await process_of(client) not in {old, booting}
-        assert server.statistics().failed_starts >= 1
-    assert "(it had 3 seconds)" in caplog.text
+        assert server.statistics().failed_starts == 1
+    assert "(it had 120 seconds)" in caplog.text
 
 
 # --- the end of the server ---
@@ -241,6 +250,7 @@ async def test_a_drain_kills_what_does_not_answer_when_the_time_is_up(caplog: py
     async with ending(handlers.block, processes=2) as server:
         client = await connect(server)
         pid = int(await receive_exactly(client, 8))
+        watch(server, pid)
         await is_late(server)
         await server.drain(0.5)
     assert f"worker process {pid} has not ended in time, and is killed" in caplog.text
@@ -252,6 +262,7 @@ async def test_a_drain_kills_what_does_not_answer_when_the_time_is_up(caplog: py
 async def test_a_drain_with_a_stopped_process() -> None:
     async with ending(handlers.tell_process, processes=2) as server:
         [first, _second] = children()
+        watch(server, first)
         stop(first)
         await is_late(server)
         await server.drain(0.5)
@@ -266,7 +277,8 @@ async def test_a_drain_while_a_process_that_hangs_begins(gate: Gate) -> None:
     assert children() == []
 
 
-async def test_a_drain_while_a_process_begins_is_a_good_end(gate: Gate) -> None:
+async def test_a_drain_while_a_process_begins_is_a_good_end(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_worker_process, "UNWANTED_GRACE", PATIENCE)
     async with trio.open_nursery() as nursery:
         server = await nursery.start(functools.partial(_serve, gate.handler, {"processes": 1}))
         await gate.hold_successor()
@@ -277,12 +289,13 @@ async def test_a_drain_while_a_process_begins_is_a_good_end(gate: Gate) -> None:
 async def test_what_was_killed_and_replaced_before_is_no_bad_end() -> None:
     async with trio.open_nursery() as nursery:
         server = await nursery.start(
-            functools.partial(_serve, handlers.tell_process, {"processes": 1, "worker_timeout": 1})
+            functools.partial(_serve, handlers.tell_process, {"processes": 1, "worker_timeout": None})
         )
         [old] = children()
+        watch(server, old, 1)
         stop(old)
         await soon(lambda: server._process_counts() == (1, 1))
-        await server.drain(5)
+        await server.drain(PATIENCE)
 
 
 @pytest.mark.parametrize("signals", [1, 2], ids=["one signal", "two signals"])
@@ -303,3 +316,59 @@ def test_the_command_says_by_its_exit_status_that_it_had_to_kill(handler: str, s
             status, _out, err = server.end()
     assert status == 1, err
     assert "had to be killed" in err
+
+
+TOLD_TO_END = """
+import functools, logging, sys
+sys.path.insert(0, sys.argv[1])
+import trio
+import gain_trio
+from gain_trio._server._processes import _worker_process
+from support import worker_handlers as handlers
+
+
+class Events(handlers.BusyThreads):
+    def on_start(self, server):
+        print(server.addresses[0][1])
+
+
+async def main():
+    async with trio.open_nursery() as nursery:
+        serve = functools.partial(gain_trio.serve, handlers.wait_in_thread, "tcp://127.0.0.1:0", signals=True)
+        server = await nursery.start(functools.partial(serve, graceful_timeout=3600, **options))
+        print(server.addresses[0][1])
+
+
+if __name__ == "__main__":
+    logging.basicConfig(stream=sys.stdout, format="%(message)s")
+    _worker_process.WORKER_GRACE = 0.3
+    options = {"processes": 1, "worker_timeout": None}
+    if sys.argv[2] == "serve":
+        gain_trio.run(main)
+    else:
+        options |= {"async_handler": True, "graceful_timeout": 3600}
+        gain_trio.callbacks.listen_and_serve("tcp://127.0.0.1:0", Events(), **options)
+"""
+
+
+@pytest.mark.parametrize("is_stopped", [False, True], ids=["busy", "and stopped"])
+@pytest.mark.parametrize("kind", ["serve", "listen_and_serve"])
+def test_a_server_that_two_signals_end_and_that_kills_fails(kind: str, is_stopped: bool, tmp_path: Path) -> None:
+    """Both signals come at once.  A process that is late is killed in the same moment."""
+    program = tmp_path / "server.py"
+    program.write_text(TOLD_TO_END)
+    with running(program, Path(__file__).parent, kind) as server:
+        port = int(server.line())
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client:
+            client.sendall(b"?")
+            pid = int(client.recv(8))
+            with stopped(pid) if is_stopped else contextlib.nullcontext():
+                if is_stopped:
+                    assert f"worker process {pid} does not answer" in server.line()
+                with stopped(server.pid):
+                    server.interrupt(signal.SIGTERM)
+                    server.interrupt(signal.SIGINT)  # of two of a kind one would be lost
+                status, out, err = server.end()
+    assert f"worker process {pid} has not ended in time, and is killed" in out
+    assert status == 1, err
+    assert "WorkerFailed: the server has cut connections off at its end: 1 of its worker processes" in err

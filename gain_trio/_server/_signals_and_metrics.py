@@ -104,7 +104,8 @@ class _StartedServer(trio.TaskStatus[Server]):
             return False
         logger.info("%s: the server drains; another one cancels it", shown(name))
         self._is_draining = True
-        self.nursery.start_soon(self.server.drain, self._graceful_timeout, name="gain_trio drain")
+        # In this step and not by a task: another signal may have come, too, and what it kills is to count.
+        self.server._begin_to_drain(self._graceful_timeout)
         return True
 
     def cancel(self, name: str) -> None:

@@ -377,10 +377,12 @@ class _ShutDownBySignals:
         if self._server._state is State.STOPPING:
             return False
         self._server.async_shutdown()
+        self._server._stop()
         return True
 
     def cancel(self, _name: str) -> None:
         """Cancel the callbacks, too."""
+        self._server._stop()  # if async_shutdown() has not yet had it called: what is killed now is to count
         if self._server._scope is not None:
             self._server._scope.cancel()
 

@@ -27,6 +27,11 @@ class Program:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
     def line(self) -> str:
         """The next line that the program prints; empty after its end."""
         assert self._process.stdout is not None

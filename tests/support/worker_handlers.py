@@ -74,6 +74,14 @@ async def block(connection: Connection) -> None:
     time.sleep(3600)  # noqa: ASYNC251 - that is what it is for
 
 
+async def wait_in_thread(connection: Connection) -> None:
+    """Wait for a thread that never ends."""
+    await connection.receive()
+    await connection.send(b"%08d" % os.getpid())
+    await connection.flush()
+    await trio.to_thread.run_sync(threading.Event().wait)
+
+
 async def shielded(connection: Connection) -> None:
     """Ignore cancellation."""
     await connection.send(b"%08d" % os.getpid())
@@ -274,6 +282,15 @@ async def spin(connection: Connection) -> None:
     await connection.flush()
     while True:
         pass
+
+
+class BusyThreads(EventHandler):
+    """A handler that blocks its thread; the event loop goes round if that is another one (``async_handler``)."""
+
+    def on_read(self, conn: Conn, n: int) -> None:
+        conn.discard(n)
+        os.write(conn.fd, b"%08d" % os.getpid())
+        threading.Event().wait()
 
 
 class BlockingEvents(EventHandler):

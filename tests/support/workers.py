@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from gain_trio import Connection, Server
+from gain_trio._server._processes._heartbeat import HeartbeatMonitor
 from support.pairs import PATIENCE, receive_exactly
 from support.servers import connect
 
@@ -19,6 +20,9 @@ if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 
 ARCHITECTURES = ["reactor", "socket_sharding"]
+
+watched: set[HeartbeatMonitor] = set()
+"""The monitors that may find their process late, under the fixture ``no_process_is_late``."""
 
 
 async def soon(condition: Callable[[], bool]) -> None:
@@ -41,6 +45,16 @@ def children() -> list[int]:
         with open(f"/proc/self/task/{task}/children") as file:
             found += [int(number) for number in file.read().split()]
     return sorted(found)
+
+
+def watch(server: Server, pid: int, worker_timeout: float | None = None) -> None:
+    """Let the server find this process late, and hung after ``worker_timeout`` seconds: see ``no_process_is_late``."""
+    supervisors = server._pool.supervisors  # type: ignore[attr-defined]
+    [worker] = [worker for supervisor in supervisors for worker in supervisor.workers if worker.pid == pid]
+    monitor = worker._heartbeats
+    if worker_timeout is not None:
+        monitor.timeout, monitor._most = worker_timeout, worker_timeout / monitor.interval
+    watched.add(monitor)
 
 
 @asynccontextmanager
