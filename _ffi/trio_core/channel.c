@@ -82,18 +82,6 @@ static int take_waiter(tc_slot slot, PyObject *state, PyObject **task, PyObject 
     return result;
 }
 
-static PyObject *call_with(PyCFunction function, PyObject *name, PyObject *object, PyObject *argument)
-{
-    if (function)
-        return function(object, argument);
-    return argument ? PyObject_CallMethodOneArg(object, name, argument) : PyObject_CallMethodNoArgs(object, name);
-}
-
-static int append(PyObject *data, PyObject *value)
-{
-    return tc_drop(call_with(tc_core.deque_append, tc_names.append, data, value));
-}
-
 static Py_ssize_t buffered(PyObject *state) { return PyObject_Size(tc_get(tc_core.channel.data, state)); }
 
 /* Put the task in both queues: the end's and that of all its clones.  What to await; NULL: exception set. */
@@ -182,7 +170,7 @@ static int store(PyObject *state, PyObject *value)
         Py_ssize_t most = PyLong_CheckExact(peak) ? PyLong_AsSsize_t(peak) : -1, count = buffered(state) + 1;
         number = count > most ? PyLong_FromSsize_t(count) : NULL;
     }
-    if (PyErr_Occurred() || append(tc_get(tc_core.channel.data, state), value) < 0) {
+    if (PyErr_Occurred() || tc_append(tc_get(tc_core.channel.data, state), value) < 0) {
         Py_XDECREF(number);
         return -1;
     }
@@ -279,13 +267,14 @@ static PyObject *receive_now(channel_end *end)
         if (result == 0) {
             result = tc_wake(task, NULL);
             if (result == 0)
-                result = append(data, value);
+                result = tc_append(data, value);
             Py_DECREF(task);
             Py_DECREF(value);
         }
     }
     if (result == 0 && PyObject_Size(data) > 0)
-        received = call_with(tc_core.deque_popleft, tc_names.popleft, data, NULL);
+        received = tc_core.deque_popleft ? tc_core.deque_popleft(data, NULL)
+                                         : PyObject_CallMethodNoArgs(data, tc_names.popleft);
     Py_DECREF(data);
     return received;
 }

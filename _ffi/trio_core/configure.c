@@ -92,6 +92,7 @@ static const type_of core_types[] = {
     {&tc_core.stream_type, "stream_type"},
     {&tc_core.system_clock_type, "system_clock_type"},
     {&tc_core.plain_socket_type, "plain_socket_type"},
+    {&tc_core.deque_type, "deque_type"},
     {NULL, NULL},
 };
 
@@ -161,7 +162,6 @@ static const type_of channel_types[] = {
     {&tc_core.channel_state_type, "channel_state_type"},
     {&tc_core.send_channel_type, "send_channel_type"},
     {&tc_core.receive_channel_type, "receive_channel_type"},
-    {&tc_core.deque_type, "deque_type"},
     {NULL, NULL},
 };
 
@@ -287,8 +287,23 @@ static int check_kinds(void)
     return -1;
 }
 
+/* The function of a method without keywords, which may be called as the method is; NULL: it is not such a method. */
+static PyCFunction function_of(PyTypeObject *type, PyObject *name, int flags)
+{
+    PyObject *method = PyObject_GetAttr((PyObject *)type, name);
+    PyCFunction function = NULL;
+    if (method && Py_IS_TYPE(method, &PyMethodDescr_Type) &&
+        (((PyMethodDescrObject *)method)->d_method->ml_flags & ~METH_COEXIST) == flags)
+        function = ((PyMethodDescrObject *)method)->d_method->ml_meth;
+    PyErr_Clear();
+    Py_XDECREF(method);
+    return function;
+}
+
 static int finish_core(PyObject *seam)
 {
+    tc_core.deque_append = function_of(tc_core.deque_type, tc_names.append, METH_O);
+    tc_core.deque_popleft = function_of(tc_core.deque_type, tc_names.popleft, METH_NOARGS);
     PyObject *threshold = PyObject_GetAttrString(seam, "prune_threshold");
     tc_core.prune_threshold = threshold ? PyLong_AsSsize_t(threshold) : -1;
     Py_XDECREF(threshold);
@@ -312,26 +327,6 @@ static int finish_locks(PyObject *seam)
     return finish_waits(seam);
 }
 
-/* The function of a method without keywords, which may be called as the method is; NULL: it is not such a method. */
-static PyCFunction function_of(PyTypeObject *type, PyObject *name, int flags)
-{
-    PyObject *method = PyObject_GetAttr((PyObject *)type, name);
-    PyCFunction function = NULL;
-    if (method && Py_IS_TYPE(method, &PyMethodDescr_Type) &&
-        (((PyMethodDescrObject *)method)->d_method->ml_flags & ~METH_COEXIST) == flags)
-        function = ((PyMethodDescrObject *)method)->d_method->ml_meth;
-    PyErr_Clear();
-    Py_XDECREF(method);
-    return function;
-}
-
-static int finish_channels(PyObject *seam)
-{
-    tc_core.deque_append = function_of(tc_core.deque_type, tc_names.append, METH_O);
-    tc_core.deque_popleft = function_of(tc_core.deque_type, tc_names.popleft, METH_NOARGS);
-    return finish_waits(seam);
-}
-
 static const struct part {
     const char *name;
     const type_of *types;
@@ -343,7 +338,7 @@ static const struct part {
     {"nurseries", nursery_types, nursery_objects, NULL, NULL},
     {"events", event_types, NULL, event_slots, NULL},
     {"locks", lock_types, lock_objects, lock_slots, finish_locks},
-    {"channels", channel_types, channel_objects, channel_slots, finish_channels},
+    {"channels", channel_types, channel_objects, channel_slots, finish_waits},
 };
 
 static int take_part(const struct part *part, PyObject *seam)

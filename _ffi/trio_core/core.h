@@ -117,6 +117,7 @@ static inline void tc_give(tc_slot slot, PyObject *object, PyObject *value)
 
 static inline void tc_set(tc_slot slot, PyObject *object, PyObject *value) { tc_give(slot, object, Py_NewRef(value)); }
 
+int tc_append(PyObject *queue, PyObject *item);              /* queue.append(item), of a deque.  0 or -1 */
 int tc_add(tc_slot slot, PyObject *object, long difference); /* to a number; -1: exception set */
 
 /* 1 or 0; -1: exception set */

@@ -81,6 +81,13 @@ int tc_observe(PyObject *runner, PyObject *hooks, PyObject *hook, PyObject *task
     return tc_drop(result);
 }
 
+int tc_append(PyObject *queue, PyObject *item)
+{
+    if (tc_core.deque_append && Py_IS_TYPE(queue, tc_core.deque_type))
+        return tc_drop(tc_core.deque_append(queue, item));
+    return tc_drop(PyObject_CallMethodOneArg(queue, tc_names.append, item));
+}
+
 int tc_add(tc_slot slot, PyObject *object, long difference)
 {
     long long number = PyLong_AsLongLong(tc_get(slot, object));

@@ -8,7 +8,7 @@
  *
  * Whatever else there is (partial functions, objects that can be called, system tasks, a task that raises) is Trio's to do.
  */
-#include "core.h"
+#include "wait.h"
 
 /* Set the cancel status of a task that is not parked, so that there is no cancellation to deliver. */
 int tc_activate_status(PyObject *task, PyObject *status)
@@ -221,6 +221,36 @@ static int is_usual_exit(PyObject *const *arguments, Py_ssize_t count)
     return breaks < 0 ? -1 : !breaks;
 }
 
+static bool has(PyObject *nursery, PyObject *name, PyObject *expected)
+{
+    PyObject *value = PyObject_GetAttr(nursery, name);
+    Py_XDECREF(value);
+    if (!value)
+        PyErr_Clear();
+    return value == expected;
+}
+
+/* What Nursery._check_nursery_closed does for a nursery without children, whose block has ended. */
+static int close_nursery(PyObject *nursery)
+{
+    PyObject *starts = PyObject_GetAttr(nursery, tc_names._pending_starts);
+    int pending = starts && PyLong_CheckExact(starts) ? PyObject_IsTrue(starts) : -1;
+    Py_XDECREF(starts);
+    PyObject *parent = pending == 0 ? PyObject_GetAttr(nursery, tc_names._parent_task) : NULL;
+    if (!parent || !has(nursery, tc_names._parent_waiting_in_aexit, Py_True)) {
+        PyErr_Clear();
+        Py_XDECREF(parent);
+        return tc_drop(PyObject_CallMethodNoArgs(nursery, tc_names._check_nursery_closed));
+    }
+    int result = PyObject_SetAttr(nursery, tc_names._closed, Py_True);
+    if (result == 0)
+        result = PyObject_SetAttr(nursery, tc_names._parent_waiting_in_aexit, Py_False);
+    if (result == 0)
+        result = tc_wake(parent, NULL);
+    Py_DECREF(parent);
+    return result;
+}
+
 /* What Nursery._child_finished does with a value. */
 static int leave_nursery(PyObject *nursery, PyObject *children, PyObject *task)
 {
@@ -228,13 +258,7 @@ static int leave_nursery(PyObject *nursery, PyObject *children, PyObject *task)
         return -1;
     if (PySet_GET_SIZE(children) > 0)
         return 0;
-    PyObject *nested = PyObject_GetAttr(nursery, tc_names._nested_child_running);
-    if (!nested)
-        return -1;
-    Py_DECREF(nested);
-    if (nested == Py_True)
-        return 0;
-    return tc_drop(PyObject_CallMethodNoArgs(nursery, tc_names._check_nursery_closed));
+    return has(nursery, tc_names._nested_child_running, Py_True) ? 0 : close_nursery(nursery);
 }
 
 /* exit(runner, task, outcome): whether it is done. */

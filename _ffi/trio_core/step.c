@@ -45,7 +45,7 @@ static int schedule(PyObject *runner, PyObject *hooks, PyObject *task, PyObject 
             result = -1;
     }
     if (result == 0)
-        result = tc_drop(PyObject_CallMethodOneArg(queue, tc_names.append, task));
+        result = tc_append(queue, task);
     Py_DECREF(queue);
     return result == 0 ? tc_observe(runner, hooks, tc_names.task_scheduled, task) : -1;
 }
@@ -147,8 +147,20 @@ static int task_waits(PyObject *runner, PyObject *task, PyObject *trap)
     return tc_drop(PyObject_CallMethodNoArgs(task, tc_names._attempt_delivery_of_any_pending_cancel));
 }
 
-/* A schedule point.  `function` is what resumed the task, and does so again when it is its coroutine's own. */
-static int task_passes(PyObject *runner, PyObject *hooks, PyObject *task, PyObject *function)
+/* Outcome.Value(None): `used`, if it is one that only its caller still has. */
+static PyObject *value_of_none(PyObject *used)
+{
+    Py_ssize_t weak = tc_core.value_type->tp_weaklistoffset;
+    if (Py_REFCNT(used) != 1 || !Py_IS_TYPE(used, tc_core.value_type) || (weak && *(PyObject **)((char *)used + weak)))
+        return tc_value(Py_None);
+    tc_set(tc_core.value.unwrapped, used, Py_False);
+    tc_set(tc_core.value.value, used, Py_None);
+    return Py_NewRef(used);
+}
+
+/* A schedule point.  `function` is what resumed the task, and does so again when it is its coroutine's own; `used` is what the
+ * task was resumed with. */
+static int task_passes(PyObject *runner, PyObject *hooks, PyObject *task, PyObject *function, PyObject *used)
 {
     PyObject *coro = tc_get(tc_core.task.coro, task);
     if (tc_get(tc_core.task.next_send_fn, task) != Py_None || tc_get(tc_core.task.runner, task) != runner) {
@@ -156,15 +168,16 @@ static int task_passes(PyObject *runner, PyObject *hooks, PyObject *task, PyObje
         return -1;
     }
     PyObject *send = is_send_of(function, coro) ? Py_NewRef(function) : PyObject_GetAttr(coro, tc_names.send);
-    return schedule(runner, hooks, task, send, send ? tc_value(Py_None) : NULL);
+    return schedule(runner, hooks, task, send, send ? value_of_none(used) : NULL);
 }
 
-static int task_yielded(PyObject *runner, PyObject *hooks, PyObject *task, PyObject *message, PyObject *function)
+static int task_yielded(PyObject *runner, PyObject *hooks, PyObject *task, PyObject *message, PyObject *function,
+                        PyObject *used)
 {
     if (tc_add(tc_core.task.schedule_points, task, 1) < 0)
         return -1;
     if (message == tc_core.checkpoint_message)
-        return task_passes(runner, hooks, task, function);
+        return task_passes(runner, hooks, task, function, used);
     if ((PyObject *)Py_TYPE(message) == tc_core.trap_type)
         return task_waits(runner, task, message);
     if ((PyObject *)Py_TYPE(message) == tc_core.detach_type)
@@ -201,7 +214,7 @@ static int run_task(PyObject *runner, PyObject *hooks, PyObject *task, bool *exi
     int result;
     *exited = sent != PYGEN_NEXT;
     if (sent == PYGEN_NEXT)
-        result = task_yielded(runner, hooks, task, value, function);
+        result = task_yielded(runner, hooks, task, value, function, message);
     else if (sent == PYGEN_RETURN)
         result = call_task_exited(runner, task, tc_value(value));
     else

@@ -158,6 +158,7 @@ class CoreSeam:
     stream_type = trio.SocketStream
     system_clock_type = _run.SystemClock
     plain_socket_type = socket.socket
+    deque_type = collections.deque
     error_type = outcome.Error
     trap_type = _traps.WaitTaskRescheduled
     detach_type = _traps.PermanentlyDetachCoroutineObject
@@ -288,7 +289,6 @@ class ChannelSeam:
         self.channel_state_type = _channel.MemoryChannelState
         self.send_channel_type = _channel.MemorySendChannel
         self.receive_channel_type = _channel.MemoryReceiveChannel
-        self.deque_type = collections.deque
         self.end_of_channel = trio.EndOfChannel
 
 
