@@ -375,6 +375,80 @@ def test_datagrams_and_truncation(pieces: bool) -> None:
     run(pieces, main)
 
 
+@pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+def test_addresses_of_datagrams(pieces: bool, family: socket.AddressFamily, host: str) -> None:
+    async def main() -> None:
+        one, other = (trio.socket.socket(family, socket.SOCK_DGRAM) for _ in range(2))
+        with one, other:
+            try:
+                await one.bind((host, 0))
+            except OSError:
+                pytest.skip(f"there is no {host} here")
+            await other.bind((host, 0))
+            address = other.getsockname()
+            port = address[1]
+            for target in (address, (host, port), ("localhost", port) if family == socket.AF_INET else address):
+                assert await one.sendto(b"data", target) == 4
+                assert await one.sendto(memoryview(b"more"), socket.MSG_DONTWAIT, target) == 4
+                assert await other.recvfrom(100) == (b"data", one.getsockname())
+                assert await other.recvfrom(100, socket.MSG_PEEK) == (b"more", one.getsockname())
+                assert await other.recvfrom(2) == (b"mo", one.getsockname())
+            with pytest.raises((OverflowError, OSError)):
+                await one.sendto(b"data", (host, 65536))
+            with pytest.raises((OverflowError, OSError)):
+                await one.sendto(b"data", (host, -1))
+            with pytest.raises(ValueError, match="address should be a"):
+                await one.sendto(b"data", host)
+            with assert_checkpoints(), pytest.raises(TypeError):
+                await one.sendto("text", address)  # type: ignore[arg-type]
+            with assert_checkpoints(), pytest.raises(OSError) as caught:
+                await one.sendto(bytes(100_000), address)
+            assert caught.value.errno == errno.EMSGSIZE
+            with trio.move_on_after(0) as scope:
+                await one.sendto(b"never", address)
+            assert scope.cancelled_caught
+            with trio.move_on_after(0.01) as scope:
+                await other.recvfrom(100)
+            assert scope.cancelled_caught
+
+    run(pieces, main)
+
+
+def test_audit_hooks_see_a_sendto(pieces: bool) -> None:
+    seen: list[object] = []
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        if listening and event == "socket.sendto":
+            seen.append(arguments[1])
+
+    async def main() -> None:
+        with trio.socket.socket(type=socket.SOCK_DGRAM) as one:
+            await one.bind(("127.0.0.1", 0))
+            addresses.append(one.getsockname())
+            await one.sendto(b"x", addresses[0])
+
+    addresses: list[object] = []
+    listening = True
+    sys.addaudithook(hook)  # for good: Python removes none
+    try:
+        run(pieces, main)
+    finally:
+        listening = False
+    assert seen == addresses
+
+
+def test_recvfrom_of_a_stream(pieces: bool) -> None:
+    async def main() -> None:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        client = await trio.open_tcp_stream(*listeners[0].socket.getsockname()[:2])
+        served = await listeners[0].accept()
+        async with client, served, listeners[0]:
+            await client.send_all(b"x")
+            assert await served.socket.recvfrom(10) == (b"x", None)
+
+    run(pieces, main)
+
+
 def test_large_receives(pieces: bool) -> None:
     async def main() -> None:
         one, other = await stream_pair()

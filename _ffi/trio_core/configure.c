@@ -110,6 +110,7 @@ static const object_of core_objects[] = {
     {&tc_core.checkpoint_if_cancelled, "checkpoint_if_cancelled"},
     {&tc_core.wait_readable, "wait_readable"},
     {&tc_core.wait_writable, "wait_writable"},
+    {&tc_core.sendto_function, "sendto_function"},
     {&tc_core.receive_method, "receive_method"},
     {&tc_core.send_method, "send_method"},
     {&tc_core.receive_some, "receive_some"},

@@ -13,7 +13,9 @@
  *     parking_lot.c  ParkingLot: park, unpark
  *     lock.c         Lock: acquire, release
  *     channel.c      memory channels: send, receive
- *     socket_call.c  _SocketType: _nonblocking_helper, and the methods made of it
+ *     socket_call.c  _SocketType: _nonblocking_helper, with
+ *     socket_method.c    the methods made of it
+ *     socket_attempt.c   the system calls
  *     stream.c       SocketStream: receive_some, send_all, __anext__
  *
  * and each does the ordinary case only.  A function that is called from Trio's own function object (gain_trio._acceleration
@@ -49,6 +51,7 @@ typedef struct {
     PyObject *translate;                            /* an OSError: the exception that a stream raises for it */
     PyObject *checkpoint, *checkpoint_if_cancelled; /* Trio's functions */
     PyObject *wait_readable, *wait_writable;
+    PyObject *sendto_function;              /* of socket.socket */
     PyObject *receive_method, *send_method; /* Trio's own _SocketType.recv and send: a program may replace them */
     PyObject *receive_some;                 /* SocketStream.receive_some, likewise */
     PyObject *run_module;                   /* the __dict__ of trio._core._run */
@@ -146,7 +149,7 @@ static inline int tc_drop(PyObject *result)
     X(_pending_starts) X(__module__) X(__qualname__) X(cr_frame) X(f_locals) X(__dict__) X(throw) \
     X(_state) X(_tasks) X(popitem) X(popleft) X(_owner) X(_lot) X(_scope) X(_nursery) X(strict_exception_groups) \
     X(_parent_task) X(_strict_exception_groups) X(cancel_scope) X(_pending_excs) X(_parent_waiting_in_aexit) \
-    X(reschedule) X(last)
+    X(reschedule) X(last) X(family)
 /* clang-format on */
 
 typedef struct {
@@ -221,8 +224,9 @@ PyObject *tc_spawn(PyObject *module, PyObject *const *arguments, Py_ssize_t coun
 PyObject *tc_start_soon(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 PyObject *tc_exit(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 
-enum tc_call { TC_RECV, TC_RECV_INTO, TC_SEND, TC_OTHER };
+enum tc_call { TC_RECV, TC_RECV_INTO, TC_SEND, TC_RECVFROM, TC_SENDTO, TC_OTHER };
 extern PyTypeObject tc_socket_call_type, tc_socket_method_type;
+PyObject *tc_socket_sendto(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 PyObject *tc_socket_helper(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 int tc_sockets_check(PyObject *socket); /* -1: exception set */
 PyObject *tc_receive_some(PyObject *module, PyObject *const *arguments, Py_ssize_t count);

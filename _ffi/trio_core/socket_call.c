@@ -1,16 +1,12 @@
 /* socket_call.c: a call of a socket that may have to wait.
  *
  * Stands for, in trio/_socket.py:
- *     _SocketType._nonblocking_helper, with _try_sync: sendto and sendmsg come down to it
- *     the methods that _make_simple_sock_method_wrapper makes: recv, recv_into, recvfrom, recvfrom_into, recvmsg,
- *     recvmsg_into, send and what accept() calls
+ *     _SocketType._nonblocking_helper, with _try_sync, from its beginning to its end; socket_method.c has what begins it
  *
  *     Trio                                        here
  *     -----------------------------------------   ------------------------------------------------------------------
  *     checkpoint_if_cancelled()                   when cancelled, Trio's own code does the whole call
- *     fn(self._sock, *args, **kwargs)             recv(2) and send(2) for recv, recv_into and send with the usual
- *                                                 arguments, without giving up the GIL, because they do not wait; anything
- *                                                 else is called as Trio calls it
+ *     fn(self._sock, *args, **kwargs)             socket_attempt.c
  *     it returned or raised:                      the same; the result or the error is kept meanwhile
  *       cancel_shielded_checkpoint()
  *     BlockingIOError: wait_readable() or         the ring's poll, or on any other I/O manager Trio's wait_readable() or
@@ -25,34 +21,11 @@
  */
 #include "socket_call.h"
 
-#include <errno.h>
-#include <sys/socket.h>
-
 enum { READY, YIELDED, WAITING, DONE };
 
 #define FREE_LIST_SIZE 256
 static tc_socket_call *free_list[FREE_LIST_SIZE];
 static int free_count;
-/* Where recv(2) puts what is then copied into a bytes object of the right size.  No Python code runs between. */
-static char scratch[65536];
-
-/* socket.socket begins as CPython's PySocketSockObject does, with the descriptor; tc_sockets_check() looks whether it does. */
-static int descriptor_of(PyObject *sock) { return *(int *)((char *)sock + sizeof(PyObject)); }
-
-int tc_sockets_check(PyObject *sock)
-{
-    PyObject *number = PyObject_CallMethodNoArgs(sock, tc_names.fileno);
-    if (!number)
-        return -1;
-    long descriptor = PyLong_AsLong(number);
-    Py_DECREF(number);
-    if (descriptor == -1 && PyErr_Occurred())
-        return -1;
-    if (descriptor == descriptor_of(sock))
-        return 0;
-    PyErr_SetString(PyExc_TypeError, "Python's sockets are not laid out as they were");
-    return -1;
-}
 
 /* --- life --- */
 
@@ -142,116 +115,13 @@ static void call_dealloc(tc_socket_call *self)
         PyObject_GC_Del(self);
 }
 
-/* --- trying --- */
-
-/* socket.socket's own function.  1: it returned or raised, 0: it would block */
-static int attempt_by_python(tc_socket_call *self)
-{
-    Py_ssize_t count = PyTuple_GET_SIZE(self->arguments);
-    PyObject *arguments = PyTuple_New(count + 1);
-    if (arguments) {
-        PyTuple_SET_ITEM(arguments, 0, Py_NewRef(self->sock));
-        for (Py_ssize_t i = 0; i < count; i++)
-            PyTuple_SET_ITEM(arguments, i + 1, Py_NewRef(PyTuple_GET_ITEM(self->arguments, i)));
-        Py_XSETREF(self->result, PyObject_Call(self->function, arguments, self->names));
-        Py_DECREF(arguments);
-        if (self->result)
-            return 1;
-        if (PyErr_ExceptionMatches(PyExc_BlockingIOError)) {
-            PyErr_Clear();
-            return 0;
-        }
-    }
-    Py_XSETREF(self->error, gt_take_exception());
-    return 1;
-}
-
-/* recv(2) into a new bytes object: its length, or -1 with errno, or -2 with an exception set. */
-static Py_ssize_t receive_bytes(tc_socket_call *self, int descriptor, int flags)
-{
-    Py_ssize_t length = self->length;
-    if (length <= (Py_ssize_t)sizeof scratch) {
-        Py_ssize_t count = recv(descriptor, scratch, (size_t)length, flags);
-        if (count < 0)
-            return -1;
-        Py_XSETREF(self->result, PyBytes_FromStringAndSize(scratch, count < length ? count : length));
-        return self->result ? count : -2; /* with MSG_TRUNC `count` is more than there is */
-    }
-    PyObject *bytes = PyBytes_FromStringAndSize(NULL, length);
-    if (!bytes)
-        return -2;
-    Py_ssize_t count = recv(descriptor, PyBytes_AS_STRING(bytes), (size_t)length, flags);
-    if (count < 0) {
-        int error = errno;
-        Py_DECREF(bytes);
-        errno = error;
-        return -1;
-    }
-    if (count < length && _PyBytes_Resize(&bytes, count) < 0)
-        return -2;
-    Py_XSETREF(self->result, bytes);
-    return count;
-}
-
-/* send(2) or recv(2) with the caller's buffer; -2: exception set, -3: it is not a buffer for this. */
-static Py_ssize_t use_buffer(tc_socket_call *self, int descriptor, int flags)
-{
-    if (self->has_view) /* a stream's */
-        return send(descriptor, (char *)self->view.buf + self->offset, (size_t)(self->view.len - self->offset), flags);
-    Py_buffer view;
-    if (PyObject_GetBuffer(self->data, &view, self->writes ? PyBUF_SIMPLE : PyBUF_WRITABLE) < 0) {
-        PyErr_Clear();
-        return -3;
-    }
-    Py_ssize_t count = -3;
-    if (self->writes)
-        count = send(descriptor, view.buf, (size_t)view.len, flags);
-    else if (self->length >= 0 && self->length <= view.len)
-        count = recv(descriptor, view.buf, (size_t)(self->length ? self->length : view.len), flags);
-    int error = errno;
-    PyBuffer_Release(&view);
-    if (count >= 0) {
-        Py_XSETREF(self->result, PyLong_FromSsize_t(count));
-        if (!self->result)
-            return -2;
-    }
-    errno = error;
-    return count;
-}
-
-/* 1: there is a result or an error, 0: it would block */
-static int attempt(tc_socket_call *self)
-{
-    if (self->call == TC_OTHER)
-        return attempt_by_python(self);
-    for (;;) {
-        int descriptor = descriptor_of(self->sock), flags = self->flags | MSG_DONTWAIT;
-        Py_ssize_t count =
-            self->call == TC_RECV ? receive_bytes(self, descriptor, flags) : use_buffer(self, descriptor, flags);
-        if (count >= 0) {
-            self->offset += count;
-            return 1;
-        }
-        if (count == -3)
-            return attempt_by_python(self);
-        if (count == -1 && (errno == EAGAIN || errno == EWOULDBLOCK))
-            return 0;
-        if (count == -1 && errno == EINTR) {
-            if (PyErr_CheckSignals() == 0)
-                continue;
-        } else if (count == -1) {
-            PyErr_SetFromErrno(PyExc_OSError);
-        }
-        Py_XSETREF(self->error, gt_take_exception());
-        return 1;
-    }
-}
+/* --- waiting --- */
 
 /* Before the wait, and before it ends: what is waited with.  0 or -1 */
 static int make_waiter(tc_socket_call *self, PyObject *task)
 {
     PyObject *runner = tc_get(tc_core.task.runner, task), *manager = tc_get(tc_core.runner.io_manager, runner);
-    int descriptor = descriptor_of(self->sock);
+    int descriptor = tc_descriptor_of(self->sock);
     PyObject *waiter;
     if (tc_core.manager_type && Py_IS_TYPE(manager, tc_core.manager_type) && descriptor >= 0) {
         PyObject *number = PyLong_FromLong(descriptor),
@@ -291,7 +161,7 @@ PyObject *tc_socket_of(PyObject *socket)
 
 PyObject *tc_socket_call_begin(tc_socket_call *self, PyObject *task)
 {
-    if (tc_add(tc_core.task.cancel_points, task, 1) < 0 || (attempt(self) == 0 && make_waiter(self, task) < 0))
+    if (tc_add(tc_core.task.cancel_points, task, 1) < 0 || (tc_attempt(self) == 0 && make_waiter(self, task) < 0))
         Py_CLEAR(self);
     return (PyObject *)self;
 }
@@ -349,7 +219,7 @@ static int begin_next(tc_socket_call *self)
     }
     if (tc_add(tc_core.task.cancel_points, task, 1) < 0)
         return -1;
-    return attempt(self) == 0 ? make_waiter(self, task) : 0;
+    return tc_attempt(self) == 0 ? make_waiter(self, task) : 0;
 }
 
 /* An attempt was made, and there is no schedule point any more before its end: go on, or end.  NEXT: go on. */
@@ -384,7 +254,7 @@ static PySendResult drive_waiting(tc_socket_call *self, PyObject *message, PyObj
         PySendResult sent = drive_waiter(self, message, result);
         if (sent != PYGEN_RETURN)
             return sent == PYGEN_NEXT ? sent : fail(self);
-        if (attempt(self) == 1)
+        if (tc_attempt(self) == 1)
             return conclude(self, result);
         PyObject *task = tc_current_task();
         if (!task || make_waiter(self, task) < 0) {
@@ -496,135 +366,4 @@ PyTypeObject tc_socket_call_type = {
     .tp_iter = gt_self,
     .tp_iternext = call_next,
     .tp_methods = call_methods,
-};
-
-/* --- what Trio's functions call --- */
-
-/* The usual arguments of recv(2) and send(2), or TC_OTHER. */
-static void parse(tc_socket_call *self, enum tc_call call)
-{
-    PyObject *arguments = self->arguments;
-    Py_ssize_t count = PyTuple_GET_SIZE(arguments), most = call == TC_RECV_INTO ? 3 : 2;
-    if (call == TC_OTHER || count < 1 || count > most || (self->names && PyDict_GET_SIZE(self->names) > 0))
-        return;
-    PyObject *length = call == TC_RECV ? PyTuple_GET_ITEM(arguments, 0) : NULL;
-    if (call == TC_RECV_INTO && count > 1)
-        length = PyTuple_GET_ITEM(arguments, 1);
-    PyObject *flags = count == most ? PyTuple_GET_ITEM(arguments, most - 1) : NULL;
-    if ((length && !PyLong_CheckExact(length)) || (flags && !PyLong_CheckExact(flags)))
-        return;
-    Py_ssize_t number = length ? PyLong_AsSsize_t(length) : 0;
-    int overflow = 0;
-    long flag_bits = flags ? PyLong_AsLongAndOverflow(flags, &overflow) : 0;
-    if (PyErr_Occurred() || overflow || flag_bits != (int)flag_bits || number < 0) {
-        PyErr_Clear();
-        return;
-    }
-    self->length = number;
-    self->flags = (int)flag_bits;
-    if (call != TC_RECV)
-        self->data = Py_NewRef(PyTuple_GET_ITEM(arguments, 0));
-    self->call = (uint8_t)call;
-}
-
-static PyObject *make_call(PyObject *socket, enum tc_call call, PyObject *function, bool writes, PyObject *arguments,
-                           PyObject *names)
-{
-    PyObject *task = tc_may_call(socket), *sock = task ? tc_socket_of(socket) : NULL;
-    if (!sock)
-        Py_RETURN_NONE;
-    if (!Py_IS_TYPE(sock, tc_core.plain_socket_type) || !PyTuple_CheckExact(arguments)) {
-        Py_DECREF(sock);
-        Py_RETURN_NONE;
-    }
-    tc_socket_call *self = tc_socket_call_new(TC_OTHER, sock, writes);
-    Py_DECREF(sock);
-    if (!self)
-        return NULL;
-    self->function = Py_NewRef(function);
-    self->arguments = Py_NewRef(arguments);
-    self->names = names && PyDict_CheckExact(names) && PyDict_GET_SIZE(names) > 0 ? Py_NewRef(names) : NULL;
-    parse(self, call);
-    return tc_socket_call_begin(self, task);
-}
-
-/* socket_helper(socket, wait_fn, fn, args, kwargs): what to await, or None for Trio to do it. */
-PyObject *tc_socket_helper(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
-{
-    if (count != 5 || (arguments[1] != tc_core.wait_readable && arguments[1] != tc_core.wait_writable))
-        Py_RETURN_NONE;
-    return make_call(arguments[0], TC_OTHER, arguments[2], arguments[1] == tc_core.wait_writable, arguments[3],
-                     arguments[4]);
-}
-
-/* One method of sockets: what Trio's function for it calls, with the socket, the tuple and the dict of its arguments. */
-typedef struct {
-    PyObject_HEAD
-    PyObject *function; /* of socket.socket */
-    uint8_t call;
-    bool writes;
-} socket_method;
-
-static PyObject *method_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
-{
-    static char *names[] = {"function", "writes", "name", NULL};
-    PyObject *function;
-    int writes;
-    const char *name;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Ops:SocketMethod", names, &function, &writes, &name))
-        return NULL;
-    socket_method *self = (socket_method *)type->tp_alloc(type, 0);
-    if (!self)
-        return NULL;
-    self->function = Py_NewRef(function);
-    self->writes = writes;
-    self->call = !strcmp(name, "recv")        ? TC_RECV
-                 : !strcmp(name, "recv_into") ? TC_RECV_INTO
-                 : !strcmp(name, "send")      ? TC_SEND
-                                              : TC_OTHER;
-    return (PyObject *)self;
-}
-
-static PyObject *method_call(socket_method *self, PyObject *args, PyObject *kwargs)
-{
-    PyObject *socket, *arguments, *names;
-    if (kwargs && PyDict_GET_SIZE(kwargs) > 0) {
-        PyErr_SetString(PyExc_TypeError, "SocketMethod takes positional arguments");
-        return NULL;
-    }
-    if (!PyArg_UnpackTuple(args, "SocketMethod", 3, 3, &socket, &arguments, &names))
-        return NULL;
-    return make_call(socket, self->call, self->function, self->writes, arguments, names);
-}
-
-static int method_traverse(socket_method *self, visitproc visit, void *arg)
-{
-    Py_VISIT(self->function);
-    return 0;
-}
-
-static int method_clear(socket_method *self)
-{
-    Py_CLEAR(self->function);
-    return 0;
-}
-
-static void method_dealloc(socket_method *self)
-{
-    PyObject_GC_UnTrack(self);
-    method_clear(self);
-    Py_TYPE(self)->tp_free((PyObject *)self);
-}
-
-PyTypeObject tc_socket_method_type = {
-    PyVarObject_HEAD_INIT(NULL, 0) /* the macro brings the comma */
-        .tp_name = "gain_trio._trio_core.SocketMethod",
-    .tp_basicsize = sizeof(socket_method),
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
-    .tp_doc = PyDoc_STR("What a method of Trio's sockets calls."),
-    .tp_new = method_new,
-    .tp_call = (ternaryfunc)method_call,
-    .tp_dealloc = (destructor)method_dealloc,
-    .tp_traverse = (traverseproc)method_traverse,
-    .tp_clear = (inquiry)method_clear,
 };

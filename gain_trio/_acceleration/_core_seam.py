@@ -173,6 +173,7 @@ class CoreSeam:
     checkpoint_if_cancelled = staticmethod(trio.lowlevel.checkpoint_if_cancelled)
     wait_readable = staticmethod(trio.lowlevel.wait_readable)
     wait_writable = staticmethod(trio.lowlevel.wait_writable)
+    sendto_function = staticmethod(socket.socket.sendto)
     receive_method = staticmethod(_socket._SocketType.recv)
     send_method = staticmethod(_socket._SocketType.send)
     receive_some = staticmethod(trio.SocketStream.receive_some)

@@ -112,6 +112,7 @@ SOCKETS: Final = Piece(
             _AWAIT.format("gain_trio_core(self, wait_fn, fn, args, kwargs)"),
         ),
         *(Part(f"socket:_SocketType.{name}", "", _METHOD) for name in _METHODS),
+        Part("socket:_SocketType.sendto", "socket_sendto", _AWAIT.format("gain_trio_core(self, args)")),
     ),
     stands_for=(
         "socket:_try_sync.__init__",
@@ -119,6 +120,8 @@ SOCKETS: Final = Piece(
         "socket:_try_sync.__aenter__",
         "socket:_try_sync.__aexit__",
         "socket:_SocketType.__init__",
+        "socket:_SocketType._resolve_address_nocp",
+        "socket:_resolve_address_nocp",
         "run:checkpoint_if_cancelled",
         "traps:cancel_shielded_checkpoint",
     ),
