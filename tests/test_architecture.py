@@ -15,7 +15,6 @@ import pytest
 import gain_trio
 from gain_trio import Connection, Feature
 from gain_trio._kernel import FULL_TIER
-from gain_trio._transports import CallbackConnection
 
 PACKAGE = Path(gain_trio.__file__).parent
 NAME = "gain_trio"
@@ -28,6 +27,7 @@ FLOORS = (
     "_transports",
     "_http",
     "_server",
+    "_callback_base",
     "callbacks",
     "asyncio_bridge",
     "_command",
@@ -354,11 +354,33 @@ def test_inheritance_is_no_filing_system() -> None:
     assert not [(one, one.__mro__) for one in implementations() if len(one.__mro__) > 10]
 
 
+PRIMITIVE = ("_wait_change", "_note_change")
+"""What connections have for code that is called back."""
+
+
 def test_no_part_of_the_contract_is_for_callbacks_alone() -> None:
-    calls = {name for name in vars(CallbackConnection) if not name.startswith("__") and name != "_abc_impl"}
-    assert "_wait_inbound" in calls
-    assert not calls & set(dir(Connection))
-    assert not [(one, name) for one in implementations() for name in calls if not callable(getattr(one, name, None))]
+    assert not set(PRIMITIVE) & set(dir(Connection))
+    assert not [
+        (one, name) for one in implementations() for name in PRIMITIVE if not callable(getattr(one, name, None))
+    ]
+
+
+def used_of_connections(package: str) -> set[str]:
+    """The private names of the contract that a package uses."""
+    names = {name for name in (*dir(Connection), *PRIMITIVE) if name.startswith("_") and not name.startswith("__")}
+    return {
+        node.attr
+        for path in (PACKAGE / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr in names
+    }
+
+
+def test_all_that_only_callbacks_use_of_a_connection_is_one_wait() -> None:
+    callbacks = set().union(*map(used_of_connections, ("_callback_base", "callbacks", "asyncio_bridge")))
+    assert {"_send_nowait", *PRIMITIVE} <= callbacks
+    below = set().union(*map(used_of_connections, ("_transports", "_http", "_server")))
+    assert callbacks - below <= set(PRIMITIVE)
 
 
 # --- which kernel features the tests run without ---

@@ -21,9 +21,9 @@ RULES = {
     "the standard word": r"\b(?:torn|deaf|to be had)\b",
 }
 LEFT = {
-    "every sentence has an actor": 37,
-    "a number is a number": 5,
-    "subject, verb, object": 8,
+    "every sentence has an actor": 31,
+    "a number is a number": 4,
+    "subject, verb, object": 7,
     "no subject is negated": 0,
     "the standard word": 1,
 }

@@ -701,6 +701,9 @@ class Counted(Framing):
         taken, self._queue = self._queue[:count], self._queue[len(self._queue) if count is None else count :]
         return taken
 
+    def _take_exactly(self, count: int, /) -> bytes | None:
+        return self.next(count) if count <= len(self._queue) else None
+
 
 @pytest.mark.parametrize("size", [1, 7, 100])
 @pytest.mark.parametrize("separator", [b"\n", b"\r\n\r\n"])

@@ -248,6 +248,9 @@ class Fed(Framing):
         taken, self._queue = self._queue[:count], self._queue[count:]
         return taken
 
+    def _take_exactly(self, count: int, /) -> bytes | None:
+        return self.next(count) if count <= len(self._queue) else None
+
     waited = False
     """Whether the call in progress has waited."""
 

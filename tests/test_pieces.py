@@ -11,8 +11,8 @@ import pytest
 import trio
 
 import gain_trio
+from gain_trio._callback_base import Pieces
 from gain_trio._io_manager import waits_of
-from gain_trio._transports import Pieces
 from gain_trio.asyncio_bridge import ProtocolHandler
 from gain_trio.callbacks import Conn, EventHandler
 

@@ -149,8 +149,8 @@ async def test_servers_of_callbacks_answer_no_peer_that_is_gone(sockets: Sockets
     async with Connection.from_socket(served) as connection:
         peer.sendall(REQUESTS)
         end(peer)
-        assert await connection._wait_inbound() == len(REQUESTS)
+        assert await connection._wait_change(0) == len(REQUESTS)
         with pytest.raises(trio.BrokenResourceError):
             connection._send_nowait(b"answer")
         with pytest.raises(trio.BrokenResourceError):
-            await connection._wait_inbound()
+            await connection._wait_change(0)

@@ -89,7 +89,7 @@ async def test_much_sent_without_waiting_does_not_keep_it_from_receiving(tls_pai
     await client.send(b"one")
     assert await served.receive() == b"one"
     await client.send(b"two")
-    assert await served._wait_inbound() == 3
+    assert await served._wait_change(0) == 3
 
 
 # --- a renegotiation ---
@@ -161,13 +161,13 @@ async def test_a_close_waits_for_a_renegotiation(tls_pair: TlsPair) -> None:
         assert await served.receive() == b""
 
 
-@pytest.mark.parametrize("call", ["receive", "_wait_inbound", "send", "flush"])
+@pytest.mark.parametrize("call", ["receive", "_wait_change", "send", "flush"])
 async def test_a_close_that_waits_for_a_renegotiation_refuses_calls_at_once(tls_pair: TlsPair, call: str) -> None:
     client, served = tls_pair
     engine = Renegotiating(client)
     engine.is_patient = True
     client._send_nowait(b"last")
-    arguments = [b"nothing of this"] if call == "send" else []
+    arguments = {"send": [b"nothing of this"], "_wait_change": [0]}.get(call, [])
     refused = []
 
     async def wait() -> None:
@@ -261,7 +261,7 @@ async def have_it_answer_for_ever(connection: TlsConnection) -> None:
         tls_sends(connection, bytes(16384))
 
 
-@pytest.mark.parametrize("call", ["receive", "_wait_inbound"])
+@pytest.mark.parametrize("call", ["receive", "_wait_change"])
 @pytest.mark.parametrize("busy", [False, True], ids=["alone", "behind a flush"])
 async def test_the_read_deadline_holds_while_tls_has_to_answer(
     tls_pair: TlsPair, mock_clock: MockClock, call: str, busy: bool
@@ -272,7 +272,7 @@ async def test_the_read_deadline_holds_while_tls_has_to_answer(
 
     async def receive() -> None:
         try:
-            await getattr(client, call)()
+            await getattr(client, call)(*([0] if call == "_wait_change" else []))
         except trio.TooSlowError as error:
             too_slow.append(str(error))
 

@@ -106,7 +106,6 @@ static gt_call *new_call(gt_connection *self, enum gt_stream_call kind)
     {                                                                                                                  \
         return (PyObject *)new_call(self, KIND);                                                                       \
     }
-WITHOUT_ARGUMENT(wait_inbound, GT_INBOUND)
 WITHOUT_ARGUMENT(detach, GT_DETACH)
 WITHOUT_ARGUMENT(flush, GT_FLUSH)
 WITHOUT_ARGUMENT(wait_writable, GT_WRITABLE)
@@ -176,6 +175,30 @@ static PyObject *connection_fill(gt_connection *self, PyObject *count)
     if (call)
         call->max = (size_t)value;
     return (PyObject *)call;
+}
+
+static PyObject *connection_wait_change(gt_connection *self, PyObject *watched)
+{
+    long value = PyLong_AsLong(watched);
+    if (value == -1 && PyErr_Occurred())
+        return NULL;
+    gt_call *call = new_call(self, GT_CHANGE);
+    if (call)
+        call->max = (size_t)value;
+    return (PyObject *)call;
+}
+
+static PyObject *connection_note_change(gt_connection *self, PyObject *Py_UNUSED(ignored))
+{
+    if (!self->reactor || !self->stream || self->closed)
+        Py_RETURN_NONE; /* the wait has raised that */
+    if (!gt_reactor_check_thread(self->reactor))
+        return NULL;
+    self->stream->change_noted = true;
+    const gt_call *call = self->receiving.call;
+    if (call && call->kind == &gt_stream_kinds[GT_CHANGE] && gt_direction_wake(&self->receiving) < 0)
+        return NULL;
+    Py_RETURN_NONE;
 }
 
 static PyObject *connection_send(gt_connection *self, PyObject *data)
@@ -473,27 +496,19 @@ static PyMethodDef connection_methods[] = {
      PyDoc_STR("next($self, count=None, /)\n--\n\nUp to count queued bytes, removed from the queue.")},
     {"discard", (PyCFunction)(void (*)(void))connection_discard, METH_FASTCALL,
      PyDoc_STR("discard($self, count=None, /)\n--\n\nRemove up to count queued bytes: how many.")},
-    {"_wait_inbound", (PyCFunction)connection_wait_inbound, METH_NOARGS,
+    {"_wait_change", (PyCFunction)connection_wait_change, METH_O,
      PyDoc_STR(
-         "_wait_inbound($self, /)\n--\n\nWait for news: how many bytes have arrived, or what else has happened.")},
-    {"_end_inbound", (PyCFunction)gt_connection_end_inbound, METH_NOARGS,
-     PyDoc_STR("_end_inbound($self, /)\n--\n\nHave _wait_inbound() report the end, now and ever after.")},
-    {"_resume_inbound", (PyCFunction)gt_connection_resume_inbound, METH_NOARGS,
-     PyDoc_STR("_resume_inbound($self, /)\n--\n\nTake _end_inbound() back.")},
+         "_wait_change($self, watched, /)\n--\n\nWait until something has changed: how many bytes have arrived, or "
+         "a code.")},
+    {"_note_change", (PyCFunction)connection_note_change, METH_NOARGS,
+     PyDoc_STR("_note_change($self, /)\n--\n\nHave _wait_change() answer, now or when it is called next.")},
     {"_take_exactly", (PyCFunction)gt_connection_take_exactly, METH_O,
      PyDoc_STR(
-         "_take_exactly($self, count, /)\n--\n\nExactly count queued bytes, or all, or None if there are fewer.")},
+         "_take_exactly($self, count, /)\n--\n\nExactly count queued bytes (all for -1), or None if there are fewer.")},
     {"_send_nowait", (PyCFunction)gt_connection_send_nowait, METH_O,
      PyDoc_STR("_send_nowait($self, data, /)\n--\n\nQueue all of data without waiting: how much is outbound.")},
     {"_push", (PyCFunction)gt_connection_push, METH_NOARGS,
      PyDoc_STR("_push($self, /)\n--\n\nOffer the kernel what is outbound: how much it has not taken.")},
-    {"_tell_written", (PyCFunction)gt_connection_tell_written, METH_O,
-     PyDoc_STR("_tell_written($self, wanted, /)\n--\n\nHave _wait_inbound() report when the kernel has taken bytes.")},
-    {"_tell_resets", (PyCFunction)gt_connection_tell_resets, METH_NOARGS,
-     PyDoc_STR(
-         "_tell_resets($self, /)\n--\n\nHave _wait_inbound() raise the socket's error while the queue is full, too.")},
-    {"_take_written", (PyCFunction)gt_connection_take_written, METH_NOARGS,
-     PyDoc_STR("_take_written($self, /)\n--\n\nHow many bytes the kernel has taken since this was asked last.")},
     {"_find", (PyCFunction)(void (*)(void))connection_find, METH_FASTCALL,
      PyDoc_STR("_find($self, separator, start, /)\n--\n\nWhere in the queue a separator begins, -1 for nowhere.")},
     {"_refuse_calls", (PyCFunction)connection_refuse_calls, METH_NOARGS,

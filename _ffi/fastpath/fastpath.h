@@ -12,8 +12,8 @@
  *
  * Files, from the bottom to the top: task.c resumes a Trio task; worklists.c has the reactor's lists; call.c is what `await` does;
  * inbound.c and outbound.c are the two byte queues; stream.c turns the state of a connection into SQEs and CQEs into state;
- * deadline.c has a connection's deadlines, stream_calls.c its calls, events.c what a server of callbacks needs, connection.c
- * the Python type; poll.c waits for readiness; reactor.c ties them together.  All this is mechanism; policy (what to do about
+ * deadline.c has a connection's deadlines, stream_calls.c its calls, nowait.c those that never wait, connection.c the Python
+ * type; poll.c waits for readiness; reactor.c ties them together.  All this is mechanism; policy (what to do about
  * an error, when to close) is Python's.
  *
  * All of it runs under the GIL, in the thread of the run.
@@ -135,12 +135,11 @@ struct gt_stream {
     bool room_wanted;  /* a call waits for room */
     bool room;         /* there is some */
 
-    bool inbound_ended;   /* the program wants no more news of what arrives */
-    bool reports_written; /* `written` is counted, and is news */
-    bool reports_resets;  /* so is an error of the socket while receiving is paused */
-    bool stall_reported;  /* this pause was news */
-    size_t unreported;    /* bytes that have not been news yet; the program may have taken some of them */
-    size_t written;       /* bytes that the kernel has taken since the program asked last */
+    /* What answers of GT_CHANGE have reported. */
+    bool change_noted;  /* not yet: the program has asked for an answer */
+    bool full_seen;     /* this pause */
+    size_t unseen;      /* not yet: bytes that have arrived; the program may have taken some of them */
+    uint64_t sent_seen; /* bytes that the kernel has taken */
 
     int receive_error, send_error; /* errno, 0 for none */
     int socket_error;              /* the socket's, which was asked for; what is queued can still be received */
@@ -185,7 +184,7 @@ enum gt_stream_call {
     GT_RECEIVE,
     GT_RECEIVE_INTO,
     GT_FILL,
-    GT_INBOUND,
+    GT_CHANGE,
     GT_DETACH,
     GT_SEND,
     GT_FLUSH,
@@ -193,7 +192,8 @@ enum gt_stream_call {
     GT_ROOM,
     GT_CLOSE_FLUSH,
 };
-enum { GT_NEWS_END = 0, GT_NEWS_WRITTEN = -1, GT_NEWS_STALLED = -2 }; /* beside numbers of bytes */
+enum { GT_CHANGED = 0, GT_ENDED = -1, GT_FULL = -2 }; /* answers of GT_CHANGE, beside numbers of bytes */
+enum { GT_WATCH_SENT = 1, GT_WATCH_RESETS = 2 };      /* what it reports on request */
 
 extern const gt_kind gt_stream_kinds[];
 int gt_call_set_parts(gt_call *call, PyObject *parts); /* a list or tuple; -1: exception set */
@@ -249,15 +249,10 @@ PyObject *gt_connection_get_active_at(gt_connection *self, void *closure);
 PyObject *gt_connection_unacknowledged(gt_connection *self, PyObject *ignored);
 PyObject *gt_connection_break(gt_connection *self, PyObject *number);
 
-/* --- events.c: what a server of callbacks needs --- */
+/* --- nowait.c: calls that never wait --- */
 
 PyObject *gt_connection_send_nowait(gt_connection *self, PyObject *data);
 PyObject *gt_connection_take_exactly(gt_connection *self, PyObject *count);
-PyObject *gt_connection_end_inbound(gt_connection *self, PyObject *ignored);
-PyObject *gt_connection_resume_inbound(gt_connection *self, PyObject *ignored);
-PyObject *gt_connection_tell_written(gt_connection *self, PyObject *wanted);
-PyObject *gt_connection_tell_resets(gt_connection *self, PyObject *ignored);
-PyObject *gt_connection_take_written(gt_connection *self, PyObject *ignored);
 PyObject *gt_connection_push(gt_connection *self, PyObject *ignored);
 
 /* --- poll.c: a task that waits for a descriptor to become ready --- */

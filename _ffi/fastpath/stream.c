@@ -407,7 +407,7 @@ static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
                 stream->receive_error = ENOMEM; /* there is a gap in the stream now, so it is broken */
                 gt_stream_want(stream);
             } else {
-                stream->unreported += (size_t)cqe->res;
+                stream->unseen += (size_t)cqe->res;
             }
             news = true;
         }
@@ -458,7 +458,7 @@ static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
 }
 
 /* The receive reports the end, and may have done so in the same batch: the stream is looked at again after it.  Only where
- * receiving has stopped a server of callbacks gets an error from here, see stream_calls.c. */
+ * receiving has stopped a GT_CHANGE raises an error from here, see stream_calls.c. */
 static bool watch_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
 {
     if (gt_completion_is_final(cqe))
@@ -512,8 +512,6 @@ static void account_send(gt_stream *stream, ssize_t result, size_t length)
         if (stream->connection)
             stream->connection->bytes_sent += (uint64_t)result;
         gt_outbound_sent(&stream->outbound, (size_t)result);
-        if (stream->reports_written)
-            stream->written += (size_t)result;
     } else if (result == 0) { /* send(2) of some bytes never takes none of them: this one is at its end */
         stream->send_error = stream->send_error ? stream->send_error : EPIPE;
     } else if (!is_retry((int)-result) && !stream->send_error) {
@@ -529,8 +527,7 @@ static bool sending_changed(gt_stream *stream)
     /* It wants the next send, the poll for room, or the cancel of a poll that nothing waits for any more. */
     if (!stream->closing && (stream->outbound.size > 0 || stream->room_wanted || stream->send_polls))
         gt_stream_want(stream);
-    if (stream->reports_written || stream->send_error) /* that may be news for a server of callbacks */
-        wake_receiver(stream);
+    wake_receiver(stream); /* a GT_CHANGE may wait for this */
     return wake_sender(stream);
 }
 
@@ -595,7 +592,7 @@ bool gt_stream_complete(gt_stream *stream, const struct io_uring_cqe *cqe)
 
 static void go_on(gt_stream *stream)
 {
-    stream->receive_paused = stream->stall_reported = false;
+    stream->receive_paused = stream->full_seen = false;
     gt_stream_want(stream);
 }
 

@@ -2,7 +2,7 @@
  *
  *     receive, receive_into   the next bytes
  *     fill                    until a number of bytes is queued, or no more will be; takes none
- *     wait_inbound            until there is news for a server of callbacks; takes nothing
+ *     wait_change             until something has changed since its last answer; takes nothing
  *     detach                  until nothing is in flight: the descriptor and what is queued.  The last call of the receiving side.
  *     send                    queue bytes, and wait while more than the high mark is outbound
  *     flush                   until nothing is outbound
@@ -14,28 +14,30 @@
  * While a fill is parked the stream knows for how much (gt_stream_fill), so that it is not paused before that is there.
  *
  * A fill moves no bytes, but its caller takes them next; one of nothing, or at the end, counts as an answer that moves nothing.
- * wait_inbound reports each byte once, in this order, and while there is more to report it does not wait:
  *
- *     WRITTEN    the kernel has taken bytes; only for a program that has asked for that
- *     n > 0      the number of bytes that have arrived, MOST_REPORTED at a time, so that others have a turn between callbacks
+ * wait_change is the one wait of code that is called back and that looks at the connection between two waits.  Its answers, in
+ * this order:
+ *
+ *     CHANGED    the program has asked for an answer (_note_change), or the kernel has taken bytes (for WATCH_SENT)
+ *     n > 0      the number of bytes that have arrived, MOST_SEEN at a time, so that others have a turn between two answers
  *     an error   of either direction: a program that only writes has no other call that could raise it
- *     END        the peer's, or the program's own: _end_inbound()
- *     STALLED    the queue is at its high mark, and nothing more will come until the program takes some; once a pause
- *     an error   of the socket, while it is like that, for a program that has asked for it and may never take anything
+ *     ENDED      by the peer, in every answer from then on
+ *     FULL       the queue is at its high mark, and nothing more will come until the program takes some; once a pause
+ *     an error   of the socket, while it is like that (for WATCH_RESETS)
  *
- * A byte that the program takes before it was reported counts as reported.  The queue is first in, first out, so those of the
- * unreported bytes are left that are still queued: the lesser of the two numbers.
+ * Each byte is reported once.  A byte that the program takes before it was reported counts as reported.  The queue is first in,
+ * first out, so the unreported bytes that are left are those that are still queued: the lesser of the two numbers.
  *
  * That last error is raised though the kernel may have bytes that came before it.  The program can still have them, if it takes
- * what is queued and asks again; a server of callbacks, which has asked for it by _tell_resets(), closes the connection, as
- * after any other reset.  The socket reports its error once, so it is asked no sooner than then, and the receive that comes to
- * the end of the bytes gets the answer.
+ * what is queued and asks again.  A program that may never take anything asks for this error, or it would wait for ever for a
+ * peer that has reset the connection.  The socket reports its error once, so it is asked no sooner than then, and the receive
+ * that comes to the end of the bytes gets the answer.
  */
 #include "fastpath.h"
 
 #include <errno.h>
 
-#define MOST_REPORTED 65536U
+#define MOST_SEEN 65536U
 
 static gt_connection *connection_of(const gt_call *self) { return (gt_connection *)self->owner; }
 
@@ -220,21 +222,25 @@ static void ask_suspend(gt_stream *stream, const gt_call *Py_UNUSED(self), bool 
     gt_stream_suspend(stream, wanted);
 }
 
-/* --- news for a server of callbacks --- */
+/* --- what has changed --- */
 
-static size_t count_unreported(const gt_stream *stream)
+static size_t count_unseen(const gt_stream *stream)
 {
     size_t queued = gt_inbound_size(&stream->inbound);
-    return stream->unreported < queued ? stream->unreported : queued;
+    return stream->unseen < queued ? stream->unseen : queued;
 }
 
-static bool has_written(const gt_stream *stream) { return stream->written > 0 && stream->reports_written; }
-
-static bool has_stalled(const gt_stream *stream) { return stream->receive_paused && !stream->stall_reported; }
-
-static bool may_have_failed(const gt_stream *stream)
+static bool has_changed(const gt_call *self, const gt_stream *stream)
 {
-    return stream->reports_resets && stream->receive_paused && (stream->failed || stream->socket_error);
+    return stream->change_noted ||
+           ((self->max & GT_WATCH_SENT) && stream->sent_seen != connection_of(self)->bytes_sent);
+}
+
+static bool is_newly_full(const gt_stream *stream) { return stream->receive_paused && !stream->full_seen; }
+
+static bool may_have_failed(const gt_call *self, const gt_stream *stream)
+{
+    return (self->max & GT_WATCH_RESETS) && stream->receive_paused && (stream->failed || stream->socket_error);
 }
 
 static bool has_failed(gt_stream *stream)
@@ -244,42 +250,42 @@ static bool has_failed(gt_stream *stream)
     return stream->socket_error != 0;
 }
 
-static bool has_news(const gt_call *self)
+static bool has_answer(const gt_call *self)
 {
     const gt_stream *stream = connection_of(self)->stream;
-    return !stream || has_written(stream) || stream->inbound_ended || count_unreported(stream) > 0 ||
-           stream->receive_error || stream->send_error || stream->end_of_stream || has_stalled(stream) ||
-           may_have_failed(stream);
+    return !stream || has_changed(self, stream) || count_unseen(stream) > 0 || stream->receive_error ||
+           stream->send_error || stream->end_of_stream || is_newly_full(stream) || may_have_failed(self, stream);
 }
 
-static bool news_are_over(const gt_call *self)
+static bool changes_no_more(const gt_call *self)
 {
     const gt_stream *stream = connection_of(self)->stream;
-    return stream && stream->end_reported && (stream->inbound_ended || count_unreported(stream) == 0) &&
-           !has_written(stream);
+    return stream && stream->end_reported && count_unseen(stream) == 0 && !has_changed(self, stream);
 }
 
-static int answer_inbound(gt_call *self, PyObject **result)
+static int answer_change(gt_call *self, PyObject **result)
 {
     gt_stream *stream = stream_to_receive(self);
     if (!stream)
         return -1;
-    size_t unreported = count_unreported(stream);
-    if (has_written(stream)) {
-        *result = PyLong_FromLong(GT_NEWS_WRITTEN);
-    } else if (unreported > 0 && !stream->inbound_ended) {
-        size_t reported = unreported < MOST_REPORTED ? unreported : MOST_REPORTED;
-        stream->unreported = unreported - reported;
-        *result = PyLong_FromSize_t(reported);
-    } else if ((stream->receive_error || stream->send_error) && !stream->inbound_ended) {
+    size_t unseen = count_unseen(stream);
+    if (has_changed(self, stream)) {
+        stream->change_noted = false;
+        stream->sent_seen = connection_of(self)->bytes_sent;
+        *result = PyLong_FromLong(GT_CHANGED);
+    } else if (unseen > 0) {
+        size_t seen = unseen < MOST_SEEN ? unseen : MOST_SEEN;
+        stream->unseen = unseen - seen;
+        *result = PyLong_FromSize_t(seen);
+    } else if (stream->receive_error || stream->send_error) {
         return raise_broken(self, stream->receive_error ? stream->receive_error : stream->send_error);
-    } else if (stream->end_of_stream || stream->inbound_ended) {
+    } else if (stream->end_of_stream) {
         stream->end_reported = true;
-        *result = PyLong_FromLong(GT_NEWS_END);
-    } else if (has_stalled(stream)) {
-        stream->stall_reported = true;
-        *result = PyLong_FromLong(GT_NEWS_STALLED);
-    } else if (may_have_failed(stream) && has_failed(stream)) {
+        *result = PyLong_FromLong(GT_ENDED);
+    } else if (is_newly_full(stream)) {
+        stream->full_seen = true;
+        *result = PyLong_FromLong(GT_FULL);
+    } else if (may_have_failed(self, stream) && has_failed(stream)) {
         return raise_broken(self, stream->socket_error);
     } else {
         return 0;
@@ -525,7 +531,7 @@ const gt_kind gt_stream_kinds[] = {
     [GT_RECEIVE] = {RECEIVING("receive"), .is_satisfied = has_received, .answer = answer_receive, .moves_nothing = is_at_end},
     [GT_RECEIVE_INTO] = {RECEIVING("receive_into"), .is_satisfied = has_received, .answer = answer_receive_into, .moves_nothing = is_at_end},
     [GT_FILL] = {RECEIVING("_fill"), .is_satisfied = is_filled, .answer = answer_fill, .moves_nothing = fill_moves_nothing, .ask = ask_fill},
-    [GT_INBOUND] = {RECEIVING("_wait_inbound"), .is_satisfied = has_news, .answer = answer_inbound, .moves_nothing = news_are_over},
+    [GT_CHANGE] = {RECEIVING("_wait_change"), .is_satisfied = has_answer, .answer = answer_change, .moves_nothing = changes_no_more},
     [GT_DETACH] = {RECEIVING("_detach"), .is_satisfied = is_idle, .answer = answer_detach, .ask = ask_suspend},
     [GT_SEND] = {SENDING("send"), .is_satisfied = is_writable, .answer = answer_send, .moves_nothing = sends_nothing, .excludes_sends = true},
     [GT_FLUSH] = {SENDING("flush"), .is_satisfied = is_flushed, .answer = answer_none},

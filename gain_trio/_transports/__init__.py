@@ -25,14 +25,15 @@ from ._addresses import (
 )
 from ._backends import SocketListener, implementation, make_listeners, wait_released
 from ._connections import (
-    END,
+    CHANGED,
+    ENDED,
     FIRST_SECONDS,
+    FULL,
     MAX_LENGTH,
     NOTHING,
     RESOURCE_ERRNOS,
-    STALLED,
-    WRITTEN,
-    CallbackConnection,
+    WATCH_RESETS,
+    WATCH_SENT,
     Connection,
     DeadlineKeeper,
     Entry,
@@ -53,7 +54,6 @@ from ._connections import (
     head_of,
     joined,
     parse_proxy_header,
-    sleep_until_idle,
     whole_of,
     without_head,
 )
@@ -62,22 +62,24 @@ from ._open import connect, open_listeners
 from ._patience import DEFAULT_CLOSE_TIMEOUT, Patience
 from ._peer import UNKNOWN, endpoint_text, peer_of
 from ._tls import HandshakeError, TlsConnection, check_handshake_timeout, check_server_context, server_handshake
-from ._turns import Pieces, Turn
+from ._turns import TURN, Turn
 from ._wrapping import wrap_connection, wrap_listener
 
 __all__ = [
+    "CHANGED",
     "DEFAULT_CLOSE_TIMEOUT",
-    "END",
+    "ENDED",
     "FIRST_SECONDS",
+    "FULL",
     "MAX_LENGTH",
     "NOTHING",
     "NO_SIGNAL",
     "RESOURCE_ERRNOS",
-    "STALLED",
+    "TURN",
     "UNKNOWN",
-    "WRITTEN",
+    "WATCH_RESETS",
+    "WATCH_SENT",
     "Address",
-    "CallbackConnection",
     "Connection",
     "DatagramEndpoint",
     "DatagramStatistics",
@@ -93,7 +95,6 @@ __all__ = [
     "NeedMore",
     "Patience",
     "PeerCredentials",
-    "Pieces",
     "ProxyHeader",
     "ProxyProtocolError",
     "Scheme",
@@ -134,7 +135,6 @@ __all__ = [
     "shown",
     "shown_lines",
     "shown_traceback",
-    "sleep_until_idle",
     "steer_by_cpu",
     "wait_released",
     "whole_of",

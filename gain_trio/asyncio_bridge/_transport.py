@@ -1,10 +1,10 @@
 """An asyncio transport on a connection, and the loop that calls its protocol.
 
-What asyncio's event loop does for a transport, one task does here: it waits for news of the connection and calls back.
+What asyncio's event loop does for a transport, one task does here: it waits for changes of the connection and calls back.
 The methods of the transport wait for nothing.  They change what is kept here, queue bytes, and have the task look
 again.
 
-*Where the task waits.*  ``_wait_inbound()`` tells of bytes, errors, the end, and (while it was asked to) of bytes that
+*Where the task waits.*  ``Changes.next()`` tells of bytes, errors, the end, and (while it was asked to) of bytes that
 the kernel has taken.  While reading is paused the same call is waited for in a cancel scope: bytes stay in the
 connection's queue, errors and room for writing are still told, and ``resume_reading()`` cancels the scope, which loses
 nothing.  After the peer's end that call would return at once for ever.  If the protocol keeps the connection open, the
@@ -33,17 +33,8 @@ from typing import TYPE_CHECKING, Any, cast, final
 
 import trio
 
-from gain_trio._transports import (
-    WRITTEN,
-    CallbackConnection,
-    Connection,
-    Patience,
-    Pieces,
-    TlsConnection,
-    Turn,
-    shown,
-    sleep_until_idle,
-)
+from gain_trio._callback_base import END, WRITTEN, Changes, Pieces, sleep_until_idle
+from gain_trio._transports import Connection, Patience, TlsConnection, Turn, shown
 from gain_trio.callbacks import SlowReader
 
 from ._idle_detection import IdleDetector
@@ -63,6 +54,7 @@ class ProtocolTransport(asyncio.Transport):
     """See :class:`asyncio.Transport`."""
 
     __slots__ = (
+        "_changes",
         "_connection",
         "_data_received",
         "_ended",
@@ -90,7 +82,8 @@ class ProtocolTransport(asyncio.Transport):
 
     def __init__(self, connection: Connection, protocol: asyncio.BaseProtocol, write_limit: int) -> None:
         super().__init__()
-        self._connection = cast("CallbackConnection", connection)
+        self._connection = connection
+        self._changes = Changes(connection)
         self._write_limit = write_limit
         self._high, self._low = _limits(None, None)
         self._is_tls = isinstance(connection, TlsConnection)
@@ -136,26 +129,25 @@ class ProtocolTransport(asyncio.Transport):
             self._protocol.connection_lost(_told(self._error))
 
     async def _serve(self) -> None:
-        connection = self._connection
         while not self._is_closing and self._quiet is None:
             if self._ended:
                 await self._wait_for_room()
             elif self._reading_paused:
                 told_paused = await self._wait_paused()
-                if self.is_reading():  # it was resumed, maybe in the moment in which there was news as well
+                if self.is_reading():  # it was resumed, maybe in the moment in which the connection changed as well
                     await self._deliver()
                 if told_paused is not None:
                     await self._look(told_paused)
             else:
-                told = await connection._wait_inbound()
+                told = await self._changes.next()
                 if told > 0 and self.is_reading():
                     await self._deliver()
                 else:
                     await self._look(told)
         if self._quiet is not None and not self._is_closing:
             self._ends_when_idle = True
-            connection._resume_inbound()
-            connection._tell_written(True)
+            self._changes.resume()
+            self._changes.watch_written(True)
             await self._serve_until_idle(self._quiet)
 
     async def _serve_until_idle(self, quiet: IdleDetector) -> None:
@@ -169,7 +161,7 @@ class ProtocolTransport(asyncio.Transport):
             told = WRITTEN
             with trio.CancelScope(deadline=end) as self._scope:
                 if not self._ended:
-                    told = await connection._wait_inbound()
+                    told = await self._changes.next()
                 elif connection.outbound_buffered:
                     await connection.flush()
                 else:
@@ -196,25 +188,24 @@ class ProtocolTransport(asyncio.Transport):
             return
         if not self._is_closing:
             self._quiet = IdleDetector(self._connection, self._made_at)
-            self._connection._end_inbound()  # until the task has seen that
+            self._changes.end()  # until the task has seen that
             self._look_again()
 
     async def _look(self, told: int) -> None:
         """Something else than bytes that can be delivered."""
         if self._is_closing:
             return
-        if told == 0 and self._quiet is not None and not self._ends_when_idle:
+        if told == END and self._quiet is not None and not self._ends_when_idle:
             return  # that is no end, but _drain()
         if told == WRITTEN:
-            self._connection._take_written()
             self._look_at_room()
-        elif told == 0:
+        elif told == END:
             await self._look_at_end()
 
     async def _wait_paused(self) -> int | None:
-        """News of the connection; None when something here has changed."""
+        """The connection's next change; None when something here has changed."""
         with trio.CancelScope() as self._scope:
-            return await self._connection._wait_inbound()
+            return await self._changes.next()
         return None
 
     async def _look_at_end(self) -> None:
@@ -279,7 +270,7 @@ class ProtocolTransport(asyncio.Transport):
     async def _deliver(self) -> None:
         """What has arrived, in pieces, between which others have a turn."""
         self._turn.begin()
-        left = self._connection.inbound_buffered  # what comes meanwhile has its own turn, after other news
+        left = self._connection.inbound_buffered  # what comes meanwhile has its own turn, after other changes
         while left > 0 and self.is_reading():
             left -= self._pieces.deliver(self._deliver_piece, left)
             if left > 0 and self._turn.is_over():
@@ -326,12 +317,12 @@ class ProtocolTransport(asyncio.Transport):
             self._protocol_paused = False
             self._call_flow_control(self._protocol.resume_writing, "resume_writing")
         if not self._watches_room() and not self._is_closing and self._quiet is None:
-            self._connection._tell_written(False)
+            self._changes.watch_written(False)
 
     def _pause_protocol_over(self, unsent: int) -> None:
         if unsent > self._high and not self._protocol_paused:
             self._protocol_paused = True
-            self._connection._tell_written(True)
+            self._changes.watch_written(True)
             self._look_again()
             self._call_flow_control(self._protocol.pause_writing, "pause_writing")
 
@@ -374,7 +365,7 @@ class ProtocolTransport(asyncio.Transport):
         """Deliver nothing more, send what was written, and close; ``connection_lost(None)`` is called then."""
         if not self._is_closing:
             self._is_closing = True
-            self._connection._end_inbound()
+            self._changes.end()
             self._look_again()
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
@@ -466,7 +457,7 @@ class ProtocolTransport(asyncio.Transport):
         if self._is_closing or self._eof_written:
             return
         self._eof_written = True
-        self._connection._tell_written(True)
+        self._changes.watch_written(True)
         self._look_again()
         self._look_at_room()
 

@@ -30,14 +30,14 @@ from typing import TYPE_CHECKING, Any, TypeVar, final
 import attrs
 import trio
 
+from gain_trio._callback_base import Changes, Pieces
 from gain_trio._transports import (
     NOTHING,
-    CallbackConnection,
+    Connection,
     DeadlineKeeper,
     Entry,
     Inbound,
     Marks,
-    Pieces,
     checked_deadline,
     current_keeper,
     endpoint_text,
@@ -82,6 +82,7 @@ class StreamConn(Conn):
     """See :class:`Conn`."""
 
     __slots__ = (
+        "_changes",
         "_connection",
         "_failure",
         "_flush_seconds",
@@ -101,9 +102,10 @@ class StreamConn(Conn):
         "_write_limit",
     )
 
-    def __init__(self, connection: CallbackConnection, terms: Terms) -> None:
+    def __init__(self, connection: Connection, changes: Changes, terms: Terms) -> None:
         super().__init__()
         self._connection = connection
+        self._changes = changes
         self._terms = terms
         self._write_limit = terms.write_limit
         self._take_exactly: Callable[[int], bytes | None] = connection._take_exactly
@@ -131,7 +133,7 @@ class StreamConn(Conn):
     def next(self, n: int = -1, /) -> bytes:
         """See :meth:`Conn.next`."""
         try:
-            data = self._take_exactly(n)
+            data = self._take_exactly(n or -1)
         except trio.ClosedResourceError:
             raise ConnectionClosed("this connection is closed") from None
         if data is None:
@@ -284,7 +286,7 @@ class StreamConn(Conn):
 
     def _end_wait(self) -> None:
         """Have what the task of the connection waits for end."""
-        self._connection._end_inbound()
+        self._changes.end()
 
     def _send_no_more(self) -> None:
         """What is written from now on is dropped, without an error: the server is being stopped."""
@@ -399,8 +401,8 @@ class ThreadedStreamConn(InboxReading, StreamConn):
 
     __slots__ = ("_high", "_inbox", "_is_ending", "_low", "_room")
 
-    def __init__(self, connection: CallbackConnection, terms: Terms, marks: Marks) -> None:
-        super().__init__(connection, terms)
+    def __init__(self, connection: Connection, changes: Changes, terms: Terms, marks: Marks) -> None:
+        super().__init__(connection, changes, terms)
         self._inbox: Inbound = NOTHING
         self._high = marks.receive_high
         self._low = marks.receive_low

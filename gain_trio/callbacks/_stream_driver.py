@@ -1,4 +1,4 @@
-"""The task of a connection: it waits for news and calls back.
+"""The task of a connection: it waits for changes and calls back.
 
     on_accept
     ┌─> wait ──> on_write, on_read
@@ -11,7 +11,8 @@
 There is one way out, so ``on_close`` is called once, whatever happens.  An exception is raised again behind it: the
 consumer that this runs in logs and counts it as it does a handler's.
 
-The plain case, a ``def on_read``, has a loop of its own, with nothing in it but the wait and the call.
+``Changes`` says what to call back.  A message costs one step of the task, so the loops ask it for nothing while there are
+only bytes: they wait for the connection itself, and the plain case, a ``def on_read``, is nothing but the wait and the call.
 """
 
 from __future__ import annotations
@@ -19,26 +20,15 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Awaitable, Callable
-from typing import Any, cast, final
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, final
 
 import trio
 
+from gain_trio._callback_base import END, STALLED, WRITTEN, Changes, Pieces, sleep_until_idle
 from gain_trio._io_manager import waits_of
 from gain_trio._server import LAST_CALLBACK, AttendingHandler, is_cancellation, only_one_of
-from gain_trio._transports import (
-    END,
-    FIRST_SECONDS,
-    STALLED,
-    WRITTEN,
-    CallbackConnection,
-    Connection,
-    Marks,
-    Patience,
-    Pieces,
-    shown,
-    sleep_until_idle,
-)
+from gain_trio._transports import FIRST_SECONDS, Connection, Marks, Patience, shown
 
 from ._activity import Activity
 from ._event_config import Config
@@ -107,9 +97,8 @@ class StreamDriver(AttendingHandler):
         self._drains = True
         self.activity.ask_to_end()
 
-    async def __call__(self, served: Connection) -> None:
+    async def __call__(self, connection: Connection) -> None:
         """Serve one connection."""
-        connection = cast("CallbackConnection", served)
         if self.activity.is_ending:
             return
         conn = self._open(connection)
@@ -120,7 +109,8 @@ class StreamDriver(AttendingHandler):
         if is_late:
             conn._end_wait()
         try:
-            await self._converse(conn, connection)
+            await self._accept(conn)
+            await self._reading(conn, connection)
             if self._drains:
                 await self._hear_once_more(conn, connection, FIRST_SECONDS if is_late else 0)
             await self._finish(conn, connection)
@@ -130,7 +120,7 @@ class StreamDriver(AttendingHandler):
             reason = _reason(error, connection)
             if is_cancellation(error):
                 cancelled = True
-                await self._tell_what_was_written(conn, connection)
+                await self._tell_what_was_written(conn)
             raise
         finally:
             conn._linger_no_more()
@@ -144,17 +134,18 @@ class StreamDriver(AttendingHandler):
             else:
                 self.activity.end(conn)
 
-    def _open(self, connection: CallbackConnection) -> StreamConn:
+    def _open(self, connection: Connection) -> StreamConn:
         if self._terms is None:
             config = self._config
             token = trio.lowlevel.current_trio_token()
             self._terms = Terms(config.write_limit, config.write_policy, token, threading.get_ident())
             if self._is_threaded:
                 self._threads = WorkerThreads(config.pool_size if config.pool else float("inf"))
+        changes = Changes(connection, watches_resets=True)  # an on_read that takes nothing is not called again
         if self._is_threaded:
-            conn: StreamConn = ThreadedStreamConn(connection, self._terms, self._marks)
+            conn: StreamConn = ThreadedStreamConn(connection, changes, self._terms, self._marks)
         else:
-            conn = StreamConn(connection, self._terms)
+            conn = StreamConn(connection, changes, self._terms)
         if self.callbacks.on_close.is_overridden:
             conn.remote_addr  # noqa: B018 - looked up now: after a reset nobody can say what it was
         return conn
@@ -163,9 +154,9 @@ class StreamDriver(AttendingHandler):
         if self.callbacks.on_close.is_overridden:
             conn.local_addr  # noqa: B018 - of a socket that is closed nobody can say what it was
 
-    async def _tell_what_was_written(self, conn: StreamConn, connection: CallbackConnection) -> None:
+    async def _tell_what_was_written(self, conn: StreamConn) -> None:
         """The server is being stopped: what the kernel has taken by now is told, as it is after a close()."""
-        if self.callbacks.on_write.is_overridden and (written := connection._take_written()):
+        if written := conn._changes.take_written():
             conn._send_no_more()
             with trio.CancelScope(deadline=trio.current_time() + LAST_CALLBACK, shield=True):
                 await self.callbacks.on_write(conn, written)
@@ -183,39 +174,49 @@ class StreamDriver(AttendingHandler):
 
     # --- while it lasts ---
 
-    async def _converse(self, conn: StreamConn, connection: CallbackConnection) -> None:
+    async def _accept(self, conn: StreamConn) -> None:
         callbacks = self.callbacks
-        connection._tell_resets()  # an on_read that takes nothing is not called again
         if callbacks.on_write.is_overridden:
-            connection._tell_written(True)
+            conn._changes.watch_written(True)
         if callbacks.on_accept.is_overridden:
             await callbacks.on_accept(conn)
-        if isinstance(conn, ThreadedStreamConn):
-            await self._read_in_threads(conn, connection)
-        elif callbacks.on_read.is_async:
-            await self._read_async(conn, connection)
-        else:
-            on_read = callbacks.on_read.function
-            wait = connection._wait_inbound
-            while n := await wait():
-                if 0 < n <= Pieces.SMALLEST:
-                    on_read(conn, n)
-                elif n > 0:
-                    await self._read_in_pieces(conn, connection, n)
-                else:
-                    await self._told(n, conn, connection)
 
-    async def _read_async(self, conn: StreamConn, connection: CallbackConnection) -> None:
+    def _reading(self, conn: StreamConn, connection: Connection) -> Coroutine[Any, Any, None]:
+        """The loop for this ``on_read``, for the task to await: a call in between would cost with each message."""
+        if isinstance(conn, ThreadedStreamConn):
+            return self._read_in_threads(conn, connection)
+        if self.callbacks.on_read.is_async:
+            return self._read_async(conn, connection)
+        return self._read(conn, connection)
+
+    async def _read(self, conn: StreamConn, connection: Connection) -> None:
         on_read = self.callbacks.on_read.function
-        while n := await connection._wait_inbound():
+        wait = connection._wait_change
+        watched = conn._changes.watched
+        while (n := await wait(watched)) > 0 or await self._goes_on(n, conn):
+            if 0 < n <= Pieces.SMALLEST:
+                on_read(conn, n)
+            elif n > 0:
+                await self._read_in_pieces(conn, connection, n)
+
+    async def _read_async(self, conn: StreamConn, connection: Connection) -> None:
+        on_read = self.callbacks.on_read.function
+        wait = connection._wait_change
+        watched = conn._changes.watched
+        while (n := await wait(watched)) > 0 or await self._goes_on(n, conn):
             if 0 < n <= Pieces.SMALLEST:
                 await on_read(conn, n)
             elif n > 0:
                 await self._read_in_pieces(conn, connection, n)
-            else:
-                await self._told(n, conn, connection)
 
-    async def _read_in_pieces(self, conn: StreamConn, connection: CallbackConnection, count: int) -> None:
+    async def _goes_on(self, change: int, conn: StreamConn) -> bool:
+        """Work off an answer that is no number of bytes.  Returns whether there may be another one."""
+        found = conn._changes.meaning(change)
+        if found is not None and found != END:
+            await self._told(found, conn)
+        return found != END and not conn._changes.is_over
+
+    async def _read_in_pieces(self, conn: StreamConn, connection: Connection, count: int) -> None:
         """Call ``on_read`` for ``count`` bytes in pieces that it works off in about a turn each; others run in between."""
         on_read = self.callbacks.on_read.function
         is_async = self.callbacks.on_read.is_async
@@ -239,38 +240,38 @@ class StreamDriver(AttendingHandler):
                 return
             await trio.lowlevel.checkpoint()
 
-    async def _read_in_threads(self, conn: ThreadedStreamConn, connection: CallbackConnection) -> None:
+    async def _read_in_threads(self, conn: ThreadedStreamConn, connection: Connection) -> None:
         on_read = self.callbacks.on_read.function
         threads = self._threads
         assert threads is not None
-        while n := await connection._wait_inbound():
+        while n := await conn._changes.next():
             if n < 0:
-                await self._told(n, conn, connection)
+                await self._told(n, conn)
             while n > 0:
                 conn._arrived(n)
                 await threads.run(on_read, conn, n)
                 n = await self._wait_while_stalled(conn, connection) if conn._is_stalled else 0
 
-    async def _wait_while_stalled(self, conn: ThreadedStreamConn, connection: CallbackConnection) -> int:
+    async def _wait_while_stalled(self, conn: ThreadedStreamConn, connection: Connection) -> int:
         """Until there is room in the inbox.  What arrives stays in the connection's queue, which has its own limit.
 
         Returns how many bytes that is, of which ``on_read`` has to be told.
         """
         self._log_stall(conn)
         arrived = 0
-        wait: Callable[[], Awaitable[int]] = connection._wait_inbound
+        wait: Callable[[], Awaitable[int]] = conn._changes.next
         while (n := await conn._wait_for_room(wait)) is not None:
             if n > 0:
                 arrived += n
             elif n == WRITTEN:
-                await self._told(n, conn, connection)
+                await self._told(n, conn)
             elif n == END:  # which would be told again at once; what is in the inbox can still be taken
                 wait = functools.partial(sleep_until_idle, connection)
         return 0 if conn._is_ending else arrived
 
-    async def _told(self, what: int, conn: StreamConn, connection: CallbackConnection) -> None:
+    async def _told(self, what: int, conn: StreamConn) -> None:
         if what == WRITTEN:
-            if written := connection._take_written():  # with TLS there may be none of the program's
+            if written := conn._changes.take_written():  # with TLS there may be none of the program's
                 await self.callbacks.on_write(conn, written)
         else:
             assert what == STALLED
@@ -287,7 +288,7 @@ class StreamDriver(AttendingHandler):
 
     # --- the end ---
 
-    async def _hear_once_more(self, conn: StreamConn, connection: CallbackConnection, patience: float) -> None:
+    async def _hear_once_more(self, conn: StreamConn, connection: Connection, patience: float) -> None:
         """The server drains, and the wait was ended: tell what has arrived, so that no request stays without an answer.
 
         That is what has arrived by now, so that a peer that goes on sending cannot hold it up.  One that has connected
@@ -297,17 +298,17 @@ class StreamDriver(AttendingHandler):
             return
         if connection._is_unheard:
             patience = FIRST_SECONDS
-        connection._resume_inbound()
+        conn._changes.resume()
         # What has arrived is never too late for a deadline.
         end = connection.read_deadline = min(connection.read_deadline, trio.current_time() + patience)
         left = 0  # of what has arrived
         while True:
             try:
-                told = await connection._wait_inbound()
+                told = await conn._changes.next()
             except trio.TooSlowError:
                 return
             if told == WRITTEN:
-                await self._told(told, conn, connection)
+                await self._told(told, conn)
                 # on_write may write more each time, and is told of that before the deadline, and before bytes
                 if trio.current_time() > end + (LAST_CALLBACK if left else 0):
                     return
@@ -322,7 +323,7 @@ class StreamDriver(AttendingHandler):
             else:
                 return
 
-    async def _hear(self, conn: StreamConn, connection: CallbackConnection, told: int) -> None:
+    async def _hear(self, conn: StreamConn, connection: Connection, told: int) -> None:
         if isinstance(conn, ThreadedStreamConn):
             assert self._threads is not None
             conn._arrived(told)
@@ -330,7 +331,7 @@ class StreamDriver(AttendingHandler):
         else:
             await self._read_in_pieces(conn, connection, told)
 
-    async def _finish(self, conn: StreamConn, connection: CallbackConnection) -> None:
+    async def _finish(self, conn: StreamConn, connection: Connection) -> None:
         """The peer, the program or a failure has ended it: send what is left, and close."""
         if conn._failure is not None:
             raise conn._failure
@@ -350,9 +351,9 @@ class StreamDriver(AttendingHandler):
         if not connection._close_soon():
             await connection.aclose()
 
-    async def _has_unsent(self, conn: StreamConn, connection: CallbackConnection) -> bool:
+    async def _has_unsent(self, conn: StreamConn, connection: Connection) -> bool:
         conn._write_handed()
-        if self.callbacks.on_write.is_overridden and (written := connection._take_written()):
+        if written := conn._changes.take_written():
             await self.callbacks.on_write(conn, written)
             if conn._failure is not None:
                 raise conn._failure
@@ -360,7 +361,7 @@ class StreamDriver(AttendingHandler):
         return connection.outbound_buffered > 0
 
 
-def _reason(error: BaseException, connection: CallbackConnection) -> BaseException | None:
+def _reason(error: BaseException, connection: Connection) -> BaseException | None:
     """What ``on_close`` gets."""
     if is_cancellation(error):
         unsent = connection.outbound_buffered

@@ -133,6 +133,10 @@ class Queue(Framing):
         taken, self._queue = self._queue[:count], self._queue[count:]
         return taken
 
+    def _take_exactly(self, count: int, /) -> bytes | None:
+        """See :meth:`Framing._take_exactly`."""
+        return self.next(count) if count <= len(self._queue) else None
+
 
 def _result(call: Coroutine[Any, Any, bytes | None]) -> bytes | None:
     try:

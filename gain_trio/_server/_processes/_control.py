@@ -8,11 +8,11 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import cast, final
+from typing import final
 
 import trio
 
-from gain_trio._transports import CallbackConnection, Connection, IncompleteMessage
+from gain_trio._transports import Connection, IncompleteMessage
 
 from ._boot import FRAME
 from ._control_messages import LARGEST, Message, decode, encode
@@ -23,7 +23,7 @@ class ControlChannel:
     """One end of the channel.  It owns the socket that it is made of."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self._connection = cast("CallbackConnection", Connection.from_socket(sock))
+        self._connection = Connection.from_socket(sock)
         self._turn = trio.StrictFIFOLock()
         self._length: int | None = None  # of the message that is being received
 

@@ -47,7 +47,7 @@ class LogForwarder(logging.Handler):
         self._waiting: deque[dict[str, Any]] = deque()
         self._dropped = 0
         self._token: trio.lowlevel.TrioToken | None = None
-        self._news = trio.Event()
+        self._record_queued = trio.Event()
 
     def install(self, levels: dict[str, int]) -> None:
         """Take the place of what the program has not set up, with the server's levels."""
@@ -74,16 +74,16 @@ class LogForwarder(logging.Handler):
                 self._token = None
 
     def _wake(self) -> None:
-        self._news.set()
+        self._record_queued.set()
 
     async def run(self, control: ControlChannel) -> None:
         """Send records, until cancelled or until the server is gone."""
         self._token = trio.lowlevel.current_trio_token()
         while True:
             await self.send_all(control)
-            self._news = trio.Event()
+            self._record_queued = trio.Event()
             if not self._waiting:
-                await self._news.wait()
+                await self._record_queued.wait()
 
     async def send_all(self, control: ControlChannel) -> None:
         """Send what waits.  Cancelled, what it has not sent waits still."""

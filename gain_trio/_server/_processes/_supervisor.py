@@ -113,7 +113,7 @@ class WorkerSupervisor:
         self._has_lasted = False
         self._living: list[WorkerProcess] = []
         self._past: ServerStatistics | None = None  # of those that are gone
-        self._news = trio.Event()
+        self._noted = trio.Event()
         self._wanted = 0  # replacements asked for
         self._done = 0  # and made, or given up
         self._refusal: WorkerFailed | None = None
@@ -149,7 +149,7 @@ class WorkerSupervisor:
 
     def note(self) -> None:
         """Something may have changed: look."""
-        self._news.set()
+        self._noted.set()
 
     def close(self, timeout: float) -> None:
         """Let the processes drain, and start no more."""
@@ -330,8 +330,8 @@ class WorkerSupervisor:
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
-            self._news = trio.Event() if self._news.is_set() else self._news
-            await self._news.wait()
+            self._noted = trio.Event() if self._noted.is_set() else self._noted
+            await self._noted.wait()
 
 
 # --- statistics ---

@@ -86,7 +86,7 @@ class WorkerPool:
         self._gate = AcceptGate(self._has_room)
         self._acceptors: list[Acceptor] = []
         self._scope = trio.CancelScope()
-        self._news = trio.Event()
+        self._slots_changed = trio.Event()
         self._rolling = trio.Lock()
         self._rolls_again = False
         self._failure: WorkerFailed | None = None
@@ -220,9 +220,9 @@ class WorkerPool:
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
-            if self._news.is_set():
-                self._news = trio.Event()
-            await self._news.wait()
+            if self._slots_changed.is_set():
+                self._slots_changed = trio.Event()
+            await self._slots_changed.wait()
 
     async def _until_all_serve(self) -> None:
         await self._until(lambda: all(supervisor.serves for supervisor in self.supervisors) or self.draining.is_set())
@@ -369,7 +369,7 @@ class WorkerPool:
         for supervisor in self.supervisors:
             supervisor.note()
         self._tell_of_rings()
-        self._news.set()
+        self._slots_changed.set()
 
     def _answering(self) -> list[WorkerProcess]:
         return [

@@ -22,14 +22,14 @@ drains the queue and ends when it is empty.  It outlives the task that sent, bec
 that task is cancelled, and while something is queued nobody else sends, so the order stays.  It ends by three things: an
 empty queue, an error, a close (which empties the queue).  An error is kept, and raised by the sender's this or next call.
 
-*News.*  A server of callbacks waits for news, and sends without waiting.  The task that waits for news waits for the socket
-to become readable.  All other news (the kernel has taken bytes, a send has failed, the program has ended it) wakes that task
-by ``notify_closing``, as a deadline does.  While the queue is full the task reads nothing, and waiting until the socket is
-readable would be no wait.  Then the task waits to be woken by a cancelled scope, and if the server asks for it
-(``_tell_resets``) for an error of the socket: a program that never takes anything would wait for ever for a peer that has
-reset the connection.  An epoll instance registered with an empty event mask still reports errors, and becomes readable when
-it has one to report.  A message is one step here, too: a read leaves a note whether the kernel had more, and when the
-program has taken all of it, the next wait begins with waiting and not with a system call that fails.
+*Changes.*  Code that is called back waits in ``_wait_change``, and sends without waiting.  Its task waits for the socket
+to become readable.  All other changes (the kernel has taken bytes, a send has failed, ``_note_change``) wake the task by
+``notify_closing``, as a deadline does.  While the queue is full the task reads nothing, and waiting until the socket is
+readable would be no wait.  Then the task waits to be woken by a cancelled scope, and with ``WATCH_RESETS`` for an error of
+the socket: a program that never takes anything would wait for ever for a peer that has reset the connection.  An epoll
+instance registered with an empty event mask still reports errors, and becomes readable when it has one to report.  A message
+is one step here, too: a read leaves a note whether the kernel had more, and when the program has taken all of it, the next
+wait begins with waiting and not with a system call that fails.
 
 *The run's end closes what is open*, as on the ring, by another system task, one for all connections of a run.
 """
@@ -52,13 +52,16 @@ import trio
 from gain_trio._io_manager import broken_by
 from gain_trio._transports._addresses import reset_on_close
 from gain_trio._transports._connections import (
-    END,
+    CHANGED,
+    ENDED,
+    FULL,
+    MOST_SEEN,
     NOTHING,
-    WRITTEN,
+    WATCH_RESETS,
+    WATCH_SENT,
     Connection,
     Inbound,
     Marks,
-    News,
     ProxyHeader,
     Timing,
     checked_deadline,
@@ -81,7 +84,7 @@ LARGE_CHUNK = 4 * CHUNK
 """The most of one after a receive that brought as much as CHUNK: a large transfer, and what a Unix socket holds.  Not of
 all, because Python makes room for so much before it knows how little has come."""
 STEP = 4096
-"""The least that a callback counts for, in bytes, where it is counted how long a task goes on without waiting.  A callback
+"""The least that a CHANGED counts for, in bytes, where it is counted how long a task goes on without waiting.  A callback
 that writes a byte whenever one was taken would otherwise have the thread for as many turns as the mark has bytes."""
 PAGE = 4096
 """A queue is filled by no less at a time, though it may have its high mark in the middle: small marks are no small calls."""
@@ -94,6 +97,7 @@ class SocketConnection(Connection):
         "__weakref__",
         "_active_at",
         "_between",
+        "_change_noted",
         "_chunk",
         "_close_timeout",
         "_descriptor",
@@ -102,6 +106,7 @@ class SocketConnection(Connection):
         "_end_told",
         "_ended",
         "_flushing",
+        "_full_seen",
         "_hurry",
         "_inbound",
         "_is_closed",
@@ -111,7 +116,6 @@ class SocketConnection(Connection):
         "_late_receiving",
         "_local_address",
         "_marks",
-        "_news",
         "_paused",
         "_prelude",
         "_proxy_header",
@@ -123,12 +127,16 @@ class SocketConnection(Connection):
         "_room",
         "_run",
         "_sender",
+        "_sent_seen",
         "_socket",
         "_socket_error",
         "_timing",
         "_transfer",
+        "_unseen",
         "_unwaited",
-        "_waits_for_news",
+        "_waits_for_change",
+        "_watched",
+        "_yields_to_peer",
         "bytes_received",
         "bytes_sent",
         "context",
@@ -173,8 +181,13 @@ class SocketConnection(Connection):
         self._receive_error: OSError | None = None
         self._receiving = False  # a call of this direction is in progress
         self._late_receiving = False  # it was woken because its deadline has passed
-        self._news: News | None = None  # made when somebody wants to hear of them
-        self._waits_for_news = False
+        self._watched = 0  # by the _wait_change() in progress
+        self._waits_for_change = False  # and its task waits for the descriptor
+        self._change_noted = False  # what its answers have not reported yet: _note_change(),
+        self._unseen = 0  # and bytes that have arrived; the program may have taken some of them
+        self._sent_seen = 0  # what they have reported: bytes that the kernel has taken,
+        self._full_seen = False  # and this pause
+        self._yields_to_peer = False  # the last of them was that the kernel has taken bytes
         self._flushing = False  # the call of the sending direction has nothing to send
         self._room: trio.CancelScope | None = None  # of a task that waits for the queue to be taken from
         self._socket_error: OSError | None = None  # asked for while the queue was full; the receive tells of it, too
@@ -233,8 +246,8 @@ class SocketConnection(Connection):
         self._unwaited += count
         if self._is_timed:
             self._active_at = trio.current_time()
-        if self._news is not None and self._news.sent(count):
-            self._wake_for_news()
+        if self._watched & WATCH_SENT:
+            self._wake_for_change()
 
     async def _pass(self, mark: int) -> None:
         """A cancellation point, before anything is moved.
@@ -328,7 +341,7 @@ class SocketConnection(Connection):
                 trio.lowlevel.notify_closing(
                     self._descriptor
                 )  # ends the wait; the writer, if there is one, waits again
-                self._wake_for_news()
+                self._wake_for_change()
         return self._read_looked_at
 
     def _break(self, number: int, /) -> None:
@@ -394,6 +407,8 @@ class SocketConnection(Connection):
             if self._is_kernel_dry:
                 self._emptied()
             return bytes(data)  # of bytes this is the object itself
+        if not self._inbound:  # it is fresh
+            self._unseen += len(data)
         self._unwaited += max_bytes
         self._is_dry = False
         head = head_of(data, max_bytes)
@@ -482,7 +497,7 @@ class SocketConnection(Connection):
         if self._is_closed:
             raise closed_error()
         high = self._marks.receive_high
-        if self._receiving or (self._paused and len(self._inbound) > self._marks.receive_low):
+        if self._receiving or (self._paused and self._is_full()):
             return
         while len(self._inbound) < high:
             data = self._read(min(CHUNK, max(high - len(self._inbound), PAGE)))
@@ -491,9 +506,15 @@ class SocketConnection(Connection):
             self._enqueue_inbound(data)
             if self._is_dry:
                 break
-        self._paused = len(self._inbound) >= high
+        self._is_full()
         if self._inbound:
             self._is_dry = False
+
+    def _is_full(self) -> bool:
+        """Whether the queue was at its high mark, and has not been at its low one since."""
+        queued = len(self._inbound)
+        self._paused = queued >= self._marks.receive_high or (self._paused and queued > self._marks.receive_low)
+        return self._paused
 
     def _counted(self, name: str, count: int | None) -> int:
         """``count`` bytes, or all there are for None, of a queue that is up to date, or long enough as it is."""
@@ -555,7 +576,7 @@ class SocketConnection(Connection):
             self._room.cancel()
 
     def _take_exactly(self, count: int, /) -> bytes | None:
-        """See :meth:`CallbackConnection._take_exactly`."""
+        """See :meth:`Connection._take_exactly`."""
         count = as_size(count)
         if self._is_closed or current_thread() != self._run.thread:
             self._check_thread()
@@ -564,106 +585,121 @@ class SocketConnection(Connection):
         if count > queued:
             self._pump()
             queued = len(self._inbound)
-        return None if count > queued else self._dequeue(count if count > 0 else queued)
+        return None if count > queued else self._dequeue(count if count >= 0 else queued)
 
-    # --- news ---
-
-    def _own_news(self) -> News:
-        if self._news is None:
-            self._news = News(self._marks, len(self._inbound))
-        return self._news
+    # --- changes ---
 
     def _enqueue_inbound(self, data: bytes) -> None:
         """What was received, and not taken at once."""
         self._inbound = joined(self._inbound, data)
-        if self._news is not None:
-            self._news.untold += len(data)
+        self._unseen += len(data)
 
-    async def _wait_inbound(self) -> int:
-        """See :meth:`CallbackConnection._wait_inbound`."""
+    async def _wait_change(self, watched: int, /) -> int:
+        """See :meth:`Connection._wait_change`."""
         if self._is_closed or self._receiving or current_thread() != self._run.thread:
             self._refuse("receiving")
-        news = self._own_news()
         self._receiving = True
         self._late_receiving = False
+        self._watched = watched
         try:
-            if not self._is_dry or news.written or news.is_over:
+            if not self._is_dry or self._change_noted or self._has_seen_less(watched):
                 await self._before_receiving()
             while True:
                 if self._is_closed:
                     raise closed_error()
-                told = self._next_news(news)
-                if told is not None:
-                    self._end_told = told == END
-                    if told == WRITTEN:
+                change = self._next_change(watched)
+                if change is not None:
+                    self._end_told = change == ENDED
+                    if change == CHANGED:
                         self._unwaited += STEP
-                    return told
-                await self._wait_for_news(news)
+                    return change
+                await self._park_for_change(watched)
         except OSError as error:  # from the wait: this is no descriptor any more, or none that can be waited for
             raise broken_by(error) from error
         finally:
             self._receiving = False
+            self._watched = 0
             if self._inbound:
                 self._is_kernel_dry = self._is_dry
                 self._is_dry = False
 
-    def _next_news(self, news: News) -> int | None:
-        # What the kernel takes at once is news at once.  A program that writes whenever it is told so would never wait, and
-        # never hear of the peer: so each has its turn.
-        after_peer = news.written > 0 and news.written_told
-        if after_peer and not news.is_paused:
-            self._receive_news()
-        told = self._other_news(news, after_peer=after_peer)
-        if told is None and after_peer:
-            told = WRITTEN
-        news.written_told = told == WRITTEN
-        return told
+    def _has_seen_less(self, watched: int) -> bool:
+        """Whether the kernel has taken bytes that no answer has reported, and that an answer is to report."""
+        return bool(watched & WATCH_SENT) and self._sent_seen != self.bytes_sent
 
-    def _other_news(self, news: News, *, after_peer: bool) -> int | None:
-        told = news.before_errors(len(self._inbound), after_peer=after_peer)
-        if told is not None:
-            return told
+    def _next_change(self, watched: int) -> int | None:
+        if self._change_noted:
+            return self._report_sent()
+        # The kernel may take bytes at once.  A program that then writes again would never wait, and never hear of the peer:
+        # so each has its turn.
+        has_sent = self._has_seen_less(watched)
+        if has_sent and not self._yields_to_peer:
+            change: int | None = CHANGED
+        else:
+            if has_sent and not self._paused:
+                self._receive_unseen()
+            change = self._change_by_peer()
+            if change is None and has_sent:
+                change = CHANGED
+        self._yields_to_peer = change == CHANGED
+        return self._report_sent() if change == CHANGED else change
+
+    def _report_sent(self) -> int:
+        self._change_noted = False
+        self._sent_seen = self.bytes_sent
+        return CHANGED
+
+    def _change_by_peer(self) -> int | None:
+        queued = len(self._inbound)
+        unseen = min(self._unseen, queued)
+        seen = min(unseen, MOST_SEEN)
+        self._unseen = unseen - seen
+        if seen:
+            return seen
         error = self._receive_error or self._sender.error
         if error is not None:
             raise broken_by(kept(error))
-        return END if self._ended else news.after_errors(len(self._inbound))
+        if self._ended:
+            return ENDED
+        was_seen, self._full_seen = self._full_seen, self._is_full()
+        return FULL if self._full_seen and not was_seen else None
 
-    def _receive_news(self) -> bytes:
+    def _receive_unseen(self) -> bytes:
         """Queue what the kernel has, and return it."""
         data = self._read(self._chunk)
         self._enqueue_inbound(data)
         self._unwaited += len(data)
         return data
 
-    async def _wait_for_news(self, news: News) -> None:
+    async def _park_for_change(self, watched: int) -> None:
         """Wait, and queue what there is then."""
         if self._read_deadline < self._read_looked_at:
             self._watch_receiving()
-        if news.is_paused:
-            await self._wait_while_full(news)
+        if self._paused:
+            await self._wait_while_full(watched)
         elif self._is_dry:
-            self._waits_for_news = True
+            self._waits_for_change = True
             try:
                 await trio.lowlevel.wait_readable(self._descriptor)
             except trio.ClosedResourceError:
                 if not self._late_receiving:
-                    return  # there is something else to tell
+                    return  # something else has changed
             finally:
-                self._waits_for_news = False
+                self._waits_for_change = False
                 self._has_waited()
         if self._is_closed:
             return
-        if not news.is_paused and (self._receive_news() or not self._is_dry):
+        if not self._paused and (self._receive_unseen() or not self._is_dry):
             return
         if self._late_receiving:
             raise trio.TooSlowError("the connection's read deadline has passed")
 
-    async def _wait_while_full(self, news: News) -> None:
+    async def _wait_while_full(self, watched: int) -> None:
         """Until :attr:`_room` is cancelled.  Raises the socket's error; what the kernel has before it can still be read."""
         self._room = trio.CancelScope()
         try:
             with self._room:
-                if news.tells_resets:
+                if watched & WATCH_RESETS:
                     await self._wait_for_error()
                 else:
                     await trio.sleep_forever()
@@ -697,24 +733,18 @@ class SocketConnection(Connection):
             stack.pop_all()
         return watch
 
-    def _wake_for_news(self) -> None:
+    def _wake_for_change(self) -> None:
         if self._room is not None:
             self._room.cancel()
-        elif self._waits_for_news and self._descriptor >= 0:
+        elif self._waits_for_change and self._descriptor >= 0:
             trio.lowlevel.notify_closing(self._descriptor)  # the writer, if there is one, waits again
 
-    def _end_inbound(self) -> None:
-        """See :meth:`CallbackConnection._end_inbound`."""
+    def _note_change(self) -> None:
+        """See :meth:`Connection._note_change`."""
         if not self._is_closed:
             self._check_thread()
-            self._own_news().is_over = True
-            self._wake_for_news()
-
-    def _resume_inbound(self) -> None:
-        """See :meth:`CallbackConnection._resume_inbound`."""
-        if self._is_closed:
-            raise closed_error()
-        self._own_news().is_over = self._end_told = False
+            self._change_noted = True
+            self._wake_for_change()
 
     # --- sending ---
 
@@ -774,7 +804,7 @@ class SocketConnection(Connection):
     def _send_failed(self, error: OSError) -> None:
         """The sender has failed, or is to."""
         self._sender.fail(error)
-        self._wake_for_news()
+        self._wake_for_change()
 
     def _refuse_sends(self) -> None:
         self._check_thread()
@@ -785,7 +815,7 @@ class SocketConnection(Connection):
     # --- sending without waiting ---
 
     def _send_nowait(self, data: Buffer, /) -> int:
-        """See :meth:`CallbackConnection._send_nowait`."""
+        """See :meth:`Connection._send_nowait`."""
         if self._is_closed or current_thread() != self._run.thread:
             self._refuse("sending")
         if self._sender.is_busy and not self._flushing:
@@ -801,7 +831,7 @@ class SocketConnection(Connection):
         return self.outbound_buffered
 
     def _push(self) -> int:
-        """See :meth:`CallbackConnection._push`."""
+        """See :meth:`Connection._push`."""
         if self._is_closed or current_thread() != self._run.thread:
             self._check_thread()
             raise closed_error()
@@ -818,26 +848,6 @@ class SocketConnection(Connection):
             await sender.wait_below(self, mark)
         finally:
             self._flushing = False
-
-    def _tell_resets(self) -> None:
-        """See :meth:`CallbackConnection._tell_resets`."""
-        self._own_news().tells_resets = True
-
-    def _tell_written(self, wanted: bool, /) -> None:
-        """See :meth:`CallbackConnection._tell_written`."""
-        if self._is_closed or current_thread() != self._run.thread:
-            self._check_thread()
-            raise closed_error()
-        news = self._own_news()
-        news.tells_written = wanted
-        news.written = 0
-
-    def _take_written(self) -> int:
-        """See :meth:`CallbackConnection._take_written`."""
-        if self._news is None:
-            return 0
-        written, self._news.written = self._news.written, 0
-        return written
 
     # --- giving the socket back ---
 
@@ -874,7 +884,7 @@ class SocketConnection(Connection):
         self._unwatch()
         if self._receiving and self._descriptor >= 0:
             trio.lowlevel.notify_closing(self._descriptor)
-            self._wake_for_news()
+            self._wake_for_change()
         self._sender.wake()
 
     def _close(self, reset: bool, /) -> None:

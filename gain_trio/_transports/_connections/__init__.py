@@ -1,16 +1,14 @@
 """The contract of connections and listeners, and what all of their implementations share."""
 
-from ._callback_connection import END, STALLED, WRITTEN, CallbackConnection
+from ._change_codes import CHANGED, ENDED, FULL, MOST_SEEN, WATCH_RESETS, WATCH_SENT
 from ._connection import Connection
 from ._deadlines import DeadlineKeeper, Entry, Timing, current_keeper
 from ._file_sending import FileTransfer
 from ._framing import IncompleteMessage, MessageTooLong
 from ._has_fileno import HasFileno
-from ._idle_wait import sleep_until_idle
 from ._listener import CONNECTION_ERRNOS, RESOURCE_ERRNOS, Listener, close_all
 from ._marks import Marks, checked_close_timeout, checked_deadline, checked_idle_timeout
 from ._messages import FIRST_SECONDS
-from ._news import News
 from ._proxy_protocol import MAX_LENGTH, NeedMore, ProxyHeader, ProxyProtocolError, parse_proxy_header
 from ._queues import (
     NOTHING,
@@ -28,16 +26,18 @@ from ._queues import (
 from ._seconds import checked_seconds
 
 __all__ = [
+    "CHANGED",
     "CONNECTION_ERRNOS",
-    "END",
+    "ENDED",
     "FIRST_SECONDS",
+    "FULL",
     "MAX_LENGTH",
+    "MOST_SEEN",
     "NOTHING",
     "RESOURCE_ERRNOS",
     "SMALL",
-    "STALLED",
-    "WRITTEN",
-    "CallbackConnection",
+    "WATCH_RESETS",
+    "WATCH_SENT",
     "Connection",
     "DeadlineKeeper",
     "Entry",
@@ -50,7 +50,6 @@ __all__ = [
     "Message",
     "MessageTooLong",
     "NeedMore",
-    "News",
     "Outbound",
     "ProxyHeader",
     "ProxyProtocolError",
@@ -66,7 +65,6 @@ __all__ = [
     "message_of",
     "parse_proxy_header",
     "receive_into",
-    "sleep_until_idle",
     "whole_of",
     "without_head",
 ]

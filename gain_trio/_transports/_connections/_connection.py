@@ -142,6 +142,31 @@ class Connection(trio.abc.HalfCloseableStream):
         def _has_sent(self, count: int, /) -> None:
             """Count ``count`` bytes that were sent past this object."""
 
+        # Every implementation has these two.  They are the one wait of code that is called back, and so does not wait in
+        # receive() and send(), but looks at the connection whenever something has changed.
+
+        def _wait_change(self, watched: int, /) -> Coroutine[Any, Any, int]:
+            """Wait until something has changed since the last answer.  It is a receiving call, and takes nothing.
+
+            Args:
+              watched: :data:`WATCH_SENT` and :data:`WATCH_RESETS`, both or neither.
+
+            Returns:
+              How many bytes have arrived that no answer has reported before and that are still queued, at most
+              :data:`MOST_SEEN`; or :data:`CHANGED`, before such bytes; or :data:`ENDED` or :data:`FULL`, after them.
+
+            Raises:
+              trio.BusyResourceError, trio.ClosedResourceError, trio.TooSlowError: see :meth:`receive`.
+              trio.BrokenResourceError: it broke, in either direction; all that arrived before was reported, unless the
+                queue is at its high mark: then the kernel's bytes are reported when the program has taken some, and this is
+                raised again after them.
+
+            Cancelling it loses nothing.
+            """
+
+        def _note_change(self) -> None:
+            """Have :meth:`_wait_change` return :data:`CHANGED`: the call in progress, otherwise the next one."""
+
     def __reduce_ex__(self, _protocol: SupportsIndex, /) -> NoReturn:
         # A copy would be a second owner of the descriptor: the first to close it closes the other's, or a stranger's.
         raise TypeError("a connection cannot be copied or pickled")
@@ -316,6 +341,10 @@ class Connection(trio.abc.HalfCloseableStream):
     def _find(self, separator: bytes, start: int, /) -> int:
         """See :meth:`Framing._find`."""
 
+    @abc.abstractmethod
+    def _take_exactly(self, count: int, /) -> bytes | None:
+        """Take exactly ``count`` bytes from the queue (-1: all); or take none and return None, if fewer are queued."""
+
     # --- messages ---
 
     receive_exactly: Final = Framing.receive_exactly
@@ -409,6 +438,30 @@ class Connection(trio.abc.HalfCloseableStream):
     @abc.abstractmethod
     def outbound_buffered(self) -> int:
         """The number of bytes sent that the kernel has not accepted yet."""
+
+    @abc.abstractmethod
+    def _send_nowait(self, data: Buffer, /) -> int:
+        """Queue all of ``data`` after what was sent before, however much is queued.
+
+        Returns:
+          How much is outbound now.
+
+        Raises:
+          trio.ClosedResourceError, trio.BrokenResourceError: see :meth:`send`.
+          trio.BusyResourceError: another task is in :meth:`send`.
+        """
+
+    @abc.abstractmethod
+    def _push(self) -> int:
+        """Offer the kernel what is outbound, now, and return how much of it the kernel has not taken.
+
+        The kernel reports room when a good part of its buffer is free, and takes bytes as soon as there is any room.  And on
+        the ring, what a task sends in one step is offered when the step is over.  A caller that would give up on the
+        peer because too much is outbound asks this first.  An error of the send is kept for the next call that sends.
+
+        Raises:
+          trio.ClosedResourceError: the connection is closed.
+        """
 
     # --- counters ---
 

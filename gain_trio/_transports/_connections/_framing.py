@@ -95,6 +95,10 @@ class Framing(Protocol):
     def next(self, count: int | None = None, /) -> bytes:
         """See :meth:`Connection.next`."""
 
+    @abc.abstractmethod
+    def _take_exactly(self, count: int, /) -> bytes | None:
+        """Take exactly ``count`` bytes from the queue (-1: all); or take none and return None, if fewer are queued."""
+
     # --- what a program calls ---
 
     async def receive_exactly(self, count: int) -> bytes:
@@ -110,9 +114,10 @@ class Framing(Protocol):
         is cancelled.
         """
         queued = await self._fill(count)
-        if queued < count:
+        message = self._take_exactly(count)
+        if message is None:
             raise IncompleteMessage(queued, count)
-        return self.next(count)
+        return message
 
     async def receive_until(self, separator: bytes, *, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
         """Wait for ``separator`` and return what comes before it, and the separator itself.

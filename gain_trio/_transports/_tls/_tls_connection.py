@@ -9,14 +9,13 @@ the connection below, up to its mark, and ``inbound_buffered`` does not count it
 *Sending.*  Data is encrypted in pieces.  Encrypted bytes cannot be taken back, and the next piece needs them to be sent, so
 what counts as sent is what was encrypted.  A send that is cancelled between two pieces is torn: see :meth:`Connection.send`.
 
-*News.*  A server of callbacks waits for news, and sends without waiting, which is encrypting and handing down.  Its task
-waits for news of the connection below, and decrypts what has come, until there is something to report.  What the program
-does meanwhile (taking from a full queue, ending it) and an error of ssl's cancel the scope of the wait, which loses nothing.
-The connection below reports encrypted bytes.  Some of those that have arrived may stay there when a chunk of them has been
-decrypted, so this connection counts them.  For each piece of the program's data it keeps where the piece ends among all that
-was sent below, so a piece counts as written when the kernel has got that far: the connection looks when the one below
-reports that something was written, and after a flush.  It reports progress in any case, also when that was no whole piece,
-or none of the program's.
+*Changes.*  Code that is called back waits in ``_wait_change``, and sends without waiting, which is encrypting and handing
+down.  Its task waits for a change of the connection below, and decrypts what has come, until there is something to report.
+What the program does meanwhile (taking from a full queue, ``_note_change``) and an error of ssl's cancel the scope of the
+wait, which loses nothing.  The connection below reports encrypted bytes.  Some of those that have arrived may stay there
+when a chunk of them has been decrypted, so this connection counts them.  Bytes that the kernel has taken are a change also
+when they were none of the program's.  :meth:`TlsConnection.payload_sent` counts the program's: for each piece it keeps where
+the piece ends among all that was sent below, so a piece counts as sent when the kernel has got that far.
 
 *Ending.*  TLS has an end of its own, close_notify, and without it the end of the stream is an error: anybody on the way can
 cut a TCP stream off.  So a close that is cancelled, or that resets, does not send it.
@@ -34,13 +33,16 @@ import trio
 from gain_trio._io_manager import broken_by
 from gain_trio._transports._backends import as_size, current_thread, kept
 from gain_trio._transports._connections import (
-    END,
+    CHANGED,
+    ENDED,
+    FULL,
+    MOST_SEEN,
     NOTHING,
-    WRITTEN,
+    WATCH_RESETS,
+    WATCH_SENT,
     Connection,
     Marks,
     Message,
-    News,
     ProxyHeader,
     head_of,
     message_of,
@@ -63,15 +65,21 @@ class TlsConnection(TlsTraffic):
     __slots__ = (
         "__weakref__",
         "_below_is_over",
+        "_change_noted",
+        "_change_scope",
         "_flushing",
-        "_news",
-        "_news_scope",
+        "_full_seen",
+        "_is_full",
+        "_payload_sent",
+        "_pieces",
         "_receiving",
         "_sending",
+        "_sent_noted",
         "_thread",
-        "_told_below",
         "_transfer",
-        "_unwritten",
+        "_unseen",
+        "_unseen_below",
+        "_watched",
         "context",
     )
 
@@ -79,13 +87,19 @@ class TlsConnection(TlsTraffic):
     _is_send_eof = False  # see send_eof()
 
     def __init__(self, engine: Engine, below: Connection, marks: Marks, *, https_compatible: bool = False) -> None:
-        self._news: News | None = None  # made when somebody wants to hear of them
-        self._news_scope: trio.CancelScope | None = None  # of the task that waits for them
-        self._told_below = 0  # bytes that were told of below, and may be in the queue there
-        self._below_is_over = False  # there is nothing to tell below any more but its end
-        self._unwritten: deque[tuple[int, int]] = (
-            deque()
-        )  # where below a piece ends, and how much of the program's it is
+        self._watched = 0  # by the _wait_change() in progress
+        self._change_scope: trio.CancelScope | None = None  # of its task
+        self._change_noted = False  # what its answers have not reported yet: _note_change(),
+        self._sent_noted = False  # that the kernel has taken bytes,
+        self._unseen = 0  # and bytes that have arrived; the program may have taken some of them
+        self._full_seen = False  # they have reported this pause
+        self._is_full = False  # the queue was at its high mark, and has not been at its low one since
+        self._unseen_below = 0  # bytes that were reported below, and may be in the queue there
+        self._below_is_over = False  # nothing is left to report below but its end
+        self._pieces: deque[tuple[int, int]] | None = (
+            None  # where below each ends, and how much of the program's it has
+        )
+        self._payload_sent = 0
         self._receiving = False  # a call of this direction is in progress
         self._sending = False
         self._flushing = False  # the one of the sending direction has nothing to send
@@ -290,7 +304,7 @@ class TlsConnection(TlsTraffic):
     async def flush(self) -> None:
         """See :meth:`Connection.flush`."""
         await self._wait_flushing(1)
-        self._count_written()
+        self._sent_noted = True
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until less than the high mark is queued for sending.  Raises what ``send`` raises."""
@@ -318,117 +332,129 @@ class TlsConnection(TlsTraffic):
             raise trio.BusyResourceError("another task is already sending on this connection")
         self._sending = True
 
-    # --- news ---
-
-    def _own_news(self) -> News:
-        if self._news is None:
-            self._news = News(self._marks, len(self._inbound))
-        return self._news
+    # --- changes ---
 
     def _arrived(self, data: bytes) -> None:
         super()._arrived(data)
-        if self._news is not None:
-            self._news.untold += len(data)
+        self._unseen += len(data)
 
-    async def _wait_inbound(self) -> int:
-        """See :meth:`CallbackConnection._wait_inbound`."""
+    async def _wait_change(self, watched: int, /) -> int:
+        """See :meth:`Connection._wait_change`."""
         self._begin_receiving()
-        news = self._own_news()
+        self._watched = watched
         try:
             await self._pass()
             while True:
                 self._check_open()
-                told = self._next_news(news)
-                if told is not None:
-                    if told == END:
+                change = self._next_change()
+                if change is not None:
+                    if change == ENDED:
                         await trio.lowlevel.checkpoint()
-                    return told
-                with trio.CancelScope() as self._news_scope:
-                    if news.is_paused:
-                        await self._to_receive_in_time(self._wait_paused(news))
+                    return change
+                with trio.CancelScope() as self._change_scope:
+                    if self._is_full:
+                        await self._to_receive_in_time(self._wait_while_full())
                     elif self._is_held_up:
-                        await self._to_receive_in_time(self._feed(self._receive_news))
+                        await self._to_receive_in_time(self._feed(self._receive_unseen))
                     else:
-                        await self._feed(self._receive_news)
-                self._news_scope = None
+                        await self._feed(self._receive_unseen)
+                self._change_scope = None
         finally:
             self._receiving = False
-            self._news_scope = None
+            self._watched = 0
+            self._change_scope = None
 
-    def _next_news(self, news: News) -> int | None:
-        told = news.before_errors(len(self._inbound))
-        if told is not None:
-            return told
+    def _next_change(self) -> int | None:
+        if self._change_noted or (self._watched & WATCH_SENT and self._sent_noted):
+            self._change_noted = self._sent_noted = False
+            return CHANGED
+        queued = len(self._inbound)
+        unseen = min(self._unseen, queued)
+        seen = min(unseen, MOST_SEEN)
+        self._unseen = unseen - seen
+        if seen:
+            return seen
         if self._send_error is not None:
             raise broken_by(kept(self._send_error))
         if self._ended:
-            return END
+            return ENDED
         if self._error is not None:
             raise broken_tls(self._error)
-        return news.after_errors(len(self._inbound))
+        self._is_full = queued >= self._marks.receive_high or (self._is_full and queued > self._marks.receive_low)
+        was_seen, self._full_seen = self._full_seen, self._is_full
+        return FULL if self._is_full and not was_seen else None
 
-    async def _receive_news(self) -> bytes | None:
-        """A chunk from below, ``b""`` at the end, None when there was something else to tell."""
-        if not self._told_below:
-            told = await self._below_news()
-            if told == END:
+    async def _receive_unseen(self) -> bytes | None:
+        """A chunk from below, ``b""`` at the end, None when something else has changed."""
+        if not self._unseen_below:
+            if await self._wait_change_below() == ENDED:
                 return b""
-            if not self._told_below:
+            if not self._unseen_below:
                 return None
-        count = min(CHUNK, self._told_below)
-        self._told_below -= count
+        count = min(CHUNK, self._unseen_below)
+        self._unseen_below -= count
         return self._below.next(count) or None  # a receive may have had it
 
-    async def _below_news(self) -> int:
-        told = await self._below._wait_inbound()
-        if told > 0:
-            self._told_below += told
-        elif told == WRITTEN:
-            self._below._take_written()
-            self._has_progressed()
-        return told
+    async def _wait_change_below(self) -> int:
+        change = await self._below._wait_change(self._watched)
+        if change > 0:
+            self._unseen_below += change
+        elif change == CHANGED:
+            self._sent_noted = True
+        return change
 
-    async def _wait_paused(self, news: News) -> None:
-        """The queue is full: wait for other news than bytes."""
+    async def _wait_while_full(self) -> None:
+        """Wait for other changes than bytes."""
         if self._feeding.is_taken:
             await self._feeding.wait()
         elif not self._below_is_over:
             self._feeding.is_taken = True
             try:
-                self._below_is_over = await self._below_news() == END
+                self._below_is_over = await self._wait_change_below() == ENDED
             except trio.BrokenResourceError:
-                if news.tells_resets:
+                if self._watched & WATCH_RESETS:
                     raise
-                self._below_is_over = True  # to be told after the bytes that have come before
+                self._below_is_over = True  # to be reported after the bytes that have come before
             finally:
                 self._feeding.end()
-        elif news.tells_written and self._below.outbound_buffered and self._send_error is None:
+        elif self._watched & WATCH_SENT and self._below.outbound_buffered and self._send_error is None:
             await self._make_room(empty=True, lent=True)
-            self._has_progressed()
+            self._sent_noted = True
         else:
             await trio.sleep_forever()
 
-    def _wake_for_news(self) -> None:
-        if self._news_scope is not None:
-            self._news_scope.cancel()
+    def _note_change(self) -> None:
+        """See :meth:`Connection._note_change`."""
+        if not self._is_closed:
+            self._change_noted = True
+            self._wake_for_change()
+
+    def _wake_for_change(self) -> None:
+        if self._change_scope is not None:
+            self._change_scope.cancel()
 
     def _let_go_on(self) -> None:
         """Some of the queue was taken."""
-        if self._news is not None and self._news.is_paused and len(self._inbound) <= self._marks.receive_low:
-            self._wake_for_news()
+        if self._is_full and len(self._inbound) <= self._marks.receive_low:
+            self._wake_for_change()
         if len(self._inbound) < self._marks.receive_high:
             self._wake_sender()
 
-    def _end_inbound(self) -> None:
-        """See :meth:`CallbackConnection._end_inbound`."""
-        if not self._is_closed:
-            self._own_news().is_over = True
-            self._wake_for_news()
+    def _handed_down(self, count: int) -> None:
+        if self._pieces is not None:
+            self.payload_sent()  # so that no more pieces are kept than are outbound
+            self._pieces.append((self._below.bytes_sent + self._below.outbound_buffered, count))
+        if self._watched & WATCH_SENT and self._is_full and self._below_is_over:
+            self._wake_for_change()
 
-    def _resume_inbound(self) -> None:
-        """See :meth:`CallbackConnection._resume_inbound`."""
-        self._check_open()
-        self._own_news().is_over = False
+    def payload_sent(self) -> int:
+        """How many of the program's bytes the kernel has taken, of those that were sent since the first call of this."""
+        if self._pieces is None:
+            self._pieces = deque()
+        sent = self._below.bytes_sent
+        while self._pieces and self._pieces[0][0] <= sent:
+            self._payload_sent += self._pieces.popleft()[1]
+        return self._payload_sent
 
     # --- taking ---
 
@@ -439,16 +465,16 @@ class TlsConnection(TlsTraffic):
         return head
 
     def _take_exactly(self, count: int, /) -> bytes | None:
-        """See :meth:`CallbackConnection._take_exactly`."""
+        """See :meth:`Connection._take_exactly`."""
         count = as_size(count)
         self._check_open()
         queued = len(self._inbound)
-        return None if count > queued else self._taken(count if count > 0 else queued)
+        return None if count > queued else self._taken(count if count >= 0 else queued)
 
     # --- sending without waiting ---
 
     def _send_nowait(self, data: Buffer, /) -> int:
-        """See :meth:`CallbackConnection._send_nowait`."""
+        """See :meth:`Connection._send_nowait`."""
         self._check_open()
         if current_thread() != self._thread:
             raise RuntimeError("this connection belongs to a run in another thread; use trio.from_thread.run()")
@@ -468,61 +494,10 @@ class TlsConnection(TlsTraffic):
         return self.outbound_buffered
 
     def _push(self) -> int:
-        """See :meth:`CallbackConnection._push`."""
+        """See :meth:`Connection._push`."""
         self._check_open()
         self._below._push()
         return self.outbound_buffered
-
-    def _tell_resets(self) -> None:
-        """See :meth:`CallbackConnection._tell_resets`."""
-        self._own_news().tells_resets = True
-        self._below._tell_resets()
-
-    def _tell_written(self, wanted: bool, /) -> None:
-        """See :meth:`CallbackConnection._tell_written`."""
-        self._check_open()
-        self._below._tell_written(wanted)
-        self._unwritten.clear()
-        news = self._own_news()
-        news.tells_written = wanted
-        news.written = 0
-        news.progressed = False
-        if wanted and news.is_paused:
-            self._wake_for_news()
-
-    def _handed_down(self, count: int) -> None:
-        news = self._news
-        if news is not None and news.tells_written:
-            below = self._below
-            self._unwritten.append((below.bytes_sent + below.outbound_buffered, count))
-            if news.is_paused and self._below_is_over:
-                self._wake_for_news()
-
-    def _has_progressed(self) -> None:
-        """The kernel has taken bytes of the connection below, and that is told whosever they were.
-
-        Who waits for less to be outbound has to hear of those that were outbound before it asked, and of TLS's own: they
-        are no piece that is counted here.
-        """
-        self._count_written()
-        news = self._own_news()
-        news.progressed = news.tells_written
-
-    def _count_written(self) -> None:
-        """Count the pieces that the kernel has taken."""
-        if self._unwritten and self._news is not None:
-            sent = self._below.bytes_sent
-            while self._unwritten and self._unwritten[0][0] <= sent:
-                self._news.sent(self._unwritten.popleft()[1])
-
-    def _take_written(self) -> int:
-        """See :meth:`CallbackConnection._take_written`."""
-        if self._news is None:
-            return 0
-        self._count_written()
-        self._news.progressed = False
-        written, self._news.written = self._news.written, 0
-        return written
 
     # --- ending ---
 
@@ -552,7 +527,7 @@ class TlsConnection(TlsTraffic):
         flushed = False
         try:
             self._is_closed = True
-            self._wake_for_news()
+            self._wake_for_change()
             self._wake_sender()
             if self._unencrypted:
                 self._interrupt_calls()
@@ -588,7 +563,7 @@ class TlsConnection(TlsTraffic):
         self._end_transfer()
         self._is_closed = True
         self._inbound = NOTHING
-        self._wake_for_news()
+        self._wake_for_change()
         if self._drop_unencrypted() or reset or self._is_send_torn:
             self._below.abort()
         else:

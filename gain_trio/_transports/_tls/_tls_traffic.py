@@ -36,7 +36,7 @@ import errno
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import cast, final
+from typing import final
 
 import trio
 
@@ -44,7 +44,6 @@ from gain_trio._io_manager import broken_by
 from gain_trio._transports._backends import closed_error, kept
 from gain_trio._transports._connections import (
     NOTHING,
-    CallbackConnection,
     Connection,
     FileTransfer,
     Inbound,
@@ -146,7 +145,7 @@ class TlsTraffic(Connection):
 
     def __init__(self, engine: Engine, below: Connection, marks: Marks, *, https_compatible: bool) -> None:
         self._engine = engine
-        self._below = cast("CallbackConnection", below)
+        self._below = below
         self._marks = marks
         self._expects_close_notify = not https_compatible
         self._piece = max(min(PIECE, marks.send_high), _SMALLEST_PIECE)
@@ -185,8 +184,8 @@ class TlsTraffic(Connection):
     def _handed_down(self, count: int) -> None:
         """So much of the program's data was encrypted, and is outbound below."""
 
-    def _wake_for_news(self) -> None:
-        """Something has happened that a server of callbacks is to be told of."""
+    def _wake_for_change(self) -> None:
+        """Have the task in :meth:`_wait_change` look again."""
 
     def _check_open(self) -> None:
         if self._is_closed:
@@ -315,7 +314,7 @@ class TlsTraffic(Connection):
         if is_cut_off(error) and not self._expects_close_notify:
             self._ended = True
         self._is_send_torn = self._drop_unencrypted() or self._is_send_torn
-        self._wake_for_news()
+        self._wake_for_change()
 
     async def _pass(self) -> None:
         """A cancellation point, before an answer of what is queued here.
@@ -398,7 +397,7 @@ class TlsTraffic(Connection):
     def _send_failed(self, error: trio.BrokenResourceError) -> None:
         assert isinstance(error.__cause__, OSError)
         self._send_error = error.__cause__.with_traceback(None)
-        self._wake_for_news()
+        self._wake_for_change()
 
     async def _make_room(self, *, empty: bool = False, lent: bool = False) -> None:
         """Wait until less than the mark is queued below, or nothing is.

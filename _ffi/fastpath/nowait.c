@@ -1,34 +1,10 @@
-/* events.c: what a server of callbacks needs of a connection beside the wait for news, which is a row of stream_calls.c.
+/* nowait.c: the calls of a connection that never wait, whatever the marks say.
  *
- * Such a server has one task a connection, which waits for news and calls back.  So its calls must not wait: what arrives is
- * reported and stays queued, what is written is queued whatever the marks say, and the caller learns how much that is.
- *
- * After _end_inbound() the wait reports no bytes any more, but the queue keeps what is in it, and after _resume_inbound() it
- * is reported.
+ * TLS hands down what it has encrypted, and a server of callbacks writes, where no task can wait: send_nowait queues all of it
+ * and returns how much is outbound, and push offers that to the kernel.  take_exactly
+ * takes all of a number of bytes, or none.
  */
 #include "fastpath.h"
-
-PyObject *gt_connection_end_inbound(gt_connection *self, PyObject *Py_UNUSED(ignored))
-{
-    if (!self->reactor || !self->stream || self->closed)
-        Py_RETURN_NONE; /* there is nothing left to end */
-    if (!gt_reactor_check_thread(self->reactor))
-        return NULL;
-    self->stream->inbound_ended = true;
-    const gt_call *call = self->receiving.call;
-    if (call && call->kind == &gt_stream_kinds[GT_INBOUND] && gt_direction_wake(&self->receiving) < 0)
-        return NULL;
-    Py_RETURN_NONE;
-}
-
-PyObject *gt_connection_resume_inbound(gt_connection *self, PyObject *Py_UNUSED(ignored))
-{
-    gt_stream *stream;
-    if (!gt_connection_open_stream(self, &stream))
-        return NULL;
-    stream->inbound_ended = stream->end_reported = false; /* the peer's end is reported once more */
-    Py_RETURN_NONE;
-}
 
 PyObject *gt_connection_take_exactly(gt_connection *self, PyObject *count)
 {
@@ -38,12 +14,12 @@ PyObject *gt_connection_take_exactly(gt_connection *self, PyObject *count)
     gt_stream *stream;
     if (!gt_connection_open_stream(self, &stream))
         return NULL;
-    size_t queued = gt_inbound_size(&stream->inbound);
-    if (wanted > 0 && (size_t)wanted > queued)
+    size_t queued = gt_inbound_size(&stream->inbound), size = wanted < 0 ? queued : (size_t)wanted;
+    if (size > queued)
         Py_RETURN_NONE;
-    if (queued == 0)
+    if (size == 0)
         return PyBytes_FromStringAndSize(NULL, 0);
-    PyObject *taken = gt_inbound_take(&stream->inbound, wanted > 0 ? (size_t)wanted : queued);
+    PyObject *taken = gt_inbound_take(&stream->inbound, size);
     gt_stream_consumed(stream);
     return taken;
 }
@@ -95,34 +71,6 @@ PyObject *gt_connection_send_nowait(gt_connection *self, PyObject *data)
     if (queue_whole(stream, data) < 0)
         return NULL;
     return PyLong_FromSize_t(self->stream ? self->stream->outbound.size : 0);
-}
-
-PyObject *gt_connection_tell_resets(gt_connection *self, PyObject *Py_UNUSED(ignored))
-{
-    gt_stream *stream;
-    if (!gt_connection_open_stream(self, &stream))
-        return NULL;
-    stream->reports_resets = true;
-    Py_RETURN_NONE;
-}
-
-PyObject *gt_connection_tell_written(gt_connection *self, PyObject *wanted)
-{
-    int reported = PyObject_IsTrue(wanted);
-    gt_stream *stream;
-    if (reported < 0 || !gt_connection_open_stream(self, &stream))
-        return NULL;
-    stream->reports_written = reported;
-    stream->written = 0;
-    Py_RETURN_NONE;
-}
-
-PyObject *gt_connection_take_written(gt_connection *self, PyObject *Py_UNUSED(ignored))
-{
-    size_t written = self->stream ? self->stream->written : 0;
-    if (written > 0)
-        self->stream->written = 0;
-    return PyLong_FromSize_t(written);
 }
 
 PyObject *gt_connection_push(gt_connection *self, PyObject *Py_UNUSED(ignored))

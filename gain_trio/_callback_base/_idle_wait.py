@@ -9,14 +9,13 @@ from typing import NoReturn
 import trio
 
 from gain_trio._io_manager import broken_by
-
-from ._connection import Connection
+from gain_trio._transports import Connection
 
 
 async def sleep_until_idle(connection: Connection) -> NoReturn:
     """Sleep until the scope around it is cancelled, or the connection's ``idle_timeout`` has ended it.
 
-    A task calls this that has seen the end of the stream, and waits for another task of the program: ``_wait_inbound()``
+    A task calls this that has seen the end of the stream, and waits for another task of the program: :meth:`Changes.next`
     would report the end again at once.  Nothing wakes it when the connection is found idle, so it looks every
     ``idle_timeout`` seconds: a connection lasts at most twice as long.
 

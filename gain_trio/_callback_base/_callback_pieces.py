@@ -1,0 +1,68 @@
+"""How many bytes a callback is given at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import final
+
+from gain_trio._transports import TURN
+
+
+@final
+class Pieces:
+    """How many bytes a callback is given at once: as many as it works off in about a turn.
+
+    A callback that does not wait cannot be interrupted, and 64 KiB of empty lines may be 65,536 writes for it.  The time
+    that the last piece took says how large the next one may be.
+    """
+
+    SMALLEST = 1024
+    FIRST = 8 * 1024
+    LARGEST = 64 * 1024
+
+    __slots__ = ("_clock", "size")
+
+    def __init__(self, clock: Callable[[], int] = time.monotonic_ns) -> None:
+        self._clock = clock
+        self.size = self.FIRST
+        """Bytes that the next piece may have."""
+
+    def deliver(self, callback: Callable[[int], int], count: int) -> int:
+        """Call ``callback`` with at most ``count`` bytes and learn from the time that it takes.
+
+        Args:
+          callback: takes the number of bytes to deliver, and returns how many it has delivered.
+
+        Returns:
+          What ``callback`` has returned.
+        """
+        began = self._clock()
+        delivered = callback(min(count, self.size))
+        self._learn(delivered, self._clock() - began)
+        return delivered
+
+    async def deliver_async(
+        self, callback: Callable[[int], Awaitable[object]], count: int, waits: Callable[[], int]
+    ) -> int:
+        """The same for an async callback.  One that waits lets others have their turn, so its time does not count.
+
+        Args:
+          callback: takes the number of bytes to deliver.
+          waits: returns how often the task has waited.
+
+        Returns:
+          How many bytes were delivered.
+        """
+        size = min(count, self.size)
+        before = waits()
+        began = self._clock()
+        await callback(size)
+        self._learn(size, self._clock() - began if waits() == before else 0)
+        return size
+
+    def _learn(self, delivered: int, elapsed: int) -> None:
+        if elapsed > TURN:
+            self.size = max(self.SMALLEST, delivered * TURN // elapsed)
+        elif elapsed < TURN // 4 and delivered >= self.size:
+            self.size = min(self.LARGEST, self.size * 2)
