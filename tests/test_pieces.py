@@ -42,6 +42,23 @@ def test_a_slow_callback_gets_less_and_a_fast_one_more() -> None:
     assert pieces.deliver(callback, 5) == 5
 
 
+def test_what_is_small_enough_is_given_whole_and_counts_as_well() -> None:
+    now = 0
+    given: list[tuple[str, int]] = []
+
+    def callback(receiver: str, size: int) -> None:
+        nonlocal now
+        now += size * 1_000
+        given.append((receiver, size))
+
+    pieces = Pieces(lambda: now)
+    pieces.deliver_whole(callback, "a connection", 800)
+    assert pieces.size == Pieces.FIRST
+    pieces.deliver_whole(callback, "a connection", 8000)
+    assert pieces.size == Pieces.SMALLEST
+    assert given == [("a connection", 800), ("a connection", 8000)]
+
+
 async def test_the_time_of_a_callback_that_waits_is_that_of_others() -> None:
     now = 0
     waits = functools.partial(waits_of, trio.lowlevel.current_task())

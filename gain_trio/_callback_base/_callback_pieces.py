@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from typing import final
+from typing import TypeVar, final
 
 from gain_trio._transports import TURN
+
+T = TypeVar("T")
 
 
 @final
@@ -41,6 +43,16 @@ class Pieces:
         delivered = callback(min(count, self.size))
         self._learn(delivered, self._clock() - began)
         return delivered
+
+    def deliver_whole(self, callback: Callable[[T, int], object], receiver: T, count: int) -> None:
+        """Call ``callback(receiver, count)`` and learn from the time that it takes.
+
+        Args:
+          count: bytes, at most :attr:`size`.
+        """
+        began = self._clock()
+        callback(receiver, count)
+        self._learn(count, self._clock() - began)
 
     async def deliver_async(
         self, callback: Callable[[int], Awaitable[object]], count: int, waits: Callable[[], int]

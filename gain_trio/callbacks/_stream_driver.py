@@ -197,7 +197,11 @@ class StreamDriver(AttendingHandler):
             if 0 < n <= Pieces.SMALLEST:
                 on_read(conn, n)
             elif n > 0:
-                await self._read_in_pieces(conn, connection, n)
+                pieces = conn._pieces
+                if pieces is not None and n <= pieces.size:
+                    pieces.deliver_whole(on_read, conn, n)
+                else:
+                    await self._read_in_pieces(conn, connection, n)
 
     async def _read_async(self, conn: StreamConn, connection: Connection) -> None:
         on_read = self.callbacks.on_read.function
