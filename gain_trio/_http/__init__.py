@@ -1,17 +1,31 @@
-"""HTTP/1.1: heads, the reader of requests, and the built-in handler on it."""
+"""HTTP/1.1: the reader of requests, whole responses, and the built-in handler on them."""
 
 from ._http_handler import IDLE_TIMEOUT, SITE, http
-from ._http_heads import field_values, path_of, request_line, response
-from ._http_requests import Exchange, Phase
+from ._http_heads import TOKEN, response, split_target
+from ._http_requests import CONTINUE, Exchange, Phase
+from ._linger import linger
+from ._request_fields import CHUNKED, Pair, Refused, Request, RequestFraming, RequestMemory, tokens
+from ._request_reader import MAX_HEAD, Limits, RequestReader
 
 __all__ = [
+    "CHUNKED",
+    "CONTINUE",
     "IDLE_TIMEOUT",
+    "MAX_HEAD",
     "SITE",
+    "TOKEN",
     "Exchange",
+    "Limits",
+    "Pair",
     "Phase",
-    "field_values",
+    "Refused",
+    "Request",
+    "RequestFraming",
+    "RequestMemory",
+    "RequestReader",
     "http",
-    "path_of",
-    "request_line",
+    "linger",
     "response",
+    "split_target",
+    "tokens",
 ]

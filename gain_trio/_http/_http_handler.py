@@ -18,11 +18,10 @@ import trio
 
 from gain_trio._transports import Connection
 
-from ._http_heads import path_of, response
+from ._http_heads import response, split_target
 from ._http_requests import Exchange, Phase, Site
+from ._linger import CHUNK, linger
 
-CHUNK = 16384
-"""The most bytes that the handler looks at in one step: some hundred requests, about a millisecond."""
 IDLE_TIMEOUT = 60.0
 """Seconds that a client may be silent, if the server has no ``idle_timeout`` of its own."""
 REQUEST_TIMEOUT = 30.0
@@ -30,12 +29,6 @@ REQUEST_TIMEOUT = 30.0
 ANSWER_TIMEOUT = 30.0
 """Seconds in which a client must read enough of its answers that the handler can queue the next one.  The handler resets
 a slower connection, because an error page could not reach that client either."""
-LINGER_SECONDS = 2.0
-"""Seconds for which the handler goes on receiving after the last answer.  The kernel resets a connection that is closed
-with unread bytes, and the reset may overtake the answer (RFC 9112, 9.6)."""
-LINGER_BYTES = 4 * 1024 * 1024
-"""The most bytes that the handler receives meanwhile."""
-
 BODY = b"Hello, World!"
 PATHS = (b"/plaintext", b"/")
 METHODS = (b"GET", b"HEAD")
@@ -77,7 +70,7 @@ class Plaintext(Site):
         ready = self._ready.get((method, target, connection))
         if ready is not None:
             return ready
-        path = path_of(target)
+        path, _query = split_target(target)
         with_body = method != b"HEAD"
         if path not in PATHS:
             return self._response(HTTPStatus.NOT_FOUND, b"there is nothing here\n", connection, with_body=with_body)
@@ -114,7 +107,7 @@ async def http(connection: Connection) -> None:
     connection then.
     """
     if await _converse(connection, Exchange(SITE)):
-        await _linger(connection)
+        await linger(connection)
 
 
 http.default_idle_timeout = IDLE_TIMEOUT  # type: ignore[attr-defined]  # see serve_listeners()
@@ -145,16 +138,3 @@ async def _answer(connection: Connection, answers: bytes) -> None:
     if answers:
         connection.write_deadline = trio.current_time() + ANSWER_TIMEOUT
         await connection.send(answers)
-
-
-async def _linger(connection: Connection) -> None:
-    """Have the peer receive the last answer: end this side, and receive until it has ended its own, within bounds."""
-    left = LINGER_BYTES
-    connection.read_deadline = math.inf  # in place of the last request's deadline
-    with trio.move_on_after(LINGER_SECONDS):
-        try:
-            await connection.send_eof()
-        except NotImplementedError:  # TLS has no half-close: the connection can only be closed
-            return
-        while left > 0 and (data := await connection.receive(CHUNK)):
-            left -= len(data)

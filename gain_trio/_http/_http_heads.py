@@ -1,13 +1,8 @@
-"""The heads of HTTP/1.1, as bytes: the grammar of a request's first line and fields, and the head of a response.
-
-Every module that speaks HTTP uses these functions: the reader of requests for handlers, and the endpoint of the statistics.
-How strict a module is with the fields is its own decision.
-"""
+"""The heads of HTTP/1.1, as bytes: the grammar of a request's first line, and whole responses."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
 from http import HTTPStatus
 from typing import Final
 
@@ -15,40 +10,20 @@ MAX_METHOD: Final = 32
 """Bytes of a method's name; the longest one registered has 17."""
 TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 """A character of a method, or of a field's name (RFC 9110, 5.6.2)."""
-REQUEST_LINE: Final = rb"(" + TOKEN + rb"{1,%d}" % MAX_METHOD + rb") ([\x21-\x7e]+) HTTP/1\.([0-9])"
-"""A pattern whose groups are the method, the target and the minor version (RFC 9112, 3)."""
-_REQUEST_LINE: Final = re.compile(REQUEST_LINE)
+REQUEST_LINE: Final = rb"(" + TOKEN + rb"{1,%d}" % MAX_METHOD + rb") ([\x21\x22\x24-\x7e]+) HTTP/1\.([01])"
+"""A pattern whose groups are the method, the target and the minor version (RFC 9112, 3).  A target has no fragment (``#``):
+a reader that cuts it off sees another target than one that does not."""
+_AUTHORITY: Final = re.compile(rb"[A-Za-z]+://[^/?]*")
 
 
-def request_line(line: bytes) -> tuple[bytes, bytes] | None:
-    """The method and the target, or None if the line is not the first one of an HTTP/1.1 or HTTP/1.0 request."""
-    match = _REQUEST_LINE.fullmatch(line)
-    return None if match is None else (match[1], match[2])
-
-
-def field_values(fields: bytes, names: Collection[bytes]) -> dict[bytes, list[bytes]]:
-    """The values of some fields by name, in their order.
-
-    Args:
-      fields: the lines of a head after its first one.
-      names: in lower case.
-    """
-    found: dict[bytes, list[bytes]] = {}
-    for line in fields.split(b"\r\n"):
-        name, _colon, value = line.partition(b":")
-        name = name.lower()
-        if name in names:
-            found.setdefault(name, []).append(value.strip(b" \t"))
-    return found
-
-
-def path_of(target: bytes) -> bytes:
-    """A target without its query, and without the authority of a request to a proxy (RFC 9112, 3.2.2)."""
-    path = target.partition(b"?")[0]
-    if path[:7].lower() == b"http://" or path[:8].lower() == b"https://":
-        _authority, slash, rest = path.partition(b"//")[2].partition(b"/")
-        path = slash + rest or b"/"
-    return path
+def split_target(target: bytes) -> tuple[bytes, bytes]:
+    """The path and the query of a target that was read; of a URL without its authority (RFC 9112, 3.2.2)."""
+    if target[0] != 0x2F and (match := _AUTHORITY.match(target)) is not None:
+        target = target[match.end() :]
+        if target[:1] != b"/":
+            target = b"/" + target
+    path, _mark, query = target.partition(b"?")
+    return path, query
 
 
 def response(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 import trio
 
-from gain_trio._http import field_values, path_of, request_line, response
+from gain_trio._http import Limits, Refused, RequestMemory, RequestReader, response, split_target
 from gain_trio._transports import Connection, IncompleteMessage, MessageTooLong, close_sockets, open_sockets
 
 from ._listening import serve_listeners
@@ -41,6 +41,8 @@ MOST_SILENT: Final = 16
 """Connections whose request has not come yet; one more, and the oldest of them is reset."""
 MOST_AT_ONCE: Final = 64
 """Connections; others wait."""
+_LIMITS: Final = Limits(head=LARGEST_REQUEST, needs_host=False)
+"""The limits of a request.  The endpoint has one host, so a script need not name it."""
 _CLOSE: Final = b"Connection: close\r\n"
 _ACCEPT: Final = re.compile(r"[\t\x20-\x7e]*")
 """What a field's value may consist of."""
@@ -90,6 +92,7 @@ class _MetricsHandler:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
+        self._memory = RequestMemory()
         self._silent: dict[trio.CancelScope, None] = {}  # of connections whose request is waited for, oldest first
 
     async def __call__(self, connection: Connection) -> None:
@@ -123,19 +126,24 @@ class _MetricsHandler:
         return None
 
     def _answer_to(self, head: bytes) -> bytes:
-        """Only the field ``Accept`` is looked at: a connection has one request, so no other field can move its end."""
-        line, _, fields = head.partition(b"\r\n")
-        request = request_line(line)
-        if request is None:
+        """The answer to a head without the empty line at its end.  A body is not read: the connection has one request."""
+        reader = RequestReader(self._memory, _LIMITS)
+        reader.feed(head + b"\r\n\r\n")
+        try:
+            request = reader.next_request()
+        except Refused as refusal:
+            return _answer(refusal.status, str(refusal).encode("ascii"))
+        if request is None:  # an empty line, and nothing behind it
             return _answer(HTTPStatus.BAD_REQUEST)
-        method, target = request
-        if path_of(target) != PATH:
+        path, _query = split_target(request.target)
+        if path != PATH:
             return _answer(HTTPStatus.NOT_FOUND, b"The metrics are at " + PATH)
-        if method not in {b"GET", b"HEAD"}:
+        if request.method not in {b"GET", b"HEAD"}:
             return _answer(HTTPStatus.METHOD_NOT_ALLOWED, more=b"Allow: GET, HEAD\r\n")
-        accepts = field_values(fields, {b"accept"}).get(b"accept", ())
+        accepts = [value for name, value in request.pairs if name == b"accept"]
         content, content_type = self._encoded(b", ".join(accepts).decode("latin-1"))
-        return response(HTTPStatus.OK, content, content_type=content_type, last=_CLOSE, with_content=method == b"GET")
+        with_content = request.method == b"GET"
+        return response(HTTPStatus.OK, content, content_type=content_type, last=_CLOSE, with_content=with_content)
 
     def _encoded(self, accept: str) -> tuple[bytes, str]:
         """The metrics in a format that a client accepts, and its name."""

@@ -11,8 +11,10 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
+from gain_trio._http import Limits, Refused, Request, RequestMemory, RequestReader, split_target
 from gain_trio._http._http_handler import SITE
-from gain_trio._http._http_requests import MAX_HEAD, Exchange, Phase
+from gain_trio._http._http_requests import Exchange, Phase
+from gain_trio._http._request_reader import MAX_HEAD
 from gain_trio._server._metrics import _MetricsHandler
 from gain_trio._transports._addresses._shown import MOST, shown, shown_lines, shown_traceback
 from gain_trio._transports._connections._framing import Framing, IncompleteMessage, MessageTooLong
@@ -83,7 +85,7 @@ def _talk(pieces: Iterator[bytes]) -> tuple[list[bytes], Phase]:
     answers = b""
     for piece in pieces:
         answers += exchange.feed(piece)
-        expect(len(exchange._rest) <= MAX_HEAD, "what is kept of a request is bounded")
+        expect(exchange._reader.unread <= MAX_HEAD, "what is kept of a request is bounded")
     phase = exchange.phase
     answers += exchange.feed_eof()
     expect(exchange.phase is Phase.OVER, "the end is the end")
@@ -98,6 +100,51 @@ def http(data: bytes) -> None:
     whole = _talk(iter([data]))
     expect(_talk(data[start : start + size] for start in range(0, len(data), size)) == whole, "pieces do not matter")
     expect(b"refused" not in whole[0][:-1], "after a refusal there is nothing")
+
+
+_MEMORY = RequestMemory()
+_REQUEST_LIMITS = Limits(head=600)
+
+
+def _requests(pieces: Iterator[bytes], memory: RequestMemory) -> tuple[list[tuple[object, ...]], bool]:
+    """What a reader finds in these pieces: each request with its body, and whether it refuses what follows."""
+    reader = RequestReader(memory, _REQUEST_LIMITS)
+    found: list[tuple[object, ...]] = []
+    request: Request | None = None
+    body = b""
+    try:
+        for piece in pieces:
+            if request is None:
+                request = reader.feed_request(piece)
+            else:
+                reader.feed(piece)
+            while request is not None:
+                body += reader.take_body()
+                if reader.in_body:
+                    break
+                framing = request.framing
+                found.append((request.method, request.target, request.pairs, framing.minor, framing.closes, body))
+                request, body = reader.next_request(), b""
+            expect(reader.unread <= 600 or request is not None, "what is kept of a head is bounded")
+    except Refused as refusal:
+        expect(refusal.status != 500, "the reader makes progress")
+        return found, True
+    return found, False
+
+
+def requests(data: bytes) -> None:
+    """Check that neither pieces, whose size the first byte chooses, nor what a memory holds changes what is read."""
+    size, data = (data[0] or 1, data[1:]) if data else (1, b"")
+    whole = _requests(iter([data]), RequestMemory())
+    expect(_requests(iter([data]), _MEMORY) == whole, "a memory does not matter")
+    pieces = [data[start : start + size] for start in range(0, len(data), size)]
+    expect(_requests(iter(pieces), _MEMORY) == whole, "pieces do not matter")
+    for _method, target, pairs, *_ in whole[0]:
+        expect(isinstance(target, bytes) and target.isascii() and b"#" not in target, "a target is ASCII")
+        path, query = split_target(target)
+        expect(path == b"*" or path.startswith(b"/"), "a path begins with a slash")
+        expect(b"?" not in path and query in target, "a path has no query")
+        expect(isinstance(pairs, tuple) and not any(b"\r" in value or b"\n" in value for _, value in pairs), "one line")
 
 
 # --- messages out of a stream ---
@@ -179,7 +226,9 @@ def framing(data: bytes) -> None:
 # --- requests for metrics ---
 
 _METRICS = _MetricsHandler(CollectorRegistry())
-_HEAD = re.compile(rb"HTTP/1\.1 (200|400|404|405) [A-Za-z ]+\r\n(?:[A-Za-z-]+: [\x20-\x7e]+\r\n)+\r\n")
+_HEAD = re.compile(
+    rb"HTTP/1\.1 (200|400|404|405|414|417|431|501|505) [A-Za-z -]+\r\n(?:[A-Za-z-]+: [\x20-\x7e]+\r\n)+\r\n"
+)
 
 
 def metrics(data: bytes) -> None:
@@ -215,6 +264,7 @@ def text(data: bytes) -> None:
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "proxy": proxy,
     "http": http,
+    "requests": requests,
     "framing": framing,
     "metrics": metrics,
     "text": text,
