@@ -19,6 +19,7 @@ import importlib as _importlib
 import typing as _typing
 
 if _typing.TYPE_CHECKING:
+    from . import asgi as asgi
     from . import asyncio_bridge as asyncio_bridge
     from . import callbacks as callbacks
     from ._io_manager import (
@@ -106,7 +107,7 @@ __all__ = [
 
 _FLOORS = ("._kernel", "._ring", "._io_manager", "._transports", "._server")
 """The packages that the names come from.  Each of them imports the ones before it anyway."""
-_MODULES = ("asyncio_bridge", "callbacks")
+_MODULES = ("asgi", "asyncio_bridge", "callbacks")
 
 if not _typing.TYPE_CHECKING:
 

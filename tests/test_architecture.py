@@ -30,10 +30,11 @@ FLOORS = (
     "_callback_base",
     "callbacks",
     "asyncio_bridge",
+    "asgi",
     "_command",
 )
 """The packages, from the lowest floor up."""
-FACES = ("callbacks", "asyncio_bridge", "_command")
+FACES = ("callbacks", "asyncio_bridge", "asgi", "_command")
 """The packages of the top floor, which may import what users see."""
 COMPILED = ("_uring", "_fastpath", "_trio_core")
 """Built from _ffi/, below everything."""

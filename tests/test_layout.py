@@ -22,7 +22,7 @@ OPENERS = {
     "serve_datagrams",
 }
 """The functions that open connections, listeners and endpoints; ``from_socket`` of their classes does, too."""
-PUBLIC = ("gain_trio", "gain_trio.callbacks")
+PUBLIC = ("gain_trio", "gain_trio.asgi", "gain_trio.callbacks")
 """The modules that have them."""
 ONCE = ("echo", "reset", "serving")
 """Helpers that every second module could use: what only resembles one of them has a name of its own."""

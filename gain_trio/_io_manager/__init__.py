@@ -7,7 +7,7 @@ from ._current import backend_info, current_manager, current_ring_statistics, ri
 from ._install import install, install_setting, uninstall
 from ._manager import UringIOManager, UringStatistics, resume_in_place_default
 from ._run import run, run_worker, start_guest_run
-from ._seam import waits_of
+from ._seam import cancel_status_of, leave_open_scopes, waits_of
 from ._stream_errors import broken_by
 
 __all__ = [
@@ -19,10 +19,12 @@ __all__ = [
     "UringStatistics",
     "backend_info",
     "broken_by",
+    "cancel_status_of",
     "current_manager",
     "current_ring_statistics",
     "install",
     "install_setting",
+    "leave_open_scopes",
     "resolve",
     "resume_in_place_default",
     "ring_is_demanded",

@@ -15,6 +15,10 @@ The package assumes the following of Trio, and a maintainer checks it against a 
   ``clock_autojump_threshold``, and from nothing else; ``deadlines._heap`` is a list whose first entry is the earliest
   deadline, registered or stale.
 - A task counts in ``_schedule_points`` how often it has let the scheduler go on.
+- ``Task._cancel_status`` is the innermost cancel scope that a task is in, as a ``CancelStatus`` with ``parent`` and
+  ``_scope``. ``CancelScope._close(None)`` exits a scope, and in an outer one restores the status of the task, whatever
+  was left open inside. ``Task._child_nurseries`` lists the nurseries that a task has open, and ``Nursery._closed``
+  refuses new tasks.
 - A parked task has ``_abort_func`` set and ``_next_send_fn`` None.  ``unrolled_run`` defines one step of a task;
   ``_ffi/fastpath/task.c`` puts the two side by side.
 """
@@ -22,6 +26,8 @@ The package assumes the following of Trio, and a maintainer checks it against a 
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import outcome
@@ -63,6 +69,31 @@ def set_default_io_manager(manager_class: type[Any]) -> None:
 def waits_of(task: trio.lowlevel.Task) -> int:
     """How often a task has waited, or has passed a checkpoint: whenever that grows, other tasks had a turn."""
     return task._schedule_points
+
+
+cancel_status_of: Callable[[trio.lowlevel.Task], object] = operator.attrgetter("_cancel_status")
+"""The innermost cancel scope that a task is in: something to compare by ``is``."""
+
+
+def leave_open_scopes(task: trio.lowlevel.Task, status: object, nurseries: int) -> None:
+    """Leave the cancel scopes and nurseries that the current task has opened and not left.
+
+    The tasks of such a nursery are cancelled, and nothing waits for them.
+
+    Args:
+      task: the current task.
+      status: what :func:`cancel_status_of` has returned before.
+      nurseries: how many nurseries the task had open then.
+    """
+    for nursery in task._child_nurseries[nurseries:]:
+        nursery.cancel_scope.cancel()
+        nursery._closed = True
+    del task._child_nurseries[nurseries:]
+    innermost: Any = task._cancel_status
+    outermost = innermost
+    while outermost.parent is not status:
+        outermost = outermost.parent
+    outermost._scope._close(None)
 
 
 class RunSeam:

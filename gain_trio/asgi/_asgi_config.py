@@ -1,0 +1,195 @@
+"""AsgiConfig: what a server of ASGI apps is told beside the options of every server."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, final
+
+import attrs
+
+from gain_trio._server import Flag, ServerConfig, ServerOptions, check_timeout
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+_Check: TypeAlias = Callable[[Any, "attrs.Attribute[Any]", Any], None]
+
+_TEXT: Final = re.compile(r"[\x20-\x7e]*")
+
+
+def _at_least(least: int) -> _Check:
+    def check(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{attribute.name} must be a whole number, not {value!r}")
+        if value < least:
+            raise ValueError(f"{attribute.name} must be at least {least}, not {value}")
+
+    return check
+
+
+def _check_flag(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{attribute.name} is True or False, not {value!r}")
+
+
+def _check_seconds(_instance: object, attribute: attrs.Attribute[Any], value: float) -> None:
+    if not check_timeout(attribute.name, value):
+        raise ValueError(f"{attribute.name} must be more than 0 seconds")
+
+
+def _check_text(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{attribute.name} must be a str, not {value!r}")
+    if not _TEXT.fullmatch(value):
+        raise ValueError(f"{attribute.name} can have printable ASCII characters only: {value!r}")
+
+
+def _check_root_path(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{attribute.name} must be a str, not {value!r}")
+    if value and (not value.startswith("/") or value.endswith("/")):
+        raise ValueError(f"{attribute.name} begins with a slash and does not end with one: {value!r}")
+
+
+def _yes_or_no(text: str) -> bool:
+    raise ValueError(text)
+
+
+def _size(help_text: str, *, default: int, least: int) -> Any:
+    flag = Flag(group="web apps", parse=int, metavar="BYTES", help=help_text)
+    return attrs.field(default=default, validator=_at_least(least), metadata=flag.beside())
+
+
+def _seconds(help_text: str, *, default: float) -> Any:
+    flag = Flag(group="web apps", parse=float, words={"none": math.inf}, metavar="S", help=help_text)
+    return attrs.field(default=default, validator=_check_seconds, metadata=flag.beside())
+
+
+@final
+@attrs.frozen(kw_only=True)
+class AsgiConfig:
+    """The options of :func:`gain_trio.asgi.serve` that concern apps and HTTP.
+
+    ``attrs.evolve(config, timeout_body=60)`` makes another config of it.
+
+    Raises:
+      ValueError, TypeError: an option makes no sense; the message says which one, and what would.
+    """
+
+    factory: bool = attrs.field(
+        default=False,
+        validator=_check_flag,
+        metadata=Flag(group="web apps", help="the name is that of a function that returns the app").beside(),
+    )
+    """The app is a function without arguments that returns the app; each process calls it once."""
+    root_path: str = attrs.field(
+        default="",
+        validator=_check_root_path,
+        metadata=Flag(
+            group="web apps",
+            parse=str,
+            metavar="PATH",
+            help="the path below which a proxy serves the app, /api for example; the proxy removes it from requests",
+            usual="",
+        ).beside(),
+    )
+    """The path below which a proxy serves the app: ``scope["root_path"]``.  The proxy removes it from the targets of
+    requests,
+    and the server puts it in front of ``scope["path"]``, as ASGI wants it."""
+    date_header: bool = attrs.field(
+        default=True,
+        validator=_check_flag,
+        metadata=Flag(
+            group="web apps",
+            parse=_yes_or_no,
+            words={"yes": True, "no": False},
+            metavar="yes|no",
+            help="whether responses have a field Date",
+            usual="yes",
+        ).beside(),
+    )
+    """Give each response a field Date, unless the app has given it one."""
+    server_header: str = attrs.field(
+        default="gain_trio",
+        validator=_check_text,
+        metadata=Flag(
+            group="web apps", parse=str, metavar="TEXT", help="the field Server of responses; '' for none"
+        ).beside(),
+    )
+    """The field Server of each response, unless the app has given it one; ``""`` for none."""
+    limit_head: int = _size("the longest head of a request", default=16 * 1024, least=256)
+    """Bytes of a request's line and fields, and of its trailers.  The server answers a longer head with 431 or 414."""
+    limit_unread: int = _size(
+        "what is received of a body that the app has not read, to keep the connection", default=256 * 1024, least=0
+    )
+    """Bytes of a request's body that the server receives and drops after the response, when the app has not read them.  It
+    closes the connection of a longer body."""
+    limit_ahead: int = _size(
+        "what is received of further requests while the app watches its client", default=64 * 1024, least=1
+    )
+    """Bytes that the server receives behind a request while its app waits for the client to disconnect.  With more than that
+    the app does not notice a disconnect before it sends."""
+    timeout_head: float = _seconds("seconds that the head of a request may take", default=30.0)
+    """Seconds that a request's head may take from its first byte; and the first byte of a new connection."""
+    timeout_body: float = _seconds("seconds that an app waits for the next piece of a body", default=30.0)
+    """Seconds that the app waits for the next piece of a body.  Then it is told that the client is gone, and a client
+    that has
+    got no response gets a 408."""
+    timeout_keep_alive: float = _seconds("seconds that a connection may wait for its next request", default=5.0)
+    """Seconds that a connection may wait for its next request; the server may take one more."""
+    timeout_send: float = _seconds("seconds that a client may accept nothing of a response that waits", default=60.0)
+    """Seconds that ``send`` waits for a client that reads too slowly.  Then the connection is reset."""
+    cancel_on_disconnect: bool = attrs.field(
+        default=False,
+        validator=_check_flag,
+        metadata=Flag(group="web apps", help="cancel the app when its client goes before it has the response").beside(),
+    )
+    """Cancel the app's call when its client goes before it has the response, as if the app ran in a cancel scope."""
+    task_per_request: bool = attrs.field(
+        default=False,
+        validator=_check_flag,
+        metadata=Flag(group="web apps", help="run each request in a task of its own, which costs more").beside(),
+    )
+    """Run the app in a task of its own for each request.  It costs more than all the rest; for apps that tell requests
+    apart by
+    :func:`trio.lowlevel.current_task`."""
+
+
+class AsgiOptions(ServerOptions, total=False):
+    """The fields of :class:`gain_trio.ServerConfig` and :class:`AsgiConfig`, as keyword arguments of
+    :func:`gain_trio.asgi.serve`.
+    """
+
+    factory: bool
+    root_path: str
+    date_header: bool
+    server_header: str
+    limit_head: int
+    limit_unread: int
+    limit_ahead: int
+    timeout_head: float
+    timeout_body: float
+    timeout_keep_alive: float
+    timeout_send: float
+    cancel_on_disconnect: bool
+    task_per_request: bool
+
+
+def parted(
+    config: ServerConfig | None, asgi: AsgiConfig | None, **options: Unpack[AsgiOptions]
+) -> tuple[AsgiConfig, dict[str, Any]]:
+    """The config of apps with its options that are given beside it, and the options that are those of every server.
+
+    Raises:
+      TypeError: ``config`` or ``asgi`` is of another type; and what :class:`AsgiConfig` raises.
+    """
+    if asgi is not None and not isinstance(asgi, AsgiConfig):
+        raise TypeError(f"asgi must be a gain_trio.asgi.AsgiConfig, not {asgi!r}")
+    if config is not None and not isinstance(config, ServerConfig):
+        raise TypeError(f"config must be a gain_trio.ServerConfig, not {config!r}")
+    names = attrs.fields_dict(AsgiConfig)
+    own: dict[str, Any] = {name: value for name, value in options.items() if name in names}
+    others: dict[str, Any] = {name: value for name, value in options.items() if name not in names}
+    return AsgiConfig(**own) if asgi is None else attrs.evolve(asgi, **own), others

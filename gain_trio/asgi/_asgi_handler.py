@@ -1,0 +1,134 @@
+"""The handler of connections that serves an ASGI app: one in each process that serves."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Protocol, TypeAlias, final
+
+from gain_trio._http import Limits, Request, RequestMemory
+from gain_trio._transports import Connection
+
+from ._asgi_config import AsgiConfig
+from ._asgi_types import AsgiApp
+from ._exchange import HttpExchange
+from ._http_connection import HttpConnection
+from ._response_heads import HeadMemory, Stamp
+
+_EXTENSIONS: Final = ("http.response.pathsend", "http.response.trailers", "http.response.early_hint")
+SPEC_VERSION: Final = "2.4"
+"""The version of ASGI's HTTP specification: ``send`` raises an :exc:`OSError` when the client is gone."""
+
+WebSocketHandler: TypeAlias = Callable[[HttpConnection, Request, dict[str, Any], HttpExchange], Awaitable[None]]
+"""An async function that takes a connection over with the request that asks for it, the scope, and the exchange by which to
+answer as HTTP.  The connection is over when it returns."""
+
+
+class RequestObserver(Protocol):
+    """An object that is told of requests: for a log, and for metrics."""
+
+    def began(self, scope: dict[str, Any]) -> Any:
+        """A request begins.  Returns a token for :meth:`ended`."""
+
+    def ended(self, token: Any, scope: dict[str, Any], status: int, size: int, error: BaseException | None) -> None:
+        """A request is over.
+
+        Args:
+          token: what :meth:`began` has returned.
+          scope: the request's.
+          status: of the response; 0 if there was none.
+          size: bytes of its body that were sent.
+          error: what the app has raised; None if it raised nothing.
+        """
+
+
+@final
+class AsgiHandler:
+    """Serves an app on a connection.
+
+    A worker process gets the handler pickled: with the name of the app, which it imports, or with the app itself.
+
+    Args:
+      app: the app, or its name as ``"package.module:name"``.
+      config: its options.
+
+    Raises:
+      ValueError, TypeError: the name is none, or names no app.
+    """
+
+    websocket: WebSocketHandler | None = None
+    """What serves WebSockets; without it a request to upgrade is an ordinary one."""
+    observer: RequestObserver | None = None
+    """The object that is told of requests."""
+    state: dict[str, Any] | None = None
+    """What the app's lifespan has left for requests: each gets a copy as ``scope["state"]``.  None without one."""
+
+    def __init__(self, app: AsgiApp | str, config: AsgiConfig) -> None:
+        self.source = app
+        self.config = config
+        self.app: AsgiApp = load_app(app, factory=config.factory)
+        self.__qualname__ = app if isinstance(app, str) else getattr(app, "__qualname__", type(app).__qualname__)
+        self.is_plain = not (config.task_per_request or config.cancel_on_disconnect)
+        """Whether an app runs in its connection's task, with nothing around it."""
+        self.sets_variables = False
+        """Whether a call of the app has left a context variable changed."""
+        self.limits = Limits(head=config.limit_head)
+        self.memory = RequestMemory()
+        self.heads = HeadMemory()
+        self.stamp = Stamp(date=config.date_header, server=config.server_header)
+        self.extensions: dict[str, dict[str, Any]] = {name: {} for name in _EXTENSIONS}
+        self.base_scope: dict[str, Any] = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": SPEC_VERSION},
+            "http_version": "1.1",
+            "scheme": "http",
+            "root_path": config.root_path,
+        }
+
+    def __repr__(self) -> str:
+        return f"<ASGI app {self.__qualname__}>"
+
+    def __reduce__(self) -> tuple[type[AsgiHandler], tuple[AsgiApp | str, AsgiConfig]]:
+        return AsgiHandler, (self.source, self.config)
+
+    async def __call__(self, connection: Connection) -> None:
+        """Serve a connection until it is over."""
+        await HttpConnection(self, connection).run()
+
+
+def load_app(source: AsgiApp | str, *, factory: bool) -> AsgiApp:
+    """Return the app of this name, or what the function of this name returns.
+
+    Raises:
+      ValueError: there is none of this name.
+      TypeError: it cannot be called.
+
+    And what importing its module raises, if that is more than that there is none.
+    """
+    app: Any = _imported(source) if isinstance(source, str) else source
+    name = repr(source)
+    if factory:
+        if not callable(app):
+            raise TypeError(f"factory=True wants a function that returns the app, and {name} cannot be called")
+        app = app()
+    if not callable(app) or isinstance(app, type):
+        raise TypeError(f"an ASGI app is an async function of scope, receive and send, and {name} is {app!r}")
+    return app  # type: ignore[no-any-return]  # what it takes and returns is seen when it is called
+
+
+def _imported(name: str) -> Any:
+    module_name, colon, attribute = name.partition(":")
+    if not module_name or not colon or not attribute:
+        raise ValueError(f"the name of an app has the form package.module:name, not {name!r}")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise ValueError(f"there is no module {module_name!r} for the app {name!r}") from error
+    for part in attribute.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise ValueError(f"the module {module_name!r} has no {attribute!r}") from None
+    return found

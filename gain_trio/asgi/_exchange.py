@@ -1,0 +1,335 @@
+"""One request and its response: the ``receive`` and ``send`` that an app is called with.
+
+*The start of a response is held* until its first body, so that a usual response is one send, and its head and body are one
+piece.  The head of a whole response to a usual request is remembered, checked, by what it was made of.
+
+*Nothing here reads beside the app.*  A body is received when the app asks for it, so a client cannot fill memory with one.
+When the app asks for more than the body, it waits for the client to disconnect.  On the ring bytes arrive without a
+task that waits for them, so the first look needs no waiting: an app that asks in a cancelled scope, as Starlette's
+``is_disconnected`` does, gets its answer.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, NoReturn, final
+
+import trio
+
+from gain_trio._http import CONTINUE, Refused, Request
+
+from ._asgi_types import Message
+from ._response_heads import Head, checked_fields, checked_value, field_lines, made_head
+
+if TYPE_CHECKING:
+    from ._http_connection import HttpConnection
+
+NOTHING, HELD, BEGUN, AT_TRAILERS, DONE = range(5)
+"""The states of a response: nothing was given; its start was, and is held; its head was sent, and its body goes on; only its
+trailers are missing; it is complete."""
+_JOINED: Final = 16 * 1024
+"""Bytes of the longest body that is copied behind its head."""
+_GONE: Final = (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
+_LAST_CHUNK: Final = b"0\r\n\r\n"
+
+
+@final
+class HttpExchange:
+    """One request and its response."""
+
+    phase = NOTHING
+    status = 0
+    headers: Iterable[Any] = ()
+    size = 0
+    """Bytes of the body that were sent."""
+    closes = False
+    """Whether the connection is closed after this exchange."""
+    is_torn = False
+    """Whether a send was interrupted, so that the connection cannot go on."""
+    is_told_gone = False
+    """Whether the app knows that the client is gone."""
+    is_usual = True
+    """Whether the usual response keeps the connection, and has a body."""
+    expects = False
+    """Whether the client waits for a 100 before it sends the body."""
+    _told_all = False  # the app has the whole body
+    _chunked = False
+    _left: int | None = None
+    _wants_trailers = False
+    _sends_trailers = False
+    _in_trailers = False
+    _watching: trio.CancelScope | None = None
+
+    def __init__(self, http: HttpConnection, request: Request) -> None:
+        self.http = http
+        self.request = request
+
+    # --- the request ---
+
+    async def receive(self) -> Message:
+        """ASGI's ``receive``: the next piece of the body, or the client's disconnect."""
+        http = self.http
+        if not self._told_all and not http.is_gone:
+            reader = http.reader
+            if not reader.in_body:
+                self._told_all = True
+                return {"type": "http.request", "body": b"", "more_body": False}
+            message = await self._next_piece()
+            if message is not None:
+                return message
+        if self.phase == DONE:
+            return {"type": "http.disconnect"}
+        if not http.is_gone and not await http.look_for_end():
+            with trio.CancelScope() as self._watching:
+                await http.until_gone()
+            self._watching = None
+        self.is_told_gone = http.is_gone
+        return {"type": "http.disconnect"}
+
+    async def _next_piece(self) -> Message | None:
+        """Wait for a piece of the body; None if the client is gone, or sends none."""
+        http = self.http
+        reader = http.reader
+        if self.expects and not reader.unread and self.phase < BEGUN:
+            self.expects = False
+            await self._send(CONTINUE)
+        self.expects = False
+        try:
+            while True:
+                body = reader.take_body()
+                more = reader.in_body
+                if body or not more:
+                    self._told_all = not more
+                    return {"type": "http.request", "body": body, "more_body": more}
+                if not await http.receive_more(http.config.timeout_body):
+                    break
+        except Refused as refusal:
+            http.refusal = refusal
+        else:
+            if not http.is_ended:
+                http.refusal = Refused(HTTPStatus.REQUEST_TIMEOUT, "the body of the request took too long")
+        http.is_gone = True
+        return None
+
+    # --- the response ---
+
+    async def send(self, message: Message) -> None:  # noqa: C901, PLR0912 - the usual response in one coroutine: see _serve()
+        """ASGI's ``send``.
+
+        Raises:
+          ClientDisconnected: the client is gone.
+          RuntimeError, ValueError, TypeError: the message has no place here, or makes no sense.
+        """
+        kind = message["type"]
+        if kind == "http.response.body":
+            body = message.get("body", b"")
+            if self.phase != HELD or not self.is_usual or message.get("more_body", False):
+                await self._send_body(body, message.get("more_body", False))
+                return
+            http = self.http
+            connection = http.connection
+            now = http.clock()
+            stamp = http.stamp
+            if now >= stamp.until:
+                stamp.refresh(now)
+            if now >= http.renew_at:
+                http.renew(now)
+            length = len(body)
+            key: Any = (self.status, length, *self.headers)
+            self.headers = key[2:]
+            try:
+                head = http.heads.get(key)
+            except TypeError:  # a field is given as a list, which cannot be remembered
+                head = key = None
+            if head is None or length > _JOINED or type(body) is not bytes or connection._drains or http.is_gone:
+                await self._send_body(body, False, key)
+                return
+            self.phase = DONE
+            self.size = length
+            if self._watching is not None:
+                self._watching.cancel()
+            try:
+                await connection.send(b"".join((head, stamp.tail, body)))
+            except _GONE as error:
+                raise http.lost(self, error) from error
+            except trio.Cancelled:
+                self.is_torn = True
+                raise
+        elif kind == "http.response.start":
+            if self.phase:
+                self._unexpected(kind)
+            self.status = message["status"]
+            self.headers = message.get("headers", ())
+            if message.get("trailers", False):
+                self._wants_trailers = True
+                self.is_usual = False
+            self.phase = HELD
+        else:
+            await self._send_other(kind, message)
+
+    def _unexpected(self, kind: object) -> NoReturn:
+        states = {
+            NOTHING: "before the response has been started",
+            HELD: "after the response has been started",
+            BEGUN: "in the body of the response",
+            AT_TRAILERS: "after the body of the response",
+            DONE: "after the response is complete",
+        }
+        raise RuntimeError(f"an app cannot send {kind!r} {states[self.phase]}")
+
+    async def _send_other(self, kind: object, message: Message) -> None:
+        if kind == "http.response.pathsend" and self.phase == HELD:
+            await self._send_path(message["path"])
+        elif kind == "http.response.trailers" and self.phase == AT_TRAILERS:
+            await self._send_trailers(message)
+        elif kind == "http.response.early_hint" and self.phase < DONE:
+            if self.phase < BEGUN and self.request.framing.minor:  # later there is no place for it, nor in HTTP/1.0
+                links = [(b"link", checked_value(link)) for link in message["links"]]
+                self._check_client()
+                await self._send(b"HTTP/1.1 103 Early Hints\r\n" + field_lines(links) + b"\r\n")
+        else:
+            self._unexpected(kind)
+
+    async def _send(self, data: bytes | Sequence[bytes]) -> None:
+        """Send to the client, in time."""
+        http = self.http
+        http.renew(http.clock())
+        try:
+            await http.connection.send(data)
+        except _GONE as error:
+            raise http.lost(self, error) from error
+        except trio.Cancelled:
+            self.is_torn = True
+            raise
+
+    def _check_client(self) -> None:
+        if self.http.is_gone:
+            raise self.http.lost(self, None)
+
+    def _begin(self, length: int | None, key: object = None) -> bytes:
+        """The response begins: return its head.  ``length`` is that of the whole body, or None."""
+        http = self.http
+        now = http.clock()
+        if now >= http.stamp.until:
+            http.stamp.refresh(now)
+        head = self._made_head(length)
+        if key is not None and self._left == length:
+            http.heads.remember(key, head)
+        return head.ended(http.stamp)
+
+    def _made_head(self, length: int | None) -> Head:
+        framing = self.request.framing
+        is_head = self.request.method == b"HEAD"
+        head = made_head(
+            self.status,
+            self.headers,
+            framing.minor,
+            is_head=is_head,
+            # A client that waits for a 100 may send the body after the response, or a request: the server cannot tell.
+            closes=self.closes or framing.closes or self.expects or self.http.connection._drains,
+            length=length,
+            trailers=self._wants_trailers and framing.takes_trailers,
+        )
+        self.closes = head.closes
+        self._chunked = head.chunked and not is_head
+        self._sends_trailers = self._chunked and self._wants_trailers and framing.takes_trailers
+        self._left = None if is_head else head.left
+        return head
+
+    def _checked(self, body: Any, more: bool) -> None:
+        """Check a piece of the body against the length that the client knows, before anything of it is sent."""
+        if self.request.method == b"HEAD" or self._left is None:
+            return
+        self._left -= len(body)
+        if self._left < 0:
+            self._tear()
+            raise RuntimeError("the body of the response is longer than its content-length, or has to be empty")
+        if self._left and not more:
+            self._tear()
+            raise RuntimeError("the body of the response is shorter than its content-length")
+
+    def _tear(self) -> None:
+        self.is_torn = self.phase > HELD
+
+    async def _send_body(self, body: Any, more: bool, key: object = None) -> None:
+        """Send a piece of the body, behind the head if it is the first."""
+        if self.phase not in {HELD, BEGUN}:
+            self._unexpected("http.response.body")
+        self._check_client()
+        if not isinstance(body, bytes):
+            body = bytes(memoryview(body))
+        head = self._begin(None if more else len(body), key) if self.phase == HELD else b""
+        self._checked(body, more)
+        self.phase = BEGUN
+        if self.request.method == b"HEAD":
+            body = b""
+        self.size += len(body)
+        ends_here = not more and not self._sends_trailers
+        data = self._framed(head, body, ends_here=ends_here and self._chunked)
+        if not more:
+            self._end_body()
+        if data:
+            await self._send(data)
+
+    def _framed(self, head: bytes, body: Any, *, ends_here: bool) -> bytes | Sequence[bytes]:
+        """A piece of the body as it is sent."""
+        pieces: list[Any] = [head]
+        if self._chunked:
+            if body:
+                pieces += (b"%x\r\n" % len(body), body, b"\r\n")
+            if ends_here:
+                pieces.append(_LAST_CHUNK)
+        else:
+            pieces.append(body)
+        return b"".join(pieces) if len(body) <= _JOINED else [piece for piece in pieces if piece]
+
+    def _end_body(self) -> None:
+        if self._wants_trailers:
+            self.phase = AT_TRAILERS
+        else:
+            self._complete()
+
+    def _complete(self) -> None:
+        self.phase = DONE
+        if self._watching is not None:
+            self._watching.cancel()
+
+    async def _send_trailers(self, message: Message) -> None:
+        """Send trailers, if the client takes some; others are dropped, as ASGI says."""
+        fields = checked_fields(message.get("headers", ()))
+        more = message.get("more_trailers", False)
+        self._check_client()
+        if not more:
+            self._complete()
+        if self._sends_trailers:
+            first = b"" if self._in_trailers else b"0\r\n"
+            self._in_trailers = True
+            await self._send(first + field_lines(fields) + (b"" if more else b"\r\n"))
+
+    async def _send_path(self, path: str) -> None:
+        """Send a file for the whole body."""
+        http = self.http
+        self._check_client()
+        async with await trio.open_file(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            head = self._begin(size)
+            if self._left is not None and self._left != size:
+                raise RuntimeError(f"the file has {size} bytes, and the content-length is {self._left}")
+            self.phase = BEGUN
+            if self.request.method == b"HEAD" or self._left == 0:
+                self._complete()
+                await self._send(head)
+                return
+            await self._send(head)
+            http.connection.write_deadline = math.inf  # a file may take long; the idle timeout watches it
+            try:
+                self.size = await http.connection.send_file(file.fileno(), 0, size)
+            except _GONE as error:
+                raise http.lost(self, error) from error
+            except BaseException:
+                self.is_torn = True
+                raise
+            self._complete()

@@ -1,0 +1,449 @@
+"""The loop of one connection: a request, the app's call, the next request.
+
+The app runs in the connection's own task (see ``_app_context.py``).  Three things follow.
+
+*The connection is read by one task.*  Between two requests the loop receives, during one the exchange does, and only
+when the app asks.  So back-pressure needs no machinery.
+
+*An app that leaves a cancel scope or a nursery open* would poison the requests after it.  The loop looks for that after each
+request, closes the scope, reports an error, and closes the connection.
+
+*The time is looked at once a request*, with the head of the response, and deadlines move once a second: a store each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import math
+import os
+from contextvars import copy_context
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, final
+from urllib.parse import unquote
+
+import trio
+
+from gain_trio._http import Refused, Request, RequestReader, linger, response, split_target
+from gain_trio._io_manager import cancel_status_of, leave_open_scopes
+from gain_trio._transports import Connection
+
+from ._app_context import call_app, in_context, in_task
+from ._asgi_types import ClientDisconnected, Receive, Scope, Send
+from ._client_watch import ClientWatch
+from ._exchange import BEGUN, DONE, HttpExchange
+from ._tls_extension import tls_extension
+
+if TYPE_CHECKING:
+    from ._asgi_handler import AsgiHandler, WebSocketHandler
+
+_RENEWED: Final = 1.0
+"""Seconds for which deadlines are not moved again."""
+_NOT_RENEWED: Final = -math.inf
+
+
+@final
+class HttpConnection:
+    """One connection of a server of an ASGI app."""
+
+    __slots__ = (
+        "_ahead",
+        "_ahead_size",
+        "_last",
+        "_template",
+        "_watch",
+        "clock",
+        "config",
+        "connection",
+        "handler",
+        "heads",
+        "is_ended",
+        "is_gone",
+        "reader",
+        "refusal",
+        "renew_at",
+        "stamp",
+    )
+
+    def __init__(self, handler: AsgiHandler, connection: Connection) -> None:
+        self.handler = handler
+        self.connection = connection
+        self.config = handler.config
+        self.heads = handler.heads
+        self.stamp = handler.stamp
+        self.reader = RequestReader(handler.memory, handler.limits)
+        self.clock = trio.lowlevel.current_clock().current_time
+        self.renew_at = _NOT_RENEWED
+        """When the deadlines are to be moved, on Trio's clock."""
+        self.is_ended = False
+        """Whether the peer has ended its side, or is gone."""
+        self.is_gone = False
+        """Whether the app is to be told that the client is gone."""
+        self.refusal: Refused | None = None
+        """The answer to a request whose body was refused."""
+        self._watch: ClientWatch | None = None  # while it receives beside the app
+        self._ahead: list[bytes] = []  # what was received behind the request in progress
+        self._ahead_size = 0
+        self._template = self._base_scope()
+        self._last: Request | None = None  # the one whose scope the template is of
+
+    def _base_scope(self) -> dict[str, Any]:
+        connection = self.connection
+        base: dict[str, Any] = {**self.handler.base_scope, "extensions": dict(self.handler.extensions)}
+        client, server = connection.remote_address, connection.local_address
+        base["client"] = client[:2] if isinstance(client, tuple) else None
+        base["server"] = server[:2] if isinstance(server, tuple) else (_path_text(server), None)
+        if connection.tls_version() is not None:
+            base["scheme"] = "https"
+            base["extensions"]["tls"] = tls_extension(connection)
+        return base
+
+    # --- receiving ---
+
+    def renew(self, now: float) -> None:
+        """Move the deadlines away: that of the wait for the next request, and that of sending."""
+        config = self.config
+        connection = self.connection
+        connection.read_deadline = now + config.timeout_keep_alive + _RENEWED
+        connection.write_deadline = now + config.timeout_send + _RENEWED
+        self.renew_at = now + _RENEWED
+
+    async def receive_more(self, timeout: float) -> bool:  # noqa: ASYNC109 - the connection keeps it, no scope
+        """Wait for bytes and give them to the reader; False if none came in time, or the peer has ended its side."""
+        if self._watch is not None:
+            return await self._watch.more(timeout)
+        return await self._receive_until(self.clock() + timeout)
+
+    async def _receive_until(self, deadline: float) -> bool:
+        self.renew_at = _NOT_RENEWED
+        self.connection.read_deadline = deadline
+        try:
+            data = await self.connection.receive()
+        except trio.TooSlowError:
+            return False
+        except trio.BrokenResourceError:
+            data = b""
+        if not data:
+            self.is_ended = True
+            return False
+        self.reader.feed(data)
+        return True
+
+    async def look_for_end(self) -> bool:
+        """Return whether the client is gone, without waiting for it.
+
+        It is shielded, because apps ask in a cancelled scope.
+        """
+        if self._watch is not None:
+            return self.is_gone
+        with trio.CancelScope(shield=True):
+            while not self.is_gone and self._ahead_size < self.config.limit_ahead:
+                if not await self._receive_ahead(-math.inf):
+                    break
+        return self.is_gone
+
+    async def until_gone(self) -> None:
+        """Wait until the client is gone; for ever if it sends more than the limit before that."""
+        if self._watch is not None:
+            await self._watch.until_gone()
+            return
+        while not self.is_gone:
+            if self._ahead_size >= self.config.limit_ahead:
+                await trio.sleep_forever()
+            await self._receive_ahead(math.inf)
+
+    async def _receive_ahead(self, deadline: float) -> bool:
+        """Receive what comes behind the request in progress; False if nothing came by the deadline."""
+        self.renew_at = _NOT_RENEWED
+        self.connection.read_deadline = deadline
+        try:
+            data = await self.connection.receive()
+        except trio.TooSlowError:
+            return False
+        except trio.BrokenResourceError:
+            data = b""
+        if data:
+            self._ahead.append(data)
+            self._ahead_size += len(data)
+        else:
+            self.is_ended = self.is_gone = True
+        return True
+
+    def lost(self, exchange: HttpExchange, error: BaseException | None) -> ClientDisconnected:
+        """The client is gone, or too slow: return what ``send`` raises, with the reset done that this takes."""
+        self.is_ended = self.is_gone = True
+        exchange.is_told_gone = exchange.is_torn = True
+        if isinstance(error, trio.TooSlowError):
+            self.connection.abort()
+            return ClientDisconnected("the client reads too slowly")
+        return ClientDisconnected("the client is gone")
+
+    # --- the loop ---
+
+    async def run(self) -> None:
+        """Serve the connection until it is over."""
+        try:
+            await self._serve()
+        except Refused as refusal:
+            await self._refuse(refusal.status, str(refusal))
+
+    async def _serve(self) -> None:  # noqa: C901, PLR0912, PLR0915 - a coroutine of its own for a part of it costs 5 % of a request
+        handler, reader, connection = self.handler, self.reader, self.connection
+        app, is_plain, receive = handler.app, handler.is_plain, connection.receive
+        task = trio.lowlevel.current_task()
+        status, nurseries = cancel_status_of(task), len(task.child_nurseries)
+        context = task.context.copy()
+        has_begun = False
+        connection.read_deadline = self.clock() + self.config.timeout_head
+        while True:
+            if reader.has_more:
+                request = reader.next_request()
+            elif reader.in_head:
+                request = await self._receive_head()
+            elif self.is_ended:
+                return
+            else:
+                if self.renew_at == _NOT_RENEWED:
+                    if has_begun:
+                        self.renew(self.clock())
+                    has_begun = True
+                # What MessageLoop._first_of_message() does.
+                connection._between = True  # type: ignore[misc]  # a slot of the implementation
+                if connection._drains:
+                    connection._hurry_up()
+                try:
+                    data = await receive()
+                except trio.TooSlowError:
+                    return
+                finally:
+                    connection._between = False  # type: ignore[misc]  # the same
+                if not data:
+                    return
+                if connection._hurry is not None:
+                    connection._hurry_no_more(connection._hurry)
+                request = reader.feed_request(data)
+            if request is None:
+                continue
+            scope = self._scope_of(request)
+            exchange = HttpExchange(self, request)
+            if not request.derived[1]:
+                exchange.is_usual, exchange.expects = False, request.framing.expects
+                if handler.websocket is not None and _asks_for_websocket(request):
+                    await self._hand_over(handler.websocket, request, scope, exchange)
+                    return
+            observer = handler.observer
+            token = None if observer is None else observer.began(scope)
+            failure: BaseException | None = None
+            failed: Exception | None = None
+            try:
+                try:
+                    if is_plain and not handler.sets_variables:
+                        await app(scope, exchange.receive, exchange.send)
+                    else:
+                        await self._call(context.copy(), scope, exchange)
+                except Exception as error:  # noqa: BLE001 - it is raised again, after an answer
+                    failed = error
+                except trio.Cancelled:
+                    if cancel_status_of(task) is status:
+                        raise  # otherwise it may belong to a scope that the app has left open
+                if is_plain and not handler.sets_variables and not _is_same(copy_context(), context):
+                    handler.sets_variables = True
+                if cancel_status_of(task) is not status:
+                    leave_open_scopes(task, status, nurseries)
+                    failed = _left_open(failed)
+                if (
+                    failed is None
+                    and exchange.phase == DONE
+                    and not (exchange.closes or exchange.is_torn or reader.in_body or self._ahead)
+                ):
+                    continue
+                if not await self._finish(exchange, failed):
+                    return
+            except BaseException as error:
+                failure = error
+                raise
+            finally:
+                if observer is not None:
+                    observer.ended(token, scope, exchange.status, exchange.size, failure)
+
+    def _scope_of(self, request: Request) -> dict[str, Any]:
+        """The scope of a request."""
+        if request is self._last:
+            scope = self._template.copy()
+        else:
+            derived = request.derived
+            if derived is None:
+                derived = request.derived = self._derived(request)
+            else:  # it is repeated, and may be so again
+                self._template = {**self._template, **derived[0]}
+                self._last = request
+            scope = {**self._template, **derived[0]}
+        scope["headers"] = list(request.pairs)
+        state = self.handler.state
+        if state is not None:
+            scope["state"] = state.copy()
+        return scope
+
+    def _derived(self, request: Request) -> tuple[dict[str, Any], bool]:
+        """What a scope has of the request alone, and whether the usual response keeps the connection."""
+        framing = request.framing
+        raw, query = split_target(request.target)
+        path = raw.decode("ascii")
+        root = self.config.root_path
+        parts: dict[str, Any] = {
+            "method": request.method.decode("ascii"),
+            "path": root + (unquote(path) if "%" in path else path),
+            "raw_path": root.encode("utf-8") + raw,
+            "query_string": query,
+        }
+        parts["http_version"] = "1.1" if framing.minor else "1.0"
+        unusual = framing.closes or framing.expects or framing.upgrade is not None or request.method == b"HEAD"
+        return parts, not unusual and framing.minor == 1
+
+    async def _receive_head(self) -> Request:
+        """Receive the rest of a head."""
+        deadline = self.clock() + self.config.timeout_head
+        while True:
+            if not await self._receive_until(deadline):
+                if self.is_ended:
+                    raise Refused(HTTPStatus.BAD_REQUEST, "the connection ended in the middle of a request")
+                raise Refused(HTTPStatus.REQUEST_TIMEOUT, "the request took too long")
+            request = self.reader.next_request()
+            if request is not None:
+                return request
+
+    async def _hand_over(
+        self, websocket: WebSocketHandler, request: Request, scope: dict[str, Any], exchange: HttpExchange
+    ) -> None:
+        exchange.closes = True
+        self.connection.set_deadline(math.inf)
+        self.renew_at = _NOT_RENEWED
+        await websocket(self, request, scope, exchange)
+
+    async def run_app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Call the app in a context of its own."""
+        await in_context(contextvars.copy_context(), call_app(self.handler.app, scope, receive, send))
+
+    async def _call(self, context: contextvars.Context, scope: Scope, exchange: HttpExchange) -> None:
+        """Call the app as the configuration wants it, in a context of its own."""
+        handler, config = self.handler, self.config
+        call = functools.partial(call_app, handler.app, scope, exchange.receive, exchange.send)
+        if config.task_per_request:
+            call = functools.partial(in_task, call, handler.__qualname__)
+        if not config.cancel_on_disconnect:
+            await in_context(context, call())
+            return
+        self._watch = ClientWatch(self, exchange)
+        try:
+            await self._watch.call(lambda: in_context(context, call()))
+        finally:
+            self._watch = None
+            self.renew_at = _NOT_RENEWED
+
+    # --- the end of a request ---
+
+    async def _finish(self, exchange: HttpExchange, failure: Exception | None) -> bool:
+        """End a request that is not over in the usual way.  Returns whether the connection goes on.
+
+        Raises:
+          Refused: the request gets this for its answer.
+          trio.BrokenResourceError: the client is gone, and the app has done nothing wrong.
+          Exception: what the app has raised, or did wrong.
+        """
+        if failure is None and exchange.phase != DONE and not self.is_gone:
+            failure = RuntimeError("the app has returned without completing its response")
+        if failure is not None and not exchange.is_told_gone:
+            await self._answer_failure(exchange)
+            raise failure
+        if self.refusal is not None and exchange.phase < BEGUN:
+            exchange.status = self.refusal.status
+            raise self.refusal
+        if failure is not None:
+            raise trio.BrokenResourceError("the client is gone") from failure
+        if exchange.phase != DONE or exchange.is_torn:
+            self.connection.abort()
+            return False
+        if exchange.closes or self.is_gone or not await self._skip_body():
+            await self._linger()
+            return False
+        if self._ahead:
+            self.reader.feed(b"".join(self._ahead))
+            self._ahead.clear()
+            self._ahead_size = 0
+        return True
+
+    async def _answer_failure(self, exchange: HttpExchange) -> None:
+        """Tell the client that the app has failed: by an answer, or by the end of the connection in the middle of one."""
+        if exchange.phase == DONE and not exchange.is_torn:
+            with contextlib.suppress(trio.BrokenResourceError, trio.TooSlowError):
+                await self.connection.flush()
+        elif exchange.phase < BEGUN and not self.is_ended:
+            exchange.status = HTTPStatus.INTERNAL_SERVER_ERROR
+            await self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.INTERNAL_SERVER_ERROR.phrase)
+        else:
+            self.connection.abort()
+
+    async def _skip_body(self) -> bool:
+        """Receive and drop what the app has not read of the body; False if that is too much, or malformed."""
+        reader = self.reader
+        left = self.config.limit_unread
+        deadline = self.clock() + self.config.timeout_body
+        try:
+            while True:
+                left -= len(reader.take_body())
+                if left < 0:
+                    return False
+                if not reader.in_body:
+                    return True
+                if not await self._receive_until(deadline):
+                    return False
+        except Refused:  # the response has been sent
+            return False
+
+    async def _refuse(self, status: HTTPStatus, reason: str) -> None:
+        """Answer with an error, and end the connection so that the answer arrives."""
+        now = self.clock()
+        stamp = self.stamp
+        if now >= stamp.until:
+            stamp.refresh(now)
+        self.renew(now)
+        data = response(
+            status,
+            reason.encode("ascii") + b"\n",
+            first=stamp.server_line + stamp.date_line,
+            last=b"connection: close\r\n",
+        )
+        with contextlib.suppress(trio.BrokenResourceError, trio.TooSlowError):
+            await self.connection.send(data)
+            await self._linger()
+
+    async def _linger(self) -> None:
+        if not self.is_ended:
+            self.renew_at = _NOT_RENEWED
+            with contextlib.suppress(trio.BrokenResourceError):
+                await linger(self.connection)
+
+
+def _asks_for_websocket(request: Request) -> bool:
+    framing = request.framing
+    return framing.upgrade == b"websocket" and request.method == b"GET" and framing.length == 0
+
+
+def _is_same(context: contextvars.Context, other: contextvars.Context) -> bool:
+    """Whether the variables have the same values in both: nearly always because they are one mapping."""
+    try:
+        return context == other
+    except Exception:  # noqa: BLE001 - a value that cannot be compared is another one
+        return False
+
+
+def _left_open(failure: BaseException | None) -> RuntimeError:
+    error = RuntimeError("the app has left a cancel scope or a nursery open")
+    error.__cause__ = failure
+    return error
+
+
+def _path_text(path: str | bytes) -> str:
+    """The path of a Unix socket; an abstract name begins with a NUL."""
+    return path if isinstance(path, str) else os.fsdecode(path)
