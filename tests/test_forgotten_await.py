@@ -26,7 +26,7 @@ CALLS: dict[str, Callable[[Connection], object]] = {
     "receive_exactly": lambda connection: connection.receive_exactly(1),
     "receive_until": lambda connection: connection.receive_until(b"\n", max_bytes=10),
     "_fill": lambda connection: connection._fill(1),
-    "_wait_change": lambda connection: connection._wait_change(0),
+    "wait_change": lambda connection: connection._wait_change(0),
     "send": lambda connection: connection.send(b"x"),
     "send_all": lambda connection: connection.send_all(b"x"),
     "flush": lambda connection: connection.flush(),

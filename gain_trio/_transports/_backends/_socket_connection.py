@@ -22,15 +22,6 @@ drains the queue and ends when it is empty.  It outlives the task that sent, bec
 that task is cancelled, and while something is queued nobody else sends, so the order stays.  It ends by three things: an
 empty queue, an error, a close (which empties the queue).  An error is kept, and raised by the sender's this or next call.
 
-*Changes.*  Code that is called back waits in ``_wait_change``, and sends without waiting.  Its task waits for the socket
-to become readable.  All other changes (the kernel has taken bytes, a send has failed, ``_note_change``) wake the task by
-``notify_closing``, as a deadline does.  While the queue is full the task reads nothing, and waiting until the socket is
-readable would be no wait.  Then the task waits to be woken by a cancelled scope, and with ``WATCH_RESETS`` for an error of
-the socket: a program that never takes anything would wait for ever for a peer that has reset the connection.  An epoll
-instance registered with an empty event mask still reports errors, and becomes readable when it has one to report.  A message
-is one step here, too: a read leaves a note whether the kernel had more, and when the program has taken all of it, the next
-wait begins with waiting and not with a system call that fails.
-
 *The run's end closes what is open*, as on the ring, by another system task, one for all connections of a run.
 """
 
@@ -40,9 +31,7 @@ import contextlib
 import errno
 import math
 import os
-import select
 import socket
-import sys
 import warnings
 from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -52,13 +41,7 @@ import trio
 from gain_trio._io_manager import broken_by
 from gain_trio._transports._addresses import reset_on_close
 from gain_trio._transports._connections import (
-    CHANGED,
-    ENDED,
-    FULL,
-    MOST_SEEN,
     NOTHING,
-    WATCH_RESETS,
-    WATCH_SENT,
     Connection,
     Inbound,
     Marks,
@@ -73,6 +56,7 @@ from gain_trio._transports._connections import (
 from gain_trio._transports._patience import DEFAULT_CLOSE_TIMEOUT, unacknowledged
 
 from ._socket_base import as_size, closed_error, current_run, current_thread, kept
+from ._socket_changes import SocketChanges
 from ._socket_sending import SocketSender
 
 if TYPE_CHECKING:
@@ -83,9 +67,6 @@ CHUNK = 65536
 LARGE_CHUNK = 4 * CHUNK
 """The most of one after a receive that brought as much as CHUNK: a large transfer, and what a Unix socket holds.  Not of
 all, because Python makes room for so much before it knows how little has come."""
-STEP = 4096
-"""The least that a CHANGED counts for, in bytes, where it is counted how long a task goes on without waiting.  A callback
-that writes a byte whenever one was taken would otherwise have the thread for as many turns as the mark has bytes."""
 PAGE = 4096
 """A queue is filled by no less at a time, though it may have its high mark in the middle: small marks are no small calls."""
 
@@ -97,7 +78,7 @@ class SocketConnection(Connection):
         "__weakref__",
         "_active_at",
         "_between",
-        "_change_noted",
+        "_changes",
         "_chunk",
         "_close_timeout",
         "_descriptor",
@@ -106,7 +87,6 @@ class SocketConnection(Connection):
         "_end_told",
         "_ended",
         "_flushing",
-        "_full_seen",
         "_hurry",
         "_inbound",
         "_is_closed",
@@ -124,19 +104,13 @@ class SocketConnection(Connection):
         "_receive_error",
         "_receiving",
         "_remote_address",
-        "_room",
         "_run",
         "_sender",
-        "_sent_seen",
         "_socket",
         "_socket_error",
         "_timing",
         "_transfer",
-        "_unseen",
         "_unwaited",
-        "_waits_for_change",
-        "_watched",
-        "_yields_to_peer",
         "bytes_received",
         "bytes_sent",
         "context",
@@ -181,15 +155,8 @@ class SocketConnection(Connection):
         self._receive_error: OSError | None = None
         self._receiving = False  # a call of this direction is in progress
         self._late_receiving = False  # it was woken because its deadline has passed
-        self._watched = 0  # by the _wait_change() in progress
-        self._waits_for_change = False  # and its task waits for the descriptor
-        self._change_noted = False  # what its answers have not reported yet: _note_change(),
-        self._unseen = 0  # and bytes that have arrived; the program may have taken some of them
-        self._sent_seen = 0  # what they have reported: bytes that the kernel has taken,
-        self._full_seen = False  # and this pause
-        self._yields_to_peer = False  # the last of them was that the kernel has taken bytes
+        self._changes: SocketChanges | None = None  # made for the first _wait_change()
         self._flushing = False  # the call of the sending direction has nothing to send
-        self._room: trio.CancelScope | None = None  # of a task that waits for the queue to be taken from
         self._socket_error: OSError | None = None  # asked for while the queue was full; the receive tells of it, too
         self._paused = False  # the queue was at its high mark, and has not been at its low one since
         self._run.connections.add(self)
@@ -246,8 +213,8 @@ class SocketConnection(Connection):
         self._unwaited += count
         if self._is_timed:
             self._active_at = trio.current_time()
-        if self._watched & WATCH_SENT:
-            self._wake_for_change()
+        if self._changes is not None:
+            self._changes.note_sent(self)
 
     async def _pass(self, mark: int) -> None:
         """A cancellation point, before anything is moved.
@@ -341,7 +308,8 @@ class SocketConnection(Connection):
                 trio.lowlevel.notify_closing(
                     self._descriptor
                 )  # ends the wait; the writer, if there is one, waits again
-                self._wake_for_change()
+                if self._changes is not None:
+                    self._changes.wake(self)
         return self._read_looked_at
 
     def _break(self, number: int, /) -> None:
@@ -407,8 +375,8 @@ class SocketConnection(Connection):
             if self._is_kernel_dry:
                 self._emptied()
             return bytes(data)  # of bytes this is the object itself
-        if not self._inbound:  # it is fresh
-            self._unseen += len(data)
+        if self._changes is not None and not self._inbound:  # it is fresh
+            self._changes.unseen += len(data)
         self._unwaited += max_bytes
         self._is_dry = False
         head = head_of(data, max_bytes)
@@ -572,8 +540,8 @@ class SocketConnection(Connection):
 
     def _let_go_on(self) -> None:
         """Some of the queue was taken."""
-        if self._room is not None and len(self._inbound) <= self._marks.receive_low:
-            self._room.cancel()
+        if self._changes is not None and len(self._inbound) <= self._marks.receive_low:
+            self._changes.note_room()
 
     def _take_exactly(self, count: int, /) -> bytes | None:
         """See :meth:`Connection._take_exactly`."""
@@ -592,159 +560,23 @@ class SocketConnection(Connection):
     def _enqueue_inbound(self, data: bytes) -> None:
         """What was received, and not taken at once."""
         self._inbound = joined(self._inbound, data)
-        self._unseen += len(data)
+        if self._changes is not None:
+            self._changes.unseen += len(data)
 
-    async def _wait_change(self, watched: int, /) -> int:
+    def _own_changes(self) -> SocketChanges:
+        if self._changes is None:
+            self._changes = SocketChanges(len(self._inbound))
+        return self._changes
+
+    def _wait_change(self, watched: int, /) -> Coroutine[Any, Any, int]:
         """See :meth:`Connection._wait_change`."""
-        if self._is_closed or self._receiving or current_thread() != self._run.thread:
-            self._refuse("receiving")
-        self._receiving = True
-        self._late_receiving = False
-        self._watched = watched
-        try:
-            if not self._is_dry or self._change_noted or self._has_seen_less(watched):
-                await self._before_receiving()
-            while True:
-                if self._is_closed:
-                    raise closed_error()
-                change = self._next_change(watched)
-                if change is not None:
-                    self._end_told = change == ENDED
-                    if change == CHANGED:
-                        self._unwaited += STEP
-                    return change
-                await self._park_for_change(watched)
-        except OSError as error:  # from the wait: this is no descriptor any more, or none that can be waited for
-            raise broken_by(error) from error
-        finally:
-            self._receiving = False
-            self._watched = 0
-            if self._inbound:
-                self._is_kernel_dry = self._is_dry
-                self._is_dry = False
-
-    def _has_seen_less(self, watched: int) -> bool:
-        """Whether the kernel has taken bytes that no answer has reported, and that an answer is to report."""
-        return bool(watched & WATCH_SENT) and self._sent_seen != self.bytes_sent
-
-    def _next_change(self, watched: int) -> int | None:
-        if self._change_noted:
-            return self._report_sent()
-        # The kernel may take bytes at once.  A program that then writes again would never wait, and never hear of the peer:
-        # so each has its turn.
-        has_sent = self._has_seen_less(watched)
-        if has_sent and not self._yields_to_peer:
-            change: int | None = CHANGED
-        else:
-            if has_sent and not self._paused:
-                self._receive_unseen()
-            change = self._change_by_peer()
-            if change is None and has_sent:
-                change = CHANGED
-        self._yields_to_peer = change == CHANGED
-        return self._report_sent() if change == CHANGED else change
-
-    def _report_sent(self) -> int:
-        self._change_noted = False
-        self._sent_seen = self.bytes_sent
-        return CHANGED
-
-    def _change_by_peer(self) -> int | None:
-        queued = len(self._inbound)
-        unseen = min(self._unseen, queued)
-        seen = min(unseen, MOST_SEEN)
-        self._unseen = unseen - seen
-        if seen:
-            return seen
-        error = self._receive_error or self._sender.error
-        if error is not None:
-            raise broken_by(kept(error))
-        if self._ended:
-            return ENDED
-        was_seen, self._full_seen = self._full_seen, self._is_full()
-        return FULL if self._full_seen and not was_seen else None
-
-    def _receive_unseen(self) -> bytes:
-        """Queue what the kernel has, and return it."""
-        data = self._read(self._chunk)
-        self._enqueue_inbound(data)
-        self._unwaited += len(data)
-        return data
-
-    async def _park_for_change(self, watched: int) -> None:
-        """Wait, and queue what there is then."""
-        if self._read_deadline < self._read_looked_at:
-            self._watch_receiving()
-        if self._paused:
-            await self._wait_while_full(watched)
-        elif self._is_dry:
-            self._waits_for_change = True
-            try:
-                await trio.lowlevel.wait_readable(self._descriptor)
-            except trio.ClosedResourceError:
-                if not self._late_receiving:
-                    return  # something else has changed
-            finally:
-                self._waits_for_change = False
-                self._has_waited()
-        if self._is_closed:
-            return
-        if not self._paused and (self._receive_unseen() or not self._is_dry):
-            return
-        if self._late_receiving:
-            raise trio.TooSlowError("the connection's read deadline has passed")
-
-    async def _wait_while_full(self, watched: int) -> None:
-        """Until :attr:`_room` is cancelled.  Raises the socket's error; what the kernel has before it can still be read."""
-        self._room = trio.CancelScope()
-        try:
-            with self._room:
-                if watched & WATCH_RESETS:
-                    await self._wait_for_error()
-                else:
-                    await trio.sleep_forever()
-        finally:
-            self._room = None
-        if self._socket_error is not None:
-            raise broken_by(kept(self._socket_error))
-
-    async def _wait_for_error(self) -> None:
-        watch = self._watch_for_errors()
-        if watch is None:
-            await trio.sleep_forever()
-        with watch:
-            while self._socket_error is None:
-                await trio.lowlevel.wait_readable(watch.fileno())
-                watch.poll(0)  # with EPOLLET, so that it is not readable any more, if it was not for an error
-                number = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-                if number:
-                    self._socket_error = OSError(number, os.strerror(number))
-
-    def _watch_for_errors(self) -> select.epoll | None:
-        """None if that cannot be had: then it is the next write that finds out."""
-        if sys.platform != "linux":
-            return None
-        with contextlib.ExitStack() as stack:
-            try:
-                watch = stack.enter_context(select.epoll())
-                watch.register(self._descriptor, select.EPOLLET)
-            except OSError:  # there is no descriptor left, or no memory
-                return None
-            stack.pop_all()
-        return watch
-
-    def _wake_for_change(self) -> None:
-        if self._room is not None:
-            self._room.cancel()
-        elif self._waits_for_change and self._descriptor >= 0:
-            trio.lowlevel.notify_closing(self._descriptor)  # the writer, if there is one, waits again
+        return self._own_changes().wait_change(self, watched)
 
     def _note_change(self) -> None:
         """See :meth:`Connection._note_change`."""
         if not self._is_closed:
             self._check_thread()
-            self._change_noted = True
-            self._wake_for_change()
+            self._own_changes().note(self)
 
     # --- sending ---
 
@@ -804,7 +636,8 @@ class SocketConnection(Connection):
     def _send_failed(self, error: OSError) -> None:
         """The sender has failed, or is to."""
         self._sender.fail(error)
-        self._wake_for_change()
+        if self._changes is not None:
+            self._changes.wake(self)
 
     def _refuse_sends(self) -> None:
         self._check_thread()
@@ -884,7 +717,8 @@ class SocketConnection(Connection):
         self._unwatch()
         if self._receiving and self._descriptor >= 0:
             trio.lowlevel.notify_closing(self._descriptor)
-            self._wake_for_change()
+            if self._changes is not None:
+                self._changes.wake(self)
         self._sender.wake()
 
     def _close(self, reset: bool, /) -> None:

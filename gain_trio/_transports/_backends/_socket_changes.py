@@ -1,0 +1,241 @@
+"""The wait for a change of a connection over a socket, for code that is called back, and so never waits in other calls.
+
+The task waits for the socket to become readable.  All other changes (the kernel has taken bytes, a send has failed,
+``_note_change``) wake it by ``notify_closing``, as a deadline does.  While the queue is full the task reads nothing, and
+waiting until the socket is readable would be no wait.  Then it waits to be woken by a cancelled scope, and with
+``WATCH_RESETS`` for an error of the socket: a program that never takes anything would wait for ever for a peer that has
+reset the connection.  An epoll instance registered with an empty event mask still reports errors, and becomes readable when
+it has one to report.
+
+A message is one step here, too: a read leaves a note whether the kernel had more, and when the program has taken all of it,
+the next wait begins with waiting and not with a system call that fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import sys
+from typing import TYPE_CHECKING, final
+
+import trio
+
+from gain_trio._io_manager import broken_by
+from gain_trio._transports._connections import CHANGED, ENDED, FULL, MOST_SEEN, WATCH_RESETS, WATCH_SENT
+
+from ._socket_base import closed_error, current_thread, kept
+
+if TYPE_CHECKING:
+    from ._socket_connection import SocketConnection
+
+STEP = 4096
+"""The least that a CHANGED counts for, in bytes, where it is counted how long a task goes on without waiting.  A callback
+that writes a byte whenever one was taken would otherwise have the thread for as many turns as the mark has bytes."""
+
+
+@final
+class SocketChanges:
+    """What the answers have reported, and the task that waits for one.
+
+    It is a part of one connection, which each call names: the part holds no reference to the whole, so that a connection
+    that the program drops is closed at once.
+
+    Args:
+      unseen: bytes that are queued already.
+    """
+
+    __slots__ = (
+        "_full_seen",
+        "_is_noted",
+        "_room",
+        "_sent_seen",
+        "_waits_for_descriptor",
+        "_watched",
+        "_yields_to_peer",
+        "unseen",
+    )
+
+    def __init__(self, unseen: int) -> None:
+        self.unseen = unseen
+        """Bytes that have arrived, and were not reported; the program may have taken some of them."""
+        self._is_noted = False  # the program has asked for an answer
+        self._sent_seen = 0  # bytes that the kernel had taken when that was reported last
+        self._full_seen = False  # the pause was reported
+        self._yields_to_peer = False  # the last answer was that the kernel has taken bytes
+        self._watched = 0  # by the wait in progress
+        self._waits_for_descriptor = False
+        self._room: trio.CancelScope | None = None  # of the task, while it waits for the queue to be taken from
+
+    async def wait_change(self, connection: SocketConnection, watched: int) -> int:
+        """See :meth:`Connection._wait_change`."""
+        if connection._is_closed or connection._receiving or current_thread() != connection._run.thread:
+            connection._refuse("receiving")
+        connection._receiving = True
+        connection._late_receiving = False
+        self._watched = watched
+        try:
+            if not connection._is_dry or self._is_noted or self._has_sent(connection):
+                await connection._before_receiving()
+            while True:
+                if connection._is_closed:
+                    raise closed_error()
+                change = self._next(connection)
+                if change is not None:
+                    connection._end_told = change == ENDED
+                    if change == CHANGED:
+                        connection._unwaited += STEP
+                    return change
+                await self._park(connection)
+        except OSError as error:  # from the wait: this is no descriptor any more, or none that can be waited for
+            raise broken_by(error) from error
+        finally:
+            self._watched = 0
+            connection._receiving = False
+            if connection._inbound:
+                connection._is_kernel_dry = connection._is_dry
+                connection._is_dry = False
+
+    # --- what the answer is ---
+
+    def _has_sent(self, connection: SocketConnection) -> bool:
+        """Whether the kernel has taken bytes that are to be reported."""
+        return bool(self._watched & WATCH_SENT) and self._sent_seen != connection.bytes_sent
+
+    def _next(self, connection: SocketConnection) -> int | None:
+        if self._is_noted:
+            return self._changed(connection)
+        # The kernel may take bytes at once.  A program that then writes again would never wait, and never hear of the peer:
+        # so each has its turn.
+        has_sent = self._has_sent(connection)
+        if has_sent and not self._yields_to_peer:
+            change: int | None = CHANGED
+        else:
+            if has_sent and not connection._paused:
+                self._receive(connection)
+            change = self._next_of_peer(connection)
+            if change is None and has_sent:
+                change = CHANGED
+        self._yields_to_peer = change == CHANGED
+        return self._changed(connection) if change == CHANGED else change
+
+    def _changed(self, connection: SocketConnection) -> int:
+        self._is_noted = False
+        self._sent_seen = connection.bytes_sent
+        return CHANGED
+
+    def _next_of_peer(self, connection: SocketConnection) -> int | None:
+        unseen = min(self.unseen, len(connection._inbound))
+        seen = min(unseen, MOST_SEEN)
+        self.unseen = unseen - seen
+        if seen:
+            return seen
+        error = connection._receive_error or connection._sender.error
+        if error is not None:
+            raise broken_by(kept(error))
+        if connection._ended:
+            return ENDED
+        was_seen, self._full_seen = self._full_seen, connection._is_full()
+        return FULL if self._full_seen and not was_seen else None
+
+    def _receive(self, connection: SocketConnection) -> bytes:
+        """Queue what the kernel has, and return it."""
+        data = connection._read(connection._chunk)
+        connection._enqueue_inbound(data)
+        connection._unwaited += len(data)
+        return data
+
+    # --- waiting ---
+
+    async def _park(self, connection: SocketConnection) -> None:
+        """Wait, and queue what there is then."""
+        if connection._read_deadline < connection._read_looked_at:
+            connection._watch_receiving()
+        if connection._paused:
+            await self._wait_while_full(connection)
+        elif connection._is_dry:
+            self._waits_for_descriptor = True
+            try:
+                await trio.lowlevel.wait_readable(connection._descriptor)
+            except trio.ClosedResourceError:
+                if not connection._late_receiving:
+                    return  # something else has changed
+            finally:
+                self._waits_for_descriptor = False
+                connection._has_waited()
+        if connection._is_closed:
+            return
+        if not connection._paused and (self._receive(connection) or not connection._is_dry):
+            return
+        if connection._late_receiving:
+            raise trio.TooSlowError("the connection's read deadline has passed")
+
+    async def _wait_while_full(self, connection: SocketConnection) -> None:
+        """Wait until :attr:`_room` is cancelled.
+
+        Raises the socket's error.  What the kernel has received before it can still be read.
+        """
+        self._room = trio.CancelScope()
+        try:
+            with self._room:
+                if self._watched & WATCH_RESETS:
+                    await _wait_for_error(connection)
+                else:
+                    await trio.sleep_forever()
+        finally:
+            self._room = None
+        if connection._socket_error is not None:
+            raise broken_by(kept(connection._socket_error))
+
+    # --- waking ---
+
+    def wake(self, connection: SocketConnection) -> None:
+        """Have the task look again."""
+        if self._room is not None:
+            self._room.cancel()
+        elif self._waits_for_descriptor and connection._descriptor >= 0:
+            trio.lowlevel.notify_closing(connection._descriptor)  # the writer, if there is one, waits again
+
+    def note(self, connection: SocketConnection) -> None:
+        """See :meth:`Connection._note_change`."""
+        self._is_noted = True
+        self.wake(connection)
+
+    def note_sent(self, connection: SocketConnection) -> None:
+        """The kernel has taken bytes."""
+        if self._watched & WATCH_SENT:
+            self.wake(connection)
+
+    def note_room(self) -> None:
+        """The queue is at its low mark."""
+        if self._room is not None:
+            self._room.cancel()
+
+
+async def _wait_for_error(connection: SocketConnection) -> None:
+    """Wait for an error of the socket, and keep it: a socket reports its error once."""
+    watch = _watch_for_errors(connection._descriptor)
+    if watch is None:
+        await trio.sleep_forever()
+    with watch:
+        while connection._socket_error is None:
+            await trio.lowlevel.wait_readable(watch.fileno())
+            watch.poll(0)  # with EPOLLET, so that it is not readable any more, if it was not for an error
+            number = connection._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if number:
+                connection._socket_error = OSError(number, os.strerror(number))
+
+
+def _watch_for_errors(descriptor: int) -> select.epoll | None:
+    """An epoll instance that reports errors alone; None if it cannot be made: then the next write finds out."""
+    if sys.platform != "linux":
+        return None
+    with contextlib.ExitStack() as stack:
+        try:
+            watch = stack.enter_context(select.epoll())
+            watch.register(descriptor, select.EPOLLET)
+        except OSError:  # there is no descriptor left, or no memory
+            return None
+        stack.pop_all()
+    return watch
