@@ -1,0 +1,144 @@
+"""An ASGI server for WebSocket tests, and a client that sends and receives frames by hand."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any, TypeAlias
+
+import trio
+from support.servers import serving
+from support.websocket_frames import BINARY, CLOSE, TEXT, closing, frame, frames, handshake
+
+from gain_trio import Connection, Server
+from gain_trio.asgi._websocket import serve_websocket
+from gain_trio.asgi._websocket_options import WebSocketOptions
+
+Message: TypeAlias = dict[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
+App: TypeAlias = Callable[[dict[str, Any], Receive, Send], Awaitable[None]]
+
+
+@contextlib.asynccontextmanager
+async def serving_app(app: App, *, options: dict[str, Any] | None = None, **named: Any) -> AsyncIterator[Server]:
+    """Serve an app that has WebSockets only."""
+    settings = WebSocketOptions(**(options or {}))
+
+    async def handler(connection: Connection) -> None:
+        head = await connection.receive_until(b"\r\n\r\n")
+        assert head is not None
+        _line, *lines = head.split(b"\r\n")
+        fields = [(name.lower(), value.strip()) for name, _, value in (line.partition(b":") for line in lines) if name]
+
+        async def respond(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                said = b"".join(b"%b: %b\r\n" % pair for pair in message.get("headers", ()))
+                await connection.send(b"HTTP/1.1 %d X\r\nconnection: close\r\n%b\r\n" % (message["status"], said))
+            else:
+                await connection.send(message.get("body", b""))
+
+        scope = {"type": "http", "scheme": "http", "method": "GET", "headers": fields, "path": "/"}
+        await serve_websocket(
+            app, connection, scope, b"", respond=respond, head_fields=lambda: b"date: now\r\n", options=settings
+        )
+
+    async with serving(handler, **named) as server:
+        yield server
+
+
+class Peer:
+    """A client over a stream of Trio's: it reads only when the test calls it."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self.stream = stream
+        self.received = b""
+        self.status = 0
+        self.fields: dict[str, str] = {}
+
+    async def request(self, fields: Iterable[tuple[bytes, bytes]], rest: bytes = b"") -> None:
+        """Send the handshake, and something behind it."""
+        lines = b"".join(b"%b: %b\r\n" % pair for pair in fields)
+        await self.stream.send_all(b"GET /path?a=b HTTP/1.1\r\n" + lines + b"\r\n" + rest)
+
+    async def response(self) -> None:
+        """Receive the head of the response."""
+        while b"\r\n\r\n" not in self.received:
+            data = await self.stream.receive_some()
+            assert data, "the connection ended before the response"
+            self.received += data
+        head, _, self.received = self.received.partition(b"\r\n\r\n")
+        line, *lines = head.decode().split("\r\n")
+        self.status = int(line.split()[1])
+        pairs = [line.partition(": ")[::2] for line in lines]
+        self.fields = dict(pairs)
+        assert len(pairs) == len(self.fields), "a field twice"
+
+    async def send(self, *data: bytes) -> None:
+        """Send frames."""
+        await self.stream.send_all(b"".join(data))
+
+    async def text(self, text: str) -> None:
+        """Send a message."""
+        await self.send(frame(TEXT, text.encode()))
+
+    async def frame(self) -> tuple[int, bytes]:
+        """Receive a frame; its opcode and payload."""
+        while not (size := whole_frame(self.received)):
+            data = await self.stream.receive_some()
+            assert data, f"the connection ended with {self.received!r} of a frame"
+            self.received += data
+        [found] = frames(self.received[:size])
+        self.received = self.received[size:]
+        return found
+
+    async def message(self) -> str | bytes:
+        """Receive a message."""
+        opcode, payload = await self.frame()
+        assert opcode in (TEXT, BINARY), (opcode, payload)
+        return payload.decode() if opcode == TEXT else payload
+
+    async def closed(self) -> tuple[int, str]:
+        """Receive a close frame; its code and reason."""
+        opcode, payload = await self.frame()
+        assert opcode == CLOSE, (opcode, payload)
+        return (int.from_bytes(payload[:2], "big"), payload[2:].decode()) if payload else (1005, "")
+
+    async def ended(self) -> None:
+        """Receive the end of the stream."""
+        assert self.received == b""
+        assert await self.stream.receive_some() == b""
+
+    async def answer_close(self, code: int = 1000) -> None:
+        """Send a close frame."""
+        await self.send(closing(code))
+
+
+def whole_frame(data: bytes) -> int:
+    """The length of the first frame, 0 while it has not arrived whole."""
+    if len(data) < 2:
+        return 0
+    head, size = 2, data[1] & 0x7F
+    if size > 125:
+        head = 4 if size == 126 else 10
+        size = int.from_bytes(data[2:head], "big")
+    return head + size if len(data) >= head + size else 0
+
+
+@contextlib.asynccontextmanager
+async def peer_of(server: Server, *fields: tuple[bytes, bytes], rest: bytes = b"") -> AsyncIterator[Peer]:
+    """A client of the server that has sent its handshake."""
+    stream = await trio.open_tcp_stream("127.0.0.1", server.addresses[0][1])
+    async with stream:
+        peer = Peer(stream)
+        await peer.request(handshake(*fields), rest)
+        yield peer
+
+
+@contextlib.asynccontextmanager
+async def connected(app: App, *fields: tuple[bytes, bytes], **options: Any) -> AsyncIterator[Peer]:
+    """A client of the app that has been accepted."""
+    async with serving_app(app, options=options) as server, peer_of(server, *fields) as peer:
+        await peer.response()
+        assert peer.status == 101
+        yield peer
