@@ -76,31 +76,42 @@ class AccessLog:
       write: is called with each line, which is ASCII and has no end.
       form: ``"text"``: the combined log format, with the duration in seconds behind it; ``"json"``: an object.
       clock: the time, in seconds since the epoch.
+      timer: a clock for durations, in seconds.
     """
 
-    __slots__ = ("_clock", "_make", "_second", "_stamp", "_write")
+    __slots__ = ("_clock", "_make", "_second", "_stamp", "_timer", "_write")
 
     def __init__(
-        self, write: Callable[[str], object] = log_access, *, form: AccessForm = "text", clock: Callable[[], float] = time.time
+        self,
+        write: Callable[[str], object] = log_access,
+        *,
+        form: AccessForm = "text",
+        clock: Callable[[], float] = time.time,
+        timer: Callable[[], float] = time.perf_counter,
     ) -> None:
         if form not in get_args(AccessForm):
             raise ValueError(f"an access log is 'text' or 'json', not {form!r}")
         self._write = write
         self._clock = clock
+        self._timer = timer
         self._second = -1
         self._stamp = ""
         self._make = self._text if form == "text" else self._json
 
-    def __call__(self, scope: dict[str, Any], status: int, size: int, seconds: float) -> None:
-        """Write the line of a request.
+    def began(self, _scope: dict[str, Any]) -> float:
+        """A request begins.  Returns a token for :meth:`ended`."""
+        return self._timer()
+
+    def ended(self, token: float, scope: dict[str, Any], status: int, size: int, _error: BaseException | None) -> None:
+        """Write the line of a request that is over.
 
         Args:
+          token: what :meth:`began` has returned.
           scope: the request's, HTTP or WebSocket, with ``client`` as the app saw it.
           status: of the response; 0 if none was sent.
           size: bytes of the response's body.
-          seconds: from the request's head to the end of the response.
         """
-        self._write(self._make(scope, status, size, seconds))
+        self._write(self._make(scope, status, size, self._timer() - token))
 
     def _text(self, scope: dict[str, Any], status: int, size: int, seconds: float) -> str:
         now = int(self._clock())

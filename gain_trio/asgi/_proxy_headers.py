@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, Final, Literal, TypeAlias, final, get_args
 
 import attrs
 
+AsgiApp: TypeAlias = Callable[[Any, Any, Any], Awaitable[object]]
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 ProxyFields: TypeAlias = Literal["x-forwarded", "forwarded"]
@@ -33,6 +34,9 @@ UNIX: Final = "unix"
 """Among the trusted: peers that have connected to a Unix socket."""
 MAX_HOPS: Final = 32
 """Proxies in a row.  Behind more of them no client is looked for."""
+
+MAX_KNOWN: Final = 1024
+"""Addresses of peers that are remembered."""
 
 _SCHEMES: Final = {b"http": "http", b"https": "https", b"ws": "http", b"wss": "https"}
 _PORT: Final = rb"(?::(?P<port>[0-9]{1,5}|_[0-9A-Za-z._-]+))?"
@@ -75,7 +79,7 @@ class TrustedProxies:
 
     Args:
       trusted: addresses and networks such as ``"10.0.0.0/8"``, and ``"unix"`` for all peers on Unix sockets; or True for
-        every peer, where no other than a proxy can connect.
+        every peer, where no other than one proxy can connect: its own entry is the client then.
       fields: the family of fields that the proxies set.
       host: whether the field Host becomes what the proxy says, too.  Only for proxies that set X-Forwarded-Host or
         ``host=`` in every request: others pass on what the client has sent, and apps make links of it.
@@ -85,7 +89,7 @@ class TrustedProxies:
       TypeError: ``trusted`` is not a collection of strings.
     """
 
-    __slots__ = ("_fields", "_host", "_networks", "_unix")
+    __slots__ = ("_fields", "_host", "_known", "_networks", "_unix")
 
     def __init__(
         self, trusted: Iterable[str] | Literal[True] = LOOPBACK, *, fields: ProxyFields = "x-forwarded", host: bool = False
@@ -96,14 +100,27 @@ class TrustedProxies:
         self._host = host
         self._networks: tuple[Network, ...] | None = None
         self._unix = True
+        self._known: dict[str, bool] = {}  # peers that were asked for, so that a proxy's address is parsed once
         if trusted is not True:
             self._networks, self._unix = _networks(trusted)
 
     def trusts(self, peer: Any) -> bool:
-        """Whether the fields count in requests of this peer: a :attr:`Connection.remote_address`."""
-        if not isinstance(peer, tuple):  # a Unix socket: a path, an abstract name, or nothing
+        """Whether the fields count in requests of this peer.
+
+        Args:
+          peer: a :attr:`Connection.remote_address`, or the ``client`` of a scope: of a Unix socket it is not a tuple.
+        """
+        if not isinstance(peer, tuple):
             return self._unix
-        return self._networks is None or self._is_proxy(_address(str(peer[0]).partition("%")[0]))
+        if self._networks is None:
+            return True
+        host = str(peer[0])
+        known = self._known.get(host)
+        if known is None:
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            known = self._known[host] = self._is_proxy(_address(host.partition("%")[0]))
+        return known
 
     def apply(self, scope: dict[str, Any]) -> None:
         """Put into a scope what the proxy says.  Call it for requests of a peer that :meth:`trusts` has accepted.
@@ -144,6 +161,17 @@ class TrustedProxies:
 
     def _is_proxy(self, address: Address) -> bool:
         return self._networks is not None and any(address in network for network in self._networks)
+
+
+def proxied(app: AsgiApp, proxies: TrustedProxies) -> AsgiApp:
+    """The app, called with scopes in which the fields of trusted proxies count.  It costs no coroutine of its own."""
+
+    def call(scope: Any, receive: Any, send: Any) -> Awaitable[object]:
+        if scope["type"] != "lifespan" and proxies.trusts(scope["client"]):
+            proxies.apply(scope)
+        return app(scope, receive, send)
+
+    return call
 
 
 def _networks(trusted: Iterable[str]) -> tuple[tuple[Network, ...], bool]:

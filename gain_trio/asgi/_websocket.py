@@ -298,12 +298,12 @@ class _WebSocket:
                     continue
                 if message is not None:
                     self._unwaited += 1
-                    if not self._expected:
-                        self._expect()
                     return message
                 await self._read()
         finally:
             self._receiving = False
+            if not self._expected and self._state is _State.OPEN:
+                self._expect()
 
     def _next_queued(self) -> Message:
         message = self._queue.popleft()
