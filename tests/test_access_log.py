@@ -18,7 +18,8 @@ from gain_trio.asgi._access_log import MOST, MOST_BUFFERED, AccessForm, AccessLo
 
 NOW = 1_700_000_000.25
 LINE = re.compile(
-    r'(\S+) - - \[(\d\d/\w{3}/\d{4}:\d\d:\d\d:\d\d \+0000)\] "(\S+) (.*) HTTP/(\S+)" (\d+) (\d+) "([^"]*)" "([^"]*)" (\d+\.\d{6})'
+    r"(\S+) - - \[(\d\d/\w{3}/\d{4}:\d\d:\d\d:\d\d \+0000)\] "
+    r'"(\S+) (.*) HTTP/(\S+)" (\d+) (\d+) "([^"]*)" "([^"]*)" (\d+\.\d{6})'
 )
 
 

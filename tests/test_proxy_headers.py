@@ -320,7 +320,9 @@ def test_nor_by_forwarded(said: bytes) -> None:
     st.sampled_from(["x-forwarded", "forwarded"]),
     st.booleans(),
 )
-def test_any_bytes_leave_a_scope_that_is_one(headers: list[tuple[bytes, bytes]], fields: ProxyFields, host: bool) -> None:
+def test_any_bytes_leave_a_scope_that_is_one(
+    headers: list[tuple[bytes, bytes]], fields: ProxyFields, host: bool
+) -> None:
     found = applied(*headers, proxies=TrustedProxies(["127.0.0.1", "10.0.0.0/8"], fields=fields, host=host))
     assert found["scheme"] in ("http", "https")
     client = found["client"]

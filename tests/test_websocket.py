@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import logging
+import zlib
 from typing import Any
 
 import pytest
 import trio
-from support.pairs import PATIENCE, until
-from support.servers import serving  # noqa: F401
+from support.pairs import PATIENCE, receive_all, until
+from support.servers import serving
 from support.websocket_frames import BINARY, CLOSE, CONT, DEFLATE, PING, PONG, TEXT, closing, frame, handshake
-from support.websocket_servers import App, Message, Peer, Receive, Send, connected, peer_of, serving_app
+from support.websocket_servers import App, Message, Peer, Receive, Send, connected, peer_of, serving_websockets
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from gain_trio.asgi._websocket import AWAY, MAX_EARLY, Disconnected
-from gain_trio.asgi._websocket_options import WebSocketOptions
+from gain_trio.asgi import AsgiConfig, ClientDisconnected
+from gain_trio.asgi._asgi_handler import AsgiHandler
+from gain_trio.asgi._websocket import AWAY, MAX_EARLY
 
 pytestmark = pytest.mark.connections
 
 Scope = dict[str, Any]
 
 
-async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+async def send_back(scope: Scope, receive: Receive, send: Send) -> None:
     """Send back every message."""
     assert (await receive())["type"] == "websocket.connect"
     await send({"type": "websocket.accept"})
@@ -36,7 +38,7 @@ class Recorder:
         self.messages: list[Message] = []
         self.over = trio.Event()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's
         try:
             assert await receive() == {"type": "websocket.connect"}
             await send({"type": "websocket.accept"})
@@ -57,7 +59,7 @@ def disconnect(code: int, reason: str = "") -> Message:
 
 
 async def test_messages_come_back() -> None:
-    async with connected(echo) as peer:
+    async with connected(send_back) as peer:
         await peer.text("grün")
         assert await peer.message() == "grün"
         await peer.send(frame(BINARY, b"\x00\xff"), frame(TEXT, b"two"), frame(TEXT, b"three", fin=False))
@@ -71,7 +73,7 @@ async def test_messages_come_back() -> None:
 
 
 async def test_a_large_message_comes_back_whole() -> None:
-    async with connected(echo, max_size=1 << 22) as peer:
+    async with connected(send_back, ws_max_size=1 << 22) as peer:
         large = bytes(range(256)) * (1 << 14)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(peer.send, frame(BINARY, large, mask=bytes(4)))
@@ -79,7 +81,7 @@ async def test_a_large_message_comes_back_whole() -> None:
 
 
 async def test_many_messages_in_one_piece_come_back_in_order() -> None:
-    async with connected(echo) as peer:
+    async with connected(send_back) as peer:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(peer.send, b"".join(frame(TEXT, b"%d" % number) for number in range(5000)))
             for number in range(5000):
@@ -87,23 +89,55 @@ async def test_many_messages_in_one_piece_come_back_in_order() -> None:
 
 
 async def test_messages_behind_the_handshake_are_the_apps() -> None:
-    async with serving_app(echo) as server, peer_of(server, rest=frame(TEXT, b"early")) as peer:
+    async with serving_websockets(send_back) as server, peer_of(server, rest=frame(TEXT, b"early")) as peer:
         await peer.response()
         assert await peer.message() == "early"
 
 
-async def test_compressed_messages_come_back_compressed() -> None:
-    async with connected(echo, DEFLATE) as peer:
+async def test_with_compression_the_server_compresses() -> None:
+    async with connected(send_back, DEFLATE) as peer:
         assert "permessage-deflate" in peer.fields["sec-websocket-extensions"]
         await peer.text("plain" * 50)
-        opcode_and_bit, payload = await _raw_frame(peer)
-        assert opcode_and_bit == 0x40 | TEXT
+        opcode_and_bits, payload = await peer.frame()
+        assert opcode_and_bits == 0x40 | TEXT
         assert len(payload) < 50
 
 
-async def _raw_frame(peer: Peer) -> tuple[int, bytes]:
-    found = await peer.frame()
-    return found
+async def test_the_status_of_the_handshake_is_observed() -> None:
+    seen: list[tuple[str, int, BaseException | None]] = []
+
+    class Observer:
+        def began(self, scope: Scope) -> str:
+            assert scope["type"] == "websocket"
+            return "token"
+
+        def ended(self, token: str, scope: Scope, status: int, size: int, error: BaseException | None) -> None:  # noqa: ARG002 - as in the protocol
+            assert scope["type"] == "websocket"
+            seen.append((token, status, error))
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        if scope["path"] == "/path":
+            await send({"type": "websocket.accept"})
+        raise ZeroDivisionError
+
+    handler = AsgiHandler(app, AsgiConfig())
+    handler.observer = Observer()
+    async with serving(handler) as server:
+        async with peer_of(server) as peer:
+            await peer.response()
+            assert await peer.closed() == (1011, "")
+            await peer.answer_close(1011)
+            await peer.ended()
+        async with peer_of(server, path=b"/other") as peer:
+            await peer.response()
+            assert peer.status == 500
+            await receive_all(peer.stream)
+        await until(lambda: len(seen) == 2)
+    assert [(token, status, type(error)) for token, status, error in seen] == [
+        ("token", 101, ZeroDivisionError),
+        ("token", 500, ZeroDivisionError),
+    ]
 
 
 async def test_an_app_may_have_tasks_that_send_and_one_that_receives() -> None:
@@ -203,8 +237,6 @@ async def test_a_cancelled_send_leaves_the_next_ones_whole(deflate: bool) -> Non
             found.append(received[1])
         assert len(found) == (4 if deflate else 3)
         if deflate:
-            import zlib
-
             decoder = zlib.decompressobj(wbits=-12)
             texts = [decoder.decompress(data + b"\x00\x00\xff\xff") for data in found]
             assert texts == [b"cancelled cancelled", *[b"cancelled cancelled not"] * 3]
@@ -215,11 +247,17 @@ async def test_what_the_app_cannot_send() -> None:
         await receive()
         with pytest.raises(RuntimeError, match="connecting"):
             await send({"type": "websocket.send", "text": "early"})
-        for headers in ([(b"a b", b"c")], [(b"a", b"b\r\nc: d")], [(b"connection", b"x")], [(b"Sec-WebSocket-Protocol", b"x")]):
+        for headers in (
+            [(b"a b", b"c")],
+            [(b"a", b"b\r\nc: d")],
+            [(b"connection", b"x")],
+            [(b"Sec-WebSocket-Protocol", b"x")],
+        ):
             with pytest.raises(ValueError, match="field"):
                 await send({"type": "websocket.accept", "headers": headers})
-        with pytest.raises(ValueError, match="sec-websocket-protocol"):
-            await send({"type": "websocket.accept", "subprotocol": "a b"})
+        for name in ("a b", "", "a\r\n", "é"):
+            with pytest.raises(ValueError, match="token"):
+                await send({"type": "websocket.accept", "subprotocol": name})
         await send({"type": "websocket.accept"})
         with pytest.raises(RuntimeError, match="open"):
             await send({"type": "websocket.accept"})
@@ -283,7 +321,7 @@ async def test_a_handshake_that_is_none_does_not_reach_the_app(drop: bytes, stat
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         pytest.fail("the app was called")
 
-    async with serving_app(app) as server:
+    async with serving_websockets(app) as server:
         stream = await trio.open_tcp_stream("127.0.0.1", server.addresses[0][1])
         async with stream:
             peer = Peer(stream)
@@ -300,7 +338,7 @@ async def test_a_close_before_accepting_is_403() -> None:
         with pytest.raises(OSError, match="closed"):
             await send({"type": "websocket.send", "text": "late"})
 
-    async with serving_app(app) as server, peer_of(server) as peer:
+    async with serving_websockets(app) as server, peer_of(server) as peer:
         await peer.response()
         assert peer.status == 403
         await peer.ended()
@@ -316,12 +354,11 @@ async def test_a_response_that_denies() -> None:
         await send({"type": "websocket.http.response.body", "body": b"entry"})
         assert (await receive())["type"] == "websocket.disconnect"
 
-    async with serving_app(app) as server, peer_of(server) as peer:
+    async with serving_websockets(app) as server, peer_of(server) as peer:
         await peer.response()
         assert (peer.status, peer.fields["x-why"]) == (401, "who")
-        while data := await peer.stream.receive_some():
-            peer.received += data
-        assert peer.received.replace(b"\r\n", b"").endswith(b"no entry") or b"no " in peer.received
+        body = peer.received + await receive_all(peer.stream)
+        assert body == b"3\r\nno \r\n5\r\nentry\r\n0\r\n\r\n"
 
 
 async def test_a_client_that_goes_before_it_is_accepted() -> None:
@@ -333,7 +370,7 @@ async def test_a_client_that_goes_before_it_is_accepted() -> None:
         await send({"type": "websocket.close"})
         ended.set()
 
-    async with serving_app(app) as server:
+    async with serving_websockets(app) as server:
         async with peer_of(server, rest=frame(TEXT, b"impatient")):
             pass
         with trio.fail_after(PATIENCE):
@@ -359,7 +396,7 @@ async def test_what_a_client_sends_before_it_is_accepted_is_bounded() -> None:
             await send({"type": "websocket.accept"})
         await send({"type": "websocket.send", "text": str(len(received[0]["bytes"]))})
 
-    async with serving_app(app) as server, peer_of(server) as peer:
+    async with serving_websockets(app) as server, peer_of(server) as peer:
         await asked.wait()
         await peer.send(frame(BINARY, bytes(4 * MAX_EARLY), mask=bytes(4)))
         go_on.set()
@@ -400,7 +437,7 @@ async def test_a_client_closes(data: bytes, message: Message) -> None:
 )
 async def test_a_client_that_breaks_a_rule(data: bytes, code: int) -> None:
     app = Recorder()
-    async with connected(app, max_size=1000) as peer:
+    async with connected(app, ws_max_size=1000) as peer:
         await peer.send(data, bytes(100_000))
         assert (await peer.closed())[0] == code
         await peer.ended()
@@ -482,7 +519,7 @@ async def test_a_client_that_does_not_answer_a_close_is_not_waited_for_longer(mo
         await send({"type": "websocket.close"})
         over.set()
 
-    async with connected(app, close_timeout=7.0) as peer:
+    async with connected(app, ws_close_timeout=7.0) as peer:
         assert await peer.closed() == (1000, "")
         await over.wait()
         await wait_all_tasks_blocked()
@@ -512,10 +549,11 @@ async def test_an_app_that_fails_before_it_accepts_is_500(caplog: pytest.LogCapt
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         raise ZeroDivisionError("the app's own")
 
-    async with serving_app(app) as server, peer_of(server) as peer:
+    async with serving_websockets(app) as server, peer_of(server) as peer:
         await peer.response()
         assert peer.status == 500
-        await peer.ended()
+        assert await receive_all(peer.stream) == b""
+        assert peer.received == b"Internal Server Error\n"
     assert len([record for record in caplog.records if record.levelno >= logging.ERROR]) == 1
 
 
@@ -523,7 +561,7 @@ async def test_an_app_that_returns_without_an_answer_is_500(caplog: pytest.LogCa
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
 
-    async with serving_app(app) as server, peer_of(server) as peer:
+    async with serving_websockets(app) as server, peer_of(server) as peer:
         await peer.response()
         assert peer.status == 500
     assert "without" in caplog.text
@@ -534,7 +572,7 @@ async def test_an_app_that_returns_without_an_answer_is_500(caplog: pytest.LogCa
 
 async def test_a_drain_closes_with_1012() -> None:
     app = Recorder()
-    async with serving_app(app) as server, peer_of(server) as peer:
+    async with serving_websockets(app) as server, peer_of(server) as peer:
         await peer.response()
         await peer.text("before")
         await until(lambda: bool(app.messages))
@@ -561,7 +599,7 @@ async def test_a_drain_closes_a_busy_websocket(mock_clock: MockClock) -> None:
             count += 1
         assert count >= 1
 
-    async with serving_app(app) as server, peer_of(server) as peer:
+    async with serving_websockets(app) as server, peer_of(server) as peer:
         await peer.response()
         await peer.send(frame(TEXT, b"x") * 100)
         await wait_all_tasks_blocked()
@@ -586,11 +624,11 @@ async def test_a_drain_closes_a_websocket_whose_app_only_sends(mock_clock: MockC
             while True:
                 await send({"type": "websocket.send", "text": "tick"})
                 await trio.sleep(1)
-        except Disconnected:
+        except ClientDisconnected:
             gone.set()
             raise
 
-    async with serving_app(app) as server, peer_of(server) as peer:
+    async with serving_websockets(app) as server, peer_of(server) as peer:
         await peer.response()
         assert await peer.message() == "tick"
         await wait_all_tasks_blocked()
@@ -658,9 +696,26 @@ async def test_a_close_is_answered_while_the_app_does_not_receive(mock_clock: Mo
     assert [message.get("text", message.get("code")) for message in seen] == ["a", 1001]
 
 
+async def test_a_receive_that_is_cancelled_leaves_the_pings_to_be_answered(mock_clock: MockClock) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        with trio.move_on_after(1):
+            await receive()
+        await trio.sleep_forever()
+
+    async with connected(app) as peer:
+        await wait_all_tasks_blocked()
+        mock_clock.jump(1)
+        await wait_all_tasks_blocked()
+        mock_clock.jump(AWAY + 0.01)
+        await peer.send(frame(PING, b"1"))
+        assert await peer.frame() == (PONG, b"1")
+
+
 async def test_messages_are_queued_up_to_a_bound(mock_clock: MockClock) -> None:
     go_on, seen = trio.Event(), []
-    async with connected(waiting_app(go_on, seen), max_queue=3, ping_interval=1e6) as peer:
+    async with connected(waiting_app(go_on, seen), ws_max_queue=3, ws_ping_interval=1e6) as peer:
         await peer.send(*(frame(TEXT, b"%d" % number) for number in range(3)), frame(PING, b"unread"))
         await wait_all_tasks_blocked()
         mock_clock.jump(AWAY + 0.01)
@@ -675,7 +730,7 @@ async def test_messages_are_queued_up_to_a_bound(mock_clock: MockClock) -> None:
 
 async def test_a_client_that_sends_without_end_is_slowed_down(mock_clock: MockClock) -> None:
     go_on, seen = trio.Event(), []
-    async with connected(waiting_app(go_on, seen), ping_interval=1e6) as peer:
+    async with connected(waiting_app(go_on, seen), ws_ping_interval=1e6) as peer:
         sent = 0
 
         async def flood() -> None:
@@ -753,7 +808,7 @@ async def test_pings_are_taken_while_a_sender_waits() -> None:
 
 async def test_a_client_that_answers_pings_stays(mock_clock: MockClock) -> None:
     app = Recorder()
-    async with connected(app, ping_interval=10, ping_timeout=5) as peer:
+    async with connected(app, ws_ping_interval=10, ws_ping_timeout=5) as peer:
         for _ in range(5):
             await wait_all_tasks_blocked()
             mock_clock.jump(10)
@@ -771,7 +826,7 @@ async def test_a_client_that_answers_pings_stays(mock_clock: MockClock) -> None:
 
 async def test_a_client_that_answers_no_ping_has_vanished(mock_clock: MockClock) -> None:
     app = Recorder()
-    async with connected(app, ping_interval=10, ping_timeout=5, close_timeout=2) as peer:
+    async with connected(app, ws_ping_interval=10, ws_ping_timeout=5, ws_close_timeout=2) as peer:
         await wait_all_tasks_blocked()
         mock_clock.jump(10)
         assert (await peer.frame())[0] == PING
@@ -787,7 +842,7 @@ async def test_a_client_that_answers_no_ping_has_vanished(mock_clock: MockClock)
 
 async def test_no_pings_with_an_infinite_interval(mock_clock: MockClock) -> None:
     app = Recorder()
-    async with connected(app, ping_interval=float("inf")) as peer:
+    async with connected(app, ws_ping_interval=float("inf")) as peer:
         await wait_all_tasks_blocked()
         mock_clock.jump(1e7)
         await peer.text("here")
@@ -798,7 +853,7 @@ async def test_no_pings_with_an_infinite_interval(mock_clock: MockClock) -> None
 
 async def test_a_client_that_the_server_does_not_read_from_has_not_vanished(mock_clock: MockClock) -> None:
     go_on, seen = trio.Event(), []
-    async with connected(waiting_app(go_on, seen), max_queue=1, ping_interval=10, ping_timeout=5) as peer:
+    async with connected(waiting_app(go_on, seen), ws_max_queue=1, ws_ping_interval=10, ws_ping_timeout=5) as peer:
         await peer.send(frame(TEXT, b"a"), frame(TEXT, b"b"))
         await wait_all_tasks_blocked()
         for _ in range(5):
@@ -817,17 +872,17 @@ async def test_a_client_that_the_server_does_not_read_from_has_not_vanished(mock
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        ({"max_size": 0}, ValueError),
-        ({"max_size": 1.5}, TypeError),
-        ({"max_queue": 0}, ValueError),
-        ({"max_queue": True}, TypeError),
-        ({"ping_interval": 0}, ValueError),
-        ({"ping_timeout": float("nan")}, ValueError),
-        ({"ping_timeout": "1"}, TypeError),
-        ({"close_timeout": -1}, ValueError),
-        ({"per_message_deflate": 1}, TypeError),
+        ({"ws_max_size": 0}, ValueError),
+        ({"ws_max_size": 1.5}, TypeError),
+        ({"ws_max_queue": 0}, ValueError),
+        ({"ws_max_queue": True}, TypeError),
+        ({"ws_ping_interval": 0}, ValueError),
+        ({"ws_ping_timeout": float("nan")}, ValueError),
+        ({"ws_ping_timeout": "1"}, TypeError),
+        ({"ws_close_timeout": 0}, ValueError),
+        ({"ws_per_message_deflate": 1}, TypeError),
     ],
 )
 def test_options_are_checked(options: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error, match=next(iter(options))):
-        WebSocketOptions(**options)
+        AsgiConfig(**options)

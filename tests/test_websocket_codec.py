@@ -30,17 +30,17 @@ from websockets.frames import Frame
 from websockets.protocol import State
 from websockets.uri import parse_uri
 
+from gain_trio.asgi import AsgiConfig
 from gain_trio.asgi import _websocket_codec as codec_module
 from gain_trio.asgi._websocket_codec import MAX_CONTROL, End, WebSocketCodec
-from gain_trio.asgi._websocket_options import WebSocketOptions
 
-GRÜN = "grün 🟢".encode()
-HALF = GRÜN[:3]
+GREEN = "grün 🟢".encode()
+HALF = GREEN[:3]
 """Ends in the middle of a character."""
 
 
 def opened(*fields: tuple[bytes, bytes], **options: Any) -> WebSocketCodec:
-    codec = WebSocketCodec(WebSocketOptions(**options))
+    codec = WebSocketCodec(AsgiConfig(**options))
     assert codec.handshake(handshake(*fields)).status == 101
     return codec
 
@@ -73,7 +73,7 @@ VERY_LONG = b"y" * 65536
 
 GOOD = {
     "empty text": (frame(TEXT), [""], []),
-    "text": (frame(TEXT, GRÜN), [GRÜN.decode()], []),
+    "text": (frame(TEXT, GREEN), [GREEN.decode()], []),
     "bytes": (frame(BINARY, b"\x00\xff"), [b"\x00\xff"], []),
     "the longest short length": (frame(TEXT, b"x" * 125), ["x" * 125], []),
     "the shortest length of two bytes": (frame(BINARY, LONG), [LONG], []),
@@ -89,9 +89,9 @@ GOOD = {
     ),
     "empty fragments": (frame(TEXT, fin=False) + frame(CONT, fin=False) * 3 + frame(CONT), [""], []),
     "a character over fragments": (
-        b"".join(frame(TEXT if not index else CONT, GRÜN[index : index + 1], fin=False) for index in range(len(GRÜN)))
+        b"".join(frame(TEXT if not index else CONT, GREEN[index : index + 1], fin=False) for index in range(len(GREEN)))
         + frame(CONT),
-        [GRÜN.decode()],
+        [GREEN.decode()],
         [],
     ),
     "a ping": (frame(PING, b"hello"), [], [(PONG, b"hello")]),
@@ -123,7 +123,7 @@ GOOD = {
 CLOSED = {
     "without a code": (closing(), End(1005), b""),
     "normally": (closing(1000), End(1000), struct.pack("!H", 1000)),
-    "with a reason": (closing(1001, GRÜN), End(1001, GRÜN.decode()), struct.pack("!H", 1001) + GRÜN),
+    "with a reason": (closing(1001, GREEN), End(1001, GREEN.decode()), struct.pack("!H", 1001) + GREEN),
     "with the longest reason": (closing(1000, b"r" * 123), End(1000, "r" * 123), struct.pack("!H", 1000) + b"r" * 123),
     **{
         str(code): (closing(code), End(code), struct.pack("!H", code))
@@ -208,7 +208,7 @@ def test_what_breaks_a_rule_closes_with_its_code(name: str) -> None:
     if code is None:
         data, code = data + bytes(70_000), 1002
     for pieces in cuts(frame(TEXT, b"good") + data + frame(TEXT, b"after")) if len(data) < 1000 else ([data],):
-        codec = opened(max_size=70_000)
+        codec = opened(ws_max_size=70_000)
         assert take(codec, pieces) == (["good"] if len(data) < 1000 else [])
         assert not codec.is_open
         assert codec.has_failed
@@ -228,7 +228,7 @@ def test_a_continuation_after_the_last_breaks_a_rule() -> None:
 
 
 def test_the_largest_message_is_not_too_large() -> None:
-    codec = opened(max_size=70_000)
+    codec = opened(ws_max_size=70_000)
     whole = bytes(70_000)
     data = frame(BINARY, whole) + frame(BINARY, whole[:40_000], fin=False) + frame(CONT, whole[:30_000])
     assert take(codec, [data]) == [whole, whole]
@@ -258,7 +258,7 @@ def test_pongs_that_nothing_sends_are_bounded() -> None:
 
 
 def test_fragments_of_a_byte_take_no_more_than_the_message() -> None:
-    codec = opened(max_size=4096)
+    codec = opened(ws_max_size=4096)
     codec.feed(frame(BINARY, fin=False))
     for _ in range(4096):
         codec.feed(frame(CONT, b"a", fin=False) + frame(CONT, fin=False))
@@ -330,7 +330,7 @@ def test_a_close_is_answered_after_what_was_under_way(answer: bytes) -> None:
     ],
 )
 def test_the_handshake_is_checked(fields: list[tuple[bytes, bytes]], status: int) -> None:
-    answer = WebSocketCodec(WebSocketOptions()).handshake(fields)
+    answer = WebSocketCodec(AsgiConfig()).handshake(fields)
     assert answer.status == status
     said = dict(answer.fields)
     if status == 101:
@@ -343,7 +343,7 @@ def test_the_handshake_is_checked(fields: list[tuple[bytes, bytes]], status: int
 
 def test_another_version_is_told_the_right_one() -> None:
     fields = [*handshake(drop=[b"sec-websocket-version"]), (b"sec-websocket-version", b"8")]
-    answer = WebSocketCodec(WebSocketOptions()).handshake(fields)
+    answer = WebSocketCodec(AsgiConfig()).handshake(fields)
     assert (answer.status, dict(answer.fields)[b"sec-websocket-version"]) == (400, b"13")
 
 
@@ -363,14 +363,14 @@ def compressing(**options: Any) -> WebSocketCodec:
 
 
 def test_compression_is_an_option() -> None:
-    assert not opened(DEFLATE, per_message_deflate=False).compresses
+    assert not opened(DEFLATE, ws_per_message_deflate=False).compresses
     assert not opened().compresses
 
 
 def test_compressed_messages_are_read() -> None:
     codec = compressing()
-    data = frame(TEXT, deflated(GRÜN), rsv=4) + frame(TEXT, b"plain") + frame(PING, b"p")
-    assert take(codec, [data]) == [GRÜN.decode(), "plain"]
+    data = frame(TEXT, deflated(GREEN), rsv=4) + frame(TEXT, b"plain") + frame(PING, b"p")
+    assert take(codec, [data]) == [GREEN.decode(), "plain"]
     assert frames(codec.control) == [(PONG, b"p")]
 
 
@@ -397,7 +397,7 @@ def test_compressed_fragments_are_read_with_pings_between() -> None:
     ],
 )
 def test_what_is_wrong_with_compressed_messages(data: bytes, code: int | None) -> None:
-    codec = compressing(max_size=70_000)
+    codec = compressing(ws_max_size=70_000)
     assert take(codec, [data]) == []
     assert codec.end is not None
     assert codec.end.code in ((1002, 1009) if code is None else (code,))
@@ -423,11 +423,12 @@ def client(*, deflate: bool) -> ClientProtocol:
     extensions = [ClientPerMessageDeflateFactory()] if deflate else None
     protocol = ClientProtocol(parse_uri("ws://here/"), extensions=extensions, state=State.OPEN)
     if deflate:
-        codec = WebSocketCodec(WebSocketOptions())
+        codec = WebSocketCodec(AsgiConfig())
         answer = dict(codec.handshake(handshake(DEFLATE)).fields)[b"sec-websocket-extensions"]
         [extension] = answer.decode().split(",")
         parameters = [
-            (name, value or None) for name, _, value in (part.strip().partition("=") for part in extension.split(";")[1:])
+            (name, value or None)
+            for name, _, value in (part.strip().partition("=") for part in extension.split(";")[1:])
         ]
         protocol.extensions = [ClientPerMessageDeflateFactory().process_response_params(parameters, [])]
     return protocol
@@ -479,7 +480,8 @@ def test_what_a_client_sends_arrives_and_comes_back(
     for message in expected:
         is_text = isinstance(message, str)
         made = codec.message(
-            codec_module.TEXT if is_text else codec_module.BINARY, message.encode() if isinstance(message, str) else message
+            codec_module.TEXT if is_text else codec_module.BINARY,
+            message.encode() if isinstance(message, str) else message,
         )
         peer.receive_data(made if isinstance(made, bytes) else b"".join(made))
         [event] = peer.events_received()
@@ -491,8 +493,8 @@ def test_what_a_client_sends_arrives_and_comes_back(
 @settings(deadline=None, max_examples=300)
 @given(st.lists(st.binary(max_size=40), max_size=6), st.booleans())
 def test_any_bytes_end_in_messages_or_in_an_end(pieces: list[bytes], deflate: bool) -> None:
-    codec = opened(*([DEFLATE] if deflate else []), max_size=1000)
-    whole = opened(*([DEFLATE] if deflate else []), max_size=1000)
+    codec = opened(*([DEFLATE] if deflate else []), ws_max_size=1000)
+    whole = opened(*([DEFLATE] if deflate else []), ws_max_size=1000)
     assert take(codec, pieces) == take(whole, [b"".join(pieces)])
     assert (codec.end, codec.control) == (whole.end, whole.control)
     assert codec.is_open == (codec.end is None)

@@ -173,7 +173,11 @@ def _fields(scope: dict[str, Any], *wanted: bytes) -> list[bytes | None]:
 
 def _escaped(value: bytes) -> str:
     cut = value[:MOST]
-    return _ODD.sub(lambda match: b"\\x%02X" % match[0][0], cut).decode("ascii") if _ODD.search(cut) else cut.decode("ascii")
+    return (
+        _ODD.sub(lambda match: b"\\x%02X" % match[0][0], cut).decode("ascii")
+        if _ODD.search(cut)
+        else cut.decode("ascii")
+    )
 
 
 def _quoted(value: bytes | None) -> str:

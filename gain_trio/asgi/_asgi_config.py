@@ -156,6 +156,57 @@ class AsgiConfig:
     apart by
     :func:`trio.lowlevel.current_task`."""
 
+    websockets: bool = attrs.field(
+        default=True,
+        validator=_check_flag,
+        metadata=Flag(
+            group="web apps",
+            parse=_yes_or_no,
+            words={"yes": True, "no": False},
+            metavar="yes|no",
+            help="whether the server answers the handshakes of WebSockets",
+            usual="yes",
+        ).beside(),
+    )
+    """Serve WebSockets, by the package websockets.  Without it, the app gets a handshake as an ordinary request."""
+    ws_max_size: int = _size("the longest message of a WebSocket", default=16 * 1024 * 1024, least=1)
+    """Bytes of a message from the client, after it is put together and decompressed.  A longer one ends the WebSocket with
+    close code 1009."""
+    ws_max_queue: int = attrs.field(
+        default=32,
+        validator=_at_least(1),
+        metadata=Flag(
+            group="web apps",
+            parse=int,
+            metavar="N",
+            help="messages of a WebSocket that are read while the app does not receive",
+        ).beside(),
+    )
+    """Messages that the server reads while the app does not receive.  After that many, or 64 KiB of them, it stops reading,
+    and TCP slows the client down."""
+    ws_ping_interval: float = _seconds("seconds between two pings of a WebSocket", default=20.0)
+    """Seconds between two pings to the client; ``math.inf`` for no pings."""
+    ws_ping_timeout: float = _seconds(
+        "seconds after a ping in which a client that is there sends something", default=20.0
+    )
+    """Seconds after a ping in which a client that is there sends something, be it the pong.  A client that sends nothing has
+    vanished: the app gets close code 1006.  ``math.inf`` waits for ever."""
+    ws_close_timeout: float = _seconds("seconds that a client has to answer a close frame", default=10.0)
+    """Seconds that the client has to answer a close frame before the server closes the connection."""
+    ws_per_message_deflate: bool = attrs.field(
+        default=True,
+        validator=_check_flag,
+        metadata=Flag(
+            group="web apps",
+            parse=_yes_or_no,
+            words={"yes": True, "no": False},
+            metavar="yes|no",
+            help="whether messages of WebSockets are compressed if the client offers it",
+            usual="yes",
+        ).beside(),
+    )
+    """Compress messages in both directions if the client offers it (RFC 7692).  Such a connection needs some 64 KiB more."""
+
 
 class AsgiOptions(ServerOptions, total=False):
     """The fields of :class:`gain_trio.ServerConfig` and :class:`AsgiConfig`, as keyword arguments of
@@ -175,6 +226,13 @@ class AsgiOptions(ServerOptions, total=False):
     timeout_send: float
     cancel_on_disconnect: bool
     task_per_request: bool
+    websockets: bool
+    ws_max_size: int
+    ws_max_queue: int
+    ws_ping_interval: float
+    ws_ping_timeout: float
+    ws_close_timeout: float
+    ws_per_message_deflate: bool
 
 
 def parted(

@@ -76,6 +76,8 @@ class AsgiHandler:
         self.memory = RequestMemory()
         self.heads = HeadMemory()
         self.stamp = Stamp(date=config.date_header, server=config.server_header)
+        if config.websockets:
+            self.websocket = _websockets(config)
         self.extensions: dict[str, dict[str, Any]] = {name: {} for name in _EXTENSIONS}
         self.base_scope: dict[str, Any] = {
             "type": "http",
@@ -94,6 +96,19 @@ class AsgiHandler:
     async def __call__(self, connection: Connection) -> None:
         """Serve a connection until it is over."""
         await HttpConnection(self, connection).run()
+
+
+def _websockets(config: AsgiConfig) -> WebSocketHandler:
+    try:
+        from ._websocket import WebSockets  # noqa: PLC0415 - it needs a package that the server does not
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "websockets":
+            raise
+        raise ModuleNotFoundError(
+            "WebSockets need the package websockets: pip install 'gain-trio[asgi]', or serve with websockets=False",
+            name=error.name,
+        ) from error
+    return WebSockets(config)
 
 
 def load_app(source: AsgiApp | str, *, factory: bool) -> AsgiApp:

@@ -92,7 +92,11 @@ class TrustedProxies:
     __slots__ = ("_fields", "_host", "_known", "_networks", "_unix")
 
     def __init__(
-        self, trusted: Iterable[str] | Literal[True] = LOOPBACK, *, fields: ProxyFields = "x-forwarded", host: bool = False
+        self,
+        trusted: Iterable[str] | Literal[True] = LOOPBACK,
+        *,
+        fields: ProxyFields = "x-forwarded",
+        host: bool = False,
     ) -> None:
         if fields not in get_args(ProxyFields):
             raise ValueError(f"the fields of proxies are 'x-forwarded' or 'forwarded', not {fields!r}")

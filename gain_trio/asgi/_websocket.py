@@ -9,12 +9,6 @@ run's deadline keeper looks, a quarter of a second after the app has left ``rece
 a task begins to read for it, queues up to ``max_queue`` messages, and ends when it has one that the app waits for.  An app
 that receives all the time has no such task, and one that only sends has one all the time.
 
-*Senders take turns*: the app's tasks, pongs, pings and the close frame.  A control frame that finds a sender under way is
-left to that sender, so that a reader does not wait for a peer which does not read.
-
-*A compressed frame that was made must be sent*, because the frames after it refer to it.  When the call that made it is
-cancelled before the connection has queued it, it is kept, and goes first when something is sent next.
-
 *The end* has three sources: the peer's close frame or a rule that it breaks, this side (the app, a drain, an error of the
 app), and a connection that broke or went silent.  In each case the app learns it at once, by ``websocket.disconnect`` and
 by an :exc:`OSError` from ``send()``.  A task completes the closing handshake within ``close_timeout``, so the app never
@@ -25,26 +19,27 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import logging
 import math
 import os
 import re
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Final, TypeAlias, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 import trio
 
-from gain_trio._server._failures import consists_of
-from gain_trio._transports import Connection, Entry, current_keeper
+from gain_trio._http import TOKEN, Request
+from gain_trio._io_manager import cancel_status_of, leave_open_scopes
+from gain_trio._transports import Entry, current_keeper
 
-from ._websocket_codec import BINARY, TEXT, End, Message, WebSocketCodec
-from ._websocket_options import WebSocketOptions
+from ._asgi_config import AsgiConfig
+from ._asgi_types import ClientDisconnected, Message, Scope
+from ._response_heads import checked_fields, field_lines
+from ._websocket_codec import BINARY, TEXT, End, WebSocketCodec
+from ._websocket_writer import WebSocketWriter
 
-Scope: TypeAlias = dict[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
-App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+if TYPE_CHECKING:
+    from ._exchange import HttpExchange
+    from ._http_connection import HttpConnection
 
 AWAY: Final = 0.25
 """Seconds after which a task reads in place of an app that does not."""
@@ -55,20 +50,14 @@ MAX_EARLY: Final = 16 * 1024
 MAX_UNWAITED: Final = 64
 """Messages in a row that the app gets from memory; other tasks have a turn then."""
 
-NO_STATUS: Final = 1005
 VANISHED: Final = End(1006)
 RESTART: Final = End(1012, "the server restarts")
 FAILED: Final = End(1011)
+DONE: Final = End(1000)
 
-_TOKEN: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_VALUE: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
+_GONE: Final = (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
+_SUBPROTOCOL: Final = re.compile(TOKEN.decode("ascii") + "+")
 _OWN: Final = frozenset({b"connection", b"content-length", b"transfer-encoding", b"upgrade"})
-
-logger = logging.getLogger("gain_trio")
-
-
-class Disconnected(OSError):
-    """``send()`` was called on a WebSocket that is over."""
 
 
 class _State(enum.Enum):
@@ -81,56 +70,58 @@ class _State(enum.Enum):
     """Nothing more is for the app; the closing handshake may be in progress."""
 
 
-async def serve_websocket(
-    app: App,
-    connection: Connection,
-    scope: Scope,
-    rest: bytes,
-    *,
-    respond: Send,
-    head_fields: Callable[[], bytes],
-    options: WebSocketOptions,
-) -> int:
-    """Run the app for a request that wants an upgrade to WebSocket, until both are over.
-
-    Args:
-      app: the app, or what calls it.
-      connection: the connection, for which nothing else receives or sends meanwhile.
-      scope: an HTTP scope of that request, which becomes the app's.
-      rest: bytes that have arrived behind the head.
-      respond: sends ``http.response.start`` and ``http.response.body`` where the answer is an HTTP response, with
-        ``Connection: close``.
-      head_fields: returns fields of the response that accepts, as lines, such as Date.
-      options: limits and times.
-
-    Returns:
-      The status of the response to the request.
-
-    What the app raises closes the WebSocket with 1011, and is raised again when that is done; but the :exc:`Disconnected`
-    of a ``send()`` is not.  Cancelling it ends everything at once, without a close frame.
-    """
-    codec = WebSocketCodec(options)
-    handshake = codec.handshake(scope["headers"])
-    if handshake.status != 101:
-        fields = [*handshake.fields, (b"content-length", b"%d" % len(handshake.body))]
-        await respond({"type": "http.response.start", "status": handshake.status, "headers": fields})
-        await respond({"type": "http.response.body", "body": handshake.body})
-        return handshake.status
-    codec.feed(rest)
-    socket = _WebSocket(connection, codec, options, respond)
-    socket.accepting = (handshake.fields, head_fields)
-    scope["type"] = "websocket"
-    scope["scheme"] = "wss" if scope.get("scheme") == "https" else "ws"
-    scope["subprotocols"] = _members(scope["headers"], b"sec-websocket-protocol")
-    own = {name: value for name, value in (scope.get("extensions") or {}).items() if not name.startswith("http.")}
-    scope["extensions"] = {**own, "websocket.http.response": {}}
-    scope.pop("method", None)
-    return await socket.run(app, scope)
+_CONNECTING, _DENYING, _OPEN, _OVER = _State  # looked up more cheaply than members
 
 
-def _members(fields: Iterable[tuple[bytes, bytes]], wanted: bytes) -> list[str]:
+@final
+class WebSockets:
+    """Serves the WebSockets of an app: :attr:`AsgiHandler.websocket`."""
+
+    __slots__ = ("_config",)
+
+    def __init__(self, config: AsgiConfig) -> None:
+        self._config = config
+
+    async def __call__(
+        self, http: HttpConnection, request: Request, scope: dict[str, Any], exchange: HttpExchange
+    ) -> None:
+        """Serve a request that wants an upgrade to WebSocket, until the connection is over.
+
+        What the app raises ends the WebSocket with 1011, and is raised again when that is done.  Cancelling it ends
+        everything at once, without a close frame.
+        """
+        codec = WebSocketCodec(self._config)
+        handshake = codec.handshake(request.pairs)
+        if handshake.status != 101:
+            await exchange.send(
+                {"type": "http.response.start", "status": handshake.status, "headers": handshake.fields}
+            )
+            await exchange.send({"type": "http.response.body", "body": handshake.body})
+            await http._finish(exchange, None)
+            return
+        codec.feed(http.reader.take_unread())
+        scope["type"] = "websocket"
+        scope["scheme"] = "wss" if scope["scheme"] == "https" else "ws"
+        scope["subprotocols"] = _members(request, b"sec-websocket-protocol")
+        own = {name: value for name, value in scope["extensions"].items() if not name.startswith("http.")}
+        scope["extensions"] = {**own, "websocket.http.response": {}}
+        del scope["method"]
+        observer = http.handler.observer
+        token = None if observer is None else observer.began(scope)
+        failure: BaseException | None = None
+        try:
+            await _WebSocket(http, codec, exchange, handshake.fields).run(scope)
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            if observer is not None:
+                observer.ended(token, scope, exchange.status, exchange.size, failure)
+
+
+def _members(request: Request, wanted: bytes) -> list[str]:
     """The members of a list in one field or several."""
-    values = [value.decode("latin-1") for name, value in fields if name == wanted]
+    values = [value.decode("latin-1") for name, value in request.pairs if name == wanted]
     return [member for value in values for part in value.split(",") if (member := part.strip())]
 
 
@@ -139,54 +130,53 @@ class _WebSocket:
     """A WebSocket as the app sees it, by :meth:`receive` and :meth:`send`."""
 
     __slots__ = (
-        "_attended",
+        "_accepting",
         "_attending",
-        "_chunks",
         "_codec",
+        "_config",
         "_connection",
         "_doomed_at",
         "_draining",
         "_end",
         "_entry",
+        "_exchange",
         "_expected",
         "_finishing",
         "_heard",
+        "_http",
+        "_is_gone",
         "_keeper",
-        "_line",
         "_news",
         "_nursery",
-        "_options",
         "_ping_at",
         "_queue",
         "_queued",
         "_reading",
         "_receiving",
-        "_respond",
         "_said",
-        "_sending",
         "_state",
         "_told",
-        "_unsent",
         "_unwaited",
-        "accepting",
-        "status",
+        "_writer",
     )
 
-    accepting: tuple[list[tuple[bytes, bytes]], Callable[[], bytes]]
-    """The fields of the response that accepts, and what returns more of them."""
     _nursery: trio.Nursery
 
-    def __init__(self, connection: Connection, codec: WebSocketCodec, options: WebSocketOptions, respond: Send) -> None:
+    def __init__(
+        self, http: HttpConnection, codec: WebSocketCodec, exchange: HttpExchange, accepting: list[tuple[bytes, bytes]]
+    ) -> None:
+        connection = http.connection
+        self._http = http
+        self._config = http.config
         self._connection = connection
         self._codec = codec
-        self._options = options
-        self._respond = respond
-        self._chunks = connection.messages().__anext__
+        self._exchange = exchange
+        self._accepting = accepting  # fields of the response
+        self._writer = WebSocketWriter(connection, codec)
         self._draining = connection.draining
-        self._state = _State.CONNECTING
+        self._state = _CONNECTING
         self._end = VANISHED
-        self.status = 0
-        """Of the response."""
+        self._is_gone = False  # it is over, and not by the app
         self._told = False  # the app has its websocket.connect
         # Reading.
         self._queue: deque[Message] = deque()
@@ -197,10 +187,6 @@ class _WebSocket:
         self._news: trio.Event | None = None  # for receive(), while another task reads
         self._unwaited = 0
         self._finishing = False  # the task that completes the closing handshake was started
-        # Sending.
-        self._sending = False
-        self._line: trio.lowlevel.ParkingLot | None = None  # of tasks that wait for their turn to send
-        self._unsent = b""  # what must go first: its sender was cancelled
         # Time.
         self._keeper = current_keeper()
         self._entry = Entry(self)
@@ -210,56 +196,41 @@ class _WebSocket:
 
     # --- the app ---
 
-    async def run(self, app: App, scope: Scope) -> int:
-        """Run the app, and then end what it has not ended."""
-        self._connection.set_deadline(math.inf)
-        failure = None
+    async def run(self, scope: Scope) -> None:
+        """Run the app, and then end what it has not ended.
+
+        Raises:
+          trio.BrokenResourceError: the app failed after the client was gone: the client's fault, and not the app's.
+          Exception: what the app has raised.
+        """
+        task = trio.lowlevel.current_task()
+        failure: Exception | None = None
         try:
             async with trio.open_nursery() as self._nursery:
+                status, nurseries = cancel_status_of(task), len(task.child_nurseries)
                 try:
-                    await app(scope, self.receive, self.send)
-                except Exception as error:  # noqa: BLE001 - it is raised again, when the client knows
+                    # In the task's own context: no request follows that could see the variables of the app.
+                    await self._http.handler.app(scope, self.receive, self.send)
+                except Exception as error:  # noqa: BLE001 - the caller raises it, when the client knows
                     failure = error
-                    await self._app_failed()
-                else:
-                    await self._app_returned()
+                if cancel_status_of(task) is not status:
+                    leave_open_scopes(task, status, nurseries)
+                    failure = RuntimeError("the app has left a cancel scope or a nursery open")
+                if self._state is _OPEN:
+                    self._close(DONE if failure is None else FAILED)
+                    self._is_gone = False
         finally:
             self._keeper.forget(self._entry)
-        if failure is not None and not consists_of(failure, lambda one: isinstance(one, Disconnected)):
+        if failure is not None and self._is_gone:
+            raise trio.BrokenResourceError("the client is gone") from failure
+        if self._exchange.status != 101:
+            await self._http._finish(self._exchange, failure)
+        elif failure is not None:
             raise failure
-        return self.status
-
-    async def _app_failed(self) -> None:
-        if self._state is _State.CONNECTING:
-            await self._answer(500)
-        elif self._state is _State.DENYING:
-            self._connection.abort()
-        elif self._state is _State.OPEN:
-            self._close(FAILED)
-
-    async def _app_returned(self) -> None:
-        if self._state is _State.CONNECTING:
-            logger.error("the ASGI app returned without an answer to the WebSocket handshake")
-            await self._answer(500)
-        elif self._state is _State.DENYING:
-            logger.error("the ASGI app returned in the middle of its response to the WebSocket handshake")
-            self._connection.abort()
-        elif self._state is _State.OPEN:
-            self._close(End(1000))
-
-    async def _answer(self, status: int) -> None:
-        """Deny the WebSocket with an empty response."""
-        self._state = _State.OVER
-        self.status = status
-        with contextlib.suppress(OSError, trio.BrokenResourceError):  # the client is gone: there is no one to answer
-            await self._respond(
-                {"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]}
-            )
-            await self._respond({"type": "http.response.body"})
 
     # --- receiving ---
 
-    async def receive(self) -> Message:
+    async def receive(self) -> Message:  # noqa: C901, PLR0912 - a message is one call: each further one costs as much as a branch
         """ASGI's ``receive``.  Cancelling it loses no message."""
         queue = self._queue
         if queue and not self._receiving:
@@ -275,23 +246,27 @@ class _WebSocket:
             while True:
                 if queue:
                     return self._next_queued()
-                if self._state is _State.OVER:
+                if self._state is _OVER:
                     return {"type": "websocket.disconnect", "code": self._end.code, "reason": self._end.reason}
                 if self._attending:
                     self._news = trio.Event()
                     await self._news.wait()
                     continue
-                if self._state is not _State.OPEN:
+                if self._state is not _OPEN:
                     await self._read_early()
                     continue
                 message = codec.next_message()
-                if (codec.control and not self._sending) or not codec.is_open or self._unwaited >= MAX_UNWAITED:
+                if (
+                    (codec.control and not self._writer.is_sending)
+                    or not codec.is_open
+                    or self._unwaited >= MAX_UNWAITED
+                ):
                     if message is not None:
                         self._put(message)
                     if not codec.is_open:
                         self._over(codec.end)
                     elif codec.control:
-                        await self._flush()
+                        await self._writer.flush()
                     if self._unwaited >= MAX_UNWAITED:
                         self._unwaited = 0
                         await trio.lowlevel.checkpoint()
@@ -302,13 +277,13 @@ class _WebSocket:
                 await self._read()
         finally:
             self._receiving = False
-            if not self._expected and self._state is _State.OPEN:
+            if not self._expected and self._state is _OPEN:
                 self._expect()
 
     def _next_queued(self) -> Message:
         message = self._queue.popleft()
         self._queued -= _size(message)
-        if not self._expected and self._state is _State.OPEN:
+        if not self._expected and self._state is _OPEN:
             self._expect()
         return message
 
@@ -321,24 +296,24 @@ class _WebSocket:
         if self._draining.is_set():
             self._close(RESTART)
             return
+        connection = self._connection
         self._reading = True
         self._unwaited = 0
         try:
-            data = await self._chunks()
-        except StopAsyncIteration:
-            if self._draining.is_set():
+            data = await connection._first_of_message(connection.receive, b"")
+            if data:
+                self._codec.feed(data)
+            elif self._draining.is_set():
                 self._close(RESTART)
             else:
                 self._over(VANISHED)
         except trio.TooSlowError:
-            self._connection.read_deadline = math.inf  # it was woken to look again
+            connection.read_deadline = math.inf  # it was woken to look again
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self._over(VANISHED)
-        else:
-            self._codec.feed(data)
         finally:
             self._reading = False
-            if self._state is _State.OVER:
+            if self._state is _OVER:
                 self._finish_soon()
 
     async def _read_early(self) -> None:
@@ -358,8 +333,6 @@ class _WebSocket:
             self._over(VANISHED)
         finally:
             self._reading = False
-            if self._state is _State.OVER:
-                self._finish_soon()
 
     def _look_again(self) -> None:
         """Wake the task that waits in receive(), or for the connection: the state has changed."""
@@ -370,13 +343,13 @@ class _WebSocket:
 
     @property
     def _is_full(self) -> bool:
-        return len(self._queue) >= self._options.max_queue or self._queued >= MAX_QUEUED
+        return len(self._queue) >= self._config.ws_max_queue or self._queued >= MAX_QUEUED
 
     async def _attend(self) -> None:
         """Read while the app does not: a task."""
         codec = self._codec
         try:
-            while self._state is _State.OPEN and not self._is_full:
+            while self._state is _OPEN and not self._is_full:
                 message = codec.next_message()
                 if message is not None:
                     self._put(message)
@@ -384,12 +357,12 @@ class _WebSocket:
                     self._over(codec.end)
                     break
                 if codec.control:
-                    await self._flush()
+                    await self._writer.flush()
                 if self._receiving and self._queue:
                     break
                 if message is None:
                     await self._read()
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+        except _GONE:
             self._over(VANISHED)
         finally:
             self._attending = False
@@ -401,13 +374,14 @@ class _WebSocket:
     async def send(self, message: Message) -> None:
         """ASGI's ``send``."""
         kind = message["type"]
-        if self._state is not _State.OPEN:
+        if self._state is not _OPEN:
             await self._send_otherwise(kind, message)
             return
         if kind != "websocket.send":
             if kind != "websocket.close":
                 raise RuntimeError(f"the WebSocket is open, so the app cannot send {kind!r}")
             self._close(End(message.get("code", 1000), message.get("reason") or ""))
+            self._is_gone = False
             return
         payload = message.get("bytes")
         if payload is None:
@@ -419,128 +393,78 @@ class _WebSocket:
             form = BINARY
             if type(payload) is not bytes:
                 payload = bytes(memoryview(payload))
-        codec = self._codec
-        if self._sending or self._unsent or codec.control or codec.compresses:
-            await self._send_in_turn(form, payload)
-            return
-        self._sending = True
         try:
-            await self._connection.send(codec.message(form, payload))
-            if codec.control:
-                await self._send_control()
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError) as error:
+            await self._writer.send(form, payload)
+        except _GONE as error:
             raise self._gone() from error
-        finally:
-            self._end_turn()
 
-    async def _send_in_turn(self, form: int, payload: bytes) -> None:
-        await self._begin_turn()
-        try:
-            await self._send_control()
-            if self._state is not _State.OPEN:
-                raise self._gone()
-            frame = self._codec.message(form, payload)
-            if self._codec.compresses:
-                assert isinstance(frame, bytes)
-                self._unsent = frame
-            else:
-                await self._connection.send(frame)
-            await self._send_control()
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError) as error:
-            raise self._gone() from error
-        finally:
-            self._end_turn()
-
-    async def _begin_turn(self) -> None:
-        if not self._sending:
-            self._sending = True
-            return
-        if self._line is None:
-            self._line = trio.lowlevel.ParkingLot()
-        await self._line.park()  # the task that ends its turn leaves _sending set
-
-    def _end_turn(self) -> None:
-        if self._line:
-            self._line.unpark()
-        else:
-            self._sending = False
-
-    async def _flush(self) -> None:
-        """Send control frames, or leave them to the task that is sending."""
-        if self._sending:
-            return
-        self._sending = True
-        try:
-            await self._send_control()
-        finally:
-            self._end_turn()
-
-    async def _send_control(self) -> None:
-        """Send what must go before anything else.  Cancelled, it keeps what the connection has not queued."""
-        connection, codec = self._connection, self._codec
-        while True:
-            if not self._unsent:
-                self._unsent, codec.control = codec.control, b""
-            if not self._unsent:
-                return
-            before = connection.bytes_sent + connection.outbound_buffered
-            try:
-                await connection.send(self._unsent)
-            except BaseException:
-                if connection.bytes_sent + connection.outbound_buffered != before:
-                    self._unsent = b""
-                raise
-            self._unsent = b""
-
-    def _gone(self) -> Disconnected:
-        if self._state is _State.OPEN:
+    def _gone(self) -> ClientDisconnected:
+        if self._state is not _OVER:
             self._over(VANISHED)
-        return Disconnected(f"the WebSocket is closed, code {self._end.code}")
+        return ClientDisconnected(f"the WebSocket is closed, code {self._end.code}")
 
     # --- the answer to the handshake ---
 
     async def _send_otherwise(self, kind: str, message: Message) -> None:
         """A message of the app to a WebSocket that is not open."""
-        if self._state is _State.OVER:
+        if self._state is _OVER:
             if kind == "websocket.send":
                 raise self._gone()
             if kind != "websocket.close":
                 raise RuntimeError(f"the WebSocket is over, so the app cannot send {kind!r}")
-        elif self._state is _State.CONNECTING and kind == "websocket.accept":
+        elif self._state is _CONNECTING and kind == "websocket.accept":
             await self._accept(message)
-        elif self._state is _State.CONNECTING and kind == "websocket.close":
-            await self._answer(403)
-            self._look_again()
-        elif self._state is _State.CONNECTING and kind == "websocket.http.response.start":
-            await self._respond({**message, "type": "http.response.start"})
-            self._state = _State.DENYING
-            self.status = message["status"]
-        elif self._state is _State.DENYING and kind == "websocket.http.response.body":
-            await self._respond({**message, "type": "http.response.body"})
-            if not message.get("more_body"):
-                self._state = _State.OVER
-                self._look_again()
+        elif self._state is _CONNECTING and kind == "websocket.close":
+            self._state = _DENYING
+            await self._exchange.send({"type": "http.response.start", "status": 403})
+            await self._deny({"type": "http.response.body"})
+        elif self._state is _CONNECTING and kind == "websocket.http.response.start":
+            self._state = _DENYING
+            await self._exchange.send({**message, "type": "http.response.start"})
+        elif self._state is _DENYING and kind == "websocket.http.response.body":
+            await self._deny({**message, "type": "http.response.body"})
         else:
             raise RuntimeError(f"the WebSocket is {self._state.name.lower()}, so the app cannot send {kind!r}")
 
+    async def _deny(self, message: Message) -> None:
+        """Send a piece of the response's body."""
+        await self._exchange.send(message)
+        if not message.get("more_body"):
+            self._state = _OVER
+            self._look_again()
+
     async def _accept(self, message: Message) -> None:
-        own, more = self.accepting
-        lines = [b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n"]
-        lines += [b"%b: %b\r\n" % field for field in own]
+        fields = checked_fields(message.get("headers") or ())
+        for name, _value in fields:
+            if name in _OWN or name.startswith(b"sec-websocket-"):
+                raise ValueError(f"the server sends the field {name!r} itself; a subprotocol has a key of its own")
         subprotocol = message.get("subprotocol")
         if subprotocol is not None:
-            lines.append(b"sec-websocket-protocol: %b\r\n" % _checked(b"", subprotocol.encode("latin-1"), _TOKEN))
-        for name, value in message.get("headers") or ():
-            lines.append(b"%b: %b\r\n" % (_checked_name(bytes(name)), _checked(name, bytes(value), _VALUE)))
-        lines += (more(), b"\r\n")
+            if not _SUBPROTOCOL.fullmatch(subprotocol):
+                raise ValueError(f"the name of a subprotocol is a token, not {subprotocol!r}")
+            fields.append((b"sec-websocket-protocol", subprotocol.encode("ascii")))
+        names = {name for name, _value in fields}
+        stamp, now = self._http.stamp, trio.current_time()
+        if now >= stamp.until:
+            stamp.refresh(now)
+        head = b"".join(
+            (
+                b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n",
+                field_lines(self._accepting),
+                field_lines(fields),
+                b"" if b"date" in names else stamp.date_line,
+                b"" if b"server" in names else stamp.server_line,
+                b"\r\n",
+            )
+        )
         try:
-            await self._connection.send(b"".join(lines))
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            await self._connection.send(head)
+        except _GONE as error:
             raise self._gone() from error
-        self.status = 101
-        self._state = _State.OPEN
+        self._exchange.status = 101
+        self._state = _OPEN
         self._look_again()
-        self._ping_at = trio.current_time() + self._options.ping_interval
+        self._ping_at = now + self._config.ws_ping_interval
         self._expect()
 
     # --- the end ---
@@ -552,15 +476,18 @@ class _WebSocket:
 
     def _over(self, end: End | None) -> None:
         """Nothing more is for the app, and a task completes the closing handshake."""
-        if self._state is _State.OVER:
+        if self._state is _OVER:
             return
         assert end is not None
-        was_open = self._state is _State.OPEN
-        self._state = _State.OVER
+        was_open = self._state is _OPEN
+        self._state = _OVER
+        self._is_gone = True
+        if not was_open:
+            self._http.is_gone = self._http.is_ended = True
         self._end = end
         self._look_again()
         if was_open:
-            deadline = trio.current_time() + self._options.close_timeout
+            deadline = trio.current_time() + self._config.ws_close_timeout
             self._connection.write_deadline = deadline  # of a sender that is under way, too
             self._finish_soon()
 
@@ -573,13 +500,8 @@ class _WebSocket:
         """Send the close frame, have the peer answer it, and close the connection: a task."""
         connection, codec = self._connection, self._codec
         connection.read_deadline = connection.write_deadline
-        # A peer that is gone, or too slow, has no more to be told.
-        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
-            await self._begin_turn()
-            try:
-                await self._send_control()
-            finally:
-                self._end_turn()
+        with contextlib.suppress(*_GONE):  # the peer is not there, or too slow: then there is no handshake to complete
+            await self._writer.finish()
             if codec.end is None and self._end is not VANISHED:
                 answered = codec.is_answered()
                 while not answered and (data := await connection.receive()):
@@ -605,7 +527,7 @@ class _WebSocket:
     def deadline_passed(self, now: float) -> float:
         """The keeper looks: whether the app is away, and whether the peer is there.  Returns when to look again."""
         self._expected = False
-        if self._state is not _State.OPEN:
+        if self._state is not _OPEN:
             return math.inf
         if not (self._receiving or self._attending or self._is_full):
             self._attending = True
@@ -614,7 +536,7 @@ class _WebSocket:
             return min(self._ping_at, self._doomed_at)
         connection = self._connection
         heard, said = connection.bytes_received, connection.bytes_sent
-        is_stuck = self._sending and said == self._said
+        is_stuck = self._writer.is_sending and said == self._said
         if (heard != self._heard or self._is_full) and not is_stuck:
             self._doomed_at = math.inf
         self._heard, self._said = heard, said
@@ -623,33 +545,19 @@ class _WebSocket:
             self._over(VANISHED)
             return math.inf
         if now >= self._ping_at:
-            self._ping_at = now + self._options.ping_interval
-            self._doomed_at = min(self._doomed_at, now + self._options.ping_timeout)
+            self._ping_at = now + self._config.ws_ping_interval
+            self._doomed_at = min(self._doomed_at, now + self._config.ws_ping_timeout)
             self._codec.ping(os.urandom(4))
             self._nursery.start_soon(self._flush_or_end)
         return min(self._ping_at, self._doomed_at)
 
     async def _flush_or_end(self) -> None:
         try:
-            await self._flush()
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+            await self._writer.flush()
+        except _GONE:
             self._over(VANISHED)
 
 
 def _size(message: Message) -> int:
     """Bytes that a queued message counts for: characters may be more, but the limit is no exact one."""
     return len(message.get("bytes") or message.get("text") or b"")
-
-
-def _checked(name: bytes, value: bytes, pattern: re.Pattern[bytes]) -> bytes:
-    if not pattern.fullmatch(value):
-        raise ValueError(f"this is not a value of the field {(name or b'sec-websocket-protocol')!r}: {value!r}")
-    return value
-
-
-def _checked_name(name: bytes) -> bytes:
-    if not _TOKEN.fullmatch(name):
-        raise ValueError(f"this is not the name of a field: {name!r}")
-    if name.lower() in _OWN or name.lower().startswith(b"sec-websocket-"):
-        raise ValueError(f"the server sends the field {name!r} itself; a subprotocol has a key of its own")
-    return name

@@ -20,7 +20,7 @@ import codecs
 import logging
 import struct
 from collections.abc import Iterable
-from typing import Any, Final, TypeAlias, final
+from typing import Final, final
 
 import attrs
 from websockets.datastructures import Headers
@@ -31,14 +31,13 @@ from websockets.http11 import Request
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
-from ._websocket_options import WebSocketOptions
+from ._asgi_config import AsgiConfig
+from ._asgi_types import Message
 
 try:
     from websockets.speedups import apply_mask
 except ImportError:  # a build of websockets without its C module
     from websockets.utils import apply_mask
-
-Message: TypeAlias = dict[str, Any]
 
 TEXT: Final = 0x81
 """The first byte of a frame that is a whole text message, uncompressed."""
@@ -53,6 +52,7 @@ MAX_JOINED: Final = 16 * 1024
 PIECE: Final = 4096
 """Bytes that the protocol gets at a time while it waits for a close frame, and what it reads is dropped."""
 
+_WHOLE: Final = frozenset((TEXT, BINARY))
 _HEADS: Final = {kind: [bytes((kind, length)) for length in range(126)] for kind in (TEXT, BINARY)}
 
 # The protocol logs the begin and the end of each connection at level info.  The server has lines of its own for that.
@@ -99,18 +99,18 @@ class WebSocketCodec:
         "is_open",
     )
 
-    def __init__(self, options: WebSocketOptions) -> None:
+    def __init__(self, config: AsgiConfig) -> None:
         # A window of 4 KiB compresses short messages as well as one of 32 KiB, with a fifth of the memory.
         deflate = ServerPerMessageDeflateFactory(
             server_max_window_bits=12, client_max_window_bits=12, compress_settings={"memLevel": 5}
         )
         self._protocol = ServerProtocol(
-            extensions=[deflate] if options.per_message_deflate else None,
+            extensions=[deflate] if config.ws_per_message_deflate else None,
             state=State.OPEN,  # the handshake is the app's to accept, and HTTP's to send
-            max_size=options.max_size,
+            max_size=config.ws_max_size,
             logger=_logger,
         )
-        self._max_size = options.max_size
+        self._max_size = config.ws_max_size
         self._data = b""
         self._position = 0  # of the first unread byte in it
         self._left = 0  # bytes of a frame that the protocol has begun to read
@@ -182,7 +182,7 @@ class WebSocketCodec:
                 begin = position + head
                 end = begin + size
                 if (
-                    (kind == TEXT or kind == BINARY)
+                    kind in _WHOLE
                     and second >= MASKED
                     and end <= length
                     and size <= self._max_size

@@ -17,7 +17,13 @@ def masked(payload: bytes, mask: bytes = MASK) -> bytes:
 
 
 def frame(
-    opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, mask: bytes | None = MASK, length: int | None = None
+    opcode: int,
+    payload: bytes = b"",
+    *,
+    fin: bool = True,
+    rsv: int = 0,
+    mask: bytes | None = MASK,
+    length: int | None = None,
 ) -> bytes:
     """A frame of a client, or one of a server with ``mask=None``; ``length`` is what its head says."""
     size = len(payload) if length is None else length

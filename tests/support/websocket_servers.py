@@ -7,12 +7,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, TypeAlias
 
 import trio
-from support.servers import serving
-from support.websocket_frames import BINARY, CLOSE, TEXT, closing, frame, frames, handshake
 
-from gain_trio import Connection, Server
-from gain_trio.asgi._websocket import serve_websocket
-from gain_trio.asgi._websocket_options import WebSocketOptions
+import gain_trio.asgi
+from gain_trio import Server
+from support.servers import LOCAL
+from support.websocket_frames import BINARY, CLOSE, TEXT, closing, frame, frames, handshake
 
 Message: TypeAlias = dict[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -21,30 +20,13 @@ App: TypeAlias = Callable[[dict[str, Any], Receive, Send], Awaitable[None]]
 
 
 @contextlib.asynccontextmanager
-async def serving_app(app: App, *, options: dict[str, Any] | None = None, **named: Any) -> AsyncIterator[Server]:
-    """Serve an app that has WebSockets only."""
-    settings = WebSocketOptions(**(options or {}))
-
-    async def handler(connection: Connection) -> None:
-        head = await connection.receive_until(b"\r\n\r\n")
-        assert head is not None
-        _line, *lines = head.split(b"\r\n")
-        fields = [(name.lower(), value.strip()) for name, _, value in (line.partition(b":") for line in lines) if name]
-
-        async def respond(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                said = b"".join(b"%b: %b\r\n" % pair for pair in message.get("headers", ()))
-                await connection.send(b"HTTP/1.1 %d X\r\nconnection: close\r\n%b\r\n" % (message["status"], said))
-            else:
-                await connection.send(message.get("body", b""))
-
-        scope = {"type": "http", "scheme": "http", "method": "GET", "headers": fields, "path": "/"}
-        await serve_websocket(
-            app, connection, scope, b"", respond=respond, head_fields=lambda: b"date: now\r\n", options=settings
-        )
-
-    async with serving(handler, **named) as server:
+async def serving_websockets(app: App, address: str = LOCAL, **options: Any) -> AsyncIterator[Server]:
+    """Serve an app for the duration of a with statement."""
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(lambda **status: gain_trio.asgi.serve(app, address, **options, **status))
+        assert isinstance(server, Server)
         yield server
+        nursery.cancel_scope.cancel()
 
 
 class Peer:
@@ -56,10 +38,12 @@ class Peer:
         self.status = 0
         self.fields: dict[str, str] = {}
 
-    async def request(self, fields: Iterable[tuple[bytes, bytes]], rest: bytes = b"") -> None:
+    async def request(
+        self, fields: Iterable[tuple[bytes, bytes]], rest: bytes = b"", *, path: bytes = b"/path"
+    ) -> None:
         """Send the handshake, and something behind it."""
         lines = b"".join(b"%b: %b\r\n" % pair for pair in fields)
-        await self.stream.send_all(b"GET /path?a=b HTTP/1.1\r\n" + lines + b"\r\n" + rest)
+        await self.stream.send_all(b"GET %b?a=b HTTP/1.1\r\n%b\r\n%b" % (path, lines, rest))
 
     async def response(self) -> None:
         """Receive the head of the response."""
@@ -126,19 +110,21 @@ def whole_frame(data: bytes) -> int:
 
 
 @contextlib.asynccontextmanager
-async def peer_of(server: Server, *fields: tuple[bytes, bytes], rest: bytes = b"") -> AsyncIterator[Peer]:
+async def peer_of(
+    server: Server, *fields: tuple[bytes, bytes], rest: bytes = b"", path: bytes = b"/path"
+) -> AsyncIterator[Peer]:
     """A client of the server that has sent its handshake."""
     stream = await trio.open_tcp_stream("127.0.0.1", server.addresses[0][1])
     async with stream:
         peer = Peer(stream)
-        await peer.request(handshake(*fields), rest)
+        await peer.request(handshake(*fields), rest, path=path)
         yield peer
 
 
 @contextlib.asynccontextmanager
 async def connected(app: App, *fields: tuple[bytes, bytes], **options: Any) -> AsyncIterator[Peer]:
     """A client of the app that has been accepted."""
-    async with serving_app(app, options=options) as server, peer_of(server, *fields) as peer:
+    async with serving_websockets(app, **options) as server, peer_of(server, *fields) as peer:
         await peer.response()
         assert peer.status == 101
         yield peer
