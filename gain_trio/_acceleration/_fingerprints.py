@@ -7,6 +7,7 @@ in another release of Trio has the same one.  The bytecode differs between versi
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import sys
@@ -52,6 +53,12 @@ def digest(lines: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
+@functools.cache
 def fingerprint(code: types.CodeType) -> str:
-    """The digest of a function's code."""
+    """The digest of a function's code; kept until :func:`forget_fingerprints`, because pieces have functions in common."""
     return digest(describe(code))
+
+
+def forget_fingerprints() -> None:
+    """Give back what was kept."""
+    fingerprint.cache_clear()

@@ -15,13 +15,14 @@ import __future__
 import ast
 import functools
 import linecache
+import sys
 import types
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import attrs
 
-from ._fingerprints import fingerprint
+from ._fingerprints import fingerprint, forget_fingerprints
 
 CALL: Final = "gain_trio_core"
 """The local variable that has the C function, and the constant that is replaced by it."""
@@ -152,8 +153,7 @@ def _module(file: str) -> _ParsedModule:
                 imported.update((alias.asname or alias.name).partition(".")[0] for alias in node.names)
             continue
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-            functions[node.name, first] = node
+            functions[node.name, min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])] = node
         inside = at_top and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
         todo += [
             (child, inside) for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt | ast.excepthandler)
@@ -161,10 +161,80 @@ def _module(file: str) -> _ParsedModule:
     return _ParsedModule(tuple(sorted(imported - {"*"})), functions)
 
 
+def _indentation(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _end_of(lines: list[str], first: int) -> int:
+    """Where the function that begins in line ``first`` ends.
+
+    It ends before the first line that is indented no further than its ``def``, but for the end of the list of its arguments.
+    """
+    margin = _indentation(lines[first])
+    end = first
+    while end < len(lines) and not lines[end].lstrip().startswith(("def ", "async def ")):
+        end += 1
+    end += 1
+    while end < len(lines):
+        line = lines[end].lstrip()
+        if line and not line.startswith(("#", ")", "]")) and _indentation(lines[end]) <= margin:
+            break
+        end += 1
+    return end
+
+
+def _parse_alone(original: types.CodeType) -> Function | None:
+    """The function's source, parsed without its module, which takes a tenth of the time; None if that is not possible."""
+    lines = linecache.getlines(original.co_filename)
+    first = original.co_firstlineno - 1
+    if not 0 <= first < len(lines):
+        return None
+    text = "".join(lines[first : _end_of(lines, first)])
+    try:
+        tree = ast.parse("\n" * (first - 1) + "if 1:\n" + text if _indentation(text) else "\n" * first + text)
+    except (SyntaxError, ValueError):
+        return None
+    found = tree.body[0].body if isinstance(tree.body[0], ast.If) else tree.body
+    definition = found[0]
+    is_it = isinstance(definition, ast.FunctionDef | ast.AsyncFunctionDef) and definition.name == original.co_name
+    return definition if is_it and len(found) == 1 else None  # type: ignore[return-value]  # a function, as was seen
+
+
+def _names_in(code: types.CodeType) -> Iterator[str]:
+    """Every name that the code uses: its compiler takes a variable for what is imported if it is called the same."""
+    for one in (code, *_codes(code)):
+        yield from (*one.co_names, *one.co_varnames, *one.co_freevars, *one.co_cellvars)
+
+
+def _definitions(function: types.FunctionType) -> Iterator[tuple[Function, tuple[str, ...]]]:
+    """Parse the function's source, with the names that its module imports: as two guesses have it, then for certain."""
+    original = function.__code__
+    names = set(_names_in(original)) & function.__globals__.keys()
+    modules = {name for name in names if isinstance(function.__globals__[name], types.ModuleType)}
+    for imported in (modules, names):
+        definition = _parse_alone(original)
+        if definition is not None:
+            yield definition, tuple(sorted(imported))
+    module = _module(original.co_filename)
+    definition = module.functions.get((original.co_name, original.co_firstlineno))
+    if definition is None:
+        raise CannotRewrite("its source is not available")
+    yield definition, module.imported
+
+
+_made: dict[tuple[types.CodeType, Change, str], types.CodeType] = {}
+"""What was made of a code object with a change; until :func:`forget_sources`."""
+
+
 def forget_sources() -> None:
     """Give back what was parsed."""
     _module.cache_clear()
-    _compile_both.cache_clear()
+    _made.clear()
+    forget_fingerprints()
+
+
+_LOCATION: Final[dict[str, Any]] = {"lineno": 1, "col_offset": 0, "end_lineno": 1, "end_col_offset": 0}
+_TYPE_PARAMETERS: Final[dict[str, Any]] = {"type_params": []} if sys.version_info >= (3, 12) else {}
 
 
 def _surround(definition: Function, original: types.CodeType, qualified: str) -> ast.stmt:
@@ -178,16 +248,16 @@ def _surround(definition: Function, original: types.CodeType, qualified: str) ->
     while around:
         name = around.pop()
         if name != "<locals>":
-            (outer,) = ast.parse(f"class {name}: pass").body
-            assert isinstance(outer, ast.ClassDef)
-            outer.body = [result]
+            result = ast.ClassDef(
+                name=name, bases=[], keywords=[], body=[result], decorator_list=[], **_TYPE_PARAMETERS, **_LOCATION
+            )
         else:
             (outer,) = ast.parse(f"def {around.pop()}(): pass").body
             assert isinstance(outer, ast.FunctionDef)
             names, free = free, []
             variables = ast.parse(" = ".join([*names, "None"])).body if names else []
             outer.body = [*variables, result]
-        result = outer
+            result = outer
     return result
 
 
@@ -196,43 +266,49 @@ def _compile(
 ) -> types.CodeType:
     body = [_surround(definition, original, qualified)]
     if imported:
-        body = [ast.Import(names=[ast.alias(name=name) for name in imported]), *body]
-    module = ast.fix_missing_locations(ast.Module(body=body, type_ignores=[]))
+        names = [ast.alias(name=name, asname=None, **_LOCATION) for name in imported]
+        body = [ast.Import(names=names, **_LOCATION), *body]
+    module = ast.Module(body=body, type_ignores=[])
     flags = _future_flags(original)
     compiled = compile(module, original.co_filename, "exec", flags=flags, dont_inherit=True)
     return next(code for code in _codes(compiled) if code.co_name == original.co_name)
 
 
-@functools.cache
-def _compile_both(original: types.CodeType, qualified: str, change: Change, inserted: str) -> types.CodeType:
-    """The function's source, compiled as it is to see that it is the right one, and then with the change.
+def _find_source(function: types.FunctionType) -> tuple[Function, tuple[str, ...]]:
+    """The function's source, which makes the code that is running, and the names that its module imports."""
+    expected = fingerprint(function.__code__)
+    for definition, imported in _definitions(function):
+        _strip(definition)
+        if fingerprint(_compile(definition, function.__code__, function.__qualname__, imported)) == expected:
+            return definition, imported
+    raise CannotRewrite("its source on disk is not what is running")
 
-    Functions that share their code share what comes of it, and one that two pieces change has the same change for both.
-    """
-    module = _module(original.co_filename)
-    definition = module.functions.get((original.co_name, original.co_firstlineno))
-    if definition is None:
-        raise CannotRewrite("its source is not available")
-    _strip(definition)
-    if fingerprint(_compile(definition, original, qualified, module.imported)) != fingerprint(original):
-        raise CannotRewrite("its source on disk is not what is running")
+
+def _make(function: types.FunctionType, change: Change, inserted: str) -> types.CodeType:
+    """Compile the function's source as it is, to see that it is the right one, and then with the change."""
+    definition, imported = _find_source(function)
     statements = _parse(f'{CALL} = "{CALL}"\n' + inserted)
     anchor = definition.body[min(_beginning(definition), len(definition.body) - 1)]
     for statement in statements:
         for node in ast.walk(statement):
             ast.copy_location(node, anchor)
     change(definition, statements)
-    return _compile(definition, original, qualified, module.imported)
+    return _compile(definition, function.__code__, function.__qualname__, imported)
 
 
 def rewrite(function: types.FunctionType, change: Change, inserted: str, called: object) -> types.CodeType:
     """New code for ``function``, in which ``inserted`` calls ``called`` by the name ``gain_trio_core``.
 
+    Functions that share their code share what comes of it, and one that two pieces change has the same change for both.
+
     Raises:
       CannotRewrite: its source is not there, or is not what is running.
     """
     original = function.__code__
-    code = _compile_both(original, function.__qualname__, change, inserted)
+    key = original, change, inserted
+    code = _made.get(key)
+    if code is None:
+        code = _made[key] = _make(function, change, inserted)
     constants: list[Any] = [called if value == CALL else value for value in code.co_consts]
     others: dict[str, Any] = {"co_consts": tuple(constants), "co_name": original.co_name}
     qualified = getattr(original, "co_qualname", None)
