@@ -20,7 +20,7 @@ from support.accelerated import codes, functions, is_in, run, stream_pair
 from trio.lowlevel import cancel_shielded_checkpoint, checkpoint  # before anything is put in
 
 import gain_trio
-from gain_trio._acceleration import NAMES, PIECES, _switch, describe, resolve
+from gain_trio._acceleration import NAMES, PIECES, _pieces, _switch, describe, resolve
 from gain_trio._acceleration._switch import Switch
 from gain_trio._kernel import trio_core
 
@@ -269,6 +269,45 @@ def test_a_piece_that_needs_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(_switch.UNTESTED, raising=False)
     switch = Switch()
     assert switch.refusal("tick") == "it is nothing without step"
+
+
+class StaleModule:
+    """The compiled module, as an older build of it would be."""
+
+    def __init__(self, *missing: str, interface: int) -> None:
+        self._missing = missing
+        self.INTERFACE = interface
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._missing:
+            raise AttributeError(name)
+        return getattr(trio_core, name)
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (StaleModule("nursery_enter", interface=_pieces.INTERFACE), "has no nursery_enter()"),
+        (StaleModule(interface=1), "has interface 1, not "),
+    ],
+)
+def test_a_compiled_module_of_another_version(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, module: StaleModule, reason: str
+) -> None:
+    monkeypatch.setattr(_pieces, "trio_core", module)
+    switch = Switch()
+    before = codes()
+    with caplog.at_level(logging.WARNING, logger="gain_trio"):
+        assert switch.put_in(NAMES) == ()
+    assert codes() == before
+    (record,) = caplog.records
+    assert reason in record.getMessage()
+    assert "build it again" in record.getMessage()
+    assert all(reason in str(switch.refusal(name)) for name in NAMES)
+
+
+def test_the_compiled_module_is_of_this_version() -> None:
+    assert trio_core.INTERFACE == _pieces.INTERFACE
 
 
 def test_code_of_somebody_else_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:

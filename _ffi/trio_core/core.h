@@ -36,6 +36,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* How Trio's functions call this module; INTERFACE in _pieces.py is the same. */
+#define TC_INTERFACE 2
+
 /* --- Trio's objects: their attributes are slots, at fixed offsets --- */
 
 typedef Py_ssize_t tc_slot;

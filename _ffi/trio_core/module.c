@@ -96,7 +96,8 @@ PyMODINIT_FUNC PyInit__trio_core(void)
         PyType_Ready(&tc_socket_call_type) < 0)
         return NULL;
     PyObject *module = PyModule_Create(&definition);
-    if (module && PyModule_AddType(module, &tc_socket_method_type) < 0)
+    if (module && (PyModule_AddType(module, &tc_socket_method_type) < 0 ||
+                   PyModule_AddIntConstant(module, "INTERFACE", TC_INTERFACE) < 0))
         Py_CLEAR(module);
     return module;
 }

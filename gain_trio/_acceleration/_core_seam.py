@@ -146,50 +146,55 @@ def unusual_yield(runner: Any, task: trio.lowlevel.Task, message: object) -> Non
 
 
 class CoreSeam:
-    """What the C module needs of this process's Trio; see module.c."""
+    """What the C module needs of this process's Trio for any of the pieces; see configure.c.
 
-    task_type = _run.Task
-    runner_type = _run.Runner
-    scope_type = _run.CancelScope
-    status_type = _run.CancelStatus
-    deadlines_type = _run.Deadlines
-    value_type = outcome.Value
-    socket_type = _socket._SocketType
-    stream_type = trio.SocketStream
-    system_clock_type = _run.SystemClock
-    plain_socket_type = socket.socket
-    deque_type = collections.deque
-    error_type = outcome.Error
-    trap_type = _traps.WaitTaskRescheduled
-    detach_type = _traps.PermanentlyDetachCoroutineObject
-    checkpoint_message = _traps.CancelShieldedCheckpoint
-    no_send = _run._NO_SEND
-    run_context = _run.GLOBAL_RUN_CONTEXT
-    infinity = _run.inf
-    abort_succeeded = trio.lowlevel.Abort.SUCCEEDED
-    unusual_yield = staticmethod(unusual_yield)
-    translate = staticmethod(translate)
-    checkpoint = staticmethod(trio.lowlevel.checkpoint)
-    checkpoint_if_cancelled = staticmethod(trio.lowlevel.checkpoint_if_cancelled)
-    wait_readable = staticmethod(trio.lowlevel.wait_readable)
-    wait_writable = staticmethod(trio.lowlevel.wait_writable)
-    sendto_function = staticmethod(socket.socket.sendto)
-    receive_method = staticmethod(_socket._SocketType.recv)
-    send_method = staticmethod(_socket._SocketType.send)
-    receive_some = staticmethod(trio.SocketStream.receive_some)
-    run_module = vars(_run)
-    heappush = staticmethod(heapq.heappush)
-    lot_breakers: dict[Any, Any] = getattr(_run, "GLOBAL_PARKING_LOT_BREAKER", {})
-    ki_key: str | None = getattr(_ki, "LOCALS_KEY_KI_PROTECTION_ENABLED", None)
-    default_receive_size = _highlevel_socket.DEFAULT_RECEIVE_SIZE
-    prune_threshold = _run.DEADLINE_HEAP_MIN_PRUNE_THRESHOLD
+    The attributes are looked up when an instance is made: one that a release of Trio has not keeps the pieces out, and not
+    the package from being imported.
+    """
 
     def __init__(self) -> None:
+        self.task_type = _run.Task
+        self.runner_type = _run.Runner
+        self.scope_type = _run.CancelScope
+        self.status_type = _run.CancelStatus
+        self.deadlines_type = _run.Deadlines
+        self.value_type = outcome.Value
+        self.socket_type = _socket._SocketType
+        self.stream_type = trio.SocketStream
+        self.system_clock_type = _run.SystemClock
+        self.plain_socket_type = socket.socket
+        self.deque_type = collections.deque
+        self.error_type = outcome.Error
+        self.trap_type = _traps.WaitTaskRescheduled
+        self.detach_type = _traps.PermanentlyDetachCoroutineObject
+        self.checkpoint_message = _traps.CancelShieldedCheckpoint
+        self.no_send = _run._NO_SEND
+        self.run_context = _run.GLOBAL_RUN_CONTEXT
+        self.infinity = _run.inf
+        self.abort_succeeded = trio.lowlevel.Abort.SUCCEEDED
+        self.unusual_yield = unusual_yield
+        self.translate = translate
+        self.checkpoint = trio.lowlevel.checkpoint
+        self.checkpoint_if_cancelled = trio.lowlevel.checkpoint_if_cancelled
+        self.wait_readable = trio.lowlevel.wait_readable
+        self.wait_writable = trio.lowlevel.wait_writable
+        self.sendto_function = socket.socket.sendto
+        self.receive_method = _socket._SocketType.recv
+        self.send_method = _socket._SocketType.send
+        self.receive_some = trio.SocketStream.receive_some
+        self.run_module = vars(_run)
+        self.heappush = heapq.heappush
+        self.lot_breakers: dict[Any, Any] = getattr(_run, "GLOBAL_PARKING_LOT_BREAKER", {})
+        self.ki_key: str | None = getattr(_ki, "LOCALS_KEY_KI_PROTECTION_ENABLED", None)
+        self.default_receive_size = _highlevel_socket.DEFAULT_RECEIVE_SIZE
+        self.prune_threshold = _run.DEADLINE_HEAP_MIN_PRUNE_THRESHOLD
         # The factory that numbers tasks, which attrs has kept.
         numbered: Any = attrs.fields(_run.Task)._counter
         self.next_counter = numbered.default.factory
-        assert math.isinf(self.infinity)
-        assert isinstance(getattr(self.next_counter, "__self__", None), itertools.count)
+        if not (
+            math.isinf(self.infinity) and isinstance(getattr(self.next_counter, "__self__", None), itertools.count)
+        ):
+            raise TypeError("infinity or the numbers of tasks are something else")
 
     def make_coroutine(self) -> Any:
         """A coroutine that is never awaited; the caller closes it."""

@@ -10,6 +10,7 @@ import types
 from typing import Any, Final
 
 import attrs
+import trio.lowlevel
 
 from gain_trio._kernel import trio_core
 
@@ -93,8 +94,8 @@ def _socket_method(path: str) -> Any:
             strict=True,
         )
     )
-    writes = closure["wait_fn"] is _core_seam.CoreSeam.wait_writable
-    if not writes and closure["wait_fn"] is not _core_seam.CoreSeam.wait_readable:
+    writes = closure["wait_fn"] is trio.lowlevel.wait_writable
+    if not writes and closure["wait_fn"] is not trio.lowlevel.wait_readable:
         raise TypeError(f"{path} waits for something else")
     return trio_core.SocketMethod(closure["fn"], writes, function.__name__)
 
@@ -377,3 +378,21 @@ PIECES: Final = (
 """All of them.  Where two replace the same function, the later one's code is the one that counts."""
 
 NAMES: Final = tuple(piece.name for piece in PIECES)
+
+INTERFACE: Final = 2
+"""How the code that goes in calls the C module, which has the same number: TC_INTERFACE in core.h.  It changes with the
+arguments of a function that is there already; a function that is missing is found by its name."""
+
+
+def stale_build() -> str | None:
+    """Why the compiled module does not go with this Python code, or None."""
+    found = getattr(trio_core, "INTERFACE", 1)
+    called = {part.call for piece in PIECES for part in piece.parts if part.call}
+    missing = sorted(name for name in (*called, "configure", "SocketMethod") if not hasattr(trio_core, name))
+    if found == INTERFACE and not missing:
+        return None
+    what = f"has no {missing[0]}()" if missing else f"has interface {found}, not {INTERFACE}"
+    return (
+        f"the compiled module {trio_core.__name__} is of another version than the Python code: it {what}; build it again, "
+        "with make in a checkout, or by installing gain_trio again"
+    )

@@ -23,7 +23,7 @@ from gain_trio._kernel import trio_core, trio_core_error
 
 from . import _core_seam
 from ._fingerprints import PYTHON
-from ._pieces import NAMES, PIECES, Piece
+from ._pieces import NAMES, PIECES, Piece, stale_build
 from ._rewrite import CannotRewrite, forget_sources
 from ._tested import TESTED
 
@@ -99,6 +99,8 @@ class Switch:
         swaps: dict[Any, _CodeSwap] = {}
         if trio_core is None:
             self._refused = dict.fromkeys(NAMES, trio_core_error or "the compiled module is missing")
+        elif (stale := stale_build()) is not None:
+            self._refused = dict.fromkeys(NAMES, stale)
         else:
             self._refused = _configure()
             for piece in PIECES:
@@ -162,7 +164,7 @@ def _configure() -> dict[str, str]:
     """Configure the C module for this process's Trio.  Returns the pieces that it cannot replace, with the reasons."""
     try:
         trio_core.configure("core", _core_seam.CoreSeam())
-    except (AttributeError, TypeError, ValueError, AssertionError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         return dict.fromkeys(NAMES, f"Trio {_core_seam.RELEASE} is not what it was tested with: {error}")
     refused: dict[str, str] = {}
     for name, seam in _core_seam.PART_SEAMS.items():
