@@ -12,8 +12,9 @@
 
 /* --- enter --- */
 
-/* Nursery.__init__, but for the nursery's place in its parent task. */
-static int fill_in(PyObject *nursery, PyObject *task, PyObject *scope, PyObject *strict)
+/* A nursery as Nursery.__init__ makes it, but for its place in its parent task.  Everything else is made before the object is,
+ * because the finalizer of a nursery without its attributes complains. */
+static PyObject *make_nursery(PyObject *task, PyObject *scope, PyObject *strict)
 {
     PyObject *children = PySet_New(NULL), *exceptions = PyList_New(0), *zero = PyLong_FromLong(0);
     const struct {
@@ -30,23 +31,23 @@ static int fill_in(PyObject *nursery, PyObject *task, PyObject *scope, PyObject 
         {tc_names._pending_starts, zero},
         {tc_names._closed, Py_False},
     };
-    int result = children && exceptions && zero ? 0 : -1;
-    for (size_t i = 0; result == 0 && i < sizeof attributes / sizeof attributes[0]; i++)
-        result = PyObject_SetAttr(nursery, attributes[i].name, attributes[i].value);
+    PyObject *nursery = children && exceptions && zero ? tc_new_object(tc_core.nursery_type) : NULL;
+    for (size_t i = 0; nursery && i < sizeof attributes / sizeof attributes[0]; i++)
+        if (PyObject_SetAttr(nursery, attributes[i].name, attributes[i].value) < 0)
+            Py_CLEAR(nursery);
     Py_XDECREF(children);
     Py_XDECREF(exceptions);
     Py_XDECREF(zero);
-    return result;
+    return nursery;
 }
 
 /* A nursery in the scope, which the task has entered; NULL: exception set. */
 static PyObject *open_in(PyObject *manager, PyObject *task, PyObject *scope, PyObject *strict)
 {
     PyObject *nurseries = tc_get(tc_core.task.child_nurseries, task);
-    PyObject *nursery = tc_new_object(tc_core.nursery_type);
-    if (nursery &&
-        (fill_in(nursery, task, scope, strict) < 0 || PyObject_SetAttr(manager, tc_names._scope, scope) < 0 ||
-         PyObject_SetAttr(manager, tc_names._nursery, nursery) < 0 || PyList_Append(nurseries, nursery) < 0))
+    PyObject *nursery = make_nursery(task, scope, strict);
+    if (nursery && (PyObject_SetAttr(manager, tc_names._scope, scope) < 0 ||
+                    PyObject_SetAttr(manager, tc_names._nursery, nursery) < 0 || PyList_Append(nurseries, nursery) < 0))
         Py_CLEAR(nursery);
     if (!nursery) {
         PyObject *exception = gt_take_exception();

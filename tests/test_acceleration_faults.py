@@ -1,0 +1,298 @@
+"""The pieces in C lose nothing when memory runs out, and leave Trio whole when Ctrl-C comes at any moment."""
+
+from __future__ import annotations
+
+import random
+import signal
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import trio
+from support.accelerated import run
+from trio.testing import wait_all_tasks_blocked
+
+from gain_trio._kernel import trio_core
+
+pytestmark = [
+    pytest.mark.usefixtures("not_installed"),
+    pytest.mark.skipif(trio_core is None, reason="the compiled modules are not built here"),
+]
+
+FIRST_FAILURES = 40
+"""More allocations than any of the calls makes."""
+
+only_where_they_were_made = pytest.mark.skipif(
+    sys.version_info >= (3, 12), reason="newer interpreters make allocations of their own on the way out of an await"
+)
+
+
+async def count_to_large_numbers() -> None:
+    """Make counting a schedule point allocate."""
+    for _ in range(300):
+        await trio.lowlevel.checkpoint()
+
+
+def without_memory(call: Callable[[], object], failing: int) -> bool:
+    """Whether a call needed the allocation with that number, which has failed."""
+    testcapi = pytest.importorskip("_testcapi")
+    testcapi.set_nomemory(failing, failing + 1)
+    try:
+        call()
+    except MemoryError:
+        return True
+    finally:
+        testcapi.remove_mem_hooks()
+    return False
+
+
+def begin(call: Callable[[], Awaitable[object]], failing: int, into: list[Any]) -> bool:
+    """Whether what a call does before its first schedule point needed that allocation.
+
+    If not, its coroutine is put into ``into``, and what it has yielded.  These are two places: appending would allocate.
+    """
+    coroutine: Any = call()
+
+    def step() -> None:
+        into[1] = coroutine.send(None)
+
+    if without_memory(step, failing):
+        coroutine.close()
+        return True
+    into[0] = coroutine
+    return False
+
+
+async def finish(coroutine: Any) -> Any:
+    """Go on with a coroutine that has yielded at a schedule point."""
+    await trio.lowlevel.checkpoint()
+    try:
+        coroutine.send(trio.lowlevel.current_task()._next_send or Resumed())
+    except StopIteration as stop:
+        return stop.value
+    pytest.fail("it did not end behind its schedule point")
+
+
+class Resumed:
+    """What Trio resumes a task with."""
+
+    def unwrap(self) -> None:
+        return None
+
+
+@only_where_they_were_made
+def test_a_send_and_a_receive_without_memory_move_nothing() -> None:
+    async def main() -> None:
+        await count_to_large_numbers()
+        send, receive = trio.open_memory_channel[int](100)
+        failed = 0
+        for failing in range(FIRST_FAILURES):
+            begun: list[Any] = [None, None]
+            if begin(lambda number=failing: send.send(number), failing, begun):
+                failed += 1
+                assert send.statistics().current_buffer_used == 0
+                continue
+            await finish(begun[0])
+            begun = [None, None]
+            if begin(receive.receive, failing, begun):
+                failed += 1
+                assert receive.receive_nowait() == failing
+                continue
+            assert await finish(begun[0]) == failing
+        assert failed or sys.version_info < (3, 11)  # Python 3.10 has all of it ready made
+
+    run(True, main)
+
+
+@only_where_they_were_made
+@pytest.mark.parametrize("name", ["receive", "send", "event", "lot", "lock"])
+def test_a_wait_that_finds_no_memory_leaves_no_task_in_the_queue(name: str) -> None:
+    async def main() -> None:
+        await count_to_large_numbers()
+        send, receive = trio.open_memory_channel[int](0)
+        event, lot, lock = trio.Event(), trio.lowlevel.ParkingLot(), trio.Lock()
+
+        async def keep() -> None:
+            async with lock:
+                await trio.sleep_forever()
+
+        def waiting() -> int:
+            statistics = send.statistics()
+            return (
+                statistics.tasks_waiting_receive
+                + statistics.tasks_waiting_send
+                + event.statistics().tasks_waiting
+                + len(lot)
+                + lock.statistics().tasks_waiting
+            )
+
+        calls: dict[str, Callable[[], Awaitable[object]]] = {
+            "receive": receive.receive,
+            "send": lambda: send.send(1),
+            "event": event.wait,
+            "lot": lot.park,
+            "lock": lock.acquire,
+        }
+        failed = 0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keep)
+            await wait_all_tasks_blocked()
+            for failing in range(FIRST_FAILURES):
+                begun: list[Any] = [None, None]
+                if not begin(calls[name], failing, begun):
+                    coroutine, trap = begun
+                    assert waiting() == 1
+                    assert trap.abort_func(None) is trio.lowlevel.Abort.SUCCEEDED
+                    assert waiting() == 0
+                    coroutine.close()
+                    break
+                failed += 1
+                assert waiting() == 0
+            nursery.cancel_scope.cancel()
+        assert failed
+
+    run(True, main)
+
+
+@only_where_they_were_made
+def test_a_lock_without_memory_is_taken_or_not() -> None:
+    async def main() -> None:
+        await count_to_large_numbers()
+        lock = trio.Lock()
+        failed = 0
+        for failing in range(FIRST_FAILURES):
+            if without_memory(lock.acquire_nowait, failing):
+                failed += 1
+                assert not lock.locked()
+                continue
+            assert lock.locked()
+            lock.release()
+        assert failed
+
+    run(True, main)
+
+
+@only_where_they_were_made
+def test_a_scope_without_memory_is_entered_or_not() -> None:
+    async def main() -> None:
+        task: Any = trio.lowlevel.current_task()
+        await count_to_large_numbers()
+        failed = 0
+        for failing in range(FIRST_FAILURES):
+            before = task._cancel_status
+            scope = trio.CancelScope(deadline=trio.current_time() + 1000)
+            if without_memory(scope.__enter__, failing):
+                failed += 1
+                assert task._cancel_status is before
+                continue
+            scope.__exit__(None, None, None)
+            assert task._cancel_status is before
+        assert failed
+        assert task._runner.deadlines._active == 0
+
+    run(True, main)
+
+
+async def enter_without_memory(manager: Any, failing: int) -> bool:
+    """Whether entering needed that allocation."""
+    testcapi = pytest.importorskip("_testcapi")
+    testcapi.set_nomemory(failing, failing + 1)
+    try:
+        await manager.__aenter__()
+    except MemoryError:
+        return True
+    finally:
+        testcapi.remove_mem_hooks()
+    return False
+
+
+@only_where_they_were_made
+# Python finalizes a nursery for whose attributes it has no memory, and Trio's finalizer looks at them.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_nursery_without_memory_is_open_or_not() -> None:
+    async def main() -> None:
+        task: Any = trio.lowlevel.current_task()
+        await count_to_large_numbers()
+        failed = 0
+        for failing in range(FIRST_FAILURES):
+            before = task._cancel_status
+            manager = trio.open_nursery()
+            if await enter_without_memory(manager, failing):
+                failed += 1
+                assert task._cancel_status is before
+                assert task.child_nurseries == []
+                continue
+            assert len(task.child_nurseries) == 1
+            await manager.__aexit__(None, None, None)
+            assert task._cancel_status is before
+        assert failed
+
+    run(True, main)
+
+
+# --- Ctrl-C at any moment ---
+
+
+async def busy(seed: int) -> None:
+    """Use everything, until a KeyboardInterrupt ends it."""
+    chance = random.Random(seed)
+    send, receive = trio.open_memory_channel[int](1)
+    lock, lot = trio.Lock(), trio.lowlevel.ParkingLot()
+
+    async def produce() -> None:
+        while True:
+            await send.send(1)
+
+    async def consume() -> None:
+        async for _ in receive:
+            async with lock:
+                await trio.lowlevel.checkpoint()
+
+    async def scopes() -> None:
+        while True:
+            with trio.move_on_after(chance.choice((0, 0.0001))):
+                await lot.park()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.sleep, 0)
+
+    async def events() -> None:
+        while True:
+            event = trio.Event()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(event.wait)
+                event.set()
+            lot.unpark_all()
+
+    async with trio.open_nursery() as nursery:
+        for task in (produce, consume, scopes, events):
+            nursery.start_soon(task)
+        await trio.sleep_forever()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_control_c_at_any_moment(seed: int) -> None:
+    """It comes out of the run, and Trio's bookkeeping is whole: no internal error."""
+    pause = random.Random(seed).uniform(0.002, 0.03)
+    timer = threading.Timer(pause, signal.raise_signal, [signal.SIGINT])
+
+    async def main() -> None:
+        timer.start()
+        await busy(seed)
+
+    with pytest.raises(BaseException) as caught:  # Trio decides whether in a group
+        run(True, main)
+    timer.join()
+    assert not isinstance(caught.value, trio.TrioInternalError)
+    assert "KeyboardInterrupt" in repr(caught.value)
+
+
+def test_runs_after_interrupts_are_as_ever() -> None:
+    async def main() -> int:
+        send, receive = trio.open_memory_channel[int](0)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send.send, 7)
+            return await receive.receive()
+
+    assert run(True, main) == 7
