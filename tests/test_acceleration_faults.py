@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import signal
 import sys
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -271,6 +272,18 @@ async def busy(seed: int) -> None:
         await trio.sleep_forever()
 
 
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The exceptions of a group, and those that they came out of."""
+    while error is not None:
+        yield error
+        for member in getattr(error, "exceptions", ()):
+            yield from causes(member)
+        error = error.__context__
+
+
+# An interrupt may come between making a call and awaiting it: between the call of __aexit__ and its await, too, which leaves
+# a nursery open.  Trio has an error for that, with the interrupt behind it.
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("seed", range(8))
 def test_control_c_at_any_moment(seed: int) -> None:
     """It comes out of the run, and Trio's bookkeeping is whole: no internal error."""
@@ -284,8 +297,10 @@ def test_control_c_at_any_moment(seed: int) -> None:
     with pytest.raises(BaseException) as caught:  # Trio decides whether in a group
         run(True, main)
     timer.join()
-    assert not isinstance(caught.value, trio.TrioInternalError)
-    assert "KeyboardInterrupt" in repr(caught.value)
+    found = list(causes(caught.value))
+    assert not any(isinstance(error, trio.TrioInternalError) for error in found)
+    assert any(isinstance(error, KeyboardInterrupt) for error in found)
+    gc.collect()
 
 
 def test_runs_after_interrupts_are_as_ever() -> None:
