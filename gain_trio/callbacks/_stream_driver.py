@@ -193,7 +193,8 @@ class StreamDriver(AttendingHandler):
         on_read = self.callbacks.on_read.function
         wait = connection._wait_change
         watched = conn._changes.watched
-        while (n := await wait(watched)) > 0 or await self._goes_on(n, conn):
+        while True:
+            n = await wait(watched)
             if 0 < n <= Pieces.SMALLEST:
                 on_read(conn, n)
             elif n > 0:
@@ -202,16 +203,21 @@ class StreamDriver(AttendingHandler):
                     pieces.deliver_whole(on_read, conn, n)
                 else:
                     await self._read_in_pieces(conn, connection, n)
+            elif not await self._goes_on(n, conn):
+                return
 
     async def _read_async(self, conn: StreamConn, connection: Connection) -> None:
         on_read = self.callbacks.on_read.function
         wait = connection._wait_change
         watched = conn._changes.watched
-        while (n := await wait(watched)) > 0 or await self._goes_on(n, conn):
+        while True:
+            n = await wait(watched)
             if 0 < n <= Pieces.SMALLEST:
                 await on_read(conn, n)
             elif n > 0:
                 await self._read_in_pieces(conn, connection, n)
+            elif not await self._goes_on(n, conn):
+                return
 
     async def _goes_on(self, change: int, conn: StreamConn) -> bool:
         """Work off an answer that is no number of bytes.  Returns whether there may be another one."""
