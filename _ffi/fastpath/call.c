@@ -312,6 +312,10 @@ static void call_dealloc(gt_call *self)
 
 static PySendResult park(gt_call *self, PyObject *task, bool cancelled, PyObject **result)
 {
+    if (!task) { /* drive() looked for none, because a woken call of this kind always has its answer */
+        PyErr_SetString(PyExc_SystemError, "a receive() or send() was woken without an answer");
+        return PYGEN_ERROR;
+    }
     if (!self->waiter) {
         gt_waiter *waiter = take_waiter(self->reactor);
         if (!waiter)

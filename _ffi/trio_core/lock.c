@@ -168,7 +168,7 @@ PyObject *tc_release(PyObject *Py_UNUSED(module), PyObject *self)
     Py_ssize_t place = of.owner == task && tc_core.breaks_lots ? find_breaker(task, of.lot, &lots) : 0;
     int result = 0;
     bool usual = of.owner == task && place >= 0;
-    if (usual && tc_core.breaks_lots)
+    if (usual && lots)
         result = remove_breaker(task, lots, place);
     if (usual && result == 0)
         result = pass_on(self, of.lot);
