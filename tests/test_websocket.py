@@ -133,10 +133,15 @@ async def test_the_status_of_the_handshake_is_observed() -> None:
             await peer.response()
             assert peer.status == 500
             await receive_all(peer.stream)
-        await until(lambda: len(seen) == 2)
+        stream = await trio.open_tcp_stream("127.0.0.1", server.addresses[0][1])
+        async with stream:
+            await Peer(stream).request(handshake(drop=[b"sec-websocket-key"]))
+            await receive_all(stream)
+        await until(lambda: len(seen) == 3)
     assert [(token, status, type(error)) for token, status, error in seen] == [
         ("token", 101, ZeroDivisionError),
         ("token", 500, ZeroDivisionError),
+        ("token", 400, type(None)),
     ]
 
 

@@ -90,16 +90,6 @@ class WebSockets:
         What the app raises ends the WebSocket with 1011, and is raised again when that is done.  Cancelling it ends
         everything at once, without a close frame.
         """
-        codec = WebSocketCodec(self._config)
-        handshake = codec.handshake(request.pairs)
-        if handshake.status != 101:
-            await exchange.send(
-                {"type": "http.response.start", "status": handshake.status, "headers": handshake.fields}
-            )
-            await exchange.send({"type": "http.response.body", "body": handshake.body})
-            await http._finish(exchange, None)
-            return
-        codec.feed(http.reader.take_unread())
         scope["type"] = "websocket"
         scope["scheme"] = "wss" if scope["scheme"] == "https" else "ws"
         scope["subprotocols"] = _members(request, b"sec-websocket-protocol")
@@ -110,13 +100,24 @@ class WebSockets:
         token = None if observer is None else observer.began(scope)
         failure: BaseException | None = None
         try:
-            await _WebSocket(http, codec, exchange, handshake.fields).run(scope)
+            await self._serve(http, request, scope, exchange)
         except BaseException as error:
             failure = error
             raise
         finally:
             if observer is not None:
                 observer.ended(token, scope, exchange.status, exchange.size, failure)
+
+    async def _serve(self, http: HttpConnection, request: Request, scope: Scope, exchange: HttpExchange) -> None:
+        codec = WebSocketCodec(self._config)
+        handshake = codec.handshake(request.pairs)
+        if handshake.status == 101:
+            codec.feed(http.reader.take_unread())
+            await _WebSocket(http, codec, exchange, handshake.fields).run(scope)
+            return
+        await exchange.send({"type": "http.response.start", "status": handshake.status, "headers": handshake.fields})
+        await exchange.send({"type": "http.response.body", "body": handshake.body})
+        await http._finish(exchange, None)
 
 
 def _members(request: Request, wanted: bytes) -> list[str]:

@@ -24,6 +24,9 @@ from gain_trio._transports._connections._proxy_protocol import (
     ProxyProtocolError,
     parse_proxy_header,
 )
+from gain_trio.asgi import AsgiConfig
+from gain_trio.asgi._proxy_headers import TrustedProxies
+from gain_trio.asgi._websocket_codec import MAX_CONTROL, WebSocketCodec
 
 
 def expect(holds: bool, invariant: str) -> None:
@@ -261,6 +264,65 @@ def text(data: bytes) -> None:
         expect(all(part.isprintable() and part.startswith("  ") for part in parts[1:]), "so are those of a message")
 
 
+# --- WebSocket ---
+
+_HANDSHAKE = (
+    (b"upgrade", b"websocket"),
+    (b"connection", b"upgrade"),
+    (b"sec-websocket-key", b"dGhlIHNhbXBsZSBub25jZQ=="),
+    (b"sec-websocket-version", b"13"),
+    (b"sec-websocket-extensions", b"permessage-deflate"),
+)
+_MAX_MESSAGE = 4096
+
+
+def _messages(pieces: Iterator[bytes], *, compresses: bool) -> tuple[list[object], bytes, object]:
+    """The messages in these pieces, the answers to control frames, and the end."""
+    codec = WebSocketCodec(AsgiConfig(ws_max_size=_MAX_MESSAGE))
+    codec.handshake(_HANDSHAKE[: 5 if compresses else 4])
+    found: list[object] = []
+    for piece in pieces:
+        codec.feed(piece)
+        while (message := codec.next_message()) is not None:
+            content = message["text"] if "text" in message else message["bytes"]
+            expect(len(content) <= _MAX_MESSAGE, "a message is not longer than the limit")
+            found.append(content)
+        expect(codec.is_open or codec.end is not None, "what is over has an end")
+        expect(len(codec.control) <= MAX_CONTROL, "control frames are bounded")
+    return found, codec.control, codec.end
+
+
+def websocket(data: bytes) -> None:
+    """Check that pieces, whose size the first byte chooses, are the same messages as all of the data at once."""
+    if not data:
+        return
+    size, compresses, data = (data[0] & 0x7F) + 1, data[0] >= 0x80, data[1:]
+    whole = _messages(iter([data]), compresses=compresses)
+    pieces = (data[begin : begin + size] for begin in range(0, len(data), size))
+    expect(_messages(pieces, compresses=compresses) == whole, "pieces are read like the whole")
+
+
+# --- what proxies say ---
+
+
+def proxied(data: bytes) -> None:
+    """Check that nothing in front of the address that a proxy has appended changes what the client is."""
+    for fields, name, last in (
+        ("x-forwarded", b"x-forwarded-for", b"192.0.2.1"),
+        ("forwarded", b"forwarded", b"for=192.0.2.1"),
+    ):
+        proxies = TrustedProxies(fields=fields, host=True)  # type: ignore[arg-type]  # a family
+        for headers in ([(name, data)], [(name, data), (name, last)], [(name, data + b", " + last)]):
+            scope: dict[str, Any] = {"type": "http", "scheme": "http", "client": None, "headers": headers}
+            proxies.apply(scope)
+            client = scope["client"]
+            expect(client is None or 0 <= client[1] <= 65535, "a client has a port")
+            if len(headers) == 2:
+                expect(client == ("192.0.2.1", 0), "the proxy says who the client is")
+            elif headers[0][1] is not data:
+                expect(client in (None, ("192.0.2.1", 0)), "the proxy says who the client is, or nothing counts")
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "proxy": proxy,
     "http": http,
@@ -268,5 +330,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "framing": framing,
     "metrics": metrics,
     "text": text,
+    "websocket": websocket,
+    "proxied": proxied,
 }
 """By name; the corpus of each is the folder of that name in ``corpus``."""
