@@ -248,6 +248,18 @@ def test_a_message_is_read_only_when_it_is_asked_for() -> None:
     assert codec.end == End(1000)
 
 
+def test_a_piece_that_was_read_is_let_go() -> None:
+    codec = opened()
+    codec.feed(frame(BINARY, bytes(100_000)))
+    assert codec.next_message() is not None
+    assert codec.next_message() is None
+    assert codec._data == b""
+    codec.feed(frame(TEXT, b"a") + b"\x81")
+    assert codec.next_message() is not None
+    assert codec.next_message() is None
+    assert codec.unread == 1
+
+
 def test_pongs_that_nothing_sends_are_bounded() -> None:
     codec = opened()
     for number in range(10_000):

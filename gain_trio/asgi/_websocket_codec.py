@@ -205,6 +205,8 @@ class WebSocketCodec:
             message = self._read_events()
             if message is not None:
                 return message
+        if position == length:  # a connection that waits holds no piece that was read
+            self._data, self._position = b"", 0
         return None
 
     def _read_events(self) -> Message | None:
