@@ -159,7 +159,7 @@ class WebSocketCodec:
         self._data = self._data[position:] + data if position < len(self._data) else data
         self._position = 0
 
-    def next_message(self) -> Message | None:
+    def next_message(self) -> Message | None:  # noqa: C901 - the usual frame is one call: a helper would cost as much as it saves
         """Read frames up to the end of the next message, and return it; None if its end has not arrived.
 
         Frames on the way that are to be answered add to :attr:`control`.  None is also returned when the peer has closed
