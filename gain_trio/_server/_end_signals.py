@@ -1,8 +1,8 @@
 """The signals that end a server, also one whose event loop is held up.
 
-Trio passes a signal on to a task, and a handler that goes round and round lets no task run: an ``on_read`` that waits for a
-database, for example.  Then three SIGTERMs would wait in a queue.  Python calls the signal's own handler all the same,
-between two instructions of whatever holds the run up.  So this counts the signals there, and from the second one on a
+Trio passes a signal on to a task, and code that never yields lets no task run: an ``on_read`` that waits for a database,
+for example.  Then three SIGTERMs would wait in a queue.  Python calls the signal's own handler all the same, between two
+instructions of the code that holds the run up.  So this module counts the signals there, and from the second one on a
 thread watches whether the run answers.
 
 The thread is started by :func:`_thread.start_new_thread`, because :class:`threading.Thread` takes a lock that the

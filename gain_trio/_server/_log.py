@@ -1,10 +1,10 @@
 """Lines about connections in the log.
 
-Each says what it says in words, and once more in attributes of its LogRecord, for formatters that show them (JSON):
+Each has its facts in words, and once more in attributes of its LogRecord, for formatters that show them (JSON):
 
     connection       its number, counted by the server in each process
     peer             the other end, ``127.0.0.1:5000``
-    consumer         whose it is, counted from 0
+    consumer         the number of its consumer, from 0
     cause            when it is over: a :data:`CloseCause`
     bytes_received, bytes_sent    when it is closed
 """

@@ -1,14 +1,14 @@
-"""Whether a peer goes on taking what is sent to it, and how long a close waits for one that does.
+"""The progress of a peer that bytes are sent to, and the time that a close waits for it.
 
-What the kernel has taken is known at once, but it takes in pieces: it reports room when a third of its buffer is free (TCP,
-sk_stream_is_writeable()), which a buffer of some megabytes and a peer of 100 kB/s make once in ten seconds.  In between the
-peer's progress is seen in the kernel: TCP says how much the peer has not acknowledged, a Unix socket how much the peer has
-not received (SIOCOUTQ, tcp(7) and unix(7)).  One system call reads it, and only a caller that is about to give up on the
-peer makes it, so the usual send pays nothing.
+The kernel accepts bytes in pieces: it reports room when a third of its buffer is free (TCP, sk_stream_is_writeable()), which
+happens once in ten seconds with a buffer of some megabytes and a peer of 100 kB/s.  In between the kernel shows the peer's
+progress: TCP reports how many bytes the peer has not acknowledged, a Unix socket how many the peer has not received
+(SIOCOUTQ, tcp(7) and unix(7)).  One system call reads the number, and only a caller that is about to give up on the peer
+makes it, so the usual send pays nothing.
 
-That number changes while the peer takes bytes, so two looks that differ have progress between them.  When it was, a look
-cannot say; it counts for the time of the look before.  A peer that takes nothing at all is then given up at the very end of
-the time that it has, and one that takes something in every pause between two looks never is.
+The number changes while the peer accepts bytes, so there is progress between two looks that differ.  A look does not show
+the time of the progress; it counts for the time of the look before.  So a close gives up on a peer that accepts nothing at
+the very end of its time, and never on one that accepts something in every pause between two looks.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if sys.platform == "linux":
     import termios
 
 STALL = 5.0
-"""Seconds that a close waits for a peer that takes nothing."""
+"""Seconds that a close waits for a peer that accepts nothing."""
 DEFAULT_CLOSE_TIMEOUT = 60.0
-"""Seconds that a close waits for a peer that goes on taking bytes."""
+"""Seconds that a close waits for a peer that still accepts bytes."""
 _LOOKS = 10
 """In the time of a stall."""
 
@@ -36,7 +36,7 @@ _INT = struct.Struct("i")
 
 
 def unacknowledged(descriptor: int) -> int | None:
-    """Bytes that the kernel has taken for a stream socket and its peer has not.  None where the system does not say.
+    """Bytes of a stream socket that the kernel has accepted and the peer has not.  None where the system does not report it.
 
     On a Unix socket the kernel counts its own overhead for each piece with them.
     """
@@ -51,15 +51,15 @@ def unacknowledged(descriptor: int) -> int | None:
 
 
 class Sends(Protocol):
-    """What is asked of a connection."""
+    """A connection whose peer's progress can be watched."""
 
     @property
     def bytes_sent(self) -> int:
-        """Bytes that the kernel has taken."""
+        """Bytes that the kernel has accepted."""
 
     @property
     def close_timeout(self) -> float:
-        """Seconds that a close waits for a peer that goes on taking bytes."""
+        """Seconds that a close waits for a peer that still accepts bytes."""
 
     def _unacknowledged(self) -> int | None:
         """See :func:`unacknowledged`."""
@@ -67,9 +67,9 @@ class Sends(Protocol):
 
 @final
 class Patience:
-    """How long a close goes on waiting for its peer: for ``close_timeout`` while bytes move, for STALL without.
+    """The wait of a close for its peer: for ``close_timeout`` while bytes move, for STALL without.
 
-    With ``seconds`` it waits for so long, whether bytes move or not.
+    With ``seconds`` it waits for that time, whether bytes move or not.
     """
 
     def __init__(self, connection: Sends, seconds: float | None = None) -> None:
@@ -89,7 +89,7 @@ class Patience:
         return min(self._end, self._moved_at + self._stall, self._looked_at + self._stall / _LOOKS)
 
     def is_over(self) -> bool:
-        """Whether there is no reason to wait any longer."""
+        """Whether the close should give up."""
         now = trio.current_time()
         seen = self._look()
         if seen != self._seen:
@@ -99,9 +99,9 @@ class Patience:
         return now >= self._end or now >= self._moved_at + self._stall
 
     async def wait(self, flush: Callable[[], Awaitable[None]]) -> bool:
-        """Await ``flush()``, which loses nothing when it is cancelled, while there is reason to.
+        """Await ``flush()``, which loses nothing when it is cancelled, until :meth:`is_over`.
 
-        Returns whether it has returned.
+        Returns whether ``flush()`` has returned.
         """
         while True:
             with trio.CancelScope(deadline=self.next_look) as scope:
@@ -113,7 +113,7 @@ class Patience:
 
 @final
 class Movement:
-    """When a connection has moved a byte last, as far as its peer's taking of bytes is concerned.
+    """The time at which a connection has moved a byte last, bytes that its peer has accepted included.
 
     ``timeout`` is divided: a connection with nothing on its way is looked at twice in that time, and one whose peer has
     something to take sixteen times.
@@ -131,8 +131,8 @@ class Movement:
         Args:
           now: the time.
           active_at: when the connection has sent or received a byte last.
-          sent: how many bytes the kernel has taken.
-          left: how many of them the peer has not; None where that is not known.
+          sent: the number of bytes that the kernel has accepted.
+          left: the number of those that the peer has not; None where that is unknown.
         """
         # With the last byte the transfer is over; that its acknowledgement comes late is no movement.
         acknowledged = sent - left if left else None

@@ -1,4 +1,4 @@
-"""Who the other end of a connection is, for lines of the log and for repr().
+"""The name of the other end of a connection, for lines of the log and for repr().
 
 getpeername(2) fails with ENOTCONN once the connection has been reset.  ``SO_PEERNAME`` (Linux, asm-generic/socket.h) still
 has the name, so the log can name a peer that is gone, and no connection pays for that as long as all is well.

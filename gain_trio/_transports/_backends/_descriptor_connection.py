@@ -1,16 +1,15 @@
 """Connections that pass descriptors (``SCM_RIGHTS``, unix(7)).
 
 They go over a socket even where others are on the ring: a receive that is always armed, into buffers that were given
-beforehand, has no place for anything but bytes, and the kernel drops what has no place.
+beforehand, has no place for descriptors, and the kernel drops those that it finds.
 
-Every call receives through :meth:`DescriptorSocket.recv`.  So no descriptor is dropped
-because its byte was taken by ``receive`` or looked at by ``peek``: it waits for the next ``receive_fds``.  To keep the
-two together nothing is received ahead: a call asks the kernel for no more bytes than it returns.  (``receive_until``
-then goes byte by byte.)
+Every call receives through :meth:`DescriptorSocket.recv`.  So no descriptor is dropped because ``receive`` or ``peek`` has
+read its byte: it waits for the next ``receive_fds``.  To keep the two together nothing is received ahead: a call receives
+no more bytes than it returns.  (``receive_until`` then goes byte by byte.)
 
 Where descriptors could leak: the kernel makes them the process's in recvmsg(2), and from there on the process must keep
 track of them.  They go to the socket's queue in the same step, which no KeyboardInterrupt can end halfway; ``receive_fds``
-takes them in the step in which it returns; closing, and dropping, has those that wait closed, in a thread
+removes them in the step in which it returns; a close, or a finalizer, has those that wait closed, in a thread
 (``_passed_descriptors.py`` says why).  A message for whose descriptors the process has no room is not received: the
 connection is broken, since descriptors that the kernel drops are lost.
 """

@@ -1,4 +1,4 @@
-"""What waits in a connection over a socket: bytes received and not taken, bytes sent and not taken by the kernel.
+"""The queues of a connection over a socket: bytes received and unread, and bytes that the kernel has not accepted yet.
 
 Both hold little more memory than their content, however small the pieces are that come and go (a list of two-byte objects
 would cost thirty times as much), and both take time linear in what goes through them.
@@ -77,7 +77,7 @@ _FULL = 65536
 
 @final
 class Outbound:
-    """Bytes sent and not yet taken by the kernel, in segments."""
+    """Bytes sent and not yet accepted by the kernel, in segments."""
 
     __slots__ = ("_segments", "_taken", "size")
 
@@ -101,13 +101,13 @@ class Outbound:
         last += memoryview(data)[start:]
 
     def head(self) -> list[memoryview]:
-        """What to send next.  To be released before anything is added."""
+        """The segments to send next.  The caller releases them before it adds anything."""
         head = [memoryview(segment) for segment in islice(self._segments, GATHERED)]
         head[0] = head[0][self._taken :]
         return head
 
     def remove(self, count: int) -> None:
-        """The kernel has taken so much of :meth:`head`."""
+        """Remove ``count`` bytes of :meth:`head`, which the kernel has accepted."""
         self.size -= count
         self._taken += count
         while self._segments and self._taken >= len(self._segments[0]):

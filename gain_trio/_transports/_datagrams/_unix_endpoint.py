@@ -7,7 +7,7 @@ here.
 (``EAGAIN``; the queue's length is net.unix.max_dgram_qlen, 10 by default).  On Linux poll(2) reports when there is room
 again if the socket is connected.  Otherwise the kernel knows no receiver, and poll(2) always reports at once that the
 socket is writable: a task that waits by it would spin.  So the endpoint tries again after a pause, which grows to 50 ms.
-Each receiver has a line of its own, so that a receiver that does not read delays only the tasks that send to it.
+Each receiver has a queue of its own, so that a receiver that does not read delays only the tasks that send to it.
 
 *Being connected.*  A Unix socket is connected to a socket, not to a name.  Once the other socket is gone, the kernel
 reports it (``ECONNREFUSED``), drops the connection (``ENOTCONN`` from then on), and lets any socket send.  The endpoint
