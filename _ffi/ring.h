@@ -11,7 +11,7 @@
  *     |   generation   |  tag   |       slot index       |
  *     +----------------+--------+------------------------+
  *
- * The tag tells apart the operations of one slot (its receive, its send, the cancel of either).  The generation is counted
+ * The tag distinguishes the operations of one slot (its receive, its send, the cancel of either).  The generation is counted
  * up whenever a slot is freed, so a completion for the slot's former owner is recognised and dropped, and never reaches the
  * new one.  A slot is freed only when nothing is in flight on it: its owner calls gt_slot_retire() after every completion
  * once it is done with the slot, and gives back its memory when that returns true.

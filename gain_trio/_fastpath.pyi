@@ -7,7 +7,7 @@ from typing_extensions import Buffer, Self
 RING_LAYOUT: int
 
 @final
-class Reactor:
+class Proactor:
     def __init__(
         self,
         ring_address: int,
@@ -18,7 +18,7 @@ class Reactor:
         too_slow_error: type[BaseException],
         in_place: bool,
     ) -> None: ...
-    turn_ns: int
+    slice_ns: int
     @property
     def connections(self) -> int: ...
     @property
@@ -51,12 +51,12 @@ class Poll:
     def stop(self) -> trio.lowlevel.Task | None: ...
     def __await__(self) -> Generator[Any, Any]: ...
 
-class Stream:
+class Connection:
     context: Any
     read_deadline: float
     write_deadline: float
     def __init__(
-        self, reactor: Reactor, descriptor: int, receive_high: int, receive_low: int, send_high: int
+        self, proactor: Proactor, descriptor: int, receive_high: int, receive_low: int, send_high: int
     ) -> None: ...
     @property
     def bytes_received(self) -> int: ...
@@ -73,7 +73,7 @@ class Stream:
     @property
     def _send_error(self) -> int: ...
     @property
-    def _is_send_torn(self) -> bool: ...
+    def _is_send_incomplete(self) -> bool: ...
     @property
     def _is_closed(self) -> bool: ...
     @property
@@ -104,7 +104,7 @@ class Stream:
     def _timed(self, wanted: bool, /) -> None: ...
     def _break(self, errno: int, /) -> None: ...
     def _hold_sends(self, held: bool, /) -> None: ...
-    def _tear_sends(self) -> None: ...
+    def _mark_send_incomplete(self) -> None: ...
     def _fail_sends(self, errno: int, /) -> int: ...
     def _wait_for_room(self) -> Coroutine[Any, Any, None]: ...
     def _has_sent(self, count: int, /) -> None: ...
@@ -114,7 +114,7 @@ class Endpoint:
     context: Any
     def __init__(
         self,
-        reactor: Reactor,
+        proactor: Proactor,
         descriptor: int,
         family: int,
         remote: Any,

@@ -42,7 +42,9 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         config.stash[_chosen] = install_setting(_setting(config.getoption("--gain-trio-backend")))
     except RingUnavailable as error:
-        cure = "--gain-trio-backend=auto tests without it where it cannot be had, --gain-trio-backend=trio everywhere"
+        cure = (
+            "--gain-trio-backend=auto tests without it where it is not available, --gain-trio-backend=trio everywhere"
+        )
         raise pytest.UsageError(f"gain_trio: {error}; {cure}") from error
     except ValueError as error:
         raise pytest.UsageError(f"gain_trio: {error}") from error

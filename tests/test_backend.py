@@ -74,7 +74,7 @@ def restricted(restriction: str, backend: str, **environment: str) -> tuple[list
     return python(RESTRICTED, restriction, "-c", PROGRAM, backend, **environment)
 
 
-# --- a ring that cannot be had ---
+# --- a ring that is not available ---
 
 compiled = pytest.mark.skipif(
     load_error is not None, reason="what the kernel says does not matter where the compiled modules are missing"

@@ -25,7 +25,7 @@ from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
 import gain_trio
 from gain_trio import Connection, Marks
-from gain_trio._transports._patience import STALL
+from gain_trio._transports._peer_progress import STALL
 
 pytestmark = [pytest.mark.connections, pytest.mark.features]
 

@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from gain_trio._transports._connections._deadlines import DeadlineKeeper, Entry, Heap
+from gain_trio._transports._connections._deadlines import DeadlineEntry, DeadlineHeap, DeadlineKeeper
 
 
 class Watched:
@@ -27,12 +27,12 @@ class Watched:
 @pytest.mark.parametrize("seed", range(30))
 def test_whatever_is_done_to_it_the_earliest_is_on_top(seed: int) -> None:
     choose = random.Random(seed)
-    heap = Heap()
-    times: dict[Entry, float] = {}
+    heap = DeadlineHeap()
+    times: dict[DeadlineEntry, float] = {}
     for _ in range(300):
         what = choose.random()
         if what < 0.5 or not times:
-            entry = Entry(Watched())
+            entry = DeadlineEntry(Watched())
             times[entry] = choose.random()
             heap.add(entry, times[entry])
         elif what < 0.7:
@@ -48,9 +48,9 @@ def test_whatever_is_done_to_it_the_earliest_is_on_top(seed: int) -> None:
 
 
 def test_a_great_many_are_taken_out_in_order_without_recursion() -> None:
-    heap = Heap()
+    heap = DeadlineHeap()
     for when in range(50_000):
-        heap.add(Entry(Watched()), when)
+        heap.add(DeadlineEntry(Watched()), when)
     for when in range(50_000):
         assert heap.earliest is not None
         assert heap.earliest.when == when
@@ -60,10 +60,10 @@ def test_a_great_many_are_taken_out_in_order_without_recursion() -> None:
 async def test_it_comes_at_the_time_that_was_asked_for_first_and_again_as_it_is_told(autojump_clock: MockClock) -> None:
     keeper, start = DeadlineKeeper(), trio.current_time()
     watched, other = Watched(start + 7, start + 7.5), Watched()
-    entry = Entry(watched)
+    entry = DeadlineEntry(watched)
     keeper.watch(entry, start + 5)
     keeper.watch(entry, start + 50)  # later: it will come before that anyway
-    keeper.watch(Entry(other), start + 6)
+    keeper.watch(DeadlineEntry(other), start + 6)
     await trio.sleep(100)
     assert watched.looks == [start + 5, start + 7, start + 7.5]
     assert other.looks == [start + 6]
@@ -72,7 +72,7 @@ async def test_it_comes_at_the_time_that_was_asked_for_first_and_again_as_it_is_
 async def test_one_that_is_forgotten_is_not_looked_at(autojump_clock: MockClock) -> None:
     keeper = DeadlineKeeper()
     watched = Watched()
-    entry = Entry(watched)
+    entry = DeadlineEntry(watched)
     keeper.forget(entry)
     keeper.watch(entry, trio.current_time() + 5)
     await trio.sleep(1)
@@ -85,8 +85,8 @@ async def test_one_that_is_forgotten_is_not_looked_at(autojump_clock: MockClock)
 async def test_one_that_is_told_now_does_not_keep_the_others_from_their_turn(autojump_clock: MockClock) -> None:
     now = trio.current_time()
     keeper, greedy, modest = DeadlineKeeper(), Watched(*[now] * 50), Watched()
-    keeper.watch(Entry(greedy), now)
-    keeper.watch(Entry(modest), now)
+    keeper.watch(DeadlineEntry(greedy), now)
+    keeper.watch(DeadlineEntry(modest), now)
     await trio.sleep(1)
     assert len(greedy.looks) == 51
     assert modest.looks == [now]
@@ -100,9 +100,9 @@ async def test_one_that_fails_does_not_keep_the_others_from_their_turn(
             raise ValueError("raised in a callback")
 
     now = trio.current_time()
-    keeper, failing, watched = DeadlineKeeper(), Entry(Failing()), Watched(now + 3)
+    keeper, failing, watched = DeadlineKeeper(), DeadlineEntry(Failing()), Watched(now + 3)
     keeper.watch(failing, now + 1)
-    keeper.watch(Entry(watched), now + 1)
+    keeper.watch(DeadlineEntry(watched), now + 1)
     await trio.sleep(2)
     keeper.watch(failing, now + 3)  # it is not looked at again unless that is asked for
     await trio.sleep(100)

@@ -86,11 +86,11 @@ def test_a_manager_whose_reactor_cannot_be_closed(monkeypatch: pytest.MonkeyPatc
         def close(self) -> int:
             raise Interrupted
 
-    reactor, manager.reactor = manager.reactor, Stubborn()  # type: ignore[assignment]
+    proactor, manager.proactor = manager.proactor, Stubborn()  # type: ignore[assignment]
     with pytest.raises(Interrupted):
         manager.close()
     assert manager.ring.closed
-    del reactor, manager
+    del proactor, manager
     gc.collect()
     assert open_descriptors() == before
 
@@ -197,7 +197,7 @@ async def test_a_receive_for_which_there_is_no_memory_is_over() -> None:
             peer.send(b"lost")
             manager = current_io_manager()
             assert isinstance(manager, UringIOManager)
-            wait = manager.reactor.wait
+            wait = manager.proactor.wait
             testcapi.set_nomemory(0, 1)
             try:
                 wait(0)

@@ -14,20 +14,17 @@ FOLDERS = ("gain_trio", "_ffi", "docs", "examples", "benchmarks", "tools", "test
 KINDS = (".py", ".pyi", ".c", ".h", ".md", ".rst")
 
 RULES = {
-    "every sentence has an actor": r"\b(?:nobody|somebody|anybody|everybody|someone|anyone|whoever|whomever)\b",
+    "every sentence has an actor": r"\b(?<!\")(?:nobody|somebody|anybody|everybody|someone|anyone|whoever|whomever)\b",
     "a number is a number": r"\bso many\b",
     "subject, verb, object": r"(?:^|[.:;]\s|\"\"\"|[#*]\s)\s*Of (?:the|a|an|all|those|these|what)\b",
     "no subject is negated": r"\b(?:who|what|which) (?:is|are) (?:no|none)\b",
-    "the standard word": r"\b(?:torn|deaf|to be had)\b",
+    "only people tell and hear": r"\b(?:tells|told|hears|heard)\b",
+    "the standard word": r"\b(?:torn|deaf|to be had|cannot be had)\b",
 }
-LEFT = {
-    "every sentence has an actor": 31,
-    "a number is a number": 4,
-    "subject, verb, object": 7,
-    "no subject is negated": 0,
-    "the standard word": 1,
-}
-"""How often a rule is still broken, at most.  These numbers only become smaller."""
+"""What breaks a rule.  (``"nobody"`` in quotes is a user of the system.)"""
+CASE_COUNTS = ("subject, verb, object",)
+NOT_IN_TESTS = ("only people tell and hear",)
+"""The names of tests are no prose."""
 
 
 def texts() -> Iterator[tuple[str, str]]:
@@ -41,27 +38,18 @@ def texts() -> Iterator[tuple[str, str]]:
 
 def breaches(rule: str) -> list[str]:
     """Where a rule is broken."""
-    pattern = re.compile(RULES[rule], re.MULTILINE | re.IGNORECASE if rule != "subject, verb, object" else re.MULTILINE)
+    pattern = re.compile(RULES[rule], re.MULTILINE if rule in CASE_COUNTS else re.MULTILINE | re.IGNORECASE)
     return [
         f"{name}:{text.count(chr(10), 0, match.start()) + 1}: {match[0].strip()}"
         for name, text in texts()
+        if not (rule in NOT_IN_TESTS and name.startswith("tests/"))
         for match in pattern.finditer(text)
     ]
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_the_rules_are_kept(rule: str) -> None:
-    found = breaches(rule)
-    assert len(found) <= LEFT[rule], found
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_pages_examples_and_benchmarks_keep_them_all(rule: str) -> None:
-    assert not [
-        breach
-        for breach in breaches(rule)
-        if breach.startswith(("docs/", "examples/", "benchmarks/")) or ".md:" in breach
-    ]
+    assert not breaches(rule)
 
 
 @pytest.mark.parametrize(
@@ -72,6 +60,7 @@ def test_pages_examples_and_benchmarks_keep_them_all(rule: str) -> None:
         ("subject, verb, object", '"""Of the two, the first.'),
         ("subject, verb, object", "It is. Of all errors, this"),
         ("no subject is negated", "what is no address is refused"),
+        ("only people tell and hear", "the socket tells of its error"),
         ("the standard word", "where a ring is not to be had"),
     ],
 )

@@ -16,8 +16,8 @@ from support.pairs import Pair, until
 import gain_trio
 from gain_trio import Connection, Marks
 from gain_trio._io_manager import current_manager
-from gain_trio._transports import _turns
-from gain_trio._transports._turns import TURN, Turn
+from gain_trio._transports import _time_slices
+from gain_trio._transports._time_slices import SLICE_NS, TimeSlice
 from gain_trio.callbacks import Config, EventHandler
 from gain_trio.callbacks._stream_driver import StreamDriver
 
@@ -42,26 +42,26 @@ class Clock:
         return self.looks * self.step
 
 
-def calls_of_a_turn(turn: Turn) -> int:
+def calls_of_a_slice(time_slice: TimeSlice) -> int:
     calls = 1
-    while not turn.is_over():
+    while not time_slice.is_over():
         calls += 1
     return calls
 
 
 def test_the_usual_step_does_not_look_at_the_clock() -> None:
-    clock = Clock(TURN)
-    turn = Turn(clock)
+    clock = Clock(SLICE_NS)
+    time_slice = TimeSlice(clock)
     for _ in range(100):
-        turn.begin()
-        assert not turn.is_over()
-        assert not turn.is_over()
+        time_slice.begin()
+        assert not time_slice.is_over()
+        assert not time_slice.is_over()
     assert not clock.looks
 
 
 def test_a_turn_of_slow_calls_is_over_at_once() -> None:
-    turn = Turn(Clock(TURN))
-    assert [calls_of_a_turn(turn) for _ in range(10)] == [4] * 10
+    time_slice = TimeSlice(Clock(SLICE_NS))
+    assert [calls_of_a_slice(time_slice) for _ in range(10)] == [4] * 10
 
 
 def test_a_turn_of_fast_calls_seldom_looks_at_the_clock() -> None:
@@ -73,12 +73,12 @@ def test_a_turn_of_fast_calls_seldom_looks_at_the_clock() -> None:
         looks += 1
         return now
 
-    turn = Turn(clock)
+    time_slice = TimeSlice(clock)
     calls = 0
-    while not turn.is_over():
+    while not time_slice.is_over():
         now += 1000
         calls += 1
-    assert TURN // 1000 <= calls <= TURN // 1000 + 64 + 3
+    assert SLICE_NS // 1000 <= calls <= SLICE_NS // 1000 + 64 + 3
     assert looks < 60
 
 
@@ -96,20 +96,20 @@ FROM_MEMORY: dict[str, Call] = {
 }
 
 
-def look_without_time(turn: Turn) -> bool:
-    turn.begin()
+def look_without_time(time_slice: TimeSlice) -> bool:
+    time_slice.begin()
     return True
 
 
 @pytest.fixture
 def no_time(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Turns are over as soon as the clock is looked at; on the ring at the second look, and once the test calls this."""
-    monkeypatch.setattr(_turns.Turn, "_look", look_without_time)
+    monkeypatch.setattr(_time_slices.TimeSlice, "_look", look_without_time)
 
     def shorten() -> None:
         manager = current_manager("a test")
         if manager is not None:
-            manager.reactor.turn_ns = 0
+            manager.proactor.slice_ns = 0
 
     return shorten
 

@@ -468,7 +468,7 @@ async def test_a_wait_that_ends_with_its_manager_is_let_go_once(
     """Closing reaps operations with and without a waiting task, cancelled before or after."""
     manager = UringIOManager()
     manager._bind()
-    poll = manager.reactor.poll(sockets[0].fileno(), PollEvent.IN)
+    poll = manager.proactor.poll(sockets[0].fileno(), PollEvent.IN)
 
     async def wait() -> None:
         await poll

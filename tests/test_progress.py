@@ -16,7 +16,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio
 from gain_trio import Connection
-from gain_trio._transports._patience import STALL, Movement, Patience, unacknowledged
+from gain_trio._transports._peer_progress import STALL, CloseWait, PeerProgress, unacknowledged
 from gain_trio.callbacks import EventHandler, SlowReader
 
 pytestmark = pytest.mark.connections
@@ -305,7 +305,7 @@ async def test_a_peer_that_takes_nothing_is_idle(
 
 
 def test_movement_between_two_looks() -> None:
-    movement = Movement()
+    movement = PeerProgress()
     looks = [(5, 100, 0, 0), (6, 100, 0, 0), (7, 90, 0, 6), (8, 90, 0, 6), (9, 0, 0, 6), (10, 80, 0, 6)]
     for now, left, active_at, expected in looks:
         assert movement.look(now, active_at, 1000, left) == expected
@@ -313,7 +313,7 @@ def test_movement_between_two_looks() -> None:
 
 
 def test_a_connection_with_nothing_on_its_way_is_looked_at_twice() -> None:
-    movement = Movement()
+    movement = PeerProgress()
     assert movement.next_look(0, 0, 32) == 16
     movement.look(16, 0, 10, 0)
     assert movement.next_look(16, 0, 32) == 32
@@ -339,7 +339,7 @@ class Feigned:
 
 async def test_patience_with_a_peer_that_takes_nothing(autojump_clock: MockClock) -> None:
     start = trio.current_time()
-    assert not await Patience(Feigned()).wait(trio.sleep_forever)
+    assert not await CloseWait(Feigned()).wait(trio.sleep_forever)
     assert trio.current_time() == start + STALL
 
 
@@ -355,7 +355,7 @@ async def test_patience_ends_when_a_peer_stops(autojump_clock: MockClock, attrib
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(move)
-        assert not await Patience(feigned).wait(trio.sleep_forever)
+        assert not await CloseWait(feigned).wait(trio.sleep_forever)
     assert start + 21 + STALL * 0.8 <= trio.current_time() <= start + 21 + STALL
 
 
@@ -370,7 +370,7 @@ async def test_patience_has_an_end(autojump_clock: MockClock) -> None:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(move)
-        assert not await Patience(feigned).wait(trio.sleep_forever)
+        assert not await CloseWait(feigned).wait(trio.sleep_forever)
         nursery.cancel_scope.cancel()
     assert trio.current_time() == start + 60
 

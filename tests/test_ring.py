@@ -697,11 +697,11 @@ def test_closing_ends_all_that_lasts_on_a_connection(unwanted: Feature) -> None:
     """Also on a connection that was not closed before."""
     ring = Ring(RingOptions(unwanted=unwanted))
     errors = (trio.ClosedResourceError, trio.BusyResourceError, trio.TooSlowError)
-    reactor = fastpath.Reactor(ring.address, ring, OSError, *errors, False)
+    proactor = fastpath.Proactor(ring.address, ring, OSError, *errors, False)
     one, other = socket.socketpair()
     with one, other:
-        stream = fastpath.Stream(reactor, one.fileno(), 2, 1, 1)
-        reactor.wait(0)
+        stream = fastpath.Connection(proactor, one.fileno(), 2, 1, 1)
+        proactor.wait(0)
         assert ring.statistics().operations_in_flight == 2, "a receive, and the watch for the hangup"
         assert ring.close() == 0
         del stream

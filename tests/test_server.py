@@ -30,7 +30,7 @@ from trio.testing import wait_all_tasks_blocked
 
 import gain_trio
 from gain_trio import Connection, Marks, Server
-from gain_trio._transports._patience import STALL
+from gain_trio._transports._peer_progress import STALL
 
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup, ExceptionGroup

@@ -34,7 +34,7 @@ from trio.testing import MockClock, assert_checkpoints, check_two_way_stream, wa
 
 import gain_trio
 from gain_trio import Connection, IncompleteMessage, Marks, MessageTooLong
-from gain_trio._transports._patience import STALL
+from gain_trio._transports._peer_progress import STALL
 from gain_trio._transports._tls._tls_connection import TlsConnection
 from gain_trio._transports._tls._tls_traffic import CHUNK, CONTROL_ROOM
 

@@ -15,7 +15,7 @@ from support.tls_pairs import TlsPair, clog
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gain_trio import Connection, Marks
-from gain_trio._transports._patience import STALL
+from gain_trio._transports._peer_progress import STALL
 from gain_trio._transports._tls._tls_connection import TlsConnection
 from gain_trio._transports._tls._tls_traffic import CHUNK, CONTROL_ROOM, PIECE
 

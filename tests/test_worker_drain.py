@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.connections, pytest.mark.slow]
 
 
 class Server:
-    """A worker's own, as far as its drain can see; ``has_unheard`` until some time."""
+    """A worker's own, as far as its drain can see; ``has_silent`` until some time."""
 
     def __init__(self, heard_at: float) -> None:
         self.draining = trio.Event()
@@ -38,7 +38,7 @@ class Server:
         self._acceptors = [SimpleNamespace(is_over=False)]
 
     @property
-    def has_unheard(self) -> bool:
+    def has_silent(self) -> bool:
         return trio.current_time() < self._heard_at
 
     def stop_accepting(self) -> None:
@@ -102,14 +102,14 @@ async def test_what_has_brought_nothing_is_unheard() -> None:
     client, accepted = await open_pair()
     async with client, trio.open_nursery() as nursery:
         await nursery.start(consumer.run)
-        assert not consumer.has_unheard
+        assert not consumer.has_silent
         consumer.hand_off(accepted)
         await entered.wait()
         await client.send(b"?")  # which may be of a handshake
-        assert consumer.has_unheard
+        assert consumer.has_silent
         leave.set()
         await receive_exactly(client, 8)
-        assert not consumer.has_unheard
+        assert not consumer.has_silent
         nursery.cancel_scope.cancel()
 
 

@@ -13,7 +13,7 @@
  *                     └──drive──> PARKED         woken, but there was nothing left, or not enough: wait again
  *                     └──throw/close──> DONE
  *
- * The turn of the scheduler is for a task that has gone on without one for a millisecond ("turns" in worklists.c), and for
+ * The turn of the scheduler is for a task that has gone on without one for a millisecond ("time slices" in worklists.c), and for
  * answers that move no bytes: the end of the stream once more, a send of nothing.  With these a task could go on for ever,
  * and no cancellation would reach it.
  *
@@ -25,7 +25,7 @@
 #include <errno.h>
 
 #define FREE_LIST_SIZE 256
-#define MOST_SPARE 256 /* waiters that a reactor keeps */
+#define MOST_SPARE 256 /* waiters that a proactor keeps */
 
 static gt_call *free_list[FREE_LIST_SIZE];
 static int free_count;
@@ -39,9 +39,9 @@ int gt_raise_os_error(int error)
     return -1;
 }
 
-PyObject *gt_raise_broken(gt_reactor *reactor, int error)
+PyObject *gt_raise_broken(gt_proactor *proactor, int error)
 {
-    PyObject *exception = PyObject_CallFunction(reactor->make_broken, "i", error);
+    PyObject *exception = PyObject_CallFunction(proactor->make_broken, "i", error);
     if (exception) {
         PyErr_SetObject((PyObject *)Py_TYPE(exception), exception);
         Py_DECREF(exception);
@@ -51,27 +51,27 @@ PyObject *gt_raise_broken(gt_reactor *reactor, int error)
 
 int gt_call_raise_closed(const gt_call *self)
 {
-    PyErr_Format(self->reactor->closed_error, "this %s was closed", self->kind->owner);
+    PyErr_Format(self->proactor->closed_error, "this %s was closed", self->kind->owner);
     return -1;
 }
 
 /* --- waiters --- */
 
-static gt_waiter *take_waiter(gt_reactor *reactor)
+static gt_waiter *take_waiter(gt_proactor *proactor)
 {
-    gt_waiter *waiter = reactor->spare_waiters;
+    gt_waiter *waiter = proactor->spare_waiters;
     if (waiter) {
-        reactor->spare_waiters = waiter->next;
-        reactor->spare_count--;
+        proactor->spare_waiters = waiter->next;
+        proactor->spare_count--;
         return waiter;
     }
     waiter = PyObject_GC_New(gt_waiter, &gt_waiter_type);
     if (!waiter)
         return NULL;
     memset((char *)waiter + sizeof(PyObject), 0, sizeof *waiter - sizeof(PyObject));
-    waiter->succeeded = Py_NewRef(reactor->trio.abort_succeeded);
+    waiter->succeeded = Py_NewRef(proactor->trio.abort_succeeded);
     PyObject_GC_Track(waiter);
-    waiter->trap = PyObject_CallOneArg(reactor->trio.trap_type, (PyObject *)waiter);
+    waiter->trap = PyObject_CallOneArg(proactor->trio.trap_type, (PyObject *)waiter);
     if (!waiter->trap)
         Py_CLEAR(waiter);
     return waiter;
@@ -84,27 +84,27 @@ static void drop_waiter(gt_waiter *waiter)
     Py_DECREF(waiter);
 }
 
-static void give_back(gt_reactor *reactor, gt_waiter *waiter)
+static void give_back(gt_proactor *proactor, gt_waiter *waiter)
 {
     PyObject *task = waiter->task;
     waiter->task = NULL;
     waiter->call = NULL;
-    if (reactor->spare_count < MOST_SPARE && !reactor->closed && !waiter->is_ready) {
-        waiter->next = reactor->spare_waiters;
-        reactor->spare_waiters = waiter;
-        reactor->spare_count++;
+    if (proactor->spare_count < MOST_SPARE && !proactor->closed && !waiter->is_ready) {
+        waiter->next = proactor->spare_waiters;
+        proactor->spare_waiters = waiter;
+        proactor->spare_count++;
     } else {
         drop_waiter(waiter);
     }
     Py_XDECREF(task);
 }
 
-void gt_waiters_drop_spare(gt_reactor *reactor)
+void gt_waiters_drop_spare(gt_proactor *proactor)
 {
     gt_waiter *waiter;
-    while ((waiter = reactor->spare_waiters)) {
-        reactor->spare_waiters = waiter->next;
-        reactor->spare_count--;
+    while ((waiter = proactor->spare_waiters)) {
+        proactor->spare_waiters = waiter->next;
+        proactor->spare_count--;
         drop_waiter(waiter);
     }
 }
@@ -114,11 +114,11 @@ int gt_waiter_wake(gt_waiter *waiter, bool in_place)
     PyObject *task = waiter->task;
     if (!task)
         return 0;
-    gt_reactor *reactor = waiter->call->reactor;
+    gt_proactor *proactor = waiter->call->proactor;
     waiter->task = NULL;
     int result = 0;
-    if (!reactor->closed) /* else the run is over, and its tasks with it */
-        result = gt_reactor_wake(reactor, task, (PyObject *)waiter, in_place);
+    if (!proactor->closed) /* else the run is over, and its tasks with it */
+        result = gt_proactor_wake(proactor, task, (PyObject *)waiter, in_place);
     Py_DECREF(task);
     return result;
 }
@@ -198,7 +198,7 @@ PyTypeObject gt_waiter_type = {
 
 /* --- life --- */
 
-gt_call *gt_call_new(const gt_kind *kind, gt_reactor *reactor, PyObject *owner)
+gt_call *gt_call_new(const gt_kind *kind, gt_proactor *proactor, PyObject *owner)
 {
     gt_call *self;
     if (free_count > 0) {
@@ -210,7 +210,7 @@ gt_call *gt_call_new(const gt_kind *kind, gt_reactor *reactor, PyObject *owner)
             return NULL;
     }
     self->kind = kind;
-    self->reactor = reactor;
+    self->proactor = proactor;
     self->owner = Py_NewRef(owner);
     self->waiter = NULL;
     self->data = self->parts = NULL;
@@ -249,7 +249,7 @@ static void end(gt_call *self)
     gt_waiter *waiter = self->waiter;
     self->waiter = NULL;
     if (waiter)
-        give_back(self->reactor, waiter);
+        give_back(self->proactor, waiter);
     gt_call_release(self);
     Py_CLEAR(self->parts);
 }
@@ -317,7 +317,7 @@ static PySendResult park(gt_call *self, PyObject *task, bool cancelled, PyObject
         return PYGEN_ERROR;
     }
     if (!self->waiter) {
-        gt_waiter *waiter = take_waiter(self->reactor);
+        gt_waiter *waiter = take_waiter(self->proactor);
         if (!waiter)
             return PYGEN_ERROR;
         waiter->call = self;
@@ -328,7 +328,7 @@ static PySendResult park(gt_call *self, PyObject *task, bool cancelled, PyObject
     if (self->kind->park && self->kind->park(self, cancelled) < 0)
         return PYGEN_ERROR;
     Py_XSETREF(self->waiter->task, Py_NewRef(task));
-    gt_reactor_begin_turn(self->reactor);
+    gt_proactor_begin_slice(self->proactor);
     self->state = GT_CALL_PARKED;
     *result = Py_NewRef(self->waiter->trap);
     return PYGEN_NEXT;
@@ -345,7 +345,7 @@ static PySendResult answer(gt_call *self, PyObject *task, PyObject **result)
 static PySendResult start(gt_call *self, PyObject *task, PyObject **result)
 {
     const gt_kind *kind = self->kind;
-    gt_trio *trio = &self->reactor->trio;
+    gt_trio *trio = &self->proactor->trio;
     if (kind->refuse && kind->refuse(self) < 0)
         return PYGEN_ERROR;
     int cancelled = gt_trio_cancel_is_pending(trio, task);
@@ -354,7 +354,7 @@ static PySendResult start(gt_call *self, PyObject *task, PyObject **result)
     if (cancelled) /* nothing has been done yet; parking lets Trio deliver it */
         return park(self, task, true, result);
     if (self->state == GT_CALL_NEW && kind->in_place &&
-        ((kind->moves_nothing && kind->moves_nothing(self)) || gt_reactor_turn_is_over(self->reactor))) {
+        ((kind->moves_nothing && kind->moves_nothing(self)) || gt_proactor_turn_is_over(self->proactor))) {
         self->state = GT_CALL_YIELDED;
         *result = Py_NewRef(trio->checkpoint);
         return PYGEN_NEXT;
@@ -368,7 +368,7 @@ static PySendResult start(gt_call *self, PyObject *task, PyObject **result)
 static PySendResult resume(gt_call *self, PyObject *task, PyObject *message, PyObject **result)
 {
     /* `woken` is one object for all wake-ups, and an Outcome can be unwrapped once. */
-    if (message != Py_None && message != self->reactor->trio.woken) {
+    if (message != Py_None && message != self->proactor->trio.woken) {
         PyObject *value = PyObject_CallMethod(message, "unwrap", NULL);
         if (!value)
             return PYGEN_ERROR;
@@ -384,19 +384,19 @@ static PySendResult resume(gt_call *self, PyObject *task, PyObject *message, PyO
 /* The task that drives the call, borrowed.  NULL with an exception if it cannot. */
 static PyObject *driving_task(const gt_call *self, const PyObject *message)
 {
-    gt_reactor *reactor = self->reactor;
-    if (reactor->closed) { /* the run is over, and what it knew of tasks is gone */
-        PyErr_Format(reactor->closed_error, "this %s was closed at the end of its run", self->kind->owner);
+    gt_proactor *proactor = self->proactor;
+    if (proactor->closed) { /* the run is over, and what it knew of tasks is gone */
+        PyErr_Format(proactor->closed_error, "this %s was closed at the end of its run", self->kind->owner);
         return NULL;
     }
-    if (!gt_reactor_check_thread(reactor))
+    if (!gt_proactor_check_thread(proactor))
         return NULL;
     if (self->state == GT_CALL_PARKED && message == Py_None &&
         self->waiter->task) { /* waking takes the task from there */
         PyErr_SetString(PyExc_RuntimeError, "this receive() or send() is being awaited by another task already");
         return NULL;
     }
-    return gt_trio_current_task(&reactor->trio);
+    return gt_trio_current_task(&proactor->trio);
 }
 
 static PySendResult drive(PyObject *object, PyObject *message, PyObject **result)

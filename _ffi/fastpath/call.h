@@ -21,7 +21,7 @@
 #include <stdint.h>
 #include <sys/socket.h>
 
-typedef struct gt_reactor gt_reactor;
+typedef struct gt_proactor gt_proactor;
 typedef struct gt_stream gt_stream;
 typedef struct gt_call gt_call;
 typedef struct gt_kind gt_kind;
@@ -71,10 +71,10 @@ typedef union {
 struct gt_call {
     PyObject_HEAD
     const gt_kind *kind;
-    gt_reactor *reactor; /* borrowed: the owner holds it */
-    PyObject *owner;     /* the gt_connection, the gt_endpoint, or for a poll the reactor */
-    gt_waiter *waiter;   /* from the first parking on */
-    PyObject *data;      /* the argument, if it is bytes */
+    gt_proactor *proactor; /* borrowed: the owner holds it */
+    PyObject *owner;       /* the gt_connection, the gt_endpoint, or for a poll the proactor */
+    gt_waiter *waiter;     /* from the first parking on */
+    PyObject *data;        /* the argument, if it is bytes */
     PyObject *
         parts; /* the same of several: a tuple of bytes and memoryviews, of which `data` or `view` is the current one */
     Py_buffer view; /* the argument, if it is any other buffer */
@@ -98,7 +98,7 @@ struct gt_call {
             bool notified; /* out of the queue, and its task has yet to run */
         } datagram;
         struct {
-            gt_call *previous, *next; /* on the reactor's list while pending */
+            gt_call *previous, *next; /* on the proactor's list while pending */
             uint64_t key;
             uint32_t events;
             int fd;
@@ -109,28 +109,29 @@ struct gt_call {
     };
 };
 
-/* A parked task, and the abort function that Trio calls to cancel it.  The reactor keeps those that no call has. */
+/* A parked task, and the abort function that Trio calls to cancel it.  The proactor keeps those that no call has. */
 struct gt_waiter {
     PyObject_HEAD
     gt_call *call;       /* borrowed, while the call has it */
     PyObject *task;      /* NULL: not parked */
     PyObject *trap;      /* WaitTaskRescheduled(self): a cycle, which is opened where a waiter is dropped */
     PyObject *succeeded; /* trio.lowlevel.Abort.SUCCEEDED */
-    gt_waiter *next; /* on the reactor's list of waiters to wake, which owns a reference, or on the one of spare ones */
-    bool is_ready;   /* on the first of these lists */
+    gt_waiter
+        *next;     /* on the proactor's list of waiters to wake, which owns a reference, or on the one of spare ones */
+    bool is_ready; /* on the first of these lists */
 };
 
 extern PyTypeObject gt_call_type;
 extern PyTypeObject gt_waiter_type;
-gt_call *gt_call_new(const gt_kind *kind, gt_reactor *reactor, PyObject *owner);
+gt_call *gt_call_new(const gt_kind *kind, gt_proactor *proactor, PyObject *owner);
 bool gt_call_set_view(gt_call *call, PyObject *buffer, int flags); /* false: exception set */
 void gt_call_release(gt_call *call);                               /* what it holds of its argument */
 gt_call *gt_call_withdraw(gt_call *call);      /* it could not be made; takes the caller's reference.  NULL */
 int gt_call_raise_closed(const gt_call *call); /* -1 */
 int gt_raise_os_error(int error);              /* -1 */
-PyObject *gt_raise_broken(gt_reactor *reactor, int error); /* NULL */
-int gt_waiter_wake(gt_waiter *waiter, bool in_place);      /* the task that is parked, if there is one */
+PyObject *gt_raise_broken(gt_proactor *proactor, int error); /* NULL */
+int gt_waiter_wake(gt_waiter *waiter, bool in_place);        /* the task that is parked, if there is one */
 int gt_waiter_resume(gt_waiter *waiter); /* the same if its call is satisfied, in the way that its kind wants */
-void gt_waiters_drop_spare(gt_reactor *reactor);
+void gt_waiters_drop_spare(gt_proactor *proactor);
 
 #endif

@@ -12,14 +12,14 @@
 
 static int connection_init(gt_connection *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"reactor", "descriptor", "receive_high", "receive_low", "send_high", NULL};
-    PyObject *reactor;
+    static char *names[] = {"proactor", "descriptor", "receive_high", "receive_low", "send_high", NULL};
+    PyObject *proactor;
     int descriptor;
     Py_ssize_t receive_high, receive_low, send_high;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!innn:Stream", names, &gt_reactor_type, &reactor, &descriptor,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!innn:Stream", names, &gt_proactor_type, &proactor, &descriptor,
                                      &receive_high, &receive_low, &send_high))
         return -1;
-    if (self->reactor) {
+    if (self->proactor) {
         PyErr_SetString(PyExc_RuntimeError, "a connection is initialised once");
         return -1;
     }
@@ -27,19 +27,19 @@ static int connection_init(gt_connection *self, PyObject *args, PyObject *kwargs
         PyErr_SetString(PyExc_ValueError, "need descriptor >= 0, 0 <= receive_low < receive_high, send_high > 0");
         return -1;
     }
-    if (((gt_reactor *)reactor)->closed) {
+    if (((gt_proactor *)proactor)->closed) {
         PyErr_SetString(PyExc_RuntimeError, "the run that this connection was to belong to is over");
         return -1;
     }
-    if (!gt_reactor_check_thread((gt_reactor *)reactor))
+    if (!gt_proactor_check_thread((gt_proactor *)proactor))
         return -1;
-    self->stream = gt_stream_open((gt_reactor *)reactor, self, descriptor);
+    self->stream = gt_stream_open((gt_proactor *)proactor, self, descriptor);
     if (!self->stream)
         return -1;
     self->stream->receive_high = (size_t)receive_high;
     self->stream->receive_low = (size_t)receive_low;
     self->stream->send_high = (size_t)send_high;
-    self->reactor = (gt_reactor *)Py_NewRef(reactor);
+    self->proactor = (gt_proactor *)Py_NewRef(proactor);
     gt_direction_init(&self->receiving);
     gt_direction_init(&self->sending);
     return 0;
@@ -47,7 +47,7 @@ static int connection_init(gt_connection *self, PyObject *args, PyObject *kwargs
 
 static int connection_traverse(gt_connection *self, visitproc visit, void *arg)
 {
-    Py_VISIT(self->reactor);
+    Py_VISIT(self->proactor);
     Py_VISIT(self->context);
     return 0;
 }
@@ -61,13 +61,13 @@ static int connection_clear(gt_connection *self)
 /* The program has dropped it without closing it: warn, as a socket does, and close. */
 static void connection_finalize(gt_connection *self)
 {
-    if (!self->stream || self->stream->closing || self->reactor->ring->dead)
+    if (!self->stream || self->stream->closing || self->proactor->ring->dead)
         return;
     gt_warn_unclosed((PyObject *)self);
     self->closed = true;
     if (self->stream) {
         gt_stream_close(self->stream, self->stream->outbound.size > 0); /* an error leaves FIN */
-        gt_reactor_wake_thread(self->reactor);
+        gt_proactor_wake_thread(self->proactor);
     }
 }
 
@@ -80,14 +80,14 @@ static void connection_dealloc(gt_connection *self)
         PyObject_ClearWeakRefs((PyObject *)self);
     if (self->stream) {
         if (!self->stream->closing &&
-            !self->reactor->ring->dead) { /* a __del__ of a class made of this one hid the finalizer */
+            !self->proactor->ring->dead) { /* a __del__ of a class made of this one hid the finalizer */
             gt_stream_close(self->stream, self->stream->outbound.size > 0);
-            gt_reactor_wake_thread(self->reactor);
+            gt_proactor_wake_thread(self->proactor);
         }
         self->stream->connection = NULL;
     }
     connection_clear(self);
-    Py_CLEAR(self->reactor);
+    Py_CLEAR(self->proactor);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
@@ -95,8 +95,8 @@ static void connection_dealloc(gt_connection *self)
 
 static gt_call *new_call(gt_connection *self, enum gt_stream_call kind)
 {
-    if (self->reactor)
-        return gt_call_new(&gt_stream_kinds[kind], self->reactor, (PyObject *)self);
+    if (self->proactor)
+        return gt_call_new(&gt_stream_kinds[kind], self->proactor, (PyObject *)self);
     PyErr_SetString(PyExc_RuntimeError, "this connection was never initialised");
     return NULL;
 }
@@ -190,9 +190,9 @@ static PyObject *connection_wait_change(gt_connection *self, PyObject *watched)
 
 static PyObject *connection_note_change(gt_connection *self, PyObject *Py_UNUSED(ignored))
 {
-    if (!self->reactor || !self->stream || self->closed)
+    if (!self->proactor || !self->stream || self->closed)
         Py_RETURN_NONE; /* the wait has raised that */
-    if (!gt_reactor_check_thread(self->reactor))
+    if (!gt_proactor_check_thread(self->proactor))
         return NULL;
     self->stream->change_noted = true;
     const gt_call *call = self->receiving.call;
@@ -307,11 +307,11 @@ static PyObject *connection_find(gt_connection *self, PyObject *const *args, Py_
 
 static bool begin_refusing(gt_connection *self)
 {
-    if (!self->reactor) {
+    if (!self->proactor) {
         PyErr_SetString(PyExc_RuntimeError, "this connection was never initialised");
         return false;
     }
-    if (!gt_reactor_check_thread(self->reactor))
+    if (!gt_proactor_check_thread(self->proactor))
         return false;
     self->closed = true;
     if (self->stream && self->sending.call && gt_call_is_incomplete(self->sending.call))
@@ -361,7 +361,7 @@ static PyObject *connection_hold_sends(gt_connection *self, PyObject *held)
     Py_RETURN_NONE;
 }
 
-static PyObject *connection_tear_sends(gt_connection *self, PyObject *Py_UNUSED(ignored))
+static PyObject *connection_mark_send_incomplete(gt_connection *self, PyObject *Py_UNUSED(ignored))
 {
     if (self->stream)
         self->stream->send_incomplete = true;
@@ -454,7 +454,7 @@ static PyGetSetDef connection_getset[] = {
     {"_send_error", (getter)get_send_error, NULL, PyDoc_STR("errno of the send that failed, or 0."), NULL},
     {"_receive_would_wait", (getter)get_receive_would_wait, NULL,
      PyDoc_STR("Whether receive() would neither answer nor fail at once."), NULL},
-    {"_is_send_torn", (getter)get_is_send_torn, NULL,
+    {"_is_send_incomplete", (getter)get_is_send_torn, NULL,
      PyDoc_STR("Whether a send ended with only a part of its data queued."), NULL},
     {"_is_closed", (getter)get_is_closed, NULL, PyDoc_STR("Whether calls are refused."), NULL},
     {"_is_send_eof", (getter)get_is_send_eof, NULL, PyDoc_STR("Whether sends are refused."), NULL},
@@ -527,8 +527,8 @@ static PyMethodDef connection_methods[] = {
     {"_hold_sends", (PyCFunction)connection_hold_sends, METH_O,
      PyDoc_STR("_hold_sends($self, held, /)\n--\n\nWhether another task sends past this object, and its own sends are "
                "busy.")},
-    {"_tear_sends", (PyCFunction)connection_tear_sends, METH_NOARGS,
-     PyDoc_STR("_tear_sends($self, /)\n--\n\nWhat was sent is no whole: refuse sends, and close with RST.")},
+    {"_mark_send_incomplete", (PyCFunction)connection_mark_send_incomplete, METH_NOARGS,
+     PyDoc_STR("_mark_send_incomplete($self, /)\n--\n\nWhat was sent is no whole: refuse sends, and close with RST.")},
     {"_fail_sends", (PyCFunction)connection_fail_sends, METH_O,
      PyDoc_STR(
          "_fail_sends($self, errno, /)\n--\n\nWhat was sent past this object has failed: why the first thing did.")},
@@ -543,7 +543,7 @@ static PyMethodDef connection_methods[] = {
 
 PyTypeObject gt_connection_type = {
     PyVarObject_HEAD_INIT(NULL, 0) /* the macro brings the comma */
-        .tp_name = "gain_trio._fastpath.Stream",
+        .tp_name = "gain_trio._fastpath.Connection",
     .tp_basicsize = sizeof(gt_connection),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
     .tp_doc = PyDoc_STR("A connected stream socket on the ring."),

@@ -3,7 +3,7 @@
  * They differ from the calls of a connection in that any number of tasks may receive and send at the same time:
  * wait_queue.c.
  *
- * A task can go on without the scheduler for about a millisecond ("turns" in worklists.c); and while sending, for no more
+ * A task can go on without the scheduler for about a millisecond ("time slices" in worklists.c); and while sending, for no more
  * datagrams than gt_endpoint_has_room() allows.
  */
 #include "endpoint.h"
@@ -80,7 +80,7 @@ static int answer_send(gt_call *self, PyObject **result)
         return -1;
     }
     datagram->to = self->datagram.to;
-    endpoint->turn++;
+    endpoint->sent_in_slice++;
     gt_socket_want(endpoint->socket);
     if (at_once && !endpoint->socket->poll.armed) {
         int error = gt_endpoint_flush(endpoint);

@@ -47,7 +47,7 @@ int gt_connection_unwatch(gt_connection *self)
     bool timed = stream && stream->timed;
     if (timed) {
         stream->timed = false;
-        stream->reactor->timed_streams--;
+        stream->proactor->timed_streams--;
     }
     if (!timed && self->receiving.looked_at == INFINITY && self->sending.looked_at == INFINITY)
         return 0;
@@ -86,7 +86,7 @@ static gt_direction *direction_named(gt_connection *self, void *closure)
 
 PyObject *gt_connection_get_deadline(gt_connection *self, void *closure)
 {
-    return PyFloat_FromDouble(self->reactor ? direction_named(self, closure)->deadline : INFINITY);
+    return PyFloat_FromDouble(self->proactor ? direction_named(self, closure)->deadline : INFINITY);
 }
 
 int gt_connection_set_deadline(gt_connection *self, PyObject *value, void *closure)
@@ -102,11 +102,11 @@ int gt_connection_set_deadline(gt_connection *self, PyObject *value, void *closu
         PyErr_SetString(PyExc_ValueError, "a deadline is a time on Trio's clock, and not nan");
         return -1;
     }
-    if (!self->reactor) {
+    if (!self->proactor) {
         PyErr_SetString(PyExc_RuntimeError, "this connection was never initialised");
         return -1;
     }
-    if (!gt_reactor_check_thread(self->reactor))
+    if (!gt_proactor_check_thread(self->proactor))
         return -1;
     gt_direction *direction = direction_named(self, closure);
     direction->deadline = deadline;
@@ -125,12 +125,12 @@ PyObject *gt_connection_timed(gt_connection *self, PyObject *wanted)
     if (stream && !stream->closing && stream->timed != timed) {
         stream->timed = timed;
         if (timed) {
-            stream->reactor->timed_streams++;
-            if (gt_reactor_look_at_clock(stream->reactor) < 0)
+            stream->proactor->timed_streams++;
+            if (gt_proactor_look_at_clock(stream->proactor) < 0)
                 return NULL;
-            stream->active_at = stream->reactor->now;
+            stream->active_at = stream->proactor->now;
         } else {
-            stream->reactor->timed_streams--;
+            stream->proactor->timed_streams--;
         }
     }
     Py_RETURN_NONE;
@@ -145,9 +145,9 @@ PyObject *gt_connection_has_sent(gt_connection *self, PyObject *count)
     self->bytes_sent += sent;
     gt_stream *stream = self->stream;
     if (stream && stream->timed) {
-        if (gt_reactor_look_at_clock(stream->reactor) < 0)
+        if (gt_proactor_look_at_clock(stream->proactor) < 0)
             return NULL;
-        stream->active_at = stream->reactor->now;
+        stream->active_at = stream->proactor->now;
     }
     Py_RETURN_NONE;
 }
@@ -162,7 +162,7 @@ PyObject *gt_connection_unacknowledged(gt_connection *self, PyObject *Py_UNUSED(
 {
     int count;
     const gt_stream *stream = self->stream;
-    if (!stream || stream->closing || stream->reactor->ring->dead || ioctl(stream->fd, SIOCOUTQ, &count) < 0)
+    if (!stream || stream->closing || stream->proactor->ring->dead || ioctl(stream->fd, SIOCOUTQ, &count) < 0)
         Py_RETURN_NONE;
     return PyLong_FromLong(count);
 }

@@ -22,16 +22,16 @@ static int check_numbers(int descriptor, bool known, Py_ssize_t queue_size, Py_s
 
 static int endpoint_init(gt_endpoint *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"reactor",     "descriptor", "family",  "remote", "queue_size",
+    static char *names[] = {"proactor",    "descriptor", "family",  "remote", "queue_size",
                             "queue_bytes", "max_size",   "buffers", NULL};
-    PyObject *reactor, *remote;
+    PyObject *proactor, *remote;
     int descriptor, family;
     unsigned int buffers;
     Py_ssize_t queue_size, queue_bytes, max_size;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!iiOnnnI:Endpoint", names, &gt_reactor_type, &reactor, &descriptor,
-                                     &family, &remote, &queue_size, &queue_bytes, &max_size, &buffers))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!iiOnnnI:Endpoint", names, &gt_proactor_type, &proactor,
+                                     &descriptor, &family, &remote, &queue_size, &queue_bytes, &max_size, &buffers))
         return -1;
-    if (self->reactor) {
+    if (self->proactor) {
         PyErr_SetString(PyExc_RuntimeError, "an endpoint is initialised once");
         return -1;
     }
@@ -39,13 +39,13 @@ static int endpoint_init(gt_endpoint *self, PyObject *args, PyObject *kwargs)
         family == AF_INET || family == AF_INET6 || remote != Py_None; /* connected: no addresses to deal with */
     if (check_numbers(descriptor, known, queue_size, queue_bytes, max_size) < 0)
         return -1;
-    if (((gt_reactor *)reactor)->closed) {
+    if (((gt_proactor *)proactor)->closed) {
         PyErr_SetString(PyExc_RuntimeError, "the run that this endpoint was to belong to is over");
         return -1;
     }
-    if (!gt_reactor_check_thread((gt_reactor *)reactor))
+    if (!gt_proactor_check_thread((gt_proactor *)proactor))
         return -1;
-    self->socket = gt_socket_open((gt_reactor *)reactor, self, descriptor, family, remote != Py_None, buffers);
+    self->socket = gt_socket_open((gt_proactor *)proactor, self, descriptor, family, remote != Py_None, buffers);
     if (!self->socket)
         return -1;
     self->family = family;
@@ -53,13 +53,13 @@ static int endpoint_init(gt_endpoint *self, PyObject *args, PyObject *kwargs)
     self->queue_bytes = (size_t)queue_bytes;
     self->max_size = (size_t)max_size;
     self->remote = remote == Py_None ? NULL : Py_NewRef(remote);
-    self->reactor = (gt_reactor *)Py_NewRef(reactor);
+    self->proactor = (gt_proactor *)Py_NewRef(proactor);
     return 0;
 }
 
 static int endpoint_traverse(gt_endpoint *self, visitproc visit, void *arg)
 {
-    Py_VISIT(self->reactor);
+    Py_VISIT(self->proactor);
     Py_VISIT(self->remote);
     Py_VISIT(self->context);
     return 0;
@@ -78,7 +78,7 @@ static void close_endpoint(gt_endpoint *self)
     self->closed = true;
     if (!socket || socket->closing)
         return;
-    if (!self->reactor->ring->dead) { /* in a forked child all of it is the parent's */
+    if (!self->proactor->ring->dead) { /* in a forked child all of it is the parent's */
         gt_endpoint_flush(self);
         self->failed += self->outbound.count;
     }
@@ -96,7 +96,7 @@ static void endpoint_finalize(gt_endpoint *self)
     gt_warn_unclosed((PyObject *)self);
     if (self->socket) {
         close_endpoint(self);
-        gt_reactor_wake_thread(self->reactor);
+        gt_proactor_wake_thread(self->proactor);
     }
 }
 
@@ -110,7 +110,7 @@ static void endpoint_dealloc(gt_endpoint *self)
     if (self->socket) {
         if (!self->socket->closing) { /* a class made of this one has a __del__ of its own, which hides the finalizer */
             close_endpoint(self);
-            gt_reactor_wake_thread(self->reactor);
+            gt_proactor_wake_thread(self->proactor);
         }
         self->socket->endpoint = NULL;
     }
@@ -119,7 +119,7 @@ static void endpoint_dealloc(gt_endpoint *self)
     gt_peers_clear(&self->peers);
     endpoint_clear(self);
     Py_CLEAR(self->remote);
-    Py_CLEAR(self->reactor);
+    Py_CLEAR(self->proactor);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
@@ -127,8 +127,8 @@ static void endpoint_dealloc(gt_endpoint *self)
 
 static gt_call *new_call(gt_endpoint *self, int kind)
 {
-    if (self->reactor)
-        return gt_call_new(&gt_datagram_kinds[kind], self->reactor, (PyObject *)self);
+    if (self->proactor)
+        return gt_call_new(&gt_datagram_kinds[kind], self->proactor, (PyObject *)self);
     PyErr_SetString(PyExc_RuntimeError, "this endpoint was never initialised");
     return NULL;
 }
@@ -208,11 +208,11 @@ static PyObject *endpoint_send(gt_endpoint *self, PyObject *const *args, Py_ssiz
 
 static PyObject *endpoint_close(gt_endpoint *self, PyObject *Py_UNUSED(ignored))
 {
-    if (!self->reactor) {
+    if (!self->proactor) {
         PyErr_SetString(PyExc_RuntimeError, "this endpoint was never initialised");
         return NULL;
     }
-    if (!gt_reactor_check_thread(self->reactor))
+    if (!gt_proactor_check_thread(self->proactor))
         return NULL;
     close_endpoint(self);
     if (self->socket)

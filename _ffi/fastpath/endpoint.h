@@ -74,7 +74,7 @@ void gt_datagrams_clear(gt_datagrams *queue);
 /* --- socket.c --- */
 
 struct gt_socket {
-    gt_reactor *reactor;   /* borrowed */
+    gt_proactor *proactor; /* borrowed */
     gt_endpoint *endpoint; /* borrowed; NULL when the program has dropped it */
     gt_socket *previous, *next;
     gt_socket *next_wanting;
@@ -87,7 +87,7 @@ struct gt_socket {
     bool closing;
 };
 
-gt_socket *gt_socket_open(gt_reactor *reactor, gt_endpoint *endpoint, int fd, int family, bool connected,
+gt_socket *gt_socket_open(gt_proactor *proactor, gt_endpoint *endpoint, int fd, int family, bool connected,
                           uint32_t buffers);
 void gt_socket_want(gt_socket *socket);
 void gt_socket_close(gt_socket *socket);  /* when the run waits next */
@@ -116,7 +116,7 @@ extern const gt_kind gt_datagram_kinds[];
 
 struct gt_endpoint {
     PyObject_HEAD
-    gt_reactor *reactor;
+    gt_proactor *proactor;
     gt_socket *socket; /* NULL once it is gone */
     int family;
     PyObject *remote; /* the address that it is connected to, or NULL */
@@ -128,7 +128,7 @@ struct gt_endpoint {
     gt_datagrams inbound, outbound;
     uint32_t queue_size;
     size_t queue_bytes, max_size;
-    uint32_t turn; /* datagrams that send() has taken since the reactor waited last */
+    uint32_t sent_in_slice; /* datagrams that send() has taken since the proactor waited last */
     uint64_t received, received_bytes, sent, sent_bytes, failed, dropped, oversized;
     PyObject *context;
     PyObject *weakrefs;
@@ -136,11 +136,12 @@ struct gt_endpoint {
 
 extern PyTypeObject gt_endpoint_type;
 
-#define GT_SENDS_A_TURN 256U /* send() waits for the run's next wait after this number, so that others get their turn */
+#define GT_SENDS_A_SLICE                                                                                               \
+    256U /* send() waits for the run's next wait after this number, so that others get their turn */
 #define GT_MOST_BYTES (1U << 18) /* unsent, when send() waits */
 static inline bool gt_endpoint_has_room(const gt_endpoint *endpoint)
 {
-    return endpoint->turn < GT_SENDS_A_TURN && endpoint->outbound.count < GT_SENDS_A_TURN &&
+    return endpoint->sent_in_slice < GT_SENDS_A_SLICE && endpoint->outbound.count < GT_SENDS_A_SLICE &&
            endpoint->outbound.bytes < GT_MOST_BYTES;
 }
 bool gt_endpoint_sends_at_once(const gt_call *call);

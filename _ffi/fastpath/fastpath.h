@@ -1,6 +1,6 @@
 /* fastpath.h: the types of gain_trio._fastpath and who owns what.
  *
- *     Reactor (Python object)            one a run; owns the lists below, borrows the struct gt_ring of Python's Ring
+ *     Proactor (Python object)            one a run; owns the lists below, borrows the struct gt_ring of Python's Ring
  *       └─ gt_stream (plain C)           one a connection, as the kernel sees it: descriptor, slot, queues, what is armed
  *            └─ gt_connection (object)   the same connection, as the program sees it
  *                 └─ gt_call (object)    one a call of receive(), send(), flush(), ...: call.h
@@ -10,10 +10,10 @@
  * touch hangs on it and on nothing else.  A gt_connection lives as long as the program holds it.  Each points to the other
  * without owning it, and whichever goes first clears the other's pointer.
  *
- * Files, from the bottom to the top: task.c resumes a Trio task; worklists.c has the reactor's lists; call.c is what `await` does;
+ * Files, from the bottom to the top: task.c resumes a Trio task; worklists.c has the proactor's lists; call.c is what `await` does;
  * inbound.c and outbound.c are the two byte queues; stream.c turns the state of a connection into SQEs and CQEs into state;
  * deadline.c has a connection's deadlines, stream_calls.c its calls, nowait.c those that never wait, connection.c the Python
- * type; poll.c waits for readiness; reactor.c ties them together.  All this is mechanism; policy (what to do about
+ * type; poll.c waits for readiness; proactor.c ties them together.  All this is mechanism; policy (what to do about
  * an error, when to close) is Python's.
  *
  * All of it runs under the GIL, in the thread of the run.
@@ -102,13 +102,13 @@ typedef struct {
 typedef struct gt_gather gt_gather; /* what a send of several segments points to */
 
 struct gt_stream {
-    gt_reactor *reactor;       /* borrowed: the reactor sees every stream of its off before it goes */
+    gt_proactor *proactor;     /* borrowed: the proactor sees every stream of its off before it goes */
     gt_connection *connection; /* borrowed; NULL when the program has dropped it */
     gt_stream *previous, *next;
     gt_stream *next_wanting;
     uint32_t slot;
     int fd;       /* -1 once its close has been prepared */
-    bool wanting; /* on the reactor's list of streams to prepare SQEs for */
+    bool wanting; /* on the proactor's list of streams to prepare SQEs for */
     bool closing;
     bool detached; /* closing, but the descriptor has another owner now, and stays open */
     bool timed;    /* active_at is kept up to date */
@@ -153,7 +153,7 @@ struct gt_stream {
     gt_outbound outbound;
 };
 
-gt_stream *gt_stream_open(gt_reactor *reactor, gt_connection *connection, int fd); /* NULL: exception set */
+gt_stream *gt_stream_open(gt_proactor *proactor, gt_connection *connection, int fd); /* NULL: exception set */
 /* Close the descriptor: with RST if asked for, or if the peer could take a part for the whole.  0, or the errno of asking for
  * the RST; it is closed in any case. */
 int gt_stream_close(gt_stream *stream, bool reset);
@@ -222,7 +222,7 @@ static inline int gt_direction_wake(const gt_direction *direction)
 
 struct gt_connection {
     PyObject_HEAD
-    gt_reactor *reactor;
+    gt_proactor *proactor;
     gt_stream *stream; /* NULL once the stream is gone */
     gt_direction receiving, sending;
     uint64_t bytes_received, bytes_sent; /* here, because they are asked for when the stream is gone, too */
@@ -257,7 +257,7 @@ PyObject *gt_connection_push(gt_connection *self, PyObject *ignored);
 
 /* --- poll.c: a task that waits for a descriptor to become ready --- */
 
-PyObject *gt_poll_new(gt_reactor *reactor, int fd, uint32_t events);
+PyObject *gt_poll_new(gt_proactor *proactor, int fd, uint32_t events);
 bool gt_poll_complete(gt_call *poll, const struct io_uring_cqe *cqe); /* true: its task is to be resumed */
 void gt_poll_drop(gt_call *poll);   /* its operation has ended, and its task is not to be resumed */
 void gt_poll_cancel(gt_call *poll); /* its operation is to end */
@@ -317,9 +317,9 @@ int gt_trio_leave_task(gt_trio *trio);                              /* after the
 int gt_trio_reschedule(gt_trio *trio, PyObject *task, PyObject *abort);
 int gt_task_module_init(void);
 
-/* --- reactor.c --- */
+/* --- proactor.c --- */
 
-struct gt_reactor {
+struct gt_proactor {
     PyObject_HEAD
     struct gt_ring *ring;
     PyObject *ring_owner; /* keeps the memory of `ring` */
@@ -329,7 +329,7 @@ struct gt_reactor {
     struct gt_socket *wanting_sockets, *wanting_sockets_last;
     uint64_t socket_count;
     struct gt_buffers datagram_buffers; /* opened with the first endpoint */
-    gt_call *polls; /* pending: the reference of each one's slot counts as the reactor's, for the garbage collector */
+    gt_call *polls; /* pending: the reference of each one's slot counts as the proactor's, for the garbage collector */
     gt_stream *wanting_first, *wanting_last;
     gt_stream *wanting_starved;          /* the last of those at its head that went away with nothing, or NULL */
     gt_waiter *ready_first, *ready_last; /* the list owns a reference of each */
@@ -348,11 +348,11 @@ struct gt_reactor {
     uint64_t closing_count; /* of them, those that the kernel has not let go yet */
     uint64_t timed_streams; /* that want to know when they moved a byte last */
     double now;             /* on Trio's clock, of the last batch; kept up to date while there are timed streams */
-    /* The current turn, see "turns" in worklists.c. */
+    /* The current time slice, see "time slices" in worklists.c. */
     uint32_t answers_left;  /* from memory, until the clock is looked at */
-    uint32_t answers_timed; /* those that the time since turn_began is for, 0: it has not been looked at */
-    int64_t turn_began;
-    int64_t turn_ns;      /* how long a task may answer from memory before others have their turn */
+    uint32_t answers_timed; /* those that the time since slice_began is for, 0: it has not been looked at */
+    int64_t slice_began;
+    int64_t slice_ns;     /* how long a task may answer from memory before others have their turn */
     uint64_t starvations; /* receives ended by ENOBUFS */
     uint64_t resumed_in_place;
     uint64_t rescheduled;
@@ -362,38 +362,38 @@ struct gt_reactor {
     bool closed;
 };
 
-extern PyTypeObject gt_reactor_type;
-void gt_reactor_ready(gt_reactor *reactor, gt_waiter *waiter); /* its task is to be resumed */
-gt_waiter *gt_reactor_pop_ready(gt_reactor *reactor);          /* the caller's reference, or NULL */
-void gt_reactor_link_wanting(gt_reactor *reactor, gt_stream *stream);
-void gt_reactor_link_starved(gt_reactor *reactor, gt_stream *stream);
-void gt_reactor_wake_thread(const gt_reactor *reactor);  /* from another thread: end the wait, there is work */
-void gt_reactor_wake_guest(const gt_reactor *reactor);   /* something is wanted: end the wait, if nothing else will */
-bool gt_reactor_check_thread(const gt_reactor *reactor); /* false: exception set */
-int gt_reactor_look_at_clock(gt_reactor *reactor);       /* sets `now`; -1: exception set */
+extern PyTypeObject gt_proactor_type;
+void gt_proactor_ready(gt_proactor *proactor, gt_waiter *waiter); /* its task is to be resumed */
+gt_waiter *gt_proactor_pop_ready(gt_proactor *proactor);          /* the caller's reference, or NULL */
+void gt_proactor_link_wanting(gt_proactor *proactor, gt_stream *stream);
+void gt_proactor_link_starved(gt_proactor *proactor, gt_stream *stream);
+void gt_proactor_wake_thread(const gt_proactor *proactor); /* from another thread: end the wait, there is work */
+void gt_proactor_wake_guest(const gt_proactor *proactor);  /* something is wanted: end the wait, if nothing else will */
+bool gt_proactor_check_thread(const gt_proactor *proactor); /* false: exception set */
+int gt_proactor_look_at_clock(gt_proactor *proactor);       /* sets `now`; -1: exception set */
 int64_t gt_monotonic_ns(void);
 
 #define GT_ANSWERS_UNTIMED 3U
-bool gt_reactor_look_at_turn(gt_reactor *reactor);
-static inline void gt_reactor_begin_turn(gt_reactor *reactor)
+bool gt_proactor_check_slice(gt_proactor *proactor);
+static inline void gt_proactor_begin_slice(gt_proactor *proactor)
 {
-    reactor->answers_left = GT_ANSWERS_UNTIMED;
-    reactor->answers_timed = 0;
+    proactor->answers_left = GT_ANSWERS_UNTIMED;
+    proactor->answers_timed = 0;
 }
 /* Before a call answers from memory: whether other tasks are to have a turn first, which begins a new one. */
-static inline bool gt_reactor_turn_is_over(gt_reactor *reactor)
+static inline bool gt_proactor_turn_is_over(gt_proactor *proactor)
 {
-    return --reactor->answers_left == 0 && gt_reactor_look_at_turn(reactor);
+    return --proactor->answers_left == 0 && gt_proactor_check_slice(proactor);
 }
-int gt_reactor_wake(gt_reactor *reactor, PyObject *task, PyObject *abort, bool in_place);
+int gt_proactor_wake(gt_proactor *proactor, PyObject *task, PyObject *abort, bool in_place);
 
-/* --- socket.c: what the reactor does with the sockets of datagram endpoints --- */
+/* --- socket.c: what the proactor does with the sockets of datagram endpoints --- */
 
-void gt_sockets_prepare(gt_reactor *reactor);
+void gt_sockets_prepare(gt_proactor *proactor);
 bool gt_socket_complete(struct gt_socket *socket, const struct io_uring_cqe *cqe); /* true: news for the program */
-void gt_sockets_detach(gt_reactor *reactor);                                       /* close them all */
-void gt_sockets_abandon(gt_reactor *reactor); /* the same without the ring; they stay until it is closed */
-void gt_sockets_free(gt_reactor *reactor, bool leak);
-void gt_sockets_forget(gt_reactor *reactor);
+void gt_sockets_detach(gt_proactor *proactor);                                     /* close them all */
+void gt_sockets_abandon(gt_proactor *proactor); /* the same without the ring; they stay until it is closed */
+void gt_sockets_free(gt_proactor *proactor, bool leak);
+void gt_sockets_forget(gt_proactor *proactor);
 
 #endif

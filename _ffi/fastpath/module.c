@@ -1,4 +1,4 @@
-/* module.c: gain_trio._fastpath.  The types are static and hold no state of their own: all of it hangs on a Reactor. */
+/* module.c: gain_trio._fastpath.  The types are static and hold no state of their own: all of it hangs on a Proactor. */
 #include "endpoint.h"
 
 static struct PyModuleDef definition = {
@@ -22,7 +22,8 @@ PyMODINIT_FUNC PyInit__fastpath(void)
     PyObject *module = PyModule_Create(&definition);
     if (!module)
         return NULL;
-    if (add_type(module, "Reactor", &gt_reactor_type) < 0 || add_type(module, "Stream", &gt_connection_type) < 0 ||
+    if (add_type(module, "Proactor", &gt_proactor_type) < 0 ||
+        add_type(module, "Connection", &gt_connection_type) < 0 ||
         add_type(module, "Endpoint", &gt_endpoint_type) < 0 || add_type(module, "Call", &gt_call_type) < 0 ||
         add_type(module, "Waiter", &gt_waiter_type) < 0 ||
         PyModule_AddIntConstant(module, "RING_LAYOUT", (long)(sizeof(struct gt_ring))) < 0) {

@@ -37,7 +37,7 @@ static int queue_whole(gt_stream *stream, PyObject *data)
             return -1;
         if (stream->closing) { /* the code of the buffer's owner may have closed it */
             PyBuffer_Release(&view);
-            PyErr_SetString(stream->reactor->closed_error, "this connection was closed");
+            PyErr_SetString(stream->proactor->closed_error, "this connection was closed");
             return -1;
         }
         queued = view.len ? gt_outbound_copy(&stream->outbound, view.buf, (size_t)view.len, stream->send_in_flight) : 0;
@@ -56,16 +56,16 @@ PyObject *gt_connection_send_nowait(gt_connection *self, PyObject *data)
     if (!gt_connection_open_stream(self, &stream))
         return NULL;
     if (self->send_eof) {
-        PyErr_SetString(self->reactor->closed_error, "send_eof() was called on this connection");
+        PyErr_SetString(self->proactor->closed_error, "send_eof() was called on this connection");
         return NULL;
     }
     int refused = gt_stream_check_sending(stream);
     if (refused)
-        return gt_raise_broken(self->reactor, refused);
+        return gt_raise_broken(self->proactor, refused);
     const gt_call *call =
         self->sending.call; /* a send may have queued a part of its data; a wait for room is amidst a file */
     if (self->send_held || (call && call->kind->excludes_sends)) {
-        PyErr_SetString(self->reactor->busy_error, "another task is already sending on this connection");
+        PyErr_SetString(self->proactor->busy_error, "another task is already sending on this connection");
         return NULL;
     }
     if (queue_whole(stream, data) < 0)
@@ -78,7 +78,7 @@ PyObject *gt_connection_push(gt_connection *self, PyObject *Py_UNUSED(ignored))
     gt_stream *stream;
     if (!gt_connection_open_stream(self, &stream))
         return NULL;
-    if (stream->timed && gt_reactor_look_at_clock(stream->reactor) < 0)
+    if (stream->timed && gt_proactor_look_at_clock(stream->proactor) < 0)
         return NULL;
     if (!stream->closing) /* the clock is Python's, and may have done anything */
         gt_stream_push(stream);

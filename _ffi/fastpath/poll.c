@@ -23,7 +23,7 @@
 /* Prepare the operation; its slot takes a reference.  0 or -errno. */
 static int arm(gt_call *self, bool multishot)
 {
-    struct gt_ring *ring = self->reactor->ring;
+    struct gt_ring *ring = self->proactor->ring;
     int result = gt_operation_poll(ring, self->poll.fd, self->poll.events, multishot, &self->poll.key);
     if (result < 0)
         return result;
@@ -31,10 +31,10 @@ static int arm(gt_call *self, bool multishot)
     ring->slots[gt_key_slot(self->poll.key)].owner = self;
     self->poll.pending = true;
     self->poll.previous = NULL;
-    self->poll.next = self->reactor->polls;
+    self->poll.next = self->proactor->polls;
     if (self->poll.next)
         self->poll.next->poll.previous = self;
-    self->reactor->polls = self;
+    self->proactor->polls = self;
     return 0;
 }
 
@@ -45,7 +45,7 @@ void gt_poll_drop(gt_call *self)
     if (self->poll.previous)
         self->poll.previous->poll.next = self->poll.next;
     else
-        self->reactor->polls = self->poll.next;
+        self->proactor->polls = self->poll.next;
     if (self->poll.next)
         self->poll.next->poll.previous = self->poll.previous;
     Py_DECREF(self);
@@ -57,7 +57,7 @@ void gt_poll_cancel(gt_call *self)
 {
     if (!self->poll.pending)
         return;
-    gt_operation_cancel(self->reactor->ring, self->poll.key, true);
+    gt_operation_cancel(self->proactor->ring, self->poll.key, true);
     gt_poll_drop(self);
 }
 
@@ -79,7 +79,7 @@ bool gt_poll_complete(gt_call *self, const struct io_uring_cqe *cqe)
     }
     bool news = self->waiter && self->waiter->task && !self->poll.pending;
     if (news)
-        gt_reactor_ready(self->reactor, self->waiter);
+        gt_proactor_ready(self->proactor, self->waiter);
     Py_DECREF(self);
     return news;
 }
@@ -105,9 +105,9 @@ static const gt_kind kinds[] = {
 };
 /* clang-format on */
 
-PyObject *gt_poll_new(gt_reactor *reactor, int fd, uint32_t events)
+PyObject *gt_poll_new(gt_proactor *proactor, int fd, uint32_t events)
 {
-    gt_call *self = gt_call_new(&kinds[events & POLLOUT ? 1 : 0], reactor, (PyObject *)reactor);
+    gt_call *self = gt_call_new(&kinds[events & POLLOUT ? 1 : 0], proactor, (PyObject *)proactor);
     if (self) {
         self->poll.fd = fd;
         self->poll.events = events;

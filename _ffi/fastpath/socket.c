@@ -51,11 +51,11 @@ _Static_assert(sizeof(struct gt_received_message) + sizeof(struct sockaddr_in6) 
 
 /* --- life --- */
 
-static int open_buffers(gt_reactor *reactor, uint32_t count)
+static int open_buffers(gt_proactor *proactor, uint32_t count)
 {
-    if (reactor->datagram_buffers.memory)
+    if (proactor->datagram_buffers.memory)
         return 0;
-    return gt_buffers_open_group(reactor->ring, &reactor->datagram_buffers, BUFFER_GROUP, count, BUFFER_SIZE, false);
+    return gt_buffers_open_group(proactor->ring, &proactor->datagram_buffers, BUFFER_GROUP, count, BUFFER_SIZE, false);
 }
 
 static void set_os_error(int error, const char *message)
@@ -67,16 +67,16 @@ static void set_os_error(int error, const char *message)
     }
 }
 
-gt_socket *gt_socket_open(gt_reactor *reactor, gt_endpoint *endpoint, int fd, int family, bool connected,
+gt_socket *gt_socket_open(gt_proactor *proactor, gt_endpoint *endpoint, int fd, int family, bool connected,
                           uint32_t buffers)
 {
-    if (!reactor->ring->buffers.memory) { /* as for a stream: see gt_stream_open() */
+    if (!proactor->ring->buffers.memory) { /* as for a stream: see gt_stream_open() */
         PyErr_SetString(PyExc_RuntimeError, "this run's ring lacks what endpoints on the ring need");
         return NULL;
     }
-    int result = open_buffers(reactor, buffers);
+    int result = open_buffers(proactor, buffers);
     if (result < 0) {
-        set_os_error(-result, "the ring's buffers for datagrams cannot be had");
+        set_os_error(-result, "the ring has no buffers for datagrams");
         return NULL;
     }
     gt_socket *socket = PyMem_Calloc(1, sizeof *socket);
@@ -84,38 +84,38 @@ gt_socket *gt_socket_open(gt_reactor *reactor, gt_endpoint *endpoint, int fd, in
         PyErr_NoMemory();
         return NULL;
     }
-    bool room = reactor->socket_count < reactor->ring->max_slots;
-    socket->slot = room ? gt_slot_open(reactor->ring, GT_SLOT_SOCKET, socket) : GT_NO_SLOT;
+    bool room = proactor->socket_count < proactor->ring->max_slots;
+    socket->slot = room ? gt_slot_open(proactor->ring, GT_SLOT_SOCKET, socket) : GT_NO_SLOT;
     if (socket->slot == GT_NO_SLOT) {
         PyMem_Free(socket);
         set_os_error(ENOSPC, "the ring's table of endpoints is full (RingOptions.max_slots)");
         return NULL;
     }
-    socket->reactor = reactor;
+    socket->proactor = proactor;
     socket->endpoint = endpoint;
     socket->fd = fd;
     socket->receive.tag = GT_TAG_DATAGRAM;
     socket->poll.tag = GT_TAG_SEND;
     socket->header.msg_namelen = connected ? 0 : gt_sockaddr_length(family); /* connected, all have the same source */
-    socket->next = reactor->sockets;
+    socket->next = proactor->sockets;
     if (socket->next)
         socket->next->previous = socket;
-    reactor->sockets = socket;
-    reactor->socket_count++;
+    proactor->sockets = socket;
+    proactor->socket_count++;
     gt_socket_want(socket);
     return socket;
 }
 
 static void destroy_socket(gt_socket *socket)
 {
-    gt_reactor *reactor = socket->reactor;
+    gt_proactor *proactor = socket->proactor;
     if (socket->previous)
         socket->previous->next = socket->next;
     else
-        reactor->sockets = socket->next;
+        proactor->sockets = socket->next;
     if (socket->next)
         socket->next->previous = socket->previous;
-    reactor->socket_count--;
+    proactor->socket_count--;
     if (socket->endpoint)
         socket->endpoint->socket = NULL;
     PyMem_Free(socket);
@@ -123,17 +123,17 @@ static void destroy_socket(gt_socket *socket)
 
 void gt_socket_want(gt_socket *socket)
 {
-    gt_reactor *reactor = socket->reactor;
+    gt_proactor *proactor = socket->proactor;
     if (socket->wanting)
         return;
     socket->wanting = true;
     socket->next_wanting = NULL;
-    if (reactor->wanting_sockets_last)
-        reactor->wanting_sockets_last->next_wanting = socket;
+    if (proactor->wanting_sockets_last)
+        proactor->wanting_sockets_last->next_wanting = socket;
     else
-        reactor->wanting_sockets = socket;
-    reactor->wanting_sockets_last = socket;
-    gt_reactor_wake_guest(reactor);
+        proactor->wanting_sockets = socket;
+    proactor->wanting_sockets_last = socket;
+    gt_proactor_wake_guest(proactor);
 }
 
 void gt_socket_close(gt_socket *socket)
@@ -235,10 +235,10 @@ static bool prepare_cancel(gt_socket *socket, gt_operation *operation)
 {
     if (!operation->armed || operation->cancelled)
         return true;
-    struct io_uring_sqe *sqe = gt_slot_sqe(socket->reactor->ring, socket->slot, GT_TAG_CANCEL);
+    struct io_uring_sqe *sqe = gt_slot_sqe(socket->proactor->ring, socket->slot, GT_TAG_CANCEL);
     if (!sqe)
         return false;
-    gt_prep_cancel(sqe, gt_key(socket->reactor->ring, socket->slot, operation->tag));
+    gt_prep_cancel(sqe, gt_key(socket->proactor->ring, socket->slot, operation->tag));
     operation->cancelled = true;
     return true;
 }
@@ -249,7 +249,7 @@ static bool prepare_close(gt_socket *socket)
         return false;
     if (socket->fd < 0)
         return true;
-    struct io_uring_sqe *sqe = gt_slot_sqe(socket->reactor->ring, socket->slot, GT_TAG_CLOSE);
+    struct io_uring_sqe *sqe = gt_slot_sqe(socket->proactor->ring, socket->slot, GT_TAG_CLOSE);
     if (!sqe)
         return false;
     gt_prep_close(sqe, socket->fd);
@@ -260,18 +260,18 @@ static bool prepare_close(gt_socket *socket)
 /* It stays on the list of sockets that want something: what is prepared here is completed after the list is worked off. */
 void gt_socket_settle(gt_socket *socket)
 {
-    if (!socket->reactor->ring->dead && prepare_close(socket))
-        gt_ring_settle(socket->reactor->ring);
+    if (!socket->proactor->ring->dead && prepare_close(socket))
+        gt_ring_settle(socket->proactor->ring);
 }
 
 /* True when all that the state asks for is prepared, false when the ring had no SQE. */
 static bool prepare_socket(gt_socket *socket)
 {
-    struct gt_ring *ring = socket->reactor->ring;
+    struct gt_ring *ring = socket->proactor->ring;
     if (socket->closing)
         return prepare_close(socket);
     gt_endpoint *endpoint = socket->endpoint;
-    endpoint->turn = 0;
+    endpoint->sent_in_slice = 0;
     if (!socket->poll.armed) {
         gt_endpoint_flush(endpoint); /* no call waits for the last one's error: it is counted */
         if (endpoint->outbound.count > 0) {
@@ -293,15 +293,15 @@ static bool prepare_socket(gt_socket *socket)
     return true;
 }
 
-void gt_sockets_prepare(gt_reactor *reactor)
+void gt_sockets_prepare(gt_proactor *proactor)
 {
     gt_socket *socket;
-    while ((socket = reactor->wanting_sockets)) {
+    while ((socket = proactor->wanting_sockets)) {
         if (!prepare_socket(socket))
             return;
-        reactor->wanting_sockets = socket->next_wanting;
-        if (!reactor->wanting_sockets)
-            reactor->wanting_sockets_last = NULL;
+        proactor->wanting_sockets = socket->next_wanting;
+        if (!proactor->wanting_sockets)
+            proactor->wanting_sockets_last = NULL;
         socket->wanting = false;
     }
 }
@@ -344,7 +344,7 @@ static void queue_datagram(gt_socket *socket, const struct gt_received_message *
 
 static void take_buffer(gt_socket *socket, const struct io_uring_cqe *cqe)
 {
-    struct gt_buffers *buffers = &socket->reactor->datagram_buffers;
+    struct gt_buffers *buffers = &socket->proactor->datagram_buffers;
     const char *buffer = gt_buffers_data(buffers, cqe);
     size_t before = sizeof(struct gt_received_message) + socket->header.msg_namelen;
     if (!socket->closing && socket->endpoint && cqe->res >= 0 && (size_t)cqe->res >= before) {
@@ -365,7 +365,7 @@ static void receive_completed(gt_socket *socket, const struct io_uring_cqe *cqe)
         int error = cqe->res < 0 ? -cqe->res : 0;
         socket->receive.armed = socket->receive.cancelled = false;
         if (error == ENOBUFS)
-            socket->reactor->starvations++;
+            socket->proactor->starvations++;
         else if (error && error != ECANCELED && error != EINTR && error != EAGAIN && socket->endpoint)
             socket->endpoint->socket_error = error;
         if (!socket->closing) /* else all that it wanted is prepared, and nothing may keep it */
@@ -376,8 +376,8 @@ static void receive_completed(gt_socket *socket, const struct io_uring_cqe *cqe)
 /* The caller has kept the ring's books for this CQE already.  May destroy the socket. */
 bool gt_socket_complete(gt_socket *socket, const struct io_uring_cqe *cqe)
 {
-    gt_reactor *reactor = socket->reactor;
-    const gt_waiter *before = reactor->ready_last;
+    gt_proactor *proactor = socket->proactor;
+    const gt_waiter *before = proactor->ready_last;
     switch (gt_key_tag(cqe->user_data)) {
     case GT_TAG_DATAGRAM:
         receive_completed(socket, cqe);
@@ -392,17 +392,17 @@ bool gt_socket_complete(gt_socket *socket, const struct io_uring_cqe *cqe)
     }
     if (!socket->closing && socket->endpoint)
         gt_endpoint_notify(socket->endpoint);
-    bool news = reactor->ready_last != before;
-    if (socket->closing && socket->fd < 0 && !socket->wanting && gt_slot_retire(reactor->ring, socket->slot))
+    bool news = proactor->ready_last != before;
+    if (socket->closing && socket->fd < 0 && !socket->wanting && gt_slot_retire(proactor->ring, socket->slot))
         destroy_socket(socket);
     return news;
 }
 
 /* --- the end of the run --- */
 
-void gt_sockets_detach(gt_reactor *reactor)
+void gt_sockets_detach(gt_proactor *proactor)
 {
-    for (gt_socket *socket = reactor->sockets; socket; socket = socket->next) {
+    for (gt_socket *socket = proactor->sockets; socket; socket = socket->next) {
         gt_endpoint *endpoint = socket->endpoint;
         if (endpoint) {
             gt_endpoint_flush(endpoint);
@@ -414,10 +414,10 @@ void gt_sockets_detach(gt_reactor *reactor)
     }
 }
 
-void gt_sockets_abandon(gt_reactor *reactor)
+void gt_sockets_abandon(gt_proactor *proactor)
 {
-    gt_sockets_detach(reactor);
-    for (gt_socket *socket = reactor->sockets; socket; socket = socket->next) {
+    gt_sockets_detach(proactor);
+    for (gt_socket *socket = proactor->sockets; socket; socket = socket->next) {
         if (socket->fd >= 0)
             close(socket->fd);
         socket->fd = -1;
@@ -425,18 +425,18 @@ void gt_sockets_abandon(gt_reactor *reactor)
 }
 
 /* Nothing is in flight any more, or `leak` what the kernel may still touch. */
-void gt_sockets_free(gt_reactor *reactor, bool leak)
+void gt_sockets_free(gt_proactor *proactor, bool leak)
 {
-    while (reactor->sockets && !leak)
-        destroy_socket(reactor->sockets);
-    reactor->sockets = reactor->wanting_sockets = reactor->wanting_sockets_last = NULL;
+    while (proactor->sockets && !leak)
+        destroy_socket(proactor->sockets);
+    proactor->sockets = proactor->wanting_sockets = proactor->wanting_sockets_last = NULL;
     if (!leak)
-        gt_buffers_close_group(reactor->ring, &reactor->datagram_buffers);
+        gt_buffers_close_group(proactor->ring, &proactor->datagram_buffers);
 }
 
-void gt_sockets_forget(gt_reactor *reactor)
+void gt_sockets_forget(gt_proactor *proactor)
 {
-    for (gt_socket *socket = reactor->sockets; socket; socket = socket->next)
+    for (gt_socket *socket = proactor->sockets; socket; socket = socket->next)
         if (socket->endpoint)
             socket->endpoint->closed = true;
 }

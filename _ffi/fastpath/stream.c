@@ -2,7 +2,7 @@
  *
  * The state of a stream says what should be in flight; gt_stream_prepare() is the one place that turns it into SQEs, and
  * gt_stream_complete() the one place that turns CQEs into state.  Everything else changes the state and puts the stream on
- * the reactor's list of streams that want something, which is worked off before the next io_uring_enter.  A stream for which
+ * the proactor's list of streams that want something, which is worked off before the next io_uring_enter.  A stream for which
  * the ring has no SQE stays on the list, so nothing asked for is ever dropped, cancels included; and all that a task sends in
  * one step leaves in one operation.
  *
@@ -97,9 +97,9 @@ struct gt_gather {
     struct iovec pieces[GATHERED];
 };
 
-gt_stream *gt_stream_open(gt_reactor *reactor, gt_connection *connection, int fd)
+gt_stream *gt_stream_open(gt_proactor *proactor, gt_connection *connection, int fd)
 {
-    if (!reactor->ring->buffers.memory) { /* they are opened where the rest of what a stream needs is there, too */
+    if (!proactor->ring->buffers.memory) { /* they are opened where the rest of what a stream needs is there, too */
         PyErr_SetString(PyExc_RuntimeError,
                         "this run's ring has tier \"poll\": the kernel lacks what connections on the ring need, or "
                         "RingOptions.unwanted (GAIN_TRIO_UNWANTED) has some of it");
@@ -110,8 +110,8 @@ gt_stream *gt_stream_open(gt_reactor *reactor, gt_connection *connection, int fd
         PyErr_NoMemory();
         return NULL;
     }
-    bool room = reactor->stream_count < reactor->ring->max_slots;
-    stream->slot = room ? gt_slot_open(reactor->ring, GT_SLOT_STREAM, stream) : GT_NO_SLOT;
+    bool room = proactor->stream_count < proactor->ring->max_slots;
+    stream->slot = room ? gt_slot_open(proactor->ring, GT_SLOT_STREAM, stream) : GT_NO_SLOT;
     if (stream->slot == GT_NO_SLOT) {
         PyMem_Free(stream);
         PyObject *arguments =
@@ -122,33 +122,33 @@ gt_stream *gt_stream_open(gt_reactor *reactor, gt_connection *connection, int fd
         }
         return NULL;
     }
-    stream->reactor = reactor;
+    stream->proactor = proactor;
     stream->connection = connection;
     stream->fd = fd;
     stream->receive.tag = GT_TAG_RECV;
     stream->watch.tag = GT_TAG_WATCH;
     stream->send.tag = GT_TAG_SEND;
-    stream->next = reactor->streams;
+    stream->next = proactor->streams;
     if (stream->next)
         stream->next->previous = stream;
-    reactor->streams = stream;
-    reactor->stream_count++;
+    proactor->streams = stream;
+    proactor->stream_count++;
     gt_stream_want(stream);
     return stream;
 }
 
 void gt_stream_destroy(gt_stream *stream)
 {
-    gt_reactor *reactor = stream->reactor;
+    gt_proactor *proactor = stream->proactor;
     if (stream->previous)
         stream->previous->next = stream->next;
     else
-        reactor->streams = stream->next;
+        proactor->streams = stream->next;
     if (stream->next)
         stream->next->previous = stream->previous;
-    reactor->stream_count--;
-    reactor->closing_count -= stream->closing;
-    reactor->timed_streams -= stream->timed;
+    proactor->stream_count--;
+    proactor->closing_count -= stream->closing;
+    proactor->timed_streams -= stream->timed;
     if (stream->connection)
         stream->connection->stream = NULL;
     gt_inbound_clear(&stream->inbound);
@@ -160,19 +160,19 @@ void gt_stream_destroy(gt_stream *stream)
 void gt_stream_want(gt_stream *stream)
 {
     if (!stream->wanting)
-        gt_reactor_link_wanting(stream->reactor, stream);
+        gt_proactor_link_wanting(stream->proactor, stream);
 }
 
 void gt_stream_want_first(gt_stream *stream)
 {
     if (!stream->wanting)
-        gt_reactor_link_starved(stream->reactor, stream);
+        gt_proactor_link_starved(stream->proactor, stream);
 }
 
 static void begin_closing(gt_stream *stream)
 {
     stream->closing = true;
-    stream->reactor->closing_count++;
+    stream->proactor->closing_count++;
 }
 
 int gt_stream_close(gt_stream *stream, bool reset)
@@ -182,7 +182,7 @@ int gt_stream_close(gt_stream *stream, bool reset)
     int error = 0;
     if (stream->closing)
         return 0;
-    if (stream->reactor->ring
+    if (stream->proactor->ring
             ->dead) { /* the child of a fork: the socket, and so its linger option, is the parent's, too */
         begin_closing(stream);
         return 0;
@@ -199,7 +199,7 @@ int gt_stream_close(gt_stream *stream, bool reset)
 /* True when the operation is not in flight, or its cancel is. */
 static bool prepare_cancel(gt_stream *stream, gt_operation *operation)
 {
-    struct gt_ring *ring = stream->reactor->ring;
+    struct gt_ring *ring = stream->proactor->ring;
     if (operation->armed && !operation->cancelled)
         operation->cancelled = gt_slot_cancel(ring, gt_key(ring, stream->slot, operation->tag));
     return !operation->armed || operation->cancelled;
@@ -208,7 +208,7 @@ static bool prepare_cancel(gt_stream *stream, gt_operation *operation)
 /* The SQE for an operation, which counts as armed then.  NULL: the ring has none. */
 static struct io_uring_sqe *arm(gt_stream *stream, gt_operation *operation)
 {
-    struct io_uring_sqe *sqe = gt_slot_sqe(stream->reactor->ring, stream->slot, operation->tag);
+    struct io_uring_sqe *sqe = gt_slot_sqe(stream->proactor->ring, stream->slot, operation->tag);
     if (sqe)
         operation->armed = true;
     return sqe;
@@ -221,7 +221,7 @@ static bool prepare_close(gt_stream *stream)
         return false;
     if (stream->fd < 0)
         return true;
-    struct io_uring_sqe *sqe = gt_slot_sqe(stream->reactor->ring, stream->slot, GT_TAG_CLOSE);
+    struct io_uring_sqe *sqe = gt_slot_sqe(stream->proactor->ring, stream->slot, GT_TAG_CLOSE);
     if (!sqe)
         return false;
     if (stream->detached)
@@ -243,7 +243,7 @@ static bool prepare_receive(gt_stream *stream)
     struct io_uring_sqe *sqe = arm(stream, &stream->receive);
     if (!sqe)
         return false;
-    gt_prep_recv_multishot(sqe, stream->fd, stream->reactor->ring->buffers.group);
+    gt_prep_recv_multishot(sqe, stream->fd, stream->proactor->ring->buffers.group);
     stream->receive_stale = stream->receive_succeeded = false;
     return true;
 }
@@ -345,7 +345,7 @@ static bool wake_satisfied(const gt_call *call)
 {
     if (!call || !call->waiter->task || !call->kind->is_satisfied(call))
         return false;
-    gt_reactor_ready(call->reactor, call->waiter);
+    gt_proactor_ready(call->proactor, call->waiter);
     return true;
 }
 
@@ -395,11 +395,11 @@ static bool is_gone(const gt_stream *stream)
 
 static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
 {
-    struct gt_buffers *buffers = &stream->reactor->ring->buffers;
+    struct gt_buffers *buffers = &stream->proactor->ring->buffers;
     bool news = false;
     if (cqe->flags & IORING_CQE_F_BUFFER) {
         if (stream->timed)
-            stream->active_at = stream->reactor->now;
+            stream->active_at = stream->proactor->now;
         if (cqe->res > 0 && !stream->closing && !stream->receive_error) {
             if (stream->connection)
                 stream->connection->bytes_received += (uint64_t)cqe->res;
@@ -442,7 +442,7 @@ static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
             /* A receive that has had some of the buffers provided may well have had all of them; others are held back. */
             if (cqe->res == -ENOBUFS &&
                 (stream->receive_succeeded ? buffers->held_count == 0 : !gt_buffers_widen(buffers)))
-                stream->reactor->starvations++;
+                stream->proactor->starvations++;
             if (!stream->closing && cqe->res == -ENOBUFS && !stream->receive_succeeded)
                 gt_stream_want_first(stream);
             else if (!stream->closing)
@@ -508,7 +508,7 @@ static void account_send(gt_stream *stream, ssize_t result, size_t length)
         /* The socket may also have had an error after the bytes that it took, and reports it once. */
         stream->send_short = (size_t)result < length;
         if (stream->timed)
-            stream->active_at = stream->reactor->now;
+            stream->active_at = stream->proactor->now;
         if (stream->connection)
             stream->connection->bytes_sent += (uint64_t)result;
         gt_outbound_sent(&stream->outbound, (size_t)result);
@@ -549,7 +549,7 @@ static bool send_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
 /* Offer the kernel what is outbound, now: nothing of it may be in flight.  Runs no Python. */
 void gt_stream_push(gt_stream *stream)
 {
-    if (stream->closing || stream->send_error || stream->reactor->ring->dead || stream->outbound.size == 0 ||
+    if (stream->closing || stream->send_error || stream->proactor->ring->dead || stream->outbound.size == 0 ||
         (stream->send.armed && !stream->send_polls))
         return;
     ssize_t sent;
@@ -585,7 +585,7 @@ bool gt_stream_complete(gt_stream *stream, const struct io_uring_cqe *cqe)
     case GT_TAG_NONE:
         break;
     }
-    if (stream->closing && stream->fd < 0 && !stream->wanting && gt_slot_retire(stream->reactor->ring, stream->slot))
+    if (stream->closing && stream->fd < 0 && !stream->wanting && gt_slot_retire(stream->proactor->ring, stream->slot))
         gt_stream_destroy(stream);
     return news;
 }

@@ -49,7 +49,7 @@ static gt_direction *direction_of(const gt_call *self)
 
 static int raise_broken(const gt_call *self, int error)
 {
-    gt_raise_broken(self->reactor, error);
+    gt_raise_broken(self->proactor, error);
     return -1;
 }
 
@@ -80,15 +80,15 @@ static gt_stream *stream_to_send(const gt_call *self)
 
 bool gt_connection_open_stream(gt_connection *self, gt_stream **stream)
 {
-    if (!self->reactor) {
+    if (!self->proactor) {
         PyErr_SetString(PyExc_RuntimeError, "this connection was never initialised");
         return false;
     }
-    if (!gt_reactor_check_thread(self->reactor))
+    if (!gt_proactor_check_thread(self->proactor))
         return false;
     *stream = self->closed ? NULL : self->stream;
     if (!*stream || (*stream)->closing) {
-        PyErr_SetString(self->reactor->closed_error, "this connection was closed");
+        PyErr_SetString(self->proactor->closed_error, "this connection was closed");
         return false;
     }
     return true;
@@ -198,7 +198,7 @@ static int answer_detach(gt_call *self, PyObject **result)
         return raise_broken(self, stream->receive_error ? stream->receive_error : stream->send_error);
     bool sends = stream->outbound.size > 0 || (stream->send.armed && !stream->send_polls);
     if (sends || connection->sending.call || connection->send_held) {
-        PyErr_SetString(self->reactor->busy_error, "another task is already sending on this connection");
+        PyErr_SetString(self->proactor->busy_error, "another task is already sending on this connection");
         return -1;
     }
     if (!gt_stream_is_idle(stream))
@@ -419,7 +419,7 @@ static int answer_send(gt_call *self, PyObject **result)
     if (!stream_to_send(self))
         return -1;
     if (ended) {
-        PyErr_SetString(self->reactor->closed_error, "send_eof() was called on this connection");
+        PyErr_SetString(self->proactor->closed_error, "send_eof() was called on this connection");
         return -1;
     }
     if (self->before + self->offset == 0 && stream->outbound.size >= stream->send_high)
@@ -477,7 +477,7 @@ static int refuse(const gt_call *self)
         return self->kind->keeps_deadline ? gt_call_raise_closed(self) : 0;
     if (!direction_of(self)->call && !(connection->send_held && self->kind->sends))
         return 0;
-    PyErr_Format(self->reactor->busy_error, "another task is already %s on this connection",
+    PyErr_Format(self->proactor->busy_error, "another task is already %s on this connection",
                  self->kind->sends ? "sending" : "receiving");
     return -1;
 }
@@ -487,7 +487,7 @@ static int raise_late(gt_call *self)
 {
     if (gt_call_is_incomplete(self) && queue_data(self, true) < 0)
         return -1;
-    PyErr_Format(self->reactor->too_slow_error, "the connection's %s deadline has passed",
+    PyErr_Format(self->proactor->too_slow_error, "the connection's %s deadline has passed",
                  self->kind->sends ? "write" : "read");
     return -1;
 }

@@ -24,7 +24,7 @@
  *
  * Lingering.  With one busy connection even a tick of Trio's loop for every message costs more than the message.  When the
  * steps of a batch have left nothing for the loop to do, which is to say that it would compute the same timeout and wait
- * again, the reactor waits again at once.  gt_trio_can_linger() is that condition: no task is scheduled, no task waits for
+ * again, the proactor waits again at once.  gt_trio_can_linger() is that condition: no task is scheduled, no task waits for
  * the run to fall idle (wait_all_tasks_blocked, MockClock), no instrument observes the run, and the earliest deadline is
  * the same as before.  In guest mode, where the host loop has to run between two ticks, and with a clock that is not Trio's
  * own, which a step may have moved, the condition never holds (seam.may_linger).  The end of the wait does not change, so no
@@ -134,7 +134,7 @@ static int field_increment(const gt_field *field, PyObject *object)
 int gt_trio_bind(gt_trio *trio, PyObject *seam)
 {
     if (trio->coro.name) {
-        PyErr_SetString(PyExc_RuntimeError, "a reactor is bound to a run once");
+        PyErr_SetString(PyExc_RuntimeError, "a proactor is bound to a run once");
         return -1;
     }
     struct {

@@ -1,7 +1,7 @@
 /* wait_queue.c: the calls of an endpoint that wait, first in, first out.
  *
  * A datagram is a whole, so any number of tasks may receive and send on one endpoint, and those that wait are queued.  When
- * there is something for the first one, it leaves the queue (`notified`) and joins the reactor's list of tasks to resume.  The
+ * there is something for the first one, it leaves the queue (`notified`) and joins the proactor's list of tasks to resume.  The
  * queue counts the notified calls, so that no more calls are notified than there are datagrams.  When a notified call is
  * cancelled, the next one in the queue is notified.
  */
@@ -46,7 +46,7 @@ static void notify_first(gt_wait_queue *queue)
     gt_wait_queue_leave(call);
     call->datagram.notified = true;
     queue->notified++;
-    gt_reactor_ready(call->reactor, call->waiter);
+    gt_proactor_ready(call->proactor, call->waiter);
 }
 
 void gt_endpoint_notify(gt_endpoint *endpoint)

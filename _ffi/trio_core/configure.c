@@ -1,4 +1,4 @@
-/* configure.c: what the module is told of this process's Trio, part by part: the core first, then what each of the pieces
+/* configure.c: the facts about this process's Trio, part by part: the core first, then those that each of the pieces
  * needs that came later.  A part that this Trio has not keeps its piece out, and no other.
  */
 #include "core.h"

@@ -2,8 +2,8 @@
 #include "core.h"
 
 /* GLOBAL_RUN_CONTEXT is a threading.local; its dict in a thread is one object for as long as the thread state lives, and
- * looking it up is dear.  It is borrowed: the thread state owns it, and the number of the thread state, which is never used
- * twice, tells whether this is still the same one. */
+ * looking it up is expensive.  It is borrowed: the thread state owns it, and the number of the thread state, which is never
+ * used twice, shows whether this is still the same one. */
 static _Thread_local struct {
     uint64_t thread_state;
     PyObject *dict;

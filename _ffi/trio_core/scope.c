@@ -6,7 +6,7 @@
  *     CancelScope.__exit__      with CancelScope._close, CancelStatus.close and Deadlines.remove
  *
  * when nothing is cancelled and the scopes are properly nested.  A scope that is cancelled, or entered in a cancelled one, or
- * whose deadline has passed, or one with a deadline in guest mode (whose host is to be told of it), is Trio's to do.
+ * whose deadline has passed, or one with a deadline in guest mode (whose host has to wake for it), is Trio's to do.
  */
 #include "scope.h"
 

@@ -159,7 +159,7 @@ static Py_ssize_t receive_datagram(tc_socket_call *self, int descriptor, int fla
     return count;
 }
 
-/* sendto(2), which Python tells its audit hooks of. */
+/* sendto(2); Python raises an audit event for it. */
 static Py_ssize_t send_datagram(tc_socket_call *self, int descriptor, const Py_buffer *view, int flags)
 {
     PyObject *address = PyTuple_GET_ITEM(self->arguments, PyTuple_GET_SIZE(self->arguments) - 1);

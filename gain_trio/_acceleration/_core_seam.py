@@ -299,4 +299,4 @@ class ChannelSeam:
 
 
 PART_SEAMS = {"nurseries": NurserySeam, "events": EventSeam, "locks": LockSeam, "channels": ChannelSeam}
-"""By piece: what the C module is to be told of Trio for it, beyond :class:`CoreSeam`."""
+"""By piece: the facts about Trio that the C module needs for it, beyond :class:`CoreSeam`."""

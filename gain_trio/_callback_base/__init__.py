@@ -2,13 +2,13 @@
 
 ====================  ==========================================================================================
 ``_changes``          what to call back, out of what has changed on a connection
-``_callback_pieces``  how many bytes a callback is given at once
+``_paced_delivery``  how many bytes a callback is given at once
 ``_idle_wait``        the wait that is left when a connection's end has been reported
 ====================  ==========================================================================================
 """
 
-from ._callback_pieces import Pieces
 from ._changes import END, STALLED, WRITTEN, Changes
 from ._idle_wait import sleep_until_idle
+from ._paced_delivery import PacedDelivery
 
-__all__ = ["END", "STALLED", "WRITTEN", "Changes", "Pieces", "sleep_until_idle"]
+__all__ = ["END", "STALLED", "WRITTEN", "Changes", "PacedDelivery", "sleep_until_idle"]

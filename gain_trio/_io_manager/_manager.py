@@ -16,7 +16,7 @@ reused the descriptor since.
 
 *get_events is falsy if and only if the timeout expired.*  ``MockClock`` jumps and ``wait_all_tasks_blocked`` returns when
 a wait returns empty.  Housekeeping completions (a cancel's acknowledgement, the end of an abandoned poll) therefore
-neither count nor end the wait; ``Reactor.wait`` ensures that.
+neither count nor end the wait; ``Proactor.wait`` ensures that.
 
 *The ring serves one thread.*  In guest mode Trio calls ``get_events(0)`` in the host's thread and, when that returns
 empty, ``get_events(timeout)`` in a worker.  The worker cannot enter the ring (``EEXIST``), and a ring with deferred work
@@ -130,7 +130,7 @@ class UringIOManager:
         self.ring = Ring(options if options is not None else self.default_options)
         self.tier: Tier = self.ring.tier
         try:
-            self.reactor = fastpath.Reactor(
+            self.proactor = fastpath.Proactor(
                 self.ring.address,
                 self.ring,
                 broken,
@@ -152,18 +152,18 @@ class UringIOManager:
         _living.add(self)
 
     def _watch_wakeup(self) -> None:
-        self.ring.poll(self.reactor.wakeup_descriptor, _READ, self._woken)
+        self.ring.poll(self.proactor.wakeup_descriptor, _READ, self._woken)
 
     def _woken(self, _result: int, _flags: int) -> None:
-        _drain_eventfd(self.reactor.wakeup_descriptor)
+        _drain_eventfd(self.proactor.wakeup_descriptor)
         self._watch_wakeup()
 
     def _bind(self) -> None:
         """Bind the manager to its run, which does not exist yet when Trio calls the constructor."""
         self._seam = RunSeam()
-        self.reactor.bind(self._seam)
+        self.proactor.bind(self._seam)
         if self._seam.is_guest:
-            self._completion_eventfd = self.reactor.count_completions()
+            self._completion_eventfd = self.proactor.count_completions()
             self.ring.register_eventfd(self._completion_eventfd)
         else:
             self._watch_wakeup()
@@ -177,18 +177,18 @@ class UringIOManager:
         return UringStatistics(
             tasks_waiting_read=sum(poll.waits for poll in list(self._waiters[_READ].values())),
             tasks_waiting_write=sum(poll.waits for poll in list(self._waiters[_WRITE].values())),
-            connections=self.reactor.connections,
-            endpoints=self.reactor.endpoints,
+            connections=self.proactor.connections,
+            endpoints=self.proactor.endpoints,
             submissions=ring.submissions,
             completions=ring.completions,
             enter_calls=ring.enter_calls,
             overflows=ring.overflows,
-            starvations=self.reactor.starvations,
+            starvations=self.proactor.starvations,
             buffers=ring.buffers,
             buffers_free=ring.buffers_free,
             operations_in_flight=ring.operations_in_flight,
-            resumed_in_place=self.reactor.resumed_in_place,
-            rescheduled=self.reactor.rescheduled,
+            resumed_in_place=self.proactor.resumed_in_place,
+            rescheduled=self.proactor.rescheduled,
             tier=self.tier,
         )
 
@@ -203,7 +203,7 @@ class UringIOManager:
         if self.ring.closed:  # in the child of a fork
             return
         try:
-            self.reactor.close()
+            self.proactor.close()
         finally:
             self.ring.close()
 
@@ -213,7 +213,7 @@ class UringIOManager:
         After :meth:`close` there is no wait to end.  Trio calls this even so, when the tasks of an abandoned guest run are
         garbage collected, and by then the descriptor's number may belong to another file.
         """
-        descriptor = self.reactor.wakeup_descriptor
+        descriptor = self.proactor.wakeup_descriptor
         if descriptor >= 0:
             os.eventfd_write(descriptor, 1)
 
@@ -223,27 +223,27 @@ class UringIOManager:
             return self._wait_in_worker(timeout)
         if self._seam is None:
             self._bind()
-        return self.reactor.wait(timeout)
+        return self.proactor.wait(timeout)
 
     def _wait_in_worker(self, timeout: float) -> bool:
         """Wait in guest mode, in a thread that cannot enter the ring but can poll the count of its completions."""
         assert self._completion_eventfd is not None
         poll = select.poll()
         poll.register(self._completion_eventfd, select.POLLIN)
-        poll.register(self.reactor.wakeup_descriptor, select.POLLIN)
+        poll.register(self.proactor.wakeup_descriptor, select.POLLIN)
         return bool(poll.poll(ceil(timeout * 1000)))
 
-    def process_events(self, events: object) -> None:  # noqa: ARG002  # the reactor has them
+    def process_events(self, events: object) -> None:  # noqa: ARG002  # the proactor has them
         """Resume and reschedule the tasks that the last wait found ready."""
         if self._seam is None:  # a guest run makes its first ticks without a wait
             self._bind()
         if self._completion_eventfd is not None:
             if _renews_eventfd():
                 self.ring.register_eventfd(self._completion_eventfd)
-            _drain_eventfd(self.reactor.wakeup_descriptor)
+            _drain_eventfd(self.proactor.wakeup_descriptor)
             _drain_eventfd(self._completion_eventfd)
-            self.reactor.wait(0)  # after the renewal, because it reaps what the eventfd has not counted
-        completions = self.reactor.process()
+            self.proactor.wait(0)  # after the renewal, because it reaps what the eventfd has not counted
+        completions = self.proactor.process()
         if completions is not None:
             complete = self.ring.complete
             for key, result, flags, is_descriptor in completions:
@@ -279,7 +279,7 @@ class UringIOManager:
         other = waiters.get(fd)
         if other is not None and other.waits:
             raise trio.BusyResourceError("another task is already reading / writing this fd")
-        waiters[fd] = poll = self.reactor.poll(fd, events)
+        waiters[fd] = poll = self.proactor.poll(fd, events)
         return poll
 
     def notify_closing(self, fd: int | _HasFileNo) -> None:
@@ -292,12 +292,12 @@ class UringIOManager:
             if task is not None:
                 error = trio.ClosedResourceError("another task closed this fd")
                 trio.lowlevel.reschedule(task, outcome.Error(error))
-        self.reactor.settle()  # ends also a wait that was cancelled in this turn and has left the table
+        self.proactor.settle()  # ends also a wait that was cancelled in this turn and has left the table
 
     # --- fork ---
 
     def _forget(self) -> None:
-        self.reactor.forget()
+        self.proactor.forget()
         self.ring.forget()
 
 

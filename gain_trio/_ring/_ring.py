@@ -341,7 +341,7 @@ class Ring:
         return bytes(uring.ffi.buffer(self._lib.gt_buffers_data(buffers, cqe), cqe.res))
 
     def complete(self, key: int, result: int, flags: int, is_descriptor: bool | int = False) -> None:
-        """Call the callback of a completion that the reactor has reaped and counted."""
+        """Call the callback of a completion that the proactor has reaped and counted."""
         operation = self._operations.get(key)
         if operation is None:  # abandoned between its completion and now
             if is_descriptor:

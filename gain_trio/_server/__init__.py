@@ -18,7 +18,7 @@ from ._serve import serve
 from ._server import Server
 from ._server_config import Architecture, ContextSource, ServerConfig, ServerOptions
 from ._server_lifespan import Lifespan, check_lifespan, lifespan_value
-from ._signals import Signalled, no_workers_to_replace, obey_signals, received_signals
+from ._signals import SignalTarget, no_workers_to_replace, obey_signals, received_signals
 from ._statistics import ServerStatistics
 from ._time_limits import LAST_CALLBACK, SHUTDOWN_SECONDS
 
@@ -47,7 +47,7 @@ __all__ = [
     "ServerConfig",
     "ServerOptions",
     "ServerStatistics",
-    "Signalled",
+    "SignalTarget",
     "WorkerFailed",
     "check_datagram_handler",
     "check_handler",

@@ -9,7 +9,7 @@ from typing import final
 
 import trio
 
-from gain_trio._transports import RESOURCE_ERRNOS, Connection, Listener, Turn, shown
+from gain_trio._transports import RESOURCE_ERRNOS, Connection, Listener, TimeSlice, shown
 
 from ._connection_limit import ConnectionLimit
 from ._dispatcher import Dispatcher
@@ -51,15 +51,15 @@ class Acceptor:
         Only what accepting says is a matter of retrying: what a balancer raises propagates, be it an OSError.
         """
         hand_off = self._dispatcher.hand_off
-        turn = Turn()
+        time_slice = TimeSlice()
         while not self.is_over:
             try:
                 connection = await self._wait()
-                turn.begin()
+                time_slice.begin()
                 while connection is not None:
                     hand_off(connection)
                     if (
-                        turn.is_over()
+                        time_slice.is_over()
                     ):  # a backlog of thousands is no reason to keep those waiting that are served already
                         await trio.lowlevel.checkpoint()
                     connection = self._next()

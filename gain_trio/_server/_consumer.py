@@ -136,9 +136,9 @@ class Consumer:
                 self._nursery = None  # it may be closed before an acceptor that has a connection learns of the end
 
     @property
-    def has_unheard(self) -> bool:
+    def has_silent(self) -> bool:
         """Whether the peer of a connection has sent nothing for the handler yet: it may be in its TLS handshake still."""
-        return self._preparing > 0 or any(connection._is_unheard for connection in self._open.values())
+        return self._preparing > 0 or any(connection._has_received_nothing for connection in self._open.values())
 
     def drain(self) -> None:
         """The server drains: end the waits of handlers between two messages.  Those that begin later see it themselves."""

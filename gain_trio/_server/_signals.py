@@ -24,7 +24,7 @@ from ._end_signals import END_SIGNALS, REPLACE_SIGNALS, watched_signals
 logger = logging.getLogger("gain_trio")
 
 
-class Signalled(Protocol):
+class SignalTarget(Protocol):
     """A server that signals end.  Each method gets the name of the signal, for the log."""
 
     def begin_to_end(self, name: str, /) -> bool:
@@ -56,7 +56,7 @@ def received_signals(*, with_replacement: bool = True) -> Iterator[AsyncIterator
         yield signals
 
 
-async def obey_signals(signals: AsyncIterator[int], server: Signalled, nursery: trio.Nursery) -> None:
+async def obey_signals(signals: AsyncIterator[int], server: SignalTarget, nursery: trio.Nursery) -> None:
     """Pass signals on to a server, until cancelled: by the server's end.
 
     A server that was cancelled and does not end, because a thread is busy, ends with its process.

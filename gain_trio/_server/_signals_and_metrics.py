@@ -96,7 +96,7 @@ class _StartedServer(trio.TaskStatus[Server]):
             self.nursery.start_soon(self._endpoint.run, value, name="gain_trio metrics")
         self._task_status.started(value)
 
-    # --- Signalled ---
+    # --- SignalTarget ---
 
     def begin_to_end(self, name: str) -> bool:
         """Let the server drain; False before the server is up, and when it drains already."""

@@ -35,8 +35,8 @@ from ._connections import (
     WATCH_RESETS,
     WATCH_SENT,
     Connection,
+    DeadlineEntry,
     DeadlineKeeper,
-    Entry,
     Inbound,
     IncompleteMessage,
     Listener,
@@ -59,10 +59,10 @@ from ._connections import (
 )
 from ._datagrams import DatagramEndpoint, DatagramStatistics, open_datagram_endpoint
 from ._open import connect, open_listeners
-from ._patience import DEFAULT_CLOSE_TIMEOUT, Patience
 from ._peer import UNKNOWN, endpoint_text, peer_of
+from ._peer_progress import DEFAULT_CLOSE_TIMEOUT, CloseWait
+from ._time_slices import SLICE_NS, TimeSlice
 from ._tls import HandshakeError, TlsConnection, check_handshake_timeout, check_server_context, server_handshake
-from ._turns import TURN, Turn
 from ._wrapping import wrap_connection, wrap_listener
 
 __all__ = [
@@ -75,16 +75,17 @@ __all__ = [
     "NOTHING",
     "NO_SIGNAL",
     "RESOURCE_ERRNOS",
-    "TURN",
+    "SLICE_NS",
     "UNKNOWN",
     "WATCH_RESETS",
     "WATCH_SENT",
     "Address",
+    "CloseWait",
     "Connection",
     "DatagramEndpoint",
     "DatagramStatistics",
+    "DeadlineEntry",
     "DeadlineKeeper",
-    "Entry",
     "FdAddress",
     "HandshakeError",
     "Inbound",
@@ -93,7 +94,6 @@ __all__ = [
     "Marks",
     "MessageTooLong",
     "NeedMore",
-    "Patience",
     "PeerCredentials",
     "ProxyHeader",
     "ProxyProtocolError",
@@ -101,8 +101,8 @@ __all__ = [
     "SocketListener",
     "SocketOptions",
     "TcpAddress",
+    "TimeSlice",
     "TlsConnection",
-    "Turn",
     "UdpAddress",
     "UnixAddress",
     "address_text",

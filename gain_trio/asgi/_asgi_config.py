@@ -1,4 +1,4 @@
-"""AsgiConfig: what a server of ASGI apps is told beside the options of every server."""
+"""AsgiConfig: the options of a server of ASGI apps, beside those of every server."""
 
 from __future__ import annotations
 
@@ -134,8 +134,7 @@ class AsgiConfig:
     timeout_head: float = _seconds("seconds that the head of a request may take", default=30.0)
     """Seconds that a request's head may take from its first byte; and the first byte of a new connection."""
     timeout_body: float = _seconds("seconds that an app waits for the next piece of a body", default=30.0)
-    """Seconds that the app waits for the next piece of a body.  Then it is told that the client is gone, and a client
-    that has
+    """Seconds that the app waits for the next piece of a body.  Then it receives ``http.disconnect``, and a client that has
     got no response gets a 408."""
     timeout_keep_alive: float = _seconds("seconds that a connection may wait for its next request", default=5.0)
     """Seconds that a connection may wait for its next request; the server may take one more."""

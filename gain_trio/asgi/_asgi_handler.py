@@ -25,7 +25,7 @@ answer as HTTP.  The connection is over when it returns."""
 
 
 class RequestObserver(Protocol):
-    """An object that is told of requests: for a log, and for metrics."""
+    """An object that is called for each request: for a log, and for metrics."""
 
     def began(self, scope: dict[str, Any]) -> Any:
         """A request begins.  Returns a token for :meth:`ended`."""
@@ -59,7 +59,7 @@ class AsgiHandler:
     websocket: WebSocketHandler | None = None
     """What serves WebSockets; without it a request to upgrade is an ordinary one."""
     observer: RequestObserver | None = None
-    """The object that is told of requests."""
+    """The object that is called for each request."""
     state: dict[str, Any] | None = None
     """What the app's lifespan has left for requests: each gets a copy as ``scope["state"]``.  None without one."""
 

@@ -47,7 +47,7 @@ class HttpExchange:
     """Bytes of the body that were sent."""
     closes = False
     """Whether the connection is closed after this exchange."""
-    is_torn = False
+    is_incomplete = False
     """Whether a send was interrupted, so that the connection cannot go on."""
     is_told_gone = False
     """Whether the app knows that the client is gone."""
@@ -156,7 +156,7 @@ class HttpExchange:
             except _GONE as error:
                 raise http.lost(self, error) from error
             except trio.Cancelled:
-                self.is_torn = True
+                self.is_incomplete = True
                 raise
         elif kind == "http.response.start":
             if self.phase:
@@ -202,7 +202,7 @@ class HttpExchange:
         except _GONE as error:
             raise http.lost(self, error) from error
         except trio.Cancelled:
-            self.is_torn = True
+            self.is_incomplete = True
             raise
 
     def _check_client(self) -> None:
@@ -252,7 +252,7 @@ class HttpExchange:
             raise RuntimeError("the body of the response is shorter than its content-length")
 
     def _tear(self) -> None:
-        self.is_torn = self.phase > HELD
+        self.is_incomplete = self.phase > HELD
 
     async def _send_body(self, body: Any, more: bool, key: object = None) -> None:
         """Send a piece of the body, behind the head if it is the first."""
@@ -330,6 +330,6 @@ class HttpExchange:
             except _GONE as error:
                 raise http.lost(self, error) from error
             except BaseException:
-                self.is_torn = True
+                self.is_incomplete = True
                 raise
             self._complete()

@@ -79,7 +79,7 @@ class HttpConnection:
         self.is_ended = False
         """Whether the peer has ended its side, or is gone."""
         self.is_gone = False
-        """Whether the app is to be told that the client is gone."""
+        """Whether the app is to receive ``http.disconnect``."""
         self.refusal: Refused | None = None
         """The answer to a request whose body was refused."""
         self._watch: ClientWatch | None = None  # while it receives beside the app
@@ -173,7 +173,7 @@ class HttpConnection:
     def lost(self, exchange: HttpExchange, error: BaseException | None) -> ClientDisconnected:
         """The client is gone, or too slow: return what ``send`` raises, with the reset done that this takes."""
         self.is_ended = self.is_gone = True
-        exchange.is_told_gone = exchange.is_torn = True
+        exchange.is_told_gone = exchange.is_incomplete = True
         if isinstance(error, trio.TooSlowError):
             self.connection.abort()
             return ClientDisconnected("the client reads too slowly")
@@ -211,7 +211,7 @@ class HttpConnection:
                 # What MessageLoop._first_of_message() does.
                 connection._between = True  # type: ignore[misc]  # a slot of the implementation
                 if connection._drains:
-                    connection._hurry_up()
+                    connection._set_drain_deadline()
                 try:
                     data = await receive()
                 except trio.TooSlowError:
@@ -220,8 +220,8 @@ class HttpConnection:
                     connection._between = False  # type: ignore[misc]  # the same
                 if not data:
                     return
-                if connection._hurry is not None:
-                    connection._hurry_no_more(connection._hurry)
+                if connection._drain_deadline is not None:
+                    connection._restore_deadline(connection._drain_deadline)
                 request = reader.feed_request(data)
             if request is None:
                 continue
@@ -255,7 +255,7 @@ class HttpConnection:
                 if (
                     failed is None
                     and exchange.phase == DONE
-                    and not (exchange.closes or exchange.is_torn or reader.in_body or self._ahead)
+                    and not (exchange.closes or exchange.is_incomplete or reader.in_body or self._ahead)
                 ):
                     continue
                 if not await self._finish(exchange, failed):
@@ -361,7 +361,7 @@ class HttpConnection:
             raise self.refusal
         if failure is not None:
             raise trio.BrokenResourceError("the client is gone") from failure
-        if exchange.phase != DONE or exchange.is_torn:
+        if exchange.phase != DONE or exchange.is_incomplete:
             self.connection.abort()
             return False
         if exchange.closes or self.is_gone or not await self._skip_body():
@@ -375,7 +375,7 @@ class HttpConnection:
 
     async def _answer_failure(self, exchange: HttpExchange) -> None:
         """Tell the client that the app has failed: by an answer, or by the end of the connection in the middle of one."""
-        if exchange.phase == DONE and not exchange.is_torn:
+        if exchange.phase == DONE and not exchange.is_incomplete:
             with contextlib.suppress(trio.BrokenResourceError, trio.TooSlowError):
                 await self.connection.flush()
         elif exchange.phase < BEGUN and not self.is_ended:

@@ -29,7 +29,7 @@ import trio
 
 from gain_trio._http import TOKEN, Request
 from gain_trio._io_manager import cancel_status_of, leave_open_scopes
-from gain_trio._transports import Entry, current_keeper
+from gain_trio._transports import DeadlineEntry, current_keeper
 
 from ._asgi_config import AsgiConfig
 from ._asgi_types import ClientDisconnected, Message, Scope
@@ -143,7 +143,6 @@ class _WebSocket:
         "_exchange",
         "_expected",
         "_finishing",
-        "_heard",
         "_http",
         "_is_gone",
         "_keeper",
@@ -153,8 +152,9 @@ class _WebSocket:
         "_queue",
         "_queued",
         "_reading",
+        "_received_before",
         "_receiving",
-        "_said",
+        "_sent_before",
         "_state",
         "_told",
         "_unwaited",
@@ -190,10 +190,10 @@ class _WebSocket:
         self._finishing = False  # the task that completes the closing handshake was started
         # Time.
         self._keeper = current_keeper()
-        self._entry = Entry(self)
+        self._entry = DeadlineEntry(self)
         self._expected = False  # the keeper will look within AWAY
         self._ping_at = self._doomed_at = math.inf
-        self._heard = self._said = 0  # bytes that had come and gone when the keeper looked last
+        self._received_before = self._sent_before = 0  # bytes that had come and gone when the keeper looked last
 
     # --- the app ---
 
@@ -536,11 +536,11 @@ class _WebSocket:
         if now < self._ping_at and now < self._doomed_at:
             return min(self._ping_at, self._doomed_at)
         connection = self._connection
-        heard, said = connection.bytes_received, connection.bytes_sent
-        is_stuck = self._writer.is_sending and said == self._said
-        if (heard != self._heard or self._is_full) and not is_stuck:
+        received, sent = connection.bytes_received, connection.bytes_sent
+        is_stuck = self._writer.is_sending and sent == self._sent_before
+        if (received != self._received_before or self._is_full) and not is_stuck:
             self._doomed_at = math.inf
-        self._heard, self._said = heard, said
+        self._received_before, self._sent_before = received, sent
         if now >= self._doomed_at:
             self._codec.close(1011, "no answer to a ping")
             self._over(VANISHED)

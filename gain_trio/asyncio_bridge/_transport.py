@@ -4,11 +4,11 @@ What asyncio's event loop does for a transport, one task does here: it waits for
 The methods of the transport wait for nothing.  They change what is kept here, queue bytes, and have the task look
 again.
 
-*Where the task waits.*  ``Changes.next()`` tells of bytes, errors, the end, and (while it was asked to) of bytes that
-the kernel has taken.  While reading is paused the same call is waited for in a cancel scope: bytes stay in the
-connection's queue, errors and room for writing are still told, and ``resume_reading()`` cancels the scope, which loses
-nothing.  After the peer's end that call would return at once for ever.  If the protocol keeps the connection open, the
-task waits in a scope for what is unsent to leave, or for a method to be called.
+*Where the task waits.*  ``Changes.next()`` reports bytes, errors, the end, and (while that is wanted) bytes that the kernel
+has accepted.  While reading is paused the same call is waited for in a cancel scope: bytes stay in the connection's queue,
+errors and room for writing are still reported, and ``resume_reading()`` cancels the scope, which loses nothing.  After the
+peer's end that call would return at once for ever.  If the protocol keeps the connection open, the task waits in a scope
+for unsent bytes to leave, or for a method to be called.
 
 *Order.*  Bytes that arrived come before the end, the end before the loss.  After ``close()`` or ``abort()`` no byte is
 delivered any more, also if they were called in the middle of a callback.  Only the task, at its end, calls
@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING, Any, cast, final
 
 import trio
 
-from gain_trio._callback_base import END, WRITTEN, Changes, Pieces, sleep_until_idle
-from gain_trio._transports import Connection, Patience, TlsConnection, Turn, shown
+from gain_trio._callback_base import END, WRITTEN, Changes, PacedDelivery, sleep_until_idle
+from gain_trio._transports import CloseWait, Connection, TimeSlice, TlsConnection, shown
 from gain_trio.callbacks import SlowReader
 
 from ._idle_detection import IdleDetector
@@ -57,6 +57,7 @@ class ProtocolTransport(asyncio.Transport):
         "_changes",
         "_connection",
         "_data_received",
+        "_delivery",
         "_ended",
         "_ends_when_idle",
         "_eof_sent",
@@ -70,13 +71,12 @@ class ProtocolTransport(asyncio.Transport):
         "_low",
         "_made_at",
         "_owes",
-        "_pieces",
         "_protocol",
         "_protocol_paused",
         "_quiet",
         "_reading_paused",
         "_scope",
-        "_turn",
+        "_time_slice",
         "_write_limit",
     )
 
@@ -100,8 +100,8 @@ class ProtocolTransport(asyncio.Transport):
         self._made_at = trio.current_time()
         self._quiet: IdleDetector | None = None  # the server drains
         self._ends_when_idle = False  # and the task has seen it
-        self._turn = Turn()
-        self._pieces = Pieces()
+        self._time_slice = TimeSlice()
+        self._delivery = PacedDelivery()
         self._scope: trio.CancelScope | None = None  # that the task waits in, to be cancelled for it to look again
         self.set_protocol(protocol)
 
@@ -126,7 +126,7 @@ class ProtocolTransport(asyncio.Transport):
                 self._connection.abort()
             else:
                 self._connection._close_now()
-            self._protocol.connection_lost(_told(self._error))
+            self._protocol.connection_lost(_error_of_loss(self._error))
 
     async def _serve(self) -> None:
         while not self._is_closing and self._quiet is None:
@@ -139,11 +139,11 @@ class ProtocolTransport(asyncio.Transport):
                 if told_paused is not None:
                     await self._look(told_paused)
             else:
-                told = await self._changes.next()
-                if told > 0 and self.is_reading():
+                change = await self._changes.next()
+                if change > 0 and self.is_reading():
                     await self._deliver()
                 else:
-                    await self._look(told)
+                    await self._look(change)
         if self._quiet is not None and not self._is_closing:
             self._ends_when_idle = True
             self._changes.resume()
@@ -158,18 +158,18 @@ class ProtocolTransport(asyncio.Transport):
             if end <= trio.current_time():
                 self.close()
                 return
-            told = WRITTEN
+            change = WRITTEN
             with trio.CancelScope(deadline=end) as self._scope:
                 if not self._ended:
-                    told = await self._changes.next()
+                    change = await self._changes.next()
                 elif connection.outbound_buffered:
                     await connection.flush()
                 else:
                     await sleep_until_idle(connection)
             if self.is_reading() and connection.inbound_buffered:
                 await self._deliver()
-            if told <= 0:
-                await self._look(told)
+            if change <= 0:
+                await self._look(change)
 
     def drains_with(self, draining: trio.Event) -> bool:
         """Whether this is the event of its server."""
@@ -191,15 +191,15 @@ class ProtocolTransport(asyncio.Transport):
             self._changes.end()  # until the task has seen that
             self._look_again()
 
-    async def _look(self, told: int) -> None:
+    async def _look(self, change: int) -> None:
         """Something else than bytes that can be delivered."""
         if self._is_closing:
             return
-        if told == END and self._quiet is not None and not self._ends_when_idle:
+        if change == END and self._quiet is not None and not self._ends_when_idle:
             return  # that is no end, but _drain()
-        if told == WRITTEN:
+        if change == WRITTEN:
             self._look_at_room()
-        elif told == END:
+        elif change == END:
             await self._look_at_end()
 
     async def _wait_paused(self) -> int | None:
@@ -209,7 +209,7 @@ class ProtocolTransport(asyncio.Transport):
         return None
 
     async def _look_at_end(self) -> None:
-        if self._reading_paused:  # the end would be told again at once: wait for anything else
+        if self._reading_paused:  # the end would be reported again at once: wait for anything else
             await self._wait_for_room()
             if not self.is_reading():
                 return
@@ -255,7 +255,7 @@ class ProtocolTransport(asyncio.Transport):
             return
         flushed = False
         with trio.CancelScope() as self._scope:
-            flushed = await Patience(self._connection).wait(self._connection.flush)
+            flushed = await CloseWait(self._connection).wait(self._connection.flush)
             if flushed and self._protocol_paused:  # it was closed while it was to write no more
                 self._protocol_paused = False
                 self._call_flow_control(self._protocol.resume_writing, "resume_writing")
@@ -269,11 +269,11 @@ class ProtocolTransport(asyncio.Transport):
 
     async def _deliver(self) -> None:
         """What has arrived, in pieces, between which others have a turn."""
-        self._turn.begin()
+        self._time_slice.begin()
         left = self._connection.inbound_buffered  # what comes meanwhile has its own turn, after other changes
         while left > 0 and self.is_reading():
-            left -= self._pieces.deliver(self._deliver_piece, left)
-            if left > 0 and self._turn.is_over():
+            left -= self._delivery.deliver(self._deliver_piece, left)
+            if left > 0 and self._time_slice.is_over():
                 await trio.lowlevel.checkpoint()
 
     def _deliver_piece(self, size: int) -> int:
@@ -499,7 +499,7 @@ def _limits(high: int | None, low: int | None) -> tuple[int, int]:
     return high, low
 
 
-def _told(error: Exception | None) -> Exception | None:
-    """What asyncio would have said."""
+def _error_of_loss(error: Exception | None) -> Exception | None:
+    """The exception with which asyncio would call ``connection_lost()``."""
     cause = error.__cause__ if isinstance(error, trio.BrokenResourceError) else None
     return cause if isinstance(cause, OSError) else error

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Protocol, final
 
 
-class Ending(Protocol):
+class CanEnd(Protocol):
     """A connection or callback in progress that can end on request."""
 
     def _end_wait(self) -> None: ...
@@ -26,7 +26,7 @@ class Activity:
     """The connections and callbacks in progress in one run."""
 
     def __init__(self) -> None:
-        self._running: set[Ending] = set()
+        self._running: set[CanEnd] = set()
         self._when_idle: Callable[[], object] | None = None
 
     @property
@@ -34,11 +34,11 @@ class Activity:
         """Whether nothing new may begin."""
         return self._when_idle is not None
 
-    def begin(self, thing: Ending) -> None:
+    def begin(self, thing: CanEnd) -> None:
         """Add ``thing``, which is in progress."""
         self._running.add(thing)
 
-    def end(self, thing: Ending) -> None:
+    def end(self, thing: CanEnd) -> None:
         """Remove ``thing``, which has ended."""
         self._running.discard(thing)
         if self._when_idle is not None and not self._running:

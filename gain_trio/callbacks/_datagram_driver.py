@@ -1,7 +1,7 @@
 """Datagrams by callbacks: each gets a view of the peer it came from, for as long as it is being handled.
 
 There are as many views as datagrams are handled at once, which ``serve_datagrams`` bounds, and no table of peers behind
-them: source addresses can be forged, so anybody could fill one.
+them: source addresses can be forged, so any sender could fill one.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class DatagramConn(InboxReading):
             raise ConnectionClosed("this datagram was handled; a Conn of a datagram lasts as long as its callbacks")
 
     def _taken(self, left: int) -> None:
-        """Nobody waits for room."""
+        """Does nothing: no task waits for room."""
 
     def write(self, data: Buffer, /) -> int:
         """See :meth:`Conn.write`.  Raises a :exc:`ValueError` when it is more than a datagram holds."""
@@ -79,7 +79,7 @@ class DatagramConn(InboxReading):
         return len(data)
 
     def _end_wait(self) -> None:
-        """Nobody waits for more of it."""
+        """Does nothing: no task waits for more of a datagram."""
 
     def _release(self) -> None:
         with self._lock:

@@ -1,4 +1,4 @@
-"""What a server of callbacks can be told, and what that is to the servers below."""
+"""The options of a server of callbacks, and those that it passes to the servers below."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ class Config:
     own on the same port, and the kernel distributes (TCP, UDP)."""
     async_handler: bool = attrs.field(default=False, validator=_check_flag)
     """Run ``on_read`` in a worker thread, so that it may take long, or block.  Writing and closing from there is safe, and
-    the order is kept.  The other callbacks stay in the run's thread.  An ``async def on_read`` holds up nobody but its
-    own connection while it waits, and is not moved to a thread."""
+    the order is kept.  The other callbacks stay in the run's thread.  An ``async def on_read`` holds up only its own
+    connection while it waits, and is not moved to a thread."""
     pool: bool = attrs.field(default=False, validator=_check_flag)
     """With ``async_handler``: no more than ``pool_size`` threads at a time; further calls wait.  Without it there may be one
     a connection."""
@@ -157,7 +157,7 @@ def serve_options(config: Config, others: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def ring_options(config: Config) -> RingOptions | None:
-    """Of a run that the server starts."""
+    """The options of the ring of a run that the server starts."""
     options: dict[str, int] = {}
     if config.max_sq_entries is not None:
         options["entries"] = config.max_sq_entries

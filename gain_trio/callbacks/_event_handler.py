@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ._event_server import EventServer
 
 Result: TypeAlias = "Awaitable[None] | None"
-"""Of a callback: None of a def, and an awaitable of an async def."""
+"""The result of a callback: None from a def, and an awaitable from an async def."""
 
 
 class EventHandler:
@@ -46,21 +46,23 @@ class EventHandler:
     def on_read(self, conn: Conn, n: int) -> Result:
         """``n`` bytes have arrived; ``conn.next(n)`` takes them.
 
-        Of a connection: what is not taken stays, and the next call is when more has arrived, with the number of what is new.
-        That is 64 KiB at most, and about as many as this callback works off in a millisecond, so that other connections have
-        their turn between two calls.  When as much is left as the connection holds (``Marks.receive_high``), nothing more is
-        received until some is taken, and a warning is logged.  If the peer resets the connection meanwhile, it is over, as
-        ever; but the end of the stream comes behind what was sent before it, and is not noticed until that is taken.  So set
-        ``idle_timeout`` where a peer could send something larger than the mark, which nobody ever takes, and go.
+        On a connection, bytes that the callback does not read stay queued, and the next call comes when more have arrived,
+        with the number of the new ones.  That is 64 KiB at most, and about as many as this callback works off in a
+        millisecond, so that other connections have their turn between two calls.  When as many are unread as the connection
+        holds (``Marks.receive_high``), nothing more is received until some are read, and a warning is logged.  If the peer
+        resets the connection meanwhile, it is over, as ever; but the end of the stream comes behind the bytes before it, and
+        is not noticed until those are read.  So set ``idle_timeout`` where a peer could send a message larger than the mark,
+        which the callback never reads, and go.
 
-        Of a datagram: all of it, which may be 0 bytes.  What is written is one datagram to where it came from.
+        On a datagram, ``n`` is all of it, which may be 0 bytes.  A write is one datagram to its sender.
         """
 
     def on_write(self, conn: Conn, n: int) -> Result:
-        """The kernel has taken ``n`` bytes of what was written.
+        """The kernel has accepted ``n`` bytes of those that were written.
 
-        Called once for what was taken together: for all that a callback has written, as a rule, and several times for what
-        the kernel takes in parts.  The numbers add up to what was written, unless the connection breaks.
+        Called once for bytes that the kernel accepts together: for all that a callback has written, as a rule, and several
+        times where the kernel accepts them in parts.  The numbers add up to all that was written, unless the connection
+        breaks.
         """
 
     def on_close(self, conn: Conn, err: BaseException | None) -> Result:

@@ -4,7 +4,7 @@
         ^                  │                     │                     │
         └──────────────────┴─────────────────────┴─────────────────────┘ the run, or the scope, has ended
 
-A lock guards the state, because anybody may ask for it from any thread; nothing waits while it is held.
+A lock guards the state, because any thread may read it; no code waits while it holds the lock.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from gain_trio._server import (
     DatagramServerStatistics,
     Server,
     ServerStatistics,
-    Signalled,
+    SignalTarget,
     check_timeout,
     no_workers_to_replace,
     obey_signals,
@@ -53,8 +53,8 @@ STREAMS = ("tcp", "unix", "fd")
 DATAGRAMS = "udp"
 
 
-class State(enum.Enum):
-    """Of a server; see above."""
+class ServerState(enum.Enum):
+    """The state of a server; see above."""
 
     INACTIVE = "not started"
     STARTING = "being started"
@@ -86,12 +86,12 @@ class EventServer:
 
     All but :meth:`start` and :meth:`start_as_main_process` can be called from any thread, and from callbacks.
 
-    With ``processes``, callbacks run to their end in these when the server is shut down, and when a process is replaced: its
-    connections are told of what has arrived, and then closed as by :meth:`Conn.close`.
+    With ``processes``, callbacks run to their end in these when the server is shut down, and when a process is replaced:
+    bytes that have arrived go to ``on_read``, and then each connection is closed as by :meth:`Conn.close`.
 
     Args:
       event_handler: an :class:`EventHandler`.
-      config: a :class:`Config`, whose values are taken but for those in ``options``.
+      config: a :class:`Config`, whose values hold but for those in ``options``.
       options: fields of :class:`Config`; everything else is passed to :func:`gain_trio.serve` (``ssl_context``,
         ``idle_timeout``, ``max_connections``, ``processes``, ...), or for ``udp://`` addresses to
         :func:`gain_trio.open_datagram_endpoint`.  ``graceful_timeout`` is for both.
@@ -106,7 +106,7 @@ class EventServer:
         self._config, self._others = merged(config, options)
         self._patience: float = check_timeout("graceful_timeout", options.get("graceful_timeout", SHUTDOWN_SECONDS))
         self._lock = threading.Lock()
-        self._state = State.INACTIVE
+        self._state = ServerState.INACTIVE
         self._down = threading.Event()
         self._down.set()
         self._thread: int | None = None
@@ -126,7 +126,7 @@ class EventServer:
     @property
     def is_running(self) -> bool:
         """Whether it listens: true in ``on_start``, and until it is shut down."""
-        return self._state is State.RUNNING
+        return self._state is ServerState.RUNNING
 
     @property
     def active_connections(self) -> int:
@@ -199,12 +199,12 @@ class EventServer:
                 await self._serve(address)
                 nursery.cancel_scope.cancel()  # there is nothing left that a signal could end
 
-    def _signalled(self) -> Signalled:
+    def _signalled(self) -> SignalTarget:
         """This server as signals see it."""
         return _ShutDownBySignals(self)
 
     def shutdown(self) -> None:
-        """:meth:`async_shutdown`, and return when that is done.  Of a server that does not run: nothing.
+        """:meth:`async_shutdown`, and return when that is done.  Does nothing for a server that does not run.
 
         Raises:
           InvalidState: called from a callback, from a thread that a callback waits for (:func:`trio.to_thread.run_sync`), or
@@ -218,15 +218,15 @@ class EventServer:
         self._down.wait()
 
     def async_shutdown(self) -> None:
-        """Begin to close all connections and the server, and return at once.  Of a server that does not run: nothing.
+        """Begin to close all connections and the server, and return at once.  Does nothing for a server that does not run.
 
-        What was written is sent and callbacks run to their end, for which there are ``graceful_timeout`` seconds (5 if that
+        Written bytes are sent and callbacks run to their end, for which there are ``graceful_timeout`` seconds (5 if that
         is not given); then they are cancelled.
         """
         with self._lock:
-            if self._state is State.INACTIVE:
+            if self._state is ServerState.INACTIVE:
                 return
-            self._state = State.STOPPING
+            self._state = ServerState.STOPPING
             token = self._token
         if token is not None:
             # A run that is over has ended meanwhile, which is what was asked for.
@@ -252,7 +252,7 @@ class EventServer:
     def _would_wait_for_itself(self) -> bool:
         if self._driver is not None and self._driver.is_in_callback_thread():
             return True
-        if self._state is State.INACTIVE:
+        if self._state is ServerState.INACTIVE:
             return False
         if threading.get_ident() == self._thread:
             return True
@@ -278,15 +278,15 @@ class EventServer:
 
     def _begin(self) -> None:
         with self._lock:
-            if self._state is not State.INACTIVE:
+            if self._state is not ServerState.INACTIVE:
                 raise AlreadyRunning(f"the server is {self._state.value}; one server serves once at a time")
-            self._state = State.STARTING
+            self._state = ServerState.STARTING
             self._down.clear()
             self._thread = threading.get_ident()
 
     def _end(self) -> None:
         with self._lock:
-            self._state = State.INACTIVE
+            self._state = ServerState.INACTIVE
             self._token = self._scope = self._nursery = self._server = self._driver = None
             self._thread = None
             self._down.set()
@@ -303,7 +303,7 @@ class EventServer:
         with logging_as(self._config), trio.CancelScope() as scope:
             with self._lock:
                 self._token, self._scope = trio.lowlevel.current_trio_token(), scope
-                is_stopping = self._state is State.STOPPING
+                is_stopping = self._state is ServerState.STOPPING
             if is_stopping:
                 scope.cancel()
             async with trio.open_nursery() as nursery:
@@ -311,8 +311,8 @@ class EventServer:
                 make = self._datagram_server if is_datagrams else self._stream_server
                 self._server = await nursery.start(_serve_until_drained, make(), address, scope)
                 with self._lock:
-                    if self._state is State.STARTING:
-                        self._state = State.RUNNING
+                    if self._state is ServerState.STARTING:
+                        self._state = ServerState.RUNNING
                 await self._callbacks.on_start(self)
                 task_status.started(self)
                 has_started = True
@@ -374,7 +374,7 @@ class _ShutDownBySignals:
 
     def begin_to_end(self, _name: str) -> bool:
         """Shut the server down; False if it is being shut down."""
-        if self._server._state is State.STOPPING:
+        if self._server._state is ServerState.STOPPING:
             return False
         self._server.async_shutdown()
         self._server._stop()

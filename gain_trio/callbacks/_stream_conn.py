@@ -10,11 +10,11 @@ bounded by the limit and one write, and no write is cut in two.
 
 *Other threads.*  The connection refuses them.  A write from another thread leaves its data here, under a lock, so that the
 order in which such writes return is the order in which they are sent; ``TrioToken.run_sync_soon`` has the run queue it.
-Whoever ends the connection looks for it first: a write that has returned before a close is sent before it.  What is handed
-over and not yet queued counts against the limit like what is unsent.  What such a call raises later, in the run, has nobody
-to go to but ``on_close``.
+A call that ends the connection looks for it first: a write that has returned before a close is sent before it.  Bytes that
+are handed over and not yet queued count against the limit like unsent ones.  An error of such a write, later in the run,
+goes to ``on_close``.
 
-*Who ends it.*  The task of the connection does, in ``_stream_driver.py``.  Every other cause (``close()``, a slow reader, a
+*The end.*  The task of the connection ends it, in ``_stream_driver.py``.  Every other cause (``close()``, a slow reader, a
 write deadline) leaves a note here and makes the connection's wait return.
 """
 
@@ -30,12 +30,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, final
 import attrs
 import trio
 
-from gain_trio._callback_base import Changes, Pieces
+from gain_trio._callback_base import Changes, PacedDelivery
 from gain_trio._transports import (
     NOTHING,
     Connection,
+    DeadlineEntry,
     DeadlineKeeper,
-    Entry,
     Inbound,
     Marks,
     checked_deadline,
@@ -60,7 +60,7 @@ current_thread = threading.get_ident
 
 @final
 @attrs.frozen
-class Terms:
+class ConnSettings:
     """What the conns of a server have in common, in one process."""
 
     write_limit: int
@@ -84,6 +84,7 @@ class StreamConn(Conn):
     __slots__ = (
         "_changes",
         "_connection",
+        "_delivery",
         "_failure",
         "_flush_seconds",
         "_handed",
@@ -92,26 +93,25 @@ class StreamConn(Conn):
         "_lingers",
         "_local",
         "_lock",
-        "_pieces",
         "_remote",
         "_send",
+        "_settings",
         "_take_exactly",
-        "_terms",
         "_watch",
         "_write_deadline",
         "_write_limit",
     )
 
-    def __init__(self, connection: Connection, changes: Changes, terms: Terms) -> None:
+    def __init__(self, connection: Connection, changes: Changes, settings: ConnSettings) -> None:
         super().__init__()
         self._connection = connection
         self._changes = changes
-        self._terms = terms
-        self._write_limit = terms.write_limit
+        self._settings = settings
+        self._write_limit = settings.write_limit
         self._take_exactly: Callable[[int], bytes | None] = connection._take_exactly
         self._send: Callable[[Buffer], int] = connection._send_nowait
         self._is_closed = False  # by the program, or over
-        self._pieces: Pieces | None = None  # once a large one has arrived
+        self._delivery: PacedDelivery | None = None  # once a large one has arrived
         self._failure: BaseException | None = None  # why the task of the connection is to end it
         self._flush_seconds: float | None = None  # what set_linger() says; without it, the connection's close_timeout
         self._lingers = False  # SO_LINGER is set, with a time
@@ -121,7 +121,7 @@ class StreamConn(Conn):
         self._handed_over: list[bytes] = []  # what other threads have written, and is not queued yet
         self._handed = 0  # how many bytes that are
         self._write_deadline = math.inf
-        self._watch: tuple[DeadlineKeeper, Entry] | None = None  # of the write deadline
+        self._watch: tuple[DeadlineKeeper, DeadlineEntry] | None = None  # of the write deadline
 
     def __repr__(self) -> str:
         peer = endpoint_text(self._remote) if self._remote else self._connection._peer_text()
@@ -171,9 +171,9 @@ class StreamConn(Conn):
         except trio.ClosedResourceError:
             raise ConnectionClosed("this connection is closed") from None
         except trio.BrokenResourceError:
-            return 0  # the task of the connection finds out why, and tells on_close
+            return 0  # the task of the connection gets the error, and calls on_close
         except RuntimeError:
-            if current_thread() == self._terms.thread:
+            if current_thread() == self._settings.thread:
                 raise
             return self._hand_over(whole_of(data))
         return len(data) if type(data) is bytes else memoryview(data).nbytes
@@ -182,7 +182,7 @@ class StreamConn(Conn):
         """In place of the connection's: from when the limit was passed until the kernel has made room; and once after a
         write was handed over.
         """
-        if current_thread() != self._terms.thread:
+        if current_thread() != self._settings.thread:
             raise RuntimeError("to be handed over")
         self._send_by(self._connection._send_nowait)  # before it looks: another thread may put this in place again
         self._write_handed()
@@ -202,7 +202,7 @@ class StreamConn(Conn):
         error = SlowReader(
             f"the peer reads too slowly: {unsent} bytes are unsent, and Config.write_limit is {self._write_limit}"
         )
-        if self._terms.write_policy == "raise":
+        if self._settings.write_policy == "raise":
             return error
         self._in_run_soon(self._fail, error)
         return trio.BrokenResourceError()  # for write(): on_close gets the error
@@ -246,20 +246,20 @@ class StreamConn(Conn):
 
     def _in_run_soon(self, function: Callable[..., None], *arguments: object) -> None:
         """Call it now in the run's thread, and otherwise have the run call it.  It must not raise then."""
-        if current_thread() == self._terms.thread:
+        if current_thread() == self._settings.thread:
             function(*arguments)
             return
         try:
-            self._terms.token.run_sync_soon(function, *arguments)
+            self._settings.token.run_sync_soon(function, *arguments)
         except trio.RunFinishedError:
             _refuse()
 
     def _in_run(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call it in the run's thread, and wait for what it returns or raises."""
-        if current_thread() == self._terms.thread:
+        if current_thread() == self._settings.thread:
             return function(*arguments)
         try:
-            return trio.from_thread.run_sync(function, *arguments, trio_token=self._terms.token)
+            return trio.from_thread.run_sync(function, *arguments, trio_token=self._settings.token)
         except trio.RunFinishedError:
             return _refuse()  # type: ignore[no-any-return]  # it raises
 
@@ -378,12 +378,12 @@ class StreamConn(Conn):
         self._write_deadline = when
         if when != math.inf:
             if self._watch is None:
-                self._watch = (current_keeper(), Entry(self))
+                self._watch = (current_keeper(), DeadlineEntry(self))
             keeper, entry = self._watch
             keeper.watch(entry, when)
 
     def deadline_passed(self, now: float) -> float:
-        """See :class:`Expires`: the keeper's visit, which may be for a deadline that was moved away since."""
+        """See :class:`DeadlineOwner`: the keeper's visit, which may be for a deadline that was moved away since."""
         if self._is_over or self._write_deadline > now:
             return math.inf if self._is_over else self._write_deadline
         if self._connection.outbound_buffered:
@@ -401,8 +401,8 @@ class ThreadedStreamConn(InboxReading, StreamConn):
 
     __slots__ = ("_high", "_inbox", "_is_ending", "_low", "_room")
 
-    def __init__(self, connection: Connection, changes: Changes, terms: Terms, marks: Marks) -> None:
-        super().__init__(connection, changes, terms)
+    def __init__(self, connection: Connection, changes: Changes, settings: ConnSettings, marks: Marks) -> None:
+        super().__init__(connection, changes, settings)
         self._inbox: Inbound = NOTHING
         self._high = marks.receive_high
         self._low = marks.receive_low
@@ -413,7 +413,7 @@ class ThreadedStreamConn(InboxReading, StreamConn):
         self._check_open()
 
     def _arrived(self, count: int) -> None:
-        """Move here so many bytes, of those that the connection has told of: what it has not is told later."""
+        """Move ``count`` bytes here, of those that the connection has reported: it reports the others later."""
         data = self._connection._take_exactly(count)
         with self._lock:
             self._inbox = joined(self._inbox, data or NOTHING)
@@ -423,7 +423,7 @@ class ThreadedStreamConn(InboxReading, StreamConn):
         return len(self._inbox) >= self._high
 
     async def _wait_for_room(self, wait: Callable[[], Awaitable[int]]) -> int | None:
-        """What ``wait`` returns, or None once somebody has taken from the inbox, or the connection is to end."""
+        """What ``wait`` returns, or None once a callback has read from the inbox, or the connection is to end."""
         with self._lock:
             if self._is_ending or len(self._inbox) <= self._low:
                 return None

@@ -6,7 +6,7 @@
     the end of the stream, close()        what was written is flushed, with on_write; then it is closed; on_close(None)
     an error, a callback's exception      the connection is closed (with a reset if something is unsent); on_close(error)
     cancelled                             the same; on_close(None) if nothing was unsent, and 5 seconds for an async one
-    the server drains                     what has arrived is told to on_read once more; then as by close()
+    the server drains                     on_read is called for all that has arrived; then as by close()
 
 There is one way out, so ``on_close`` is called once, whatever happens.  An exception is raised again behind it: the
 consumer that this runs in logs and counts it as it does a handler's.
@@ -25,16 +25,16 @@ from typing import Any, final
 
 import trio
 
-from gain_trio._callback_base import END, STALLED, WRITTEN, Changes, Pieces, sleep_until_idle
+from gain_trio._callback_base import END, STALLED, WRITTEN, Changes, PacedDelivery, sleep_until_idle
 from gain_trio._io_manager import waits_of
 from gain_trio._server import LAST_CALLBACK, AttendingHandler, is_cancellation, only_one_of
-from gain_trio._transports import FIRST_SECONDS, Connection, Marks, Patience, shown
+from gain_trio._transports import FIRST_SECONDS, CloseWait, Connection, Marks, shown
 
 from ._activity import Activity
 from ._event_config import Config
 from ._event_errors import SlowReader
 from ._event_handler import Callbacks, EventHandler
-from ._stream_conn import StreamConn, Terms, ThreadedStreamConn
+from ._stream_conn import ConnSettings, StreamConn, ThreadedStreamConn
 
 logger = logging.getLogger("gain_trio")
 
@@ -77,7 +77,7 @@ class StreamDriver(AttendingHandler):
         self._marks = marks
         self._is_threaded = config.async_handler and not self.callbacks.on_read.is_async
         self.activity = Activity()
-        self._terms: Terms | None = None
+        self._settings: ConnSettings | None = None
         self._threads: WorkerThreads | None = None
         self._drains = False
 
@@ -112,7 +112,7 @@ class StreamDriver(AttendingHandler):
             await self._accept(conn)
             await self._reading(conn, connection)
             if self._drains:
-                await self._hear_once_more(conn, connection, FIRST_SECONDS if is_late else 0)
+                await self._deliver_the_rest(conn, connection, FIRST_SECONDS if is_late else 0)
             await self._finish(conn, connection)
         except BaseException as error:
             conn._write_handed()  # which is unsent, too
@@ -120,7 +120,7 @@ class StreamDriver(AttendingHandler):
             reason = _reason(error, connection)
             if is_cancellation(error):
                 cancelled = True
-                await self._tell_what_was_written(conn)
+                await self._report_written_at_the_end(conn)
             raise
         finally:
             conn._linger_no_more()
@@ -135,27 +135,27 @@ class StreamDriver(AttendingHandler):
                 self.activity.end(conn)
 
     def _open(self, connection: Connection) -> StreamConn:
-        if self._terms is None:
+        if self._settings is None:
             config = self._config
             token = trio.lowlevel.current_trio_token()
-            self._terms = Terms(config.write_limit, config.write_policy, token, threading.get_ident())
+            self._settings = ConnSettings(config.write_limit, config.write_policy, token, threading.get_ident())
             if self._is_threaded:
                 self._threads = WorkerThreads(config.pool_size if config.pool else float("inf"))
         changes = Changes(connection, watches_resets=True)  # an on_read that takes nothing is not called again
         if self._is_threaded:
-            conn: StreamConn = ThreadedStreamConn(connection, changes, self._terms, self._marks)
+            conn: StreamConn = ThreadedStreamConn(connection, changes, self._settings, self._marks)
         else:
-            conn = StreamConn(connection, changes, self._terms)
+            conn = StreamConn(connection, changes, self._settings)
         if self.callbacks.on_close.is_overridden:
-            conn.remote_addr  # noqa: B018 - looked up now: after a reset nobody can say what it was
+            conn.remote_addr  # noqa: B018 - looked up now: after a reset the system does not have it any more
         return conn
 
     def _remember_addresses(self, conn: StreamConn) -> None:
         if self.callbacks.on_close.is_overridden:
-            conn.local_addr  # noqa: B018 - of a socket that is closed nobody can say what it was
+            conn.local_addr  # noqa: B018 - looked up now: a closed socket does not have it any more
 
-    async def _tell_what_was_written(self, conn: StreamConn) -> None:
-        """The server is being stopped: what the kernel has taken by now is told, as it is after a close()."""
+    async def _report_written_at_the_end(self, conn: StreamConn) -> None:
+        """Call on_write for the bytes that the kernel has accepted by now, because the server stops, as after a close()."""
         if written := conn._changes.take_written():
             conn._send_no_more()
             with trio.CancelScope(deadline=trio.current_time() + LAST_CALLBACK, shield=True):
@@ -195,12 +195,12 @@ class StreamDriver(AttendingHandler):
         watched = conn._changes.watched
         while True:
             n = await wait(watched)
-            if 0 < n <= Pieces.SMALLEST:
+            if 0 < n <= PacedDelivery.SMALLEST:
                 on_read(conn, n)
             elif n > 0:
-                pieces = conn._pieces
-                if pieces is not None and n <= pieces.size:
-                    pieces.deliver_whole(on_read, conn, n)
+                delivery = conn._delivery
+                if delivery is not None and n <= delivery.size:
+                    delivery.deliver_whole(on_read, conn, n)
                 else:
                     await self._read_in_pieces(conn, connection, n)
             elif not await self._goes_on(n, conn):
@@ -212,7 +212,7 @@ class StreamDriver(AttendingHandler):
         watched = conn._changes.watched
         while True:
             n = await wait(watched)
-            if 0 < n <= Pieces.SMALLEST:
+            if 0 < n <= PacedDelivery.SMALLEST:
                 await on_read(conn, n)
             elif n > 0:
                 await self._read_in_pieces(conn, connection, n)
@@ -223,7 +223,7 @@ class StreamDriver(AttendingHandler):
         """Work off an answer that is no number of bytes.  Returns whether there may be another one."""
         found = conn._changes.meaning(change)
         if found is not None and found != END:
-            await self._told(found, conn)
+            await self._report_change(found, conn)
         return found != END and not conn._changes.is_over
 
     async def _read_in_pieces(self, conn: StreamConn, connection: Connection, count: int) -> None:
@@ -231,9 +231,9 @@ class StreamDriver(AttendingHandler):
         on_read = self.callbacks.on_read.function
         is_async = self.callbacks.on_read.is_async
         waits = functools.partial(waits_of, trio.lowlevel.current_task())
-        pieces = conn._pieces
-        if pieces is None:
-            pieces = conn._pieces = Pieces()
+        delivery = conn._delivery
+        if delivery is None:
+            delivery = conn._delivery = PacedDelivery()
 
         def deliver(size: int) -> int:
             on_read(conn, size)
@@ -241,10 +241,10 @@ class StreamDriver(AttendingHandler):
 
         while True:
             if is_async:
-                count -= await pieces.deliver_async(functools.partial(on_read, conn), count, waits)
+                count -= await delivery.deliver_async(functools.partial(on_read, conn), count, waits)
             else:
-                count -= pieces.deliver(deliver, count)
-            # An on_read() may have taken more than it was told of, and may have ended the connection.
+                count -= delivery.deliver(deliver, count)
+            # An on_read() may have read more than its number, and may have ended the connection.
             count = min(count, connection.inbound_buffered)
             if count <= 0 or conn._is_closed or conn._failure is not None:
                 return
@@ -256,7 +256,7 @@ class StreamDriver(AttendingHandler):
         assert threads is not None
         while n := await conn._changes.next():
             if n < 0:
-                await self._told(n, conn)
+                await self._report_change(n, conn)
             while n > 0:
                 conn._arrived(n)
                 await threads.run(on_read, conn, n)
@@ -265,7 +265,7 @@ class StreamDriver(AttendingHandler):
     async def _wait_while_stalled(self, conn: ThreadedStreamConn, connection: Connection) -> int:
         """Until there is room in the inbox.  What arrives stays in the connection's queue, which has its own limit.
 
-        Returns how many bytes that is, of which ``on_read`` has to be told.
+        Returns the number of bytes that have arrived, for the next call of ``on_read``.
         """
         self._log_stall(conn)
         arrived = 0
@@ -274,12 +274,12 @@ class StreamDriver(AttendingHandler):
             if n > 0:
                 arrived += n
             elif n == WRITTEN:
-                await self._told(n, conn)
-            elif n == END:  # which would be told again at once; what is in the inbox can still be taken
+                await self._report_change(n, conn)
+            elif n == END:  # which would be reported again at once; the inbox can still be read
                 wait = functools.partial(sleep_until_idle, connection)
         return 0 if conn._is_ending else arrived
 
-    async def _told(self, what: int, conn: StreamConn) -> None:
+    async def _report_change(self, what: int, conn: StreamConn) -> None:
         if what == WRITTEN:
             if written := conn._changes.take_written():  # with TLS there may be none of the program's
                 await self.callbacks.on_write(conn, written)
@@ -298,15 +298,15 @@ class StreamDriver(AttendingHandler):
 
     # --- the end ---
 
-    async def _hear_once_more(self, conn: StreamConn, connection: Connection, patience: float) -> None:
-        """The server drains, and the wait was ended: tell what has arrived, so that no request stays without an answer.
+    async def _deliver_the_rest(self, conn: StreamConn, connection: Connection, patience: float) -> None:
+        """Call on_read for all that has arrived, because the server drains: no request stays without an answer.
 
-        That is what has arrived by now, so that a peer that goes on sending cannot hold it up.  One that has connected
-        and not been heard has ``patience`` seconds: while worker processes are replaced nobody is to notice.
+        That is all that has arrived by now, so that a peer that goes on sending cannot hold it up.  A peer that has
+        connected and sent nothing has ``patience`` seconds: the replacement of worker processes must not lose it.
         """
         if conn._is_closed or conn._failure is not None:
             return
-        if connection._is_unheard:
+        if connection._has_received_nothing:
             patience = FIRST_SECONDS
         conn._changes.resume()
         # What has arrived is never too late for a deadline.
@@ -314,32 +314,32 @@ class StreamDriver(AttendingHandler):
         left = 0  # of what has arrived
         while True:
             try:
-                told = await conn._changes.next()
+                change = await conn._changes.next()
             except trio.TooSlowError:
                 return
-            if told == WRITTEN:
-                await self._told(told, conn)
-                # on_write may write more each time, and is told of that before the deadline, and before bytes
+            if change == WRITTEN:
+                await self._report_change(change, conn)
+                # on_write may write more each time, which is reported before the deadline, and before bytes
                 if trio.current_time() > end + (LAST_CALLBACK if left else 0):
                     return
-            elif told > 0:
+            elif change > 0:
                 if not left:
                     left = connection.inbound_buffered
-                left -= told
-                await self._hear(conn, connection, told)
+                left -= change
+                await self._deliver(conn, connection, change)
                 if left <= 0:
                     return
                 end = connection.read_deadline = trio.current_time()
             else:
                 return
 
-    async def _hear(self, conn: StreamConn, connection: Connection, told: int) -> None:
+    async def _deliver(self, conn: StreamConn, connection: Connection, change: int) -> None:
         if isinstance(conn, ThreadedStreamConn):
             assert self._threads is not None
-            conn._arrived(told)
-            await self._threads.run(self.callbacks.on_read.function, conn, told)
+            conn._arrived(change)
+            await self._threads.run(self.callbacks.on_read.function, conn, change)
         else:
-            await self._read_in_pieces(conn, connection, told)
+            await self._read_in_pieces(conn, connection, change)
 
     async def _finish(self, conn: StreamConn, connection: Connection) -> None:
         """The peer, the program or a failure has ended it: send what is left, and close."""
@@ -350,9 +350,9 @@ class StreamDriver(AttendingHandler):
             connection.abort()
             return
         begun = trio.current_time()
-        patience = Patience(connection, conn._flush_seconds)
+        patience = CloseWait(connection, conn._flush_seconds)
         while await self._has_unsent(conn, connection) or not conn._refuse_all():
-            # An on_write() that writes has something to be told of at once, where the kernel takes it at once.
+            # An on_write() that writes is called again at once, where the kernel accepts the bytes at once.
             await trio.lowlevel.checkpoint()
             if not await patience.wait(connection.flush):
                 seconds = trio.current_time() - begun

@@ -24,7 +24,7 @@ class ControlChannel:
 
     def __init__(self, sock: socket.socket) -> None:
         self._connection = Connection.from_socket(sock)
-        self._turn = trio.StrictFIFOLock()
+        self._time_slice = trio.StrictFIFOLock()
         self._length: int | None = None  # of the message that is being received
 
     async def send(self, message: Message) -> None:
@@ -40,7 +40,7 @@ class ControlChannel:
 
     async def send_frame(self, content: bytes) -> None:
         """Send what :func:`encode` has made, or the first message, which ``_boot.py`` reads."""
-        async with self._turn:
+        async with self._time_slice:
             self._queue(content)
             await self._connection.flush()
 
@@ -54,7 +54,7 @@ class ControlChannel:
 
         Raises what :meth:`send` raises, ``say`` included; nothing of the message is sent then.
         """
-        async with self._turn:
+        async with self._time_slice:
             yield lambda message: self._queue(encode(message))
             await self._connection.flush()
 
@@ -85,7 +85,7 @@ class ControlChannel:
 
     async def send_eof(self) -> None:
         """Send no more.  To a worker it means that it is to cancel everything and to end."""
-        async with self._turn:
+        async with self._time_slice:
             await self._connection.send_eof()
 
     def close(self) -> None:

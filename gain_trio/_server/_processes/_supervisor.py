@@ -72,7 +72,7 @@ class WorkerSupervisor:
       graceful_timeout: seconds that the connections of a process have when it is replaced.
       changed: called when another process serves, or none does.
       fail: called with what is to end the server.
-      ended_badly: called with the failure of a process that was told to end, and whether the server was cancelled.
+      ended_badly: called with the failure of a process at its requested end, and whether the server was cancelled.
       start_timeout: seconds that a process may take to begin.
       is_up: whether all supervisors have had a process that served.
       has_lasted: whether a process of any supervisor has lasted, see :attr:`has_lasted`.

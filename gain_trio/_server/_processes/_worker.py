@@ -176,7 +176,7 @@ class Worker:
                 try:
                     with self._serving:
                         async with trio.open_nursery() as serving:
-                            # Before it serves, which a lifespan may hold up: it can be told to end meanwhile.
+                            # Before it serves, which a lifespan may hold up: the server can end it meanwhile.
                             helpers.start_soon(self._listen, helpers, name="gain_trio worker control")
                             helpers.start_soon(self._attend, signals, name="gain_trio worker signals")
                             self._server = await serving.start(
@@ -247,7 +247,7 @@ class Worker:
             return False
         # An acceptor that is not over hands off what it has.
         has_more = not all(acceptor.is_over for acceptor in self._server._acceptors)
-        return has_more or any(consumer.has_unheard for consumer in self._consumers)
+        return has_more or any(consumer.has_silent for consumer in self._consumers)
 
     async def _attend(self, signals: AsyncIterator[int]) -> None:
         has_asked = False

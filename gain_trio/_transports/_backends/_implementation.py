@@ -82,7 +82,7 @@ async def wait_released(listeners: Iterable[Listener]) -> None:
     """
     manager = current_manager("wait_released()")
     for _tick in range(_MOST_TICKS):
-        if all(listener._is_released for listener in listeners) and (manager is None or not manager.reactor.closing):
+        if all(listener._is_released for listener in listeners) and (manager is None or not manager.proactor.closing):
             return
         await trio.lowlevel.cancel_shielded_checkpoint()
 

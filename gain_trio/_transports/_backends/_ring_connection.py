@@ -1,4 +1,4 @@
-"""A connection on the ring: ``gain_trio._fastpath.Stream`` with the cold half that all connections share."""
+"""A connection on the ring: ``gain_trio._fastpath.Connection`` with the cold half that all connections share."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ import trio
 
 from gain_trio._io_manager import UringIOManager
 from gain_trio._kernel import fastpath
-from gain_trio._transports._connections import Connection, Marks, ProxyHeader, Timing
-from gain_trio._transports._patience import DEFAULT_CLOSE_TIMEOUT
+from gain_trio._transports._connections import Connection, ConnectionDeadlines, Marks, ProxyHeader
+from gain_trio._transports._peer_progress import DEFAULT_CLOSE_TIMEOUT
 
 if TYPE_CHECKING:
-    from gain_trio._fastpath import Stream as _Stream
+    from gain_trio._fastpath import Connection as _FastConnection
 elif fastpath is not None:
-    _Stream = fastpath.Stream
+    _FastConnection = fastpath.Connection
 else:
 
-    class _Stream:
+    class _FastConnection:
         """Where the compiled modules are missing, no run gets as far as having a connection on the ring."""
 
         __slots__ = ()
 
 
 @final
-class RingConnection(_Stream, Connection):
+class RingConnection(_FastConnection, Connection):
     """See :class:`Connection`.  Owns the descriptor."""
 
     __slots__ = (
         "_between",
         "_close_timeout",
+        "_deadlines_kept",
+        "_drain_deadline",
         "_draining",
         "_drains",
-        "_hurry",
         "_local_address",
-        "_prelude",
         "_proxy_header",
+        "_proxy_header_size",
         "_remote_address",
-        "_timing",
         "_transfer",
     )
 
@@ -49,15 +49,15 @@ class RingConnection(_Stream, Connection):
         self._local_address: Any = None
         self._remote_address: Any = None
         self._close_timeout = DEFAULT_CLOSE_TIMEOUT
-        self._timing: Timing | None = None
+        self._deadlines_kept: ConnectionDeadlines | None = None
         self._proxy_header: ProxyHeader | None = None
         self._transfer: trio.CancelScope | None = None
         self._draining: trio.Event | None = None
         self._between = self._drains = False
-        self._hurry = None
-        self._prelude = 0
+        self._drain_deadline = None
+        self._proxy_header_size = 0
         # Last: from here on the descriptor is the connection's, and a caller that sees an exception closes it.
-        super().__init__(manager.reactor, descriptor, marks.receive_high, marks.receive_low, marks.send_high)
+        super().__init__(manager.proactor, descriptor, marks.receive_high, marks.receive_low, marks.send_high)
 
     def __repr__(self) -> str:
         return self._described("closed" if self._is_closed else f"fd={self._descriptor}")

@@ -1,4 +1,4 @@
-"""What both directions of a connection over a socket share: its run, its socket, and whose turn it is."""
+"""What both directions of a connection over a socket share: its run and its errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import final
 import trio
 
 from gain_trio._transports._connections import Connection
-from gain_trio._transports._turns import Turn
+from gain_trio._transports._time_slices import TimeSlice
 
 current_thread = threading.get_ident
 
@@ -36,13 +36,13 @@ def as_size(number: int) -> int:
 
 
 @final
-class Run:
+class SocketRun:
     """What the connections of a run share."""
 
     def __init__(self) -> None:
         self.thread = current_thread()  # 0, which no thread is, in the child of a fork
         self.connections: weakref.WeakSet[Connection] = weakref.WeakSet()
-        self.turn = Turn()
+        self.time_slice = TimeSlice()
         _runs.add(self)
 
     async def close_at_the_end(self) -> None:
@@ -54,7 +54,7 @@ class Run:
                 connection._close_now()
 
 
-_runs: weakref.WeakSet[Run] = weakref.WeakSet()
+_runs: weakref.WeakSet[SocketRun] = weakref.WeakSet()
 
 
 def _leave_to_the_parent() -> None:
@@ -65,15 +65,15 @@ def _leave_to_the_parent() -> None:
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_leave_to_the_parent)
 
-_current_run: trio.lowlevel.RunVar[Run] = trio.lowlevel.RunVar("gain_trio connections over sockets")
+_current_run: trio.lowlevel.RunVar[SocketRun] = trio.lowlevel.RunVar("gain_trio connections over sockets")
 
 
-def current_run() -> Run:
+def current_socket_run() -> SocketRun:
     """The one of the current task's run."""
     try:
         return _current_run.get()
     except LookupError:
-        run = Run()
+        run = SocketRun()
         trio.lowlevel.spawn_system_task(run.close_at_the_end, name="gain_trio closing at the end of the run")
         _current_run.set(run)
         return run

@@ -2,24 +2,24 @@
 
 It keeps the contract of :class:`Connection` to the letter, but not by doing what the ring does.
 
-*The kernel's buffers are the queues.*  The ring has to receive ahead, into buffers it was given; here nothing is received
-before somebody asks.  A peer that sends too much fills the kernel's receive buffer and is stopped by TCP.  Only what looks
-without waiting (``peek``, ``next``, ``discard``, ``inbound_buffered``) moves bytes into a queue here, up to the high mark,
-and ``receive`` empties that first.  Whatever is found behind the bytes, the end of the stream or an error, is kept until
-they have been taken.  While a task waits in ``receive`` the bytes are its, and looking does not take them from under it.
+*The kernel's buffers are the queues.*  The ring has to receive ahead, into buffers it was given; here bytes are received
+only in a call.  A peer that sends too much fills the kernel's receive buffer and is stopped by TCP.  Only the calls that do
+not wait (``peek``, ``next``, ``discard``, ``inbound_buffered``) move bytes into a queue here, up to the high mark, and
+``receive`` empties that first.  The end of the stream, or an error, that is found behind the bytes is kept until they have
+been read.  While a task waits in ``receive`` the bytes are that task's, and these calls leave them to it.
 
 *A task steps once a message.*  Trio's sockets try, wait, try again, and pass a checkpoint after every success.  A receive
 that returned less than it had room for has emptied the kernel's buffer, so the next one waits at once: no failing system
-call, and a turn for everybody else.  A send that the kernel takes at once does not go through the scheduler.  What keeps
-that fair is ``_unwaited``, the bytes moved since a task of this connection last waited, in either direction, and the run's
-``turn``, the time for which calls were answered like that: from the mark on, or after about a millisecond, the next call
-passes a checkpoint *before* it moves anything, so that a cancellation there loses nothing.  For the same
-economy this is a plain non-blocking ``socket.socket`` with ``trio.lowlevel.wait_readable``: what ``trio.socket`` is made
-of, without the layers of Python in between.
+call, and other tasks run.  A send that the kernel accepts at once does not go through the scheduler.  Two counters keep
+that fair: ``_unwaited``, the bytes moved since a task of this connection last waited, in either direction, and the run's
+``time_slice``, the time for which calls were answered like that: from the mark on, or after about a millisecond, the next
+call passes a checkpoint *before* it moves anything, so that a cancellation there loses nothing.  For the same economy this
+is a plain non-blocking ``socket.socket`` with ``trio.lowlevel.wait_readable``: what ``trio.socket`` is made of, without the
+layers of Python in between.
 
-*Sends finish behind the caller's back.*  What the kernel does not take at once is queued, and a system task, the writer,
+*Sends finish after the call.*  Bytes that the kernel does not accept at once are queued, and a system task, the writer,
 drains the queue and ends when it is empty.  It outlives the task that sent, because a ``bytes`` object is sent whole even if
-that task is cancelled, and while something is queued nobody else sends, so the order stays.  It ends by three things: an
+that task is cancelled, and while something is queued only the writer sends, so the order stays.  Three things end it: an
 empty queue, an error, a close (which empties the queue).  An error is kept, and raised by the sender's this or next call.
 
 *The run's end closes what is open*, as on the ring, by another system task, one for all connections of a run.
@@ -43,19 +43,19 @@ from gain_trio._transports._addresses import reset_on_close
 from gain_trio._transports._connections import (
     NOTHING,
     Connection,
+    ConnectionDeadlines,
     Inbound,
     Marks,
     ProxyHeader,
-    Timing,
     checked_deadline,
     head_of,
     joined,
     whole_of,
     without_head,
 )
-from gain_trio._transports._patience import DEFAULT_CLOSE_TIMEOUT, unacknowledged
+from gain_trio._transports._peer_progress import DEFAULT_CLOSE_TIMEOUT, unacknowledged
 
-from ._socket_base import as_size, closed_error, current_run, current_thread, kept
+from ._socket_base import as_size, closed_error, current_socket_run, current_thread, kept
 from ._socket_changes import SocketChanges
 from ._socket_sending import SocketSender
 
@@ -81,13 +81,15 @@ class SocketConnection(Connection):
         "_changes",
         "_chunk",
         "_close_timeout",
+        "_deadlines_kept",
         "_descriptor",
+        "_drain_deadline",
+        "_drain_deadline",
         "_draining",
         "_drains",
         "_end_told",
         "_ended",
         "_flushing",
-        "_hurry",
         "_inbound",
         "_is_closed",
         "_is_dry",
@@ -97,8 +99,8 @@ class SocketConnection(Connection):
         "_local_address",
         "_marks",
         "_paused",
-        "_prelude",
         "_proxy_header",
+        "_proxy_header_size",
         "_read_deadline",
         "_read_looked_at",
         "_receive_error",
@@ -108,7 +110,6 @@ class SocketConnection(Connection):
         "_sender",
         "_socket",
         "_socket_error",
-        "_timing",
         "_transfer",
         "_unwaited",
         "bytes_received",
@@ -123,13 +124,13 @@ class SocketConnection(Connection):
     _active_at: float
 
     def __init__(self, sock: socket.socket, marks: Marks) -> None:
-        self._run = current_run()
+        self._run = current_socket_run()
         self._marks = marks
         self._socket = sock
         self._descriptor = sock.fileno()  # -1 once it has been closed; one that is_closed may still be flushed
         self._is_closed = False
         self._close_timeout = DEFAULT_CLOSE_TIMEOUT
-        self._timing: Timing | None = None
+        self._deadlines_kept: ConnectionDeadlines | None = None
         self._is_timed = False
         self._active_at = 0.0
         self._read_deadline = math.inf
@@ -141,8 +142,8 @@ class SocketConnection(Connection):
         self._transfer: trio.CancelScope | None = None
         self._draining: trio.Event | None = None
         self._between = self._drains = False
-        self._hurry = None
-        self._prelude = 0
+        self._drain_deadline = None
+        self._proxy_header_size = 0
         self.bytes_received = self.bytes_sent = 0
         self.context = None
         self._sender = SocketSender()
@@ -157,7 +158,7 @@ class SocketConnection(Connection):
         self._late_receiving = False  # it was woken because its deadline has passed
         self._changes: SocketChanges | None = None  # made for the first _wait_change()
         self._flushing = False  # the call of the sending direction has nothing to send
-        self._socket_error: OSError | None = None  # asked for while the queue was full; the receive tells of it, too
+        self._socket_error: OSError | None = None  # read while the queue was full; the receive raises it, too
         self._paused = False  # the queue was at its high mark, and has not been at its low one since
         self._run.connections.add(self)
 
@@ -174,7 +175,7 @@ class SocketConnection(Connection):
             warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
         finally:
             self._is_closed = True
-            self._release(reset=self._is_send_torn)
+            self._release(reset=self._is_send_incomplete)
 
     def __repr__(self) -> str:
         return self._described("closed" if self._is_closed else f"fd={self._descriptor}")
@@ -201,14 +202,14 @@ class SocketConnection(Connection):
     def _has_waited(self) -> None:
         """Other tasks have had a turn."""
         self._unwaited = 0
-        self._run.turn.begin()
+        self._run.time_slice.begin()
 
     def _unacknowledged(self) -> int | None:
         """See :meth:`Connection._unacknowledged`."""
         return unacknowledged(self._descriptor)
 
     def _has_sent(self, count: int, /) -> None:
-        """The kernel has taken so many bytes."""
+        """Count ``count`` bytes that the kernel has accepted."""
         self.bytes_sent += count
         self._unwaited += count
         if self._is_timed:
@@ -221,7 +222,7 @@ class SocketConnection(Connection):
 
         It is a schedule point, too, after much was moved without one, or for long.
         """
-        if self._unwaited < mark and not self._run.turn.is_over():
+        if self._unwaited < mark and not self._run.time_slice.is_over():
             await trio.lowlevel.checkpoint_if_cancelled()
             return
         await self._yield()
@@ -317,7 +318,7 @@ class SocketConnection(Connection):
         if self._is_closed:
             return
         error = OSError(number, os.strerror(number))
-        self._sender.is_torn = self._is_send_torn or self.outbound_buffered > 0
+        self._sender.is_incomplete = self._is_send_incomplete or self.outbound_buffered > 0
         self._receive_error = error
         self._is_dry = False
         self._send_failed(error)
@@ -358,7 +359,7 @@ class SocketConnection(Connection):
                 self._active_at = trio.current_time()
             return data
         self._is_dry = False
-        # A socket tells of its error once.  Somebody else was told, so to the receive a reset looks like the end.
+        # A socket reports its error once.  Another call has got it, so to the receive a reset looks like the end.
         if self._sender.error is not None and self._sender.error.errno != errno.EPIPE:
             self._receive_error = self._sender.error
         elif self._socket_error is not None:
@@ -384,7 +385,7 @@ class SocketConnection(Connection):
         return head
 
     def _check_dry(self) -> None:
-        """There is nothing: raise why, if it is an error or too late; else, if this is not dry, the end has been told."""
+        """The queue is empty: raise an error, or that it is too late; otherwise, if not dry, the end was reported."""
         if self._is_dry:
             if self._late_receiving:
                 raise trio.TooSlowError("the connection's read deadline has passed")
@@ -524,7 +525,7 @@ class SocketConnection(Connection):
     # --- taking ---
 
     def _dequeue(self, count: int) -> bytes:
-        """So many bytes, which are there."""
+        """Remove ``count`` bytes, which are queued."""
         self._unwaited += count
         taken = head_of(self._inbound, count)
         self._inbound = without_head(self._inbound, count)
@@ -617,14 +618,14 @@ class SocketConnection(Connection):
         return self._sender.is_eof
 
     @property
-    def _is_send_torn(self) -> bool:
-        return self._sender.is_torn
+    def _is_send_incomplete(self) -> bool:
+        return self._sender.is_incomplete
 
     def _hold_sends(self, held: bool, /) -> None:
         self._sender.is_busy = held
 
-    def _tear_sends(self) -> None:
-        self._sender.is_torn = True
+    def _mark_send_incomplete(self) -> None:
+        self._sender.is_incomplete = True
 
     def _fail_sends(self, number: int, /) -> int:
         sender = self._sender
@@ -684,7 +685,7 @@ class SocketConnection(Connection):
 
     # --- giving the socket back ---
 
-    @trio.lowlevel.enable_ki_protection  # of what is nobody's for a moment
+    @trio.lowlevel.enable_ki_protection  # the descriptor has no owner for a moment
     async def detach(self) -> tuple[socket.socket, bytes]:
         """See :meth:`Connection.detach`."""
         await trio.lowlevel.checkpoint()
@@ -729,7 +730,7 @@ class SocketConnection(Connection):
         self._sender.outbound = None
         self._sender.room_wanted = False
         trio.lowlevel.notify_closing(self._descriptor)
-        self._release(reset=reset or self._is_send_torn)
+        self._release(reset=reset or self._is_send_incomplete)
 
     def _release(self, *, reset: bool) -> None:
         """Close the descriptor."""
@@ -741,7 +742,7 @@ class SocketConnection(Connection):
             try:
                 self._socket.close()
             except OSError as error:
-                if error.errno != errno.EBADF:  # somebody else has closed it: nothing is left to close
+                if error.errno != errno.EBADF:  # other code has closed it: nothing is left to close
                     raise
 
     def fileno(self) -> int:

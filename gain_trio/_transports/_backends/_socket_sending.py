@@ -46,7 +46,7 @@ class SocketSender:
         "error",
         "is_busy",
         "is_eof",
-        "is_torn",
+        "is_incomplete",
         "is_writing",
         "looked_at",
         "outbound",
@@ -56,7 +56,7 @@ class SocketSender:
     def __init__(self) -> None:
         self.outbound: Outbound | None = None  # None when nothing is queued
         self.is_eof = False
-        self.is_torn = False  # also while a send waits with a part of its data sent
+        self.is_incomplete = False  # also while a send waits with a part of its data sent
         self.error: OSError | None = None
         self.is_busy = False  # a call of this direction is in progress
         self._task: trio.lowlevel.Task | None = None  # its task, while it waits for less than this to be outbound:
@@ -89,7 +89,7 @@ class SocketSender:
             connection._refuse("sending")
         sent = 0
         if data and self.outbound is None:
-            if connection._unwaited < connection._marks.send_high and not connection._run.turn.is_over():
+            if connection._unwaited < connection._marks.send_high and not connection._run.time_slice.is_over():
                 await checkpoint_if_cancelled()
             else:
                 await self._take_turn(connection)
@@ -137,9 +137,9 @@ class SocketSender:
                 self.check(connection, own_half=begun)
                 self.check_not_eof()
                 if begun or self.size < high:
-                    self.is_torn = True  # should what follows be interrupted
+                    self.is_incomplete = True  # should what follows be interrupted
                     begun |= self._put_message(connection, message)
-                    self.is_torn = begun and bool(message.parts)
+                    self.is_incomplete = begun and bool(message.parts)
                     if not message.parts and self.size < high:
                         return
                 if await self.park(connection, high):
@@ -187,9 +187,9 @@ class SocketSender:
                 self.check(connection, own_half=done > 0)
                 self.check_not_eof()
                 if done or self.size < high:  # or sends that are cancelled over and over would fill the memory
-                    self.is_torn = True  # should what follows be interrupted
+                    self.is_incomplete = True  # should what follows be interrupted
                     done = self._put(connection, data, done)
-                    self.is_torn = 0 < done < len(data)
+                    self.is_incomplete = 0 < done < len(data)
                     if done == len(data) and self.size < high:
                         return
                 if await self.park(connection, high):
@@ -208,7 +208,7 @@ class SocketSender:
                     self.enqueue(connection, bytes(part[done:]))
                 done = 0
             if parts:
-                self.is_torn = False
+                self.is_incomplete = False
             raise trio.TooSlowError("the connection's write deadline has passed")
 
     def check(self, connection: SocketConnection, *, own_half: bool = False) -> None:
@@ -217,7 +217,7 @@ class SocketSender:
             raise closed_error()
         if self.error is not None:
             raise broken_by(kept(self.error))
-        if self.is_torn and not own_half:  # what follows half of something would be taken for its other half
+        if self.is_incomplete and not own_half:  # what follows half of something would be taken for its other half
             raise broken_by(OSError(errno.ECANCELED, "a send was cancelled when a part of its data had been sent"))
 
     def check_not_eof(self) -> None:

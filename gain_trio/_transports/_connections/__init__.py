@@ -2,7 +2,7 @@
 
 from ._change_codes import CHANGED, ENDED, FULL, MOST_SEEN, WATCH_RESETS, WATCH_SENT
 from ._connection import Connection
-from ._deadlines import DeadlineKeeper, Entry, Timing, current_keeper
+from ._deadlines import ConnectionDeadlines, DeadlineEntry, DeadlineKeeper, current_keeper
 from ._file_sending import FileTransfer
 from ._framing import IncompleteMessage, MessageTooLong
 from ._has_fileno import HasFileno
@@ -39,8 +39,9 @@ __all__ = [
     "WATCH_RESETS",
     "WATCH_SENT",
     "Connection",
+    "ConnectionDeadlines",
+    "DeadlineEntry",
     "DeadlineKeeper",
-    "Entry",
     "FileTransfer",
     "HasFileno",
     "Inbound",
@@ -53,7 +54,6 @@ __all__ = [
     "Outbound",
     "ProxyHeader",
     "ProxyProtocolError",
-    "Timing",
     "checked_close_timeout",
     "checked_deadline",
     "checked_idle_timeout",

@@ -14,16 +14,16 @@ import trio
 
 from gain_trio._io_manager import broken_by
 from gain_trio._transports._addresses import PeerCredentials, peer_credentials
-from gain_trio._transports._patience import Patience
 from gain_trio._transports._peer import UNNAMED, endpoint_text, peer_of, unnamed_text
+from gain_trio._transports._peer_progress import CloseWait
 
-from ._deadlines import Timing
+from ._deadlines import ConnectionDeadlines
 from ._file_sending import FileTransfer, KernelFileTransfer
 from ._files import File, opened
 from ._framing import Framing
 from ._has_fileno import HasFileno
 from ._marks import Marks, checked_close_timeout, checked_idle_timeout
-from ._messages import Hurry, MessageLoop
+from ._messages import DrainDeadline, MessageLoop
 from ._proxy_protocol import ProxyHeader
 from ._queues import receive_into
 
@@ -63,13 +63,13 @@ class Connection(trio.abc.HalfCloseableStream):
     _remote_address: Any
     """What was looked up, or None.  Slots of the implementation, as are these:"""
     _close_timeout: float
-    _timing: Timing | None
+    _deadlines_kept: ConnectionDeadlines | None
     """Made when the first deadline or idle timeout is to be kept."""
     _proxy_header: ProxyHeader | None
     """What a proxy said; set by the server."""
     _draining: trio.Event | None
     """The server's; one of its own, made when asked for, of a connection that has no server."""
-    _prelude: int
+    _proxy_header_size: int
     """Bytes received that are not the client's: a PROXY protocol header."""
     _transfer: trio.CancelScope | None
     """The scope of the :meth:`send_file` in progress."""
@@ -77,7 +77,7 @@ class Connection(trio.abc.HalfCloseableStream):
     """Whether a task waits between two messages."""
     _drains: bool
     """Whether the server drains."""
-    _hurry: Hurry | None
+    _drain_deadline: DrainDeadline | None
     """The deadline of the wait in progress, if the server drains."""
 
     if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Connection(trio.abc.HalfCloseableStream):
             """Whether sends are refused."""
 
         @property
-        def _is_send_torn(self) -> bool:
+        def _is_send_incomplete(self) -> bool:
             """Whether a send ended with only a part of its data sent."""
 
         def _wait_writable(self) -> Coroutine[Any, Any, None]:
@@ -130,7 +130,7 @@ class Connection(trio.abc.HalfCloseableStream):
         def _hold_sends(self, held: bool, /) -> None:
             """Whether there is a transfer, and other calls of the sending side are busy."""
 
-        def _tear_sends(self) -> None:
+        def _mark_send_incomplete(self) -> None:
             """What was sent is a part of something, and no whole."""
 
         def _wait_for_room(self) -> Coroutine[Any, Any, None]:
@@ -214,7 +214,7 @@ class Connection(trio.abc.HalfCloseableStream):
         unsent bytes resets it.  Setting it to a number that is not greater than 0 raises a :exc:`ValueError`, and to
         anything but a number a :exc:`TypeError`.
         """
-        return math.inf if self._timing is None else self._timing.idleness.timeout
+        return math.inf if self._deadlines_kept is None else self._deadlines_kept.idleness.timeout
 
     @idle_timeout.setter
     @trio.lowlevel.enable_ki_protection
@@ -222,7 +222,7 @@ class Connection(trio.abc.HalfCloseableStream):
         timeout = checked_idle_timeout(timeout)
         if self._is_closed or timeout == self.idle_timeout:
             return
-        timing = self._own_timing()
+        timing = self._own_deadlines()
         timing.idleness.timeout = timeout
         self._timed(timeout != math.inf)
         if timeout != math.inf:
@@ -242,21 +242,21 @@ class Connection(trio.abc.HalfCloseableStream):
     def close_timeout(self, timeout: float) -> None:
         self._close_timeout = checked_close_timeout(timeout)  # type: ignore[misc]  # a slot of the implementation
 
-    def _own_timing(self) -> Timing:
-        if self._timing is None:
-            self._timing = Timing(self)  # type: ignore[misc]  # a slot of the implementation
-        return self._timing
+    def _own_deadlines(self) -> ConnectionDeadlines:
+        if self._deadlines_kept is None:
+            self._deadlines_kept = ConnectionDeadlines(self)  # type: ignore[misc]  # a slot of the implementation
+        return self._deadlines_kept
 
     @trio.lowlevel.enable_ki_protection
     def _watch(self, sending: bool, when: float, /) -> None:
         """Have :meth:`_deadline_passed` called then, or before."""
-        self._own_timing().watch(sending, when)
+        self._own_deadlines().watch(sending, when)
 
     @trio.lowlevel.enable_ki_protection
     def _unwatch(self) -> None:
         """The connection is closed, or has let go of its socket: there is nothing to look at any more."""
-        if self._timing is not None:
-            self._timing.stop()
+        if self._deadlines_kept is not None:
+            self._deadlines_kept.stop()
 
     @abc.abstractmethod
     def _unacknowledged(self) -> int | None:
@@ -268,7 +268,7 @@ class Connection(trio.abc.HalfCloseableStream):
     @property
     def _was_idle(self) -> bool:
         """Whether the connection is over because of its :attr:`idle_timeout`."""
-        return self._timing is not None and self._timing.idleness.was_idle
+        return self._deadlines_kept is not None and self._deadlines_kept.idleness.was_idle
 
     def set_deadline(self, deadline: float) -> None:
         """Set :attr:`read_deadline` and :attr:`write_deadline`.
@@ -356,8 +356,8 @@ class Connection(trio.abc.HalfCloseableStream):
     messages: Final = MessageLoop.messages
     _wait_first = MessageLoop._wait_first
     _first_of_message = MessageLoop._first_of_message
-    _hurry_up = MessageLoop._hurry_up
-    _hurry_no_more = MessageLoop._hurry_no_more
+    _set_drain_deadline = MessageLoop._set_drain_deadline
+    _restore_deadline = MessageLoop._restore_deadline
     _begin_drain = MessageLoop._begin_drain
 
     # --- sending ---
@@ -417,7 +417,7 @@ class Connection(trio.abc.HalfCloseableStream):
     def _end_transfer(self) -> None:
         """End a transfer in progress, because the connection is to be closed: its data is incomplete."""
         if self._transfer is not None:
-            self._tear_sends()
+            self._mark_send_incomplete()
             self._transfer.cancel()
 
     @abc.abstractmethod
@@ -494,9 +494,9 @@ class Connection(trio.abc.HalfCloseableStream):
         return self._draining
 
     @property
-    def _is_unheard(self) -> bool:
+    def _has_received_nothing(self) -> bool:
         """Whether the peer has not sent a byte yet, apart from a PROXY protocol header and a TLS handshake."""
-        return self.bytes_received <= self._prelude
+        return self.bytes_received <= self._proxy_header_size
 
     def _drains_with(self, event: trio.Event) -> None:
         """The server's event is the connection's."""
@@ -726,7 +726,7 @@ class Connection(trio.abc.HalfCloseableStream):
     def _told_by_a_proxy(self, header: ProxyHeader) -> None:
         """From now on the addresses are those in there, as far as it has any."""
         self._proxy_header = header  # type: ignore[misc]  # the slot is the implementation's
-        self._prelude = header.length  # type: ignore[misc]
+        self._proxy_header_size = header.length  # type: ignore[misc]
 
     # --- TLS: None on a connection without ---
 
@@ -795,9 +795,9 @@ class Connection(trio.abc.HalfCloseableStream):
         self._refuse_calls()
         flushed = False
         try:
-            patience = Patience(self)
+            patience = CloseWait(self)
             await trio.lowlevel.checkpoint()
-            if self.outbound_buffered and not self._is_send_torn:
+            if self.outbound_buffered and not self._is_send_incomplete:
                 flushed = await patience.wait(self._close_flush)
             else:
                 flushed = True

@@ -27,12 +27,12 @@ from typing import Protocol, final
 import trio
 
 from gain_trio._transports._addresses import shown
-from gain_trio._transports._patience import Movement
+from gain_trio._transports._peer_progress import PeerProgress
 
 logger = logging.getLogger("gain_trio")
 
 
-class Expires(Protocol):
+class DeadlineOwner(Protocol):
     """The owner of a deadline, which the keeper calls when that may have passed."""
 
     def deadline_passed(self, now: float) -> float:
@@ -43,21 +43,21 @@ class Expires(Protocol):
 
 
 @final
-class Entry:
+class DeadlineEntry:
     """A place in a keeper's heap, or outside it."""
 
     __slots__ = ("_child", "_left", "_right", "owner", "when")
 
-    def __init__(self, owner: Expires) -> None:
+    def __init__(self, owner: DeadlineOwner) -> None:
         self.owner = owner
         self.when = math.inf
         """When the keeper looks at it, in seconds on Trio's clock; ``math.inf`` when it is in no heap."""
-        self._child: Entry | None = None
-        self._left: Entry | None = None  # the sibling before it, or the parent of the first child
-        self._right: Entry | None = None
+        self._child: DeadlineEntry | None = None
+        self._left: DeadlineEntry | None = None  # the sibling before it, or the parent of the first child
+        self._right: DeadlineEntry | None = None
 
 
-def _meld(one: Entry | None, other: Entry | None) -> Entry | None:
+def _meld(one: DeadlineEntry | None, other: DeadlineEntry | None) -> DeadlineEntry | None:
     """Two heaps become one: the later root is made the first child of the earlier one."""
     if one is None:
         return other
@@ -74,7 +74,7 @@ def _meld(one: Entry | None, other: Entry | None) -> Entry | None:
     return one
 
 
-def _cut(entry: Entry) -> None:
+def _cut(entry: DeadlineEntry) -> None:
     """Take an entry that is not the root, and what hangs on it, out of its siblings."""
     left, right = entry._left, entry._right
     assert left is not None
@@ -87,7 +87,7 @@ def _cut(entry: Entry) -> None:
     entry._left = entry._right = None
 
 
-def _children(entry: Entry) -> Iterator[Entry]:
+def _children(entry: DeadlineEntry) -> Iterator[DeadlineEntry]:
     """The children of an entry, each cut off."""
     child, entry._child = entry._child, None
     while child is not None:
@@ -97,40 +97,40 @@ def _children(entry: Entry) -> Iterator[Entry]:
         child = following
 
 
-def _without_root(root: Entry) -> Entry | None:
+def _without_root(root: DeadlineEntry) -> DeadlineEntry | None:
     """What is left of a heap: its children, melded in pairs from left to right and then from right to left."""
-    pairs: list[Entry | None] = []
+    pairs: list[DeadlineEntry | None] = []
     children = _children(root)
     for child in children:
         pairs.append(_meld(child, next(children, None)))
-    heap: Entry | None = None
+    heap: DeadlineEntry | None = None
     while pairs:
         heap = _meld(pairs.pop(), heap)
     return heap
 
 
 @final
-class Heap:
+class DeadlineHeap:
     """Entries by time."""
 
     __slots__ = ("earliest",)
 
     def __init__(self) -> None:
-        self.earliest: Entry | None = None
+        self.earliest: DeadlineEntry | None = None
 
-    def add(self, entry: Entry, when: float) -> None:
+    def add(self, entry: DeadlineEntry, when: float) -> None:
         """Put in an entry that is in no heap."""
         entry.when = when
         self.earliest = _meld(self.earliest, entry)
 
-    def move_nearer(self, entry: Entry, when: float) -> None:
+    def move_nearer(self, entry: DeadlineEntry, when: float) -> None:
         """Make an entry of this heap an earlier one."""
         entry.when = when
         if entry is not self.earliest:
             _cut(entry)
             self.earliest = _meld(self.earliest, entry)
 
-    def remove(self, entry: Entry) -> None:
+    def remove(self, entry: DeadlineEntry) -> None:
         """Take out an entry of this heap."""
         if entry is self.earliest:
             self.earliest = _without_root(entry)
@@ -145,11 +145,11 @@ class DeadlineKeeper:
     """The deadlines of one run.  Get it by :func:`current_keeper`."""
 
     def __init__(self) -> None:
-        self._heap = Heap()
+        self._heap = DeadlineHeap()
         self._scope: trio.CancelScope | None = None
         self._runs = False
 
-    def watch(self, entry: Entry, when: float) -> None:
+    def watch(self, entry: DeadlineEntry, when: float) -> None:
         """Look at an entry no later than ``when``.  Constant time; nothing is done if it will be looked at before that."""
         if when >= entry.when:
             return
@@ -160,7 +160,7 @@ class DeadlineKeeper:
         if self._heap.earliest is entry:
             self._wake(when)
 
-    def forget(self, entry: Entry) -> None:
+    def forget(self, entry: DeadlineEntry) -> None:
         """Look at an entry no more."""
         if entry.when != math.inf:
             self._heap.remove(entry)
@@ -183,7 +183,7 @@ class DeadlineKeeper:
 
     def _look(self, now: float) -> None:
         heap = self._heap
-        again: list[tuple[Entry, float]] = []
+        again: list[tuple[DeadlineEntry, float]] = []
         while heap.earliest is not None and heap.earliest.when <= now:
             entry = heap.earliest
             heap.remove(entry)
@@ -213,7 +213,7 @@ def current_keeper() -> DeadlineKeeper:
 # --- of one connection ---
 
 
-class Timed(Protocol):
+class HasDeadlines(Protocol):
     """What a connection has for it."""
 
     @property
@@ -231,7 +231,7 @@ class Timed(Protocol):
         """How many of them the peer has not; None where that is not known."""
 
     def _deadline_passed(self, sending: bool, now: float, /) -> float:
-        """See :meth:`Expires.deadline_passed`, of one direction."""
+        """See :meth:`DeadlineOwner.deadline_passed`, of one direction."""
 
     def _break(self, errno: int, /) -> None:
         """Shut both directions down; calls raise the errno until the connection is closed."""
@@ -243,7 +243,7 @@ class _Direction:
 
     __slots__ = ("_connection", "_sending")
 
-    def __init__(self, connection: weakref.ref[Timed], sending: bool) -> None:
+    def __init__(self, connection: weakref.ref[HasDeadlines], sending: bool) -> None:
         self._connection = connection
         self._sending = sending
 
@@ -256,24 +256,24 @@ class _Direction:
 class _Idleness:
     """How long no byte was moved, in either direction."""
 
-    __slots__ = ("_connection", "_movement", "timeout", "was_idle")
+    __slots__ = ("_connection", "_progress", "timeout", "was_idle")
 
-    def __init__(self, connection: weakref.ref[Timed]) -> None:
+    def __init__(self, connection: weakref.ref[HasDeadlines]) -> None:
         self._connection = connection
-        self._movement = Movement()
+        self._progress = PeerProgress()
         self.timeout = math.inf
         self.was_idle = False
 
     def first_look(self, active_at: float) -> float:
-        return self._movement.next_look(active_at, active_at, self.timeout)
+        return self._progress.next_look(active_at, active_at, self.timeout)
 
     def deadline_passed(self, now: float) -> float:
         connection = self._connection()
         if connection is None:
             return math.inf
-        moved_at = self._movement.look(now, connection._active_at, connection.bytes_sent, connection._unacknowledged())
+        moved_at = self._progress.look(now, connection._active_at, connection.bytes_sent, connection._unacknowledged())
         if moved_at + self.timeout > now:
-            return self._movement.next_look(now, moved_at, self.timeout)
+            return self._progress.next_look(now, moved_at, self.timeout)
         self.was_idle = True
         try:
             logger.info("connection %s is closed: for %g seconds no byte was moved", shown(connection), self.timeout)
@@ -283,18 +283,18 @@ class _Idleness:
 
 
 @final
-class Timing:
+class ConnectionDeadlines:
     """The entries of one connection."""
 
     __slots__ = ("_idle", "_keeper", "_reading", "_writing", "idleness")
 
-    def __init__(self, connection: Timed) -> None:
+    def __init__(self, connection: HasDeadlines) -> None:
         reference = weakref.ref(connection)
         self._keeper = current_keeper()
-        self._reading = Entry(_Direction(reference, False))
-        self._writing = Entry(_Direction(reference, True))
+        self._reading = DeadlineEntry(_Direction(reference, False))
+        self._writing = DeadlineEntry(_Direction(reference, True))
         self.idleness = _Idleness(reference)
-        self._idle = Entry(self.idleness)
+        self._idle = DeadlineEntry(self.idleness)
 
     def watch(self, sending: bool, when: float) -> None:
         """Look at a direction at this time."""

@@ -57,7 +57,7 @@ class FileTransfer:
                 await self._send_source()
             except BaseException:
                 if self._sent:
-                    connection._tear_sends()
+                    connection._mark_send_incomplete()
                 raise
             finally:
                 connection._transfer = None  # type: ignore[misc]  # a slot of the implementation

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 @final
 @attrs.frozen
-class Hurry:
+class DrainDeadline:
     """The read deadline that a drain has given to a wait between two messages, and the one to restore after it."""
 
     limit: float
@@ -40,14 +40,14 @@ class MessageLoop(Framing, Protocol):
     """Whether a task waits between two messages.  Slots of the implementation, as are these:"""
     _drains: bool
     """Whether the server drains."""
-    _hurry: Hurry | None
+    _drain_deadline: DrainDeadline | None
     """The deadline of the wait in progress, if the server drains."""
     read_deadline: float
     """See :attr:`Connection.read_deadline`."""
 
     @property
     @abc.abstractmethod
-    def _is_unheard(self) -> bool:
+    def _has_received_nothing(self) -> bool:
         """Whether the peer has not sent a byte yet, apart from a PROXY protocol header and a TLS handshake."""
 
     @abc.abstractmethod
@@ -117,39 +117,39 @@ class MessageLoop(Framing, Protocol):
             raise trio.BusyResourceError("another task is already receiving on this connection")
         self._between = True  # type: ignore[misc]  # a slot of the implementation
         if self._drains:
-            self._hurry_up()
+            self._set_drain_deadline()
         try:
             return await receive()
         except trio.TooSlowError:
-            hurry = self._hurry
-            if hurry is None or self.read_deadline != hurry.limit:
+            drain_deadline = self._drain_deadline
+            if drain_deadline is None or self.read_deadline != drain_deadline.limit:
                 raise
             return nothing
         finally:
             self._between = False  # type: ignore[misc]  # a slot of the implementation
-            if self._hurry is not None:
-                self._hurry_no_more(self._hurry)
+            if self._drain_deadline is not None:
+                self._restore_deadline(self._drain_deadline)
 
-    def _hurry_up(self) -> None:
+    def _set_drain_deadline(self) -> None:
         """Limit the wait between two messages."""
         now = trio.current_time()
-        limit = now + FIRST_SECONDS if self._is_unheard else now
+        limit = now + FIRST_SECONDS if self._has_received_nothing else now
         own = self.read_deadline
         if limit < own:
-            self._hurry = Hurry(limit, own)  # type: ignore[misc]  # a slot of the implementation
+            self._drain_deadline = DrainDeadline(limit, own)  # type: ignore[misc]  # a slot of the implementation
             self.read_deadline = limit  # type: ignore[misc]  # a slot of the implementation
 
-    def _hurry_no_more(self, hurry: Hurry) -> None:
-        self._hurry = None  # type: ignore[misc]  # a slot of the implementation
-        if self.read_deadline == hurry.limit:  # otherwise the program has set another one meanwhile
-            self.read_deadline = hurry.own  # type: ignore[misc]  # a slot of the implementation
+    def _restore_deadline(self, drain_deadline: DrainDeadline) -> None:
+        self._drain_deadline = None  # type: ignore[misc]  # a slot of the implementation
+        if self.read_deadline == drain_deadline.limit:  # otherwise the program has set another one meanwhile
+            self.read_deadline = drain_deadline.own  # type: ignore[misc]  # a slot of the implementation
 
     def _begin_drain(self) -> None:
         """The server drains: end the wait between two messages, this one and those to come."""
         if not self._drains:
             self._drains = True  # type: ignore[misc]  # a slot of the implementation
             if self._between:
-                self._hurry_up()
+                self._set_drain_deadline()
 
 
 @final

@@ -46,7 +46,7 @@ class RingEndpoint(_Endpoint, DatagramEndpoint):
         self._remote_address = remote_address
         buffers = manager.ring.options.datagram_buffer_count
         super().__init__(
-            manager.reactor, sock.fileno(), sock.family, remote_address, queue_size, queue_bytes, max_size, buffers
+            manager.proactor, sock.fileno(), sock.family, remote_address, queue_size, queue_bytes, max_size, buffers
         )
         sock.detach()  # the endpoint owns the descriptor from here on
 

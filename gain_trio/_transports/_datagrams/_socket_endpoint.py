@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import trio
 
 from gain_trio._transports._addresses import NO_SIGNAL
-from gain_trio._transports._turns import Turn
+from gain_trio._transports._time_slices import TimeSlice
 
 from ._endpoint import Datagram, DatagramEndpoint, DatagramStatistics, dropped_by_kernel
 
@@ -158,8 +158,8 @@ class SocketEndpoint(DatagramEndpoint):
         self._token = trio.lowlevel.current_trio_token()
         self._room = trio.StrictFIFOLock()  # the task that waits for room to send owns it
         self._checked: OrderedDict[Any, None] = OrderedDict()
-        self._turn = 0  # datagrams sent since the last schedule point
-        self._answers = Turn()
+        self._time_slice = 0  # datagrams sent since the last schedule point
+        self._answers = TimeSlice()
         self._sent = self._sent_bytes = self._failed = 0
         trio.lowlevel.spawn_system_task(inbox.run, name=f"gain_trio endpoint {self._local_address}")
 
@@ -198,9 +198,9 @@ class SocketEndpoint(DatagramEndpoint):
         """See :meth:`DatagramEndpoint.send`."""
         self._check_address(address)
         await self._pass()
-        self._turn += 1
-        if self._turn == _SENDS_A_TURN:
-            self._turn = 0
+        self._time_slice += 1
+        if self._time_slice == _SENDS_A_TURN:
+            self._time_slice = 0
             await trio.lowlevel.checkpoint()
         if self._line_is_empty(address) and self._send_now(data, address):
             return

@@ -2,12 +2,12 @@
 
 How bytes move, and who waits for what, stands at the top of ``_tls_traffic.py``.
 
-*Receiving.*  What has been decrypted goes to a queue here, and from there to the program, which finds the queue with
-``peek`` and ``next``.  Decrypting takes a task that receives, so what nobody has asked for stays encrypted in the queue of
-the connection below, up to its mark, and ``inbound_buffered`` does not count it.
+*Receiving.*  Decrypted bytes go to a queue here, and from there to the program, which reads the queue with ``peek`` and
+``next``.  Only a task that receives decrypts, so other bytes stay encrypted in the queue of the connection below, up to its
+mark, and ``inbound_buffered`` does not count them.
 
-*Sending.*  Data is encrypted in pieces.  Encrypted bytes cannot be taken back, and the next piece needs them to be sent, so
-what counts as sent is what was encrypted.  A send that is cancelled between two pieces is torn: see :meth:`Connection.send`.
+*Sending.*  Data is encrypted in pieces.  Encrypted bytes cannot be withdrawn, and the next piece needs them to be sent, so
+encrypted bytes count as sent.  A send that is cancelled between two pieces is incomplete: see :meth:`Connection.send`.
 
 *Changes.*  Code that is called back waits in ``_wait_change``, and sends without waiting, which is encrypting and handing
 down.  Its task waits for a change of the connection below, and decrypts what has come, until there is something to report.
@@ -17,8 +17,8 @@ when a chunk of them has been decrypted, so this connection counts them.  Bytes 
 when they were none of the program's.  :meth:`TlsConnection.payload_sent` counts the program's: for each piece it keeps where
 the piece ends among all that was sent below, so a piece counts as sent when the kernel has got that far.
 
-*Ending.*  TLS has an end of its own, close_notify, and without it the end of the stream is an error: anybody on the way can
-cut a TCP stream off.  So a close that is cancelled, or that resets, does not send it.
+*Ending.*  TLS has an end of its own, close_notify, and without it the end of the stream is an error: any machine on the way
+can cut a TCP stream off.  So a close that is cancelled, or that resets, does not send it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from gain_trio._transports._connections import (
     whole_of,
     without_head,
 )
-from gain_trio._transports._patience import STALL
+from gain_trio._transports._peer_progress import STALL
 
 from ._tls_engine import Engine
 from ._tls_traffic import CHUNK, PIECE, TlsTraffic, broken_tls
@@ -281,14 +281,14 @@ class TlsConnection(TlsTraffic):
     def _put_next(self, message: Message) -> None:
         """In a call of its own: the piece can be a view of the program's buffer, and an error of the wait would keep it."""
         piece = message.take(self._piece)
-        self._is_send_torn = bool(message.parts)  # should anything interrupt what follows
+        self._is_send_incomplete = bool(message.parts)  # should anything interrupt what follows
         self._put(piece)
 
     def _put_rest(self, message: Message) -> None:
         """The deadline has passed.  The connection stays good: what was begun is queued to its end."""
         while message.parts:
             self._put(message.take(self._piece))
-        self._is_send_torn = False
+        self._is_send_incomplete = False
 
     async def _wait_behind(self) -> None:
         """What the call in progress has sent may have been too much, or may have failed."""
@@ -323,8 +323,8 @@ class TlsConnection(TlsTraffic):
     def _hold_sends(self, held: bool, /) -> None:
         self._sending = held
 
-    def _tear_sends(self) -> None:
-        self._is_send_torn = True
+    def _mark_send_incomplete(self) -> None:
+        self._is_send_incomplete = True
 
     def _begin_sending(self) -> None:
         self._check_open()
@@ -533,7 +533,7 @@ class TlsConnection(TlsTraffic):
                 self._interrupt_calls()
                 await self._encrypt_kept_in_time()
             await trio.lowlevel.checkpoint()
-            if not self._is_send_torn and not self._unencrypted:
+            if not self._is_send_incomplete and not self._unencrypted:
                 with contextlib.suppress(trio.ClosedResourceError):  # abort() was called
                     self._close_notify()
                     self._below.discard()  # of TLS's own, mostly; left unread it would turn FIN into a reset
@@ -549,7 +549,7 @@ class TlsConnection(TlsTraffic):
             trio.move_on_after(STALL),
         ):
             while self._unencrypted:
-                self._inbound = NOTHING  # nobody takes it any more
+                self._inbound = NOTHING  # no call reads it any more
                 await self._feed_to_send()
 
     def _close_notify(self) -> None:
@@ -564,7 +564,7 @@ class TlsConnection(TlsTraffic):
         self._is_closed = True
         self._inbound = NOTHING
         self._wake_for_change()
-        if self._drop_unencrypted() or reset or self._is_send_torn:
+        if self._drop_unencrypted() or reset or self._is_send_incomplete:
             self._below.abort()
         else:
             self._below._close_now()

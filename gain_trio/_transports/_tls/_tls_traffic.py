@@ -1,11 +1,11 @@
 """What goes through a TLS connection: bytes of the connection below on one side, the program's on the other.
 
 Encrypting and decrypting are plain calls (``_tls_engine.py``).  So a task waits only for the connection below, in calls of
-which none loses anything when it is cancelled, and between two waits nothing can interrupt it: what was taken from below has
-been decrypted and queued, and what was encrypted has been handed down, before anybody else has a turn.
+which none loses anything when it is cancelled, and between two waits nothing can interrupt it: before another task runs,
+all bytes received from below have been decrypted and queued, and all encrypted bytes have been sent below.
 
-*Receiving.*  A task that finds too little in the queue here takes a chunk from below (:meth:`TlsTraffic._feed`), has all of
-it decrypted, and hands down what TLS has to answer.  Nothing is decrypted that nobody asks for: it stays encrypted in the
+*Receiving.*  A task that finds too little in the queue here receives a chunk from below (:meth:`TlsTraffic._feed`), has all
+of it decrypted, and sends the answers of TLS below.  Only a task that receives decrypts: other bytes stay encrypted in the
 queue of the connection below, up to its mark.
 
 *Sending.*  A task waits until less than the mark is queued below, and then has a piece encrypted and handed down.  Both
@@ -13,13 +13,12 @@ connections have the same marks.  More than the mark can be queued below: by a p
 without waiting, and by TLS's own answers.  A peer that has us answer for ever and does not read is stopped: with a lot of
 them above the mark (:data:`_ANSWERS`) nothing more is decrypted.
 
-*Both at once.*  In a renegotiation of TLS 1.2 nothing can be encrypted before the peer has answered.  Then what is to be
-sent is kept as it is, and encrypted when what has come allows it, whoever has received that: a task that receives, or the
-one that sends, which receives if nobody else does.  As it may receive what the program does not want yet, it stops at the
-mark.
+*Both at once.*  In a renegotiation of TLS 1.2 nothing can be encrypted before the peer has answered.  Then the data to send
+is kept as it is, and encrypted when the answer allows it, which a task that receives has got, or the task that sends, which
+receives if no other task does.  As it may receive bytes that the program does not want yet, it stops at the mark.
 
 *One at a time.*  Below, one task receives and one waits for room.  Here any of them may have to do either, so each of the
-two is a :class:`_Turn`: who finds it taken waits until it is over, and then looks again.
+two is a :class:`_Exclusive`: a task that finds it in use waits until that is over, and then looks again.
 
 *Deadlines.*  The connection below keeps them, but it knows of no call that does not wait for it.  One that waits for its
 other direction, or for another task's turn, has a cancel scope with the deadline of its own direction, and a direction that
@@ -51,7 +50,7 @@ from gain_trio._transports._connections import (
     checked_deadline,
     joined,
 )
-from gain_trio._transports._turns import Turn
+from gain_trio._transports._time_slices import TimeSlice
 
 from ._tls_engine import Engine, error_of_a_cut, is_cut_off
 
@@ -60,7 +59,7 @@ CHUNK = 65536
 PIECE = 65536
 """The most that is encrypted at once."""
 _ANSWERS = 65536
-"""So many bytes of TLS's own may be queued above the mark."""
+"""The most bytes of TLS's own that may be queued above the mark."""
 CONTROL_ROOM = PIECE + _ANSWERS
 """Above the mark: a piece encrypted just below the mark, and TLS's own messages."""
 _SMALLEST_PIECE = 4096
@@ -81,8 +80,8 @@ def broken_tls(error: OSError) -> trio.BrokenResourceError:
 
 
 @final
-class _Turn:
-    """Something that one task does at a time."""
+class _Exclusive:
+    """An activity of one task at a time."""
 
     __slots__ = ("_over", "is_taken")
 
@@ -91,7 +90,7 @@ class _Turn:
         self._over: trio.Event | None = None
 
     async def wait(self) -> None:
-        """Until whoever has it is done."""
+        """Wait until the task that does it is done."""
         if self._over is None:
             self._over = trio.Event()
         await self._over.wait()
@@ -110,17 +109,17 @@ class TlsTraffic(Connection):
         "_answered",
         "_below",
         "_between",
+        "_drain_deadline",
         "_drains",
         "_ended",
         "_engine",
         "_error",
         "_expects_close_notify",
         "_feeding",
-        "_hurry",
+        "_has_received_nothing",
         "_inbound",
         "_is_closed",
-        "_is_send_torn",
-        "_is_unheard",
+        "_is_send_incomplete",
         "_making_room",
         "_marks",
         "_piece",
@@ -129,7 +128,7 @@ class TlsTraffic(Connection):
         "_reading_is_lent",
         "_room_inbound",
         "_send_error",
-        "_turn",
+        "_time_slice",
         "_unencrypted",
         "_unencrypted_size",
         "_unyielded",
@@ -139,8 +138,8 @@ class TlsTraffic(Connection):
     )
 
     _is_closed: bool
-    _is_send_torn: bool
-    _is_unheard: bool
+    _is_send_incomplete: bool
+    _has_received_nothing: bool
     _transfer_type = FileTransfer  # the kernel's would not be encrypted
 
     def __init__(self, engine: Engine, below: Connection, marks: Marks, *, https_compatible: bool) -> None:
@@ -154,17 +153,17 @@ class TlsTraffic(Connection):
         self._error: OSError | None = None  # of ssl's: nothing goes in either direction after it
         self._send_error: OSError | None = None  # of the connection below
         self._is_closed = False
-        self._is_unheard = True
+        self._has_received_nothing = True
         self._between = self._drains = False
-        self._hurry = None
-        self._is_send_torn = False  # also while a send waits with a part of its data sent
+        self._drain_deadline = None
+        self._is_send_incomplete = False  # also while a send waits with a part of its data sent
         self._unencrypted: deque[bytes] = deque()  # what has to wait for the peer, in a renegotiation
         self._unencrypted_size = 0
-        self._turn = Turn()  # of calls that are answered by what is queued here
+        self._time_slice = TimeSlice()  # of calls that are answered by what is queued here
         self._unyielded = 0  # bytes sent since a task did so in a turn of its own
         self._answered = 0  # bytes of TLS's own handed down since it was known that less than the mark was there
-        self._feeding = _Turn()
-        self._making_room = _Turn()
+        self._feeding = _Exclusive()
+        self._making_room = _Exclusive()
         self._room_inbound: trio.Event | None = None  # for a sender that has received more than was asked for
         self._read_deadline = below.read_deadline
         self._write_deadline = below.write_deadline
@@ -178,7 +177,7 @@ class TlsTraffic(Connection):
 
     def _arrived(self, data: bytes) -> None:
         """Queue it."""
-        self._is_unheard = False
+        self._has_received_nothing = False
         self._inbound = joined(self._inbound, data)
 
     def _handed_down(self, count: int) -> None:
@@ -260,7 +259,7 @@ class TlsTraffic(Connection):
             self._answered >= _ANSWERS and self._below.outbound_buffered >= self._marks.send_high
         )
 
-    @trio.lowlevel.enable_ki_protection  # what has been taken from below is nobody's for a moment
+    @trio.lowlevel.enable_ki_protection  # bytes received from below have no owner for a moment
     async def _feed(self, receive: Callable[[], Awaitable[bytes | None]]) -> None:
         """Decrypt what ``receive()`` brings from below, which may be nothing; or wait until another task has done that."""
         if self._feeding.is_taken:
@@ -313,7 +312,7 @@ class TlsTraffic(Connection):
             self._error = error
         if is_cut_off(error) and not self._expects_close_notify:
             self._ended = True
-        self._is_send_torn = self._drop_unencrypted() or self._is_send_torn
+        self._is_send_incomplete = self._drop_unencrypted() or self._is_send_incomplete
         self._wake_for_change()
 
     async def _pass(self) -> None:
@@ -321,7 +320,7 @@ class TlsTraffic(Connection):
 
         It is a schedule point, too, when others are to have a turn.
         """
-        if self._turn.is_over():
+        if self._time_slice.is_over():
             await trio.lowlevel.checkpoint()
             self._check_open()
         else:
@@ -329,7 +328,7 @@ class TlsTraffic(Connection):
 
     async def _decrypt(self) -> bool:
         """Take a step towards more in the queue; False at the end of the stream."""
-        self._turn.begin()  # the connection below has its own
+        self._time_slice.begin()  # the connection below has its own
         if self._ended or self._error is not None:
             await trio.lowlevel.checkpoint()
             self._check_open()
@@ -428,10 +427,10 @@ class TlsTraffic(Connection):
 
         ``own_half``: the caller has sent a part itself, and goes on.
         """
-        if self._unyielded >= self._marks.send_high or self._turn.is_over():
+        if self._unyielded >= self._marks.send_high or self._time_slice.is_over():
             self._unyielded = 0
             await trio.lowlevel.checkpoint()
-            self._turn.begin()
+            self._time_slice.begin()
         else:
             await trio.lowlevel.checkpoint_if_cancelled()
         while True:
@@ -469,7 +468,7 @@ class TlsTraffic(Connection):
             raise broken_tls(self._error)
         if self._send_error is not None:
             raise broken_by(kept(self._send_error))
-        if self._is_send_torn and not own_half:
+        if self._is_send_incomplete and not own_half:
             raise broken_by(OSError(errno.ECANCELED, "a send was cancelled when a part of its data had been sent"))
 
     def _drop_unencrypted(self) -> bool:

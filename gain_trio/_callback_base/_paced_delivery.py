@@ -6,13 +6,13 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar, final
 
-from gain_trio._transports import TURN
+from gain_trio._transports import SLICE_NS
 
 T = TypeVar("T")
 
 
 @final
-class Pieces:
+class PacedDelivery:
     """How many bytes a callback is given at once: as many as it works off in about a turn.
 
     A callback that does not wait cannot be interrupted, and 64 KiB of empty lines may be 65,536 writes for it.  The time
@@ -74,7 +74,7 @@ class Pieces:
         return size
 
     def _learn(self, delivered: int, elapsed: int) -> None:
-        if elapsed > TURN:
-            self.size = max(self.SMALLEST, delivered * TURN // elapsed)
-        elif elapsed < TURN // 4 and delivered >= self.size:
+        if elapsed > SLICE_NS:
+            self.size = max(self.SMALLEST, delivered * SLICE_NS // elapsed)
+        elif elapsed < SLICE_NS // 4 and delivered >= self.size:
             self.size = min(self.LARGEST, self.size * 2)

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 import gain_trio
-from gain_trio._callback_base import Pieces
+from gain_trio._callback_base import PacedDelivery
 from gain_trio._io_manager import waits_of
 from gain_trio.asyncio_bridge import ProtocolHandler
 from gain_trio.callbacks import Conn, EventHandler
@@ -30,16 +30,16 @@ def test_a_slow_callback_gets_less_and_a_fast_one_more() -> None:
         now += size * a_byte
         return size
 
-    pieces = Pieces(lambda: now)
-    sizes = [pieces.deliver(callback, 1 << 20) for _ in range(6)]
+    delivery = PacedDelivery(lambda: now)
+    sizes = [delivery.deliver(callback, 1 << 20) for _ in range(6)]
     assert sizes == [8192, 16384, 32768, 65536, 65536, 65536]
     a_byte = 1_000  # a turn is 1,000 bytes
-    assert pieces.deliver(callback, 1 << 20) == 65536
-    assert pieces.deliver(callback, 1 << 20) == Pieces.SMALLEST
+    assert delivery.deliver(callback, 1 << 20) == 65536
+    assert delivery.deliver(callback, 1 << 20) == PacedDelivery.SMALLEST
     a_byte = 100  # a turn is 10,000 bytes
-    sizes = [pieces.deliver(callback, 1 << 20) for _ in range(4)]
+    sizes = [delivery.deliver(callback, 1 << 20) for _ in range(4)]
     assert sizes == [1024, 2048, 4096, 4096]
-    assert pieces.deliver(callback, 5) == 5
+    assert delivery.deliver(callback, 5) == 5
 
 
 def test_what_is_small_enough_is_given_whole_and_counts_as_well() -> None:
@@ -51,18 +51,18 @@ def test_what_is_small_enough_is_given_whole_and_counts_as_well() -> None:
         now += size * 1_000
         given.append((receiver, size))
 
-    pieces = Pieces(lambda: now)
-    pieces.deliver_whole(callback, "a connection", 800)
-    assert pieces.size == Pieces.FIRST
-    pieces.deliver_whole(callback, "a connection", 8000)
-    assert pieces.size == Pieces.SMALLEST
+    delivery = PacedDelivery(lambda: now)
+    delivery.deliver_whole(callback, "a connection", 800)
+    assert delivery.size == PacedDelivery.FIRST
+    delivery.deliver_whole(callback, "a connection", 8000)
+    assert delivery.size == PacedDelivery.SMALLEST
     assert given == [("a connection", 800), ("a connection", 8000)]
 
 
 async def test_the_time_of_a_callback_that_waits_is_that_of_others() -> None:
     now = 0
     waits = functools.partial(waits_of, trio.lowlevel.current_task())
-    pieces = Pieces(lambda: now)
+    delivery = PacedDelivery(lambda: now)
 
     async def callback(size: int) -> None:
         nonlocal now
@@ -71,11 +71,11 @@ async def test_the_time_of_a_callback_that_waits_is_that_of_others() -> None:
             await trio.lowlevel.checkpoint()
 
     does_wait = True
-    sizes = [await pieces.deliver_async(callback, 1 << 20, waits) for _ in range(5)]
+    sizes = [await delivery.deliver_async(callback, 1 << 20, waits) for _ in range(5)]
     assert sizes == [8192, 16384, 32768, 65536, 65536]
     does_wait = False
-    sizes = [await pieces.deliver_async(callback, 1 << 20, waits) for _ in range(3)]
-    assert sizes == [65536, Pieces.SMALLEST, Pieces.SMALLEST]
+    sizes = [await delivery.deliver_async(callback, 1 << 20, waits) for _ in range(3)]
+    assert sizes == [65536, PacedDelivery.SMALLEST, PacedDelivery.SMALLEST]
 
 
 class Told(EventHandler):
@@ -118,8 +118,8 @@ async def test_a_flood_of_slow_lines_comes_in_small_pieces(face: str, monkeypatc
         nonlocal now
         now += size * 2_000
 
-    original = Pieces.__init__
-    monkeypatch.setattr(Pieces, "__init__", lambda self: original(self, lambda: now))
+    original = PacedDelivery.__init__
+    monkeypatch.setattr(PacedDelivery, "__init__", lambda self: original(self, lambda: now))
     sizes: list[int] = []
     start: Callable[..., Awaitable[None]]
     if face == "protocol":
@@ -138,8 +138,8 @@ async def test_a_flood_of_slow_lines_comes_in_small_pieces(face: str, monkeypatc
         nursery.cancel_scope.cancel()
     assert sum(sizes) == LINES
     # After the first piece none is larger than what a turn is good for.
-    assert sizes[0] <= Pieces.FIRST
-    assert max(sizes[1:]) <= Pieces.SMALLEST
+    assert sizes[0] <= PacedDelivery.FIRST
+    assert max(sizes[1:]) <= PacedDelivery.SMALLEST
 
 
 def _starter(serve: Callable[..., Awaitable[None]], handler: object) -> Callable[..., Awaitable[None]]:

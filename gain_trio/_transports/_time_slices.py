@@ -1,4 +1,4 @@
-"""How long a task goes on without others having a turn, where its calls are answered from memory.
+"""The time that a task goes on without the scheduler, where its calls are answered from memory.
 
 Such calls do not go through the scheduler, and 512 KiB of empty lines are half a million of them: seconds, in which no other
 task runs.  So a task that has gone on like that for about a millisecond passes a checkpoint with its next call, before that
@@ -11,22 +11,22 @@ import time
 from collections.abc import Callable
 from typing import final
 
-TURN = 1_000_000
-"""Nanoseconds."""
+SLICE_NS = 1_000_000
+"""Nanoseconds of a time slice."""
 _UNTIMED = 3
 """The usual step has two calls (a receive, a send), and ends before the clock is looked at."""
 _MOST = 64
 
 
 @final
-class Turn:
-    """The current turn of a run, or of a loop."""
+class TimeSlice:
+    """The current time slice of a run, or of a loop."""
 
     __slots__ = ("_began", "_clock", "_left", "_timed", "length")
 
     def __init__(self, clock: Callable[[], int] = time.monotonic_ns) -> None:
         self._clock = clock
-        self.length = TURN
+        self.length = SLICE_NS
         self._began = 0
         self._left = _UNTIMED  # calls until the clock is looked at
         self._timed = 0  # those that the time since _began is for, 0: it has not been looked at
@@ -37,7 +37,7 @@ class Turn:
         self._timed = 0
 
     def is_over(self) -> bool:
-        """Before a call answers from memory: whether it is to pass a checkpoint first.  Then another turn begins."""
+        """Before a call answers from memory: whether it is to pass a checkpoint first.  Then another slice begins."""
         self._left -= 1
         return self._left <= 0 and self._look()
 

@@ -1,4 +1,4 @@
-/* reactor.c: from completions to tasks.
+/* proactor.c: from completions to tasks.
  *
  * Trio's loop calls the I/O manager twice a tick, and the manager calls here:
  *
@@ -28,67 +28,67 @@
 
 #define CLOSE_PATIENCE_NS (5LL * 1000000000) /* how long close() waits for what is in flight */
 #define RETRY_NS 10000000LL                  /* how long a wait may be while the ring has no SQE for what is wanted */
-#define DEFAULT_TURN_NS 1000000
+#define DEFAULT_SLICE_NS 1000000
 #define MAX_ROUNDS 1000 /* submissions that a look (a wait of no time) makes at most */
 #define MAX_PASSES 4    /* reaps a wait: what an overflown queue still holds is for the next one */
 
 /* --- the two lists --- */
 
 /* Prepare what the streams on the list want; one that gets no SQE stays, and ends the round. */
-static void prepare_wanting(gt_reactor *reactor)
+static void prepare_wanting(gt_proactor *proactor)
 {
     gt_stream *stream;
-    while ((stream = reactor->wanting_first)) {
+    while ((stream = proactor->wanting_first)) {
         if (!gt_stream_prepare(stream))
             return;
-        reactor->wanting_first = stream->next_wanting;
-        if (!reactor->wanting_first)
-            reactor->wanting_last = NULL;
-        if (reactor->wanting_starved == stream)
-            reactor->wanting_starved = NULL;
+        proactor->wanting_first = stream->next_wanting;
+        if (!proactor->wanting_first)
+            proactor->wanting_last = NULL;
+        if (proactor->wanting_starved == stream)
+            proactor->wanting_starved = NULL;
         stream->wanting = false;
     }
 }
 
 /* --- checks --- */
 
-static bool check_idle(const gt_reactor *reactor)
+static bool check_idle(const gt_proactor *proactor)
 {
-    if (!reactor->running)
+    if (!proactor->running)
         return true;
-    PyErr_SetString(PyExc_RuntimeError, "this reactor is waiting or processing already; tasks cannot drive it");
+    PyErr_SetString(PyExc_RuntimeError, "this proactor is waiting or processing already; tasks cannot drive it");
     return false;
 }
 
-static bool check_open(const gt_reactor *reactor)
+static bool check_open(const gt_proactor *proactor)
 {
-    if (reactor->closed || !reactor->ring) {
-        PyErr_SetString(PyExc_RuntimeError, "this reactor is closed");
+    if (proactor->closed || !proactor->ring) {
+        PyErr_SetString(PyExc_RuntimeError, "this proactor is closed");
         return false;
     }
-    return gt_reactor_check_thread(reactor);
+    return gt_proactor_check_thread(proactor);
 }
 
 /* --- reaping --- */
 
-static void recycle_stale(gt_reactor *reactor, const struct io_uring_cqe *cqe)
+static void recycle_stale(gt_proactor *proactor, const struct io_uring_cqe *cqe)
 {
     if (gt_key_tag(cqe->user_data) != GT_TAG_DATAGRAM) {
-        gt_buffers_recycle(&reactor->ring->buffers, cqe);
-    } else if (reactor->datagram_buffers.memory) {
-        gt_buffers_recycle(&reactor->datagram_buffers, cqe);
-        gt_buffers_publish(&reactor->datagram_buffers);
+        gt_buffers_recycle(&proactor->ring->buffers, cqe);
+    } else if (proactor->datagram_buffers.memory) {
+        gt_buffers_recycle(&proactor->datagram_buffers, cqe);
+        gt_buffers_publish(&proactor->datagram_buffers);
     }
 }
 
-static int collect_one(gt_reactor *reactor, const struct io_uring_cqe *cqe, bool *news)
+static int collect_one(gt_proactor *proactor, const struct io_uring_cqe *cqe, bool *news)
 {
     struct gt_slot slot;
     if (gt_completion_is_nobodys(cqe))
         return 0;
-    if (!gt_slot_complete(reactor->ring, cqe, &slot)) {
+    if (!gt_slot_complete(proactor->ring, cqe, &slot)) {
         if (cqe->flags & IORING_CQE_F_BUFFER) /* stale, but its buffer is real */
-            recycle_stale(reactor, cqe);
+            recycle_stale(proactor, cqe);
         return 0;
     }
     if (slot.kind == GT_SLOT_STREAM) {
@@ -104,7 +104,7 @@ static int collect_one(gt_reactor *reactor, const struct io_uring_cqe *cqe, bool
     if (slot.abandoned) {
         gt_completion_discard(&slot, cqe);
         if (cqe->flags & IORING_CQE_F_BUFFER)
-            gt_buffers_recycle(&reactor->ring->buffers, cqe);
+            gt_buffers_recycle(&proactor->ring->buffers, cqe);
         return 0;
     }
     if (slot.owner) {
@@ -114,7 +114,7 @@ static int collect_one(gt_reactor *reactor, const struct io_uring_cqe *cqe, bool
     *news = true;
     PyObject *completion = Py_BuildValue("(KiIi)", (unsigned long long)cqe->user_data, (int)cqe->res,
                                          (unsigned int)cqe->flags, (int)(slot.yields_descriptor && cqe->res >= 0));
-    int result = completion ? PyList_Append(reactor->completions, completion) : -1;
+    int result = completion ? PyList_Append(proactor->completions, completion) : -1;
     Py_XDECREF(completion);
     if (result < 0)
         gt_completion_discard(&slot, cqe);
@@ -122,17 +122,17 @@ static int collect_one(gt_reactor *reactor, const struct io_uring_cqe *cqe, bool
 }
 
 /* Bring the state up to date.  How many completions were news, -1 on error (all of the batch is accounted for even then). */
-static Py_ssize_t collect(gt_reactor *reactor)
+static Py_ssize_t collect(gt_proactor *proactor)
 {
     Py_ssize_t news = 0;
-    if (reactor->timed_streams > 0 && gt_ring_ready(reactor->ring) > 0 && gt_reactor_look_at_clock(reactor) < 0)
+    if (proactor->timed_streams > 0 && gt_ring_ready(proactor->ring) > 0 && gt_proactor_look_at_clock(proactor) < 0)
         return -1;
     PyObject *type = NULL, *value = NULL, *traceback = NULL; /* of an error, out of the way of the rest of the batch */
     for (int pass = 0; pass < MAX_PASSES; pass++) {
-        uint32_t count = gt_ring_reap(reactor->ring, reactor->batch, reactor->batch_capacity);
+        uint32_t count = gt_ring_reap(proactor->ring, proactor->batch, proactor->batch_capacity);
         for (uint32_t i = 0; i < count; i++) {
             bool is_news = false;
-            if (collect_one(reactor, &reactor->batch[i], &is_news) < 0) {
+            if (collect_one(proactor, &proactor->batch[i], &is_news) < 0) {
                 Py_CLEAR(type);
                 Py_CLEAR(value);
                 Py_CLEAR(traceback);
@@ -140,9 +140,9 @@ static Py_ssize_t collect(gt_reactor *reactor)
             }
             news += is_news;
         }
-        if (!gt_ring_overflown(reactor->ring))
+        if (!gt_ring_overflown(proactor->ring))
             break;
-        if (gt_ring_enter(reactor->ring, 0) <
+        if (gt_ring_enter(proactor->ring, 0) <
             0) /* moves what overflowed into the queue; an error repeats itself next tick */
             break;
     }
@@ -154,19 +154,19 @@ static Py_ssize_t collect(gt_reactor *reactor)
 
 /* --- wait and process --- */
 
-static int enter(gt_reactor *reactor, int64_t timeout_ns)
+static int enter(gt_proactor *proactor, int64_t timeout_ns)
 {
-    prepare_wanting(reactor);
-    gt_sockets_prepare(reactor);
+    prepare_wanting(proactor);
+    gt_sockets_prepare(proactor);
     int result;
-    if (reactor->ready_first) /* a send() that waited can go on */
+    if (proactor->ready_first) /* a send() that waited can go on */
         timeout_ns = 0;
-    if (timeout_ns == 0 && gt_ring_unsubmitted(reactor->ring) == 0)
-        return gt_ring_enter(reactor->ring, 0); /* at most a look: not worth the GIL's hand-over */
-    if ((reactor->wanting_first || reactor->wanting_sockets || reactor->ring->delayed_count > 0) &&
+    if (timeout_ns == 0 && gt_ring_unsubmitted(proactor->ring) == 0)
+        return gt_ring_enter(proactor->ring, 0); /* at most a look: not worth the GIL's hand-over */
+    if ((proactor->wanting_first || proactor->wanting_sockets || proactor->ring->delayed_count > 0) &&
         timeout_ns > RETRY_NS)
         timeout_ns = RETRY_NS;
-    Py_BEGIN_ALLOW_THREADS result = gt_ring_enter(reactor->ring, timeout_ns);
+    Py_BEGIN_ALLOW_THREADS result = gt_ring_enter(proactor->ring, timeout_ns);
     Py_END_ALLOW_THREADS return result;
 }
 
@@ -185,13 +185,13 @@ static bool parse_timeout(PyObject *argument, int64_t *timeout_ns)
 }
 
 /* Resume the tasks for which there is news. */
-static int resume_ready(gt_reactor *self)
+static int resume_ready(gt_proactor *self)
 {
     gt_waiter *waiter;
-    while ((waiter = gt_reactor_pop_ready(self))) {
+    while ((waiter = gt_proactor_pop_ready(self))) {
         int result = gt_waiter_resume(waiter);
         Py_DECREF(waiter);
-        if (result < 0 || !gt_reactor_check_thread(self)) /* a task may have forked, and this may be the child */
+        if (result < 0 || !gt_proactor_check_thread(self)) /* a task may have forked, and this may be the child */
             return -1;
     }
     return gt_trio_leave_task(&self->trio);
@@ -200,14 +200,14 @@ static int resume_ready(gt_reactor *self)
 /* Leave the exception that is set to process(), as news.  Trio turns what process() raises into a TrioInternalError, with which
  * it ends the run in good order; out of wait() an exception leaves trio.run() bare, with the run unclosed.  Only a handler of a
  * signal does that here, as it does in Trio's own I/O manager. */
-static Py_ssize_t postpone(gt_reactor *self)
+static Py_ssize_t postpone(gt_proactor *self)
 {
     Py_XSETREF(self->failure, gt_take_exception());
     return 1;
 }
 
 /* Do what process() would do, if Trio's loop would do nothing else.  Whether to wait again. */
-static bool linger(gt_reactor *self, const gt_deadlines *noted)
+static bool linger(gt_proactor *self, const gt_deadlines *noted)
 {
     if (!self->in_place || !self->trio.bound || PyList_GET_SIZE(self->completions) > 0)
         return 0;
@@ -220,7 +220,7 @@ static bool linger(gt_reactor *self, const gt_deadlines *noted)
 }
 
 /* One wait as Trio sees it: until there is something for its loop to do (how much: > 0), or the time is over (0).  -1: error. */
-static Py_ssize_t wait_for_news(gt_reactor *self, int64_t timeout, const gt_deadlines *noted)
+static Py_ssize_t wait_for_news(gt_proactor *self, int64_t timeout, const gt_deadlines *noted)
 {
     const int64_t end = timeout == 0 || timeout == GT_NO_TIMEOUT ? timeout : gt_monotonic_ns() + timeout;
     Py_ssize_t news = PyList_GET_SIZE(self->completions) + (self->ready_first != NULL);
@@ -229,7 +229,7 @@ static Py_ssize_t wait_for_news(gt_reactor *self, int64_t timeout, const gt_dead
     uint64_t before = 0;
     for (;;) {
         int result = enter(self, news > 0 ? 0 : timeout);
-        gt_reactor_begin_turn(self);
+        gt_proactor_begin_slice(self);
         Py_ssize_t collected = collect(self);
         if (collected < 0)
             return postpone(self);
@@ -237,7 +237,7 @@ static Py_ssize_t wait_for_news(gt_reactor *self, int64_t timeout, const gt_dead
         if (news == 0 && self->ready_first)
             news = 1;
         /* The kernel reports EINTR only if nothing was submitted by the same call. */
-        if (news == 0 && timeout > 0 && (PyErr_CheckSignals() < 0 || !gt_reactor_check_thread(self)))
+        if (news == 0 && timeout > 0 && (PyErr_CheckSignals() < 0 || !gt_proactor_check_thread(self)))
             return -1; /* a handler may have forked, and this may be the child */
         if (result < 0 && result != -EINTR && result != -ETIME && result != -EBUSY && result != -EAGAIN) {
             errno = -result;
@@ -254,7 +254,7 @@ static Py_ssize_t wait_for_news(gt_reactor *self, int64_t timeout, const gt_dead
             if (rounds == 1) {
                 began = gt_monotonic_ns();
                 before = self->ring->completions;
-            } else if (gt_monotonic_ns() - began >= self->turn_ns) {
+            } else if (gt_monotonic_ns() - began >= self->slice_ns) {
                 /* Two ends of a large transfer can keep it busy for long.  That is no idleness, but tasks have a turn. */
                 return self->ring->completions != before;
             }
@@ -273,7 +273,7 @@ static Py_ssize_t wait_for_news(gt_reactor *self, int64_t timeout, const gt_dead
     }
 }
 
-static PyObject *reactor_wait(gt_reactor *self, PyObject *argument)
+static PyObject *proactor_wait(gt_proactor *self, PyObject *argument)
 {
     int64_t timeout;
     if (!check_open(self) || !check_idle(self) || !parse_timeout(argument, &timeout))
@@ -288,7 +288,7 @@ static PyObject *reactor_wait(gt_reactor *self, PyObject *argument)
     return news < 0 ? NULL : PyLong_FromSsize_t(news);
 }
 
-static PyObject *reactor_process(gt_reactor *self, PyObject *Py_UNUSED(ignored))
+static PyObject *proactor_process(gt_proactor *self, PyObject *Py_UNUSED(ignored))
 {
     if (!check_open(self) || !check_idle(self))
         return NULL;
@@ -314,19 +314,19 @@ static PyObject *reactor_process(gt_reactor *self, PyObject *Py_UNUSED(ignored))
 
 /* --- life --- */
 
-static int reactor_init(gt_reactor *self, PyObject *args, PyObject *kwargs)
+static int proactor_init(gt_proactor *self, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"ring_address", "ring_owner",     "make_broken", "closed_error",
                             "busy_error",   "too_slow_error", "in_place",    NULL};
     unsigned long long address;
     PyObject *owner, *make_broken, *closed_error, *busy_error, *too_slow_error;
     int in_place;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "KOOOOOp:Reactor", names, &address, &owner, &make_broken,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "KOOOOOp:Proactor", names, &address, &owner, &make_broken,
                                      &closed_error, &busy_error, &too_slow_error, &in_place))
         return -1;
     struct gt_ring *ring = (struct gt_ring *)(uintptr_t)address;
     if (self->ring || !ring || ring->magic != GT_RING_MAGIC || ring->dead) {
-        PyErr_SetString(PyExc_ValueError, "Reactor() takes the address of an open ring of this build, once");
+        PyErr_SetString(PyExc_ValueError, "Proactor() takes the address of an open ring of this build, once");
         return -1;
     }
     self->batch_capacity = ring->cq_entries;
@@ -342,8 +342,8 @@ static int reactor_init(gt_reactor *self, PyObject *args, PyObject *kwargs)
     self->busy_error = Py_NewRef(busy_error);
     self->too_slow_error = Py_NewRef(too_slow_error);
     self->in_place = in_place;
-    self->turn_ns = DEFAULT_TURN_NS;
-    gt_reactor_begin_turn(self);
+    self->slice_ns = DEFAULT_SLICE_NS;
+    gt_proactor_begin_slice(self);
     self->thread = PyThread_get_thread_ident();
     self->completion_descriptor = -1;
     self->wakeup_descriptor = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
@@ -356,7 +356,7 @@ static int reactor_init(gt_reactor *self, PyObject *args, PyObject *kwargs)
     return 0;
 }
 
-static PyObject *reactor_bind(gt_reactor *self, PyObject *seam)
+static PyObject *proactor_bind(gt_proactor *self, PyObject *seam)
 {
     if (!check_open(self) || gt_trio_bind(&self->trio, seam) < 0)
         return NULL;
@@ -372,7 +372,7 @@ static PyObject *reactor_bind(gt_reactor *self, PyObject *seam)
 
 /* An eventfd made once, for the ring to count its completions on.  Made here, and not by Python, because here no signal's handler
  * can come between the descriptor and its owner. */
-static PyObject *reactor_count_completions(gt_reactor *self, PyObject *Py_UNUSED(ignored))
+static PyObject *proactor_count_completions(gt_proactor *self, PyObject *Py_UNUSED(ignored))
 {
     if (!check_open(self))
         return NULL;
@@ -382,7 +382,7 @@ static PyObject *reactor_count_completions(gt_reactor *self, PyObject *Py_UNUSED
                                            : PyLong_FromLong(self->completion_descriptor);
 }
 
-static PyObject *reactor_poll(gt_reactor *self, PyObject *args)
+static PyObject *proactor_poll(gt_proactor *self, PyObject *args)
 {
     int fd;
     unsigned int events;
@@ -392,7 +392,7 @@ static PyObject *reactor_poll(gt_reactor *self, PyObject *args)
 }
 
 /* Have the kernel let go of the files of waits that were ended.  Nothing is reaped: a task runs, and finds the state that it knows. */
-static PyObject *reactor_settle(gt_reactor *self, PyObject *Py_UNUSED(ignored))
+static PyObject *proactor_settle(gt_proactor *self, PyObject *Py_UNUSED(ignored))
 {
     if (self->ring && !self->closed && self->ring->abandoned > 0)
         gt_ring_settle(self->ring);
@@ -401,9 +401,9 @@ static PyObject *reactor_settle(gt_reactor *self, PyObject *Py_UNUSED(ignored))
 
 static void complete_while_closing(const struct io_uring_cqe *cqe, void *context)
 {
-    gt_reactor *reactor = context;
+    gt_proactor *proactor = context;
     struct gt_slot slot;
-    if (!gt_slot_complete(reactor->ring, cqe, &slot))
+    if (!gt_slot_complete(proactor->ring, cqe, &slot))
         return;
     if (slot.kind == GT_SLOT_STREAM)
         gt_stream_complete(slot.owner, cqe);
@@ -415,8 +415,8 @@ static void complete_while_closing(const struct io_uring_cqe *cqe, void *context
         gt_poll_drop(slot.owner); /* an abandoned one has given its reference back already */
 }
 
-/* The connections outlive the reactor as empty shells; a program that still has one finds it closed. */
-static void detach_streams(gt_reactor *self)
+/* The connections outlive the proactor as empty shells; a program that still has one finds it closed. */
+static void detach_streams(gt_proactor *self)
 {
     for (gt_stream *stream = self->streams; stream; stream = stream->next) {
         gt_stream_close(stream, stream->outbound.size > 0); /* what is unsent stays so, and the peer must see that */
@@ -429,7 +429,7 @@ static void detach_streams(gt_reactor *self)
 }
 
 /* Close the descriptors that were accepted, and that no task will take. */
-static void discard_completions(gt_reactor *self)
+static void discard_completions(gt_proactor *self)
 {
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(self->completions); i++) {
         unsigned long long key;
@@ -448,7 +448,7 @@ static void close_descriptor(int *descriptor)
     *descriptor = -1;
 }
 
-static void close_descriptors(gt_reactor *self)
+static void close_descriptors(gt_proactor *self)
 {
     close_descriptor(&self->wakeup_descriptor);
     close_descriptor(&self->completion_descriptor);
@@ -457,7 +457,7 @@ static void close_descriptors(gt_reactor *self)
 /* A run's end in another thread: the garbage collector has found one there that its host has abandoned (trio.lowlevel's guest
  * mode).  The ring cannot be entered from here, so the descriptors are closed one by one, and its operations end when it is
  * closed itself.  Until then the kernel may touch their memory, which is leaked. */
-static uint64_t abandon_run(gt_reactor *self)
+static uint64_t abandon_run(gt_proactor *self)
 {
     self->closed = true;
     detach_streams(self); /* before the sockets, as in a close */
@@ -474,16 +474,16 @@ static uint64_t abandon_run(gt_reactor *self)
 }
 
 /* Close every connection and end every operation.  How many are in flight still: 0, unless the kernel does not end them. */
-static PyObject *reactor_close(gt_reactor *self, PyObject *Py_UNUSED(ignored))
+static PyObject *proactor_close(gt_proactor *self, PyObject *Py_UNUSED(ignored))
 {
     if (self->closed || !self->ring)
         return PyLong_FromLong(0);
     bool elsewhere = PyThread_get_thread_ident() != self->thread && !self->ring->dead;
-    if (!check_idle(self) || (!elsewhere && !gt_reactor_check_thread(self)))
+    if (!check_idle(self) || (!elsewhere && !gt_proactor_check_thread(self)))
         return NULL;
     discard_completions(self);
     gt_waiter *waiter;
-    while ((waiter = gt_reactor_pop_ready(self)))
+    while ((waiter = gt_proactor_pop_ready(self)))
         Py_DECREF(waiter);
     gt_waiters_drop_spare(self);
     if (elsewhere) {
@@ -513,7 +513,7 @@ static PyObject *reactor_close(gt_reactor *self, PyObject *Py_UNUSED(ignored))
 }
 
 /* In the child of a fork: everything belongs to the parent, nothing is in flight here. */
-static PyObject *reactor_forget(gt_reactor *self, PyObject *Py_UNUSED(ignored))
+static PyObject *proactor_forget(gt_proactor *self, PyObject *Py_UNUSED(ignored))
 {
     if (!self->closed && self->ring) {
         gt_ring_forget(self->ring);
@@ -526,7 +526,7 @@ static PyObject *reactor_forget(gt_reactor *self, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
-static int reactor_traverse(gt_reactor *self, visitproc visit, void *arg)
+static int proactor_traverse(gt_proactor *self, visitproc visit, void *arg)
 {
     Py_VISIT(self->ring_owner);
     Py_VISIT(self->completions);
@@ -540,7 +540,7 @@ static int reactor_traverse(gt_reactor *self, visitproc visit, void *arg)
     return gt_trio_traverse(&self->trio, visit, arg);
 }
 
-static int reactor_clear(gt_reactor *self)
+static int proactor_clear(gt_proactor *self)
 {
     gt_trio_unbind(&self->trio); /* what else there is is in no cycle */
     Py_CLEAR(self->failure);
@@ -550,13 +550,13 @@ static int reactor_clear(gt_reactor *self)
     return 0;
 }
 
-static void reactor_dealloc(gt_reactor *self)
+static void proactor_dealloc(gt_proactor *self)
 {
     PyObject_GC_UnTrack(self);
     /* Unclosed, its streams stay: only close() may give back memory that the kernel knows. */
     if (self->ring)
         close_descriptors(self);
-    reactor_clear(self);
+    proactor_clear(self);
     gt_trio_free(&self->trio);
     Py_CLEAR(self->make_broken);
     Py_CLEAR(self->closed_error);
@@ -571,7 +571,7 @@ static void reactor_dealloc(gt_reactor *self)
 /* --- attributes --- */
 
 #define COUNTER(NAME, EXPRESSION)                                                                                      \
-    static PyObject *get_##NAME(gt_reactor *self, void *Py_UNUSED(closure))                                            \
+    static PyObject *get_##NAME(gt_proactor *self, void *Py_UNUSED(closure))                                           \
     {                                                                                                                  \
         return PyLong_FromUnsignedLongLong((unsigned long long)(EXPRESSION));                                          \
     }
@@ -583,17 +583,17 @@ COUNTER(resumed_in_place, self->resumed_in_place)
 COUNTER(rescheduled, self->rescheduled)
 #undef COUNTER
 
-static PyObject *get_wakeup_descriptor(gt_reactor *self, void *Py_UNUSED(closure))
+static PyObject *get_wakeup_descriptor(gt_proactor *self, void *Py_UNUSED(closure))
 {
     return PyLong_FromLong(self->ring ? self->wakeup_descriptor : -1);
 }
 
-static PyObject *get_thread(gt_reactor *self, void *Py_UNUSED(closure))
+static PyObject *get_thread(gt_proactor *self, void *Py_UNUSED(closure))
 {
     return PyLong_FromUnsignedLong(self->thread);
 }
 
-static PyGetSetDef reactor_getset[] = {
+static PyGetSetDef proactor_getset[] = {
     {"connections", (getter)get_connections, NULL, PyDoc_STR("Connections that are open or closing."), NULL},
     {"closing", (getter)get_closing, NULL, PyDoc_STR("Connections that were closed and the kernel has yet to let go."),
      NULL},
@@ -602,49 +602,49 @@ static PyGetSetDef reactor_getset[] = {
     {"resumed_in_place", (getter)get_resumed_in_place, NULL, PyDoc_STR("Tasks resumed in place."), NULL},
     {"rescheduled", (getter)get_rescheduled, NULL, PyDoc_STR("Tasks woken through Trio's scheduler."), NULL},
     {"wakeup_descriptor", (getter)get_wakeup_descriptor, NULL,
-     PyDoc_STR("An eventfd that ends the wait when it is written to; -1 once the reactor is closed."), NULL},
+     PyDoc_STR("An eventfd that ends the wait when it is written to; -1 once the proactor is closed."), NULL},
     {"thread", (getter)get_thread, NULL, PyDoc_STR("The identifier of the thread of the run."), NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
-static PyMethodDef reactor_methods[] = {
-    {"bind", (PyCFunction)reactor_bind, METH_O,
+static PyMethodDef proactor_methods[] = {
+    {"bind", (PyCFunction)proactor_bind, METH_O,
      PyDoc_STR("bind($self, seam, /)\n--\n\nTake what belongs to the run from the attributes of seam.")},
-    {"count_completions", (PyCFunction)reactor_count_completions, METH_NOARGS,
+    {"count_completions", (PyCFunction)proactor_count_completions, METH_NOARGS,
      PyDoc_STR("count_completions($self, /)\n--\n\nAn eventfd for the ring to count completions on.")},
-    {"poll", (PyCFunction)reactor_poll, METH_VARARGS,
+    {"poll", (PyCFunction)proactor_poll, METH_VARARGS,
      PyDoc_STR("poll($self, fd, events, /)\n--\n\nAn awaitable: wait until the descriptor is ready.")},
-    {"wait", (PyCFunction)reactor_wait, METH_O,
+    {"wait", (PyCFunction)proactor_wait, METH_O,
      PyDoc_STR("wait($self, timeout, /)\n--\n\nSubmit, wait at most timeout seconds, reap: how much news there is.")},
-    {"process", (PyCFunction)reactor_process, METH_NOARGS,
+    {"process", (PyCFunction)proactor_process, METH_NOARGS,
      PyDoc_STR("process($self, /)\n--\n\nResume tasks: the completions of single operations, or None.")},
-    {"settle", (PyCFunction)reactor_settle, METH_NOARGS,
+    {"settle", (PyCFunction)proactor_settle, METH_NOARGS,
      PyDoc_STR("settle($self, /)\n--\n\nHave the kernel let go of the files of waits that were ended.")},
-    {"close", (PyCFunction)reactor_close, METH_NOARGS,
+    {"close", (PyCFunction)proactor_close, METH_NOARGS,
      PyDoc_STR("close($self, /)\n--\n\nEnd everything: how many operations could not be ended.")},
-    {"forget", (PyCFunction)reactor_forget, METH_NOARGS,
+    {"forget", (PyCFunction)proactor_forget, METH_NOARGS,
      PyDoc_STR("forget($self, /)\n--\n\nIn the child of a fork: let go of the parent's ring.")},
     {NULL, NULL, 0, NULL},
 };
 
-static PyMemberDef reactor_members[] = {
-    {"turn_ns", T_LONGLONG, offsetof(gt_reactor, turn_ns), 0,
+static PyMemberDef proactor_members[] = {
+    {"slice_ns", T_LONGLONG, offsetof(gt_proactor, slice_ns), 0,
      PyDoc_STR("Nanoseconds that a task answers from memory before others have their turn.")},
     {NULL, 0, 0, 0, NULL},
 };
 
-PyTypeObject gt_reactor_type = {
+PyTypeObject gt_proactor_type = {
     PyVarObject_HEAD_INIT(NULL, 0) /* the macro brings the comma */
-        .tp_name = "gain_trio._fastpath.Reactor",
-    .tp_basicsize = sizeof(gt_reactor),
+        .tp_name = "gain_trio._fastpath.Proactor",
+    .tp_basicsize = sizeof(gt_proactor),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
     .tp_doc = PyDoc_STR("The connections of one run, on its ring."),
     .tp_new = PyType_GenericNew,
-    .tp_init = (initproc)reactor_init,
-    .tp_dealloc = (destructor)reactor_dealloc,
-    .tp_traverse = (traverseproc)reactor_traverse,
-    .tp_clear = (inquiry)reactor_clear,
-    .tp_methods = reactor_methods,
-    .tp_getset = reactor_getset,
-    .tp_members = reactor_members,
+    .tp_init = (initproc)proactor_init,
+    .tp_dealloc = (destructor)proactor_dealloc,
+    .tp_traverse = (traverseproc)proactor_traverse,
+    .tp_clear = (inquiry)proactor_clear,
+    .tp_methods = proactor_methods,
+    .tp_getset = proactor_getset,
+    .tp_members = proactor_members,
 };

@@ -50,7 +50,7 @@ def unacknowledged(descriptor: int) -> int | None:
     return count
 
 
-class Sends(Protocol):
+class HasSendProgress(Protocol):
     """A connection whose peer's progress can be watched."""
 
     @property
@@ -66,13 +66,13 @@ class Sends(Protocol):
 
 
 @final
-class Patience:
+class CloseWait:
     """The wait of a close for its peer: for ``close_timeout`` while bytes move, for STALL without.
 
     With ``seconds`` it waits for that time, whether bytes move or not.
     """
 
-    def __init__(self, connection: Sends, seconds: float | None = None) -> None:
+    def __init__(self, connection: HasSendProgress, seconds: float | None = None) -> None:
         self._connection = connection
         now = trio.current_time()
         self._stall = STALL if seconds is None else math.inf
@@ -112,7 +112,7 @@ class Patience:
 
 
 @final
-class Movement:
+class PeerProgress:
     """The time at which a connection has moved a byte last, bytes that its peer has accepted included.
 
     ``timeout`` is divided: a connection with nothing on its way is looked at twice in that time, and one whose peer has
