@@ -12,6 +12,7 @@ from ._consumer import AttendingHandler, Handler, LivingHandler
 from ._datagram_server import DatagramHandler, DatagramServer, DatagramServerStatistics, serve_datagrams
 from ._failures import is_cancellation, only_one_of, ungrouped
 from ._flags import Flag, flags_of
+from ._log_throttle import log_throttle, since_last
 from ._logging import FORMATS, LEVELS, LineFormatter, configure_logging
 from ._processes import HIGH_PRIORITY, WorkerFailed, take_process_priority
 from ._serve import serve
@@ -19,11 +20,12 @@ from ._server import Server
 from ._server_config import Architecture, ContextSource, ServerConfig, ServerOptions
 from ._server_lifespan import Lifespan, check_lifespan, lifespan_value
 from ._signals import SignalTarget, no_workers_to_replace, obey_signals, received_signals
-from ._statistics import ServerStatistics
+from ._statistics import BUCKETS, RequestStatistics, ServerStatistics
 from ._time_limits import LAST_CALLBACK, SHUTDOWN_SECONDS
 
 __all__ = [
     "BALANCERS",
+    "BUCKETS",
     "FORMATS",
     "HIGH_PRIORITY",
     "LAST_CALLBACK",
@@ -43,6 +45,7 @@ __all__ = [
     "Lifespan",
     "LineFormatter",
     "LivingHandler",
+    "RequestStatistics",
     "Server",
     "ServerConfig",
     "ServerOptions",
@@ -58,12 +61,14 @@ __all__ = [
     "is_cancellation",
     "is_class_of_callbacks",
     "lifespan_value",
+    "log_throttle",
     "no_workers_to_replace",
     "obey_signals",
     "only_one_of",
     "received_signals",
     "serve",
     "serve_datagrams",
+    "since_last",
     "take_process_priority",
     "ungrouped",
     "why_not_called",

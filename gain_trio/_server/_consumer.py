@@ -18,7 +18,7 @@ from gain_trio._transports import DEFAULT_CLOSE_TIMEOUT, Connection, HandshakeEr
 from ._connection_limit import ConnectionLimit
 from ._failures import judged, parted
 from ._log import ConnectionLog, peer_text
-from ._statistics import CloseCause
+from ._statistics import CloseCause, RequestStatistics
 
 Handler: TypeAlias = Callable[[Connection], Awaitable[object]]
 """What serves one connection: an async function."""
@@ -39,7 +39,10 @@ class AttendingHandler(abc.ABC):
 
 
 class LivingHandler(abc.ABC):
-    """A handler with a lifespan of its own, in each process that serves; it is in that of ``serve(lifespan=...)``."""
+    """A handler with a lifespan of its own, in each process that serves; it is in that of ``serve(lifespan=...)``.
+
+    It may count requests, and may know when its process has served enough.
+    """
 
     @abc.abstractmethod
     async def __call__(self, connection: Connection) -> None:
@@ -48,6 +51,14 @@ class LivingHandler(abc.ABC):
     @abc.abstractmethod
     def lifespan(self) -> AbstractAsyncContextManager[object]:
         """Return the context manager that the server is within."""
+
+    async def until_retired(self) -> None:
+        """Return when this process has served enough: a server then drains, and a worker process is replaced."""
+        await trio.sleep_forever()
+
+    def request_statistics(self) -> RequestStatistics | None:
+        """Return a snapshot of the requests of this process; None of a handler that does not count them."""
+        return None
 
 
 _WORDS: Final[dict[type[BaseException], str]] = {trio.BrokenResourceError: "broke", trio.TooSlowError: "was too slow"}

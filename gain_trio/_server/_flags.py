@@ -1,4 +1,4 @@
-"""How an option of a server is given on the command line; it stands beside the field that it sets (``ServerConfig``)."""
+"""How an option of a server is given on the command line; it stands beside the field that it sets."""
 
 from __future__ import annotations
 
@@ -7,18 +7,22 @@ from typing import Any, Literal, TypeAlias, final
 
 import attrs
 
-Group: TypeAlias = Literal["who serves", "worker processes", "limits", "log and statistics", "web apps"]
+Group: TypeAlias = Literal["who serves", "worker processes", "limits", "log and statistics", "web apps", "websockets"]
 
 
 @final
 @attrs.frozen(kw_only=True)
 class Flag:
-    """One argument of ``gain-trio serve``.  Its name is the field's, with dashes, and so is its default."""
+    """One argument of ``gain-trio serve`` or ``gain-trio asgi``, with the field's name in dashes and its default."""
 
     group: Group
     """The group of the help that lists it."""
     help: str
     """What it does; the help adds the default."""
+    name: str | None = None
+    """The argument's name where it is not the field's."""
+    bare: str | None = None
+    """The value of the argument without one; None where it needs one."""
     usual: str | None = None
     """The default in words, where the value says too little."""
     metavar: str | None = None

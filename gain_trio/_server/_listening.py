@@ -142,11 +142,19 @@ class _Serving:
                 if isinstance(settings.handler, AttendingHandler):
                     name = f"gain_trio attendant of {settings.name}"
                     nursery.start_soon(settings.handler.attend, settings.draining, name=name)
+                if isinstance(settings.handler, LivingHandler):
+                    server._requests = settings.handler.request_statistics
+                    nursery.start_soon(self._retire, settings.handler, server, name=f"gain_trio end of {settings.name}")
                 self._accept(server, consumers, nursery)
                 self._task_status.started(server)
         finally:
             close_all(listeners)
             await wait_released(listeners)
+
+    async def _retire(self, handler: LivingHandler, server: Server) -> None:
+        """End the server when its handler has served enough."""
+        await handler.until_retired()
+        await server._retire(self._config.graceful_timeout)
 
     def _accept(self, server: Server, consumers: Sequence[Consumer], nursery: trio.Nursery) -> None:
         """Start the acceptors."""

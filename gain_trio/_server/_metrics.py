@@ -11,6 +11,7 @@ cannot understand in an ``Accept`` is answered in the format for clients that ha
 
 from __future__ import annotations
 
+import itertools
 import re
 import socket
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from gain_trio._transports import Connection, IncompleteMessage, MessageTooLong,
 from ._listening import serve_listeners
 from ._server import Server
 from ._server_config import ServerConfig
+from ._statistics import BUCKETS, RequestStatistics
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -225,10 +227,37 @@ class _Collector:
         yield CounterMetricFamily(
             "gain_trio_worker_failed_starts", "Worker processes that ended before they served.", now.failed_starts
         )
+        if now.requests is not None:
+            yield from _request_metrics(now.requests)
         yield GaugeMetricFamily("gain_trio_rings", "Processes of the server with a ring.", len(now.rings))
         for name, text in _RING_GAUGES.items():
             total = sum(getattr(ring, name) for ring in now.rings)
             yield GaugeMetricFamily(f"gain_trio_ring_{name}", text, total)
+
+
+def _request_metrics(requests: RequestStatistics) -> Iterator[Metric]:
+    from prometheus_client.metrics_core import (  # noqa: PLC0415 - see MetricsEndpoint.open()
+        CounterMetricFamily,
+        GaugeMetricFamily,
+        HistogramMetricFamily,
+    )
+
+    yield GaugeMetricFamily(
+        "gain_trio_requests_in_progress", "Requests whose response is not over.", requests.in_progress
+    )
+    completed = CounterMetricFamily(
+        "gain_trio_requests", "Requests that are over, by the class of their status.", labels=["status"]
+    )
+    for digit, count in enumerate(requests.by_status):
+        completed.add_metric([f"{digit}xx" if digit else "none"], count)
+    yield completed
+    bounds = [*map(str, BUCKETS), "+Inf"]
+    yield HistogramMetricFamily(
+        "gain_trio_request_duration_seconds",
+        "Time from the head of a request to the end of its response.",
+        buckets=list(zip(bounds, itertools.accumulate(requests.by_duration), strict=True)),
+        sum_value=requests.seconds,
+    )
 
 
 _RING_GAUGES: Final = {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextvars
 import logging
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import trio
@@ -17,7 +18,7 @@ from ._checks import check_timeout
 from ._consumer import Consumer
 from ._dispatcher import Dispatcher
 from ._signals import no_workers_to_replace
-from ._statistics import ServerStatistics
+from ._statistics import RequestStatistics, ServerStatistics
 from ._tls_step import TlsStep
 
 logger = logging.getLogger("gain_trio")
@@ -46,6 +47,9 @@ class Server:
         self._rings = rings
         self._ended = trio.Event()
         self._tls: TlsStep | None = None
+        self._requests: Callable[[], RequestStatistics | None] = lambda: None
+        self._asks_to_leave: Callable[[], Awaitable[None]] | None = None
+        """In a worker process: has the server's process replace this one."""
         self._context = contextvars.copy_context()
         """The context that handlers run in, with the lifespan's variables, whichever task hands their connections over."""
         self.addresses: tuple[Any, ...] = tuple(dict.fromkeys(listener.local_address for listener in listeners))
@@ -120,6 +124,14 @@ class Server:
         else:
             no_workers_to_replace("SIGHUP", self)
 
+    async def _retire(self, timeout: float) -> None:  # noqa: ASYNC109 - the time that the connections have
+        """The handler has served enough: end gracefully, or have this process replaced."""
+        logger.info("process %d has served enough", os.getpid())
+        if self._asks_to_leave is not None:
+            await self._asks_to_leave()
+        else:
+            self._begin_to_drain(timeout)
+
     def _end_if_drained(self) -> None:
         """Called whenever a connection or an acceptor has ended."""
         if self.draining.is_set() and not self.active_connections and all(a.is_over for a in self._acceptors):
@@ -159,4 +171,5 @@ class Server:
             connections_by_consumer=tuple(consumer.connections for consumer in consumers),
             active_by_consumer=tuple(consumer.active for consumer in consumers),
             rings=self._rings(),
+            requests=self._requests(),
         )

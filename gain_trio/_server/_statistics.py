@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal, TypeAlias, final
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, Literal, TypeAlias, final
 
 import attrs
 
@@ -13,6 +13,39 @@ CloseCause: TypeAlias = Literal[
     "finished", "error", "broken", "too_slow", "idle", "cancelled", "refused", "failed_handshake"
 ]
 """Why a connection is over; each has one cause.  What they mean stands in :class:`ServerStatistics`."""
+
+
+BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+"""Upper bounds of the buckets that durations of requests are counted in, in seconds."""
+
+
+@final
+@attrs.frozen
+class RequestStatistics:
+    """The requests that a server has counted."""
+
+    in_progress: int = 0
+    """Requests whose response is not over."""
+    by_status: tuple[int, ...] = (0,) * 6
+    """Requests that are over, by the first digit of the status of their response; 0 counts those without a response."""
+    by_duration: tuple[int, ...] = (0,) * (len(BUCKETS) + 1)
+    """Requests that are over, by duration: for each of :data:`BUCKETS` those that took longer than the one before it, and at
+    last the others."""
+    seconds: float = 0.0
+    """The durations of all requests that are over."""
+
+    @property
+    def completed(self) -> int:
+        """Requests that are over."""
+        return sum(self.by_status)
+
+    def __add__(self, other: RequestStatistics) -> RequestStatistics:
+        return RequestStatistics(
+            self.in_progress + other.in_progress,
+            tuple(map(sum, zip(self.by_status, other.by_status, strict=True))),
+            tuple(map(sum, zip(self.by_duration, other.by_duration, strict=True))),
+            self.seconds + other.seconds,
+        )
 
 
 @final
@@ -59,6 +92,8 @@ class ServerStatistics:
     """Worker processes that the server has killed because they did not answer (``worker_timeout``, or when it drained)."""
     failed_starts: int = 0
     """Worker processes that ended, or were killed, before they served."""
+    requests: RequestStatistics | None = None
+    """Requests, of a server of a web app with ``metrics``; None of any other."""
 
     @property
     def closed(self) -> dict[CloseCause, int]:
@@ -80,7 +115,13 @@ class ServerStatistics:
         rows = [attrs.astuple(part, recurse=False) for part in parts]
         if not rows:
             return _NOTHING
-        return cls(*(sum(column[1:], start=column[0]) for column in zip(*rows, strict=True)))
+        return cls(*(_sum(column) for column in zip(*rows, strict=True)))
+
+
+def _sum(column: Sequence[Any]) -> Any:
+    """The sum of what is there; None if nothing is."""
+    known = [value for value in column if value is not None]
+    return sum(known[1:], start=known[0]) if known else None
 
 
 _NOTHING = ServerStatistics(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, (), ())

@@ -242,7 +242,9 @@ class WorkerSupervisor:
             if old is not None and old.state is not WorkerState.ENDED:
                 self._refuse(wanted, error)
                 if not old.was_asked_to_leave:
-                    logger.error("process %s goes on, because its successor failed: %s", old.pid, shown(error))
+                    text = f"\n{shown_lines(error.worker_traceback)}" if error.worker_traceback else ""
+                    why = shown(error.reason)
+                    logger.error("process %s goes on, because its successor failed: %s%s", old.pid, why, text)
                     return
                 if old.state is WorkerState.READY:
                     old.drain(self._graceful_timeout)
@@ -353,10 +355,12 @@ def _sums(rows: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
 
 def without_open_ones(statistics: ServerStatistics) -> ServerStatistics:
     """The statistics of a process that is gone: its open connections were cut off, and its ring is closed."""
+    requests = statistics.requests
     return attrs.evolve(
         statistics,
         active=0,
         cancelled=statistics.cancelled + statistics.active,
         active_by_consumer=tuple(0 for _ in statistics.active_by_consumer),
         rings=(),
+        requests=None if requests is None else attrs.evolve(requests, in_progress=0),
     )

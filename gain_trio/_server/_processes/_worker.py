@@ -148,6 +148,7 @@ class Worker:
         self._changed = trio.Event()  # a connection began or ended
         self._ended = trio.Event()  # a connection ended
         self._has_served = False
+        self._has_asked = False  # to be replaced
         self._taking = trio.Lock()
         self._serving = trio.CancelScope()
         self._lost = [0] * config.workers  # connections that nothing could be made of, by consumer
@@ -182,6 +183,7 @@ class Worker:
                             self._server = await serving.start(
                                 serve_listeners, self._handler, self._sockets.groups, self._config
                             )
+                            self._server._asks_to_leave = self._ask_to_leave
                             self._consumers = self._server._consumers
                             self._consumers[0]._settings.changed = self._note_change  # the settings are those of all
                             # Handlers of what it takes run in the context of the lifespan.
@@ -250,14 +252,19 @@ class Worker:
         return has_more or any(consumer.has_silent for consumer in self._consumers)
 
     async def _attend(self, signals: AsyncIterator[int]) -> None:
-        has_asked = False
+        is_first = True
         async for _number in signals:
-            if has_asked or not hasattr(self, "_server"):
-                self._serving.cancel()
-            else:
-                has_asked = True
+            if is_first and hasattr(self, "_server"):
+                is_first = False
                 logger.info("worker process %d was sent a SIGTERM, and asks to be replaced", os.getpid())
-                await self._control.send(Leaving())
+                await self._ask_to_leave()
+            else:
+                self._serving.cancel()
+
+    async def _ask_to_leave(self) -> None:
+        if not self._has_asked:
+            self._has_asked = True
+            await self._control.send(Leaving())
 
     # --- connections that were accepted elsewhere ---
 

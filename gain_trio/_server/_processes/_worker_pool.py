@@ -288,7 +288,7 @@ class WorkerPool:
             except WorkerFailed as error:
                 logger.error(
                     "the other worker processes are not replaced, because the first one could not be: %s",
-                    shown(error),
+                    shown(error.reason),
                 )
                 return
 
