@@ -9,8 +9,10 @@
     gain_trio.run(main)
 """
 
+from gain_trio._server import RequestStatistics
+
 from ._asgi_config import AsgiConfig, AsgiOptions
 from ._asgi_serve import serve
 from ._asgi_types import AsgiApp, ClientDisconnected
 
-__all__ = ["AsgiApp", "AsgiConfig", "AsgiOptions", "ClientDisconnected", "serve"]
+__all__ = ["AsgiApp", "AsgiConfig", "AsgiOptions", "ClientDisconnected", "RequestStatistics", "serve"]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, final
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, final, get_args
 
 import attrs
 
 from gain_trio._server import Flag, ServerConfig, ServerOptions, check_timeout
+
+from ._access_log import AccessForm
+from ._lifespan import AppLifespan
+from ._proxy_headers import LOOPBACK, ProxyFields, TrustedProxies
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -55,6 +59,18 @@ def _check_root_path(_instance: object, attribute: attrs.Attribute[Any], value: 
 
 def _yes_or_no(text: str) -> bool:
     raise ValueError(text)
+
+
+def _networks(text: str) -> tuple[str, ...] | Literal[True]:
+    """The names in an argument, which has commas between them."""
+    return _trusted([name.strip() for name in text.split(",")])
+
+
+def _trusted(value: Iterable[str] | Literal[True]) -> tuple[str, ...] | Literal[True]:
+    """Checked, and to be looked at more than once."""
+    checked: Any = value if value is True or isinstance(value, str) else tuple(value)
+    TrustedProxies(checked)
+    return checked  # type: ignore[no-any-return]  # a str is refused
 
 
 def _size(help_text: str, *, default: int, least: int) -> Any:
@@ -140,6 +156,101 @@ class AsgiConfig:
     """Seconds that a connection may wait for its next request; the server may take one more."""
     timeout_send: float = _seconds("seconds that a client may accept nothing of a response that waits", default=60.0)
     """Seconds that ``send`` waits for a client that reads too slowly.  Then the connection is reset."""
+    app_lifespan: AppLifespan = attrs.field(
+        default="auto",
+        validator=attrs.validators.in_(get_args(AppLifespan)),
+        metadata=Flag(
+            group="web apps",
+            name="lifespan",
+            parse=str,
+            choices=get_args(AppLifespan),
+            help="whether the app is started and ended by ASGI's lifespan events; auto: if it understands them",
+        ).beside(),
+    )
+    """Whether each process that serves sends the app ASGI's lifespan events.  ``"auto"``: to an app that understands them;
+    ``"on"``: an app that does not is an error; ``"off"``: never."""
+    proxy_headers: ProxyFields | None = attrs.field(
+        default=None,
+        validator=attrs.validators.optional(attrs.validators.in_(get_args(ProxyFields))),
+        metadata=Flag(
+            group="web apps",
+            parse=str,
+            choices=get_args(ProxyFields),
+            bare="x-forwarded",
+            help="believe what trusted proxies say of the client and its scheme: in X-Forwarded-For and -Proto, or in "
+            "Forwarded",
+            usual="without a value x-forwarded",
+        ).beside(),
+    )
+    """The fields in which trusted proxies name the client and its scheme: ``"x-forwarded"`` for X-Forwarded-For and
+    X-Forwarded-Proto, ``"forwarded"`` for Forwarded (RFC 7239).  None: no field counts.  A proxy that sets one family passes
+    the other one on as the client sent it, so only one counts."""
+    forwarded_allow_ips: Iterable[str] | Literal[True] = attrs.field(
+        default=LOOPBACK,
+        converter=_trusted,
+        metadata=Flag(
+            group="web apps",
+            parse=_networks,
+            words={"*": True},
+            metavar="NETWORKS",
+            help="the proxies of --proxy-headers: addresses and networks, with commas between them, and unix for all "
+            "peers on Unix sockets; or * for every peer",
+            usual=",".join(LOOPBACK),
+        ).beside(),
+    )
+    """The proxies that ``proxy_headers`` trusts: addresses, networks such as ``"10.0.0.0/8"``, and ``"unix"`` for all peers
+    on Unix sockets; or True for every peer, where only one proxy can connect."""
+    proxy_host: bool = attrs.field(
+        default=False,
+        validator=_check_flag,
+        metadata=Flag(
+            group="web apps", help="of --proxy-headers: the field Host becomes what the proxy says, too"
+        ).beside(),
+    )
+    """With ``proxy_headers`` the field Host becomes what the proxy says (X-Forwarded-Host, ``host=``).  For proxies that
+    always set it: others pass on what the client has sent, and apps make links of it."""
+    access_log: AccessForm | None = attrs.field(
+        default=None,
+        validator=attrs.validators.optional(attrs.validators.in_(get_args(AccessForm))),
+        metadata=Flag(
+            group="log and statistics",
+            parse=str,
+            choices=get_args(AccessForm),
+            bare="text",
+            help="write a line for each request to standard output: in the combined log format, or as a JSON object",
+            usual="without a value text",
+        ).beside(),
+    )
+    """A line for each request: ``"text"`` in the combined log format with the duration behind it, or ``"json"``."""
+    access_log_descriptor: int | None = attrs.field(default=None, validator=attrs.validators.optional(_at_least(0)))
+    """The descriptor that each process writes the lines to, several at once, at least every second.  None: the lines go to
+    the logger ``gain_trio.access``, and travel to the server's process as all log records do."""
+    max_requests: int | None = attrs.field(
+        default=None,
+        validator=attrs.validators.optional(_at_least(1)),
+        metadata=Flag(
+            group="web apps",
+            parse=int,
+            metavar="N",
+            help="requests after which a worker process is replaced, without refusing any; a server without worker "
+            "processes ends",
+            usual="no limit",
+        ).beside(),
+    )
+    """Requests after which a worker process is replaced: its successor serves before it drains.  A server without worker
+    processes drains and ends.  None: no limit."""
+    max_requests_jitter: int = attrs.field(
+        default=0,
+        validator=_at_least(0),
+        metadata=Flag(
+            group="web apps",
+            parse=int,
+            metavar="N",
+            help="the most requests beyond --max-requests: a random number, so that processes are not replaced together",
+        ).beside(),
+    )
+    """The most requests that each process serves beyond ``max_requests``: a random number, so that the processes are not
+    all replaced together."""
     cancel_on_disconnect: bool = attrs.field(
         default=False,
         validator=_check_flag,
@@ -223,6 +334,14 @@ class AsgiOptions(ServerOptions, total=False):
     timeout_body: float
     timeout_keep_alive: float
     timeout_send: float
+    app_lifespan: AppLifespan
+    proxy_headers: ProxyFields | None
+    forwarded_allow_ips: Iterable[str] | Literal[True]
+    proxy_host: bool
+    access_log: AccessForm | None
+    access_log_descriptor: int | None
+    max_requests: int | None
+    max_requests_jitter: int
     cancel_on_disconnect: bool
     task_per_request: bool
     websockets: bool

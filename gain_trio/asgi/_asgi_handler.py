@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, Protocol, TypeAlias, final
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Final, TypeAlias, final
+
+import trio
 
 from gain_trio._http import Limits, Request, RequestMemory
+from gain_trio._server import LivingHandler, RequestStatistics
 from gain_trio._transports import Connection
 
 from ._asgi_config import AsgiConfig
 from ._asgi_types import AsgiApp
 from ._exchange import HttpExchange
 from ._http_connection import HttpConnection
+from ._proxy_headers import TrustedProxies, proxied
+from ._request_observers import RequestCounter, RequestLimit, RequestObserver, serving
 from ._response_heads import HeadMemory, Stamp
 
 _EXTENSIONS: Final = ("http.response.pathsend", "http.response.trailers", "http.response.early_hint")
@@ -24,26 +31,8 @@ WebSocketHandler: TypeAlias = Callable[[HttpConnection, Request, dict[str, Any],
 answer as HTTP.  The connection is over when it returns."""
 
 
-class RequestObserver(Protocol):
-    """An object that is called for each request: for a log, and for metrics."""
-
-    def began(self, scope: dict[str, Any]) -> Any:
-        """A request begins.  Returns a token for :meth:`ended`."""
-
-    def ended(self, token: Any, scope: dict[str, Any], status: int, size: int, error: BaseException | None) -> None:
-        """A request is over.
-
-        Args:
-          token: what :meth:`began` has returned.
-          scope: the request's.
-          status: of the response; 0 if there was none.
-          size: bytes of its body that were sent.
-          error: what the app has raised; None if it raised nothing.
-        """
-
-
 @final
-class AsgiHandler:
+class AsgiHandler(LivingHandler):
     """Serves an app on a connection.
 
     A worker process gets the handler pickled: with the name of the app, which it imports, or with the app itself.
@@ -51,6 +40,7 @@ class AsgiHandler:
     Args:
       app: the app, or its name as ``"package.module:name"``.
       config: its options.
+      counts: whether it counts requests, for metrics.
 
     Raises:
       ValueError, TypeError: the name is none, or names no app.
@@ -63,10 +53,19 @@ class AsgiHandler:
     state: dict[str, Any] | None = None
     """What the app's lifespan has left for requests: each gets a copy as ``scope["state"]``.  None without one."""
 
-    def __init__(self, app: AsgiApp | str, config: AsgiConfig) -> None:
+    counter: RequestCounter | None = None
+    """What counts requests."""
+    limit: RequestLimit | None = None
+    """What notices that this process has served enough."""
+
+    def __init__(self, app: AsgiApp | str, config: AsgiConfig, *, counts: bool = False) -> None:
         self.source = app
         self.config = config
+        self.counts = counts
         self.app: AsgiApp = load_app(app, factory=config.factory)
+        if config.proxy_headers is not None:
+            proxies = TrustedProxies(config.forwarded_allow_ips, fields=config.proxy_headers, host=config.proxy_host)
+            self.app = proxied(self.app, proxies)
         self.__qualname__ = app if isinstance(app, str) else getattr(app, "__qualname__", type(app).__qualname__)
         self.is_plain = not (config.task_per_request or config.cancel_on_disconnect)
         """Whether an app runs in its connection's task, with nothing around it."""
@@ -90,8 +89,23 @@ class AsgiHandler:
     def __repr__(self) -> str:
         return f"<ASGI app {self.__qualname__}>"
 
-    def __reduce__(self) -> tuple[type[AsgiHandler], tuple[AsgiApp | str, AsgiConfig]]:
-        return AsgiHandler, (self.source, self.config)
+    def __reduce__(self) -> tuple[Callable[..., AsgiHandler], tuple[AsgiApp | str, AsgiConfig]]:
+        return functools.partial(AsgiHandler, counts=self.counts), (self.source, self.config)
+
+    def lifespan(self) -> AbstractAsyncContextManager[object]:
+        """See :meth:`LivingHandler.lifespan`: the app's, and what looks on while it serves."""
+        return serving(self)
+
+    async def until_retired(self) -> None:
+        """See :meth:`LivingHandler.until_retired`: ``max_requests``."""
+        if self.limit is None:
+            await trio.sleep_forever()
+        else:
+            await self.limit.reached.wait()
+
+    def request_statistics(self) -> RequestStatistics | None:
+        """See :meth:`LivingHandler.request_statistics`."""
+        return None if self.counter is None else self.counter.statistics()
 
     async def __call__(self, connection: Connection) -> None:
         """Serve a connection until it is over."""

@@ -62,7 +62,8 @@ async def serve(
     And what :func:`gain_trio.serve` raises.
     """
     own, others = parted(config, asgi, **options)
-    handler = AsgiHandler(app, own)
+    metrics = others.get("metrics", None if config is None else config.metrics)
+    handler = AsgiHandler(app, own, counts=metrics is not None)
     processes = others.get("processes", None if config is None else config.processes)
     if processes is not None and not isinstance(app, str):
         _check_pickled(app)

@@ -11,6 +11,7 @@ import trio
 import gain_trio
 from gain_trio import Connection, Server
 from gain_trio.asgi import AsgiApp
+from gain_trio.asgi._lifespan import AppLifespan
 
 from .http_answers import Answer, answers
 from .pairs import PATIENCE, receive_all
@@ -28,12 +29,19 @@ async def hello(_scope: Any, _receive: Any, send: Any) -> None:
 
 @contextlib.asynccontextmanager
 async def serving_app(
-    app: AsgiApp | str, address: Any = LOCAL, *, patience: float = PATIENCE, **options: Any
+    app: AsgiApp | str,
+    address: Any = LOCAL,
+    *,
+    patience: float = PATIENCE,
+    app_lifespan: AppLifespan = "off",
+    **options: Any,
 ) -> AsyncIterator[Server]:
     """Serve an app for the duration of a with statement, which has ``patience`` seconds."""
     with trio.fail_after(patience):
         async with trio.open_nursery() as nursery:
-            server = await nursery.start(lambda **status: gain_trio.asgi.serve(app, address, **options, **status))
+            server = await nursery.start(
+                lambda **status: gain_trio.asgi.serve(app, address, app_lifespan=app_lifespan, **options, **status)
+            )
             assert isinstance(server, Server)
             yield server
             nursery.cancel_scope.cancel()
