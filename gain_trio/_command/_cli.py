@@ -8,7 +8,7 @@ from typing import cast
 
 import gain_trio
 
-from . import _doctor_command, _locality_command, _seccomp_command, _serve_command
+from . import _asgi_command, _doctor_command, _locality_command, _seccomp_command, _serve_command
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -16,6 +16,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"gain-trio {gain_trio.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _serve_command.add_parser(commands)
+    _asgi_command.add_parser(commands)
     _doctor_command.add_parser(commands)
     _seccomp_command.add_parser(commands)
     _locality_command.add_parser(commands)
@@ -27,5 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     ``doctor``, whose 1 means something else, returns 2 for every failure.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, more = parser.parse_known_args(arguments)
+    if more:
+        # argparse looks for all positional arguments in one place, and people write some of them behind options.
+        place = getattr(options, "takes_more", None)
+        if place is None or any(argument.startswith("-") for argument in more):
+            parser.error(f"unrecognized arguments: {' '.join(more)}")
+        getattr(options, place).extend(more)
     return cast("int", options.execute(options))

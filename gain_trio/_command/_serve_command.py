@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import functools
-import logging
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -16,21 +15,18 @@ import trio
 import gain_trio
 from gain_trio import ServerConfig
 from gain_trio._server import configure_logging, no_workers_to_replace, obey_signals, received_signals, ungrouped
-from gain_trio._transports import parse_address, shown
+from gain_trio._transports import parse_address
 
+from ._announcing import Starter, serve_announced
 from ._handlers import find_datagram_handler, find_handler
-from ._network import SERVED, full_address, is_of_datagrams, served_text
-from ._parsing import Subparsers, fail, show
+from ._network import SERVED, full_address, is_of_datagrams
+from ._own_errors import fail_with
+from ._parsing import Subparsers
 from ._serve_events import starter as events_starter
 from ._serve_options import add_arguments, config_of, take_priority
 
-Starter = Callable[..., Awaitable[None]]
-"""Something for ``nursery.start`` that starts a server."""
-
 _OF_DATAGRAMS = {"workers", "architecture", "cbpf", "lifespan"}
 """The options that make sense for a server of datagrams."""
-
-logger = logging.getLogger("gain_trio")
 
 
 def add_parser(commands: Subparsers) -> None:
@@ -59,13 +55,11 @@ def execute(options: argparse.Namespace) -> int:
             parse_address(address, schemes=SERVED)
         config = config_of(options)
         take_priority(options, config)
-        gain_trio.run(_serve, _starter(options, addresses, config), options.handler, addresses[0])
+        gain_trio.run(serve_announced, _starter(options, addresses, config), options.handler, addresses[0])
     except KeyboardInterrupt:
         return 0
-    except (ValueError, ImportError, gain_trio.RingUnavailable, gain_trio.WorkerFailed) as error:
-        return fail(str(error))
-    except OSError as error:
-        return fail(error.strerror or str(error))
+    except (ValueError, ImportError, OSError, gain_trio.RingUnavailable, gain_trio.WorkerFailed) as error:
+        return fail_with(error)
     return 0
 
 
@@ -144,23 +138,3 @@ class _Datagrams:
     async def renew(self, name: str) -> None:
         """Log that there are none."""
         no_workers_to_replace(name, self._server)
-
-
-@final
-class _Announcement(trio.TaskStatus[Any]):
-    """Says where it serves, when it does."""
-
-    def __init__(self, handler: str, address: str) -> None:
-        self._handler = handler
-        self._address = address
-
-    def started(self, value: Any = None) -> None:
-        where = (served_text(self._address, sockaddr) for sockaddr in value.addresses)
-        try:
-            show("".join(f"serving {self._handler} on {address}; Ctrl-C stops it\n" for address in where))
-        except OSError as error:  # standard output is closed or full; serving does not depend on it
-            logger.warning("it serves, but cannot say so: %s: %s", shown(error.filename), shown(error.strerror))
-
-
-async def _serve(start: Starter, handler: str, address: str) -> None:
-    await start(task_status=_Announcement(handler, address))

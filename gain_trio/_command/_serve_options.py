@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import ssl
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import attrs
@@ -59,28 +60,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         title: parser.add_argument_group(title)
         for title in ("who serves", "worker processes", "handlers of callbacks", "limits", "TLS", "log and statistics")
     }
-    _add_logging(groups["log and statistics"])
-    for name, flag in flags_of(ServerConfig).items():
-        _add_flag(groups[flag.group], name, flag)
-    groups["worker processes"].add_argument(
+    add_logging(groups["log and statistics"])
+    add_flags(groups, ServerConfig)
+    add_process_priority(groups["worker processes"])
+    add_events_options(groups["handlers of callbacks"])
+    add_tls(groups["TLS"])
+
+
+def add_process_priority(group: argparse._ArgumentGroup) -> None:
+    """The argument ``--process-priority``."""
+    group.add_argument(
         "--process-priority",
         action="store_true",
         help=f"a nice value of {HIGH_PRIORITY} for them, or without --processes for this process; takes CAP_SYS_NICE",
     )
-    add_events_options(groups["handlers of callbacks"])
-    _add_tls(groups["TLS"])
 
 
-def _add_flag(group: argparse._ArgumentGroup, name: str, flag: Flag) -> None:
-    """The argument of one field.  It is no attribute of the parsed options unless it was given."""
-    argument = f"--{name.replace('_', '-')}"
+def add_flags(
+    groups: Mapping[str, argparse._ArgumentGroup], config: type[attrs.AttrsInstance], without: Collection[str] = ()
+) -> None:
+    """The arguments of the fields of a configuration, but for some.
+
+    A field is no attribute of the parsed options unless its argument was given.
+    """
+    for name, flag in flags_of(config).items():
+        if name not in without:
+            _add_flag(groups[flag.group], name, flag, attrs.fields_dict(config)[name].default)
+
+
+def _add_flag(group: argparse._ArgumentGroup, name: str, flag: Flag, default: object) -> None:
+    argument = f"--{(flag.name or name).replace('_', '-')}"
     if flag.parse is None:
-        group.add_argument(argument, action="store_true", default=argparse.SUPPRESS, help=flag.help)
+        group.add_argument(argument, dest=name, action="store_true", default=argparse.SUPPRESS, help=flag.help)
         return
-    default = attrs.fields_dict(ServerConfig)[name].default
     usual = flag.usual if flag.usual is not None else format(default, "g" if isinstance(default, float) else "")
     group.add_argument(
         argument,
+        dest=name,
+        nargs=None if flag.bare is None else "?",
+        const=flag.bare,
         type=functools.partial(_parsed, flag) if flag.words else flag.parse,
         metavar=flag.metavar,
         choices=flag.choices,
@@ -96,17 +114,21 @@ def _parsed(flag: Flag, text: str) -> Any:
         return flag.words[text]
     try:
         return flag.parse(text)
-    except ValueError:
+    except ValueError as error:
+        if flag.parse not in {int, float}:
+            raise argparse.ArgumentTypeError(str(error)) from None
         kind = "a number of seconds" if flag.parse is float else "a number"
         raise argparse.ArgumentTypeError(f"{text!r} is neither {kind} nor {' or '.join(flag.words)}") from None
 
 
-def _add_tls(group: argparse._ArgumentGroup) -> None:
+def add_tls(group: argparse._ArgumentGroup) -> None:
+    """The arguments of TLS."""
     group.add_argument("--tls-cert", metavar="FILE", help="serve TLS with this certificate, its chain behind it (PEM)")
     group.add_argument("--tls-key", metavar="FILE", help="its private key, unless it stands in the same file (PEM)")
 
 
-def _add_logging(group: argparse._ArgumentGroup) -> None:
+def add_logging(group: argparse._ArgumentGroup) -> None:
+    """The arguments of the log."""
     group.add_argument(
         "--log-level", choices=LEVELS, default="warning", help="the lowest level that is logged on stderr (warning)"
     )

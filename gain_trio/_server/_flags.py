@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias, final
 
 import attrs
 
-Group: TypeAlias = Literal["who serves", "worker processes", "limits", "log and statistics", "web apps", "websockets"]
+Group: TypeAlias = Literal["who serves", "worker processes", "limits", "log and statistics", "web apps"]
 
 
 @final

@@ -58,7 +58,7 @@ def _check_root_path(_instance: object, attribute: attrs.Attribute[Any], value: 
 
 
 def _yes_or_no(text: str) -> bool:
-    raise ValueError(text)
+    raise ValueError(f"{text!r} is neither yes nor no")
 
 
 def _networks(text: str) -> tuple[str, ...] | Literal[True]:
