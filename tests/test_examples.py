@@ -393,3 +393,32 @@ def test_sharded_serves_from_several_processes_replaces_them_and_drains() -> Non
         status, out, err = program.end()
         assert (status, err) == (0, "")
         assert re.fullmatch(rf"served {clients + 1} connections, by process: \(\d+, \d+\)\n", out), out
+
+
+@pytest.mark.parametrize("processes", [(), ("tcp://127.0.0.1:0", "2")])
+@pytest.mark.parametrize("signals", [1, 2])
+def test_the_book_of_the_lifespan_has_what_clients_were_thanked_for(
+    tmp_path: Path, processes: tuple[str, ...], signals: int
+) -> None:
+    book = tmp_path / "book"
+    with running(EXAMPLES / "lifespan.py", book, *processes) as program:
+        address = listening(program)
+        with connect(*address) as client:
+            client.sendall(b"a nice place\n")
+            assert read_exactly(client, 10) == b"thank you\n"
+            client.sendall(b"unfinished")
+            for _ in range(signals):
+                program.interrupt(signal.SIGTERM)
+            if signals == 1:
+                client.shutdown(socket.SHUT_WR)
+            assert read_all(client) == b""
+        status, out, _err = program.end()
+    assert status == 0
+    assert out.count("has closed the book") == (2 if processes else 1)
+    assert book.read_bytes() == b"a nice place\n"
+
+
+def test_the_lifespan_explains_itself() -> None:
+    status, _out, err = run(EXAMPLES / "lifespan.py")
+    assert status == 1
+    assert "BOOK" in err
