@@ -447,7 +447,7 @@ async def test_a_websocket_handshake_is_handed_over(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(AsgiHandler, "websocket", staticmethod(take_over))
     fields = ("Connection: keep-alive, Upgrade", "Upgrade: WebSocket")
-    async with serving_app(hello) as server:
+    async with serving_app(hello, websockets=False) as server:
         [answer] = await ask(server, request("GET", "/ws", *fields, body=b"frame"))
         assert (answer.status, answer.body, answer.fields["connection"]) == (403, b"frame/ws/ws", "close")
         for other in (
@@ -461,7 +461,7 @@ async def test_a_websocket_handshake_is_handed_over(monkeypatch: pytest.MonkeyPa
 
 
 async def test_without_websockets_an_upgrade_is_an_ordinary_request() -> None:
-    async with serving_app(hello) as server:
+    async with serving_app(hello, websockets=False) as server:
         sent = request("GET", "/", "Connection: Upgrade", "Upgrade: websocket")
         assert [answer.status for answer in await ask(server, sent + closing())] == [200, 200]
 
