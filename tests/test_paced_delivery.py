@@ -11,7 +11,7 @@ import pytest
 import trio
 
 import gain_trio
-from gain_trio._callback_base import PacedDelivery
+from gain_trio._callback_base import Pace, PacedDelivery
 from gain_trio._io_manager import waits_of
 from gain_trio.asyncio_bridge import ProtocolHandler
 from gain_trio.callbacks import Conn, EventHandler
@@ -30,15 +30,21 @@ def test_a_slow_callback_gets_less_and_a_fast_one_more() -> None:
         now += size * a_byte
         return size
 
-    delivery = PacedDelivery(lambda: now)
+    pace = Pace()
+    delivery = PacedDelivery(pace, lambda: now)
     sizes = [delivery.deliver(callback, 1 << 20) for _ in range(6)]
     assert sizes == [8192, 16384, 32768, 65536, 65536, 65536]
     a_byte = 1_000  # a turn is 1,000 bytes
     assert delivery.deliver(callback, 1 << 20) == 65536
-    assert delivery.deliver(callback, 1 << 20) == PacedDelivery.SMALLEST
+    assert delivery.deliver(callback, 1 << 20) == 1000
+    assert PacedDelivery(pace, lambda: now).deliver(callback, 1 << 20) == 1000, "a new connection of the same server"
     a_byte = 100  # a turn is 10,000 bytes
     sizes = [delivery.deliver(callback, 1 << 20) for _ in range(4)]
-    assert sizes == [1024, 2048, 4096, 4096]
+    assert sizes == [1000, 2000, 4000, 4000]
+    a_byte = 1_000_000
+    sizes = [delivery.deliver(callback, 1 << 20) for _ in range(3)]
+    assert sizes == [4000, PacedDelivery.SMALLEST, PacedDelivery.SMALLEST]
+    assert pace.size == PacedDelivery.SMALLEST
     assert delivery.deliver(callback, 5) == 5
 
 
@@ -51,18 +57,20 @@ def test_what_is_small_enough_is_given_whole_and_counts_as_well() -> None:
         now += size * 1_000
         given.append((receiver, size))
 
-    delivery = PacedDelivery(lambda: now)
+    pace = Pace()
+    delivery = PacedDelivery(pace, lambda: now)
     delivery.deliver_whole(callback, "a connection", 800)
     assert delivery.size == PacedDelivery.FIRST
     delivery.deliver_whole(callback, "a connection", 8000)
-    assert delivery.size == PacedDelivery.SMALLEST
+    assert delivery.size == 1000
     assert given == [("a connection", 800), ("a connection", 8000)]
 
 
 async def test_the_time_of_a_callback_that_waits_is_that_of_others() -> None:
     now = 0
     waits = functools.partial(waits_of, trio.lowlevel.current_task())
-    delivery = PacedDelivery(lambda: now)
+    pace = Pace()
+    delivery = PacedDelivery(pace, lambda: now)
 
     async def callback(size: int) -> None:
         nonlocal now
@@ -75,7 +83,7 @@ async def test_the_time_of_a_callback_that_waits_is_that_of_others() -> None:
     assert sizes == [8192, 16384, 32768, 65536, 65536]
     does_wait = False
     sizes = [await delivery.deliver_async(callback, 1 << 20, waits) for _ in range(3)]
-    assert sizes == [65536, PacedDelivery.SMALLEST, PacedDelivery.SMALLEST]
+    assert sizes == [65536, 1000, 1000]
 
 
 class Told(EventHandler):
@@ -119,7 +127,7 @@ async def test_a_flood_of_slow_lines_comes_in_small_pieces(face: str, monkeypatc
         now += size * 2_000
 
     original = PacedDelivery.__init__
-    monkeypatch.setattr(PacedDelivery, "__init__", lambda self: original(self, lambda: now))
+    monkeypatch.setattr(PacedDelivery, "__init__", lambda self, pace: original(self, pace, lambda: now))
     sizes: list[int] = []
     start: Callable[..., Awaitable[None]]
     if face == "protocol":
@@ -139,7 +147,7 @@ async def test_a_flood_of_slow_lines_comes_in_small_pieces(face: str, monkeypatc
     assert sum(sizes) == LINES
     # After the first piece none is larger than what a turn is good for.
     assert sizes[0] <= PacedDelivery.FIRST
-    assert max(sizes[1:]) <= PacedDelivery.SMALLEST
+    assert max(sizes[1:]) <= 512
 
 
 def _starter(serve: Callable[..., Awaitable[None]], handler: object) -> Callable[..., Awaitable[None]]:

@@ -9,6 +9,6 @@
 
 from ._changes import END, STALLED, WRITTEN, Changes
 from ._idle_wait import sleep_until_idle
-from ._paced_delivery import PacedDelivery
+from ._paced_delivery import Pace, PacedDelivery
 
-__all__ = ["END", "STALLED", "WRITTEN", "Changes", "PacedDelivery", "sleep_until_idle"]
+__all__ = ["END", "STALLED", "WRITTEN", "Changes", "Pace", "PacedDelivery", "sleep_until_idle"]

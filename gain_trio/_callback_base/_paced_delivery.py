@@ -6,9 +6,22 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar, final
 
+import attrs
+
 from gain_trio._transports import SLICE_NS
 
 T = TypeVar("T")
+
+
+@final
+@attrs.define
+class Pace:
+    """How many bytes the callbacks of a server work off in about a turn.  New connections begin with it.
+
+    Otherwise a peer could connect anew for each large first piece.
+    """
+
+    size: int = attrs.field(factory=lambda: PacedDelivery.FIRST)
 
 
 @final
@@ -17,17 +30,23 @@ class PacedDelivery:
 
     A callback that does not wait cannot be interrupted, and 64 KiB of empty lines may be 65,536 writes for it.  The time
     that the last piece took says how large the next one may be.
+
+    Args:
+      pace: the server's.  The connection begins with it and changes it.
     """
 
-    SMALLEST = 1024
+    SMALLEST = 64
+    WHOLE = 1024
+    """Up to this size the callbacks of a connection are not timed, until a larger piece has shown that they are slow."""
     FIRST = 8 * 1024
     LARGEST = 64 * 1024
 
-    __slots__ = ("_clock", "size")
+    __slots__ = ("_clock", "_pace", "size")
 
-    def __init__(self, clock: Callable[[], int] = time.monotonic_ns) -> None:
+    def __init__(self, pace: Pace, clock: Callable[[], int] = time.monotonic_ns) -> None:
         self._clock = clock
-        self.size = self.FIRST
+        self._pace = pace
+        self.size = pace.size
         """Bytes that the next piece may have."""
 
     def deliver(self, callback: Callable[[int], int], count: int) -> int:
@@ -78,3 +97,4 @@ class PacedDelivery:
             self.size = max(self.SMALLEST, delivered * SLICE_NS // elapsed)
         elif elapsed < SLICE_NS // 4 and delivered >= self.size:
             self.size = min(self.LARGEST, self.size * 2)
+        self._pace.size = min(self.size, self.FIRST)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import trio
 
+from gain_trio._callback_base import Pace
 from gain_trio._server import AttendingHandler, why_not_called
 from gain_trio._transports import Connection, shown
 
@@ -83,6 +84,7 @@ class ProtocolHandler(AttendingHandler):
             raise ValueError(f"write_limit must be at least 1 byte, not {write_limit}")
         self._factory = factory
         self._write_limit = write_limit
+        self._pace = Pace()
         # What the server's log calls it.
         self.__qualname__ = f"ProtocolHandler({getattr(factory, '__qualname__', None) or repr(factory)})"
 
@@ -129,7 +131,7 @@ class ProtocolHandler(AttendingHandler):
                         shown(type(protocol).__qualname__),
                         shown(name),
                     )
-                await self._run(ProtocolTransport(connection, protocol, self._write_limit), connection)
+                await self._run(ProtocolTransport(connection, protocol, self._write_limit, self._pace), connection)
             except RuntimeError as error:
                 explain(error)
                 raise

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, cast, final
 
 import trio
 
-from gain_trio._callback_base import END, WRITTEN, Changes, PacedDelivery, sleep_until_idle
+from gain_trio._callback_base import END, WRITTEN, Changes, Pace, PacedDelivery, sleep_until_idle
 from gain_trio._transports import CloseWait, Connection, TimeSlice, TlsConnection, shown
 from gain_trio.callbacks import SlowReader
 
@@ -80,7 +80,7 @@ class ProtocolTransport(asyncio.Transport):
         "_write_limit",
     )
 
-    def __init__(self, connection: Connection, protocol: asyncio.BaseProtocol, write_limit: int) -> None:
+    def __init__(self, connection: Connection, protocol: asyncio.BaseProtocol, write_limit: int, pace: Pace) -> None:
         super().__init__()
         self._connection = connection
         self._changes = Changes(connection)
@@ -101,7 +101,7 @@ class ProtocolTransport(asyncio.Transport):
         self._quiet: IdleDetector | None = None  # the server drains
         self._ends_when_idle = False  # and the task has seen it
         self._time_slice = TimeSlice()
-        self._delivery = PacedDelivery()
+        self._delivery = PacedDelivery(pace)
         self._scope: trio.CancelScope | None = None  # that the task waits in, to be cancelled for it to look again
         self.set_protocol(protocol)
 

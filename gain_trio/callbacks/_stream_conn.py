@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, final
 import attrs
 import trio
 
-from gain_trio._callback_base import Changes, PacedDelivery
+from gain_trio._callback_base import Changes, Pace, PacedDelivery
 from gain_trio._transports import (
     NOTHING,
     Connection,
@@ -68,6 +68,7 @@ class ConnSettings:
     token: trio.lowlevel.TrioToken
     thread: int
     """The run's."""
+    pace: Pace = attrs.field(factory=Pace)
 
 
 def _refuse(*_arguments: object) -> Any:
@@ -98,6 +99,7 @@ class StreamConn(Conn):
         "_settings",
         "_take_exactly",
         "_watch",
+        "_whole",
         "_write_deadline",
         "_write_limit",
     )
@@ -111,7 +113,8 @@ class StreamConn(Conn):
         self._take_exactly: Callable[[int], bytes | None] = connection._take_exactly
         self._send: Callable[[Buffer], int] = connection._send_nowait
         self._is_closed = False  # by the program, or over
-        self._delivery: PacedDelivery | None = None  # once a large one has arrived
+        self._delivery: PacedDelivery | None = None  # once a large piece has arrived
+        self._whole = min(settings.pace.size, PacedDelivery.WHOLE)  # bytes that on_read gets at once, and untimed
         self._failure: BaseException | None = None  # why the task of the connection is to end it
         self._flush_seconds: float | None = None  # what set_linger() says; without it, the connection's close_timeout
         self._lingers = False  # SO_LINGER is set, with a time

@@ -195,12 +195,14 @@ class StreamDriver(AttendingHandler):
         watched = conn._changes.watched
         while True:
             n = await wait(watched)
-            if 0 < n <= PacedDelivery.SMALLEST:
+            if 0 < n <= conn._whole:
                 on_read(conn, n)
             elif n > 0:
                 delivery = conn._delivery
                 if delivery is not None and n <= delivery.size:
                     delivery.deliver_whole(on_read, conn, n)
+                    if delivery.size < n:
+                        conn._whole = min(delivery.size, PacedDelivery.WHOLE)
                 else:
                     await self._read_in_pieces(conn, connection, n)
             elif not await self._goes_on(n, conn):
@@ -212,7 +214,7 @@ class StreamDriver(AttendingHandler):
         watched = conn._changes.watched
         while True:
             n = await wait(watched)
-            if 0 < n <= PacedDelivery.SMALLEST:
+            if 0 < n <= conn._whole:
                 await on_read(conn, n)
             elif n > 0:
                 await self._read_in_pieces(conn, connection, n)
@@ -233,7 +235,7 @@ class StreamDriver(AttendingHandler):
         waits = functools.partial(waits_of, trio.lowlevel.current_task())
         delivery = conn._delivery
         if delivery is None:
-            delivery = conn._delivery = PacedDelivery()
+            delivery = conn._delivery = PacedDelivery(conn._settings.pace)
 
         def deliver(size: int) -> int:
             on_read(conn, size)
@@ -244,6 +246,7 @@ class StreamDriver(AttendingHandler):
                 count -= await delivery.deliver_async(functools.partial(on_read, conn), count, waits)
             else:
                 count -= delivery.deliver(deliver, count)
+            conn._whole = min(delivery.size, PacedDelivery.WHOLE)
             # An on_read() may have read more than its number, and may have ended the connection.
             count = min(count, connection.inbound_buffered)
             if count <= 0 or conn._is_closed or conn._failure is not None:
