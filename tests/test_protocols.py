@@ -557,9 +557,11 @@ async def test_a_reset_behind_a_full_queue_comes_after_what_is_read_then() -> No
     protocol = Recorder()
     async with running(protocol) as run:
         run.transport.pause_reading()
-        with trio.move_on_after(QUIET):
-            while True:
-                await run.client.send(bytes(65536))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run.client.send, bytes(24 << 20))
+            await until(lambda: run.connection.inbound_buffered >= Marks().receive_high)
+            await trio.testing.wait_all_tasks_blocked(QUIET)
+            nursery.cancel_scope.cancel()
         run.client.abort()
         await trio.testing.wait_all_tasks_blocked(QUIET)
         assert protocol.names == ["made"]

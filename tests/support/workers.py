@@ -26,8 +26,11 @@ watched: set[HeartbeatMonitor] = set()
 
 
 async def soon(condition: Callable[[], bool]) -> None:
-    """Wait until a condition in another process holds, without taking the CPU from that process."""
-    with trio.fail_after(PATIENCE):
+    """Wait until a condition in another process holds, without taking the CPU from that process.
+
+    It may take several processes to start one after the other, each some seconds on a machine that is busy.
+    """
+    with trio.fail_after(3 * PATIENCE):
         while not condition():  # noqa: ASYNC110 - another process sets no event here
             await trio.sleep(0.01)
 
