@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -41,6 +42,10 @@ class Adding(BaseHTTPMiddleware):
         return response
 
 
+# Before 1.8, which needs Python 3.11, Starlette leaves a generator to the garbage collector below such a middleware.
+ADDING = [Middleware(Adding)] if sys.version_info >= (3, 11) else []
+
+
 class Ticks(AsyncIterator[str]):
     """Events without an end."""
 
@@ -69,7 +74,7 @@ class Site:
                 Route("/fails", self.fails),
                 Mount("/static", StaticFiles(directory=folder)),
             ],
-            middleware=[Middleware(GZipMiddleware, minimum_size=100_000), Middleware(Adding)],
+            middleware=[Middleware(GZipMiddleware, minimum_size=100_000), *ADDING],
         )
 
     async def json(self, request: Request) -> Response:
@@ -129,7 +134,8 @@ async def test_starlette_routes(site: Site) -> None:
     assert (third.body, third.fields["transfer-encoding"]) == (b"0,1,2,", "chunked")
     assert missing.status == 404
     assert thread.body == b"False"
-    assert {answer.fields["x-added"] for answer in (first, second, third, missing, thread)} == {"1"}
+    added = {answer.fields.get("x-added") for answer in (first, second, third, missing, thread)}
+    assert added == {"1" if ADDING else None}
 
 
 async def test_starlette_files(site: Site) -> None:

@@ -326,12 +326,30 @@ async def test_an_empty_file(tmp_path: Path) -> None:
         assert [answer.body for answer in await ask(server, request() + closing())] == [b"", b""]
 
 
-@pytest.mark.parametrize("wrong", ["missing", "length"])
-async def test_a_file_that_cannot_be_sent_is_a_500(file: Path, wrong: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("size", [1, 64 * 1024, 64 * 1024 + 1])
+async def test_small_files_arrive_whole_too(tmp_path: Path, size: int) -> None:
+    (tmp_path / "small").write_bytes(b"x" * size)
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send(TEXT)
+        await send({"type": "http.response.pathsend", "path": str(tmp_path / "small")})
+
+    async with serving_app(app) as server:
+        got = await ask(server, request() + request("HEAD") + closing(), "GET", "HEAD")
+    assert [len(answer.body) for answer in got] == [size, 0, size]
+
+
+@pytest.mark.parametrize("wrong", ["missing", "length", "folder", "pipe"])
+async def test_a_file_that_cannot_be_sent_is_a_500(
+    file: Path, wrong: str, caplog: pytest.LogCaptureFixture, no_descriptor_leak: None
+) -> None:
+    os.mkfifo(file.parent / "pipe")
+    path = {"missing": file.parent / "none", "length": file, "folder": file.parent, "pipe": file.parent / "pipe"}[wrong]
+
     async def app(_scope: Any, _receive: Any, send: Any) -> None:
         headers = [(b"content-length", b"5")] if wrong == "length" else []
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.pathsend", "path": str(file) + ("x" if wrong == "missing" else "")})
+        await send({"type": "http.response.pathsend", "path": str(path)})
 
     async with serving_app(app) as server:
         assert [answer.status for answer in await ask(server, request())] == [500]

@@ -22,6 +22,7 @@ import trio
 from gain_trio._http import CONTINUE, Refused, Request
 
 from ._asgi_types import Message
+from ._opened_file import OpenedFile
 from ._response_heads import Head, checked_fields, checked_value, field_lines, made_head
 
 if TYPE_CHECKING:
@@ -309,27 +310,34 @@ class HttpExchange:
             self._in_trailers = True
             await self._send(first + field_lines(fields) + (b"" if more else b"\r\n"))
 
-    async def _send_path(self, path: str) -> None:
+    async def _send_path(self, path: str | os.PathLike[str]) -> None:
         """Send a file for the whole body."""
-        http = self.http
         self._check_client()
-        async with await trio.open_file(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            head = self._begin(size)
-            if self._left is not None and self._left != size:
-                raise RuntimeError(f"the file has {size} bytes, and the content-length is {self._left}")
-            self.phase = BEGUN
-            if self.request.method == b"HEAD" or self._left == 0:
+        file = await trio.to_thread.run_sync(OpenedFile, path)
+        try:
+            head = self._begin(file.size)
+            if self._left is not None and self._left != file.size:
+                raise RuntimeError(f"the file has {file.size} bytes, and the content-length is {self._left}")
+            has_body = self.request.method != b"HEAD" and self._left != 0
+            if not has_body or file.content is not None:
                 self._complete()
-                await self._send(head)
+                self.size = file.size if has_body else 0
+                await self._send(head + (file.content or b"") if has_body else head)
                 return
+            self.phase = BEGUN
             await self._send(head)
-            http.connection.write_deadline = math.inf  # a file may take long; the idle timeout watches it
-            try:
-                self.size = await http.connection.send_file(file.fileno(), 0, size)
-            except _GONE as error:
-                raise http.lost(self, error) from error
-            except BaseException:
-                self.is_incomplete = True
-                raise
-            self._complete()
+            await self._send_opened(file)
+        finally:
+            file.close()
+
+    async def _send_opened(self, file: OpenedFile) -> None:
+        http = self.http
+        http.connection.write_deadline = math.inf  # a file may take long; the idle timeout watches it
+        try:
+            self.size = await http.connection.send_file(file.descriptor, 0, file.size)
+        except _GONE as error:
+            raise http.lost(self, error) from error
+        except BaseException:
+            self.is_incomplete = True
+            raise
+        self._complete()
