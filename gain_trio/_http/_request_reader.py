@@ -98,7 +98,6 @@ class RequestReader:
     __slots__ = (
         "_data",
         "_empty_lines",
-        "_is_shared",
         "_left",
         "_limits",
         "_memory",
@@ -127,7 +126,6 @@ class RequestReader:
         self._total = 0  # bytes of all chunks, and then of the trailers
         self._empty_lines = 0  # before the next request
         self._tries = self._section_tries = _TRIES
-        self._is_shared = False  # whether a memory may hold the last request
         self.has_more = False
         """Whether there may be another request in what was fed, after the body of the last one."""
         self.in_head = False
@@ -190,12 +188,7 @@ class RequestReader:
                 self._empty_lines = 0
                 self.has_more = self.in_head = False
                 return request
-            self.feed(data)
             self._tries -= 1
-            request = self.next_request()
-            if request is not None and not self.has_more and self._is_shared and b"?" not in request.target:
-                self._memory.whole.remember(data, request)
-            return request
         self.feed(data)
         return self.next_request()
 
@@ -213,6 +206,8 @@ class RequestReader:
             if self.in_head:
                 self._check_unfinished()
             return None
+        if position and self._tries and (repeated := self._repeated()) is not None:
+            return repeated
         match = _HEAD.match(data, position)
         if match is None:
             return self._odd_head()
@@ -220,25 +215,48 @@ class RequestReader:
         if end - position > self._limits.head:
             raise self._too_long(data, position)
         method, target, minor, lines = match.groups()
-        section: Section | None = None
-        limits, memory, tries = self._limits, self._memory, self._section_tries
-        if tries and minor == b"1":
-            section = memory.sections.get(lines)
-            self._section_tries = tries - 1 if section is None else _TRIES
-        if section is None:
-            section = read_section(lines, minor, memory, max_body=limits.body, needs_host=limits.needs_host)
-            if tries and minor == b"1" and section.is_shared:
-                memory.sections.remember(lines, section)
+        section = self._section_of(lines, minor)
         if target[0] != 0x2F or method == b"CONNECT":
             section = _checked_target(method, target, section)
         self._position = end
         self._empty_lines = 0
-        self._is_shared = section.is_shared
+        request = Request(method, target, section)
         body = section.framing.length
         self.has_more = end < length or body != 0
         if body:
             self._begin_body(body)
-        return Request(method, target, section)
+        elif self._tries and section.is_shared and end - position <= MAX_WHOLE and b"?" not in target:
+            self._memory.whole.remember(data[position:end], request)
+        return request
+
+    def _section_of(self, lines: bytes, minor: bytes) -> Section:
+        """Return what the fields of a head mean."""
+        limits, memory, tries = self._limits, self._memory, self._section_tries
+        if not tries or minor == b"0":
+            return read_section(lines, minor, memory, max_body=limits.body, needs_host=limits.needs_host)
+        section = memory.sections.get(lines)
+        if section is None:
+            self._section_tries = tries - 1
+            section = read_section(lines, minor, memory, max_body=limits.body, needs_host=limits.needs_host)
+            if section.is_shared:
+                memory.sections.remember(lines, section)
+        else:
+            self._section_tries = _TRIES
+        return section
+
+    def _repeated(self) -> Request | None:
+        """Return the next request behind another one, if the memory has it whole."""
+        data, position = self._data, self._position
+        end = data.find(b"\r\n\r\n", position) + 4
+        if not 4 <= end - position <= MAX_WHOLE:
+            return None
+        request = self._memory.whole.get(data[position:end])
+        if request is not None:
+            self._position = end
+            self._empty_lines = 0
+            self._tries = _TRIES
+            self.has_more = end < len(data)
+        return request
 
     def _begin_body(self, length: int) -> None:
         if length == CHUNKED:
