@@ -116,10 +116,10 @@ def test_a_flood_of_different_requests_does_not_grow_it() -> None:
     for number in range(5000):
         found = reader(memory).feed_request(request(f"X: {number}", target=f"/{number}"))
         assert found is not None
-        most = [max(pair) for pair in zip(most, entries(memory), strict=True)]
+        most = [max(counts) for counts in zip(most, entries(memory), strict=True)]
     for number in range(1000):
         reader(memory).feed_request(request().replace(b"here", b"here%d" % number))
-        most = [max(pair) for pair in zip(most, entries(memory), strict=True)]
+        most = [max(counts) for counts in zip(most, entries(memory), strict=True)]
     assert most == [256, 256, 1024, 256]
     assert sum(map(len, held(memory))) < 1 << 20
 
