@@ -169,24 +169,6 @@ def test_a_wait_that_finds_no_memory_leaves_no_task_in_the_queue(name: str) -> N
 
 
 @only_where_they_were_made
-def test_a_lock_without_memory_is_taken_or_not() -> None:
-    async def main() -> None:
-        await count_to_large_numbers()
-        lock = trio.Lock()
-        failed = 0
-        for failing in range(FIRST_FAILURES):
-            if without_memory(lock.acquire_nowait, failing):
-                failed += 1
-                assert not lock.locked()
-                continue
-            assert lock.locked()
-            lock.release()
-        assert failed
-
-    run(True, main)
-
-
-@only_where_they_were_made
 def test_a_scope_without_memory_is_entered_or_not() -> None:
     async def main() -> None:
         task: Any = trio.lowlevel.current_task()

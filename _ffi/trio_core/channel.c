@@ -1,8 +1,8 @@
 /* channel.c: sending to a memory channel, and receiving from one.
  *
  * Stands for, in trio/_channel.py:
- *     MemorySendChannel.send, MemorySendChannel.send_nowait
- *     MemoryReceiveChannel.receive, MemoryReceiveChannel.receive_nowait
+ *     MemorySendChannel.send, with MemorySendChannel.send_nowait
+ *     MemoryReceiveChannel.receive, with MemoryReceiveChannel.receive_nowait
  * and in trio/_abc.py:
  *     ReceiveChannel.__anext__    of a MemoryReceiveChannel
  *
@@ -219,17 +219,6 @@ PyObject *tc_channel_send(PyObject *Py_UNUSED(module), PyObject *const *argument
     return wait || PyErr_Occurred() ? wait : Py_NewRef(Py_None);
 }
 
-/* send_nowait(channel, value): whether it is done. */
-PyObject *tc_channel_send_nowait(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
-{
-    channel_end end;
-    if (count != 2 || !open_end(arguments[0], tc_core.send_channel_type, &end))
-        Py_RETURN_FALSE;
-    int sent = send_now(&end, arguments[1]);
-    release_end(&end);
-    return sent < 0 ? NULL : PyBool_FromLong(sent);
-}
-
 /* --- receive --- */
 
 static PyObject *abort_receive(tc_wait *self, PyObject *Py_UNUSED(raise_cancel))
@@ -314,18 +303,3 @@ PyObject *tc_channel_receive(PyObject *Py_UNUSED(module), PyObject *channel)
 
 /* channel_next(channel): the same for __anext__. */
 PyObject *tc_channel_next(PyObject *Py_UNUSED(module), PyObject *channel) { return begin_receive(channel, &iterating); }
-
-/* receive_nowait(channel, nothing): the value, or `nothing` for Trio to do it. */
-PyObject *tc_channel_receive_nowait(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
-{
-    channel_end end;
-    if (count != 2) {
-        PyErr_SetString(PyExc_TypeError, "receive_nowait() takes a channel and what stands for no value");
-        return NULL;
-    }
-    if (!open_end(arguments[0], tc_core.receive_channel_type, &end))
-        return Py_NewRef(arguments[1]);
-    PyObject *value = receive_now(&end);
-    release_end(&end);
-    return value || PyErr_Occurred() ? value : Py_NewRef(arguments[1]);
-}

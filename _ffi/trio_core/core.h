@@ -37,7 +37,7 @@
 #include <stdint.h>
 
 /* How Trio's functions call this module; INTERFACE in _pieces.py is the same. */
-#define TC_INTERFACE 2
+#define TC_INTERFACE 3
 
 /* --- Trio's objects: their attributes are slots, at fixed offsets --- */
 
@@ -213,13 +213,10 @@ PyObject *tc_event_wait(PyObject *module, PyObject *event);
 PyObject *tc_park(PyObject *module, PyObject *lot);
 PyObject *tc_unpark(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 PyObject *tc_acquire(PyObject *module, PyObject *lock);
-PyObject *tc_acquire_nowait(PyObject *module, PyObject *lock);
 PyObject *tc_release(PyObject *module, PyObject *lock);
 PyObject *tc_channel_send(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
-PyObject *tc_channel_send_nowait(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 PyObject *tc_channel_receive(PyObject *module, PyObject *channel);
 PyObject *tc_channel_next(PyObject *module, PyObject *channel);
-PyObject *tc_channel_receive_nowait(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 
 int tc_activate_status(PyObject *task,
                        PyObject *status); /* Task._activate_cancel_status of a task that is not parked */

@@ -1,7 +1,7 @@
 /* lock.c: a lock.
  *
  * Stands for, in trio/_sync.py:
- *     _LockImpl.acquire, _LockImpl.acquire_nowait, _LockImpl.release    of a Lock and of a StrictFIFOLock, in a task
+ *     _LockImpl.acquire with acquire_nowait, _LockImpl.release           of a Lock and of a StrictFIFOLock, in a task
  *     AsyncContextManagerMixin.__aenter__ and __aexit__                 of these
  * and in trio/_core/_parking_lot.py:
  *     add_parking_lot_breaker, remove_parking_lot_breaker               which Trio has since 0.27
@@ -129,19 +129,6 @@ PyObject *tc_acquire(PyObject *Py_UNUSED(module), PyObject *self)
     PyObject *wait = acquire(self, &of, task);
     release_parts(&of);
     return wait || PyErr_Occurred() ? wait : Py_NewRef(Py_None);
-}
-
-/* acquire_nowait(lock): whether it is done. */
-PyObject *tc_acquire_nowait(PyObject *Py_UNUSED(module), PyObject *self)
-{
-    parts of;
-    PyObject *task = tc_current_task();
-    if (!task || !take_apart(self, &of))
-        Py_RETURN_FALSE;
-    bool is_free = of.owner == Py_None && tc_lot_length(of.lot) == 0;
-    int result = is_free ? take(self, of.lot, task) : 0;
-    release_parts(&of);
-    return result < 0 ? NULL : PyBool_FromLong(is_free);
 }
 
 /* --- release --- */

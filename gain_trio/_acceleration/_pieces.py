@@ -310,13 +310,13 @@ LOCKS: Final = Piece(
             "gain_trio_tasks = gain_trio_core(self, count)\nif gain_trio_tasks is not None:\n    return gain_trio_tasks",
         ),
         Part("sync:_LockImpl.acquire", "acquire", _AWAIT.format("gain_trio_core(self)")),
-        Part("sync:_LockImpl.acquire_nowait", "acquire_nowait", _DONE.format("self")),
         Part("sync:_LockImpl.release", "release", _DONE.format("self")),
         Part("sync:AsyncContextManagerMixin.__aenter__", "acquire", _AWAIT.format("gain_trio_core(self)")),
         Part("sync:AsyncContextManagerMixin.__aexit__", "release", _DONE.format("self")),
     ),
     stands_for=(
         *_WAITS,
+        "sync:_LockImpl.acquire_nowait",
         "lot:ParkingLot._pop_several",
         "?lot:add_parking_lot_breaker",
         "?lot:remove_parking_lot_breaker",
@@ -328,17 +328,10 @@ CHANNELS: Final = Piece(
     "channels",
     (
         Part("channel:MemorySendChannel.send", "channel_send", _AWAIT.format("gain_trio_core(self, value)")),
-        Part("channel:MemorySendChannel.send_nowait", "channel_send_nowait", _DONE.format("self, value")),
         Part("channel:MemoryReceiveChannel.receive", "channel_receive", _AWAIT.format("gain_trio_core(self)")),
-        Part(
-            "channel:MemoryReceiveChannel.receive_nowait",
-            "channel_receive_nowait",
-            "gain_trio_value = gain_trio_core(self, gain_trio_core)\n"
-            "if gain_trio_value is not gain_trio_core:\n    return gain_trio_value",
-        ),
         Part("abc:ReceiveChannel.__anext__", "channel_next", _AWAIT.format("gain_trio_core(self)")),
     ),
-    stands_for=_WAITS,
+    stands_for=(*_WAITS, "channel:MemorySendChannel.send_nowait", "channel:MemoryReceiveChannel.receive_nowait"),
     layouts=(
         *_WAIT_LAYOUTS,
         "channel:MemoryChannelState",
@@ -379,7 +372,7 @@ PIECES: Final = (
 
 NAMES: Final = tuple(piece.name for piece in PIECES)
 
-INTERFACE: Final = 2
+INTERFACE: Final = 3
 """How the code that goes in calls the C module, which has the same number: TC_INTERFACE in core.h.  It changes with the
 arguments of a function that is there already; a function that is missing is found by its name."""
 
