@@ -185,11 +185,19 @@ static PyObject *make_status(PyObject *scope, PyObject *parent, PyObject *task)
     return status;
 }
 
+/* Take an item out of a set.  What is taken out leaves a mark, so a set that items go in and out of all the time is laid out anew
+ * again and again; one that is empty is cheaper to clear.  0 or -1 */
+static int take_out(PyObject *set, PyObject *item)
+{
+    if (PySet_Discard(set, item) < 0)
+        return -1;
+    return PySet_GET_SIZE(set) == 0 && ((PySetObject *)set)->fill > 2 ? PySet_Clear(set) : 0;
+}
+
 /* Make `to`, which has the task already, the task's status in the place of `from`. */
 static int move_task(PyObject *task, PyObject *from, PyObject *to)
 {
-    int removed = PySet_Discard(tc_get(tc_core.status.tasks, from), task);
-    if (removed < 0)
+    if (take_out(tc_get(tc_core.status.tasks, from), task) < 0)
         return -1;
     tc_set(tc_core.task.cancel_status, task, to);
     return 0;
@@ -270,7 +278,7 @@ static int leave(PyObject *self, PyObject *task, PyObject *status, PyObject *par
         tc_set(tc_core.scope.registered_deadline, self, tc_core.infinity);
     }
     if (PySet_Add(tc_get(tc_core.status.tasks, parent), task) < 0 || move_task(task, status, parent) < 0 ||
-        PySet_Discard(tc_get(tc_core.status.children, parent), status) < 0)
+        take_out(tc_get(tc_core.status.children, parent), status) < 0)
         return -1;
     tc_set(tc_core.status.parent, status, Py_None);
     tc_set(tc_core.scope.cancel_status, self, Py_None);
