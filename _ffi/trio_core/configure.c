@@ -106,7 +106,6 @@ static const object_of core_objects[] = {
     {&tc_core.infinity, "infinity"},
     {&tc_core.unusual_yield, "unusual_yield"},
     {&tc_core.translate, "translate"},
-    {&tc_core.checkpoint, "checkpoint"},
     {&tc_core.checkpoint_if_cancelled, "checkpoint_if_cancelled"},
     {&tc_core.wait_readable, "wait_readable"},
     {&tc_core.wait_writable, "wait_writable"},
@@ -122,16 +121,6 @@ static const object_of core_objects[] = {
     {&tc_core.default_receive_size, "default_receive_size"},
     {&tc_core.abort_succeeded, "abort_succeeded"},
     {NULL, NULL},
-};
-
-/* --- events --- */
-
-static const type_of event_types[] = {{&tc_core.event_type, "event_type"}, {NULL, NULL}};
-
-static const slot_of event_slots[] = {
-    {&tc_core.event.tasks, "event_type", "_tasks", false},
-    {&tc_core.event.flag, "event_type", "_flag", false},
-    {NULL, NULL, NULL, false},
 };
 
 /* --- locks, with parking lots --- */
@@ -337,7 +326,6 @@ static const struct part {
 } parts[] = {
     {"core", core_types, core_objects, core_slots, finish_core},
     {"nurseries", nursery_types, nursery_objects, NULL, NULL},
-    {"events", event_types, NULL, event_slots, NULL},
     {"locks", lock_types, lock_objects, lock_slots, finish_locks},
     {"channels", channel_types, channel_objects, channel_slots, finish_waits},
 };

@@ -9,7 +9,6 @@
  *     spawn.c        Runner.spawn_impl, Runner.task_exited
  *     timeout.c      move_on_after
  *     nursery.c      NurseryManager: __aenter__, __aexit__
- *     event.c        Event: set, wait
  *     parking_lot.c  ParkingLot: park, unpark
  *     lock.c         Lock: acquire, release
  *     channel.c      memory channels: send, receive
@@ -37,7 +36,7 @@
 #include <stdint.h>
 
 /* How Trio's functions call this module; INTERFACE in _pieces.py is the same. */
-#define TC_INTERFACE 3
+#define TC_INTERFACE 4
 
 /* --- Trio's objects: their attributes are slots, at fixed offsets --- */
 
@@ -47,12 +46,12 @@ typedef Py_ssize_t tc_slot;
 typedef struct {
     PyTypeObject *task_type, *runner_type, *scope_type, *status_type, *deadlines_type, *value_type, *socket_type,
         *stream_type, *system_clock_type, *plain_socket_type;
-    PyTypeObject *nursery_type, *nursery_manager_type, *event_type, *lot_type, *lock_type, *fifo_lock_type,
-        *channel_state_type, *send_channel_type, *receive_channel_type, *deque_type;
+    PyTypeObject *nursery_type, *nursery_manager_type, *lot_type, *lock_type, *fifo_lock_type, *channel_state_type,
+        *send_channel_type, *receive_channel_type, *deque_type;
     PyObject *error_type, *trap_type, *detach_type, *checkpoint_message, *no_send, *run_context, *infinity;
-    PyObject *unusual_yield;                        /* (runner, task, message) */
-    PyObject *translate;                            /* an OSError: the exception that a stream raises for it */
-    PyObject *checkpoint, *checkpoint_if_cancelled; /* Trio's functions */
+    PyObject *unusual_yield;           /* (runner, task, message) */
+    PyObject *translate;               /* an OSError: the exception that a stream raises for it */
+    PyObject *checkpoint_if_cancelled; /* Trio's function */
     PyObject *wait_readable, *wait_writable;
     PyObject *sendto_function;              /* of socket.socket */
     PyObject *receive_method, *send_method; /* Trio's own _SocketType.recv and send: a program may replace them */
@@ -92,9 +91,6 @@ typedef struct {
     struct {
         tc_slot unwrapped, value;
     } value;
-    struct {
-        tc_slot tasks, flag;
-    } event;
     struct {
         tc_slot parked, broken_by;
     } lot;
@@ -208,8 +204,6 @@ PyObject *tc_nursery_enter(PyObject *module, PyObject *manager);
 PyObject *tc_nursery_exit(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 
 extern PyTypeObject tc_wait_type;
-PyObject *tc_event_set(PyObject *module, PyObject *event);
-PyObject *tc_event_wait(PyObject *module, PyObject *event);
 PyObject *tc_park(PyObject *module, PyObject *lot);
 PyObject *tc_unpark(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 PyObject *tc_acquire(PyObject *module, PyObject *lock);

@@ -51,8 +51,6 @@ static PyMethodDef functions[] = {
     FAST("move_on_after", tc_move_on_after, "move_on_after: the scope, or None."),
     {"nursery_enter", tc_nursery_enter, METH_O, PyDoc_STR("NurseryManager.__aenter__: the nursery, or None.")},
     FAST("nursery_exit", tc_nursery_exit, "NurseryManager.__aexit__: what to await, or None."),
-    {"event_set", tc_event_set, METH_O, PyDoc_STR("Event.set: whether it is done.")},
-    {"event_wait", tc_event_wait, METH_O, PyDoc_STR("Event.wait: what to await, or None.")},
     {"park", tc_park, METH_O, PyDoc_STR("ParkingLot.park: what to await, or None.")},
     FAST("unpark", tc_unpark, "ParkingLot.unpark: the tasks, or None."),
     {"acquire", tc_acquire, METH_O, PyDoc_STR("Lock.acquire: what to await, or None.")},

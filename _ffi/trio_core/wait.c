@@ -2,14 +2,13 @@
  *
  * Stands for:
  *     trio/_core/_traps.py   wait_task_rescheduled, with the abort function that its caller gives it, which is the awaitable
- *     trio/_core/_run.py     checkpoint; reschedule, as trio.lowlevel has it
+ *     trio/_core/_run.py     reschedule, as trio.lowlevel has it
  *
  *     NEW ──drive──> YIELDED ──drive──> DONE     a schedule point, or the task has been parked and woken
- *                       └────drive──> REST       a checkpoint that is cancelled: Trio's own coroutine does what is left
  */
 #include "wait.h"
 
-enum { NEW, YIELDED, REST, DONE };
+enum { NEW, YIELDED, DONE };
 
 #define FREE_LIST_SIZE 64
 static tc_wait *free_list[FREE_LIST_SIZE];
@@ -43,16 +42,6 @@ PyObject *tc_wait_pass(const tc_wait_kind *kind, PyObject *owner, PyObject *valu
     return (PyObject *)self;
 }
 
-static const tc_wait_kind plain = {NULL, NULL};
-
-PyObject *tc_wait_checkpoint(void)
-{
-    tc_wait *self = make(&plain, NULL, Py_NewRef(tc_core.checkpoint_message));
-    if (self)
-        self->checks = true;
-    return (PyObject *)self;
-}
-
 PyObject *tc_wait_park(const tc_wait_kind *kind, PyObject *owner, PyObject *task)
 {
     tc_wait *self = make(kind, owner, NULL);
@@ -73,7 +62,6 @@ static int wait_clear(tc_wait *self)
     Py_CLEAR(self->owner);
     Py_CLEAR(self->task);
     Py_CLEAR(self->value);
-    Py_CLEAR(self->remainder);
     return 0;
 }
 
@@ -83,7 +71,6 @@ static int wait_traverse(tc_wait *self, visitproc visit, void *arg)
     Py_VISIT(self->owner);
     Py_VISIT(self->task);
     Py_VISIT(self->value);
-    Py_VISIT(self->remainder);
     return 0;
 }
 
@@ -117,51 +104,10 @@ static PySendResult conclude(tc_wait *self, PyObject *result, PyObject **returne
     return result ? PYGEN_RETURN : PYGEN_ERROR;
 }
 
-static PySendResult drive_rest(tc_wait *self, PyObject *message, PyObject **result)
-{
-    PyObject *remainder = Py_NewRef(self->remainder);
-    PySendResult sent = PyIter_Send(remainder, message, result);
-    Py_DECREF(remainder);
-    return sent == PYGEN_NEXT ? sent : conclude(self, *result, result);
-}
-
-/* The checkpoint is cancelled, and has made its schedule point: Trio's own coroutine goes on from behind it. */
-static PySendResult begin_rest(tc_wait *self, PyObject **result)
-{
-    PyObject *remainder = PyObject_CallNoArgs(tc_core.checkpoint);
-    PyObject *outcome = remainder ? tc_value(Py_None) : NULL, *point = NULL;
-    PySendResult sent = outcome ? PyIter_Send(remainder, Py_None, &point) : PYGEN_ERROR;
-    Py_XDECREF(point);
-    if (sent == PYGEN_NEXT) {
-        self->remainder = Py_NewRef(remainder);
-        self->state = REST;
-        sent = drive_rest(self, outcome, result);
-    } else if (sent == PYGEN_RETURN) {
-        sent = conclude(self, Py_NewRef(Py_None), result);
-    } else {
-        sent = conclude(self, NULL, result);
-    }
-    Py_XDECREF(remainder);
-    Py_XDECREF(outcome);
-    return sent;
-}
-
-static PySendResult after_checkpoint(tc_wait *self, PyObject **result)
-{
-    PyObject *task = tc_current_task();
-    int cancelled = task ? tc_is_cancelled(task) : 1;
-    if (cancelled > 0)
-        return begin_rest(self, result);
-    bool counted = cancelled == 0 && tc_add(tc_core.task.cancel_points, task, 1) == 0;
-    return conclude(self, counted ? Py_NewRef(Py_None) : NULL, result);
-}
-
 static PySendResult drive(PyObject *object, PyObject *message, PyObject **result)
 {
     tc_wait *self = (tc_wait *)object;
     *result = NULL;
-    if (self->state == REST)
-        return drive_rest(self, message, result);
     if (self->state == NEW) {
         self->state = YIELDED;
         *result = self->message;
@@ -175,12 +121,8 @@ static PySendResult drive(PyObject *object, PyObject *message, PyObject **result
     PyObject *resumed = tc_unwrap(message);
     if (!resumed)
         return conclude(self, NULL, result);
-    if (self->value) { /* nothing that a checkpoint is resumed with is returned */
+    if (self->value) /* nothing that a checkpoint is resumed with is returned */
         Py_SETREF(resumed, Py_NewRef(self->value));
-    } else if (self->checks) {
-        Py_DECREF(resumed);
-        return after_checkpoint(self, result);
-    }
     return conclude(self, resumed, result);
 }
 
@@ -197,14 +139,6 @@ static PySendResult drive_throw(PyObject *object, PyObject *message, PyObject **
 
 static PyObject *wait_throw(tc_wait *self, PyObject *const *arguments, Py_ssize_t count)
 {
-    if (self->remainder) {
-        PyObject *remainder = Py_NewRef(self->remainder);
-        PyObject *yielded = tc_throw_into(remainder, arguments, count);
-        Py_DECREF(remainder);
-        if (!yielded)
-            wait_clear(self);
-        return yielded;
-    }
     gt_raise_thrown(arguments, count);
     if (self->state != YIELDED) {
         self->state = DONE;
@@ -218,11 +152,8 @@ static PyObject *wait_throw(tc_wait *self, PyObject *const *arguments, Py_ssize_
 
 static PyObject *wait_close(tc_wait *self, PyObject *Py_UNUSED(ignored))
 {
-    PyObject *remainder = Py_XNewRef(self->remainder);
     wait_clear(self);
-    PyObject *closed = remainder ? PyObject_CallMethodNoArgs(remainder, tc_names.close) : Py_NewRef(Py_None);
-    Py_XDECREF(remainder);
-    return closed;
+    Py_RETURN_NONE;
 }
 
 /* It is its own abort function: called with raise_cancel. */

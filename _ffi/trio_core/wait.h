@@ -1,4 +1,4 @@
-/* wait.h: what a task awaits at one of Trio's queues: an event, a parking lot, a lock, a channel, a nursery. */
+/* wait.h: what a task awaits at one of Trio's queues: a parking lot, a lock, a channel, a nursery. */
 #ifndef GAIN_TRIO_WAIT_H
 #define GAIN_TRIO_WAIT_H
 
@@ -18,19 +18,15 @@ typedef struct {
 struct tc_wait {
     PyObject_HEAD
     const tc_wait_kind *kind;
-    PyObject *message;   /* what is yielded first; NULL once it has been */
-    PyObject *owner;     /* the event, the lot, the channel */
-    PyObject *task;      /* the one that waits; NULL for a call that does not park its task */
-    PyObject *value;     /* what a call that does not park its task returns */
-    PyObject *remainder; /* Trio's own coroutine, which does what is left of a cancelled checkpoint; or NULL */
+    PyObject *message; /* what is yielded first; NULL once it has been */
+    PyObject *owner;   /* the lot, the lock, the channel */
+    PyObject *task;    /* the one that waits; NULL for a call that does not park its task */
+    PyObject *value;   /* what a call that does not park its task returns */
     uint8_t state;
-    bool checks; /* for cancellation, after the schedule point */
 };
 
 /* A call that has been done: a schedule point, and then it returns `value`, or what finish() makes of it. */
 PyObject *tc_wait_pass(const tc_wait_kind *kind, PyObject *owner, PyObject *value);
-/* Trio's checkpoint(): a schedule point, and then it is cancelled or returns None. */
-PyObject *tc_wait_checkpoint(void);
 /* A call that parks the task.  The caller puts it in the queue. */
 PyObject *tc_wait_park(const tc_wait_kind *kind, PyObject *owner, PyObject *task);
 

@@ -174,7 +174,6 @@ class CoreSeam:
         self.abort_succeeded = trio.lowlevel.Abort.SUCCEEDED
         self.unusual_yield = unusual_yield
         self.translate = translate
-        self.checkpoint = trio.lowlevel.checkpoint
         self.checkpoint_if_cancelled = trio.lowlevel.checkpoint_if_cancelled
         self.wait_readable = trio.lowlevel.wait_readable
         self.wait_writable = trio.lowlevel.wait_writable
@@ -270,13 +269,6 @@ class NurserySeam:
         self.nursery_error = nursery_error
 
 
-class EventSeam:
-    """What the C of events needs."""
-
-    def __init__(self) -> None:
-        self.event_type = _sync.Event
-
-
 class LockSeam:
     """What the C of locks and parking lots needs."""
 
@@ -298,5 +290,5 @@ class ChannelSeam:
         self.end_of_channel = trio.EndOfChannel
 
 
-PART_SEAMS = {"nurseries": NurserySeam, "events": EventSeam, "locks": LockSeam, "channels": ChannelSeam}
+PART_SEAMS = {"nurseries": NurserySeam, "locks": LockSeam, "channels": ChannelSeam}
 """By piece: the facts about Trio that the C module needs for it, beyond :class:`CoreSeam`."""

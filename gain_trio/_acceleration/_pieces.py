@@ -290,16 +290,6 @@ _WAITS: Final = (
 _WAIT_LAYOUTS: Final = ("run:Task", "run:Runner", "run:CancelStatus", "traps:WaitTaskRescheduled")
 _DONE: Final = "if gain_trio_core({}):\n    return"
 
-EVENTS: Final = Piece(
-    "events",
-    (
-        Part("sync:Event.set", "event_set", _DONE.format("self")),
-        Part("sync:Event.wait", "event_wait", _AWAIT.format("gain_trio_core(self)")),
-    ),
-    stands_for=_WAITS,
-    layouts=(*_WAIT_LAYOUTS, "sync:Event"),
-)
-
 LOCKS: Final = Piece(
     "locks",
     (
@@ -364,7 +354,6 @@ PIECES: Final = (
     TICK,
     TIMEOUTS,
     NURSERIES,
-    EVENTS,
     LOCKS,
     CHANNELS,
 )
@@ -372,7 +361,7 @@ PIECES: Final = (
 
 NAMES: Final = tuple(piece.name for piece in PIECES)
 
-INTERFACE: Final = 3
+INTERFACE: Final = 4
 """How the code that goes in calls the C module, which has the same number: TC_INTERFACE in core.h.  It changes with the
 arguments of a function that is there already; a function that is missing is found by its name."""
 
