@@ -29,8 +29,8 @@ class RequestStatistics:
     by_status: tuple[int, ...] = (0,) * 6
     """Requests that are over, by the first digit of the status of their response; 0 counts those without a response."""
     by_duration: tuple[int, ...] = (0,) * (len(BUCKETS) + 1)
-    """Requests that are over, by duration: for each of :data:`BUCKETS` those that took longer than the one before it, and at
-    last the others."""
+    """Requests that are over, by duration: up to 1, 2.5, 5, 10, 25, 50, 100, 250 and 500 ms, up to 1, 2.5, 5, 10, 30 and 60
+    seconds, and longer.  Each request is in one of them."""
     seconds: float = 0.0
     """The durations of all requests that are over."""
 
