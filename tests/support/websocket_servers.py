@@ -23,7 +23,9 @@ App: TypeAlias = Callable[[dict[str, Any], Receive, Send], Awaitable[None]]
 async def serving_websockets(app: App, address: str = LOCAL, **options: Any) -> AsyncIterator[Server]:
     """Serve an app for the duration of a with statement."""
     async with trio.open_nursery() as nursery:
-        server = await nursery.start(lambda **status: gain_trio.asgi.serve(app, address, **options, **status))
+        server = await nursery.start(
+            lambda **status: gain_trio.asgi.serve(app, address, app_lifespan="off", **options, **status)
+        )
         assert isinstance(server, Server)
         yield server
         nursery.cancel_scope.cancel()
