@@ -10,8 +10,9 @@ trusted is the client.  Nothing left of it is looked at, and nothing a client pu
 *One family of fields.*  A proxy sets ``X-Forwarded-For``, or it sets ``Forwarded`` (RFC 7239), and passes the other one on
 as the client sent it.  So the server reads the family that it was configured for, and never the other.
 
-*Strict.*  An entry that is not what the grammar allows is not guessed at: the fields are left out of account, and the
-scope has the proxy's address.  ``unknown`` and names such as ``_hidden`` are allowed: the client has no address then.
+*Strict, and closed where it fails.*  A proxy's entry that is not what the grammar allows is not guessed at: the scope has
+no client then.  It does not keep the proxy's address, with which a client would appear as the proxy.  ``unknown`` and names
+such as ``_hidden`` are allowed: they mean no address, too.  A scheme or a host that is malformed is ignored by itself.
 """
 
 from __future__ import annotations
@@ -49,9 +50,10 @@ _BARE_V6: Final = re.compile(rb"[0-9A-Fa-f]*:[0-9A-Fa-f:.]+")
 _HOST: Final = re.compile(rb"(?:[0-9A-Za-z._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _PAIR: Final = re.compile(
-    rb"(?P<name>" + _TOKEN + rb")=(?:(?P<token>" + _TOKEN + rb')|"(?P<quoted>(?:[\t \x21\x23-\x5b\x5d-\x7e]|'
-    rb'\\[\t\x20-\x7e])*)")'
+    rb'(?:"(?P<quoted>(?:[\t\x20-\x7e]\\|[\t \x21\x23-\x5b\x5d-\x7e])*)"|'
+    rb"(?P<token>" + _TOKEN + rb"))=(?P<name>" + _TOKEN + rb")"
 )
+"""``name=value`` (RFC 7239, 4), backwards."""
 _SEPARATOR: Final = re.compile(rb"[ \t]*([,;])[ \t]*")
 
 
@@ -132,23 +134,25 @@ class TrustedProxies:
         ``client`` becomes ``(address, port)``, with port 0 where the proxy does not say it, or None if the proxy knows no
         address.  ``scheme`` becomes ``http`` or ``https`` (``ws`` or ``wss`` of a WebSocket's scope).  With ``host`` the
         field Host in ``headers``, which becomes another list, has the proxy's value.
+
+        ``client`` becomes None, too, and the rest stays as it is, where a proxy's entry is malformed, or there are more than
+        :data:`MAX_HOPS` proxies.  A scheme or a host that is malformed changes nothing.
         """
         hops = _x_forwarded(scope["headers"]) if self._fields == "x-forwarded" else _forwarded(scope["headers"])
         try:
             hop = self._first_untrusted(hops)
-            scheme = None if hop is None or hop.scheme is None else _scheme(hop.scheme)
-            if hop is not None and self._host and hop.host is not None and not _HOST.fullmatch(hop.host):
-                return
         except _MalformedError:
+            scope["client"] = None
             return
         if hop is None:
             return
         if hop.is_named:
             scope["client"] = None if hop.address is None else (str(hop.address), hop.port)
+        scheme = None if hop.scheme is None else _SCHEMES.get(hop.scheme.lower())
         if scheme is not None:
             is_websocket = scope["type"] == "websocket"
             scope["scheme"] = {"http": "ws", "https": "wss"}[scheme] if is_websocket else scheme
-        if self._host and hop.host is not None:
+        if self._host and hop.host is not None and _HOST.fullmatch(hop.host):
             others = [pair for pair in scope["headers"] if pair[0] != b"host"]
             scope["headers"] = [(b"host", hop.host), *others]
 
@@ -221,13 +225,6 @@ def _node(text: bytes, *, bare: bool) -> tuple[Address | None, int]:
     return _address(match["v4"].decode("ascii")), number
 
 
-def _scheme(text: bytes) -> str:
-    scheme = _SCHEMES.get(text.lower())
-    if scheme is None:
-        raise _MalformedError
-    return scheme
-
-
 # --- X-Forwarded-* ---
 
 
@@ -260,31 +257,39 @@ def _entries(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> list[byte
 def _forwarded(headers: Iterable[tuple[bytes, bytes]]) -> Iterator[_Hop]:
     """The hops from the server to the client."""
     for value in reversed([value for name, value in headers if name == b"forwarded"]):
-        for pairs in reversed(_elements(value)):
+        for pairs in _elements(value):
             node = pairs.get(b"for")
             address, port = (None, 0) if node is None else _node(node, bare=False)
             yield _Hop(address, port, node is not None, pairs.get(b"proto"), pairs.get(b"host"))
 
 
-def _elements(value: bytes) -> list[dict[bytes, bytes]]:
-    """The elements of one field (RFC 7239, 4): pairs by name in lower case."""
-    elements: list[dict[bytes, bytes]] = [{}]
+def _elements(value: bytes) -> Iterator[dict[bytes, bytes]]:
+    """The elements of one field (RFC 7239, 4), from the last one to the first: pairs by name in lower case.
+
+    It reads the field backwards, so that a quotation mark which a client leaves open cannot enclose what a proxy appends.
+    Backwards, too, the grammar allows one reading only: a quoted string begins at the last quotation mark that is not
+    escaped.
+    """
+    backwards = value[::-1]
+    element: dict[bytes, bytes] = {}
     position = 0
     while True:
-        pair = _PAIR.match(value, position)
+        pair = _PAIR.match(backwards, position)
         if pair is None:
             raise _MalformedError
-        name = pair["name"].lower()
-        if name in elements[-1]:
+        name = pair["name"][::-1].lower()
+        if name in element:
             raise _MalformedError
         quoted = pair["quoted"]
-        elements[-1][name] = pair["token"] if quoted is None else re.sub(rb"\\(.)", rb"\1", quoted)
+        element[name] = pair["token"][::-1] if quoted is None else re.sub(rb"\\(.)", rb"\1", quoted[::-1])
         position = pair.end()
-        if position == len(value):
-            return elements
-        separator = _SEPARATOR.match(value, position)
+        if position == len(backwards):
+            yield element
+            return
+        separator = _SEPARATOR.match(backwards, position)
         if separator is None:
             raise _MalformedError
         if separator[1] == b",":
-            elements.append({})
+            yield element
+            element = {}
         position = separator.end()
