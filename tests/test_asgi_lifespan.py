@@ -21,7 +21,7 @@ import gain_trio
 from gain_trio import WorkerFailed
 from gain_trio._server._time_limits import LIFESPAN_GRACE
 from gain_trio.asgi import AsgiConfig
-from gain_trio.asgi._lifespan import AppLifespan
+from gain_trio.asgi._lifespan import RETURNS_WITHIN, AppLifespan
 
 pytestmark = pytest.mark.connections
 
@@ -288,6 +288,51 @@ async def test_its_end_is_bounded(autojump_clock: MockClock) -> None:
             await nursery.start(lambda **status: gain_trio.asgi.serve(App(lifespan), LOCAL, **status))
             nursery.cancel_scope.cancel()
     assert trio.current_time() - began == pytest.approx(LIFESPAN_GRACE)
+
+
+@pytest.mark.parametrize("mode", ["auto", "on"])
+async def test_an_app_that_could_not_start_and_does_not_return_is_cancelled(
+    mode: str, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    cancelled = False
+
+    async def fails(_scope: Any, receive: Any, send: Any) -> None:
+        nonlocal cancelled
+        await receive()
+        await send({"type": "lifespan.startup.failed", "message": "no database"})
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled:
+            cancelled = True
+            raise
+
+    began = trio.current_time()
+    with pytest.raises(RuntimeError, match="the app App could not start: no database"):
+        await serve(App(fails), app_lifespan=mode)
+    assert trio.current_time() - began == pytest.approx(RETURNS_WITHIN)
+    assert cancelled
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "has not returned 5 seconds after lifespan.startup.failed" in record.getMessage()
+
+
+@pytest.mark.parametrize("answer", ["complete", "failed"])
+async def test_an_app_that_has_ended_and_does_not_return_is_cancelled(
+    answer: str, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def lifespan(_scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send(STARTED)
+        await receive()
+        await send({"type": f"lifespan.shutdown.{answer}", "message": "no disk"})
+        await trio.sleep_forever()
+
+    with contextlib.nullcontext() if answer == "complete" else raises_alone(RuntimeError, "could not end: no disk"):
+        async with started(App(lifespan)) as server:
+            began = trio.current_time()
+            await server.drain(3600)
+    assert trio.current_time() - began == pytest.approx(RETURNS_WITHIN)
+    assert any(f"after lifespan.shutdown.{answer}" in record.getMessage() for record in caplog.records)
 
 
 # --- with the lifespan of any server ---

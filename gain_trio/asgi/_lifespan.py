@@ -18,6 +18,9 @@ says so by ``lifespan.startup.failed`` first, and that is a failure in every mod
 requests are served ends the server, too, as one in any nursery would: whatever the lifespan held is gone then.  Worker
 processes are replaced.
 
+*The last answer ends the call.*  After ``lifespan.startup.failed`` and after the end of its shutdown an app has nothing left
+to do.  It has some seconds to return or to raise; then the server cancels it.
+
 The context manager here is entered and left as every lifespan of a server is (``_server_lifespan.py``): a cancellation does
 not reach the call, which gets its shutdown event instead, and the time for that is bounded.
 """
@@ -26,6 +29,7 @@ from __future__ import annotations
 
 import enum
 import logging
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, final
@@ -45,6 +49,9 @@ AppLifespan: TypeAlias = Literal["auto", "on", "off"]
 
 SPEC_VERSION: Final = "2.0"
 """The version of ASGI's lifespan specification."""
+
+RETURNS_WITHIN: Final = 5.0
+"""Seconds for which the call may go on after its last answer."""
 
 logger = logging.getLogger("gain_trio")
 
@@ -127,6 +134,13 @@ class _LifespanCall:
         try:
             with self._scope:
                 await self._app(scope, self._receive, self._send)
+            if self._scope.cancelled_caught and self._scope.deadline < math.inf:
+                logger.warning(
+                    "the app %s was cancelled: it has not returned %g seconds after %s",
+                    shown(self._name),
+                    RETURNS_WITHIN,
+                    self._phase.value,
+                )
         except Exception as error:
             if self._phase not in {_Phase.STARTING, _Phase.NOT_STARTED}:
                 raise
@@ -146,6 +160,7 @@ class _LifespanCall:
                 self._phase = _Phase.ENDING
                 return {"type": "lifespan.shutdown"}
         if self._phase is not _Phase.ENDING:
+            self._scope.deadline = math.inf
             self._scope.cancel()  # nothing more will ever come, and an app that waits for it does not return
         await trio.sleep_forever()
         raise AssertionError
@@ -157,6 +172,8 @@ class _LifespanCall:
             raise RuntimeError(f"the app sends {kind!r}, and the event that it answers is {self._phase.value!r}")
         self._phase = after
         self._says_why = str(message.get("message", ""))
+        if after is not _Phase.STARTED:
+            self._scope.deadline = trio.current_time() + RETURNS_WITHIN
         if after is not _Phase.NOT_STARTED:  # of a failure the exception that follows says more
             self._answered.set()
         await trio.lowlevel.checkpoint()
