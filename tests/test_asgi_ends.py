@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -26,6 +27,8 @@ from support.http_answers import answers
 from support.pairs import receive_all, until
 
 import gain_trio
+from gain_trio import IncompleteMessage, MessageTooLong
+from gain_trio._server import only_one_of
 from gain_trio.asgi import ClientDisconnected
 
 pytestmark = pytest.mark.connections
@@ -189,6 +192,65 @@ async def test_a_message_after_the_response_is_an_error(caplog: pytest.LogCaptur
         [answer] = await ask(server, request())
         assert answer.status == 200
     assert "after the response is complete" in str(tracebacks(caplog)[0].exc_info)
+
+
+DATABASE: dict[str, Callable[[], Exception]] = {
+    "slow": trio.TooSlowError,
+    "broken": lambda: trio.BrokenResourceError("the database"),
+    "incomplete": lambda: IncompleteMessage(3, 9),
+    "too long": lambda: MessageTooLong(9),
+}
+"""What a connection of the app's own raises."""
+
+
+@pytest.mark.parametrize("has_answered", [False, True])
+@pytest.mark.parametrize("options", [{}, {"cancel_on_disconnect": True}, {"task_per_request": True}], ids=str)
+@pytest.mark.parametrize("group", [False, True])
+@pytest.mark.parametrize("make", DATABASE)
+async def test_what_breaks_inside_the_app_is_not_the_clients_fault(
+    make: str, group: bool, options: Any, has_answered: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    error = DATABASE[make]()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if has_answered:
+            await hello(scope, receive, send)
+        if not group:
+            raise error
+        async with trio.open_nursery():
+            raise error
+
+    async with serving_app(app, **options) as server:
+        [answer] = await ask(server, request())
+        assert answer.status == (200 if has_answered else 500)
+        await until(lambda: server.statistics().handler_errors == 1)
+        statistics = server.statistics()
+        assert (statistics.broken, statistics.too_slow) == (0, 0)
+    [record] = tracebacks(caplog)
+    assert "the app has failed with" in str(record.exc_info)
+    assert error in causes_of(record)
+
+
+def causes_of(record: logging.LogRecord) -> list[BaseException]:
+    """The exception of a record, and what it is from."""
+    assert record.exc_info
+    found, error = [], record.exc_info[1]
+    while error is not None:
+        error = only_one_of(error)
+        found.append(error)
+        error = error.__cause__
+    return found
+
+
+async def test_strict_lets_such_an_error_end_the_server_too() -> None:
+    async def app(_scope: Any, _receive: Any, _send: Any) -> None:
+        raise trio.TooSlowError
+
+    with pytest.raises(BaseException) as caught:
+        async with serving_app(app, strict=True) as server:
+            await ask(server, request())
+            await trio.sleep_forever()
+    assert caught.group_contains(RuntimeError, match="the app has failed with")  # type: ignore[attr-defined]
 
 
 async def test_strict_lets_an_error_end_the_server() -> None:

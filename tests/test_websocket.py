@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import zlib
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from gain_trio.asgi import AsgiConfig, ClientDisconnected
 from gain_trio.asgi._asgi_handler import AsgiHandler
 from gain_trio.asgi._websocket import AWAY, MAX_EARLY
+from gain_trio.asgi._websocket_codec import MAX_FRAMES, WebSocketCodec
 
 pytestmark = pytest.mark.connections
 
@@ -550,6 +552,30 @@ async def test_an_app_that_fails_closes_with_1011(caplog: pytest.LogCaptureFixtu
     assert isinstance(record.exc_info[1], ZeroDivisionError)
 
 
+@pytest.mark.parametrize("accepts", [False, True])
+@pytest.mark.parametrize("error", [trio.TooSlowError, trio.BrokenResourceError])
+async def test_what_breaks_inside_the_app_is_not_the_clients_fault(
+    accepts: bool, error: type[Exception], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        if accepts:
+            await send({"type": "websocket.accept"})
+        raise error
+
+    async with serving_websockets(app) as server, peer_of(server) as peer:
+        await peer.response()
+        assert peer.status == (101 if accepts else 500)
+        if accepts:
+            assert await peer.closed() == (1011, "")
+            await peer.answer_close(1011)
+        await until(lambda: server.statistics().handler_errors == 1)
+        assert (server.statistics().broken, server.statistics().too_slow) == (0, 0)
+    [record] = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert record.exc_info
+    assert "the app has failed with" in str(record.exc_info)
+
+
 async def test_an_app_that_fails_before_it_accepts_is_500(caplog: pytest.LogCaptureFixture) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         raise ZeroDivisionError("the app's own")
@@ -806,6 +832,81 @@ async def test_pings_are_taken_while_a_sender_waits() -> None:
                 pongs.append(found[1][:4])
         assert 0 < len(pongs) < 1000
         assert pongs[-1] == b" 999"
+
+
+@pytest.mark.parametrize("drains", [False, True])
+async def test_a_close_while_a_pong_waits_for_a_client_that_does_not_read(
+    drains: bool, mock_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    filling, close, seen = trio.CancelScope(), trio.Event(), []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        with filling:
+            while True:
+                await send({"type": "websocket.send", "bytes": bytes(100_000)})
+        await close.wait()
+        await send({"type": "websocket.close", "code": 4000})
+        seen.append(await receive())
+
+    async with serving_websockets(app) as server, peer_of(server) as peer, trio.open_nursery() as nursery:
+        await peer.response()
+        await wait_all_tasks_blocked(0.05)
+        filling.cancel()
+        await peer.send(frame(PING, b"1"))
+        await wait_all_tasks_blocked(0.05)
+        mock_clock.jump(AWAY + 0.01)
+        await wait_all_tasks_blocked(0.05)  # a task reads for the app, and its pong waits
+        close.set()
+        await wait_all_tasks_blocked(0.05)
+        if drains:
+            nursery.start_soon(server.drain, 3000)
+            await wait_all_tasks_blocked(0.05)
+        while (found := await peer.frame())[0] != CLOSE:
+            assert found[0] == BINARY or found == (PONG, b"1")
+        assert int.from_bytes(found[1], "big") == 4000
+        await peer.answer_close(4000)
+        await peer.ended()
+        await until(lambda: server.statistics().active == 0)
+        assert server.statistics().handler_errors == 0
+    assert seen == [disconnect(4000)]
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def test_other_tasks_run_while_many_frames_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns, had_more = 0, []
+    next_message = WebSocketCodec.next_message
+
+    def counting(self: WebSocketCodec) -> Message | None:
+        if self.has_more:
+            had_more.append(turns)
+        return next_message(self)  # type: ignore[return-value]  # a dict
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+
+        async def take_turns() -> None:
+            nonlocal turns
+            while True:
+                await trio.lowlevel.checkpoint()
+                turns += 1
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(take_turns)
+            assert (await receive())["text"] == "last"
+            nursery.cancel_scope.cancel()
+
+    monkeypatch.setattr(WebSocketCodec, "next_message", counting)
+    many = frame(PONG) * (5 * MAX_FRAMES) + frame(TEXT, b"last")
+    async with serving_websockets(app) as server, peer_of(server, rest=many) as peer:
+        await peer.response()
+        assert await peer.closed() == (1000, "")
+    assert had_more
+    assert (
+        max(Counter(had_more).values()) <= 2
+    )  # in a round of Trio's loop this task may be before the other, or behind it
 
 
 # --- pings of the server ---

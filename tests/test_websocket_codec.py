@@ -32,7 +32,7 @@ from websockets.uri import parse_uri
 
 from gain_trio.asgi import AsgiConfig
 from gain_trio.asgi import _websocket_codec as codec_module
-from gain_trio.asgi._websocket_codec import MAX_CONTROL, End, WebSocketCodec
+from gain_trio.asgi._websocket_codec import MAX_CONTROL, MAX_FRAMES, PIECE, End, WebSocketCodec
 
 GREEN = "grün 🟢".encode()
 HALF = GREEN[:3]
@@ -321,6 +321,48 @@ def test_a_close_is_answered_after_what_was_under_way(answer: bytes) -> None:
             assert answer[0] == 0x81  # the rule is broken by its second byte
             return
     assert codec.is_answered(rest[-1:])
+
+
+# --- how much one call does ---
+
+
+@pytest.mark.parametrize("least", [frame(PING), frame(CONT, fin=False), frame(PONG)])
+def test_a_call_reads_a_bounded_number_of_frames(least: bytes) -> None:
+    codec = opened()
+    codec.feed(frame(TEXT, b"a", fin=False) + least * (10 * MAX_FRAMES) + frame(CONT, b"b"))
+    calls = 0
+    message = None
+    while message is None:
+        before = codec.unread
+        message = codec.next_message()
+        calls += 1
+        assert codec.has_more is (message is None)
+        assert before - codec.unread <= MAX_FRAMES * (len(least) + 1)
+        assert len(codec.control) <= MAX_CONTROL
+    assert message["text"] == "ab"
+    assert calls == 11
+    assert codec.next_message() is None
+    assert not codec.has_more
+
+
+def test_the_last_frame_may_be_the_last_of_a_call() -> None:
+    codec = opened()
+    codec.feed(frame(PONG) * MAX_FRAMES)
+    assert codec.next_message() is None
+    assert (codec.has_more, codec.unread) == (False, 0)
+
+
+def test_a_look_for_the_close_frame_reads_a_bounded_number_of_bytes() -> None:
+    codec = opened()
+    codec.feed(frame(PING) * PIECE)
+    codec.close(1000, "")
+    answered = codec.is_answered(closing(1000))
+    while not answered:
+        before = codec.unread
+        assert before
+        answered = codec.is_answered()
+        assert 0 < before - codec.unread <= PIECE
+    assert codec.unread == 0
 
 
 # --- the handshake ---

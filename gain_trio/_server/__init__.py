@@ -10,7 +10,7 @@ from ._checks import (
 )
 from ._consumer import AttendingHandler, Handler, LivingHandler
 from ._datagram_server import DatagramHandler, DatagramServer, DatagramServerStatistics, serve_datagrams
-from ._failures import is_cancellation, only_one_of, ungrouped
+from ._failures import is_cancellation, only_one_of, own_fault, ungrouped
 from ._flags import Flag, flags_of
 from ._log_throttle import log_throttle, since_last
 from ._logging import FORMATS, LEVELS, LineFormatter, configure_logging
@@ -65,6 +65,7 @@ __all__ = [
     "no_workers_to_replace",
     "obey_signals",
     "only_one_of",
+    "own_fault",
     "received_signals",
     "serve",
     "serve_datagrams",

@@ -116,5 +116,18 @@ def judged(error: BaseException) -> Verdict:
     return Verdict("error", only_one_of(error))
 
 
+def own_fault(error: Exception) -> Exception:
+    """What to raise for a failure that has nothing to do with the peer of the connection that it leaves.
+
+    A program has other connections, and timeouts of its own: ``trio.TooSlowError`` from its database would be judged as the
+    peer's doing.  Such a failure is the cause of the RuntimeError that is returned; any other is returned itself.
+    """
+    if judged(error).cause == "error":
+        return error
+    failure = RuntimeError(f"the app has failed with {first_of(error)!r}")
+    failure.__cause__ = error
+    return failure
+
+
 def _peers_cause(error: BaseException) -> CloseCause | None:
     return next((cause for kind, cause in _PEERS if isinstance(error, kind)), None)

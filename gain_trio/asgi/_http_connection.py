@@ -27,6 +27,7 @@ import trio
 
 from gain_trio._http import Refused, Request, RequestReader, linger, response, split_target
 from gain_trio._io_manager import cancel_status_of, leave_open_scopes
+from gain_trio._server import own_fault
 from gain_trio._transports import Connection
 
 from ._app_context import call_app, in_context, in_task
@@ -355,7 +356,7 @@ class HttpConnection:
             failure = RuntimeError("the app has returned without completing its response")
         if failure is not None and not exchange.is_told_gone:
             await self._answer_failure(exchange)
-            raise failure
+            raise own_fault(failure)
         if self.refusal is not None and exchange.phase < BEGUN:
             exchange.status = self.refusal.status
             raise self.refusal

@@ -29,6 +29,7 @@ import trio
 
 from gain_trio._http import TOKEN, Request
 from gain_trio._io_manager import cancel_status_of, leave_open_scopes
+from gain_trio._server import own_fault
 from gain_trio._transports import DeadlineEntry, current_keeper
 
 from ._asgi_config import AsgiConfig
@@ -227,7 +228,7 @@ class _WebSocket:
         if self._exchange.status != 101:
             await self._http._finish(self._exchange, failure)
         elif failure is not None:
-            raise failure
+            raise own_fault(failure)
 
     # --- receiving ---
 
@@ -260,6 +261,7 @@ class _WebSocket:
                 if (
                     (codec.control and not self._writer.is_sending)
                     or not codec.is_open
+                    or codec.has_more
                     or self._unwaited >= MAX_UNWAITED
                 ):
                     if message is not None:
@@ -268,7 +270,7 @@ class _WebSocket:
                         self._over(codec.end)
                     elif codec.control:
                         await self._writer.flush()
-                    if self._unwaited >= MAX_UNWAITED:
+                    if codec.has_more or self._unwaited >= MAX_UNWAITED:
                         self._unwaited = 0
                         await trio.lowlevel.checkpoint()
                     continue
@@ -361,7 +363,9 @@ class _WebSocket:
                     await self._writer.flush()
                 if self._receiving and self._queue:
                     break
-                if message is None:
+                if codec.has_more:
+                    await trio.lowlevel.checkpoint()
+                elif message is None and self._state is _OPEN:  # else it was closed while this task sent
                     await self._read()
         except _GONE:
             self._over(VANISHED)
@@ -471,7 +475,9 @@ class _WebSocket:
     # --- the end ---
 
     def _close(self, end: End) -> None:
-        """This side ends it."""
+        """This side ends it, if it is not over."""
+        if self._state is not _OPEN:  # it was closed while this task received
+            return
         self._codec.close(end.code, end.reason)
         self._over(end)
 
@@ -505,8 +511,14 @@ class _WebSocket:
             await self._writer.finish()
             if codec.end is None and self._end is not VANISHED:
                 answered = codec.is_answered()
-                while not answered and (data := await connection.receive()):
-                    answered = codec.is_answered(data)
+                while not answered:
+                    if codec.unread:
+                        await trio.lowlevel.checkpoint()
+                        answered = codec.is_answered()
+                    elif data := await connection.receive():
+                        answered = codec.is_answered(data)
+                    else:
+                        break
             elif codec.has_failed:
                 await self._linger()
         await connection.aclose()

@@ -50,7 +50,9 @@ MAX_CONTROL: Final = 16 * 1024
 MAX_JOINED: Final = 16 * 1024
 """Bytes of a message that is copied behind its head; a longer one is sent beside it, uncopied."""
 PIECE: Final = 4096
-"""Bytes that the protocol gets at a time while it waits for a close frame, and what it reads is dropped."""
+"""Bytes that one look for a close frame reads: some milliseconds, because a frame may have six bytes."""
+MAX_FRAMES: Final = 256
+"""Frames without a message that one call reads: some milliseconds."""
 
 _WHOLE: Final = frozenset((TEXT, BINARY))
 _HEADS: Final = {kind: [bytes((kind, length)) for length in range(126)] for kind in (TEXT, BINARY)}
@@ -96,6 +98,7 @@ class WebSocketCodec:
         "control",
         "end",
         "has_failed",
+        "has_more",
         "is_open",
     )
 
@@ -122,6 +125,9 @@ class WebSocketCodec:
         """Control frames to be sent: the caller takes them."""
         self.is_open = True
         """Whether messages can be received and sent: no close frame has come or gone."""
+        self.has_more = False
+        """Whether the last call of :meth:`next_message` has stopped after :data:`MAX_FRAMES` frames: the caller lets other
+        tasks run, and calls again."""
         self.end: End | None = None
         """How the peer, or a failure of it, has ended the connection."""
         self.has_failed = False
@@ -162,11 +168,14 @@ class WebSocketCodec:
     def next_message(self) -> Message | None:  # noqa: C901 - the usual frame is one call: a helper would cost as much as it saves
         """Read frames up to the end of the next message, and return it; None if its end has not arrived.
 
+        None is also returned after :data:`MAX_FRAMES` frames without a message; then :attr:`has_more` is True.
         Frames on the way that are to be answered add to :attr:`control`.  None is also returned when the peer has closed
         the connection or has broken a rule: then :attr:`is_open` is False and :attr:`end` says how.
         """
         data, position = self._data, self._position
         length = len(data)
+        left = MAX_FRAMES
+        self.has_more = False
         while position < length and self.is_open:
             if not self._left:
                 if length - position < 2:
@@ -205,6 +214,10 @@ class WebSocketCodec:
             message = self._read_events()
             if message is not None:
                 return message
+            left -= 1
+            if not left and position < length:
+                self.has_more = True
+                return None
         if position == length:  # a connection that waits holds no piece that was read
             self._data, self._position = b"", 0
         return None
@@ -305,15 +318,19 @@ class WebSocketCodec:
     def is_answered(self, data: bytes = b"") -> bool:
         """Look in ``data``, and in what was fed before, for the peer's close frame, and drop the rest.
 
-        Call it after :meth:`close`.  True means that the peer has answered, or has broken a rule.
+        Call it after :meth:`close`.  True means that the peer has answered, or has broken a rule.  A call looks in
+        :data:`PIECE` bytes at most; while :attr:`unread` is more than 0 the caller lets other tasks run, and calls again.
         """
-        unread, self._data = self._data[self._position :] + data, b""
-        self._position = 0
+        if data:
+            self.feed(data)
+        position = self._position
+        piece = self._data[position : position + PIECE]
+        self._position = position + len(piece)
+        if not self.unread:
+            self._data, self._position = b"", 0
         protocol = self._protocol
-        for begin in range(0, len(unread), PIECE):
-            if protocol.close_rcvd is not None or protocol.parser_exc is not None:
-                break
-            protocol.receive_data(unread[begin : begin + PIECE])
+        if piece and protocol.close_rcvd is None and protocol.parser_exc is None:
+            protocol.receive_data(piece)
             protocol.events_received()
             protocol.data_to_send()
         return protocol.close_rcvd is not None or protocol.parser_exc is not None
