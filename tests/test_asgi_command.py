@@ -417,6 +417,11 @@ def test_an_argument_sets_the_field_that_it_stands_beside(name: str) -> None:
     assert getattr(config, name) == value != getattr(AsgiConfig(), name)
 
 
+@pytest.mark.parametrize(("word", "value"), [("auto", None), ("yes", True), ("no", False)])
+def test_websockets_are_automatic_demanded_or_refused(word: str, value: bool | None) -> None:
+    assert asgi_config_of(parsed("--websockets", word)).websockets is value
+
+
 def test_bare_arguments_have_a_value() -> None:
     config = asgi_config_of(parsed("--proxy-headers", "--access-log"))
     assert (config.proxy_headers, config.access_log) == ("x-forwarded", "text")

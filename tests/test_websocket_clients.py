@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,14 +18,16 @@ import trio
 import trio_websocket
 import websockets.exceptions
 import websockets.sync.client
-from support import websocket_apps
+from support import web_apps, websocket_apps
 from support.certificates import client_context, server_context
 from support.http_answers import GET, answers
 from support.pairs import PATIENCE, receive_all, until
-from support.websocket_servers import serving_websockets
+from support.websocket_servers import peer_of, serving_websockets
 from websockets.sync.client import ClientConnection
 
 from gain_trio import Server
+from gain_trio.asgi import AsgiConfig
+from gain_trio.asgi._asgi_handler import AsgiHandler
 
 pytestmark = pytest.mark.connections
 
@@ -349,17 +352,46 @@ async def test_without_websockets_a_handshake_is_an_ordinary_request() -> None:
         assert await in_thread(talk) == 418
 
 
-def test_without_the_package_the_error_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
-    import gain_trio.asgi
-    from gain_trio.asgi._asgi_handler import AsgiHandler
-
-    for name in [name for name in sys.modules if name.partition(".")[0] == "websockets"]:
-        monkeypatch.delitem(sys.modules, name)
-    for name in [name for name in sys.modules if name.startswith("gain_trio.asgi._websocket")]:
-        monkeypatch.delitem(sys.modules, name)
+@pytest.fixture
+def without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(sys.modules):
+        if name.partition(".")[0] == "websockets" or name.startswith("gain_trio.asgi._websocket"):
+            monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "websockets", None)
+
+
+@pytest.mark.usefixtures("without_the_package")
+def test_without_the_package_the_error_names_the_cure() -> None:
     with pytest.raises(ModuleNotFoundError, match=r"gain-trio\[asgi\]"):
-        AsgiHandler(websocket_apps.send_back, gain_trio.asgi.AsgiConfig())
-    AsgiHandler(websocket_apps.send_back, gain_trio.asgi.AsgiConfig(websockets=False))
+        AsgiHandler(websocket_apps.send_back, AsgiConfig(websockets=True))
+    AsgiHandler(websocket_apps.send_back, AsgiConfig(websockets=False))
+
+
+@pytest.mark.usefixtures("without_the_package")
+@pytest.mark.parametrize("options", [{}, {"websockets": False}], ids=str)
+async def test_without_the_package_http_is_served(options: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await web_apps.answer(send, scope["type"])
+
+    caplog.set_level(logging.INFO, "gain_trio")
+    async with serving_websockets(app, **options) as server, peer_of(server) as peer:
+        await peer.response()
+        assert peer.status == 200
+        while b"http" not in peer.received:
+            peer.received += await peer.stream.receive_some()
+    lines = [record for record in caplog.records if "gain-trio[asgi]" in record.getMessage()]
+    assert [record.levelno for record in lines] == ([] if options else [logging.INFO])
+
+
+@pytest.mark.parametrize("value", ["auto", 1, 0])
+def test_whether_there_are_websockets_is_one_of_three(value: Any) -> None:
+    with pytest.raises(TypeError, match="websockets is True, False or None"):
+        AsgiConfig(websockets=value)
+
+
+def test_with_the_package_they_are_served_unless_refused() -> None:
+    served = [
+        AsgiHandler(websocket_apps.send_back, AsgiConfig(websockets=value)).websocket is not None
+        for value in (None, True, False)
+    ]
+    assert served == [True, True, False]

@@ -38,6 +38,11 @@ def _check_flag(_instance: object, attribute: attrs.Attribute[Any], value: objec
         raise TypeError(f"{attribute.name} is True or False, not {value!r}")
 
 
+def _check_websockets(_instance: object, _attribute: attrs.Attribute[Any], value: bool | None) -> None:
+    if value is not None and not isinstance(value, bool):
+        raise TypeError(f"websockets is True, False or None, not {value!r}")
+
+
 def _check_seconds(_instance: object, attribute: attrs.Attribute[Any], value: float) -> None:
     if not check_timeout(attribute.name, value):
         raise ValueError(f"{attribute.name} must be more than 0 seconds")
@@ -59,6 +64,10 @@ def _check_root_path(_instance: object, attribute: attrs.Attribute[Any], value: 
 
 def _yes_or_no(text: str) -> bool:
     raise ValueError(f"{text!r} is neither yes nor no")
+
+
+def _yes_no_or_auto(text: str) -> bool:
+    raise ValueError(f"{text!r} is none of yes, no and auto")
 
 
 def _networks(text: str) -> tuple[str, ...] | Literal[True]:
@@ -256,7 +265,8 @@ class AsgiConfig:
         validator=_check_flag,
         metadata=Flag(group="web apps", help="cancel the app when its client goes before it has the response").beside(),
     )
-    """Cancel the app's call when its client goes before it has the response, as if the app ran in a cancel scope."""
+    """Cancel the app's call when its client goes before it has the response, as if the app ran in a cancel scope.  It
+    does not apply to WebSockets."""
     task_per_request: bool = attrs.field(
         default=False,
         validator=_check_flag,
@@ -264,21 +274,22 @@ class AsgiConfig:
     )
     """Run the app in a task of its own for each request.  It costs more than all the rest; for apps that tell requests
     apart by
-    :func:`trio.lowlevel.current_task`."""
+    :func:`trio.lowlevel.current_task`.  It does not apply to WebSockets: each has the task of its connection."""
 
-    websockets: bool = attrs.field(
-        default=True,
-        validator=_check_flag,
+    websockets: bool | None = attrs.field(
+        default=None,
+        validator=_check_websockets,
         metadata=Flag(
             group="web apps",
-            parse=_yes_or_no,
-            words={"yes": True, "no": False},
-            metavar="yes|no",
-            help="whether the server answers the handshakes of WebSockets",
-            usual="yes",
+            parse=_yes_no_or_auto,
+            words={"auto": None, "yes": True, "no": False},
+            metavar="auto|yes|no",
+            help="whether the server answers the handshakes of WebSockets; auto: if the package websockets is installed",
+            usual="auto",
         ).beside(),
     )
-    """Serve WebSockets, by the package websockets.  Without it, the app gets a handshake as an ordinary request."""
+    """Serve WebSockets, by the package websockets.  None serves them if that package is installed, and True raises
+    :exc:`ModuleNotFoundError` if it is not.  Without WebSockets, the app gets a handshake as an ordinary request."""
     ws_max_size: int = _size("the longest message of a WebSocket", default=16 * 1024 * 1024, least=1)
     """Bytes of a message from the client, after it is put together and decompressed.  A longer one ends the WebSocket with
     close code 1009."""
@@ -344,7 +355,7 @@ class AsgiOptions(ServerOptions, total=False):
     max_requests_jitter: int
     cancel_on_disconnect: bool
     task_per_request: bool
-    websockets: bool
+    websockets: bool | None
     ws_max_size: int
     ws_max_queue: int
     ws_ping_interval: float

@@ -75,7 +75,7 @@ class AsgiHandler(LivingHandler):
         self.memory = RequestMemory()
         self.heads = HeadMemory()
         self.stamp = Stamp(date=config.date_header, server=config.server_header)
-        if config.websockets:
+        if config.websockets is not False:
             self.websocket = _websockets(config)
         self.extensions: dict[str, dict[str, Any]] = {name: {} for name in _EXTENSIONS}
         self.base_scope: dict[str, Any] = {
@@ -112,12 +112,15 @@ class AsgiHandler(LivingHandler):
         await HttpConnection(self, connection).run()
 
 
-def _websockets(config: AsgiConfig) -> WebSocketHandler:
+def _websockets(config: AsgiConfig) -> WebSocketHandler | None:
+    """What serves WebSockets; None without the package that this takes, where it may be missing."""
     try:
         from ._websocket import WebSockets  # noqa: PLC0415 - it needs a package that the server does not
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "websockets":
             raise
+        if config.websockets is None:
+            return None
         raise ModuleNotFoundError(
             "WebSockets need the package websockets: pip install 'gain-trio[asgi]', or serve with websockets=False",
             name=error.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import trio
 
 from gain_trio._server import Server, ServerConfig
 from gain_trio._server import serve as serve_connections
+from gain_trio._transports import shown
 
 from ._asgi_config import AsgiConfig, parted
 from ._asgi_handler import AsgiHandler
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ._asgi_config import AsgiOptions
+
+
+logger = logging.getLogger("gain_trio")
 
 
 async def serve(
@@ -58,12 +63,18 @@ async def serve(
 
     Raises:
       ValueError, TypeError: an option makes no sense, or ``app`` is none; and what importing its module raises.
+      ModuleNotFoundError: ``websockets=True`` without the package websockets.
 
     And what :func:`gain_trio.serve` raises.
     """
     own, others = parted(config, asgi, **options)
     metrics = others.get("metrics", None if config is None else config.metrics)
     handler = AsgiHandler(app, own, counts=metrics is not None)
+    if own.websockets is None and handler.websocket is None:
+        logger.info(
+            "%s is served without WebSockets, which need the package websockets: pip install 'gain-trio[asgi]'",
+            shown(repr(handler)),
+        )
     processes = others.get("processes", None if config is None else config.processes)
     if processes is not None and not isinstance(app, str):
         _check_pickled(app)
