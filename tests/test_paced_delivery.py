@@ -48,6 +48,20 @@ def test_a_slow_callback_gets_less_and_a_fast_one_more() -> None:
     assert delivery.deliver(callback, 5) == 5
 
 
+def test_a_callback_that_takes_its_time_for_a_call_is_called_no_more_often_than_need_be() -> None:
+    now = 0
+
+    def callback(size: int) -> int:
+        nonlocal now
+        now += 1_200_000 + size
+        return size
+
+    delivery = PacedDelivery(Pace(), lambda: now)
+    sizes = [delivery.deliver(callback, 1 << 20) for _ in range(100)]
+    assert min(sizes) >= PacedDelivery.FIRST // 4
+    assert sum(sizes) / len(sizes) > PacedDelivery.FIRST // 2
+
+
 def test_what_is_small_enough_is_given_whole_and_counts_as_well() -> None:
     now = 0
     given: list[tuple[str, int]] = []

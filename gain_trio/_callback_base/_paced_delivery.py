@@ -29,7 +29,9 @@ class PacedDelivery:
     """How many bytes a callback is given at once: as many as it works off in about a turn.
 
     A callback that does not wait cannot be interrupted, and 64 KiB of empty lines may be 65,536 writes for it.  The time
-    that the last piece took says how large the next one may be.
+    that the last piece took says how large the next one may be.  A callback may also take its time for a call, however few
+    bytes that has: then small pieces would take more time than they save.  So the size is doubled again when the smaller
+    pieces have brought less than half the bytes a second.
 
     Args:
       pace: the server's.  The connection begins with it and changes it.
@@ -41,11 +43,12 @@ class PacedDelivery:
     FIRST = 8 * 1024
     LARGEST = 64 * 1024
 
-    __slots__ = ("_clock", "_pace", "size")
+    __slots__ = ("_clock", "_first_slow", "_pace", "size")
 
     def __init__(self, pace: Pace, clock: Callable[[], int] = time.monotonic_ns) -> None:
         self._clock = clock
         self._pace = pace
+        self._first_slow: tuple[int, int] | None = None  # bytes and time of the first slow piece after a quick one
         self.size = pace.size
         """Bytes that the next piece may have."""
 
@@ -94,7 +97,13 @@ class PacedDelivery:
 
     def _learn(self, delivered: int, elapsed: int) -> None:
         if elapsed > SLICE_NS:
-            self.size = max(self.SMALLEST, delivered * SLICE_NS // elapsed)
-        elif elapsed < SLICE_NS // 4 and delivered >= self.size:
-            self.size = min(self.LARGEST, self.size * 2)
+            slow, time_of_slow = self._first_slow = self._first_slow or (delivered, elapsed)
+            if 2 * delivered * time_of_slow < slow * elapsed:
+                self.size = min(self.LARGEST, delivered * 2)
+            else:
+                self.size = max(self.SMALLEST, delivered * SLICE_NS // elapsed)
+        else:
+            self._first_slow = None
+            if elapsed < SLICE_NS // 4 and delivered >= self.size:
+                self.size = min(self.LARGEST, self.size * 2)
         self._pace.size = min(self.size, self.FIRST)

@@ -242,9 +242,12 @@ class WorkerSupervisor:
             if old is not None and old.state is not WorkerState.ENDED:
                 self._refuse(wanted, error)
                 if not old.was_asked_to_leave:
-                    text = f"\n{shown_lines(error.worker_traceback)}" if error.worker_traceback else ""
-                    why = shown(error.reason)
-                    logger.error("process %s goes on, because its successor failed: %s%s", old.pid, why, text)
+                    logger.error(
+                        "process %s goes on, because its successor failed: %s%s",
+                        old.pid,
+                        shown(error.reason),
+                        shown_lines(f"\n{error.worker_traceback}" if error.worker_traceback else ""),
+                    )
                     return
                 if old.state is WorkerState.READY:
                     old.drain(self._graceful_timeout)
