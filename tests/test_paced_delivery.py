@@ -31,19 +31,21 @@ def test_a_slow_callback_gets_less_and_a_fast_one_more() -> None:
         return size
 
     pace = Pace()
-    delivery = PacedDelivery(pace, lambda: now)
+    delivery = PacedDelivery(pace, lambda: now, lambda: now)
     sizes = [delivery.deliver(callback, 1 << 20) for _ in range(6)]
     assert sizes == [8192, 16384, 32768, 65536, 65536, 65536]
     a_byte = 1_000  # a turn is 1,000 bytes
-    assert delivery.deliver(callback, 1 << 20) == 65536
-    assert delivery.deliver(callback, 1 << 20) == 1000
-    assert PacedDelivery(pace, lambda: now).deliver(callback, 1 << 20) == 1000, "a new connection of the same server"
+    assert [delivery.deliver(callback, 1 << 20) for _ in range(3)] == [65536, 65536, 1000]
+    assert PacedDelivery(pace, lambda: now, lambda: now).deliver(callback, 1 << 20) == 1000, (
+        "a new connection of the same server"
+    )
     a_byte = 100  # a turn is 10,000 bytes
     sizes = [delivery.deliver(callback, 1 << 20) for _ in range(4)]
-    assert sizes == [1000, 2000, 4000, 4000]
+    assert sizes == [1000, 2000, 4000, 8000]
+    assert delivery.deliver(callback, 1 << 20) == 8000
     a_byte = 1_000_000
-    sizes = [delivery.deliver(callback, 1 << 20) for _ in range(3)]
-    assert sizes == [4000, PacedDelivery.SMALLEST, PacedDelivery.SMALLEST]
+    sizes = [delivery.deliver(callback, 1 << 20) for _ in range(4)]
+    assert sizes == [8000, 8000, PacedDelivery.SMALLEST, PacedDelivery.SMALLEST]
     assert pace.size == PacedDelivery.SMALLEST
     assert delivery.deliver(callback, 5) == 5
 
@@ -56,10 +58,25 @@ def test_a_callback_that_takes_its_time_for_a_call_is_called_no_more_often_than_
         now += 1_200_000 + size
         return size
 
-    delivery = PacedDelivery(Pace(), lambda: now)
+    delivery = PacedDelivery(Pace(), lambda: now, lambda: now)
     sizes = [delivery.deliver(callback, 1 << 20) for _ in range(100)]
     assert min(sizes) >= PacedDelivery.FIRST // 4
     assert sum(sizes) / len(sizes) > PacedDelivery.FIRST // 2
+
+
+def test_small_pieces_grow_again_where_a_call_takes_its_time() -> None:
+    now = 0
+    pace = Pace(PacedDelivery.SMALLEST)
+    delivery = PacedDelivery(pace, lambda: now, lambda: now)
+
+    def callback(size: int) -> int:
+        nonlocal now
+        now += 500_000 + size
+        return size
+
+    sizes = [delivery.deliver(callback, 1 << 20) for _ in range(20)]
+    assert sizes[0] == PacedDelivery.SMALLEST
+    assert sizes[-1] == PacedDelivery.LARGEST
 
 
 def test_what_is_small_enough_is_given_whole_and_counts_as_well() -> None:
@@ -72,19 +89,35 @@ def test_what_is_small_enough_is_given_whole_and_counts_as_well() -> None:
         given.append((receiver, size))
 
     pace = Pace()
-    delivery = PacedDelivery(pace, lambda: now)
+    delivery = PacedDelivery(pace, lambda: now, lambda: now)
     delivery.deliver_whole(callback, "a connection", 800)
     assert delivery.size == PacedDelivery.FIRST
-    delivery.deliver_whole(callback, "a connection", 8000)
+    assert given == [("a connection", 800)]
+    for _ in range(2):
+        delivery.deliver_whole(callback, "a connection", 8000)
     assert delivery.size == 1000
-    assert given == [("a connection", 800), ("a connection", 8000)]
+
+
+def test_a_busy_machine_makes_no_piece_smaller() -> None:
+    now = cpu = 0
+
+    def callback(size: int) -> int:
+        nonlocal now, cpu
+        now += 20_000_000
+        cpu += 10_000
+        return size
+
+    delivery = PacedDelivery(Pace(), lambda: now, lambda: cpu)
+    sizes = [delivery.deliver(callback, 1 << 20) for _ in range(10)]
+    assert sizes == sorted(sizes)
+    assert sizes[-1] == PacedDelivery.LARGEST
 
 
 async def test_the_time_of_a_callback_that_waits_is_that_of_others() -> None:
     now = 0
     waits = functools.partial(waits_of, trio.lowlevel.current_task())
     pace = Pace()
-    delivery = PacedDelivery(pace, lambda: now)
+    delivery = PacedDelivery(pace, lambda: now, lambda: now)
 
     async def callback(size: int) -> None:
         nonlocal now
@@ -97,7 +130,7 @@ async def test_the_time_of_a_callback_that_waits_is_that_of_others() -> None:
     assert sizes == [8192, 16384, 32768, 65536, 65536]
     does_wait = False
     sizes = [await delivery.deliver_async(callback, 1 << 20, waits) for _ in range(3)]
-    assert sizes == [65536, 1000, 1000]
+    assert sizes == [65536, 65536, 1000]
 
 
 class Told(EventHandler):
@@ -141,7 +174,7 @@ async def test_a_flood_of_slow_lines_comes_in_small_pieces(face: str, monkeypatc
         now += size * 2_000
 
     original = PacedDelivery.__init__
-    monkeypatch.setattr(PacedDelivery, "__init__", lambda self, pace: original(self, pace, lambda: now))
+    monkeypatch.setattr(PacedDelivery, "__init__", lambda self, pace: original(self, pace, lambda: now, lambda: now))
     sizes: list[int] = []
     start: Callable[..., Awaitable[None]]
     if face == "protocol":
@@ -161,7 +194,7 @@ async def test_a_flood_of_slow_lines_comes_in_small_pieces(face: str, monkeypatc
     assert sum(sizes) == LINES
     # After the first piece none is larger than what a turn is good for.
     assert sizes[0] <= PacedDelivery.FIRST
-    assert max(sizes[1:]) <= 512
+    assert max(sizes[2:]) <= 512
 
 
 def _starter(serve: Callable[..., Awaitable[None]], handler: object) -> Callable[..., Awaitable[None]]:

@@ -12,6 +12,9 @@ from gain_trio._transports import SLICE_NS
 
 T = TypeVar("T")
 
+_QUICK_NS = SLICE_NS * 3 // 4
+"""Nanoseconds that a piece may take for the next one to be larger."""
+
 
 @final
 @attrs.define
@@ -33,8 +36,13 @@ class PacedDelivery:
     bytes that has: then small pieces would take more time than they save.  So the size is doubled again when the smaller
     pieces have brought less than half the bytes a second.
 
+    On a busy machine the kernel takes the CPU away for longer than a turn, which says nothing of the callback.  So a piece that
+    took too long by the clock is not believed: the next one is measured in CPU time, which costs a system call.
+
     Args:
       pace: the server's.  The connection begins with it and changes it.
+      clock: returns the time in nanoseconds.
+      cpu_clock: returns the CPU time of this thread in nanoseconds.
     """
 
     SMALLEST = 64
@@ -43,10 +51,17 @@ class PacedDelivery:
     FIRST = 8 * 1024
     LARGEST = 64 * 1024
 
-    __slots__ = ("_clock", "_first_slow", "_pace", "size")
+    __slots__ = ("_clock", "_cpu_clock", "_first_slow", "_pace", "_wall_clock", "size")
 
-    def __init__(self, pace: Pace, clock: Callable[[], int] = time.monotonic_ns) -> None:
-        self._clock = clock
+    def __init__(
+        self,
+        pace: Pace,
+        clock: Callable[[], int] = time.monotonic_ns,
+        cpu_clock: Callable[[], int] = time.thread_time_ns,
+    ) -> None:
+        self._wall_clock = clock
+        self._cpu_clock = cpu_clock
+        self._clock = clock if pace.size >= self.FIRST else cpu_clock
         self._pace = pace
         self._first_slow: tuple[int, int] | None = None  # bytes and time of the first slow piece after a quick one
         self.size = pace.size
@@ -97,13 +112,17 @@ class PacedDelivery:
 
     def _learn(self, delivered: int, elapsed: int) -> None:
         if elapsed > SLICE_NS:
+            if self._clock is self._wall_clock:
+                self._clock = self._cpu_clock
+                return
             slow, time_of_slow = self._first_slow = self._first_slow or (delivered, elapsed)
             if 2 * delivered * time_of_slow < slow * elapsed:
                 self.size = min(self.LARGEST, delivered * 2)
             else:
                 self.size = max(self.SMALLEST, delivered * SLICE_NS // elapsed)
         else:
-            self._first_slow = None
-            if elapsed < SLICE_NS // 4 and delivered >= self.size:
-                self.size = min(self.LARGEST, self.size * 2)
+            self._clock = self._wall_clock
+            if elapsed < _QUICK_NS and delivered >= self.size:
+                self._first_slow = None
+                self.size = min(self.LARGEST, self.size * 2, delivered * SLICE_NS // max(elapsed, 1))
         self._pace.size = min(self.size, self.FIRST)
