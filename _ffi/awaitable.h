@@ -8,6 +8,8 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "exceptions.h"
+
 /* The StopIteration that will carry the next answer, or NULL. */
 static inline PyObject **gt_spare_stop(void)
 {
@@ -44,7 +46,8 @@ static inline PyObject *gt_drive_by_method(sendfunc drive, PyObject *object, PyO
     return NULL;
 }
 
-/* Raise the exception that throw() was given, in one of its two forms.  Returns NULL. */
+/* Raise the exception that throw() was given, in one of its two forms, with its traceback.  Returns NULL.  A StopIteration would
+ * say that the awaitable has returned: as in Python's coroutines a RuntimeError stands for it. */
 static inline PyObject *gt_raise_thrown(PyObject *const *arguments, Py_ssize_t count)
 {
     if (count < 1 || count > 3) {
@@ -52,12 +55,30 @@ static inline PyObject *gt_raise_thrown(PyObject *const *arguments, Py_ssize_t c
         return NULL;
     }
     PyObject *type = arguments[0], *value = count > 1 ? arguments[1] : Py_None;
-    if (PyExceptionInstance_Check(type))
+    PyObject *traceback = count > 2 ? arguments[2] : Py_None;
+    if (traceback != Py_None && !PyTraceBack_Check(traceback)) {
+        PyErr_SetString(PyExc_TypeError, "throw() takes a traceback as its third argument");
+        return NULL;
+    }
+    if (PyExceptionInstance_Check(type)) {
         PyErr_SetObject((PyObject *)Py_TYPE(type), type);
-    else if (PyExceptionClass_Check(type))
+    } else if (PyExceptionClass_Check(type)) {
         PyErr_SetObject(type, value == Py_None ? NULL : value);
-    else
+    } else {
         PyErr_SetString(PyExc_TypeError, "throw() takes an exception");
+        return NULL;
+    }
+    PyObject *exception = gt_take_exception();
+    if (traceback != Py_None)
+        PyException_SetTraceback(exception, traceback);
+    if (PyErr_GivenExceptionMatches(exception, PyExc_StopIteration)) {
+        PyErr_SetString(PyExc_RuntimeError, "coroutine raised StopIteration");
+        PyObject *error = gt_take_exception();
+        PyException_SetCause(error, Py_NewRef(exception));
+        PyException_SetContext(error, exception);
+        exception = error;
+    }
+    gt_restore_exception(exception);
     return NULL;
 }
 

@@ -10,12 +10,12 @@
  */
 #include "parking_lot.h"
 
-/* The owner of this lock may exit without releasing it. */
+/* The owner of this lock may exit without releasing it.  A lock that was free is not waited for, and has no owner here. */
 static PyObject *finish_acquire(tc_wait *self, PyObject *result)
 {
     if (result)
         Py_SETREF(result, Py_NewRef(Py_None));
-    else if (PyErr_ExceptionMatches(tc_core.broken_resource_error)) {
+    else if (self->owner && PyErr_ExceptionMatches(tc_core.broken_resource_error)) {
         PyObject *exception = gt_take_exception();
         PyObject *translated = PyObject_CallFunctionObjArgs(tc_core.broken_lock, self->owner, exception, NULL);
         Py_DECREF(exception);
@@ -59,8 +59,12 @@ static int add_breaker(PyObject *task, PyObject *lot)
     if (!tc_core.breaks_lots)
         return 0;
     PyObject *lots = PyDict_GetItemWithError(tc_core.lot_breakers, task);
-    if (lots)
-        return PyList_Check(lots) ? PyList_Append(lots, lot) : -1;
+    if (lots && PyList_Check(lots))
+        return PyList_Append(lots, lot);
+    if (lots) {
+        PyErr_SetString(PyExc_TypeError, "the parking lots that a task breaks are not in a list");
+        return -1;
+    }
     lots = PyErr_Occurred() ? NULL : PyList_New(1);
     if (!lots)
         return -1;

@@ -61,11 +61,11 @@ static int attempt_by_python(tc_socket_call *self)
 }
 
 /* recv(2) into a new bytes object: its length, or -1 with errno, or -2 with an exception set. */
-static Py_ssize_t receive_bytes(tc_socket_call *self, int descriptor, int flags)
+static Py_ssize_t receive_bytes(tc_socket_call *self, int flags)
 {
     Py_ssize_t length = self->length;
     if (length <= (Py_ssize_t)sizeof scratch) {
-        Py_ssize_t count = recv(descriptor, scratch, (size_t)length, flags);
+        Py_ssize_t count = recv(tc_descriptor_of(self->sock), scratch, (size_t)length, flags);
         if (count < 0)
             return -1;
         Py_XSETREF(self->result, PyBytes_FromStringAndSize(scratch, count < length ? count : length));
@@ -74,7 +74,7 @@ static Py_ssize_t receive_bytes(tc_socket_call *self, int descriptor, int flags)
     PyObject *bytes = PyBytes_FromStringAndSize(NULL, length);
     if (!bytes)
         return -2;
-    Py_ssize_t count = recv(descriptor, PyBytes_AS_STRING(bytes), (size_t)length, flags);
+    Py_ssize_t count = recv(tc_descriptor_of(self->sock), PyBytes_AS_STRING(bytes), (size_t)length, flags);
     if (count < 0) {
         int error = errno;
         Py_DECREF(bytes);
@@ -137,12 +137,13 @@ static PyObject *build_address(const tc_address *from, socklen_t length)
 }
 
 /* recvfrom(2) of at most as much as `scratch` has room for: like receive_bytes(). */
-static Py_ssize_t receive_datagram(tc_socket_call *self, int descriptor, int flags)
+static Py_ssize_t receive_datagram(tc_socket_call *self, int flags)
 {
     tc_address from;
     socklen_t address_length = sizeof from;
     Py_ssize_t length = self->length;
-    Py_ssize_t count = recvfrom(descriptor, scratch, (size_t)length, flags, &from.any, &address_length);
+    Py_ssize_t count =
+        recvfrom(tc_descriptor_of(self->sock), scratch, (size_t)length, flags, &from.any, &address_length);
     if (count < 0)
         return -1;
     PyObject *data = PyBytes_FromStringAndSize(scratch, count < length ? count : length);
@@ -159,34 +160,41 @@ static Py_ssize_t receive_datagram(tc_socket_call *self, int descriptor, int fla
     return count;
 }
 
-/* sendto(2); Python raises an audit event for it. */
-static Py_ssize_t send_datagram(tc_socket_call *self, int descriptor, const Py_buffer *view, int flags)
+/* sendto(2); Python raises an audit event for it, and a hook may close the socket. */
+static Py_ssize_t send_datagram(tc_socket_call *self, const Py_buffer *view, int flags)
 {
     PyObject *address = PyTuple_GET_ITEM(self->arguments, PyTuple_GET_SIZE(self->arguments) - 1);
     if (PySys_Audit("socket.sendto", "OO", self->sock, address) < 0)
         return -2;
     socklen_t length = self->address.any.sa_family == AF_INET ? sizeof self->address.in : sizeof self->address.in6;
-    return sendto(descriptor, view->buf, (size_t)view->len, flags, &self->address.any, length);
+    return sendto(tc_descriptor_of(self->sock), view->buf, (size_t)view->len, flags, &self->address.any, length);
 }
 
 /* --- any call --- */
 
-/* send(2) or recv(2) with the caller's buffer; -2: exception set, -3: it is not a buffer for this. */
-static Py_ssize_t use_buffer(tc_socket_call *self, int descriptor, int flags)
+/* send(2) or recv(2) with the caller's buffer; -2: exception set, -3: it is not a buffer for this.  The descriptor is read
+ * last: an object of Python that gives its buffer may close the socket. */
+static Py_ssize_t use_buffer(tc_socket_call *self, int flags)
 {
     if (self->has_view) /* a stream's */
-        return send(descriptor, (char *)self->view.buf + self->offset, (size_t)(self->view.len - self->offset), flags);
+        return send(tc_descriptor_of(self->sock), (char *)self->view.buf + self->offset,
+                    (size_t)(self->view.len - self->offset), flags);
+    if (!self->data) { /* a stream's that was ended meanwhile */
+        PyErr_SetString(PyExc_RuntimeError, "this call was ended while it was resumed");
+        return -2;
+    }
     Py_buffer view;
     if (PyObject_GetBuffer(self->data, &view, self->writes ? PyBUF_SIMPLE : PyBUF_WRITABLE) < 0) {
         PyErr_Clear();
         return -3;
     }
+    int descriptor = tc_descriptor_of(self->sock);
     Py_ssize_t count = -3;
     if (self->call == TC_SENDTO)
-        count = send_datagram(self, descriptor, &view, flags);
+        count = send_datagram(self, &view, flags);
     else if (self->writes)
         count = send(descriptor, view.buf, (size_t)view.len, flags);
-    else if (self->length >= 0 && self->length <= view.len)
+    else if (view.len > 0 && self->length <= view.len) /* Python makes no system call for an empty one */
         count = recv(descriptor, view.buf, (size_t)(self->length ? self->length : view.len), flags);
     int error = errno;
     PyBuffer_Release(&view);
@@ -205,10 +213,10 @@ int tc_attempt(tc_socket_call *self)
     if (self->call == TC_OTHER)
         return attempt_by_python(self);
     for (;;) {
-        int descriptor = tc_descriptor_of(self->sock), flags = self->flags | MSG_DONTWAIT;
-        Py_ssize_t count = self->call == TC_RECV       ? receive_bytes(self, descriptor, flags)
-                           : self->call == TC_RECVFROM ? receive_datagram(self, descriptor, flags)
-                                                       : use_buffer(self, descriptor, flags);
+        int flags = self->flags | MSG_DONTWAIT;
+        Py_ssize_t count = self->call == TC_RECV       ? receive_bytes(self, flags)
+                           : self->call == TC_RECVFROM ? receive_datagram(self, flags)
+                                                       : use_buffer(self, flags);
         if (count >= 0) {
             self->offset += count;
             return 1;

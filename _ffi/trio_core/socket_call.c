@@ -105,7 +105,7 @@ static void call_dealloc(tc_socket_call *self)
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
     if (finish(self) < 0)
-        PyErr_WriteUnraisable((PyObject *)self);
+        PyErr_WriteUnraisable(NULL); /* what names this object would bring it back to life */
     PyErr_Restore(type, value, traceback);
     call_clear(self);
     Py_CLEAR(self->sock);
@@ -235,9 +235,19 @@ static PySendResult conclude(tc_socket_call *self, PyObject **result)
     return succeed(self, result);
 }
 
-/* Drive what is waited for.  NEXT: it waits, and *result is what to yield; RETURN: it has ended */
+/* Code of the program that ran while the call was resumed has ended the call. */
+static PySendResult fail_ended(tc_socket_call *self)
+{
+    PyErr_SetString(PyExc_RuntimeError, "this call was ended while it was resumed");
+    return fail(self);
+}
+
+/* Drive what is waited for.  NEXT: it waits, and *result is what to yield; RETURN: it has ended, now or with an exception that
+ * was thrown into it */
 static PySendResult drive_waiter(tc_socket_call *self, PyObject *message, PyObject **result)
 {
+    if (!self->waiter)
+        return PYGEN_RETURN;
     PyObject *waiter = Py_NewRef(self->waiter);
     PySendResult sent = PyIter_Send(waiter, message, result);
     Py_DECREF(waiter);
@@ -254,6 +264,8 @@ static PySendResult drive_waiting(tc_socket_call *self, PyObject *message, PyObj
         PySendResult sent = drive_waiter(self, message, result);
         if (sent != PYGEN_RETURN)
             return sent == PYGEN_NEXT ? sent : fail(self);
+        if (self->state == DONE)
+            return fail_ended(self);
         if (tc_attempt(self) == 1)
             return conclude(self, result);
         PyObject *task = tc_current_task();
@@ -280,7 +292,7 @@ static PySendResult drive(PyObject *object, PyObject *message, PyObject **result
         if (!value)
             return fail(self);
         Py_DECREF(value);
-        sent = conclude(self, result);
+        sent = self->state == YIELDED ? conclude(self, result) : fail_ended(self);
     } else if (self->state == WAITING) {
         sent = drive_waiting(self, message, result);
     } else {
@@ -312,6 +324,8 @@ static PyObject *call_throw(tc_socket_call *self, PyObject *const *arguments, Py
         if (!yielded && PyErr_ExceptionMatches(PyExc_StopIteration)) { /* it took the exception, and is over */
             PyErr_Clear();
             Py_CLEAR(self->waiter);
+            if (self->state == READY)
+                self->state = WAITING; /* another attempt is to be made, as behind any wait */
             return gt_drive_by_method(drive, (PyObject *)self, Py_None);
         }
     } else {
@@ -326,6 +340,7 @@ static PyObject *call_close(tc_socket_call *self, PyObject *Py_UNUSED(ignored))
 {
     PyObject *waiter = self->waiter;
     self->waiter = NULL;
+    self->state = DONE; /* code that runs at the end of what is awaited may drive this call */
     PyObject *closed = waiter ? PyObject_CallMethodNoArgs(waiter, tc_names.close) : Py_NewRef(Py_None);
     Py_XDECREF(waiter);
     PyObject *exception = closed ? NULL : gt_take_exception();

@@ -30,6 +30,8 @@ static void parse(tc_socket_call *self, enum tc_call call)
         PyErr_Clear();
         return;
     }
+    if (call == TC_RECV && number == 0)
+        return; /* Python makes no system call for it, and so takes no datagram */
     int family = tc_family_of(self->sock);
     if (call == TC_RECVFROM && (number > TC_LONGEST_DATAGRAM || (family != AF_INET && family != AF_INET6)))
         return;

@@ -119,6 +119,12 @@ static PySendResult drive(PyObject *object, PyObject *message, PyObject **result
         return PYGEN_ERROR;
     }
     PyObject *resumed = tc_unwrap(message);
+    if (self->state != YIELDED) { /* unwrap() is the program's code, and may have ended the wait */
+        if (resumed)
+            PyErr_SetString(PyExc_RuntimeError, "this wait was ended while it was resumed");
+        Py_XDECREF(resumed);
+        return PYGEN_ERROR;
+    }
     if (!resumed)
         return conclude(self, NULL, result);
     if (self->value) /* nothing that a checkpoint is resumed with is returned */
@@ -133,17 +139,17 @@ static PyObject *wait_next(PyObject *self) { return gt_drive_by_method(drive, se
 /* `message` is the exception. */
 static PySendResult drive_throw(PyObject *object, PyObject *message, PyObject **result)
 {
+    tc_wait *self = (tc_wait *)object;
+    bool waits = self->state == YIELDED; /* making the exception may have run code that has ended the wait */
+    self->state = DONE;
+    *result = NULL;
     gt_restore_exception(Py_NewRef(message));
-    return conclude((tc_wait *)object, NULL, result);
+    return waits ? conclude(self, NULL, result) : PYGEN_ERROR;
 }
 
 static PyObject *wait_throw(tc_wait *self, PyObject *const *arguments, Py_ssize_t count)
 {
     gt_raise_thrown(arguments, count);
-    if (self->state != YIELDED) {
-        self->state = DONE;
-        return NULL;
-    }
     PyObject *exception = gt_take_exception();
     PyObject *returned = gt_drive_by_method(drive_throw, (PyObject *)self, exception);
     Py_DECREF(exception);
@@ -152,7 +158,8 @@ static PyObject *wait_throw(tc_wait *self, PyObject *const *arguments, Py_ssize_
 
 static PyObject *wait_close(tc_wait *self, PyObject *Py_UNUSED(ignored))
 {
-    wait_clear(self);
+    if (self->state != DONE) /* what conclude() runs may come here */
+        wait_clear(self);
     Py_RETURN_NONE;
 }
 
