@@ -36,8 +36,8 @@ class PacedDelivery:
     bytes that has: then small pieces would take more time than they save.  So the size is doubled again when the smaller
     pieces have brought less than half the bytes a second.
 
-    On a busy machine the kernel takes the CPU away for longer than a turn, which says nothing of the callback.  So a piece that
-    took too long by the clock is not believed: the next one is measured in CPU time, which costs a system call.
+    On a busy machine the kernel takes the CPU away for longer than a turn, which says nothing of the callback.  So a piece
+    that took too long by the clock makes nothing smaller: the next one is measured in CPU time, which costs a system call.
 
     Args:
       pace: the server's.  The connection begins with it and changes it.
