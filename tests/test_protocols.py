@@ -179,6 +179,8 @@ class Buffered(asyncio.BufferedProtocol):
 class ClosesWhenPaused(Recorder):
     """Writing is resumed all the same: others may wait for that."""
 
+    paused = threading.Event()
+
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         self.transport.write(bytes(8 << 20))
@@ -186,6 +188,15 @@ class ClosesWhenPaused(Recorder):
     def pause_writing(self) -> None:
         super().pause_writing()
         self.transport.close()
+        self.paused.set()
+
+
+def read_when_paused(client: socket.socket) -> bytes:
+    """Read after the transport has paused the protocol: a client that reads at once may take all that is written."""
+    ClosesWhenPaused.paused.clear()
+    client.sendall(b"hello")
+    assert ClosesWhenPaused.paused.wait(TIMEOUT)
+    return read_all(client)
 
 
 class Limits(Recorder):
@@ -283,7 +294,7 @@ SCENARIOS: dict[str, tuple[Callable[[], Recorder | Buffered], Callable[[socket.s
     "paused in between": (PausesInBetween, lambda client: client.sendall(b"hello") or end(client)),
     "another protocol": (Switches, switch),
     "buffered": (Buffered, functools.partial(greet, then=end)),
-    "closed when paused": (ClosesWhenPaused, lambda client: client.sendall(b"hello") or read_all(client)),
+    "closed when paused": (ClosesWhenPaused, read_when_paused),
     "limits": (Limits, read_all),
     "questions": (Asks, read_all),
     "nonsense": (WritesNonsense, read_all),
