@@ -337,3 +337,109 @@ def test_bookkeeping_of_another_kind_raises(pieces: bool) -> None:
             del breakers[task]
 
     run(pieces, main)
+
+
+# --- replaced methods ---
+
+
+@pytest.mark.parametrize("on", ["instance", "class"])
+def test_replaced_methods_of_locks_are_asked(pieces: bool, on: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    async def main() -> None:
+        lock = trio.Lock()
+        acquire, acquire_nowait, release = lock.acquire, lock.acquire_nowait, lock.release
+
+        async def mine(*_self: object) -> None:
+            asked.append("acquire")
+            await acquire()
+
+        def at_once(*_self: object) -> None:
+            asked.append("acquire_nowait")
+            acquire_nowait()
+
+        def leave(*_self: object) -> None:
+            asked.append("release")
+            release()
+
+        with monkeypatch.context() as patch:
+            target = lock if on == "instance" else trio.Lock
+            for name, function in (("acquire", mine), ("acquire_nowait", at_once), ("release", leave)):
+                patch.setattr(target, name, function)
+            async with lock:
+                assert lock.locked()
+            assert not lock.locked()
+        async with lock:
+            assert lock.locked()
+
+    run(pieces, main)
+    assert asked == ["acquire", "acquire_nowait", "release"]
+
+
+@pytest.mark.parametrize("on", ["instance", "class"])
+def test_replaced_methods_of_channels_are_asked(pieces: bool, on: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    async def main() -> None:
+        send, receive = trio.open_memory_channel[int](3)
+        receive_value, receive_now, send_now = receive.receive, receive.receive_nowait, send.send_nowait
+
+        async def mine(*_self: object) -> int:
+            asked.append("receive")
+            return await receive_value()
+
+        def at_once(*_self: object) -> int:
+            asked.append("receive_nowait")
+            return receive_now()
+
+        def send_at_once(*arguments: Any) -> None:
+            asked.append("send_nowait")
+            send_now(arguments[-1])
+
+        with monkeypatch.context() as patch:
+            target: Any = receive if on == "instance" else trio.MemoryReceiveChannel
+            patch.setattr(target, "receive", mine)
+            patch.setattr(target, "receive_nowait", at_once)
+            patch.setattr(send if on == "instance" else trio.MemorySendChannel, "send_nowait", send_at_once)
+            await send.send(7)
+            async for value in receive:
+                assert value == 7
+                break
+        await send.send(8)
+        async for value in receive:
+            assert value == 8
+            break
+
+    run(pieces, main)
+    assert asked == ["send_nowait", "receive", "receive_nowait"]
+
+
+def test_replaced_methods_of_one_stream_are_asked(pieces: bool) -> None:
+    asked: list[str] = []
+
+    async def receive_some(max_bytes: int | None = None) -> bytes:
+        asked.append("receive_some")
+        return b"mine"
+
+    async def recv(count: int) -> bytes:
+        asked.append("recv")
+        return b"mine, too"
+
+    async def send(data: bytes) -> int:
+        asked.append("send")
+        return len(data)
+
+    async def main() -> None:
+        one, other = await stream_pair()
+        async with one, other:
+            one.receive_some = receive_some  # type: ignore[method-assign]
+            async for data in one:
+                assert data == b"mine"
+                break
+            other.socket.recv = recv  # type: ignore[method-assign]
+            other.socket.send = send  # type: ignore[method-assign, assignment]
+            assert await other.receive_some() == b"mine, too"
+            await other.send_all(b"data")
+
+    run(pieces, main)
+    assert asked == ["receive_some", "recv", "send"]

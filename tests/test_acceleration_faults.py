@@ -158,7 +158,7 @@ def test_a_wait_that_finds_no_memory_leaves_no_task_in_the_queue(name: str) -> N
                     assert trap.abort_func(None) is trio.lowlevel.Abort.SUCCEEDED
                     assert waiting() == 0
                     coroutine.close()
-                    break
+                    continue  # it needed no such allocation, or Trio has done it without
                 failed += 1
                 assert waiting() == 0
             nursery.cancel_scope.cancel()

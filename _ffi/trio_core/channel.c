@@ -212,7 +212,10 @@ static PyObject *send(PyObject *channel, channel_end *end, PyObject *value)
 PyObject *tc_channel_send(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
 {
     channel_end end;
-    if (count != 2 || !tc_free_task() || !open_end(arguments[0], tc_core.send_channel_type, &end))
+    if (count != 2 || !Py_IS_TYPE(arguments[0], tc_core.send_channel_type) ||
+        !tc_is_own(arguments[0], tc_names.send_nowait, tc_core.put_nowait_method))
+        Py_RETURN_NONE;
+    if (!tc_free_task() || !open_end(arguments[0], tc_core.send_channel_type, &end))
         Py_RETURN_NONE;
     PyObject *wait = count_cancel_point(send(arguments[0], &end, arguments[1]));
     release_end(&end);
@@ -288,6 +291,9 @@ static PyObject *receive(PyObject *channel, channel_end *end, const tc_wait_kind
 static PyObject *begin_receive(PyObject *channel, const tc_wait_kind *kind)
 {
     channel_end end;
+    if (!Py_IS_TYPE(channel, tc_core.receive_channel_type) ||
+        !tc_is_own(channel, tc_names.receive_nowait, tc_core.take_nowait_method))
+        Py_RETURN_NONE;
     if (!tc_free_task() || !open_end(channel, tc_core.receive_channel_type, &end))
         Py_RETURN_NONE;
     PyObject *wait = count_cancel_point(receive(channel, &end, kind));
@@ -302,4 +308,10 @@ PyObject *tc_channel_receive(PyObject *Py_UNUSED(module), PyObject *channel)
 }
 
 /* channel_next(channel): the same for __anext__. */
-PyObject *tc_channel_next(PyObject *Py_UNUSED(module), PyObject *channel) { return begin_receive(channel, &iterating); }
+PyObject *tc_channel_next(PyObject *Py_UNUSED(module), PyObject *channel)
+{
+    if (!Py_IS_TYPE(channel, tc_core.receive_channel_type) ||
+        !tc_is_own(channel, tc_names.receive, tc_core.take_method))
+        Py_RETURN_NONE;
+    return begin_receive(channel, &iterating);
+}

@@ -135,6 +135,9 @@ static const type_of lock_types[] = {
 static const object_of lock_objects[] = {
     {&tc_core.broken_resource_error, "broken_resource_error"},
     {&tc_core.broken_lock, "broken_lock"},
+    {&tc_core.acquire_method, "acquire_method"},
+    {&tc_core.acquire_nowait_method, "acquire_nowait_method"},
+    {&tc_core.release_method, "release_method"},
     {NULL, NULL},
 };
 
@@ -155,7 +158,13 @@ static const type_of channel_types[] = {
     {NULL, NULL},
 };
 
-static const object_of channel_objects[] = {{&tc_core.end_of_channel, "end_of_channel"}, {NULL, NULL}};
+static const object_of channel_objects[] = {
+    {&tc_core.end_of_channel, "end_of_channel"},
+    {&tc_core.take_method, "take_method"},
+    {&tc_core.take_nowait_method, "take_nowait_method"},
+    {&tc_core.put_nowait_method, "put_nowait_method"},
+    {NULL, NULL},
+};
 
 static const slot_of channel_slots[] = {
     CHANNEL(max_buffer_size, "max_buffer_size"),

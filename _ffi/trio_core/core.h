@@ -64,8 +64,11 @@ typedef struct {
     PyObject *abort_succeeded;  /* Trio's Abort.SUCCEEDED */
     PyObject *nursery_aborted, *nursery_add, *nursery_error; /* what a nursery does with exceptions; see the seam */
     PyObject *broken_resource_error, *broken_lock;           /* (lock, error): what acquire() raises for it */
+    PyObject *acquire_method, *acquire_nowait_method, *release_method; /* of Trio's locks, likewise */
     PyObject *end_of_channel;
-    PyObject *no_arguments, *last_name; /* () and ("last",) */
+    PyObject *take_method, *take_nowait_method; /* receive and receive_nowait, likewise */
+    PyObject *put_nowait_method;                /* send_nowait */
+    PyObject *no_arguments, *last_name;         /* () and ("last",) */
     PyCFunction coroutine_send;
     PyCFunction deque_append, deque_popleft; /* NULL: to be called by name */
     Py_ssize_t prune_threshold;
@@ -148,7 +151,8 @@ static inline int tc_drop(PyObject *result)
     X(_pending_starts) X(__module__) X(__qualname__) X(cr_frame) X(f_locals) X(__dict__) X(throw) \
     X(_state) X(_tasks) X(popitem) X(popleft) X(_owner) X(_lot) X(_scope) X(_nursery) X(strict_exception_groups) \
     X(_parent_task) X(_strict_exception_groups) X(cancel_scope) X(_pending_excs) X(_parent_waiting_in_aexit) \
-    X(reschedule) X(last) X(family)
+    X(reschedule) X(last) X(family) X(acquire) X(acquire_nowait) X(release) X(receive) X(receive_nowait) \
+    X(send_nowait)
 /* clang-format on */
 
 typedef struct {
@@ -171,6 +175,9 @@ int tc_observe(PyObject *runner, PyObject *hooks, PyObject *hook,
 PyObject *tc_value(PyObject *value); /* outcome.Value(value) */
 /* What a task is resumed with, unwrapped: a new reference; NULL: exception set. */
 PyObject *tc_unwrap(PyObject *message);
+/* Has the object still the method that its class had when the acceleration was configured?  Programs replace methods, in a class
+ * and in one object.  Sets no exception: false, too, without memory. */
+bool tc_is_own(PyObject *object, PyObject *name, PyObject *function);
 /* A new object of a class whose attributes are set one by one, as its __init__() does. */
 PyObject *tc_new_object(PyTypeObject *type);
 /* Trio's WaitTaskRescheduled(abort_func) */
@@ -208,6 +215,8 @@ PyObject *tc_park(PyObject *module, PyObject *lot);
 PyObject *tc_unpark(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 PyObject *tc_acquire(PyObject *module, PyObject *lock);
 PyObject *tc_release(PyObject *module, PyObject *lock);
+PyObject *tc_lock_enter(PyObject *module, PyObject *lock);
+PyObject *tc_lock_exit(PyObject *module, PyObject *lock);
 PyObject *tc_channel_send(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 PyObject *tc_channel_receive(PyObject *module, PyObject *channel);
 PyObject *tc_channel_next(PyObject *module, PyObject *channel);

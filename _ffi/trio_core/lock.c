@@ -37,11 +37,16 @@ static void release_parts(parts *of)
     Py_CLEAR(of->lot);
 }
 
+static bool is_lock(PyObject *lock)
+{
+    return Py_IS_TYPE(lock, tc_core.lock_type) || Py_IS_TYPE(lock, tc_core.fifo_lock_type);
+}
+
 /* false: Trio has to do it, and there is no exception. */
 static bool take_apart(PyObject *lock, parts *of)
 {
     of->owner = of->lot = NULL;
-    if (!Py_IS_TYPE(lock, tc_core.lock_type) && !Py_IS_TYPE(lock, tc_core.fifo_lock_type))
+    if (!is_lock(lock))
         return false;
     of->owner = PyObject_GetAttr(lock, tc_names._owner);
     of->lot = of->owner ? PyObject_GetAttr(lock, tc_names._lot) : NULL;
@@ -127,12 +132,22 @@ static PyObject *acquire(PyObject *lock, parts *of, PyObject *task)
 PyObject *tc_acquire(PyObject *Py_UNUSED(module), PyObject *self)
 {
     parts of;
+    if (!is_lock(self) || !tc_is_own(self, tc_names.acquire_nowait, tc_core.acquire_nowait_method))
+        Py_RETURN_NONE;
     PyObject *task = tc_free_task();
     if (!task || !take_apart(self, &of))
         Py_RETURN_NONE;
     PyObject *wait = acquire(self, &of, task);
     release_parts(&of);
     return wait || PyErr_Occurred() ? wait : Py_NewRef(Py_None);
+}
+
+/* lock_enter(lock): the same for __aenter__, which other things than locks have, too. */
+PyObject *tc_lock_enter(PyObject *module, PyObject *self)
+{
+    if (!is_lock(self) || !tc_is_own(self, tc_names.acquire, tc_core.acquire_method))
+        Py_RETURN_NONE;
+    return tc_acquire(module, self);
 }
 
 /* --- release --- */
@@ -165,4 +180,12 @@ PyObject *tc_release(PyObject *Py_UNUSED(module), PyObject *self)
         result = pass_on(self, of.lot);
     release_parts(&of);
     return result < 0 ? NULL : PyBool_FromLong(usual);
+}
+
+/* lock_exit(lock): the same for __aexit__. */
+PyObject *tc_lock_exit(PyObject *module, PyObject *self)
+{
+    if (!is_lock(self) || !tc_is_own(self, tc_names.release, tc_core.release_method))
+        Py_RETURN_FALSE;
+    return tc_release(module, self);
 }

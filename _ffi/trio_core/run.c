@@ -119,6 +119,18 @@ PyObject *tc_unwrap(PyObject *message)
     return PyObject_CallMethodNoArgs(message, tc_names.unwrap);
 }
 
+bool tc_is_own(PyObject *object, PyObject *name, PyObject *function)
+{
+    PyObject *method = PyObject_GetAttr(object, name);
+    if (!method) {
+        PyErr_Clear();
+        return false;
+    }
+    bool own = PyMethod_Check(method) && PyMethod_GET_FUNCTION(method) == function;
+    Py_DECREF(method);
+    return own;
+}
+
 PyObject *tc_new_object(PyTypeObject *type) { return type->tp_new(type, tc_core.no_arguments, NULL); }
 
 PyObject *tc_trap(PyObject *abort_func)

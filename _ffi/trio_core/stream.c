@@ -10,18 +10,6 @@
  */
 #include "socket_call.h"
 
-/* Has the class still the method that it had when the acceleration was configured? */
-static bool is_own(PyTypeObject *type, PyObject *name, PyObject *expected)
-{
-    PyObject *method = PyObject_GetAttr((PyObject *)type, name);
-    if (!method) {
-        PyErr_Clear();
-        return false;
-    }
-    Py_DECREF(method);
-    return method == expected;
-}
-
 /* The Trio socket of a stream, owned, and the task; NULL: Trio has to do it. */
 static PyObject *socket_of_stream(PyObject *stream, PyObject **task)
 {
@@ -61,7 +49,7 @@ static PyObject *receive(PyObject *stream, Py_ssize_t length, bool iterates)
         Py_RETURN_NONE;
     bool failed = false;
     tc_socket_call *self = NULL;
-    if (is_own(tc_core.socket_type, tc_names.recv, tc_core.receive_method))
+    if (tc_is_own(socket, tc_names.recv, tc_core.receive_method))
         self = new_call(socket, TC_RECV, &failed);
     Py_DECREF(socket);
     if (!self)
@@ -88,8 +76,7 @@ PyObject *tc_receive_some(PyObject *Py_UNUSED(module), PyObject *const *argument
 /* stream_next(stream): the same for __anext__. */
 PyObject *tc_stream_next(PyObject *Py_UNUSED(module), PyObject *stream)
 {
-    if (!Py_IS_TYPE(stream, tc_core.stream_type) ||
-        !is_own(tc_core.stream_type, tc_names.receive_some, tc_core.receive_some))
+    if (!Py_IS_TYPE(stream, tc_core.stream_type) || !tc_is_own(stream, tc_names.receive_some, tc_core.receive_some))
         Py_RETURN_NONE;
     return receive(stream, PyLong_AsSsize_t(tc_core.default_receive_size), true);
 }
@@ -129,7 +116,7 @@ PyObject *tc_send_all(PyObject *Py_UNUSED(module), PyObject *const *arguments, P
     if (!detector)
         PyErr_Clear();
     else if (is_false(socket, tc_names._did_shutdown_SHUT_WR) && is_false(detector, tc_names._held) &&
-             is_own(tc_core.socket_type, tc_names.send, tc_core.send_method))
+             tc_is_own(socket, tc_names.send, tc_core.send_method))
         self = new_call(socket, TC_SEND, &failed);
     Py_DECREF(socket);
     if (self && !take_view(self, arguments[1]))

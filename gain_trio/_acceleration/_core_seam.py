@@ -278,6 +278,9 @@ class LockSeam:
         self.fifo_lock_type = _sync.StrictFIFOLock
         self.broken_resource_error = trio.BrokenResourceError
         self.broken_lock = broken_lock
+        self.acquire_method = _sync._LockImpl.acquire
+        self.acquire_nowait_method = _sync._LockImpl.acquire_nowait
+        self.release_method = _sync._LockImpl.release
 
 
 class ChannelSeam:
@@ -288,6 +291,9 @@ class ChannelSeam:
         self.send_channel_type = _channel.MemorySendChannel
         self.receive_channel_type = _channel.MemoryReceiveChannel
         self.end_of_channel = trio.EndOfChannel
+        self.take_method = _channel.MemoryReceiveChannel.receive
+        self.take_nowait_method = _channel.MemoryReceiveChannel.receive_nowait
+        self.put_nowait_method = _channel.MemorySendChannel.send_nowait
 
 
 PART_SEAMS = {"nurseries": NurserySeam, "locks": LockSeam, "channels": ChannelSeam}

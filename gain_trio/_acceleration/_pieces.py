@@ -301,8 +301,8 @@ LOCKS: Final = Piece(
         ),
         Part("sync:_LockImpl.acquire", "acquire", _AWAIT.format("gain_trio_core(self)")),
         Part("sync:_LockImpl.release", "release", _DONE.format("self")),
-        Part("sync:AsyncContextManagerMixin.__aenter__", "acquire", _AWAIT.format("gain_trio_core(self)")),
-        Part("sync:AsyncContextManagerMixin.__aexit__", "release", _DONE.format("self")),
+        Part("sync:AsyncContextManagerMixin.__aenter__", "lock_enter", _AWAIT.format("gain_trio_core(self)")),
+        Part("sync:AsyncContextManagerMixin.__aexit__", "lock_exit", _DONE.format("self")),
     ),
     stands_for=(
         *_WAITS,
