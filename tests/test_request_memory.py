@@ -124,6 +124,36 @@ def test_a_flood_of_different_requests_does_not_grow_it() -> None:
     assert sum(map(len, held(memory))) < 1 << 20
 
 
+@pytest.mark.parametrize("name", ["te", "x"])
+def test_many_short_fields_are_not_held_together(name: str) -> None:
+    memory = RequestMemory()
+    for number in range(3):
+        found = reader(memory).feed_request(request(*[f"{name}:"] * (200 + number)))
+        assert found is not None
+        assert len(found.pairs) == 201 + number
+    assert not memory.sections
+    assert not memory.whole
+    assert len(memory.framings) == (0 if name == "te" else 1)
+
+
+@pytest.mark.parametrize("size", [1, 20, 40])
+def test_no_head_has_begun_after_one_in_pieces(size: int) -> None:
+    whole = request("X: y", "Z: 1")
+    memory = RequestMemory()
+    for last in (whole, whole + whole):  # the second of a pair is found in the memory
+        one = reader(memory)
+        assert one.feed_request(last[:size]) is None
+        assert one.in_head
+        one.feed(last[size:])
+        assert one.next_request() is not None
+        assert not one.in_head
+        if last != whole:
+            assert one.next_request() is not None
+        assert not one.in_head
+        assert one.next_request() is None
+        assert not one.in_head
+
+
 def test_long_requests_and_lines_are_not_held() -> None:
     memory = RequestMemory()
     for _ in range(3):

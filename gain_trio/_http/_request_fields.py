@@ -26,6 +26,8 @@ _MAX_SECTION: Final = 1024
 """Bytes of the longest section of fields that is remembered."""
 _MAX_LINE: Final = 256
 """Bytes of the longest line that is remembered."""
+_MAX_FIELDS: Final = 32
+"""The most fields that are remembered together: an object for a short field has many times its bytes."""
 
 # What a field is to the reader.
 _PLAIN, _FRAMING, _SECRET = range(3)
@@ -166,9 +168,10 @@ def read_section(
     framing = memory.framings.get(framing_key)
     if framing is None:
         framing = _read_framing(key[1:], 0 if minor == b"0" else 1, max_body, needs_host=needs_host)
-        if sum(len(value) for _name, value in key[1:]) <= _MAX_LINE:
+        if len(key) <= _MAX_FIELDS and sum(len(value) for _name, value in key[1:]) <= _MAX_LINE:
             memory.framings.remember(framing_key, framing)
-    return Section(tuple(pairs), framing, is_shared=is_shared and len(lines) <= _MAX_SECTION)
+    is_shared = is_shared and len(lines) <= _MAX_SECTION and len(pairs) <= _MAX_FIELDS
+    return Section(tuple(pairs), framing, is_shared=is_shared)
 
 
 def _read_line(line: bytes, memory: RequestMemory) -> tuple[Pair, int]:

@@ -129,7 +129,7 @@ class RequestReader:
         self.has_more = False
         """Whether there may be another request in what was fed, after the body of the last one."""
         self.in_head = False
-        """Whether a head has begun and not ended, after :meth:`next_request` has returned None."""
+        """Whether the next head has begun and not ended."""
 
     @property
     def in_body(self) -> bool:
@@ -220,6 +220,7 @@ class RequestReader:
             section = _checked_target(method, target, section)
         self._position = end
         self._empty_lines = 0
+        self.in_head = False
         request = Request(method, target, section)
         body = section.framing.length
         self.has_more = end < length or body != 0
@@ -256,6 +257,7 @@ class RequestReader:
             self._empty_lines = 0
             self._tries = _TRIES
             self.has_more = end < len(data)
+            self.in_head = False
         return request
 
     def _begin_body(self, length: int) -> None:
