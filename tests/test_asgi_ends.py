@@ -154,6 +154,33 @@ async def test_an_error_before_anything_was_sent_is_a_500(app: Any, caplog: pyte
     assert tracebacks(caplog)[0].exc_info
 
 
+@pytest.mark.parametrize("watched", [True, False])
+async def test_an_error_is_a_500_for_a_client_that_has_ended_its_side(watched: bool) -> None:
+    fails = trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/fails":
+            raise Broken
+        await hello(scope, receive, send)
+        await fails.wait()
+        if not watched:
+            await receive()
+            with trio.CancelScope() as cancelled:
+                cancelled.cancel()
+                await receive()
+
+    async with serving_app(app, cancel_on_disconnect=watched) as server, client_of(server) as client:
+        await client.send(request("POST", "/", "Content-Length: 2", body=b"ok") + request("GET", "/fails"))
+        await client.send_eof()
+        await head_of_response(client)
+        assert await client.receive_exactly(13) == b"Hello, World!"
+        await trio.testing.wait_all_tasks_blocked()
+        fails.set()
+        [answer] = answers(await receive_all(client))
+        assert answer.status == 500
+        await until(lambda: server.statistics().handler_errors == 1)
+
+
 @pytest.mark.parametrize("too_long", [True, False])
 async def test_an_error_in_the_body_cuts_the_response(too_long: bool, caplog: pytest.LogCaptureFixture) -> None:
     async def app(_scope: Any, _receive: Any, send: Any) -> None:

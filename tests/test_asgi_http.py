@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import array
+import copy
 import logging
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -84,6 +88,68 @@ async def test_the_scope_of_a_request() -> None:
             "http.response.early_hint": {},
         },
     }
+
+
+async def test_what_an_app_writes_to_a_scope_is_not_seen_by_others() -> None:
+    refused = 0
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal refused
+        assert "mine" not in scope["extensions"]
+        scope["extensions"]["mine"] = {}
+        scope["headers"].clear()
+        for shared in (scope["asgi"], scope["extensions"]["http.response.pathsend"]):
+            writes: list[Callable[[], object]] = [
+                lambda shared=shared: shared.__setitem__("mine", 1),
+                lambda shared=shared: shared.update(mine=1),
+                lambda shared=shared: shared.setdefault("mine", 1),
+                lambda shared=shared: shared.__ior__({"mine": 1}),
+                lambda shared=shared: shared.pop("version", None),
+                shared.popitem,
+                shared.clear,
+            ]
+            for write in writes:
+                with pytest.raises(TypeError, match="change a copy"):
+                    write()
+                refused += 1
+        own = copy.deepcopy({"asgi": scope["asgi"], "again": pickle.loads(pickle.dumps(scope["asgi"]))})
+        own["asgi"]["mine"] = own["again"]["mine"] = 1
+        assert scope["asgi"] == {"version": "3.0", "spec_version": "2.4"}
+        await hello(scope, receive, send)
+
+    async with serving_app(app) as server:
+        for _ in range(2):
+            got = await ask(server, request() * 3 + request("GET", "/other") + closing())
+            assert [answer.status for answer in got] == [200] * 5
+    assert refused == 140
+
+
+@pytest.mark.parametrize(
+    "odd", [memoryview(array.array("I", [1, 2])), memoryview(b"12345678").cast("I"), bytearray(b"12345678")]
+)
+async def test_a_body_in_a_buffer_has_its_length_in_bytes(odd: Any) -> None:
+    async def app(scope: Any, _receive: Any, send: Any) -> None:
+        await send(TEXT)
+        await send({"type": "http.response.body", "body": odd if scope["path"] == "/odd" else bytes(len(odd))})
+
+    async with serving_app(app) as server:
+        got = await ask(server, request("GET", "/odd") + request() + request("GET", "/odd") + closing())
+    assert [answer.body for answer in got] == [bytes(odd), bytes(len(odd))] * 2
+    assert {answer.fields["content-length"] for answer in got[1::2]} == {str(len(odd))}
+
+
+@pytest.mark.parametrize("kind", [bytearray, memoryview, lambda value: memoryview(bytearray(value))])
+async def test_a_field_in_a_buffer_is_a_field(kind: Callable[[bytes], Any]) -> None:
+    values = [b"1", b"2"]
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        headers = [(kind(b"x-name"), kind(values.pop()))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send(BODY)
+
+    async with serving_app(app) as server:
+        got = await ask(server, request() + closing())
+    assert [answer.fields["x-name"] for answer in got] == ["2", "1"]
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,7 @@ async def test_tls(version: ssl.TLSVersion, shows: bool) -> None:
         assert certificate.startswith("-----BEGIN CERTIFICATE-----\n")
         assert 'CN=Me\\, \\"myself\\"' in tls["client_cert_name"]
     else:
-        assert tls["client_cert_chain"] == []
+        assert tls["client_cert_chain"] == ()
         assert tls["client_cert_name"] is None
 
 
@@ -337,6 +337,40 @@ async def test_small_files_arrive_whole_too(tmp_path: Path, size: int) -> None:
     async with serving_app(app) as server:
         got = await ask(server, request() + request("HEAD") + closing(), "GET", "HEAD")
     assert [len(answer.body) for answer in got] == [size, 0, size]
+
+
+@pytest.mark.parametrize("size", [0, 10, 64 * 1024, 200_000])
+@pytest.mark.parametrize("takes", [True, False])
+async def test_a_file_with_trailers(tmp_path: Path, size: int, takes: bool) -> None:
+    (tmp_path / "file").write_bytes(b"x" * size)
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({**TEXT, "trailers": True})
+        await send({"type": "http.response.pathsend", "path": str(tmp_path / "file")})
+        await send({"type": "http.response.trailers", "headers": [(b"x-one", b"1")]})
+
+    fields = ["TE: trailers"] if takes else []
+    async with serving_app(app) as server:
+        sent = request("GET", "/", *fields) + request("HEAD", "/", *fields) + closing("GET", "/", *fields)
+        received = await raw_answer(server, sent)
+    got = answers(received, "GET", "HEAD")
+    assert [answer.body for answer in got] == [b"x" * size, b"", b"x" * size]
+    assert [answer.fields.get("transfer-encoding") for answer in got] == ["chunked" if takes else None] * 3
+    assert received.count(b"\r\n0\r\nx-one: 1\r\n\r\n") == (2 if takes else 0)
+
+
+@pytest.mark.parametrize("size", [0, 10, 64 * 1024, 200_000])
+async def test_a_file_in_chunks(tmp_path: Path, size: int) -> None:
+    (tmp_path / "file").write_bytes(b"x" * size)
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"transfer-encoding", b"chunked")]})
+        await send({"type": "http.response.pathsend", "path": str(tmp_path / "file")})
+
+    async with serving_app(app) as server:
+        got = await ask(server, request() + request("HEAD") + closing(), "GET", "HEAD")
+        assert [answer.body for answer in got] == [b"x" * size, b"", b"x" * size]
+        assert (await raw_answer(server, request(version="1.0"))).endswith(b"\r\n\r\n" + b"x" * size)
 
 
 @pytest.mark.parametrize("wrong", ["missing", "length", "folder", "pipe"])

@@ -19,6 +19,7 @@ from ._asgi_types import AsgiApp
 from ._exchange import HttpExchange
 from ._http_connection import HttpConnection
 from ._proxy_headers import TrustedProxies, proxied
+from ._read_only import ReadOnly
 from ._request_observers import RequestCounter, RequestLimit, RequestObserver, serving
 from ._response_heads import HeadMemory, Stamp
 
@@ -77,10 +78,10 @@ class AsgiHandler(LivingHandler):
         self.stamp = Stamp(date=config.date_header, server=config.server_header)
         if config.websockets is not False:
             self.websocket = _websockets(config)
-        self.extensions: dict[str, dict[str, Any]] = {name: {} for name in _EXTENSIONS}
+        self.extensions = {name: ReadOnly() for name in _EXTENSIONS}
         self.base_scope: dict[str, Any] = {
             "type": "http",
-            "asgi": {"version": "3.0", "spec_version": SPEC_VERSION},
+            "asgi": ReadOnly(version="3.0", spec_version=SPEC_VERSION),
             "http_version": "1.1",
             "scheme": "http",
             "root_path": config.root_path,

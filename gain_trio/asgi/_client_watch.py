@@ -42,13 +42,16 @@ class ClientWatch:
 
     async def more(self, timeout: float) -> bool:  # noqa: ASYNC109 - the same as of HttpConnection.receive_more()
         """Wait until there is more of the body; False if nothing came in time, or the client is gone."""
-        self._room.set()
-        self._room = trio.Event()
         if self._http.is_ended:
             return False
         with trio.move_on_after(timeout) as scope:
             await self._arrival.wait()
         return not (scope.cancelled_caught or self._http.is_ended)
+
+    def note_taken(self) -> None:
+        """The app has taken what there was of the body: there is room for more."""
+        self._room.set()
+        self._room = trio.Event()
 
     async def until_gone(self) -> None:
         """Wait until the client is gone."""
@@ -57,6 +60,7 @@ class ClientWatch:
     async def _watch(self, scope: trio.CancelScope) -> None:
         http = self._http
         connection, reader, most = http.connection, http.reader, http.config.limit_ahead
+        http.is_receiving = True  # so that no send gives this a deadline
         connection.read_deadline = math.inf
         while True:
             while reader.unread >= most:

@@ -11,7 +11,6 @@ task that waits for them, so the first look needs no waiting: an app that asks i
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Sequence
 from http import HTTPStatus
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, final
 import trio
 
 from gain_trio._http import CONTINUE, Refused, Request
+from gain_trio._server import ungrouped
 
 from ._asgi_types import Message
 from ._opened_file import OpenedFile
@@ -35,6 +35,8 @@ _JOINED: Final = 16 * 1024
 """Bytes of the longest body that is copied behind its head."""
 _GONE: Final = (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
 _LAST_CHUNK: Final = b"0\r\n\r\n"
+_LOOKS: Final = 4
+"""How often the server looks, in the time that a client may accept nothing of a file, whether it has accepted something."""
 
 
 @final
@@ -101,6 +103,7 @@ class HttpExchange:
         try:
             while True:
                 body = reader.take_body()
+                http.note_taken()
                 more = reader.in_body
                 if body or not more:
                     self._told_all = not more
@@ -127,7 +130,7 @@ class HttpExchange:
         kind = message["type"]
         if kind == "http.response.body":
             body = message.get("body", b"")
-            if self.phase != HELD or not self.is_usual or message.get("more_body", False):
+            if self.phase != HELD or not self.is_usual or type(body) is not bytes or message.get("more_body", False):
                 await self._send_body(body, message.get("more_body", False))
                 return
             http = self.http
@@ -143,9 +146,9 @@ class HttpExchange:
             self.headers = key[2:]
             try:
                 head = http.heads.get(key)
-            except TypeError:  # a field is given as a list, which cannot be remembered
+            except (TypeError, ValueError):  # a field is given as a list or in a buffer, and can change
                 head = key = None
-            if head is None or length > _JOINED or type(body) is not bytes or connection._drains or http.is_gone:
+            if head is None or length > _JOINED or connection._drains or http.is_gone:
                 await self._send_body(body, False, key)
                 return
             self.phase = DONE
@@ -260,7 +263,7 @@ class HttpExchange:
         if self.phase not in {HELD, BEGUN}:
             self._unexpected("http.response.body")
         self._check_client()
-        if not isinstance(body, bytes):
+        if type(body) is not bytes:  # its length may count other things than bytes
             body = bytes(memoryview(body))
         head = self._begin(None if more else len(body), key) if self.phase == HELD else b""
         self._checked(body, more)
@@ -318,26 +321,43 @@ class HttpExchange:
             head = self._begin(file.size)
             if self._left is not None and self._left != file.size:
                 raise RuntimeError(f"the file has {file.size} bytes, and the content-length is {self._left}")
-            has_body = self.request.method != b"HEAD" and self._left != 0
-            if not has_body or file.content is not None:
-                self._complete()
-                self.size = file.size if has_body else 0
-                await self._send(head + (file.content or b"") if has_body else head)
+            content = b"" if self.request.method == b"HEAD" else file.content
+            ends_here = self._chunked and not self._sends_trailers
+            if content is not None:
+                self._end_body()
+                self.size = len(content)
+                await self._send(self._framed(head, content, ends_here=ends_here))
                 return
             self.phase = BEGUN
-            await self._send(head)
+            await self._send(b"%b%x\r\n" % (head, file.size) if self._chunked else head)
             await self._send_opened(file)
+            self._end_body()
+            if self._chunked:
+                await self._send(b"\r\n" + _LAST_CHUNK if ends_here else b"\r\n")
         finally:
             file.close()
 
     async def _send_opened(self, file: OpenedFile) -> None:
         http = self.http
-        http.connection.write_deadline = math.inf  # a file may take long; the idle timeout watches it
         try:
-            self.size = await http.connection.send_file(file.descriptor, 0, file.size)
+            with ungrouped():
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._allow_time, name="gain_trio watch of a file")
+                    self.size = await http.connection.send_file(file.descriptor, 0, file.size)
+                    nursery.cancel_scope.cancel()
         except _GONE as error:
             raise http.lost(self, error) from error
         except BaseException:
             self.is_incomplete = True
             raise
-        self._complete()
+
+    async def _allow_time(self) -> None:
+        """Move the deadline of sending away for as long as the client accepts something, however slow it is."""
+        connection, timeout = self.http.connection, self.http.config.timeout_send
+        before = -1
+        while True:
+            accepted = connection.bytes_sent - (connection._unacknowledged() or 0)
+            if accepted != before:
+                connection.write_deadline = self.http.clock() + timeout
+                before = accepted
+            await trio.sleep(timeout / _LOOKS)

@@ -34,6 +34,7 @@ from ._app_context import call_app, in_context, in_task
 from ._asgi_types import ClientDisconnected, Receive, Scope, Send
 from ._client_watch import ClientWatch
 from ._exchange import BEGUN, DONE, HttpExchange
+from ._read_only import ReadOnly
 from ._tls_extension import tls_extension
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class HttpConnection:
     __slots__ = (
         "_ahead",
         "_ahead_size",
+        "_extensions",
         "_last",
         "_template",
         "_watch",
@@ -61,6 +63,7 @@ class HttpConnection:
         "heads",
         "is_ended",
         "is_gone",
+        "is_receiving",
         "reader",
         "refusal",
         "renew_at",
@@ -81,23 +84,26 @@ class HttpConnection:
         """Whether the peer has ended its side, or is gone."""
         self.is_gone = False
         """Whether the app is to receive ``http.disconnect``."""
+        self.is_receiving = False
+        """Whether a task receives during a request: then the deadline of reading is its own."""
         self.refusal: Refused | None = None
         """The answer to a request whose body was refused."""
         self._watch: ClientWatch | None = None  # while it receives beside the app
         self._ahead: list[bytes] = []  # what was received behind the request in progress
         self._ahead_size = 0
+        self._extensions: dict[str, ReadOnly] = self.handler.extensions
         self._template = self._base_scope()
         self._last: Request | None = None  # the one whose scope the template is of
 
     def _base_scope(self) -> dict[str, Any]:
         connection = self.connection
-        base: dict[str, Any] = {**self.handler.base_scope, "extensions": dict(self.handler.extensions)}
+        base: dict[str, Any] = dict(self.handler.base_scope)
         client, server = connection.remote_address, connection.local_address
         base["client"] = client[:2] if isinstance(client, tuple) else None
         base["server"] = server[:2] if isinstance(server, tuple) else (_path_text(server), None)
         if connection.tls_version() is not None:
             base["scheme"] = "https"
-            base["extensions"]["tls"] = tls_extension(connection)
+            self._extensions = {**self._extensions, "tls": ReadOnly(tls_extension(connection))}
         return base
 
     # --- receiving ---
@@ -106,7 +112,8 @@ class HttpConnection:
         """Move the deadlines away: that of the wait for the next request, and that of sending."""
         config = self.config
         connection = self.connection
-        connection.read_deadline = now + config.timeout_keep_alive + _RENEWED
+        if not self.is_receiving:
+            connection.read_deadline = now + config.timeout_keep_alive + _RENEWED
         connection.write_deadline = now + config.timeout_send + _RENEWED
         self.renew_at = now + _RENEWED
 
@@ -116,20 +123,34 @@ class HttpConnection:
             return await self._watch.more(timeout)
         return await self._receive_until(self.clock() + timeout)
 
+    def note_taken(self) -> None:
+        """The app has taken what there was of the body."""
+        if self._watch is not None:
+            self._watch.note_taken()
+
     async def _receive_until(self, deadline: float) -> bool:
-        self.renew_at = _NOT_RENEWED
+        data = await self._received_by(deadline)
+        if data:
+            self.reader.feed(data)
+        elif data is not None:
+            self.is_ended = True
+        return bool(data)
+
+    async def _received_by(self, deadline: float) -> bytes | None:
+        """What the client sends; ``b""`` if it has ended its side, or is gone; None if nothing came by the deadline."""
+        if self.is_receiving:
+            raise trio.BusyResourceError("another task of the app is already receiving")
+        self.is_receiving = True
         self.connection.read_deadline = deadline
         try:
-            data = await self.connection.receive()
+            return await self.connection.receive()
         except trio.TooSlowError:
-            return False
+            return None
         except trio.BrokenResourceError:
-            data = b""
-        if not data:
-            self.is_ended = True
-            return False
-        self.reader.feed(data)
-        return True
+            return b""
+        finally:
+            self.is_receiving = False
+            self.renew_at = _NOT_RENEWED
 
     async def look_for_end(self) -> bool:
         """Return whether the client is gone, without waiting for it.
@@ -156,14 +177,9 @@ class HttpConnection:
 
     async def _receive_ahead(self, deadline: float) -> bool:
         """Receive what comes behind the request in progress; False if nothing came by the deadline."""
-        self.renew_at = _NOT_RENEWED
-        self.connection.read_deadline = deadline
-        try:
-            data = await self.connection.receive()
-        except trio.TooSlowError:
+        data = await self._received_by(deadline)
+        if data is None:
             return False
-        except trio.BrokenResourceError:
-            data = b""
         if data:
             self._ahead.append(data)
             self._ahead_size += len(data)
@@ -191,12 +207,12 @@ class HttpConnection:
 
     async def _serve(self) -> None:  # noqa: C901, PLR0912, PLR0915 - a coroutine of its own for a part of it costs 5 % of a request
         handler, reader, connection = self.handler, self.reader, self.connection
-        app, is_plain, receive = handler.app, handler.is_plain, connection.receive
+        app, is_plain, receive, clock = handler.app, handler.is_plain, connection.receive, self.clock
         task = trio.lowlevel.current_task()
         status, nurseries = cancel_status_of(task), len(task.child_nurseries)
         context = task.context.copy()
         has_begun = False
-        connection.read_deadline = self.clock() + self.config.timeout_head
+        connection.read_deadline = clock() + self.config.timeout_head
         while True:
             if reader.has_more:
                 request = reader.next_request()
@@ -205,10 +221,11 @@ class HttpConnection:
             elif self.is_ended:
                 return
             else:
-                if self.renew_at == _NOT_RENEWED:
-                    if has_begun:
-                        self.renew(self.clock())
-                    has_begun = True
+                if has_begun:  # the app may have taken its time behind the response
+                    now = clock()
+                    if now >= self.renew_at:
+                        self.renew(now)
+                has_begun = True
                 # What MessageLoop._first_of_message() does.
                 connection._between = True  # type: ignore[misc]  # a slot of the implementation
                 if connection._drains:
@@ -281,6 +298,7 @@ class HttpConnection:
                 self._last = request
             scope = {**self._template, **derived[0]}
         scope["headers"] = list(request.pairs)
+        scope["extensions"] = self._extensions.copy()
         state = self.handler.state
         if state is not None:
             scope["state"] = state.copy()
@@ -340,6 +358,7 @@ class HttpConnection:
             await self._watch.call(lambda: in_context(context, call()))
         finally:
             self._watch = None
+            self.is_receiving = False
             self.renew_at = _NOT_RENEWED
 
     # --- the end of a request ---
@@ -379,7 +398,7 @@ class HttpConnection:
         if exchange.phase == DONE and not exchange.is_incomplete:
             with contextlib.suppress(trio.BrokenResourceError, trio.TooSlowError):
                 await self.connection.flush()
-        elif exchange.phase < BEGUN and not self.is_ended:
+        elif exchange.phase < BEGUN:
             exchange.status = HTTPStatus.INTERNAL_SERVER_ERROR
             await self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.INTERNAL_SERVER_ERROR.phrase)
         else:
@@ -420,10 +439,9 @@ class HttpConnection:
             await self._linger()
 
     async def _linger(self) -> None:
-        if not self.is_ended:
-            self.renew_at = _NOT_RENEWED
-            with contextlib.suppress(trio.BrokenResourceError):
-                await linger(self.connection)
+        self.renew_at = _NOT_RENEWED
+        with contextlib.suppress(trio.BrokenResourceError, trio.TooSlowError):
+            await linger(self.connection)
 
 
 def _asks_for_websocket(request: Request) -> bool:

@@ -34,7 +34,7 @@ def tls_extension(connection: Connection) -> dict[str, Any]:
     cipher = connection.cipher()
     return {
         "server_cert": None,
-        "client_cert_chain": [ssl.DER_cert_to_PEM_cert(certificate)] if isinstance(certificate, bytes) else [],
+        "client_cert_chain": (ssl.DER_cert_to_PEM_cert(certificate),) if isinstance(certificate, bytes) else (),
         "client_cert_name": _distinguished_name(subject) if isinstance(subject, dict) and subject else None,
         "client_cert_error": None,
         "tls_version": _VERSIONS.get(connection.tls_version() or ""),
