@@ -81,6 +81,7 @@ async def test_a_watched_client_may_be_silent_while_the_app_sends(
     begun, goes_on = trio.Event(), trio.Event()
 
     async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await trio.testing.wait_all_tasks_blocked()  # the watch has begun
         await send(TEXT)
         if not behind:
             await send(PIECE)
