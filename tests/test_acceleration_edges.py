@@ -141,6 +141,8 @@ def test_a_stop_iteration_thrown_into_a_call_of_a_socket(call: str, begun: bool)
     assert type(calls[0]).__name__ == "SocketCall"
 
 
+# Python 3.12 and newer warn of such a call.
+@pytest.mark.filterwarnings("ignore:the .type, exc, tb. signature:DeprecationWarning")
 def test_a_traceback_that_is_thrown_in_is_kept(pieces: bool) -> None:
     places: dict[str, object] = {}
     with pytest.raises(KeyError) as elsewhere:
