@@ -23,7 +23,7 @@ SERVERS = HERE / "servers"
 START_SECONDS = 15.0
 STOP_SECONDS = 2.0
 
-PACKAGES = ("gain_trio", "trio", "anyio", "uvloop", "rloop")
+PACKAGES = ("gain_trio", "trio", "anyio", "uvloop", "rloop", "uvicorn", "httptools", "hypercorn")
 
 # name, file in servers/, its second argument, what must be importable
 PYTHON_SERVERS = (

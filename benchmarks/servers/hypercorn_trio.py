@@ -4,22 +4,11 @@ accelerated: with Trio's own hot path in C, on Trio's I/O manager or on gain_tri
 """
 
 import sys
-from collections.abc import Awaitable, Callable
-from typing import Any
 
 import trio
+from asgi_app import app
 from hypercorn.config import Config
 from hypercorn.trio import serve
-
-BODY = b"Hello, World!"
-HEADERS = [(b"content-type", b"text/plain"), (b"content-length", str(len(BODY)).encode())]
-
-
-async def app(scope: dict[str, Any], _receive: Any, send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
-    if scope["type"] != "http":
-        raise NotImplementedError(scope["type"])
-    await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-    await send({"type": "http.response.body", "body": BODY})
 
 
 async def main() -> None:
