@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import platform
 
 import pytest
 from support import processes
+
+pytestmark = [
+    pytest.mark.memory,
+    pytest.mark.skipif(
+        platform.libc_ver()[0] != "glibc" or "asan" in os.environ.get("LD_PRELOAD", ""),
+        reason="another C library, or a sanitizer, frees memory by rules of its own",
+    ),
+]
 
 PAGES_OF_A_BATCH = 64 * 64 * 1024 // 4096
 
@@ -40,14 +49,11 @@ def faults_of_a_batch(*, after_a_run: bool) -> int:
     return int(out)
 
 
-@pytest.mark.memory
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library frees memory by rules of its own")
 def test_a_batch_of_messages_takes_the_memory_of_the_one_before() -> None:
     assert faults_of_a_batch(after_a_run=False) >= PAGES_OF_A_BATCH // 2  # or else the test shows nothing
     assert faults_of_a_batch(after_a_run=True) < PAGES_OF_A_BATCH // 50
 
 
-@pytest.mark.memory
 def test_a_setting_of_the_user_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", str(128 * 1024))
     assert faults_of_a_batch(after_a_run=True) >= PAGES_OF_A_BATCH // 4
