@@ -1,8 +1,8 @@
 """Freed memory that the C library keeps for the next batch of messages.
 
 The messages of one batch are freed together, at the top of the heap, and glibc gives the top back to the kernel as soon as
-more than M_TRIM_THRESHOLD of it is free: 128 KiB at first.  The next batch then takes a page fault for each of its pages:
-three or four a message of 16 KiB, a quarter of what the message costs.  Both thresholds of glibc follow the program
+more than M_TRIM_THRESHOLD of it is free: 128 KiB at first.  The next batch then takes a page fault for each page that it
+gets back.  Both thresholds of glibc follow the program
 (mallopt(3), "dynamic mmap threshold"): when the program frees a block that malloc has mapped by itself, blocks of that size
 come from the heap from then on, and twice that size may be free at its top.  A program that has ever freed a large buffer is
 in this state anyhow.

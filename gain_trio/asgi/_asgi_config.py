@@ -87,6 +87,21 @@ def _size(help_text: str, *, default: int, least: int) -> Any:
     return attrs.field(default=default, validator=_at_least(least), metadata=flag.beside())
 
 
+def _on_by_default(help_text: str) -> Any:
+    return attrs.field(
+        default=True,
+        validator=_check_flag,
+        metadata=Flag(
+            group="web apps",
+            parse=_yes_or_no,
+            words={"yes": True, "no": False},
+            metavar="yes|no",
+            help=help_text,
+            usual="yes",
+        ).beside(),
+    )
+
+
 def _seconds(help_text: str, *, default: float) -> Any:
     flag = Flag(group="web apps", parse=float, words={"none": math.inf}, metavar="S", help=help_text)
     return attrs.field(default=default, validator=_check_seconds, metadata=flag.beside())
@@ -121,20 +136,8 @@ class AsgiConfig:
         ).beside(),
     )
     """The path below which a proxy serves the app: ``scope["root_path"]``.  The proxy removes it from the targets of
-    requests,
-    and the server puts it in front of ``scope["path"]``, as ASGI wants it."""
-    date_header: bool = attrs.field(
-        default=True,
-        validator=_check_flag,
-        metadata=Flag(
-            group="web apps",
-            parse=_yes_or_no,
-            words={"yes": True, "no": False},
-            metavar="yes|no",
-            help="whether responses have a field Date",
-            usual="yes",
-        ).beside(),
-    )
+    requests, and the server puts it in front of ``scope["path"]``, as ASGI wants it."""
+    date_header: bool = _on_by_default("whether responses have a field Date")
     """Give each response a field Date, unless the app has given it one."""
     server_header: str = attrs.field(
         default="gain_trio",
@@ -314,17 +317,8 @@ class AsgiConfig:
     vanished: the app gets close code 1006.  ``math.inf`` waits for ever."""
     ws_close_timeout: float = _seconds("seconds that a client has to answer a close frame", default=10.0)
     """Seconds that the client has to answer a close frame before the server closes the connection."""
-    ws_per_message_deflate: bool = attrs.field(
-        default=True,
-        validator=_check_flag,
-        metadata=Flag(
-            group="web apps",
-            parse=_yes_or_no,
-            words={"yes": True, "no": False},
-            metavar="yes|no",
-            help="whether messages of WebSockets are compressed if the client offers it",
-            usual="yes",
-        ).beside(),
+    ws_per_message_deflate: bool = _on_by_default(
+        "whether messages of WebSockets are compressed if the client offers it"
     )
     """Compress messages in both directions if the client offers it (RFC 7692).  Such a connection needs some 64 KiB more."""
 
