@@ -23,6 +23,10 @@ LOAD_PARTS = (
     "echo_load",
     "options",
     "connections",
+    "echo",
+    "http",
+    "answer",
+    "websocket",
     "churn",
     "idle",
     "sockets",
@@ -33,6 +37,7 @@ LOAD_PARTS = (
     "common",
 )
 SERVER_PARTS = ("echo_server", "common")
+HTTP_SERVER_PARTS = ("http_server", "common")
 DATAGRAM_SERVER_PARTS = ("datagram_server", "common")
 TRANSFER_PARTS = ("transfer_load", "cpu", "common")
 ZERO_COPY_PARTS = ("zero_copy", "common")
@@ -46,6 +51,7 @@ class BuildError(Exception):
 class Programs:
     load: Path
     reference: Path
+    http_reference: Path
     datagram_reference: Path
     transfer: Path
 
@@ -82,6 +88,7 @@ def build() -> Programs:
     return Programs(
         load=_compile("echo_load", LOAD_PARTS),
         reference=_compile("echo_server", SERVER_PARTS),
+        http_reference=_compile("http_server", HTTP_SERVER_PARTS),
         datagram_reference=_compile("datagram_server", DATAGRAM_SERVER_PARTS),
         transfer=_compile("transfer_load", TRANSFER_PARTS),
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from _build import Programs
-from _servers import START_SECONDS, ServerError, Spec, end_group, pinned, running
+from _servers import START_SECONDS, Server, ServerError, Spec, end_group, pinned, running
 
 MIN_PAIRS = 3  # fewer quiet slices than this make no median
 BUSY_LIMIT = 0.08  # of the two CPUs, before a measurement is begun
@@ -59,6 +59,10 @@ class Settings:
     churn: bool
     udp: bool
     keep_slices: bool
+    request: Path | None = None  # a file with an HTTP request, which is sent instead of messages
+    answer_bytes: int | None = None  # of the body that the HTTP reference sends; None for its usual one
+    websocket: bool = False
+    check: Callable[[Server], None] | None = None  # a look at a server's answers before it is measured
 
     @property
     def cpus(self) -> set[int]:
@@ -123,7 +127,11 @@ def run_load(settings: Settings, arguments: list[str], patience: float, program:
 
 def _reference(settings: Settings, lifetime: float) -> Spec:
     program = settings.programs.datagram_reference if settings.udp else settings.programs.reference
-    return Spec("reference", (str(program), "{port}", str(int(lifetime))), udp=settings.udp)
+    arguments = ["{port}", str(int(lifetime))]
+    if settings.request:
+        program = settings.programs.http_reference
+        arguments += [] if settings.answer_bytes is None else [str(settings.answer_bytes)]
+    return Spec("reference", (str(program), *arguments), udp=settings.udp)
 
 
 def measure_once(spec: Spec, config: Config, settings: Settings) -> Result:
@@ -134,6 +142,8 @@ def measure_once(spec: Spec, config: Config, settings: Settings) -> Result:
         running(_reference(settings, lifetime), settings.server_cpu) as reference,
         running(spec, settings.server_cpu) as server,
     ):
+        if settings.check:
+            settings.check(server)
         arguments = [
             *("-p", str(server.port), "--pid", str(server.pid)),
             *("--ref", str(reference.port), "--refpid", str(reference.pid)),
@@ -141,6 +151,8 @@ def measure_once(spec: Spec, config: Config, settings: Settings) -> Result:
             *("-d", str(settings.seconds), "-w", str(WARMUP_SECONDS)),
             *(["--churn"] if settings.churn else []),
             *(["--udp"] if settings.udp else []),
+            *(["--request", str(settings.request)] if settings.request else []),
+            *(["--websocket"] if settings.websocket else []),
             *(["--slices"] if settings.keep_slices else []),
         ]
         return run_load(settings, arguments, patience)
@@ -150,6 +162,7 @@ def measure_memory_once(spec: Spec, connections: int, settings: Settings) -> Res
     """Measure the RSS that idle connections add, each with a handler parked in a receive."""
     with running(spec, settings.server_cpu) as server:
         port = ["-p", str(server.port), "-d", str(IDLE_SECONDS)]
+        port += ["--request", str(settings.request)] if settings.request else []
         # One connection first: what the server loads for its first is not the price of any.
         run_load(settings, [*port, "--idle", "1"], patience=IDLE_SECONDS)
         time.sleep(SETTLE_SECONDS)
@@ -161,7 +174,9 @@ def measure_memory_once(spec: Spec, connections: int, settings: Settings) -> Res
                 raise LoadError(process.communicate()[1].strip())
             time.sleep(SETTLE_SECONDS)
             after = server.resident_kib()
-            process.communicate(timeout=STOP_PATIENCE)
+            _, errors = process.communicate(timeout=STOP_PATIENCE)
+            if process.returncode != 0:
+                raise LoadError(errors.strip())
         except subprocess.TimeoutExpired:
             raise LoadError("the generator did not let go of its connections") from None
         finally:

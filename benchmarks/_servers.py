@@ -12,8 +12,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,19 @@ SERVERS = HERE / "servers"
 START_SECONDS = 15.0
 STOP_SECONDS = 2.0
 
-PACKAGES = ("gain_trio", "trio", "anyio", "uvloop", "rloop", "uvicorn", "httptools", "hypercorn")
+PACKAGES = (
+    "gain_trio",
+    "trio",
+    "anyio",
+    "uvloop",
+    "rloop",
+    "uvicorn",
+    "httptools",
+    "websockets",
+    "granian",
+    "hypercorn",
+    "starlette",
+)
 
 # name, file in servers/, its second argument, what must be importable
 PYTHON_SERVERS = (
@@ -95,6 +107,8 @@ class Spec:
     command: tuple[str, ...]  # "{port}" stands for the port
     needs: tuple[str, ...] = ()
     udp: bool = False
+    variables: Mapping[str, str] = field(default_factory=dict)  # of its environment, beside those of this process
+    has_worker: bool = False  # its process serves nothing, but starts one that does, and that one is measured
 
 
 @dataclass(frozen=True)
@@ -218,6 +232,12 @@ def answers(port: int, *, udp: bool) -> bool:
         return True
 
 
+def cpu_seconds(pid: int) -> float:
+    """What the process has used, all threads, as the scheduler accounts for it."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+
+
 class Server:
     """A server process; see running()."""
 
@@ -235,7 +255,7 @@ class Server:
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
-                    env=os.environ | variables,
+                    env=os.environ | dict(spec.variables) | variables,
                 )
             except OSError as error:
                 raise ServerError(f"{spec.name}: {error}") from error
@@ -251,9 +271,19 @@ class Server:
                 raise ServerError(f"{self.spec.name} ended at once: {self._last_words()}")
             if self._is_there():
                 time.sleep(0.1)
+                if self.spec.has_worker:
+                    self.pid = self._worker_pid()
                 return
             time.sleep(0.02)
         raise ServerError(f"{self.spec.name} was not listening after {START_SECONDS:.0f} s")
+
+    def _worker_pid(self) -> int:
+        """The child that has used most CPU time: beside the worker there may be one that keeps track of resources."""
+        tasks = Path(f"/proc/{self._process.pid}/task").glob("*/children")
+        children = [int(number) for task in tasks for number in task.read_text().split()]
+        if not children:
+            raise ServerError(f"{self.spec.name} has started no worker")
+        return max(children, key=cpu_seconds)
 
     def _is_there(self) -> bool:
         if self.port:

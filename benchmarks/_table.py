@@ -68,22 +68,22 @@ def paired_ratios(runs: list[Result], baseline: list[Result]) -> list[float]:
     ]
 
 
-def _echo_row(name: str, runs: list[Result], baseline: list[Result] | None) -> str:
+def _echo_row(name: str, runs: list[Result], baselines: list[list[Result] | None]) -> str:
     good = [run for run in runs if "error" not in run]
     if not good:
-        return f"| {name} | failed: {runs[0]['error']} |" + " |" * 8
+        return f"| {name} | failed: {runs[0]['error']} |" + " |" * (7 + len(baselines))
     loud = LOUD if any(is_loud(run) for run in good) else ""
     label = name if len(good) == len(runs) else f"{name} ({len(good)} of {len(runs)} rounds)"
     cost = Spread.of([cpu_us(run) for run in good])
     user = [cpu_us(run) * run["user_share"] for run in good if run["user_share"] is not None]
     system = [cpu_us(run) * (1 - run["user_share"]) for run in good if run["user_share"] is not None]
-    to_baseline = Spread.of(paired_ratios(runs, baseline)) if baseline else None
+    to_baselines = [Spread.of(paired_ratios(runs, baseline)) if baseline else None for baseline in baselines]
     quiet = sum(run["ratio_slices"] for run in good)
     turns = sum(run["slice_count"] // 2 for run in good)
     cells = (
         label,
         show(Spread.of([ratio_to_c(run) for run in good])) + loud,
-        show(to_baseline),
+        *map(show, to_baselines),
         show(cost),
         f"{median(user):.2f}" if user else DASH,
         f"{median(system):.2f}" if system else DASH,
@@ -105,10 +105,21 @@ def echo_table(config: Config, mode: str, results: dict[str, list[Result]]) -> s
     else:
         unit, plural = "request", "requests"
         title = f"Echo: {config.connections} connections, {config.size} B, depth {config.depth}"
+    return _paired_table(title, results, (BASELINE,), unit, plural)
+
+
+def http_table(title: str, results: dict[str, list[Result]], baselines: tuple[str, ...], unit: str = "request") -> str:
+    """A table of servers that took turns with the C server, and their ratios to these of them."""
+    return _paired_table(title, results, baselines, unit, f"{unit}s")
+
+
+def _paired_table(
+    title: str, results: dict[str, list[Result]], baselines: tuple[str, ...], unit: str, plural: str
+) -> str:
     header = (
         "server",
         "ratio to C",
-        f"ratio to {BASELINE}",
+        *(f"ratio to {name}" for name in baselines),
         f"CPU µs/{unit}",
         "user",
         "system",
@@ -117,8 +128,8 @@ def echo_table(config: Config, mode: str, results: dict[str, list[Result]]) -> s
         "p99 µs",
         "quiet slices",
     )
-    rows = [_echo_row(name, runs, results.get(BASELINE)) for name, runs in results.items()]
-    lines = [f"### {title}", "", f"| {' | '.join(header)} |", "|---|" + "--:|" * 9, *rows]
+    rows = [_echo_row(name, runs, [results.get(baseline) for baseline in baselines]) for name, runs in results.items()]
+    lines = [f"### {title}", "", f"| {' | '.join(header)} |", "|---|" + "--:|" * (len(header) - 1), *rows]
     costs = [
         run["reference_cpu_us_quiet"]
         for runs in results.values()

@@ -5,6 +5,7 @@
     python benchmarks/run.py --churn
     python benchmarks/run.py --udp
     python benchmarks/run.py --http
+    python benchmarks/run.py --asgi
     python benchmarks/run.py --memory
     python benchmarks/run.py --transfer
 
@@ -22,15 +23,17 @@ import resource
 import shlex
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+import _asgi
 import _http
 import _measure
 import _servers
 import _table
 import _transfer
-from _build import BuildError, build
+from _build import BuildError, Programs, build
 from _measure import Config, Settings, say
 from _servers import Interpreter, ServerError, Spec
 
@@ -67,7 +70,14 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--churn", action="store_true", help="connect, echo one message, close, over and over")
     mode.add_argument("--udp", action="store_true", help="echo datagrams")
-    mode.add_argument("--http", action="store_true", help="HTTP plaintext, by wrk; --configs CONNECTIONS:DEPTH,...")
+    mode.add_argument("--http", action="store_true", help="HTTP plaintext; --configs CONNECTIONS:DEPTH,...")
+    mode.add_argument(
+        "--asgi",
+        nargs="?",
+        const=",".join(_asgi.ROWS),
+        metavar="ROW,...",
+        help=f"ASGI apps: {', '.join(_asgi.ROWS)} (default: all)",
+    )
     mode.add_argument(
         "--memory",
         type=int,
@@ -128,6 +138,8 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--transfer takes a positive number of MiB")
     if not set(arguments.kinds.split(",")) <= set(_transfer.KINDS):
         parser.error(f"--kinds takes some of {','.join(_transfer.KINDS)}")
+    if arguments.asgi is not None and not set(arguments.asgi.split(",")) <= set(_asgi.ROWS):
+        parser.error(f"--asgi takes some of {','.join(_asgi.ROWS)}")
     return arguments
 
 
@@ -210,15 +222,41 @@ def run_transfer(specs: list[Spec], mebibytes: int, kinds: list[str], settings: 
     return {"mode": "transfer", "mebibytes": mebibytes, "results": by_name}
 
 
+def run_mode(
+    arguments: argparse.Namespace, specs: list[Spec], limit: int, settings: Settings
+) -> Iterator[dict[str, Any]]:
+    """Measure what was asked for, and print its tables."""
+    if arguments.memory is not None:
+        yield run_memory(specs, arguments.memory, limit, settings)
+    elif arguments.transfer is not None:
+        yield run_transfer(specs, arguments.transfer, arguments.kinds.split(","), settings)
+    elif arguments.asgi is not None:
+        for row in arguments.asgi.split(","):
+            yield _asgi.run_row(row, specs, arguments.python, settings)
+    elif arguments.http:
+        for text in (arguments.configs or _http.DEFAULT_CONFIGS).split(","):
+            yield _http.run_http(specs, _http.HttpConfig.parse(text), settings)
+    else:
+        default = DEFAULT_CHURN_CONFIGS if settings.churn else DEFAULT_UDP_CONFIGS if settings.udp else DEFAULT_CONFIGS
+        for config in [Config.parse(text) for text in (arguments.configs or default).split(",")]:
+            yield run_echo(specs, config, settings)
+
+
+def known_servers(arguments: argparse.Namespace, programs: Programs) -> dict[str, Spec]:
+    """The servers of the mode that was chosen."""
+    if arguments.transfer:
+        return _servers.transfer_servers(arguments.python, _transfer.FILE)
+    if arguments.http:
+        return _http.known_servers(programs.http_reference, arguments.python)
+    if arguments.asgi:
+        return _asgi.known_servers(arguments.asgi.split(","), arguments.python)
+    return _servers.known_servers(programs, arguments.python, udp=arguments.udp)
+
+
 def run(arguments: argparse.Namespace) -> None:
     programs = build()
     interpreter = Interpreter.probe(arguments.python)
-    if arguments.transfer:
-        known = _servers.transfer_servers(arguments.python, _transfer.FILE)
-    elif arguments.http:
-        known = _http.known_servers(arguments.python)
-    else:
-        known = _servers.known_servers(programs, arguments.python, udp=arguments.udp)
+    known = known_servers(arguments, programs)
     if arguments.list:
         list_servers(known, interpreter)
         return
@@ -237,20 +275,9 @@ def run(arguments: argparse.Namespace) -> None:
     check_cpus(settings)
     limit = raise_open_file_limit()
     specs, skipped = choose_servers(arguments, known, interpreter)
-    default = DEFAULT_CHURN_CONFIGS if arguments.churn else DEFAULT_UDP_CONFIGS if arguments.udp else DEFAULT_CONFIGS
     machine = _servers.machine_line(interpreter, os.cpu_count() or 0)
     print("\n\n".join([machine, *skipped]), end="\n\n", flush=True)
-    runs: list[dict[str, Any]] = []
-    if arguments.memory is not None:
-        runs.append(run_memory(specs, arguments.memory, limit, settings))
-    elif arguments.transfer is not None:
-        runs.append(run_transfer(specs, arguments.transfer, arguments.kinds.split(","), settings))
-    elif arguments.http:
-        for text in (arguments.configs or _http.DEFAULT_CONFIGS).split(","):
-            runs.append(_http.run_http(specs, _http.HttpConfig.parse(text), settings))
-    else:
-        for config in [Config.parse(text) for text in (arguments.configs or default).split(",")]:
-            runs.append(run_echo(specs, config, settings))
+    runs = list(run_mode(arguments, specs, limit, settings))
     if arguments.json:
         record = {
             "date": f"{dt.datetime.now(dt.timezone.utc):%Y-%m-%d}",

@@ -1,19 +1,17 @@
-/* connections.c: echo over lasting connections, in a closed loop.
+/* connections.c: messages over lasting connections, in a closed loop.
  *
- * Every connection keeps `depth` messages in flight: when one has come back whole, it sends the next.  A message has the
- * number of its connection and its own in the first eight bytes (fewer if messages are shorter), then noise that depends on
- * its place in the connection's memory.  The generator compares all of every echo: a single byte that is lost, duplicated,
- * changed or sent to the wrong connection ends the run without a result.
+ * Every connection keeps `depth` messages in flight: when the answer to one is complete, it sends the next.  What a message
+ * is, and its answer, is the protocol's matter (protocol.h).
  *
  * Receiving is one multishot receive per connection into a ring of provided buffers; sockets are registered files.
- * At depth 1 a send needs no completion of its own: the echo proves that it is done.
+ * At depth 1 a send needs no completion of its own: the answer proves that it is done.
  *
  * With --udp a connection is a connected UDP socket and a message a datagram.  Loopback loses no datagram as long as every
  * socket's buffer has room for those in flight, which is why each connection has only one.  A lost datagram fails the run,
  * because its connection's turn does not end.
  */
 #define _GNU_SOURCE
-#include "load.h"
+#include "protocol.h"
 
 #include <stdlib.h>
 
@@ -25,20 +23,18 @@
 
 struct connection {
     uint64_t sent;      /* messages submitted to the kernel */
-    uint64_t echoed;    /* messages that came back whole */
+    uint64_t answered;  /* messages whose answer is complete */
     uint32_t to_send;   /* messages that may be sent now */
     uint32_t in_flight; /* bytes of the send in flight (depth > 1) */
-    uint32_t received;  /* bytes of the incoming message */
+    uint32_t received;  /* bytes of the answer that is not complete */
     char *messages;     /* `depth` of them; number n lies at n % depth */
     int64_t *sent_at;
 };
 
 static struct connection *connections;
 
-static uint32_t header_length(const struct options *options)
-{
-    return options->size < sizeof(uint64_t) ? options->size : (uint32_t)sizeof(uint64_t);
-}
+static const struct protocol *protocols[SIDES];
+static uint32_t message_lengths[SIDES];
 
 static void receive(struct load *load, uint32_t index)
 {
@@ -54,50 +50,49 @@ static void send_messages(struct load *load, uint32_t index)
 {
     const struct options *options = load->options;
     struct connection *connection = &connections[index];
+    enum side side = side_of(load, index);
+    uint32_t length = message_lengths[side];
     uint32_t place = (uint32_t)(connection->sent % options->depth);
     uint32_t count = connection->to_send;
     if (count > options->depth - place)
         count = options->depth - place;
-    char *piece = connection->messages + (uint64_t)place * options->size;
+    char *piece = connection->messages + (uint64_t)place * length;
     for (uint32_t i = 0; i < count; i++) {
-        uint64_t header = (uint64_t)index << 48 | (connection->sent++ & 0xffffffffffffULL);
-        memcpy(piece + (uint64_t)i * options->size, &header, header_length(options));
+        protocols[side]->write(side, index, connection->sent++, piece + (uint64_t)i * length);
         connection->sent_at[place + i] = load->now;
     }
     connection->to_send -= count;
-    load->side[side_of(load, index)].outstanding += count;
+    load->side[side].outstanding += count;
 
     struct io_uring_sqe *sqe = next_sqe(&load->ring);
-    gt_prep_send(sqe, (int)index, piece, count * options->size, MSG_NOSIGNAL | MSG_WAITALL);
+    gt_prep_send(sqe, (int)index, piece, count * length, MSG_NOSIGNAL | MSG_WAITALL);
     use_registered_file(sqe);
     if (options->depth == 1)
         complete_only_failure(sqe);
     else
-        connection->in_flight = count * options->size;
+        connection->in_flight = count * length;
     sqe->user_data = operation_key(TAG_SEND, index);
 }
 
 static void check_received(struct load *load, uint32_t index, const char *data, uint32_t length)
 {
-    const struct options *options = load->options;
     struct connection *connection = &connections[index];
+    enum side side = side_of(load, index);
     while (length > 0) {
-        uint32_t place = (uint32_t)(connection->echoed % options->depth);
-        uint32_t missing = options->size - connection->received;
-        uint32_t count = length < missing ? length : missing;
-        const char *expected = connection->messages + (uint64_t)place * options->size + connection->received;
-        if (connection->echoed == connection->sent)
+        uint32_t place = (uint32_t)(connection->answered % load->options->depth);
+        const char *message = connection->messages + (uint64_t)place * message_lengths[side];
+        bool complete = false;
+        if (connection->answered == connection->sent)
             fail("connection %u: more came back than was sent", index);
-        if (memcmp(data, expected, count) != 0)
-            fail("connection %u: message %llu came back changed", index, (unsigned long long)connection->echoed);
+        uint32_t count = protocols[side]->read(side, index, message, connection->received, data, length, &complete);
         data += count;
         length -= count;
         connection->received += count;
-        if (connection->received == options->size) {
+        if (complete) {
             connection->received = 0;
-            connection->echoed++;
+            connection->answered++;
             connection->to_send++;
-            count_answer(load, side_of(load, index), connection->sent_at[place]);
+            count_answer(load, side, connection->sent_at[place]);
         }
     }
 }
@@ -139,7 +134,7 @@ static void was_sent(struct load *load, const struct io_uring_cqe *cqe)
     send_if_due(load, index);
 }
 
-static void echo_complete(struct load *load, const struct io_uring_cqe *cqe)
+static void lasting_complete(struct load *load, const struct io_uring_cqe *cqe)
 {
     if (operation_tag(cqe) == TAG_RECV)
         received(load, cqe);
@@ -147,7 +142,7 @@ static void echo_complete(struct load *load, const struct io_uring_cqe *cqe)
         was_sent(load, cqe);
 }
 
-static void echo_start(struct load *load, enum side side)
+static void lasting_start(struct load *load, enum side side)
 {
     uint32_t first = side * load->options->connections;
     for (uint32_t i = 0; i < load->options->connections; i++)
@@ -184,24 +179,40 @@ static int connect_to(const struct options *options, uint16_t port, uint32_t num
     return fd;
 }
 
-static void echo_open(struct load *load)
+/* All places of a side's connections: the reference's come after the server's. */
+static void open_side(struct load *load, enum side side, int *descriptors)
 {
     const struct options *options = load->options;
-    uint32_t count = options->connections * load->sides;
-    uint64_t bytes = (uint64_t)options->size * options->depth;
-    char *messages = allocate(count, bytes);
-    int64_t *sent_at = allocate((uint64_t)count * options->depth, sizeof *sent_at);
-    int *descriptors = allocate(count, sizeof *descriptors);
-    connections = allocate(count, sizeof *connections);
-    fill_with_noise(messages, count * bytes);
-    for (uint32_t i = 0; i < count; i++) {
-        descriptors[i] = connect_to(options, load->side[side_of(load, i)].port, i);
-        connections[i] = (struct connection){
+    const struct protocol *protocol = protocols[side];
+    uint32_t length = message_lengths[side] = protocol->open(load, side);
+    uint32_t first = side * options->connections;
+    uint64_t count = (uint64_t)options->connections * options->depth;
+    char *messages = allocate(count, length);
+    int64_t *sent_at = allocate(count, sizeof *sent_at);
+    protocol->fill(side, messages, count);
+    for (uint32_t i = 0; i < options->connections; i++) {
+        descriptors[first + i] = connect_to(options, load->side[side].port, first + i);
+        if (protocol->greet)
+            protocol->greet(load, first + i, descriptors[first + i]);
+        connections[first + i] = (struct connection){
             .to_send = options->depth,
-            .messages = messages + i * bytes,
+            .messages = messages + (uint64_t)i * options->depth * length,
             .sent_at = sent_at + (uint64_t)i * options->depth,
         };
     }
+}
+
+static void lasting_open(struct load *load)
+{
+    const struct options *options = load->options;
+    uint32_t count = options->connections * load->sides;
+    int *descriptors = allocate(count, sizeof *descriptors);
+    connections = allocate(count, sizeof *connections);
+    protocols[SIDE_SERVER] = protocols[SIDE_REFERENCE] = options->request ? &http_protocol : &echo_protocol;
+    if (options->websocket) /* and the reference echoes as many bytes without frames around them */
+        protocols[SIDE_SERVER] = &websocket_protocol;
+    for (uint32_t side = 0; side < load->sides; side++)
+        open_side(load, side, descriptors);
     register_files(&load->ring, descriptors, count);
     free(descriptors);
     open_buffers(load);
@@ -209,4 +220,8 @@ static void echo_open(struct load *load)
         receive(load, i);
 }
 
-const struct load_kind echo_kind = {.open = echo_open, .start = echo_start, .complete = echo_complete};
+const struct load_kind lasting_kind = {
+    .open = lasting_open,
+    .start = lasting_start,
+    .complete = lasting_complete,
+};

@@ -1,11 +1,12 @@
-/* echo_load: a load generator for echo servers on this machine, which measures their CPU time.
+/* echo_load: a load generator for echo, HTTP and WebSocket servers on this machine, which measures their CPU time.
  *
  * The loop is closed: a fixed number of connections, each with a fixed number of messages in flight, so a slow server gets
  * fewer requests instead of an overload.  The generator measures the CPU time that a request costs the server's process,
  * because the rate of answers depends on the generator and on the rest of the machine, too.  With --ref a second server
  * takes turns of 100 ms with the first, and the result is the ratio of their costs; see turns.h, slices.h and cpu.h.
  *
- * The parts: options.c has the command line; connections.c and churn.c the two kinds of load; turns.c the order of the
+ * The parts: options.c has the command line; connections.c and churn.c the two kinds of load; echo.c, http.c (with answer.c)
+ * and websocket.c the protocols; turns.c the order of the
  * measurements; slices.c and histogram.c the record; cpu.c the CPU times; idle.c the connections that only wait.
  *
  * The program prints one JSON object on stdout.  Any error of any connection ends the run with a reason on stderr, status
@@ -37,7 +38,7 @@ static void open_load(const struct options *options)
 {
     uint32_t entries = MIN_ENTRIES;
     load.options = options;
-    load.kind = options->churn ? &churn_kind : &echo_kind;
+    load.kind = options->churn ? &churn_kind : &lasting_kind;
     load.sides = options->reference_port ? 2 : 1;
     load.side[SIDE_SERVER].port = options->port;
     load.side[SIDE_REFERENCE].port = options->reference_port;
@@ -146,9 +147,11 @@ static void print_result(void)
         length += turns.slices.all[i].length_ns;
     }
     printf("{\"mode\": \"%s\", \"connections\": %u, \"size\": %u, \"depth\": %u, \"slice_count\": %u",
-           options->churn ? "churn"
-           : options->udp ? "udp"
-                          : "echo",
+           options->churn       ? "churn"
+           : options->udp       ? "udp"
+           : options->request   ? "http"
+           : options->websocket ? "websocket"
+                                : "echo",
            options->connections, options->size, options->depth, turns.slices.count);
     print_number("p50_us", histogram_percentile(&load.latency, 0.5) / 1e3);
     print_number("p99_us", histogram_percentile(&load.latency, 0.99) / 1e3);

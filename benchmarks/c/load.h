@@ -1,6 +1,6 @@
 /* load.h: the definitions that the parts of the generator share.
  *
- * One thread and one ring drive everything.  A *kind* of load (echo over lasting connections, or churn) keeps its
+ * One thread and one ring drive everything.  A *kind* of load (messages over lasting connections, or churn) keeps its
  * connections busy; turns.c chooses the server that it keeps busy at the moment, and keeps the record.  The two share
  * struct load: the kind counts the requests of each side, and those in flight, and starts nothing new on a side that is not
  * active or that is being drained.
@@ -39,8 +39,8 @@ struct load_kind {
     void (*complete)(struct load *load, const struct io_uring_cqe *cqe);
 };
 
-extern const struct load_kind echo_kind;  /* connections.c */
-extern const struct load_kind churn_kind; /* churn.c */
+extern const struct load_kind lasting_kind; /* connections.c */
+extern const struct load_kind churn_kind;   /* churn.c */
 
 /* Connection indices count the server's connections first, then the reference's. */
 static inline enum side side_of(const struct load *load, uint32_t index)
@@ -66,6 +66,9 @@ int open_socket(uint64_t number, int type);
 
 /* Fill memory with bytes without any repetition. */
 void fill_with_noise(char *memory, uint64_t length);
+
+/* The request in a file, and its length: http.c.  The text is the same memory every time. */
+uint32_t read_request(const char *path, const char **text);
 
 /* --idle: see idle.c */
 void hold_idle_connections(const struct options *options);

@@ -20,19 +20,33 @@
 
 static const char usage_text[] =
     "usage: echo_load -p PORT [-H 127.0.0.1] [-c connections] [-s bytes] [-d seconds] [-P depth] [-w warm-up seconds]\n"
-    "                 [--pid PID] [--ref PORT --refpid PID] [--churn | --udp] [--slices]\n"
-    "       echo_load -p PORT --idle connections [-s bytes] [-d seconds]\n"
+    "                 [--pid PID] [--ref PORT --refpid PID] [--churn | --udp | --request FILE | --websocket]\n"
+    "                 [--slices]\n"
+    "       echo_load -p PORT --idle connections [-s bytes | --request FILE] [-d seconds]\n"
     "\n"
     "  --pid     process of the server: account for its CPU time\n"
     "  --ref     port of a reference server: it takes turns of 100 ms with the server, and each gets -d seconds\n"
     "  --refpid  its process\n"
     "  --churn   a connection, one message echoed, closed, and again\n"
     "  --udp     every message is a datagram, every connection a connected UDP socket\n"
-    "  --idle    echo one message on each connection, say so, keep the connections until stdin ends (at most -d "
+    "  --request send the HTTP request in this file, with -P of them in flight; -s says about how long an answer is;\n"
+    "            eight # in the request become a number that is new each time\n"
+    "  --websocket   every message is a WebSocket frame (the reference gets the same bytes without)\n"
+    "  --idle    exchange one message on each connection, say so, keep the connections until stdin ends (at most -d "
     "seconds)\n"
     "  --slices  print every slice, too\n";
 
-enum { OPTION_PID = 256, OPTION_REFERENCE, OPTION_REFERENCE_PID, OPTION_CHURN, OPTION_UDP, OPTION_IDLE, OPTION_SLICES };
+enum {
+    OPTION_PID = 256,
+    OPTION_REFERENCE,
+    OPTION_REFERENCE_PID,
+    OPTION_CHURN,
+    OPTION_UDP,
+    OPTION_REQUEST,
+    OPTION_WEBSOCKET,
+    OPTION_IDLE,
+    OPTION_SLICES,
+};
 
 static const struct option long_options[] = {
     {"pid", required_argument, NULL, OPTION_PID},
@@ -40,6 +54,8 @@ static const struct option long_options[] = {
     {"refpid", required_argument, NULL, OPTION_REFERENCE_PID},
     {"churn", no_argument, NULL, OPTION_CHURN},
     {"udp", no_argument, NULL, OPTION_UDP},
+    {"request", required_argument, NULL, OPTION_REQUEST},
+    {"websocket", no_argument, NULL, OPTION_WEBSOCKET},
     {"idle", required_argument, NULL, OPTION_IDLE},
     {"slices", no_argument, NULL, OPTION_SLICES},
     {"help", no_argument, NULL, 'h'},
@@ -109,6 +125,12 @@ static void parse_one(struct options *options, int option, const char *value)
     case OPTION_UDP:
         options->udp = true;
         break;
+    case OPTION_REQUEST:
+        options->request = value;
+        break;
+    case OPTION_WEBSOCKET:
+        options->websocket = true;
+        break;
     case OPTION_IDLE:
         options->idle = (uint32_t)parse_integer("--idle", value, 1, MAX_IDLE);
         break;
@@ -147,6 +169,10 @@ void options_parse(struct options *options, int count, char **arguments)
         fail("--churn echoes one message per connection: -P must be 1");
     if (options->churn + options->udp + (options->idle > 0) > 1)
         fail("--churn, --udp and --idle exclude each other");
+    if ((options->request || options->websocket) && (options->churn || options->udp))
+        fail("--request and --websocket are for lasting connections");
+    if (options->websocket && (options->request || options->idle))
+        fail("--websocket excludes --request and --idle");
     if (options->udp && (options->depth != 1 || options->size > MAX_DATAGRAM))
         fail("--udp sends one datagram at a time, of at most %d bytes: -P must be 1", MAX_DATAGRAM);
     if ((int64_t)options->connections * options->size * options->depth > MAX_MESSAGE_MEMORY)

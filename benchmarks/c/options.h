@@ -14,13 +14,15 @@ struct options {
     pid_t server_pid;        /* 0: do not account for CPU time */
     pid_t reference_pid;
     uint32_t connections; /* to each server */
-    uint32_t size;        /* of a message, bytes */
+    uint32_t size;        /* of a message, bytes; with a request, about those of an answer */
     uint32_t depth;       /* messages in flight on a connection */
     int64_t duration_ns;  /* of each server's turns together */
     int64_t warmup_ns;
     bool churn;
-    bool udp;      /* datagrams instead of streams */
-    uint32_t idle; /* connections to open and keep; 0 for another mode */
+    bool udp;            /* datagrams instead of streams */
+    const char *request; /* file with an HTTP request, which is sent instead of messages; NULL: none */
+    bool websocket;      /* messages in frames; the reference gets them without */
+    uint32_t idle;       /* connections to open and keep; 0 for another mode */
     bool print_slices;
 };
 
