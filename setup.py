@@ -33,6 +33,7 @@ if sys.platform == "linux" and platform.python_implementation() == "CPython" and
                     "_ffi/ring.h",
                     "_ffi/fastpath/call.h",
                     "_ffi/fastpath/fastpath.h",
+                    "_ffi/fastpath/field.h",
                     "_ffi/fastpath/endpoint.h",
                 ],
                 extra_compile_args=COMPILE_ARGUMENTS,

@@ -10,11 +10,12 @@
  * touch hangs on it and on nothing else.  A gt_connection lives as long as the program holds it.  Each points to the other
  * without owning it, and whichever goes first clears the other's pointer.
  *
- * Files, from the bottom to the top: task.c resumes a Trio task; worklists.c has the proactor's lists; call.c is what `await` does;
- * inbound.c and outbound.c are the two byte queues; stream.c turns the state of a connection into SQEs and CQEs into state;
- * deadline.c has a connection's deadlines, stream_calls.c its calls, nowait.c those that never wait, connection.c the Python
- * type; poll.c waits for readiness; proactor.c ties them together.  All this is mechanism; policy (what to do about
- * an error, when to close) is Python's.
+ * Files, from the bottom to the top: field.h reads Trio's objects, and task.c resumes a Trio task; worklists.c has the
+ * proactor's lists; call.c is what `await` does; inbound.c and outbound.c are the two byte queues; stream.c has the state of a
+ * connection, stream_prepare.c turns it into SQEs, and stream_complete.c CQEs into state; deadline.c has a connection's
+ * deadlines, stream_calls.c its calls, send_parts.c the data of a send, nowait.c the calls that never wait, connection.c the
+ * Python type; poll.c waits for readiness; reaping.c is the two phases of a tick; proactor.c ties them together.  All this is
+ * mechanism; policy (what to do about an error, when to close) is Python's.
  *
  * All of it runs under the GIL, in the thread of the run.
  */
@@ -22,8 +23,11 @@
 #define GAIN_TRIO_FASTPATH_H
 
 #include "call.h"
+#include "field.h"
 
 #include "../ring.h"
+
+#include <sys/uio.h>
 
 typedef struct gt_connection gt_connection;
 
@@ -86,11 +90,16 @@ static inline const gt_segment *gt_outbound_at(const gt_outbound *queue, uint32_
 {
     return &queue->segments[(queue->head + index) & (queue->capacity - 1)];
 }
+#define GT_LARGEST_SEND (1U << 26) /* bytes an operation; more is sent by the next one */
+#define GT_GATHERED 32U            /* segments an operation */
+#define GT_SEND_FLAGS ((uint32_t)(MSG_NOSIGNAL | MSG_DONTWAIT))
+/* The first segments, up to GT_GATHERED of them: how many, and their bytes. */
+uint32_t gt_outbound_gather(const gt_outbound *queue, struct iovec *pieces, size_t *length);
 void gt_outbound_sent(gt_outbound *queue, size_t length);
 void gt_outbound_clear(gt_outbound *queue, uint32_t in_flight);
 void gt_outbound_free(gt_outbound *queue);
 
-/* --- stream.c: a connection as the kernel sees it --- */
+/* --- stream.c, stream_prepare.c, stream_complete.c: a connection as the kernel sees it --- */
 
 /* An operation that can be in flight. */
 typedef struct {
@@ -160,6 +169,7 @@ int gt_stream_close(gt_stream *stream, bool reset);
 void gt_stream_destroy(gt_stream *stream); /* only when nothing is in flight on it */
 void gt_stream_want(gt_stream *stream);
 void gt_stream_want_first(gt_stream *stream); /* before those that have had their share */
+/* Prepare all that the state asks for; false: the ring had no SQE. */
 bool gt_stream_prepare(gt_stream *stream);
 bool gt_stream_complete(gt_stream *stream, const struct io_uring_cqe *cqe); /* true: news for the program */
 void gt_stream_ask_for_error(gt_stream *stream);                            /* the socket, which reports it once */
@@ -196,7 +206,11 @@ enum { GT_CHANGED = 0, GT_ENDED = -1, GT_FULL = -2 }; /* answers of GT_CHANGE, b
 enum { GT_WATCH_SENT = 1, GT_WATCH_RESETS = 2 };      /* what it reports on request */
 
 extern const gt_kind gt_stream_kinds[];
+
+/* --- send_parts.c: the data of a send --- */
+
 int gt_call_set_parts(gt_call *call, PyObject *parts); /* a list or tuple; -1: exception set */
+int gt_call_queue_parts(gt_call *call, bool all);      /* as much as the marks allow, or all; -1: exception set */
 bool gt_call_is_incomplete(const gt_call *call);       /* it has queued a part of its data, and not the rest */
 bool gt_connection_open_stream(gt_connection *connection, gt_stream **stream); /* false: exception set */
 
@@ -263,13 +277,6 @@ void gt_poll_drop(gt_call *poll);   /* its operation has ended, and its task is 
 void gt_poll_cancel(gt_call *poll); /* its operation is to end */
 
 /* --- task.c: Trio's tasks --- */
-
-/* An attribute of a Trio class with __slots__, read at its offset where that is possible. */
-typedef struct {
-    PyObject *name;
-    PyObject *type;    /* borrowed: that the offset is valid for */
-    Py_ssize_t offset; /* -1: by name */
-} gt_field;
 
 typedef struct {
     PyObject *run_context; /* the __dict__ of trio's GLOBAL_RUN_CONTEXT in this thread; empty outside a task */
@@ -386,6 +393,14 @@ static inline bool gt_proactor_turn_is_over(gt_proactor *proactor)
     return --proactor->answers_left == 0 && gt_proactor_check_slice(proactor);
 }
 int gt_proactor_wake(gt_proactor *proactor, PyObject *task, PyObject *abort, bool in_place);
+
+/* --- reaping.c: what the proactor does once a tick --- */
+
+void gt_proactor_prepare(gt_proactor *proactor);          /* what the streams on the list want */
+bool gt_proactor_check_idle(const gt_proactor *proactor); /* false: exception set */
+bool gt_proactor_check_open(const gt_proactor *proactor); /* false: exception set */
+PyObject *gt_proactor_wait(gt_proactor *self, PyObject *timeout);
+PyObject *gt_proactor_process(gt_proactor *self, PyObject *ignored);
 
 /* --- socket.c: what the proactor does with the sockets of datagram endpoints --- */
 

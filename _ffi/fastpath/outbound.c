@@ -139,3 +139,19 @@ void gt_outbound_free(gt_outbound *queue)
     PyMem_Free(queue->spare);
     memset(queue, 0, sizeof *queue);
 }
+
+/* The first segments, up to GT_GATHERED of them: how many, and their bytes. */
+uint32_t gt_outbound_gather(const gt_outbound *queue, struct iovec *pieces, size_t *length)
+{
+    uint32_t count = 0;
+    *length = 0;
+    while (count < queue->count && count < GT_GATHERED && *length < GT_LARGEST_SEND) {
+        const gt_segment *segment = gt_outbound_at(queue, count);
+        size_t sent = count == 0 ? queue->sent : 0, piece = segment->length - sent;
+        if (piece > GT_LARGEST_SEND - *length)
+            piece = GT_LARGEST_SEND - *length;
+        pieces[count++] = (struct iovec){.iov_base = segment->data + sent, .iov_len = piece};
+        *length += piece;
+    }
+    return count;
+}

@@ -1,316 +1,16 @@
-/* proactor.c: from completions to tasks.
+/* proactor.c: the Python type of a proactor, from its ring to its end.  What it does once a tick is in reaping.c.
  *
- * Trio's loop calls the I/O manager twice a tick, and the manager calls here:
- *
- *     wait(timeout)   work off the streams that want something (prepare SQEs); one io_uring_enter that submits, waits and
- *                     runs deferred work; copy the CQEs out, give their places back, and bring every stream's state up to
- *                     date.  No task runs in this phase (a garbage collection may, with its finalizers).
- *     process()       resume the tasks for which there is news, and hand the completions of single operations to Python.
- *
- * Two phases, because resuming a task runs the program, and the program may do anything: close connections further on in
- * the batch, cancel tasks that are about to be resumed, open new connections.  It finds the state of all of them complete,
- * and what it changes is seen before the next task is resumed.
- *
- * Between the two Trio's loop looks whether there is anything else to do.  When there is not, and it would only come back to
- * wait again, wait() does both phases itself and waits on: see "lingering" in task.c.
- *
- * wait() returns how much news there is, and 0 only when the timeout is over: completions that are housekeeping (a cancel's
- * acknowledgement, a send that no task waits for) do not end the wait.  Trio's MockClock and wait_all_tasks_blocked() rely
- * on it.
+ * Only close() may give back memory that the kernel knows: it ends every operation, waits for their final completions, and
+ * leaks what the kernel does not let go of.  Two other ends have no ring to wait on: a run that its host has abandoned, found
+ * by the garbage collector in another thread, and the child of a fork, in which everything belongs to the parent.
  */
 #include "endpoint.h"
 
-#include <errno.h>
 #include <sys/eventfd.h>
-#include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 #define CLOSE_PATIENCE_NS (5LL * 1000000000) /* how long close() waits for what is in flight */
-#define RETRY_NS 10000000LL                  /* how long a wait may be while the ring has no SQE for what is wanted */
 #define DEFAULT_SLICE_NS 1000000
-#define MAX_ROUNDS 1000 /* submissions that a look (a wait of no time) makes at most */
-#define MAX_PASSES 4    /* reaps a wait: what an overflown queue still holds is for the next one */
-
-/* --- the two lists --- */
-
-/* Prepare what the streams on the list want; one that gets no SQE stays, and ends the round. */
-static void prepare_wanting(gt_proactor *proactor)
-{
-    gt_stream *stream;
-    while ((stream = proactor->wanting_first)) {
-        if (!gt_stream_prepare(stream))
-            return;
-        proactor->wanting_first = stream->next_wanting;
-        if (!proactor->wanting_first)
-            proactor->wanting_last = NULL;
-        if (proactor->wanting_starved == stream)
-            proactor->wanting_starved = NULL;
-        stream->wanting = false;
-    }
-}
-
-/* --- checks --- */
-
-static bool check_idle(const gt_proactor *proactor)
-{
-    if (!proactor->running)
-        return true;
-    PyErr_SetString(PyExc_RuntimeError, "this proactor is waiting or processing already; tasks cannot drive it");
-    return false;
-}
-
-static bool check_open(const gt_proactor *proactor)
-{
-    if (proactor->closed || !proactor->ring) {
-        PyErr_SetString(PyExc_RuntimeError, "this proactor is closed");
-        return false;
-    }
-    return gt_proactor_check_thread(proactor);
-}
-
-/* --- reaping --- */
-
-static void recycle_stale(gt_proactor *proactor, const struct io_uring_cqe *cqe)
-{
-    if (gt_key_tag(cqe->user_data) != GT_TAG_DATAGRAM) {
-        gt_buffers_recycle(&proactor->ring->buffers, cqe);
-    } else if (proactor->datagram_buffers.memory) {
-        gt_buffers_recycle(&proactor->datagram_buffers, cqe);
-        gt_buffers_publish(&proactor->datagram_buffers);
-    }
-}
-
-static int collect_one(gt_proactor *proactor, const struct io_uring_cqe *cqe, bool *news)
-{
-    struct gt_slot slot;
-    if (gt_completion_is_nobodys(cqe))
-        return 0;
-    if (!gt_slot_complete(proactor->ring, cqe, &slot)) {
-        if (cqe->flags & IORING_CQE_F_BUFFER) /* stale, but its buffer is real */
-            recycle_stale(proactor, cqe);
-        return 0;
-    }
-    if (slot.kind == GT_SLOT_STREAM) {
-        *news |= gt_stream_complete(slot.owner, cqe);
-        return 0;
-    }
-    if (slot.kind == GT_SLOT_SOCKET) {
-        *news |= gt_socket_complete(slot.owner, cqe);
-        return 0;
-    }
-    if (gt_key_tag(cqe->user_data) != GT_TAG_MAIN)
-        return 0;
-    if (slot.abandoned) {
-        gt_completion_discard(&slot, cqe);
-        if (cqe->flags & IORING_CQE_F_BUFFER)
-            gt_buffers_recycle(&proactor->ring->buffers, cqe);
-        return 0;
-    }
-    if (slot.owner) {
-        *news |= gt_poll_complete(slot.owner, cqe);
-        return 0;
-    }
-    *news = true;
-    PyObject *completion = Py_BuildValue("(KiIi)", (unsigned long long)cqe->user_data, (int)cqe->res,
-                                         (unsigned int)cqe->flags, (int)(slot.yields_descriptor && cqe->res >= 0));
-    int result = completion ? PyList_Append(proactor->completions, completion) : -1;
-    Py_XDECREF(completion);
-    if (result < 0)
-        gt_completion_discard(&slot, cqe);
-    return result;
-}
-
-/* Bring the state up to date.  How many completions were news, -1 on error (all of the batch is accounted for even then). */
-static Py_ssize_t collect(gt_proactor *proactor)
-{
-    Py_ssize_t news = 0;
-    if (proactor->timed_streams > 0 && gt_ring_ready(proactor->ring) > 0 && gt_proactor_look_at_clock(proactor) < 0)
-        return -1;
-    PyObject *type = NULL, *value = NULL, *traceback = NULL; /* of an error, out of the way of the rest of the batch */
-    for (int pass = 0; pass < MAX_PASSES; pass++) {
-        uint32_t count = gt_ring_reap(proactor->ring, proactor->batch, proactor->batch_capacity);
-        for (uint32_t i = 0; i < count; i++) {
-            bool is_news = false;
-            if (collect_one(proactor, &proactor->batch[i], &is_news) < 0) {
-                Py_CLEAR(type);
-                Py_CLEAR(value);
-                Py_CLEAR(traceback);
-                PyErr_Fetch(&type, &value, &traceback);
-            }
-            news += is_news;
-        }
-        if (!gt_ring_overflown(proactor->ring))
-            break;
-        if (gt_ring_enter(proactor->ring, 0) <
-            0) /* moves what overflowed into the queue; an error repeats itself next tick */
-            break;
-    }
-    if (!type)
-        return news;
-    PyErr_Restore(type, value, traceback);
-    return -1;
-}
-
-/* --- wait and process --- */
-
-static int enter(gt_proactor *proactor, int64_t timeout_ns)
-{
-    prepare_wanting(proactor);
-    gt_sockets_prepare(proactor);
-    int result;
-    if (proactor->ready_first) /* a send() that waited can go on */
-        timeout_ns = 0;
-    if (timeout_ns == 0 && gt_ring_unsubmitted(proactor->ring) == 0)
-        return gt_ring_enter(proactor->ring, 0); /* at most a look: not worth the GIL's hand-over */
-    if ((proactor->wanting_first || proactor->wanting_sockets || proactor->ring->delayed_count > 0) &&
-        timeout_ns > RETRY_NS)
-        timeout_ns = RETRY_NS;
-    Py_BEGIN_ALLOW_THREADS result = gt_ring_enter(proactor->ring, timeout_ns);
-    Py_END_ALLOW_THREADS return result;
-}
-
-static bool parse_timeout(PyObject *argument, int64_t *timeout_ns)
-{
-    double seconds = PyFloat_AsDouble(argument);
-    if (seconds == -1.0 && PyErr_Occurred())
-        return false;
-    if (!(seconds > 0))
-        *timeout_ns = 0;
-    else if (seconds >= 1e9)
-        *timeout_ns = GT_NO_TIMEOUT;
-    else
-        *timeout_ns = (int64_t)(seconds * 1e9) > 0 ? (int64_t)(seconds * 1e9) : 1;
-    return true;
-}
-
-/* Resume the tasks for which there is news. */
-static int resume_ready(gt_proactor *self)
-{
-    gt_waiter *waiter;
-    while ((waiter = gt_proactor_pop_ready(self))) {
-        int result = gt_waiter_resume(waiter);
-        Py_DECREF(waiter);
-        if (result < 0 || !gt_proactor_check_thread(self)) /* a task may have forked, and this may be the child */
-            return -1;
-    }
-    return gt_trio_leave_task(&self->trio);
-}
-
-/* Leave the exception that is set to process(), as news.  Trio turns what process() raises into a TrioInternalError, with which
- * it ends the run in good order; out of wait() an exception leaves trio.run() bare, with the run unclosed.  Only a handler of a
- * signal does that here, as it does in Trio's own I/O manager. */
-static Py_ssize_t postpone(gt_proactor *self)
-{
-    Py_XSETREF(self->failure, gt_take_exception());
-    return 1;
-}
-
-/* Do what process() would do, if Trio's loop would do nothing else.  Whether to wait again. */
-static bool linger(gt_proactor *self, const gt_deadlines *noted)
-{
-    if (!self->in_place || !self->trio.bound || PyList_GET_SIZE(self->completions) > 0)
-        return 0;
-    int can = gt_trio_can_linger(&self->trio, noted);
-    if (can > 0)
-        can = resume_ready(self) < 0 ? -1 : gt_trio_can_linger(&self->trio, noted);
-    if (can < 0)
-        postpone(self);
-    return can > 0;
-}
-
-/* One wait as Trio sees it: until there is something for its loop to do (how much: > 0), or the time is over (0).  -1: error. */
-static Py_ssize_t wait_for_news(gt_proactor *self, int64_t timeout, const gt_deadlines *noted)
-{
-    const int64_t end = timeout == 0 || timeout == GT_NO_TIMEOUT ? timeout : gt_monotonic_ns() + timeout;
-    Py_ssize_t news = PyList_GET_SIZE(self->completions) + (self->ready_first != NULL);
-    int rounds = 0;
-    int64_t began = 0;
-    uint64_t before = 0;
-    for (;;) {
-        int result = enter(self, news > 0 ? 0 : timeout);
-        gt_proactor_begin_slice(self);
-        Py_ssize_t collected = collect(self);
-        if (collected < 0)
-            return postpone(self);
-        news += collected;
-        if (news == 0 && self->ready_first)
-            news = 1;
-        /* The kernel reports EINTR only if nothing was submitted by the same call. */
-        if (news == 0 && timeout > 0 && (PyErr_CheckSignals() < 0 || !gt_proactor_check_thread(self)))
-            return -1; /* a handler may have forked, and this may be the child */
-        if (result < 0 && result != -EINTR && result != -ETIME && result != -EBUSY && result != -EAGAIN) {
-            errno = -result;
-            PyErr_SetFromErrno(PyExc_OSError);
-            return postpone(self);
-        }
-        if (timeout == 0) {
-            /* Housekeeping may have asked for more (the next piece of a long send, a receive to arm again), and what comes
-             * of it may be news, as may be what an overflown queue still holds: nothing is idle before that is done. */
-            bool more = self->wanting_first || self->wanting_sockets || gt_ring_overflown(self->ring) ||
-                        gt_ring_ready(self->ring) > 0;
-            if (news > 0 || !more || ++rounds >= MAX_ROUNDS)
-                return news;
-            if (rounds == 1) {
-                began = gt_monotonic_ns();
-                before = self->ring->completions;
-            } else if (gt_monotonic_ns() - began >= self->slice_ns) {
-                /* Two ends of a large transfer can keep it busy for long.  That is no idleness, but tasks have a turn. */
-                return self->ring->completions != before;
-            }
-            continue;
-        }
-        if (news > 0) {
-            if (!linger(self, noted))
-                return news;
-            news = 0;
-        }
-        if (timeout != GT_NO_TIMEOUT) {
-            timeout = end - gt_monotonic_ns();
-            if (timeout <= 0)
-                return 0;
-        }
-    }
-}
-
-static PyObject *proactor_wait(gt_proactor *self, PyObject *argument)
-{
-    int64_t timeout;
-    if (!check_open(self) || !check_idle(self) || !parse_timeout(argument, &timeout))
-        return NULL;
-    gt_deadlines noted = {NULL, 0};
-    if (timeout > 0 && self->trio.bound && gt_trio_note_deadlines(&self->trio, &noted) < 0)
-        return NULL;
-    self->running = true;
-    Py_ssize_t news = wait_for_news(self, timeout, &noted);
-    self->running = false;
-    Py_XDECREF(noted.earliest);
-    return news < 0 ? NULL : PyLong_FromSsize_t(news);
-}
-
-static PyObject *proactor_process(gt_proactor *self, PyObject *Py_UNUSED(ignored))
-{
-    if (!check_open(self) || !check_idle(self))
-        return NULL;
-    if (self->failure) {
-        gt_restore_exception(self->failure);
-        self->failure = NULL;
-        return NULL;
-    }
-    self->running = true;
-    int resumed = resume_ready(self);
-    self->running = false;
-    if (resumed < 0)
-        return NULL;
-    if (PyList_GET_SIZE(self->completions) == 0)
-        Py_RETURN_NONE;
-    PyObject *fresh = PyList_New(0);
-    if (!fresh)
-        return NULL;
-    PyObject *completions = self->completions;
-    self->completions = fresh;
-    return completions;
-}
 
 /* --- life --- */
 
@@ -358,7 +58,7 @@ static int proactor_init(gt_proactor *self, PyObject *args, PyObject *kwargs)
 
 static PyObject *proactor_bind(gt_proactor *self, PyObject *seam)
 {
-    if (!check_open(self) || gt_trio_bind(&self->trio, seam) < 0)
+    if (!gt_proactor_check_open(self) || gt_trio_bind(&self->trio, seam) < 0)
         return NULL;
     PyObject *is_guest = PyObject_GetAttrString(seam, "is_guest");
     if (!is_guest)
@@ -374,7 +74,7 @@ static PyObject *proactor_bind(gt_proactor *self, PyObject *seam)
  * can come between the descriptor and its owner. */
 static PyObject *proactor_count_completions(gt_proactor *self, PyObject *Py_UNUSED(ignored))
 {
-    if (!check_open(self))
+    if (!gt_proactor_check_open(self))
         return NULL;
     if (self->completion_descriptor < 0)
         self->completion_descriptor = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
@@ -386,7 +86,7 @@ static PyObject *proactor_poll(gt_proactor *self, PyObject *args)
 {
     int fd;
     unsigned int events;
-    if (!PyArg_ParseTuple(args, "iI:poll", &fd, &events) || !check_open(self))
+    if (!PyArg_ParseTuple(args, "iI:poll", &fd, &events) || !gt_proactor_check_open(self))
         return NULL;
     return gt_poll_new(self, fd, events);
 }
@@ -479,7 +179,7 @@ static PyObject *proactor_close(gt_proactor *self, PyObject *Py_UNUSED(ignored))
     if (self->closed || !self->ring)
         return PyLong_FromLong(0);
     bool elsewhere = PyThread_get_thread_ident() != self->thread && !self->ring->dead;
-    if (!check_idle(self) || (!elsewhere && !gt_proactor_check_thread(self)))
+    if (!gt_proactor_check_idle(self) || (!elsewhere && !gt_proactor_check_thread(self)))
         return NULL;
     discard_completions(self);
     gt_waiter *waiter;
@@ -496,7 +196,7 @@ static PyObject *proactor_close(gt_proactor *self, PyObject *Py_UNUSED(ignored))
     uint64_t in_flight = 0;
     /* A full submission queue can keep streams on the list, so preparing and draining take turns, a bounded number. */
     for (int round = 0; round < 64; round++) {
-        prepare_wanting(self);
+        gt_proactor_prepare(self);
         gt_sockets_prepare(self);
         in_flight = gt_ring_drain(self->ring, CLOSE_PATIENCE_NS, complete_while_closing, self);
         if (in_flight > 0 || (!self->wanting_first && !self->wanting_sockets))
@@ -614,9 +314,9 @@ static PyMethodDef proactor_methods[] = {
      PyDoc_STR("count_completions($self, /)\n--\n\nAn eventfd for the ring to count completions on.")},
     {"poll", (PyCFunction)proactor_poll, METH_VARARGS,
      PyDoc_STR("poll($self, fd, events, /)\n--\n\nAn awaitable: wait until the descriptor is ready.")},
-    {"wait", (PyCFunction)proactor_wait, METH_O,
+    {"wait", (PyCFunction)gt_proactor_wait, METH_O,
      PyDoc_STR("wait($self, timeout, /)\n--\n\nSubmit, wait at most timeout seconds, reap: how much news there is.")},
-    {"process", (PyCFunction)proactor_process, METH_NOARGS,
+    {"process", (PyCFunction)gt_proactor_process, METH_NOARGS,
      PyDoc_STR("process($self, /)\n--\n\nResume tasks: the completions of single operations, or None.")},
     {"settle", (PyCFunction)proactor_settle, METH_NOARGS,
      PyDoc_STR("settle($self, /)\n--\n\nHave the kernel let go of the files of waits that were ended.")},

@@ -387,7 +387,7 @@ bool gt_socket_complete(gt_socket *socket, const struct io_uring_cqe *cqe)
         if (!socket->closing)
             gt_socket_want(socket);
         break;
-    default: /* of a close or a cancel: see stream.c */
+    default: /* of a close or a cancel: see stream_complete.c */
         break;
     }
     if (!socket->closing && socket->endpoint)

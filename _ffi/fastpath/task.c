@@ -29,9 +29,6 @@
  * the same as before.  In guest mode, where the host loop has to run between two ticks, and with a clock that is not Trio's
  * own, which a step may have moved, the condition never holds (seam.may_linger).  The end of the wait does not change, so no
  * deadline is missed; and the number of deadlines is bounded, because only Trio's loop prunes them.
- *
- * Trio's Task and CancelStatus are attrs classes with __slots__, so their fields lie at fixed offsets, which are looked up
- * once per run.  Where an attribute should not be such a slot, it is read by name.
  */
 #include "fastpath.h"
 
@@ -53,80 +50,6 @@ int gt_task_module_init(void)
         !(name_attempt_ki = PyUnicode_InternFromString("_attempt_delivery_of_pending_ki")))
         return -1;
     return 0;
-}
-
-/* --- fields --- */
-
-static int field_resolve(gt_field *field, PyObject *type, const char *name)
-{
-    field->offset = -1;
-    field->type = type;
-    field->name = PyUnicode_InternFromString(name);
-    if (!field->name)
-        return -1;
-    PyObject *descriptor = PyObject_GetAttr(type, field->name);
-    if (!descriptor) {
-        if (!PyErr_ExceptionMatches(PyExc_AttributeError))
-            return -1;
-        PyErr_Clear(); /* not a slot: instances may still have it */
-        return 0;
-    }
-    if (Py_IS_TYPE(descriptor, &PyMemberDescr_Type)) {
-        PyMemberDef *member = ((PyMemberDescrObject *)descriptor)->d_member;
-        if (member->type == T_OBJECT_EX && ((PyDescrObject *)descriptor)->d_type == (PyTypeObject *)type)
-            field->offset = member->offset;
-    }
-    Py_DECREF(descriptor);
-    return 0;
-}
-
-static inline PyObject *field_get(const gt_field *field, PyObject *object)
-{
-    if (field->offset >= 0 && (PyObject *)Py_TYPE(object) == field->type) {
-        PyObject *value = *(PyObject **)((char *)object + field->offset);
-        if (value)
-            return Py_NewRef(value);
-    }
-    return PyObject_GetAttr(object, field->name);
-}
-
-static inline int field_set(const gt_field *field, PyObject *object, PyObject *value)
-{
-    if (field->offset < 0 || (PyObject *)Py_TYPE(object) != field->type)
-        return PyObject_SetAttr(object, field->name, value);
-    PyObject **place = (PyObject **)((char *)object + field->offset);
-    PyObject *old = *place;
-    *place = Py_NewRef(value);
-    Py_XDECREF(old);
-    return 0;
-}
-
-/* 1 when the field is `expected`, 0 when not, -1 on error */
-static inline int field_is(const gt_field *field, PyObject *object, PyObject *expected)
-{
-    PyObject *value = field_get(field, object);
-    if (!value)
-        return -1;
-    int same = value == expected;
-    Py_DECREF(value);
-    return same;
-}
-
-static int field_increment(const gt_field *field, PyObject *object)
-{
-    PyObject *value = field_get(field, object);
-    if (!value)
-        return -1;
-    long long count = PyLong_AsLongLong(value);
-    Py_DECREF(value);
-    if (count == -1 && PyErr_Occurred())
-        return -1;
-    PyObject *incremented = PyLong_FromLongLong(count + 1);
-    if (!incremented)
-        return -1;
-    int result = field_set(field, object, incremented);
-    Py_DECREF(incremented);
-    return result;
 }
 
 /* --- binding to a run --- */
@@ -192,7 +115,7 @@ int gt_trio_bind(gt_trio *trio, PyObject *seam)
     };
     int result = 0;
     for (size_t i = 0; i < sizeof fields / sizeof fields[0] && result == 0; i++)
-        result = field_resolve(fields[i].field, fields[i].type, fields[i].name);
+        result = gt_field_resolve(fields[i].field, fields[i].type, fields[i].name);
     Py_DECREF(status_type);
     if (result == 0 && (!PyDict_Check(trio->run_context) || !PyDict_Check(trio->instruments))) {
         PyErr_SetString(PyExc_TypeError, "run_context and instruments must be dicts");
@@ -310,10 +233,10 @@ static int keyboard_interrupt_is_pending(gt_trio *trio, PyObject *task)
 
 static int cancel_is_effective(gt_trio *trio, PyObject *task)
 {
-    PyObject *status = field_get(&trio->cancel_status, task);
+    PyObject *status = gt_field_get(&trio->cancel_status, task);
     if (!status)
         return -1;
-    PyObject *cancelled = field_get(&trio->effectively_cancelled, status);
+    PyObject *cancelled = gt_field_get(&trio->effectively_cancelled, status);
     Py_DECREF(status);
     if (!cancelled)
         return -1;
@@ -328,7 +251,7 @@ int gt_trio_cancel_is_pending(gt_trio *trio, PyObject *task)
     return result == 0 ? keyboard_interrupt_is_pending(trio, task) : result;
 }
 
-int gt_trio_count_cancel_point(gt_trio *trio, PyObject *task) { return field_increment(&trio->cancel_points, task); }
+int gt_trio_count_cancel_point(gt_trio *trio, PyObject *task) { return gt_field_increment(&trio->cancel_points, task); }
 
 /* Is there an instrument to which a step made here would look different from one made by Trio's loop? */
 bool gt_trio_is_observed(gt_trio *trio)
@@ -352,7 +275,7 @@ bool gt_trio_is_observed(gt_trio *trio)
 /* The entry on top of the heap of deadlines, owned, or NULL; their number; -1 on error. */
 int gt_trio_note_deadlines(gt_trio *trio, gt_deadlines *found)
 {
-    PyObject *heap = field_get(&trio->deadline_heap, trio->deadlines);
+    PyObject *heap = gt_field_get(&trio->deadline_heap, trio->deadlines);
     if (!heap)
         return -1;
     if (!PyList_Check(heap)) {
@@ -375,7 +298,7 @@ int gt_trio_can_linger(gt_trio *trio, const gt_deadlines *noted)
     Py_ssize_t idlers = PyObject_Size(trio->waiting_for_idle);
     if (scheduled != 0 || idlers != 0)
         return scheduled < 0 || idlers < 0 ? -1 : 0;
-    PyObject *threshold = field_get(&trio->autojump_threshold, trio->runner);
+    PyObject *threshold = gt_field_get(&trio->autojump_threshold, trio->runner);
     if (!threshold)
         return -1;
     int jumps = threshold == trio->infinity ? 0 : PyObject_RichCompareBool(threshold, trio->infinity, Py_NE);
@@ -396,10 +319,10 @@ int gt_trio_can_linger(gt_trio *trio, const gt_deadlines *noted)
  * an outcome of its own: the call that it is parked in unwraps it, and an Outcome can be unwrapped once. */
 int gt_trio_reschedule(gt_trio *trio, PyObject *task, PyObject *abort)
 {
-    int idle = field_is(&trio->next_send_fn, task, Py_None);
+    int idle = gt_field_is(&trio->next_send_fn, task, Py_None);
     if (idle <= 0)
         return idle;
-    int parked = field_is(&trio->abort_func, task, abort);
+    int parked = gt_field_is(&trio->abort_func, task, abort);
     if (parked < 0)
         return -1;
     PyObject *result = PyObject_CallFunctionObjArgs(trio->reschedule, task, parked ? trio->woken : NULL, NULL);
@@ -441,9 +364,9 @@ static int task_waits(gt_trio *trio, PyObject *task, PyObject *trap)
     PyObject *abort = PyObject_GetAttr(trap, name_abort_func);
     if (!abort)
         return -1;
-    int result = field_set(&trio->abort_func, task, abort);
+    int result = gt_field_set(&trio->abort_func, task, abort);
     Py_DECREF(abort);
-    if (result < 0 || field_increment(&trio->cancel_points, task) < 0)
+    if (result < 0 || gt_field_increment(&trio->cancel_points, task) < 0)
         return -1;
     /* A KeyboardInterrupt is outside all cancel scopes, so it comes first. */
     int interrupted = keyboard_interrupt_is_pending(trio, task);
@@ -457,7 +380,7 @@ static int task_waits(gt_trio *trio, PyObject *task, PyObject *trap)
 
 static int task_yielded(gt_trio *trio, PyObject *task, PyObject *message, bool *waits)
 {
-    int result = field_increment(&trio->schedule_points, task);
+    int result = gt_field_increment(&trio->schedule_points, task);
     *waits = (PyObject *)Py_TYPE(message) == trio->trap_type;
     if (result == 0) {
         if (*waits)
@@ -488,10 +411,11 @@ static int step_in_context(PyObject *coro, PyObject *context, PySendResult *sent
 
 static int step(gt_trio *trio, PyObject *task, PyObject *coro)
 {
-    PyObject *context = field_get(&trio->context, task);
+    PyObject *context = gt_field_get(&trio->context, task);
     if (!context)
         return -1;
-    if (field_set(&trio->abort_func, task, Py_None) < 0 || field_set(&trio->custom_sleep_data, task, Py_None) < 0 ||
+    if (gt_field_set(&trio->abort_func, task, Py_None) < 0 ||
+        gt_field_set(&trio->custom_sleep_data, task, Py_None) < 0 ||
         PyDict_SetItem(trio->run_context, name_task, task) < 0) {
         Py_DECREF(context);
         return -1;
@@ -530,13 +454,13 @@ int gt_trio_resume(gt_trio *trio, PyObject *task, PyObject *abort)
 {
     if ((PyObject *)Py_TYPE(task) != trio->task_type || gt_trio_is_observed(trio))
         return 0;
-    int idle = field_is(&trio->next_send_fn, task, Py_None);
-    int parked = field_is(&trio->abort_func, task, abort);
+    int idle = gt_field_is(&trio->next_send_fn, task, Py_None);
+    int parked = gt_field_is(&trio->abort_func, task, abort);
     if (idle < 0 || parked < 0)
         return -1;
     if (!idle || !parked) /* by a program that drives our awaitables itself, or that has rescheduled a task of ours */
         return 0;
-    PyObject *coro = field_get(&trio->coro, task);
+    PyObject *coro = gt_field_get(&trio->coro, task);
     if (!coro)
         return -1;
     int result = 0;

@@ -1,5 +1,5 @@
 /* worklists.c: the work lists of a proactor: the streams that want SQEs, and the waiters whose tasks are to be resumed; and how
- * a task is woken.  Everything of the fast path stands on this; the loop that works the lists off is in proactor.c.
+ * a task is woken.  Everything of the fast path stands on this; the loop that works the lists off is in reaping.c.
  */
 #include "fastpath.h"
 

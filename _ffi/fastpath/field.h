@@ -1,0 +1,91 @@
+/* field.h: attributes of Trio's classes, read and written where they lie.
+ *
+ * Trio's Task and CancelStatus are attrs classes with __slots__, so their fields lie at fixed offsets, which are looked up
+ * once per run.  Where an attribute should not be such a slot, it is read by name.
+ */
+#ifndef GAIN_TRIO_FIELD_H
+#define GAIN_TRIO_FIELD_H
+
+#include <Python.h>
+
+#include <structmember.h>
+
+typedef struct {
+    PyObject *name;
+    PyObject *type;    /* borrowed: that the offset is valid for */
+    Py_ssize_t offset; /* -1: by name */
+} gt_field;
+
+static inline int gt_field_resolve(gt_field *field, PyObject *type, const char *name)
+{
+    field->offset = -1;
+    field->type = type;
+    field->name = PyUnicode_InternFromString(name);
+    if (!field->name)
+        return -1;
+    PyObject *descriptor = PyObject_GetAttr(type, field->name);
+    if (!descriptor) {
+        if (!PyErr_ExceptionMatches(PyExc_AttributeError))
+            return -1;
+        PyErr_Clear(); /* not a slot: instances may still have it */
+        return 0;
+    }
+    if (Py_IS_TYPE(descriptor, &PyMemberDescr_Type)) {
+        PyMemberDef *member = ((PyMemberDescrObject *)descriptor)->d_member;
+        if (member->type == T_OBJECT_EX && ((PyDescrObject *)descriptor)->d_type == (PyTypeObject *)type)
+            field->offset = member->offset;
+    }
+    Py_DECREF(descriptor);
+    return 0;
+}
+
+static inline PyObject *gt_field_get(const gt_field *field, PyObject *object)
+{
+    if (field->offset >= 0 && (PyObject *)Py_TYPE(object) == field->type) {
+        PyObject *value = *(PyObject **)((char *)object + field->offset);
+        if (value)
+            return Py_NewRef(value);
+    }
+    return PyObject_GetAttr(object, field->name);
+}
+
+static inline int gt_field_set(const gt_field *field, PyObject *object, PyObject *value)
+{
+    if (field->offset < 0 || (PyObject *)Py_TYPE(object) != field->type)
+        return PyObject_SetAttr(object, field->name, value);
+    PyObject **place = (PyObject **)((char *)object + field->offset);
+    PyObject *old = *place;
+    *place = Py_NewRef(value);
+    Py_XDECREF(old);
+    return 0;
+}
+
+/* 1 when the field is `expected`, 0 when not, -1 on error */
+static inline int gt_field_is(const gt_field *field, PyObject *object, PyObject *expected)
+{
+    PyObject *value = gt_field_get(field, object);
+    if (!value)
+        return -1;
+    int same = value == expected;
+    Py_DECREF(value);
+    return same;
+}
+
+static inline int gt_field_increment(const gt_field *field, PyObject *object)
+{
+    PyObject *value = gt_field_get(field, object);
+    if (!value)
+        return -1;
+    long long count = PyLong_AsLongLong(value);
+    Py_DECREF(value);
+    if (count == -1 && PyErr_Occurred())
+        return -1;
+    PyObject *incremented = PyLong_FromLongLong(count + 1);
+    if (!incremented)
+        return -1;
+    int result = gt_field_set(field, object, incremented);
+    Py_DECREF(incremented);
+    return result;
+}
+
+#endif

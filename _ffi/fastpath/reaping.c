@@ -1,0 +1,307 @@
+/* reaping.c: from completions to tasks.
+ *
+ * Trio's loop calls the I/O manager twice a tick, and the manager calls here:
+ *
+ *     wait(timeout)   work off the streams that want something (prepare SQEs); one io_uring_enter that submits, waits and
+ *                     runs deferred work; copy the CQEs out, give their places back, and bring every stream's state up to
+ *                     date.  No task runs in this phase (a garbage collection may, with its finalizers).
+ *     process()       resume the tasks for which there is news, and hand the completions of single operations to Python.
+ *
+ * Two phases, because resuming a task runs the program, and the program may do anything: close connections further on in
+ * the batch, cancel tasks that are about to be resumed, open new connections.  It finds the state of all of them complete,
+ * and what it changes is seen before the next task is resumed.
+ *
+ * Between the two Trio's loop looks whether there is anything else to do.  When there is not, and it would only come back to
+ * wait again, wait() does both phases itself and waits on: see "lingering" in task.c.
+ *
+ * wait() returns how much news there is, and 0 only when the timeout is over: completions that are housekeeping (a cancel's
+ * acknowledgement, a send that no task waits for) do not end the wait.  Trio's MockClock and wait_all_tasks_blocked() rely
+ * on it.
+ */
+#include "endpoint.h"
+
+#include <errno.h>
+
+#define RETRY_NS 10000000LL /* how long a wait may be while the ring has no SQE for what is wanted */
+#define MAX_ROUNDS 1000     /* submissions that a look (a wait of no time) makes at most */
+#define MAX_PASSES 4        /* reaps a wait: what an overflown queue still holds is for the next one */
+
+/* --- the two lists --- */
+
+/* Prepare what the streams on the list want; one that gets no SQE stays, and ends the round. */
+void gt_proactor_prepare(gt_proactor *proactor)
+{
+    gt_stream *stream;
+    while ((stream = proactor->wanting_first)) {
+        if (!gt_stream_prepare(stream))
+            return;
+        proactor->wanting_first = stream->next_wanting;
+        if (!proactor->wanting_first)
+            proactor->wanting_last = NULL;
+        if (proactor->wanting_starved == stream)
+            proactor->wanting_starved = NULL;
+        stream->wanting = false;
+    }
+}
+
+/* --- checks --- */
+
+bool gt_proactor_check_idle(const gt_proactor *proactor)
+{
+    if (!proactor->running)
+        return true;
+    PyErr_SetString(PyExc_RuntimeError, "this proactor is waiting or processing already; tasks cannot drive it");
+    return false;
+}
+
+bool gt_proactor_check_open(const gt_proactor *proactor)
+{
+    if (proactor->closed || !proactor->ring) {
+        PyErr_SetString(PyExc_RuntimeError, "this proactor is closed");
+        return false;
+    }
+    return gt_proactor_check_thread(proactor);
+}
+
+/* --- reaping --- */
+
+static void recycle_stale(gt_proactor *proactor, const struct io_uring_cqe *cqe)
+{
+    if (gt_key_tag(cqe->user_data) != GT_TAG_DATAGRAM) {
+        gt_buffers_recycle(&proactor->ring->buffers, cqe);
+    } else if (proactor->datagram_buffers.memory) {
+        gt_buffers_recycle(&proactor->datagram_buffers, cqe);
+        gt_buffers_publish(&proactor->datagram_buffers);
+    }
+}
+
+static int collect_one(gt_proactor *proactor, const struct io_uring_cqe *cqe, bool *news)
+{
+    struct gt_slot slot;
+    if (gt_completion_is_nobodys(cqe))
+        return 0;
+    if (!gt_slot_complete(proactor->ring, cqe, &slot)) {
+        if (cqe->flags & IORING_CQE_F_BUFFER) /* stale, but its buffer is real */
+            recycle_stale(proactor, cqe);
+        return 0;
+    }
+    if (slot.kind == GT_SLOT_STREAM) {
+        *news |= gt_stream_complete(slot.owner, cqe);
+        return 0;
+    }
+    if (slot.kind == GT_SLOT_SOCKET) {
+        *news |= gt_socket_complete(slot.owner, cqe);
+        return 0;
+    }
+    if (gt_key_tag(cqe->user_data) != GT_TAG_MAIN)
+        return 0;
+    if (slot.abandoned) {
+        gt_completion_discard(&slot, cqe);
+        if (cqe->flags & IORING_CQE_F_BUFFER)
+            gt_buffers_recycle(&proactor->ring->buffers, cqe);
+        return 0;
+    }
+    if (slot.owner) {
+        *news |= gt_poll_complete(slot.owner, cqe);
+        return 0;
+    }
+    *news = true;
+    PyObject *completion = Py_BuildValue("(KiIi)", (unsigned long long)cqe->user_data, (int)cqe->res,
+                                         (unsigned int)cqe->flags, (int)(slot.yields_descriptor && cqe->res >= 0));
+    int result = completion ? PyList_Append(proactor->completions, completion) : -1;
+    Py_XDECREF(completion);
+    if (result < 0)
+        gt_completion_discard(&slot, cqe);
+    return result;
+}
+
+/* Bring the state up to date.  How many completions were news, -1 on error (all of the batch is accounted for even then). */
+static Py_ssize_t collect(gt_proactor *proactor)
+{
+    Py_ssize_t news = 0;
+    if (proactor->timed_streams > 0 && gt_ring_ready(proactor->ring) > 0 && gt_proactor_look_at_clock(proactor) < 0)
+        return -1;
+    PyObject *type = NULL, *value = NULL, *traceback = NULL; /* of an error, out of the way of the rest of the batch */
+    for (int pass = 0; pass < MAX_PASSES; pass++) {
+        uint32_t count = gt_ring_reap(proactor->ring, proactor->batch, proactor->batch_capacity);
+        for (uint32_t i = 0; i < count; i++) {
+            bool is_news = false;
+            if (collect_one(proactor, &proactor->batch[i], &is_news) < 0) {
+                Py_CLEAR(type);
+                Py_CLEAR(value);
+                Py_CLEAR(traceback);
+                PyErr_Fetch(&type, &value, &traceback);
+            }
+            news += is_news;
+        }
+        if (!gt_ring_overflown(proactor->ring))
+            break;
+        if (gt_ring_enter(proactor->ring, 0) <
+            0) /* moves what overflowed into the queue; an error repeats itself next tick */
+            break;
+    }
+    if (!type)
+        return news;
+    PyErr_Restore(type, value, traceback);
+    return -1;
+}
+
+/* --- wait and process --- */
+
+static int enter(gt_proactor *proactor, int64_t timeout_ns)
+{
+    gt_proactor_prepare(proactor);
+    gt_sockets_prepare(proactor);
+    int result;
+    if (proactor->ready_first) /* a send() that waited can go on */
+        timeout_ns = 0;
+    if (timeout_ns == 0 && gt_ring_unsubmitted(proactor->ring) == 0)
+        return gt_ring_enter(proactor->ring, 0); /* at most a look: not worth the GIL's hand-over */
+    if ((proactor->wanting_first || proactor->wanting_sockets || proactor->ring->delayed_count > 0) &&
+        timeout_ns > RETRY_NS)
+        timeout_ns = RETRY_NS;
+    Py_BEGIN_ALLOW_THREADS result = gt_ring_enter(proactor->ring, timeout_ns);
+    Py_END_ALLOW_THREADS return result;
+}
+
+static bool parse_timeout(PyObject *argument, int64_t *timeout_ns)
+{
+    double seconds = PyFloat_AsDouble(argument);
+    if (seconds == -1.0 && PyErr_Occurred())
+        return false;
+    if (!(seconds > 0))
+        *timeout_ns = 0;
+    else if (seconds >= 1e9)
+        *timeout_ns = GT_NO_TIMEOUT;
+    else
+        *timeout_ns = (int64_t)(seconds * 1e9) > 0 ? (int64_t)(seconds * 1e9) : 1;
+    return true;
+}
+
+/* Resume the tasks for which there is news. */
+static int resume_ready(gt_proactor *self)
+{
+    gt_waiter *waiter;
+    while ((waiter = gt_proactor_pop_ready(self))) {
+        int result = gt_waiter_resume(waiter);
+        Py_DECREF(waiter);
+        if (result < 0 || !gt_proactor_check_thread(self)) /* a task may have forked, and this may be the child */
+            return -1;
+    }
+    return gt_trio_leave_task(&self->trio);
+}
+
+/* Leave the exception that is set to process(), as news.  Trio turns what process() raises into a TrioInternalError, with which
+ * it ends the run in good order; out of wait() an exception leaves trio.run() bare, with the run unclosed.  Only a handler of a
+ * signal does that here, as it does in Trio's own I/O manager. */
+static Py_ssize_t postpone(gt_proactor *self)
+{
+    Py_XSETREF(self->failure, gt_take_exception());
+    return 1;
+}
+
+/* Do what process() would do, if Trio's loop would do nothing else.  Whether to wait again. */
+static bool linger(gt_proactor *self, const gt_deadlines *noted)
+{
+    if (!self->in_place || !self->trio.bound || PyList_GET_SIZE(self->completions) > 0)
+        return 0;
+    int can = gt_trio_can_linger(&self->trio, noted);
+    if (can > 0)
+        can = resume_ready(self) < 0 ? -1 : gt_trio_can_linger(&self->trio, noted);
+    if (can < 0)
+        postpone(self);
+    return can > 0;
+}
+
+/* One wait as Trio sees it: until there is something for its loop to do (how much: > 0), or the time is over (0).  -1: error. */
+static Py_ssize_t wait_for_news(gt_proactor *self, int64_t timeout, const gt_deadlines *noted)
+{
+    const int64_t end = timeout == 0 || timeout == GT_NO_TIMEOUT ? timeout : gt_monotonic_ns() + timeout;
+    Py_ssize_t news = PyList_GET_SIZE(self->completions) + (self->ready_first != NULL);
+    int rounds = 0;
+    int64_t began = 0;
+    uint64_t before = 0;
+    for (;;) {
+        int result = enter(self, news > 0 ? 0 : timeout);
+        gt_proactor_begin_slice(self);
+        Py_ssize_t collected = collect(self);
+        if (collected < 0)
+            return postpone(self);
+        news += collected;
+        if (news == 0 && self->ready_first)
+            news = 1;
+        /* The kernel reports EINTR only if nothing was submitted by the same call. */
+        if (news == 0 && timeout > 0 && (PyErr_CheckSignals() < 0 || !gt_proactor_check_thread(self)))
+            return -1; /* a handler may have forked, and this may be the child */
+        if (result < 0 && result != -EINTR && result != -ETIME && result != -EBUSY && result != -EAGAIN) {
+            errno = -result;
+            PyErr_SetFromErrno(PyExc_OSError);
+            return postpone(self);
+        }
+        if (timeout == 0) {
+            /* Housekeeping may have asked for more (the next piece of a long send, a receive to arm again), and what comes
+             * of it may be news, as may be what an overflown queue still holds: nothing is idle before that is done. */
+            bool more = self->wanting_first || self->wanting_sockets || gt_ring_overflown(self->ring) ||
+                        gt_ring_ready(self->ring) > 0;
+            if (news > 0 || !more || ++rounds >= MAX_ROUNDS)
+                return news;
+            if (rounds == 1) {
+                began = gt_monotonic_ns();
+                before = self->ring->completions;
+            } else if (gt_monotonic_ns() - began >= self->slice_ns) {
+                /* Two ends of a large transfer can keep it busy for long.  That is no idleness, but tasks have a turn. */
+                return self->ring->completions != before;
+            }
+            continue;
+        }
+        if (news > 0) {
+            if (!linger(self, noted))
+                return news;
+            news = 0;
+        }
+        if (timeout != GT_NO_TIMEOUT) {
+            timeout = end - gt_monotonic_ns();
+            if (timeout <= 0)
+                return 0;
+        }
+    }
+}
+
+PyObject *gt_proactor_wait(gt_proactor *self, PyObject *argument)
+{
+    int64_t timeout;
+    if (!gt_proactor_check_open(self) || !gt_proactor_check_idle(self) || !parse_timeout(argument, &timeout))
+        return NULL;
+    gt_deadlines noted = {NULL, 0};
+    if (timeout > 0 && self->trio.bound && gt_trio_note_deadlines(&self->trio, &noted) < 0)
+        return NULL;
+    self->running = true;
+    Py_ssize_t news = wait_for_news(self, timeout, &noted);
+    self->running = false;
+    Py_XDECREF(noted.earliest);
+    return news < 0 ? NULL : PyLong_FromSsize_t(news);
+}
+
+PyObject *gt_proactor_process(gt_proactor *self, PyObject *Py_UNUSED(ignored))
+{
+    if (!gt_proactor_check_open(self) || !gt_proactor_check_idle(self))
+        return NULL;
+    if (self->failure) {
+        gt_restore_exception(self->failure);
+        self->failure = NULL;
+        return NULL;
+    }
+    self->running = true;
+    int resumed = resume_ready(self);
+    self->running = false;
+    if (resumed < 0)
+        return NULL;
+    if (PyList_GET_SIZE(self->completions) == 0)
+        Py_RETURN_NONE;
+    PyObject *fresh = PyList_New(0);
+    if (!fresh)
+        return NULL;
+    PyObject *completions = self->completions;
+    self->completions = fresh;
+    return completions;
+}

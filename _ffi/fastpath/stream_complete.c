@@ -1,0 +1,260 @@
+/* stream_complete.c: from CQEs to the state of a connection, and to the tasks that wait for it.  The essay is in stream.c: by
+ * what each operation ends, and which results are not the end of the stream. */
+#include "fastpath.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <sys/epoll.h>
+
+/* The kernel's "try again" in all its forms: the operation is over, the stream is not. */
+static bool is_retry(int error) { return error == ECANCELED || error == EINTR || error == EAGAIN || error == ENOBUFS; }
+
+/* Have the task of a call resumed, if one waits and its call is satisfied. */
+static bool wake_satisfied(const gt_call *call)
+{
+    if (!call || !call->waiter->task || !call->kind->is_satisfied(call))
+        return false;
+    gt_proactor_ready(call->proactor, call->waiter);
+    return true;
+}
+
+static bool wake_receiver(const gt_stream *stream)
+{
+    return stream->connection && wake_satisfied(stream->connection->receiving.call);
+}
+
+static bool wake_sender(const gt_stream *stream)
+{
+    return stream->connection && wake_satisfied(stream->connection->sending.call);
+}
+
+/* True when there is news for the program.  A task that waits for more than there is gets none. */
+static bool is_news(const gt_stream *stream)
+{
+    return !stream->connection || !gt_direction_waits(&stream->connection->receiving) || wake_receiver(stream);
+}
+
+/* A socket reports its error once, and the watch may have fired without one, for entries of the socket's error queue. */
+void gt_stream_ask_for_error(gt_stream *stream)
+{
+    int error = 0;
+    socklen_t size = sizeof error;
+    stream->failed = false;
+    if (getsockopt(stream->fd, SOL_SOCKET, SO_ERROR, &error, &size) == 0 && error)
+        stream->socket_error = error;
+}
+
+int gt_stream_check_sending(gt_stream *stream)
+{
+    if (stream->broken && !stream->send_error) {
+        int known = stream->socket_error ? stream->socket_error : stream->receive_error;
+        stream->send_error = known ? known : EPIPE;
+    }
+    if (stream->send_error)
+        return stream->send_error;
+    return stream->send_incomplete ? ECANCELED : 0; /* the peer would take the next bytes for the other half */
+}
+
+/* Both directions are shut down: the peer has reset the connection. */
+static bool is_gone(const gt_stream *stream)
+{
+    struct pollfd asked = {.fd = stream->fd};
+    return poll(&asked, 1, 0) > 0 && (asked.revents & POLLHUP);
+}
+
+static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
+{
+    struct gt_buffers *buffers = &stream->proactor->ring->buffers;
+    bool news = false;
+    if (cqe->flags & IORING_CQE_F_BUFFER) {
+        if (stream->timed)
+            stream->active_at = stream->proactor->now;
+        if (cqe->res > 0 && !stream->closing && !stream->receive_error) {
+            if (stream->connection)
+                stream->connection->bytes_received += (uint64_t)cqe->res;
+            if (gt_inbound_append(&stream->inbound, gt_buffers_data(buffers, cqe), (size_t)cqe->res) < 0) {
+                stream->receive_error = ENOMEM; /* there is a gap in the stream now, so it is broken */
+                gt_stream_want(stream);
+            } else {
+                stream->unseen += (size_t)cqe->res;
+            }
+            news = true;
+        }
+        stream->receive_succeeded = true;
+        gt_buffers_recycle(buffers, cqe);
+    }
+    /* Not when closing: a stream whose close is prepared wants nothing, and one on the list is not destroyed. */
+    if (stream->hung_up && !stream->receive_stale && !stream->closing && !gt_completion_is_final(cqe)) {
+        stream->receive_stale = true;
+        gt_stream_want(stream);
+    }
+    if (gt_completion_is_final(cqe)) {
+        stream->receive.armed = stream->receive.cancelled = false;
+        news |= stream->receive_suspended;
+        if (stream->receive_error) { /* it was broken before; the receive was cancelled, or gets that error */
+            news = true;
+        } else if (cqe->res == 0 &&
+                   ((stream->send_short && is_gone(stream)) || (stream->send_error && stream->send_error != EPIPE))) {
+            /* A socket reports its error once.  The send got it, so to the receive a reset looks like the end. */
+            stream->receive_error = stream->send_error && stream->send_error != EPIPE ? stream->send_error : ECONNRESET;
+            news = true;
+        } else if (cqe->res == 0 && stream->socket_error) {
+            stream->receive_error = stream->socket_error;
+            news = true;
+        } else if (cqe->res == 0) {
+            stream->end_of_stream = news = true;
+        } else if (cqe->res < 0 && !is_retry(-cqe->res)) {
+            stream->receive_error = -cqe->res;
+            stream->broken |= !stream->closing && is_gone(stream);
+            news = true;
+        } else {
+            /* A receive that has had some of the buffers provided may well have had all of them; others are held back. */
+            if (cqe->res == -ENOBUFS &&
+                (stream->receive_succeeded ? buffers->held_count == 0 : !gt_buffers_widen(buffers)))
+                stream->proactor->starvations++;
+            if (!stream->closing && cqe->res == -ENOBUFS && !stream->receive_succeeded)
+                gt_stream_want_first(stream);
+            else if (!stream->closing)
+                gt_stream_want(stream);
+        }
+    }
+    size_t size = gt_inbound_size(&stream->inbound);
+    if (!stream->receive_paused && size >= stream->receive_high && size >= stream->fill) {
+        stream->receive_paused = true;
+        gt_stream_want(stream);
+    }
+    return news && !stream->closing && is_news(stream);
+}
+
+/* The receive reports the end, and may have done so in the same batch: the stream is looked at again after it.  Only where
+ * receiving has stopped a GT_CHANGE raises an error from here, see stream_calls.c. */
+static bool watch_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
+{
+    if (gt_completion_is_final(cqe))
+        stream->watch.armed = stream->watch.cancelled = false;
+    if (stream->closing)
+        return false;
+    if (cqe->res > 0) {
+        stream->receive_stale |= !stream->hung_up;
+        stream->hung_up = true;
+        stream->failed |= (cqe->res & EPOLLERR) != 0;
+    }
+    if (cqe->res > 0 && (cqe->res & EPOLLHUP) && !stream->broken) {
+        stream->broken = true;
+        gt_stream_ask_for_error(stream);
+    }
+    gt_stream_want(stream);
+    wake_receiver(stream);
+    return stream->receive_suspended && is_news(stream);
+}
+
+static bool poll_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
+{
+    if (gt_completion_is_final(cqe)) {
+        stream->send_in_flight = 0;
+        stream->send_polls = stream->send.armed = stream->send.cancelled = false;
+    }
+    if (cqe->res < 0 && !is_retry(-cqe->res) && !stream->send_error)
+        stream->send_error = -cqe->res;
+    stream->poll_hung_up |= cqe->res > 0 && (cqe->res & (EPOLLRDHUP | EPOLLHUP));
+    if (cqe->res > 0 && cqe->res & (EPOLLOUT | EPOLLERR | EPOLLHUP)) { /* the next send finds an error of the socket */
+        stream->room |= stream->room_wanted;
+        stream->room_wanted = stream->send_blocked = false;
+    }
+    if (stream->closing || stream->send_error)
+        gt_outbound_clear(&stream->outbound, 0);
+    else
+        gt_stream_want(stream); /* something may have been queued behind a poll that no call waits for any more */
+    bool detaches = wake_receiver(stream); /* a detach has waited for its end */
+    return wake_sender(stream) || detaches;
+}
+
+/* A send of `length` bytes has ended with this result: what sendmsg(2) returns, or a negative errno. */
+static void account_send(gt_stream *stream, ssize_t result, size_t length)
+{
+    stream->send_blocked = (result >= 0 && (size_t)result < length) || result == -EAGAIN;
+    if (result > 0) {
+        /* The socket may also have had an error after the bytes that it took, and reports it once. */
+        stream->send_short = (size_t)result < length;
+        if (stream->timed)
+            stream->active_at = stream->proactor->now;
+        if (stream->connection)
+            stream->connection->bytes_sent += (uint64_t)result;
+        gt_outbound_sent(&stream->outbound, (size_t)result);
+    } else if (result == 0) { /* send(2) of some bytes never takes none of them: this one is at its end */
+        stream->send_error = stream->send_error ? stream->send_error : EPIPE;
+    } else if (!is_retry((int)-result) && !stream->send_error) {
+        stream->send_error = result == -EPIPE && stream->socket_error ? stream->socket_error : (int)-result;
+    }
+}
+
+/* After a send: what comes next, and whether a task is to be resumed. */
+static bool sending_changed(gt_stream *stream)
+{
+    if (stream->closing || stream->send_error)
+        gt_outbound_clear(&stream->outbound, 0);
+    /* It wants the next send, the poll for room, or the cancel of a poll that nothing waits for any more. */
+    if (!stream->closing && (stream->outbound.size > 0 || stream->room_wanted || stream->send_polls))
+        gt_stream_want(stream);
+    wake_receiver(stream); /* a GT_CHANGE may wait for this */
+    return wake_sender(stream);
+}
+
+static bool send_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
+{
+    if (stream->send_polls)
+        return poll_completed(stream, cqe);
+    stream->send_in_flight = 0;
+    stream->send.armed = stream->send.cancelled = false;
+    account_send(stream, cqe->res, stream->send_length);
+    bool news = sending_changed(stream);
+    if (stream->gather && stream->outbound.size == 0) { /* an idle connection keeps none */
+        PyMem_Free(stream->gather);
+        stream->gather = NULL;
+    }
+    return news;
+}
+
+/* Offer the kernel what is outbound, now: nothing of it may be in flight.  Runs no Python. */
+void gt_stream_push(gt_stream *stream)
+{
+    if (stream->closing || stream->send_error || stream->proactor->ring->dead || stream->outbound.size == 0 ||
+        (stream->send.armed && !stream->send_polls))
+        return;
+    ssize_t sent;
+    do {
+        struct iovec pieces[GT_GATHERED];
+        size_t length;
+        struct msghdr header = {.msg_iov = pieces};
+        header.msg_iovlen = gt_outbound_gather(&stream->outbound, pieces, &length);
+        sent = sendmsg(stream->fd, &header, (int)GT_SEND_FLAGS);
+        account_send(stream, sent < 0 ? -(ssize_t)errno : sent, length);
+    } while (sent > 0 && stream->outbound.size > 0 && !stream->send_blocked);
+    sending_changed(stream);
+}
+
+/* The caller has kept the ring's books for this CQE already.  May destroy the stream. */
+bool gt_stream_complete(gt_stream *stream, const struct io_uring_cqe *cqe)
+{
+    bool news = false;
+    switch (gt_key_tag(cqe->user_data)) {
+    case GT_TAG_RECV:
+        news = receive_completed(stream, cqe);
+        break;
+    case GT_TAG_SEND:
+        news = send_completed(stream, cqe);
+        break;
+    case GT_TAG_WATCH:
+        news = watch_completed(stream, cqe);
+        break;
+    case GT_TAG_CLOSE:  /* an error here means that other code has closed our descriptor: nothing is left to close */
+    case GT_TAG_CANCEL: /* the cancelled operation has a CQE of its own; where none was found, that CQE was on its way */
+    case GT_TAG_DATAGRAM:
+    case GT_TAG_MAIN:
+    case GT_TAG_NONE:
+        break;
+    }
+    if (stream->closing && stream->fd < 0 && !stream->wanting && gt_slot_retire(stream->proactor->ring, stream->slot))
+        gt_stream_destroy(stream);
+    return news;
+}

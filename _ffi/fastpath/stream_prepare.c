@@ -1,0 +1,135 @@
+/* stream_prepare.c: from the state of a connection to SQEs.  The essay is in stream.c: what is in flight when. */
+#include "fastpath.h"
+
+#include <sys/epoll.h>
+
+/* The kernel reads it until the operation has completed. */
+struct gt_gather {
+    struct msghdr header;
+    struct iovec pieces[GT_GATHERED];
+};
+
+/* True when the operation is not in flight, or its cancel is. */
+static bool prepare_cancel(gt_stream *stream, gt_operation *operation)
+{
+    struct gt_ring *ring = stream->proactor->ring;
+    if (operation->armed && !operation->cancelled)
+        operation->cancelled = gt_slot_cancel(ring, gt_key(ring, stream->slot, operation->tag));
+    return !operation->armed || operation->cancelled;
+}
+
+/* The SQE for an operation, which counts as armed then.  NULL: the ring has none. */
+static struct io_uring_sqe *arm(gt_stream *stream, gt_operation *operation)
+{
+    struct io_uring_sqe *sqe = gt_slot_sqe(stream->proactor->ring, stream->slot, operation->tag);
+    if (sqe)
+        operation->armed = true;
+    return sqe;
+}
+
+static bool prepare_close(gt_stream *stream)
+{
+    if (!prepare_cancel(stream, &stream->receive) || !prepare_cancel(stream, &stream->send) ||
+        !prepare_cancel(stream, &stream->watch))
+        return false;
+    if (stream->fd < 0)
+        return true;
+    struct io_uring_sqe *sqe = gt_slot_sqe(stream->proactor->ring, stream->slot, GT_TAG_CLOSE);
+    if (!sqe)
+        return false;
+    if (stream->detached)
+        gt_prep_nop(sqe);
+    else
+        gt_prep_close(sqe, stream->fd);
+    stream->fd = -1;
+    return true;
+}
+
+static bool prepare_receive(gt_stream *stream)
+{
+    bool over = stream->end_of_stream || stream->receive_error;
+    bool unwanted = over || stream->receive_paused || stream->receive_suspended;
+    if (stream->receive.armed) /* also when it is over: with a gap in the queue the kernel may go on */
+        return !(unwanted || stream->receive_stale) || prepare_cancel(stream, &stream->receive);
+    if (unwanted)
+        return true;
+    struct io_uring_sqe *sqe = arm(stream, &stream->receive);
+    if (!sqe)
+        return false;
+    gt_prep_recv_multishot(sqe, stream->fd, stream->proactor->ring->buffers.group);
+    stream->receive_stale = stream->receive_succeeded = false;
+    return true;
+}
+
+static bool prepare_watch(gt_stream *stream)
+{
+    if (stream->watch.armed)
+        return !stream->receive_suspended || prepare_cancel(stream, &stream->watch);
+    if (stream->receive_suspended || stream->end_of_stream || stream->receive_error || stream->broken ||
+        stream->watch_again)
+        return true;
+    struct io_uring_sqe *sqe = arm(stream, &stream->watch);
+    if (!sqe)
+        return false;
+    gt_prep_poll(sqe, stream->fd, EPOLLRDHUP | EPOLLHUP | EPOLLERR, stream->hung_up);
+    stream->watch_again = stream->hung_up;
+    return true;
+}
+
+/* Several segments leave in one operation: a header and a body are one message to the peer, too, and not two. */
+static void prepare_gathered(gt_stream *stream, struct io_uring_sqe *sqe)
+{
+    gt_gather *gather = stream->gather;
+    size_t length;
+    uint32_t count = gt_outbound_gather(&stream->outbound, gather->pieces, &length);
+    gather->header = (struct msghdr){.msg_iov = gather->pieces, .msg_iovlen = count};
+    stream->send_length = (uint32_t)length;
+    stream->send_in_flight = count;
+    gt_prep_sendmsg(sqe, stream->fd, &gather->header, GT_SEND_FLAGS);
+}
+
+static bool prepare_send(gt_stream *stream)
+{
+    struct io_uring_sqe *sqe = arm(stream, &stream->send);
+    if (!sqe)
+        return false;
+    if (stream->outbound.count > 1 && !stream->gather)
+        stream->gather = PyMem_Malloc(sizeof *stream->gather);
+    if (stream->outbound.count > 1 && stream->gather) { /* without memory for that, one after the other */
+        prepare_gathered(stream, sqe);
+        return true;
+    }
+    const gt_segment *head = gt_outbound_at(&stream->outbound, 0);
+    size_t length = head->length - stream->outbound.sent;
+    stream->send_length = length > GT_LARGEST_SEND ? GT_LARGEST_SEND : (uint32_t)length;
+    stream->send_in_flight = 1;
+    gt_prep_send(sqe, stream->fd, head->data + stream->outbound.sent, stream->send_length, GT_SEND_FLAGS);
+    return true;
+}
+
+/* The kernel has no room for more of what this stream sends, or of what is sent past it: see GT_ROOM. */
+static bool prepare_poll(gt_stream *stream)
+{
+    struct io_uring_sqe *sqe = arm(stream, &stream->send);
+    if (!sqe)
+        return false;
+    gt_prep_poll(sqe, stream->fd, EPOLLOUT, stream->hung_up || stream->poll_hung_up);
+    stream->send_polls = true;
+    stream->send_in_flight = 1;
+    return true;
+}
+
+/* True when all that the state asks for is prepared, false when the ring had no SQE. */
+bool gt_stream_prepare(gt_stream *stream)
+{
+    if (stream->closing)
+        return prepare_close(stream);
+    bool needs_room = stream->room_wanted || (stream->send_blocked && stream->outbound.size > 0);
+    if (!stream->send.armed && stream->outbound.size > 0 && !stream->send_blocked && !prepare_send(stream))
+        return false;
+    if (!stream->send.armed && needs_room && !prepare_poll(stream))
+        return false;
+    if (stream->send_polls && !needs_room && !prepare_cancel(stream, &stream->send))
+        return false;
+    return prepare_receive(stream) && prepare_watch(stream);
+}
