@@ -116,7 +116,7 @@ class AsgiHandler(LivingHandler):
 def _websockets(config: AsgiConfig) -> WebSocketHandler | None:
     """What serves WebSockets; None without the package that this takes, where it may be missing."""
     try:
-        from ._websocket import WebSockets  # noqa: PLC0415 - it needs a package that the server does not
+        from ._websockets import WebSockets  # noqa: PLC0415 - it needs a package that the server does not
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "websockets":
             raise

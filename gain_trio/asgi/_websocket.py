@@ -21,21 +21,19 @@ import contextlib
 import enum
 import math
 import os
-import re
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from gain_trio._http import TOKEN, Request
 from gain_trio._io_manager import cancel_status_of, leave_open_scopes
 from gain_trio._server import own_fault
 from gain_trio._transports import DeadlineEntry, current_keeper
 
-from ._asgi_config import AsgiConfig
 from ._asgi_types import ClientDisconnected, Message, Scope
-from ._response_heads import checked_fields, field_lines
 from ._websocket_codec import BINARY, TEXT, End, WebSocketCodec
+from ._websocket_head import accepting_head
+from ._websocket_pings import PeerState, PingSchedule
 from ._websocket_writer import WebSocketWriter
 
 if TYPE_CHECKING:
@@ -57,8 +55,6 @@ FAILED: Final = End(1011)
 DONE: Final = End(1000)
 
 _GONE: Final = (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
-_SUBPROTOCOL: Final = re.compile(TOKEN.decode("ascii") + "+")
-_OWN: Final = frozenset({b"connection", b"content-length", b"transfer-encoding", b"upgrade"})
 
 
 class _State(enum.Enum):
@@ -75,60 +71,7 @@ _CONNECTING, _DENYING, _OPEN, _OVER = _State  # looked up more cheaply than memb
 
 
 @final
-class WebSockets:
-    """Serves the WebSockets of an app: :attr:`AsgiHandler.websocket`."""
-
-    __slots__ = ("_config",)
-
-    def __init__(self, config: AsgiConfig) -> None:
-        self._config = config
-
-    async def __call__(
-        self, http: HttpConnection, request: Request, scope: dict[str, Any], exchange: HttpExchange
-    ) -> None:
-        """Serve a request that wants an upgrade to WebSocket, until the connection is over.
-
-        What the app raises ends the WebSocket with 1011, and is raised again when that is done.  Cancelling it ends
-        everything at once, without a close frame.
-        """
-        scope["type"] = "websocket"
-        scope["scheme"] = "wss" if scope["scheme"] == "https" else "ws"
-        scope["subprotocols"] = _members(request, b"sec-websocket-protocol")
-        own = {name: value for name, value in scope["extensions"].items() if not name.startswith("http.")}
-        scope["extensions"] = {**own, "websocket.http.response": {}}
-        del scope["method"]
-        observer = http.handler.observer
-        token = None if observer is None else observer.began(scope)
-        failure: BaseException | None = None
-        try:
-            await self._serve(http, request, scope, exchange)
-        except BaseException as error:
-            failure = error
-            raise
-        finally:
-            if observer is not None:
-                observer.ended(token, scope, exchange.status, exchange.size, failure)
-
-    async def _serve(self, http: HttpConnection, request: Request, scope: Scope, exchange: HttpExchange) -> None:
-        codec = WebSocketCodec(self._config)
-        handshake = codec.handshake(request.pairs)
-        if handshake.status == 101:
-            codec.feed(http.reader.take_unread())
-            await _WebSocket(http, codec, exchange, handshake.fields).run(scope)
-            return
-        await exchange.send({"type": "http.response.start", "status": handshake.status, "headers": handshake.fields})
-        await exchange.send({"type": "http.response.body", "body": handshake.body})
-        await http._finish(exchange, None)
-
-
-def _members(request: Request, wanted: bytes) -> list[str]:
-    """The members of a list in one field or several."""
-    values = [value.decode("latin-1") for name, value in request.pairs if name == wanted]
-    return [member for value in values for part in value.split(",") if (member := part.strip())]
-
-
-@final
-class _WebSocket:
+class WebSocket:
     """A WebSocket as the app sees it, by :meth:`receive` and :meth:`send`."""
 
     __slots__ = (
@@ -137,7 +80,6 @@ class _WebSocket:
         "_codec",
         "_config",
         "_connection",
-        "_doomed_at",
         "_draining",
         "_end",
         "_entry",
@@ -149,13 +91,11 @@ class _WebSocket:
         "_keeper",
         "_news",
         "_nursery",
-        "_ping_at",
+        "_pings",
         "_queue",
         "_queued",
         "_reading",
-        "_received_before",
         "_receiving",
-        "_sent_before",
         "_state",
         "_told",
         "_unwaited",
@@ -193,8 +133,7 @@ class _WebSocket:
         self._keeper = current_keeper()
         self._entry = DeadlineEntry(self)
         self._expected = False  # the keeper will look within AWAY
-        self._ping_at = self._doomed_at = math.inf
-        self._received_before = self._sent_before = 0  # bytes that had come and gone when the keeper looked last
+        self._pings = PingSchedule(http.config, connection)
 
     # --- the app ---
 
@@ -439,29 +378,7 @@ class _WebSocket:
             self._look_again()
 
     async def _accept(self, message: Message) -> None:
-        fields = checked_fields(message.get("headers") or ())
-        for name, _value in fields:
-            if name in _OWN or name.startswith(b"sec-websocket-"):
-                raise ValueError(f"the server sends the field {name!r} itself; a subprotocol has a key of its own")
-        subprotocol = message.get("subprotocol")
-        if subprotocol is not None:
-            if not _SUBPROTOCOL.fullmatch(subprotocol):
-                raise ValueError(f"the name of a subprotocol is a token, not {subprotocol!r}")
-            fields.append((b"sec-websocket-protocol", subprotocol.encode("ascii")))
-        names = {name for name, _value in fields}
-        stamp, now = self._http.stamp, trio.current_time()
-        if now >= stamp.until:
-            stamp.refresh(now)
-        head = b"".join(
-            (
-                b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n",
-                field_lines(self._accepting),
-                field_lines(fields),
-                b"" if b"date" in names else stamp.date_line,
-                b"" if b"server" in names else stamp.server_line,
-                b"\r\n",
-            )
-        )
+        head = accepting_head(message, self._accepting, self._http.stamp)
         try:
             await self._connection.send(head)
         except _GONE as error:
@@ -469,7 +386,7 @@ class _WebSocket:
         self._exchange.status = 101
         self._state = _OPEN
         self._look_again()
-        self._ping_at = now + self._config.ws_ping_interval
+        self._pings.begin(trio.current_time())
         self._expect()
 
     # --- the end ---
@@ -545,24 +462,15 @@ class _WebSocket:
         if not (self._receiving or self._attending or self._is_full):
             self._attending = True
             self._nursery.start_soon(self._attend)
-        if now < self._ping_at and now < self._doomed_at:
-            return min(self._ping_at, self._doomed_at)
-        connection = self._connection
-        received, sent = connection.bytes_received, connection.bytes_sent
-        is_stuck = self._writer.is_sending and sent == self._sent_before
-        if (received != self._received_before or self._is_full) and not is_stuck:
-            self._doomed_at = math.inf
-        self._received_before, self._sent_before = received, sent
-        if now >= self._doomed_at:
+        state = self._pings.look(now, is_sending=self._writer.is_sending, is_full=self._is_full)
+        if state is PeerState.GONE:
             self._codec.close(1011, "no answer to a ping")
             self._over(VANISHED)
             return math.inf
-        if now >= self._ping_at:
-            self._ping_at = now + self._config.ws_ping_interval
-            self._doomed_at = min(self._doomed_at, now + self._config.ws_ping_timeout)
+        if state is PeerState.PING:
             self._codec.ping(os.urandom(4))
             self._nursery.start_soon(self._flush_or_end)
-        return min(self._ping_at, self._doomed_at)
+        return self._pings.next_look
 
     async def _flush_or_end(self) -> None:
         try:

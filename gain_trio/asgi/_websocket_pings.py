@@ -1,0 +1,69 @@
+"""When a WebSocket is pinged, and when its peer counts as gone."""
+
+from __future__ import annotations
+
+import enum
+import math
+from typing import final
+
+from gain_trio._transports import Connection
+
+from ._asgi_config import AsgiConfig
+
+
+class PeerState(enum.Enum):
+    """What a look at the peer has found."""
+
+    FINE = enum.auto()
+    PING = enum.auto()
+    """A ping is due."""
+    GONE = enum.auto()
+    """The peer has sent nothing since a ping, for too long; or it accepts nothing."""
+
+
+@final
+class PingSchedule:
+    """The pings of one WebSocket.  Any byte of the peer answers one, as long as the peer also accepts what is sent.
+
+    :meth:`begin` starts it; a look before that finds nothing to do.
+    """
+
+    __slots__ = ("_config", "_connection", "_doomed_at", "_ping_at", "_received_before", "_sent_before")
+
+    def __init__(self, config: AsgiConfig, connection: Connection) -> None:
+        self._config = config
+        self._connection = connection
+        self._ping_at = self._doomed_at = math.inf
+        self._received_before = self._sent_before = 0  # bytes that had come and gone at the last look
+
+    def begin(self, now: float) -> None:
+        """The WebSocket is open."""
+        self._ping_at = now + self._config.ws_ping_interval
+
+    @property
+    def next_look(self) -> float:
+        """When to look again."""
+        return min(self._ping_at, self._doomed_at)
+
+    def look(self, now: float, *, is_sending: bool, is_full: bool) -> PeerState:
+        """Look at the peer.
+
+        Args:
+          now: the time on Trio's clock.
+          is_sending: whether a sender waits for the peer.
+          is_full: whether the queue is what keeps the connection from being read.
+        """
+        if now < self.next_look:
+            return PeerState.FINE
+        received, sent = self._connection.bytes_received, self._connection.bytes_sent
+        is_stuck = is_sending and sent == self._sent_before
+        if (received != self._received_before or is_full) and not is_stuck:
+            self._doomed_at = math.inf
+        self._received_before, self._sent_before = received, sent
+        if now >= self._doomed_at:
+            return PeerState.GONE
+        if now < self._ping_at:
+            return PeerState.FINE
+        self._ping_at = now + self._config.ws_ping_interval
+        self._doomed_at = min(self._doomed_at, now + self._config.ws_ping_timeout)
+        return PeerState.PING
