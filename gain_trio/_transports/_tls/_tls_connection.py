@@ -25,21 +25,14 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, final
 
 import trio
 
-from gain_trio._io_manager import broken_by
-from gain_trio._transports._backends import as_size, current_thread, kept
+from gain_trio._transports._backends import as_size, current_thread
 from gain_trio._transports._connections import (
-    CHANGED,
-    ENDED,
-    FULL,
-    MOST_SEEN,
     NOTHING,
-    WATCH_RESETS,
-    WATCH_SENT,
     Connection,
     Marks,
     Message,
@@ -51,8 +44,9 @@ from gain_trio._transports._connections import (
 )
 from gain_trio._transports._peer_progress import STALL
 
+from ._tls_changes import TlsChanges
 from ._tls_engine import Engine
-from ._tls_traffic import CHUNK, PIECE, TlsTraffic, broken_tls
+from ._tls_traffic import PIECE, TlsTraffic
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -64,22 +58,14 @@ class TlsConnection(TlsTraffic):
 
     __slots__ = (
         "__weakref__",
-        "_below_is_over",
-        "_change_noted",
-        "_change_scope",
+        "_changes",
         "_flushing",
-        "_full_seen",
-        "_is_full",
         "_payload_sent",
         "_pieces",
         "_receiving",
         "_sending",
-        "_sent_noted",
         "_thread",
         "_transfer",
-        "_unseen",
-        "_unseen_below",
-        "_watched",
         "context",
     )
 
@@ -87,15 +73,7 @@ class TlsConnection(TlsTraffic):
     _is_send_eof = False  # see send_eof()
 
     def __init__(self, engine: Engine, below: Connection, marks: Marks, *, https_compatible: bool = False) -> None:
-        self._watched = 0  # by the _wait_change() in progress
-        self._change_scope: trio.CancelScope | None = None  # of its task
-        self._change_noted = False  # what its answers have not reported yet: _note_change(),
-        self._sent_noted = False  # that the kernel has taken bytes,
-        self._unseen = 0  # and bytes that have arrived; the program may have taken some of them
-        self._full_seen = False  # they have reported this pause
-        self._is_full = False  # the queue was at its high mark, and has not been at its low one since
-        self._unseen_below = 0  # bytes that were reported below, and may be in the queue there
-        self._below_is_over = False  # nothing is left to report below but its end
+        self._changes = TlsChanges()
         self._pieces: deque[tuple[int, int]] | None = (
             None  # where below each ends, and how much of the program's it has
         )
@@ -304,7 +282,7 @@ class TlsConnection(TlsTraffic):
     async def flush(self) -> None:
         """See :meth:`Connection.flush`."""
         await self._wait_flushing(1)
-        self._sent_noted = True
+        self._changes.sent = True
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until less than the high mark is queued for sending.  Raises what ``send`` raises."""
@@ -336,107 +314,20 @@ class TlsConnection(TlsTraffic):
 
     def _arrived(self, data: bytes) -> None:
         super()._arrived(data)
-        self._unseen += len(data)
+        self._changes.unseen += len(data)
 
-    async def _wait_change(self, watched: int, /) -> int:
+    def _wait_change(self, watched: int, /) -> Coroutine[Any, Any, int]:
         """See :meth:`Connection._wait_change`."""
-        self._begin_receiving()
-        self._watched = watched
-        try:
-            await self._pass()
-            while True:
-                self._check_open()
-                change = self._next_change()
-                if change is not None:
-                    if change == ENDED:
-                        await trio.lowlevel.checkpoint()
-                    return change
-                with trio.CancelScope() as self._change_scope:
-                    if self._is_full:
-                        await self._to_receive_in_time(self._wait_while_full())
-                    elif self._is_held_up:
-                        await self._to_receive_in_time(self._feed(self._receive_unseen))
-                    else:
-                        await self._feed(self._receive_unseen)
-                self._change_scope = None
-        finally:
-            self._receiving = False
-            self._watched = 0
-            self._change_scope = None
-
-    def _next_change(self) -> int | None:
-        if self._change_noted or (self._watched & WATCH_SENT and self._sent_noted):
-            self._change_noted = self._sent_noted = False
-            return CHANGED
-        queued = len(self._inbound)
-        unseen = min(self._unseen, queued)
-        seen = min(unseen, MOST_SEEN)
-        self._unseen = unseen - seen
-        if seen:
-            return seen
-        if self._send_error is not None:
-            raise broken_by(kept(self._send_error))
-        if self._ended:
-            return ENDED
-        if self._error is not None:
-            raise broken_tls(self._error)
-        self._is_full = queued >= self._marks.receive_high or (self._is_full and queued > self._marks.receive_low)
-        was_seen, self._full_seen = self._full_seen, self._is_full
-        return FULL if self._is_full and not was_seen else None
-
-    async def _receive_unseen(self) -> bytes | None:
-        """A chunk from below, ``b""`` at the end, None when something else has changed."""
-        if not self._unseen_below:
-            if await self._wait_change_below() == ENDED:
-                return b""
-            if not self._unseen_below:
-                return None
-        count = min(CHUNK, self._unseen_below)
-        self._unseen_below -= count
-        return self._below.next(count) or None  # a receive may have had it
-
-    async def _wait_change_below(self) -> int:
-        change = await self._below._wait_change(self._watched)
-        if change > 0:
-            self._unseen_below += change
-        elif change == CHANGED:
-            self._sent_noted = True
-        return change
-
-    async def _wait_while_full(self) -> None:
-        """Wait for other changes than bytes."""
-        if self._feeding.is_taken:
-            await self._feeding.wait()
-        elif not self._below_is_over:
-            self._feeding.is_taken = True
-            try:
-                self._below_is_over = await self._wait_change_below() == ENDED
-            except trio.BrokenResourceError:
-                if self._watched & WATCH_RESETS:
-                    raise
-                self._below_is_over = True  # to be reported after the bytes that have come before
-            finally:
-                self._feeding.end()
-        elif self._watched & WATCH_SENT and self._below.outbound_buffered and self._send_error is None:
-            await self._make_room(empty=True, lent=True)
-            self._sent_noted = True
-        else:
-            await trio.sleep_forever()
+        return self._changes.wait_change(self, watched)
 
     def _note_change(self) -> None:
         """See :meth:`Connection._note_change`."""
         if not self._is_closed:
-            self._change_noted = True
-            self._wake_for_change()
-
-    def _wake_for_change(self) -> None:
-        if self._change_scope is not None:
-            self._change_scope.cancel()
+            self._changes.note()
 
     def _let_go_on(self) -> None:
         """Some of the queue was taken."""
-        if self._is_full and len(self._inbound) <= self._marks.receive_low:
-            self._wake_for_change()
+        self._changes.note_room(self)
         if len(self._inbound) < self._marks.receive_high:
             self._wake_sender()
 
@@ -444,8 +335,7 @@ class TlsConnection(TlsTraffic):
         if self._pieces is not None:
             self.payload_sent()  # so that no more pieces are kept than are outbound
             self._pieces.append((self._below.bytes_sent + self._below.outbound_buffered, count))
-        if self._watched & WATCH_SENT and self._is_full and self._below_is_over:
-            self._wake_for_change()
+        self._changes.note_outbound()
 
     def payload_sent(self) -> int:
         """How many of the program's bytes the kernel has taken, of those that were sent since the first call of this."""
@@ -527,7 +417,7 @@ class TlsConnection(TlsTraffic):
         flushed = False
         try:
             self._is_closed = True
-            self._wake_for_change()
+            self._changes.wake()
             self._wake_sender()
             if self._unencrypted:
                 self._interrupt_calls()
@@ -563,7 +453,7 @@ class TlsConnection(TlsTraffic):
         self._end_transfer()
         self._is_closed = True
         self._inbound = NOTHING
-        self._wake_for_change()
+        self._changes.wake()
         if self._drop_unencrypted() or reset or self._is_send_incomplete:
             self._below.abort()
         else:
