@@ -39,8 +39,9 @@ from trio.testing import check_half_closeable_stream, wait_all_tasks_blocked
 import gain_trio
 from gain_trio import Connection, Feature, Marks, RingOptions
 from gain_trio._transports._addresses import _sockets
-from gain_trio._transports._backends._socket_connection import CHUNK, LARGE_CHUNK, SocketConnection
+from gain_trio._transports._backends._socket_connection import SocketConnection
 from gain_trio._transports._backends._socket_listener import BATCH, SocketListener
+from gain_trio._transports._backends._socket_receiving import CHUNK, LARGE_CHUNK
 
 pytestmark = [pytest.mark.connections, pytest.mark.usefixtures("on_trios_own_manager", "no_descriptor_leak")]
 

@@ -39,7 +39,7 @@ from gain_trio._transports._addresses import (
 from gain_trio._transports._connections import HasFileno, Marks, head_of, without_head
 
 from ._socket_base import as_size, current_thread, kept
-from ._socket_connection import CHUNK, SocketConnection
+from ._socket_connection import SocketConnection
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -132,68 +132,70 @@ class DescriptorConnection(SocketConnection):
 
     __slots__ = ()
 
+    _reads_ahead = False
+
     _socket: DescriptorSocket
 
     def __init__(self, sock: socket.socket, marks: Marks) -> None:
         super().__init__(sock, marks)
         self._socket = DescriptorSocket(sock)
 
-    def _size_for(self, max_bytes: int) -> int:
-        return min(CHUNK, super()._size_for(max_bytes), max_bytes)
-
     async def _wait_first(self) -> int:
         """See :meth:`MessageLoop._wait_first`.  Takes no byte from the kernel: its descriptors would come with it."""
-        if self._is_closed or self._receiving or current_thread() != self._run.thread:
+        receiver = self._receiver
+        if self._is_closed or receiver.is_busy or current_thread() != self._run.thread:
             self._refuse("receiving")
-        self._receiving = True
-        self._late_receiving = False
+        receiver.is_busy = True
+        receiver.is_late = False
         try:
-            await self._before_receiving()
-            while not self._inbound:
-                await self._wait_until_wet()
+            await receiver.begin(self)
+            while not receiver.inbound:
+                await receiver.wait_until_wet(self)
                 if self._has_unread():
                     return 1
-                self._check_dry()
-                if not self._is_dry:
+                receiver.check_dry()
+                if not receiver.is_dry:
                     return 0
             return 1
         except OSError as error:
             raise broken_by(error) from error
         finally:
-            self._receiving = False
+            receiver.is_busy = False
 
     def _has_unread(self) -> bool:
-        """Whether the kernel has a byte.  Otherwise the state says what it has, as after :meth:`_read`."""
-        if self._ended or self._receive_error is not None:
+        """Whether the kernel has a byte.  Otherwise the state says what it has, as after :meth:`SocketReceiver.read`."""
+        receiver = self._receiver
+        if receiver.ended or receiver.error is not None:
             return False
         try:
             if self._socket.peek():
-                self._is_dry = False
+                receiver.is_dry = False
                 return True
         except (BlockingIOError, InterruptedError):
-            self._is_dry = True
+            receiver.is_dry = True
             return False
         except OSError as error:
-            self._is_dry = False
-            self._receive_error = kept(error)
+            receiver.is_dry = False
+            receiver.error = kept(error)
             return False
-        self._read(1)
+        receiver.read(self, 1)
         return False
 
     async def receive_fds(self, max_bytes: int, max_fds: int) -> tuple[bytes, list[int]]:
         """See :meth:`Connection.receive_fds`."""
         if as_size(max_bytes) < 1 or as_size(max_fds) < 1:
             raise ValueError(f"max_bytes and max_fds must be >= 1, not {max_bytes} and {max_fds}")
-        if not self._socket.arrived or self._is_closed or self._receiving or current_thread() != self._run.thread:
+        receiver = self._receiver
+        if not self._socket.arrived or self._is_closed or receiver.is_busy or current_thread() != self._run.thread:
             data = await self.receive(max_bytes)
         else:
-            self._receiving = True
+            receiver.is_busy = True
             try:
                 await self._pass(self._marks.receive_high)
             finally:
-                self._receiving = False
-            data = head_of(self._inbound, max_bytes)
-            self._inbound = without_head(self._inbound, max_bytes)
+                receiver.is_busy = False
+            data = head_of(receiver.inbound, max_bytes)
+            receiver.inbound = without_head(receiver.inbound, max_bytes)
             self._unwaited += len(data)
         return data, self._socket.take(max_fds)
 

@@ -70,20 +70,21 @@ class SocketChanges:
 
     async def wait_change(self, connection: SocketConnection, watched: int) -> int:
         """See :meth:`Connection._wait_change`."""
-        if connection._is_closed or connection._receiving or current_thread() != connection._run.thread:
+        receiver = connection._receiver
+        if connection._is_closed or receiver.is_busy or current_thread() != connection._run.thread:
             connection._refuse("receiving")
-        connection._receiving = True
-        connection._late_receiving = False
+        receiver.is_busy = True
+        receiver.is_late = False
         self._watched = watched
         try:
-            if not connection._is_dry or self._is_noted or self._has_sent(connection):
-                await connection._before_receiving()
+            if not receiver.is_dry or self._is_noted or self._has_sent(connection):
+                await receiver.begin(connection)
             while True:
                 if connection._is_closed:
                     raise closed_error()
                 change = self._next(connection)
                 if change is not None:
-                    connection._end_told = change == ENDED
+                    receiver.end_told = change == ENDED
                     if change == CHANGED:
                         connection._unwaited += STEP
                     return change
@@ -92,10 +93,7 @@ class SocketChanges:
             raise broken_by(error) from error
         finally:
             self._watched = 0
-            connection._receiving = False
-            if connection._inbound:
-                connection._is_kernel_dry = connection._is_dry
-                connection._is_dry = False
+            receiver.end()
 
     # --- what the answer is ---
 
@@ -112,7 +110,7 @@ class SocketChanges:
         if has_sent and not self._yields_to_peer:
             change: int | None = CHANGED
         else:
-            if has_sent and not connection._paused:
+            if has_sent and not connection._receiver.is_paused:
                 self._receive(connection)
             change = self._next_of_peer(connection)
             if change is None and has_sent:
@@ -126,23 +124,25 @@ class SocketChanges:
         return CHANGED
 
     def _next_of_peer(self, connection: SocketConnection) -> int | None:
-        unseen = min(self.unseen, len(connection._inbound))
+        receiver = connection._receiver
+        unseen = min(self.unseen, len(receiver.inbound))
         seen = min(unseen, MOST_SEEN)
         self.unseen = unseen - seen
         if seen:
             return seen
-        error = connection._receive_error or connection._sender.error
+        error = receiver.error or connection._sender.error
         if error is not None:
             raise broken_by(kept(error))
-        if connection._ended:
+        if receiver.ended:
             return ENDED
-        was_seen, self._full_seen = self._full_seen, connection._is_full()
+        was_seen, self._full_seen = self._full_seen, receiver.check_full()
         return FULL if self._full_seen and not was_seen else None
 
     def _receive(self, connection: SocketConnection) -> bytes:
         """Queue what the kernel has, and return it."""
-        data = connection._read(connection._chunk)
-        connection._enqueue_inbound(data)
+        receiver = connection._receiver
+        data = receiver.read(connection, receiver.chunk)
+        receiver.enqueue(data)
         connection._unwaited += len(data)
         return data
 
@@ -150,25 +150,26 @@ class SocketChanges:
 
     async def _park(self, connection: SocketConnection) -> None:
         """Wait, and queue what there is then."""
-        if connection._read_deadline < connection._read_looked_at:
-            connection._watch_receiving()
-        if connection._paused:
+        receiver = connection._receiver
+        if receiver.deadline < receiver.looked_at:
+            receiver.watch_deadline(connection)
+        if receiver.is_paused:
             await self._wait_while_full(connection)
-        elif connection._is_dry:
+        elif receiver.is_dry:
             self._waits_for_descriptor = True
             try:
                 await trio.lowlevel.wait_readable(connection._descriptor)
             except trio.ClosedResourceError:
-                if not connection._late_receiving:
+                if not receiver.is_late:
                     return  # something else has changed
             finally:
                 self._waits_for_descriptor = False
                 connection._has_waited()
         if connection._is_closed:
             return
-        if not connection._paused and (self._receive(connection) or not connection._is_dry):
+        if not receiver.is_paused and (self._receive(connection) or not receiver.is_dry):
             return
-        if connection._late_receiving:
+        if receiver.is_late:
             raise trio.TooSlowError("the connection's read deadline has passed")
 
     async def _wait_while_full(self, connection: SocketConnection) -> None:
@@ -185,8 +186,8 @@ class SocketChanges:
                     await trio.sleep_forever()
         finally:
             self._room = None
-        if connection._socket_error is not None:
-            raise broken_by(kept(connection._socket_error))
+        if connection._receiver.socket_error is not None:
+            raise broken_by(kept(connection._receiver.socket_error))
 
     # --- waking ---
 
@@ -219,12 +220,12 @@ async def _wait_for_error(connection: SocketConnection) -> None:
     if watch is None:
         await trio.sleep_forever()
     with watch:
-        while connection._socket_error is None:
+        while connection._receiver.socket_error is None:
             await trio.lowlevel.wait_readable(watch.fileno())
             watch.poll(0)  # with EPOLLET, so that it is not readable any more, if it was not for an error
             number = connection._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if number:
-                connection._socket_error = OSError(number, os.strerror(number))
+                connection._receiver.socket_error = OSError(number, os.strerror(number))
 
 
 def _watch_for_errors(descriptor: int) -> select.epoll | None:

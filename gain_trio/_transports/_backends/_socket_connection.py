@@ -29,12 +29,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import math
 import os
 import socket
 import warnings
 from collections.abc import Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import trio
 
@@ -44,31 +43,19 @@ from gain_trio._transports._connections import (
     NOTHING,
     Connection,
     ConnectionDeadlines,
-    Inbound,
     Marks,
     ProxyHeader,
     checked_deadline,
-    head_of,
-    joined,
     whole_of,
-    without_head,
 )
 from gain_trio._transports._peer_progress import DEFAULT_CLOSE_TIMEOUT, unacknowledged
 
-from ._socket_base import as_size, closed_error, current_socket_run, current_thread, kept
-from ._socket_changes import SocketChanges
+from ._socket_base import closed_error, current_socket_run, current_thread, kept
+from ._socket_receiving import SocketReceiver
 from ._socket_sending import SocketSender
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
-
-CHUNK = 65536
-"""The most bytes that one receive brings, but for:"""
-LARGE_CHUNK = 4 * CHUNK
-"""The most of one after a receive that brought as much as CHUNK: a large transfer, and what a Unix socket holds.  Not of
-all, because Python makes room for so much before it knows how little has come."""
-PAGE = 4096
-"""A queue is filled by no less at a time, though it may have its high mark in the middle: small marks are no small calls."""
 
 
 class SocketConnection(Connection):
@@ -78,44 +65,33 @@ class SocketConnection(Connection):
         "__weakref__",
         "_active_at",
         "_between",
-        "_changes",
-        "_chunk",
         "_close_timeout",
         "_deadlines_kept",
         "_descriptor",
         "_drain_deadline",
-        "_drain_deadline",
         "_draining",
         "_drains",
-        "_end_told",
-        "_ended",
         "_flushing",
-        "_inbound",
         "_is_closed",
-        "_is_dry",
-        "_is_kernel_dry",
         "_is_timed",
-        "_late_receiving",
         "_local_address",
         "_marks",
-        "_paused",
         "_proxy_header",
         "_proxy_header_size",
-        "_read_deadline",
-        "_read_looked_at",
-        "_receive_error",
-        "_receiving",
+        "_receiver",
         "_remote_address",
         "_run",
         "_sender",
         "_socket",
-        "_socket_error",
         "_transfer",
         "_unwaited",
         "bytes_received",
         "bytes_sent",
         "context",
     )
+
+    _reads_ahead: ClassVar[bool] = True
+    """Whether a call may receive more bytes than it returns."""
 
     context: Any
     bytes_received: int
@@ -133,8 +109,6 @@ class SocketConnection(Connection):
         self._deadlines_kept: ConnectionDeadlines | None = None
         self._is_timed = False
         self._active_at = 0.0
-        self._read_deadline = math.inf
-        self._read_looked_at = math.inf  # when the keeper of deadlines comes
         self._unwaited = 0  # bytes moved in either direction since a task of this connection last waited
         self._local_address: Any = None
         self._remote_address: Any = None
@@ -146,25 +120,14 @@ class SocketConnection(Connection):
         self._proxy_header_size = 0
         self.bytes_received = self.bytes_sent = 0
         self.context = None
+        self._receiver = SocketReceiver(marks, reads_ahead=self._reads_ahead)
         self._sender = SocketSender()
-        self._inbound: Inbound = NOTHING
-        self._chunk = CHUNK  # to be asked for next
-        self._is_dry = False  # nothing is queued, and the kernel had nothing left when it was asked last
-        self._is_kernel_dry = False  # the second half of it, while something is queued
-        self._ended = False
-        self._end_told = False
-        self._receive_error: OSError | None = None
-        self._receiving = False  # a call of this direction is in progress
-        self._late_receiving = False  # it was woken because its deadline has passed
-        self._changes: SocketChanges | None = None  # made for the first _wait_change()
         self._flushing = False  # the call of the sending direction has nothing to send
-        self._socket_error: OSError | None = None  # read while the queue was full; the receive raises it, too
-        self._paused = False  # the queue was at its high mark, and has not been at its low one since
         self._run.connections.add(self)
 
     def __del__(self) -> None:
         """Dropped without being closed.  Like a socket: say so, and close.  Maybe in another thread, and after the run."""
-        if getattr(self, "_receiving", None) is None or self._descriptor < 0:
+        if getattr(self, "_flushing", None) is None or self._descriptor < 0:
             return
         if (
             not self._run.thread
@@ -214,8 +177,8 @@ class SocketConnection(Connection):
         self._unwaited += count
         if self._is_timed:
             self._active_at = trio.current_time()
-        if self._changes is not None:
-            self._changes.note_sent(self)
+        if self._receiver.changes is not None:
+            self._receiver.changes.note_sent(self)
 
     async def _pass(self, mark: int) -> None:
         """A cancellation point, before anything is moved.
@@ -235,83 +198,22 @@ class SocketConnection(Connection):
 
     # --- receiving ---
 
-    async def receive(self, max_bytes: int | None = None) -> bytes:  # noqa: C901  # taken apart it costs a call a message
+    def receive(self, max_bytes: int | None = None) -> Coroutine[Any, Any, bytes]:
         """See :meth:`Connection.receive`."""
-        size = self._chunk if max_bytes is None else self._size_for(max_bytes)
-        if self._is_closed or self._receiving or current_thread() != self._run.thread:
-            self._refuse("receiving")
-        self._receiving = True
-        self._late_receiving = False
-        try:
-            if not self._is_dry:
-                await self._before_receiving()
-            while True:
-                if self._is_dry:
-                    if self._read_deadline < self._read_looked_at:
-                        self._watch_receiving()
-                    await trio.lowlevel.wait_readable(self._descriptor)
-                    self._has_waited()
-                if self._is_closed:
-                    raise closed_error()
-                data = self._inbound or self._read(size)
-                if data:
-                    return self._take(data, max_bytes)
-                self._check_dry()
-                if not self._is_dry:
-                    return b""
-        except trio.ClosedResourceError:
-            self._check_late()
-            return self._read_late(size, max_bytes)
-        except OSError as error:  # from the wait: this is no descriptor any more, or none that can be waited for
-            raise broken_by(error) from error
-        finally:
-            self._receiving = False
-
-    def _read_late(self, size: int, max_bytes: int | None) -> bytes:
-        """The deadline has passed: what has come at the last moment is the answer, or the error, all the same."""
-        data = self._read(size)
-        if data:
-            return self._take(data, max_bytes)
-        self._check_dry()
-        return b""
-
-    def _watch_receiving(self) -> None:
-        """The call in progress has a deadline that the keeper does not know of."""
-        self._watch(False, self._read_deadline)
-        self._read_looked_at = self._read_deadline
-
-    def _check_late(self) -> None:
-        """The wait was ended by notify_closing(): by a close, or because the deadline has passed."""
-        if self._is_closed or not self._late_receiving:
-            raise closed_error() from None
+        return self._receiver.receive(self, max_bytes)
 
     @property
     def read_deadline(self) -> float:
         """See :attr:`Connection.read_deadline`."""
-        return self._read_deadline
+        return self._receiver.deadline
 
     @read_deadline.setter
     def read_deadline(self, deadline: float) -> None:
-        self._read_deadline = checked_deadline(deadline)
-        if self._receiving and not self._is_closed and self._read_deadline < self._read_looked_at:
-            self._watch_receiving()
+        self._receiver.set_deadline(self, checked_deadline(deadline))
 
     def _deadline_passed(self, sending: bool, now: float, /) -> float:
         """See :meth:`Connection._deadline_passed`."""
-        if sending:
-            return self._sender.deadline_passed(self, now)
-        self._read_looked_at = math.inf
-        if self._receiving and not self._is_closed:
-            if self._read_deadline > now:
-                self._read_looked_at = self._read_deadline
-            else:
-                self._late_receiving = True
-                trio.lowlevel.notify_closing(
-                    self._descriptor
-                )  # ends the wait; the writer, if there is one, waits again
-                if self._changes is not None:
-                    self._changes.wake(self)
-        return self._read_looked_at
+        return (self._sender if sending else self._receiver).deadline_passed(self, now)
 
     def _break(self, number: int, /) -> None:
         """See :meth:`Connection._break`."""
@@ -319,265 +221,57 @@ class SocketConnection(Connection):
             return
         error = OSError(number, os.strerror(number))
         self._sender.is_incomplete = self._is_send_incomplete or self.outbound_buffered > 0
-        self._receive_error = error
-        self._is_dry = False
+        self._receiver.fail(error)
         self._send_failed(error)
         with contextlib.suppress(OSError):  # one that is not connected any more needs no telling
             self._socket.shutdown(socket.SHUT_RDWR)
 
-    async def _before_receiving(self) -> None:
-        """The cancellation point of a receive that may be answered at once."""
-        if self._end_told:
-            await trio.lowlevel.checkpoint()
-        else:
-            await self._pass(self._marks.receive_high)
-
-    def _size_for(self, max_bytes: int) -> int:
-        """How much to ask of the kernel for a receive of so much: what is too much for it is queued."""
-        if as_size(max_bytes) < 1:
-            raise ValueError("max_bytes must be >= 1, or None")
-        return min(CHUNK, max(max_bytes, self._marks.receive_high, PAGE))
-
-    def _read(self, size: int) -> bytes:
-        """What the kernel has.  Nothing: for now if the connection is dry then, otherwise for good."""
-        if self._ended or self._receive_error is not None:
-            return b""
-        try:
-            data = self._socket.recv(size)
-        except (BlockingIOError, InterruptedError):
-            self._is_dry = True
-            return b""
-        except OSError as error:
-            self._is_dry = False
-            self._receive_error = kept(error)
-            return b""
-        if data:
-            self._is_dry = len(data) < size
-            self._chunk = LARGE_CHUNK if len(data) >= CHUNK else CHUNK
-            self.bytes_received += len(data)
-            if self._is_timed:
-                self._active_at = trio.current_time()
-            return data
-        self._is_dry = False
-        # A socket reports its error once.  Another call has got it, so to the receive a reset looks like the end.
-        if self._sender.error is not None and self._sender.error.errno != errno.EPIPE:
-            self._receive_error = self._sender.error
-        elif self._socket_error is not None:
-            self._receive_error = self._socket_error
-        else:
-            self._ended = True
-        return b""
-
-    def _take(self, data: Inbound, max_bytes: int | None) -> bytes:
-        """Of ``data``, which is all that is here, as much as may be; the rest stays, or becomes, the queue."""
-        if max_bytes is None or len(data) <= max_bytes:
-            self._unwaited += len(data)
-            self._inbound = NOTHING
-            if self._is_kernel_dry:
-                self._emptied()
-            return bytes(data)  # of bytes this is the object itself
-        if self._changes is not None and not self._inbound:  # it is fresh
-            self._changes.unseen += len(data)
-        self._unwaited += max_bytes
-        self._is_dry = False
-        head = head_of(data, max_bytes)
-        self._inbound = without_head(data, max_bytes)
-        return head
-
-    def _check_dry(self) -> None:
-        """The queue is empty: raise an error, or that it is too late; otherwise, if not dry, the end was reported."""
-        if self._is_dry:
-            if self._late_receiving:
-                raise trio.TooSlowError("the connection's read deadline has passed")
-        elif self._receive_error is not None:
-            raise broken_by(kept(self._receive_error))
-        else:
-            self._end_told = True
-
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """:meth:`Connection.receive` as a full checkpoint."""
-        if self._inbound or self._ended or self._receive_error is not None or self._is_closed or self._receiving:
-            await trio.lowlevel.checkpoint()
-        elif not self._is_dry:
-            self._is_dry = True  # so that it waits, which is a full checkpoint, and finds out what there is
-        return await self.receive(max_bytes)
+        return await self._receiver.receive_some(self, max_bytes)
 
-    async def _fill(self, count: int, /) -> int:
+    def _fill(self, count: int, /) -> Coroutine[Any, Any, int]:
         """See :meth:`Framing._fill`."""
-        if as_size(count) < 0:
-            raise ValueError("the number of bytes to wait for must be >= 0")
-        if self._is_closed or self._receiving or current_thread() != self._run.thread:
-            self._refuse("receiving")
-        self._receiving = True
-        self._late_receiving = False
-        try:
-            if not count or (self._end_told and len(self._inbound) < count):
-                await trio.lowlevel.checkpoint()
-            else:
-                await self._pass(self._marks.receive_high)
-            while len(self._inbound) < count and await self._read_more(count - len(self._inbound)):
-                pass
-            return len(self._inbound)
-        except OSError as error:
-            raise broken_by(error) from error
-        finally:
-            self._receiving = False
-            if self._inbound:
-                self._is_kernel_dry = self._is_dry
-                self._is_dry = False
-
-    async def _read_more(self, wanted: int) -> bool:
-        """Queue what there is next, waiting for it; False at the end of the stream."""
-        await self._wait_until_wet()
-        data = self._read(self._size_for(wanted))
-        if data:
-            self._enqueue_inbound(data)
-            return True
-        self._check_dry()
-        return self._is_dry
-
-    async def _wait_until_wet(self) -> None:
-        """Wait for the socket to become readable, if it had nothing left."""
-        if self._is_dry:
-            if self._read_deadline < self._read_looked_at:
-                self._watch_receiving()
-            try:
-                await trio.lowlevel.wait_readable(self._descriptor)
-            except trio.ClosedResourceError:
-                self._check_late()
-            self._has_waited()
-        if self._is_closed:
-            raise closed_error()
+        return self._receiver.fill(self, count)
 
     # --- what has been received, without waiting ---
 
     def _find(self, separator: bytes, start: int, /) -> int:
         """See :meth:`Framing._find`."""
-        if self._is_closed:
-            raise closed_error()
-        return self._inbound.find(separator, start)
-
-    def _pump(self) -> None:
-        """Move what the kernel has into the queue, up to the high mark.
-
-        Not while a task waits to receive: the bytes are its, and nothing would wake it for those that are in the queue.
-        """
-        self._check_thread()
-        if self._is_closed:
-            raise closed_error()
-        high = self._marks.receive_high
-        if self._receiving or (self._paused and self._is_full()):
-            return
-        while len(self._inbound) < high:
-            data = self._read(min(CHUNK, max(high - len(self._inbound), PAGE)))
-            if not data:
-                break
-            self._enqueue_inbound(data)
-            if self._is_dry:
-                break
-        self._is_full()
-        if self._inbound:
-            self._is_dry = False
-
-    def _is_full(self) -> bool:
-        """Whether the queue was at its high mark, and has not been at its low one since."""
-        queued = len(self._inbound)
-        self._paused = queued >= self._marks.receive_high or (self._paused and queued > self._marks.receive_low)
-        return self._paused
-
-    def _counted(self, name: str, count: int | None) -> int:
-        """``count`` bytes, or all there are for None, of a queue that is up to date, or long enough as it is."""
-        if count is None:
-            self._pump()
-            return len(self._inbound)
-        count = as_size(count)
-        if count < 0:
-            raise ValueError(f"{name}() takes a number of bytes >= 0, or None")
-        if self._is_closed or count > len(self._inbound) or current_thread() != self._run.thread:
-            self._pump()
-        return min(count, len(self._inbound))
+        return self._receiver.find(self, separator, start)
 
     def peek(self, count: int | None = None, /) -> bytes:
         """See :meth:`Connection.peek`."""
-        count = self._counted("peek", count)  # which may move the queue
-        return head_of(self._inbound, count)
+        return self._receiver.peek(self, count)
 
     def next(self, count: int | None = None, /) -> bytes:
         """See :meth:`Connection.next`."""
-        count = self._counted("next", count)
-        return self._dequeue(count)
+        return self._receiver.next(self, count)
 
     def discard(self, count: int | None = None, /) -> int:
         """See :meth:`Connection.discard`."""
-        count = self._counted("discard", count)
-        self._unwaited += count
-        self._inbound = without_head(self._inbound, count)
-        self._let_go_on()
-        return count
+        return self._receiver.discard(self, count)
 
     @property
     def inbound_buffered(self) -> int:
         """See :attr:`Connection.inbound_buffered`."""
-        if not self._is_closed:
-            self._pump()
-        return len(self._inbound)
-
-    # --- taking ---
-
-    def _dequeue(self, count: int) -> bytes:
-        """Remove ``count`` bytes, which are queued."""
-        self._unwaited += count
-        taken = head_of(self._inbound, count)
-        self._inbound = without_head(self._inbound, count)
-        if not self._inbound and self._is_kernel_dry:
-            self._emptied()
-        self._let_go_on()
-        return taken
-
-    def _emptied(self) -> None:
-        """The queue was emptied, and the kernel had nothing left when it was filled."""
-        self._is_kernel_dry = False
-        self._is_dry = not self._ended and self._receive_error is None
-
-    def _let_go_on(self) -> None:
-        """Some of the queue was taken."""
-        if self._changes is not None and len(self._inbound) <= self._marks.receive_low:
-            self._changes.note_room()
+        return self._receiver.buffered(self)
 
     def _take_exactly(self, count: int, /) -> bytes | None:
         """See :meth:`Connection._take_exactly`."""
-        count = as_size(count)
-        if self._is_closed or current_thread() != self._run.thread:
-            self._check_thread()
-            raise closed_error()
-        queued = len(self._inbound)
-        if count > queued:
-            self._pump()
-            queued = len(self._inbound)
-        return None if count > queued else self._dequeue(count if count >= 0 else queued)
+        return self._receiver.take_exactly(self, count)
 
     # --- changes ---
 
-    def _enqueue_inbound(self, data: bytes) -> None:
-        """What was received, and not taken at once."""
-        self._inbound = joined(self._inbound, data)
-        if self._changes is not None:
-            self._changes.unseen += len(data)
-
-    def _own_changes(self) -> SocketChanges:
-        if self._changes is None:
-            self._changes = SocketChanges(len(self._inbound))
-        return self._changes
-
     def _wait_change(self, watched: int, /) -> Coroutine[Any, Any, int]:
         """See :meth:`Connection._wait_change`."""
-        return self._own_changes().wait_change(self, watched)
+        return self._receiver.own_changes().wait_change(self, watched)
 
     def _note_change(self) -> None:
         """See :meth:`Connection._note_change`."""
         if not self._is_closed:
             self._check_thread()
-            self._own_changes().note(self)
+            self._receiver.own_changes().note(self)
 
     # --- sending ---
 
@@ -637,8 +331,8 @@ class SocketConnection(Connection):
     def _send_failed(self, error: OSError) -> None:
         """The sender has failed, or is to."""
         self._sender.fail(error)
-        if self._changes is not None:
-            self._changes.wake(self)
+        if self._receiver.changes is not None:
+            self._receiver.changes.wake(self)
 
     def _refuse_sends(self) -> None:
         self._check_thread()
@@ -693,11 +387,11 @@ class SocketConnection(Connection):
         self._refuse_detach()
         if self._sender.is_writing:  # for a call that was cancelled while it waited for room
             trio.lowlevel.notify_closing(self._descriptor)
-        old, queued = self._socket, bytes(self._inbound)
+        old, queued = self._socket, bytes(self._receiver.inbound)
         sock = socket.socket(old.family, old.type, old.proto, old.detach())
         self._is_closed = True
         self._descriptor = -1
-        self._inbound = NOTHING
+        self._receiver.inbound = NOTHING
         self._run.connections.discard(self)
         self._unwatch()
         sock.setblocking(True)
@@ -705,10 +399,10 @@ class SocketConnection(Connection):
 
     def _refuse_detach(self) -> None:
         """Raise why the socket cannot be given back now."""
-        if self._receiving:
+        if self._receiver.is_busy:
             self._refuse("receiving")
-        if self._receive_error is not None:
-            raise broken_by(kept(self._receive_error))
+        if self._receiver.error is not None:
+            raise broken_by(kept(self._receiver.error))
 
     # --- closing ---
 
@@ -716,17 +410,17 @@ class SocketConnection(Connection):
         self._check_thread()
         self._is_closed = True
         self._unwatch()
-        if self._receiving and self._descriptor >= 0:
+        if self._receiver.is_busy and self._descriptor >= 0:
             trio.lowlevel.notify_closing(self._descriptor)
-            if self._changes is not None:
-                self._changes.wake(self)
+            if self._receiver.changes is not None:
+                self._receiver.changes.wake(self)
         self._sender.wake()
 
     def _close(self, reset: bool, /) -> None:
         self._refuse_calls()
         if self._descriptor < 0:
             return
-        self._inbound = NOTHING
+        self._receiver.inbound = NOTHING
         self._sender.outbound = None
         self._sender.room_wanted = False
         trio.lowlevel.notify_closing(self._descriptor)
