@@ -264,8 +264,8 @@ class Server:
     def end(self) -> None:
         end_group(self._process)
 
-    def wait_until_listening(self) -> None:
-        deadline = time.monotonic() + START_SECONDS
+    def wait_until_listening(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 raise ServerError(f"{self.spec.name} ended at once: {self._last_words()}")
@@ -275,7 +275,7 @@ class Server:
                     self.pid = self._worker_pid()
                 return
             time.sleep(0.02)
-        raise ServerError(f"{self.spec.name} was not listening after {START_SECONDS:.0f} s")
+        raise ServerError(f"{self.spec.name} was not listening after {seconds:.0f} s")
 
     def _worker_pid(self) -> int:
         """The child that has used most CPU time: beside the worker there may be one that keeps track of resources."""
@@ -304,17 +304,23 @@ class Server:
 
 @contextlib.contextmanager
 def running(
-    spec: Spec, cpu: int, *, path: str | None = None, variables: dict[str, str] | None = None
+    spec: Spec,
+    cpu: int,
+    *,
+    path: str | None = None,
+    variables: dict[str, str] | None = None,
+    patience: float = START_SECONDS,
 ) -> Iterator[Server]:
     """The server listens inside the block and ends with it, and so does its process group.
 
     Args:
       path: of the Unix socket to listen at; TCP without.
       variables: of its environment, beside those of this process.
+      patience: seconds until it must listen.
     """
     server = Server(spec, cpu, path, variables or {})
     try:
-        server.wait_until_listening()
+        server.wait_until_listening(patience)
         yield server
     finally:
         server.end()
