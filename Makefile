@@ -29,7 +29,7 @@ c_files = $(wildcard _ffi/*.[ch] _ffi/*/*.[ch] benchmarks/c/*.[ch])
 unexport PYTHONDONTWRITEBYTECODE
 # Named by the interpreter and by what the build depends on, so that another PYTHON does not get the old environment.
 identity := $(shell $(PYTHON) -c 'import sys; print(sys.executable, sys.version.split()[0])' 2>/dev/null) $(WITH)
-c_sources := $(wildcard _ffi/*.[ch] _ffi/*.py _ffi/fastpath/*.[ch] _ffi/trio_core/*.[ch])
+c_sources := $(wildcard _ffi/*.[ch] _ffi/*.py _ffi/*/*.[ch])
 build_inputs := pyproject.toml setup.py $(c_sources)
 packaged := $(build_inputs) MANIFEST.in README.md LICENSE $(shell find gain_trio -name '*.py' -o -name '*.pyi' -o -name py.typed 2>/dev/null)
 packaged += $(wildcard CHANGELOG.md CONTRIBUTING.md SECURITY.md Makefile docs/*.md docs/*.rst docs/*/*.rst docs/*.py docs/*.svg benchmarks/*.py tools/*.py tests/*.py tests/support/*.py examples/*.py)

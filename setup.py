@@ -1,4 +1,4 @@
-"""The three compiled modules; everything else about the package is in pyproject.toml.
+"""The four compiled modules; everything else about the package is in pyproject.toml.
 
 They are built where they can run, on CPython on Linux.  Elsewhere, and with ``GAIN_TRIO_NO_EXTENSIONS=1``, the package
 installs without them, as pure Python.
@@ -18,7 +18,7 @@ if without not in ("0", "1", ""):
 
 arguments = {}
 if sys.platform == "linux" and platform.python_implementation() == "CPython" and without != "1":
-    from compile_options import COMPILE_ARGUMENTS, LINK_ARGUMENTS, fastpath_sources, trio_core_sources
+    from compile_options import COMPILE_ARGUMENTS, LINK_ARGUMENTS, fastpath_sources, sources_in
 
     arguments = {
         "cffi_modules": ["_ffi/uring_build.py:builder"],
@@ -41,7 +41,7 @@ if sys.platform == "linux" and platform.python_implementation() == "CPython" and
             ),
             Extension(
                 "gain_trio._trio_core",
-                sources=trio_core_sources(),
+                sources=sources_in("_ffi/trio_core"),
                 depends=[
                     "_ffi/awaitable.h",
                     "_ffi/exceptions.h",
@@ -51,6 +51,12 @@ if sys.platform == "linux" and platform.python_implementation() == "CPython" and
                     "_ffi/trio_core/socket_call.h",
                     "_ffi/trio_core/wait.h",
                 ],
+                extra_compile_args=COMPILE_ARGUMENTS,
+                extra_link_args=LINK_ARGUMENTS,
+            ),
+            Extension(
+                "gain_trio._heads",
+                sources=sources_in("_ffi/heads"),
                 extra_compile_args=COMPILE_ARGUMENTS,
                 extra_link_args=LINK_ARGUMENTS,
             ),

@@ -36,7 +36,7 @@ def fastpath_sources() -> list[str]:
     return [*RING_SOURCES, *fastpath]
 
 
-def trio_core_sources() -> list[str]:
-    """The same of ``gain_trio._trio_core``, which needs no ring."""
+def sources_in(folder: str) -> list[str]:
+    """The same of a module that needs no ring, whose C files are all in one folder."""
     root = Path(__file__).resolve().parent.parent
-    return sorted(path.relative_to(root).as_posix() for path in (root / "_ffi/trio_core").glob("*.c"))
+    return sorted(path.relative_to(root).as_posix() for path in (root / folder).glob("*.c"))

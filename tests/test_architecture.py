@@ -36,7 +36,7 @@ FLOORS = (
 """The packages, from the lowest floor up."""
 FACES = ("callbacks", "asyncio_bridge", "asgi", "_command")
 """The packages of the top floor, which may import what users see."""
-COMPILED = ("_uring", "_fastpath", "_trio_core")
+COMPILED = ("_uring", "_fastpath", "_trio_core", "_heads")
 """Built from _ffi/, below everything."""
 ROOF = ("__init__", "__main__", "pytest_plugin")
 """Modules on top, which nothing on a floor imports but the faces: to them gain_trio is what users see."""

@@ -26,7 +26,7 @@ PYTHON_INCLUDE = sysconfig.get_paths()["include"]
 
 def options(source: Path) -> list[str]:
     """The compiler's options: the warnings, and the folders of the headers."""
-    if source.parent.name in ("fastpath", "trio_core"):
+    if source.parent.name in ("fastpath", "heads", "trio_core"):
         return [*PYTHON_WARNINGS, "-I_ffi", f"-I{PYTHON_INCLUDE}"]
     return [*WARNINGS, "-I_ffi", "-Ibenchmarks/c"]
 

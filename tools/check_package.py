@@ -60,7 +60,7 @@ def check_wheel(path: Path) -> list[str]:
     wrong = [f"{path.name} lacks {name}" for name in sorted(expected({"gain_trio": SDIST_MUST["gain_trio"]}) - names)]
     wrong += [
         f"{path.name} lacks the module gain_trio.{module}"
-        for module in ("_uring", "_fastpath", "_trio_core")
+        for module in ("_uring", "_fastpath", "_trio_core", "_heads")
         if not any(name.startswith(f"gain_trio/{module}.") and name.endswith(".so") for name in names)
     ]
     wrong += [

@@ -106,7 +106,7 @@ class Section:
 class Request:
     """The head of one request.  A memory shares it between connections, so it is constant but for :attr:`derived`."""
 
-    __slots__ = ("derived", "framing", "method", "pairs", "target")
+    __slots__ = ("derived", "framing", "method", "pairs", "target", "whole")
 
     def __init__(self, method: bytes, target: bytes, section: Section) -> None:
         self.method = method
@@ -115,6 +115,8 @@ class Request:
         self.pairs = section.pairs
         """The fields, in their order."""
         self.framing = section.framing
+        self.whole: bytes | None = None
+        """All of its bytes, if a memory holds it."""
         self.derived: Any = None
         """Anything that the users of one memory derive from this request, and find again when it is repeated."""
 

@@ -11,9 +11,10 @@ member in a list of codings, white space around a chunk's size, a framing field 
 before a request, and a target that is neither a path nor a URL.  Some of them could be understood.  A test holds that the
 reader refuses whatever h11 or llhttp refuses.
 
-*One regular expression reads a head.*  It finds the end of the head, validates it and splits it, in about a microsecond.
-No two of its neighbouring parts can match the same byte, so it fails in linear time, too.  When a head arrives in pieces,
-the reader does not match it again for each piece: it searches for the end only, from where the last search stopped.
+*One regular expression reads a head*, or C that does the same (``_head_splitting.py``).  It finds the end of the head,
+validates it and splits it.  No two of its neighbouring parts can match the same byte, so it fails in linear time, too.  When
+a head arrives in pieces, the reader does not match it again for each piece: it searches for the end only, from where the
+last search stopped.
 
 *Clients repeat themselves.*  The connections of a server share a :class:`RequestMemory`: what a whole request, a section of
 fields or a line meant before, it means again.  The memory is bounded in bytes, and holds no line that carries a secret
@@ -31,7 +32,8 @@ from typing import Final, final
 
 import attrs
 
-from ._http_heads import MAX_METHOD, REQUEST_LINE, TOKEN
+from ._head_splitting import repeated, split_head
+from ._http_heads import MAX_METHOD, TOKEN
 from ._request_fields import (
     CHUNKED,
     MAX_WHOLE,
@@ -53,9 +55,6 @@ _TRIES: Final = 4
 """The number of different requests in a row, or sections of fields, after which those of a connection are not looked for in
 the memory any more."""
 
-_HEAD: Final = re.compile(
-    REQUEST_LINE + rb"\r\n((?:" + TOKEN + rb"+:[\t\x20-\x7e\x80-\xff]*\r\n)*)\r\n"  # the fields: RFC 9112, 5
-)
 _OTHER_VERSION: Final = re.compile(rb"[^\r\n]* HTTP/(?!1\.[01]\r)[0-9]\.[0-9]\r\n")
 _METHOD_SO_FAR: Final = re.compile(TOKEN + rb"{1,%d}(?: |\Z)" % MAX_METHOD)
 _BARE_LF: Final = re.compile(rb"(?<!\r)\n")
@@ -110,6 +109,7 @@ class RequestReader:
         "_tries",
         "has_more",
         "in_head",
+        "last",
     )
 
     def __init__(self, memory: RequestMemory, limits: Limits) -> None:
@@ -130,6 +130,8 @@ class RequestReader:
         """Whether there may be another request in what was fed, after the body of the last one."""
         self.in_head = False
         """Whether the next head has begun and not ended."""
+        self.last: Request | None = None
+        """The last request of this connection that the memory had: its next one is mostly the same."""
 
     @property
     def in_body(self) -> bool:
@@ -182,7 +184,9 @@ class RequestReader:
           Refused: see :meth:`next_request`.
         """
         if self._tries and not self._rest and self._position >= len(self._data) and len(data) <= MAX_WHOLE:
-            request = self._memory.whole.get(data)
+            request = self.last
+            if request is None or data != request.whole:
+                request = self.last = self._memory.whole.get(data)
             if request is not None:
                 self._tries = _TRIES
                 self._empty_lines = 0
@@ -191,6 +195,28 @@ class RequestReader:
             self._tries -= 1
         self.feed(data)
         return self.next_request()
+
+    def feed_repeated(self, data: bytes) -> list[Request]:
+        """Do :meth:`feed`, and return the requests at the beginning of the data that were seen before, in their order.
+
+        They have no bodies.  :meth:`next_request` returns what follows them.  The list is empty also when something is
+        unread, or the connection sends different requests all the time.
+        """
+        if not self._tries or self._rest or self._position < len(self._data) or self._state != _AT_HEAD:
+            self.feed(data)
+            return []
+        requests, end = repeated(self._memory.whole, data, 0, MAX_WHOLE)
+        if requests:
+            self.last = requests[-1]
+            self._tries = _TRIES
+            self._empty_lines = 0
+            self.in_head = False
+        else:
+            self._tries -= 1
+        self.has_more = end < len(data)
+        if self.has_more:
+            self._data, self._position = data, end
+        return requests
 
     def next_request(self) -> Request | None:
         """Return the next request, or None if more bytes are needed.
@@ -208,13 +234,12 @@ class RequestReader:
             return None
         if position and self._tries and (repeated := self._repeated()) is not None:
             return repeated
-        match = _HEAD.match(data, position)
-        if match is None:
+        found = split_head(data, position)
+        if found is None:
             return self._odd_head()
-        end = match.end()
+        method, target, minor, lines, end = found
         if end - position > self._limits.head:
             raise self._too_long(data, position)
-        method, target, minor, lines = match.groups()
         section = self._section_of(lines, minor)
         if target[0] != 0x2F or method == b"CONNECT":
             section = _checked_target(method, target, section)
@@ -227,7 +252,8 @@ class RequestReader:
         if body:
             self._begin_body(body)
         elif self._tries and section.is_shared and end - position <= MAX_WHOLE and b"?" not in target:
-            self._memory.whole.remember(data[position:end], request)
+            request.whole = data[position:end]
+            self._memory.whole.remember(request.whole, request)
         return request
 
     def _section_of(self, lines: bytes, minor: bytes) -> Section:

@@ -6,7 +6,7 @@ import platform
 import sys
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["fastpath", "load_error", "ring_is_possible", "trio_core", "trio_core_error", "uring"]
+__all__ = ["fastpath", "heads", "load_error", "ring_is_possible", "trio_core", "trio_core_error", "uring"]
 
 if TYPE_CHECKING:
     from gain_trio import _fastpath as fastpath
@@ -22,8 +22,11 @@ trio_core: Any = None
 trio_core_error: str | None = None
 """Why ``gain_trio._trio_core`` is missing, or None if it is there."""
 
+heads: Any = None
+"""``gain_trio._heads``, or None where the compiled modules are missing: then Python does the same."""
+
 load_error: str | None = None
-"""Why the compiled modules of the ring are missing, or None if they are there."""
+"""Why the compiled modules are missing, or None if they are there."""
 
 ring_is_possible: bool = sys.platform == "linux" and platform.python_implementation() == "CPython"
 """Whether this interpreter and system support a ring at all.  Elsewhere the user cannot change that."""
@@ -38,6 +41,7 @@ else:
         # Not "from gain_trio import": as gain_trio itself is being imported, that blames a circular import where a module
         # is missing.
         import gain_trio._fastpath
+        import gain_trio._heads
         import gain_trio._uring
     except ImportError as error:
         load_error = (
@@ -46,6 +50,7 @@ else:
         )
     else:
         fastpath = gain_trio._fastpath
+        heads = gain_trio._heads
         uring = gain_trio._uring
 
 if load_error is not None:

@@ -12,6 +12,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from gain_trio._http import Limits, Refused, Request, RequestMemory, RequestReader, split_target
+from gain_trio._http._head_splitting import repeated, repeated_in_python, split_head, split_in_python
 from gain_trio._http._http_handler import SITE
 from gain_trio._http._http_requests import Exchange, Phase
 from gain_trio._http._request_reader import MAX_HEAD
@@ -103,6 +104,22 @@ def http(data: bytes) -> None:
     whole = _talk(iter([data]))
     expect(_talk(data[start : start + size] for start in range(0, len(data), size)) == whole, "pieces do not matter")
     expect(b"refused" not in whole[0][:-1], "after a refusal there is nothing")
+
+
+def heads(data: bytes) -> None:
+    """Check that heads are split and recognised in C as in Python, from each of the first bytes on."""
+    memory: dict[bytes, int] = {}
+    for position in range(min(len(data), 64)):
+        found = split_head(data, position)
+        expect(found == split_in_python(data, position), "C splits a head as Python does")
+        if found is not None:
+            memory[data[position : found[4]]] = position
+    for most in (16, 1024):
+        for position in range(min(len(data), 64)):
+            expect(
+                repeated(memory, data, position, most) == repeated_in_python(memory, data, position, most),
+                "C finds the heads of a memory as Python does",
+            )
 
 
 _MEMORY = RequestMemory()
@@ -327,6 +344,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "proxy": proxy,
     "http": http,
     "requests": requests,
+    "heads": heads,
     "framing": framing,
     "metrics": metrics,
     "text": text,

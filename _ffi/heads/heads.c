@@ -1,0 +1,218 @@
+/* heads.c: gain_trio._heads: the heads of HTTP/1.1 requests, split and recognised.
+ *
+ * The module does in C what gain_trio/_http/_heads.py does in Python, and nothing else: that file is the specification.
+ * What a head means, what is remembered and what is answered is decided in Python.  A test compares the two on any bytes, and
+ * the fuzzer does.
+ *
+ *     split_head()    is one regular expression there: the grammar of RFC 9112, 2 to 5, without any leniency.  No two
+ *                     neighbouring parts of it can match the same byte, so each part ends at the first byte that is not its
+ *                     own, and nothing is looked at twice.
+ *     repeated()      is a search for the end of each head and a look-up of the bytes up to there.  A client that sends
+ *                     several requests in one go mostly repeats one.  So a head is compared with the last one first, which is
+ *                     a tenth of the price of a hash.  That is the same as a look-up: the end of a head is in it once, so no
+ *                     head is the beginning of another one.
+ */
+#include <Python.h>
+
+#include <stdbool.h>
+#include <string.h>
+
+#define MAX_METHOD 32 /* bytes of a method's name: _http_heads.py */
+
+/* What a byte can be a part of. */
+enum { TOKEN = 1, TARGET = 2, VALUE = 4 };
+static unsigned char classes[256];
+
+static void fill_classes(void)
+{
+    for (int byte = 0; byte < 256; byte++) {
+        bool visible = byte > 0x20 && byte < 0x7f;
+        bool letter = (byte >= 'A' && byte <= 'Z') || (byte >= 'a' && byte <= 'z') || (byte >= '0' && byte <= '9');
+        int found = 0;
+        if (letter || (byte && strchr("!#$%&'*+-.^_`|~", byte))) /* RFC 9110, 5.6.2 */
+            found |= TOKEN;
+        if (visible && byte != '#') /* a target has no fragment */
+            found |= TARGET;
+        if (visible || byte == ' ' || byte == '\t' || byte >= 0x80) /* RFC 9110, 5.5 */
+            found |= VALUE;
+        classes[byte] = (unsigned char)found;
+    }
+}
+
+/* The first byte from `at` on that is not of the class, or the end. */
+static const char *skip(const char *at, const char *end, int class)
+{
+    while (at < end && classes[(unsigned char)*at] & class)
+        at++;
+    return at;
+}
+
+/* Behind `text`, or NULL if it does not stand at `at`. */
+static const char *behind(const char *at, const char *end, const char *text, size_t length)
+{
+    return (size_t)(end - at) >= length && memcmp(at, text, length) == 0 ? at + length : NULL;
+}
+
+struct head {
+    const char *method, *method_end, *target, *target_end, *minor, *lines, *lines_end, *end;
+};
+
+static bool split(const char *at, const char *end, struct head *head)
+{
+    head->method = at;
+    head->method_end = at = skip(at, end, TOKEN);
+    if (at == head->method || at - head->method > MAX_METHOD || !(at = behind(at, end, " ", 1)))
+        return false;
+    head->target = at;
+    head->target_end = at = skip(at, end, TARGET);
+    if (at == head->target || !(at = behind(at, end, " HTTP/1.", 8)) || at == end || (*at != '0' && *at != '1'))
+        return false;
+    head->minor = at;
+    if (!(at = behind(at + 1, end, "\r\n", 2)))
+        return false;
+    head->lines = at;
+    while (at < end && *at != '\r') {
+        const char *name = at;
+        at = skip(at, end, TOKEN);
+        if (at == name || !(at = behind(at, end, ":", 1)) || !(at = behind(skip(at, end, VALUE), end, "\r\n", 2)))
+            return false;
+    }
+    head->lines_end = at;
+    head->end = behind(at, end, "\r\n", 2);
+    return head->end != NULL;
+}
+
+static PyObject *bytes_of(const char *start, const char *end) { return PyBytes_FromStringAndSize(start, end - start); }
+
+/* Bytes, and a place in them.  False with an exception. */
+static bool parse_place(const char *name, PyObject *data, PyObject *place, Py_ssize_t *position)
+{
+    if (!PyBytes_Check(data)) {
+        PyErr_Format(PyExc_TypeError, "%s() takes bytes, not %s", name, Py_TYPE(data)->tp_name);
+        return false;
+    }
+    *position = PyNumber_AsSsize_t(place, PyExc_OverflowError);
+    if (*position == -1 && PyErr_Occurred())
+        return false;
+    if (*position >= 0 && *position <= PyBytes_GET_SIZE(data))
+        return true;
+    PyErr_Format(PyExc_ValueError, "%s() begins within the bytes", name);
+    return false;
+}
+
+static PyObject *split_head(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
+{
+    Py_ssize_t position;
+    if (count != 2) {
+        PyErr_SetString(PyExc_TypeError, "split_head() takes bytes and where to begin");
+        return NULL;
+    }
+    if (!parse_place("split_head", arguments[0], arguments[1], &position))
+        return NULL;
+    const char *data = PyBytes_AS_STRING(arguments[0]);
+    struct head head;
+    if (!split(data + position, data + PyBytes_GET_SIZE(arguments[0]), &head))
+        Py_RETURN_NONE;
+    return Py_BuildValue("(NNNNn)", bytes_of(head.method, head.method_end), bytes_of(head.target, head.target_end),
+                         bytes_of(head.minor, head.minor + 1), bytes_of(head.lines, head.lines_end),
+                         (Py_ssize_t)(head.end - data));
+}
+
+/* Behind the empty line that ends the head at `at`, or NULL if it does not end before `end`. */
+static const char *behind_head(const char *at, const char *end)
+{
+    while (end - at >= 4 && (at = memchr(at, '\r', (size_t)(end - at) - 3))) {
+        if (memcmp(at, "\r\n\r\n", 4) == 0)
+            return at + 4;
+        at++;
+    }
+    return NULL;
+}
+
+/* What the memory has for the head at `at`, borrowed; NULL: nothing, perhaps with an exception. */
+static PyObject *look_up(PyObject *memory, PyObject *data, const char *at, Py_ssize_t left, Py_ssize_t most,
+                         Py_ssize_t *length)
+{
+    const char *end = behind_head(at, at + (left < most ? left : most));
+    if (!end)
+        return NULL;
+    *length = end - at;
+    if (*length == PyBytes_GET_SIZE(data)) /* one head, and nothing else */
+        return PyDict_GetItemWithError(memory, data);
+    PyObject *key = PyBytes_FromStringAndSize(at, *length);
+    if (!key)
+        return NULL;
+    PyObject *found = PyDict_GetItemWithError(memory, key);
+    Py_DECREF(key);
+    return found;
+}
+
+/* The list, which it takes, and where it ends. */
+static PyObject *list_and_place(PyObject *found, Py_ssize_t position)
+{
+    PyObject *place = PyErr_Occurred() ? NULL : PyLong_FromSsize_t(position);
+    PyObject *pair = place ? PyTuple_Pack(2, found, place) : NULL;
+    Py_XDECREF(place);
+    Py_DECREF(found);
+    return pair;
+}
+
+static PyObject *repeated(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
+{
+    Py_ssize_t position, most;
+    if (count != 4 || !PyDict_Check(arguments[0])) {
+        PyErr_SetString(PyExc_TypeError, "repeated() takes a dict, bytes, where to begin, and the longest head");
+        return NULL;
+    }
+    if (!parse_place("repeated", arguments[1], arguments[2], &position))
+        return NULL;
+    most = PyNumber_AsSsize_t(arguments[3], PyExc_OverflowError);
+    if (most < 0) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_ValueError, "repeated() takes a length of at least 0");
+        return NULL;
+    }
+    PyObject *found = PyList_New(0);
+    if (!found)
+        return NULL;
+    const char *data = PyBytes_AS_STRING(arguments[1]), *last = NULL;
+    Py_ssize_t size = PyBytes_GET_SIZE(arguments[1]), length = 0;
+    PyObject *request = NULL; /* borrowed from the list */
+    while (position < size) {
+        const char *at = data + position;
+        Py_ssize_t left = size - position;
+        if (!last || left < length || memcmp(at, last, (size_t)length) != 0) {
+            request = look_up(arguments[0], arguments[1], at, left, most, &length);
+            if (!request)
+                break;
+            last = at;
+        }
+        if (PyList_Append(found, request) < 0)
+            break;
+        position += length;
+    }
+    return list_and_place(found, position);
+}
+
+static PyMethodDef methods[] = {
+    {"split_head", (PyCFunction)(void (*)(void))split_head, METH_FASTCALL,
+     PyDoc_STR("split_head($module, data, position, /)\n--\n\n"
+               "The method, target, minor version and fields of the head at a place, and where it ends; or None.")},
+    {"repeated", (PyCFunction)(void (*)(void))repeated, METH_FASTCALL,
+     PyDoc_STR("repeated($module, memory, data, position, most, /)\n--\n\n"
+               "What a memory has for the heads from a place on, and where the first other head begins.")},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, .m_name = "gain_trio._heads", .m_doc = PyDoc_STR("The heads of HTTP/1.1 requests."),
+    .m_size = -1,          .m_methods = methods,
+};
+
+PyMODINIT_FUNC PyInit__heads(void); /* the prototype that Python.h has no way to give */
+
+PyMODINIT_FUNC PyInit__heads(void)
+{
+    fill_classes();
+    return PyModule_Create(&definition);
+}

@@ -1,0 +1,174 @@
+"""Heads of requests, split and recognised in C: on any bytes the same as in Python, which is the specification."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from support.fuzz import cut
+
+from gain_trio._http import Limits, RequestMemory, RequestReader
+from gain_trio._http._head_splitting import repeated, repeated_in_python, split_head, split_in_python
+from gain_trio._kernel import heads
+
+pytestmark = pytest.mark.skipif(heads is None, reason="the compiled modules are not built here")
+
+HEAD = b"GET /a HTTP/1.1\r\nHost: here\r\nX: \xe4 y\t\r\n\r\n"
+PARTS = [
+    *(b"GET", b"x" * 32, b"x" * 33, b" ", b"  ", b"\t", b"/", b"/a?b", b"*", b"#", b"http://here", b"\xe4", b"\x7f"),
+    *(b" HTTP/1.", b" HTTP/1.1", b" HTTP/1.0", b" HTTP/1.2", b" HTTP/2.0", b" http/1.1", b"0", b"1"),
+    *(b"\r\n", b"\r\n\r\n", b"\r", b"\n", b"\0", b":", b"Host: here", b"X:", b"X: y", b" folded", b"a b: c", b"", HEAD),
+]
+"""What heads are made of, and what could be taken for it."""
+
+
+def changed(data: bytes, changes: list[tuple[int, int]]) -> bytes:
+    """Some bytes replaced."""
+    found = bytearray(data)
+    for place, byte in changes:
+        found[place % len(found)] = byte
+    return bytes(found)
+
+
+ANYTHING = (
+    st.lists(st.sampled_from(PARTS), max_size=12).map(b"".join)
+    | st.builds(changed, st.just(HEAD * 2), st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), max_size=3))
+    | st.binary(max_size=40)
+)
+
+
+@given(ANYTHING, st.integers(0, 100))
+def test_a_head_is_split_as_in_python(data: bytes, position: int) -> None:
+    position = min(position, len(data))
+    assert split_head(data, position) == split_in_python(data, position)
+    assert split_head(data, 0) == split_in_python(data, 0)
+
+
+@pytest.mark.parametrize("place", range(len(HEAD)))
+def test_no_byte_of_a_head_can_be_another_one_unless_in_python_it_can(place: int) -> None:
+    for byte in range(256):
+        other = HEAD[:place] + bytes([byte]) + HEAD[place + 1 :]
+        assert split_head(other, 0) == split_in_python(other, 0), (place, byte)
+    assert split_head(HEAD[:place], 0) is None
+    assert split_head(HEAD + HEAD, place) == split_in_python(HEAD + HEAD, place)
+
+
+def test_a_head_is_split_into_its_parts() -> None:
+    assert split_head(b"??" + HEAD + b"??", 2) == (b"GET", b"/a", b"1", HEAD[17:-2], len(HEAD) + 2)
+
+
+KEYS = [HEAD, HEAD + b"\r\n", b"GET / HTTP/1.1\r\n\r\n", b"\r\n\r\n", b"x\r\n\r\n", b"xx\r\n\r\n"]
+
+
+@given(
+    st.lists(st.sampled_from(KEYS), max_size=4),
+    st.lists(st.sampled_from([*KEYS, b"\r\n", b"x", b"y\r\n\r\n"]), max_size=8).map(b"".join),
+    st.integers(0, 60),
+    st.integers(0, 60),
+)
+@example([HEAD], HEAD * 3, 0, 60)
+@example([HEAD], HEAD * 3, 0, len(HEAD) - 1)
+@example([b"\r\n\r\n"], b"\r\n\r\n\r\n", 0, 60)
+def test_repeated_heads_are_found_as_in_python(keys: list[bytes], data: bytes, position: int, most: int) -> None:
+    # A memory holds heads whose end is in them once.
+    memory = {key: object() for key in keys if key.find(b"\r\n\r\n") == len(key) - 4}
+    position = min(position, len(data))
+    assert repeated(memory, data, position, most) == repeated_in_python(memory, data, position, most)
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "error"),
+    [
+        ("split_head", (), TypeError),
+        ("split_head", (HEAD,), TypeError),
+        ("split_head", (bytearray(HEAD), 0), TypeError),
+        ("split_head", (HEAD, "0"), TypeError),
+        ("split_head", (HEAD, -1), ValueError),
+        ("split_head", (HEAD, len(HEAD) + 1), ValueError),
+        ("split_head", (HEAD, 1 << 70), OverflowError),
+        ("repeated", ({}, HEAD, 0), TypeError),
+        ("repeated", ([], HEAD, 0, 9), TypeError),
+        ("repeated", ({}, "", 0, 9), TypeError),
+        ("repeated", ({}, HEAD, len(HEAD) + 1, 9), ValueError),
+        ("repeated", ({}, HEAD, 0, -1), ValueError),
+        ("repeated", ({}, HEAD, 0, None), TypeError),
+    ],
+)
+def test_what_is_no_head_and_no_memory_is_refused(
+    function: str, arguments: tuple[Any, ...], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        getattr(heads, function)(*arguments)
+
+
+def test_no_reference_is_kept_or_lost() -> None:
+    found = object()
+    memory = {HEAD: found}
+    data = HEAD * 3 + b"x"
+    before = sys.getrefcount(found), sys.getrefcount(data)
+    for _ in range(100):
+        assert heads.repeated(memory, data, 0, 60) == ([found] * 3, 3 * len(HEAD))
+        assert heads.repeated({}, data, 0, 60) == ([], 0)
+        assert heads.split_head(data, 1) is not None
+        assert heads.split_head(data, 3 * len(HEAD)) is None
+    assert (sys.getrefcount(found), sys.getrefcount(data)) == before
+
+
+# --- the reader's use of it ---
+
+OTHER = b"GET /b HTTP/1.1\r\nHost: here\r\n\r\n"
+POST = b"POST /c HTTP/1.1\r\nHost: here\r\nContent-Length: 2\r\n\r\n"
+
+
+def read(pieces: list[bytes], memory: RequestMemory) -> tuple[list[bytes], int]:
+    """The targets of the requests, and how many of them were recognised."""
+    reader = RequestReader(memory, Limits())
+    targets: list[bytes] = []
+    recognised = 0
+    for piece in pieces:
+        if reader.in_body:
+            reader.feed(piece)
+            reader.take_body()
+            if reader.in_body:
+                continue
+        else:
+            found = reader.feed_repeated(piece)
+            recognised += len(found)
+            targets += [request.target for request in found]
+        while (request := reader.next_request()) is not None:
+            targets.append(request.target)
+            reader.take_body()
+            if reader.in_body:
+                break
+    return targets, recognised
+
+
+def test_repeated_requests_are_recognised_up_to_the_first_other_one() -> None:
+    memory = RequestMemory()
+    assert read([HEAD + OTHER], memory) == ([b"/a", b"/b"], 0)
+    assert read([HEAD * 2 + OTHER * 3 + HEAD], memory) == ([b"/a"] * 2 + [b"/b"] * 3 + [b"/a"], 6)
+    assert read([HEAD + POST + b"hi" + HEAD], memory) == ([b"/a", b"/c", b"/a"], 1)
+    assert read([HEAD + b"\r\n" + OTHER], memory) == ([b"/a", b"/b"], 1)
+
+
+@given(
+    st.lists(st.sampled_from([HEAD, OTHER, POST + b"hi", b"\r\n" + HEAD]), max_size=8), st.lists(st.integers(0, 300))
+)
+def test_pieces_and_memories_make_no_difference(requests: list[bytes], places: list[int]) -> None:
+    memory = RequestMemory()
+    data = b"".join(requests)
+    expected = read([data], RequestMemory())[0]
+    assert len(expected) == len(requests)
+    for _ in range(3):
+        assert read(cut(data, places), memory)[0] == expected
+
+
+def test_a_connection_whose_requests_all_differ_stops_to_look() -> None:
+    memory = RequestMemory()
+    assert read([HEAD], memory) == ([b"/a"], 0)
+    different = [b"GET /%d HTTP/1.1\r\nHost: here\r\n\r\n" % number for number in range(8)]
+    assert read([*different, HEAD], memory)[1] == 0
+    assert read([*different[:3], HEAD], memory)[1] == 4
