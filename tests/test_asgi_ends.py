@@ -480,7 +480,7 @@ async def test_a_context_holds_when_the_app_fails_between() -> None:
             raise Broken
 
     async with serving_app(app) as server:
-        await raw_answer(server, request())
+        await raw_answer(server, closing())
         for _ in range(2):
             await raw_answer(server, request() + request("GET", "/fails"))
     assert seen == ["none"] * 5

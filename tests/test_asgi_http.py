@@ -200,7 +200,7 @@ async def test_no_request_has_anything_of_another_in_its_scope() -> None:
 
     async with serving_app(spoiling) as server:
         await raw_answer(server, request("GET", "/same") * 3 + closing("GET", "/same"))
-        await raw_answer(server, request("GET", "/same"))
+        await raw_answer(server, closing("GET", "/same"))
         async with client_of(server) as client:
             for _ in range(3):
                 await client.send(request("GET", "/same"))
