@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 TESTS = Path(__file__).parent
 SUPPORT = sorted(TESTS.glob("support/*.py"))
@@ -28,19 +27,27 @@ ONCE = ("echo", "reset", "serving")
 """Helpers that every second module could use: what only resembles one of them has a name of its own."""
 
 
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    """A module, parsed; most tests here want all of them."""
+    return ast.parse(path.read_text())
+
+
 def imported(path: Path) -> Iterator[str]:
     """The modules that a file imports, late imports included."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
             yield node.module
 
 
-@pytest.mark.parametrize("path", [*SUPPORT, *MODULES], ids=lambda path: str(path.relative_to(TESTS)))
-def test_no_module_imports_a_test_module(path: Path) -> None:
+def test_no_module_imports_a_test_module() -> None:
     assert not [
-        name for name in imported(path) if any(part.startswith("test_") or part == "tests" for part in name.split("."))
+        (path.name, name)
+        for path in [*SUPPORT, *MODULES]
+        for name in imported(path)
+        if any(part.startswith("test_") or part == "tests" for part in name.split("."))
     ]
 
 
@@ -52,7 +59,7 @@ def test_everything_shared_is_in_support() -> None:
 def test_helpers_are_defined_once() -> None:
     homes: dict[str, set[str]] = defaultdict(set)
     for path in [*SUPPORT, *MODULES]:
-        for node in ast.parse(path.read_text()).body:
+        for node in tree_of(path).body:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name in ONCE:
                 homes[node.name].add(str(path.relative_to(TESTS)))
     assert homes == {"echo": {"support/servers.py"}, "reset": {"support/sockets.py"}, "serving": {"support/servers.py"}}
@@ -91,10 +98,11 @@ def opening_names(tree: ast.Module, shared: set[tuple[str, str]]) -> set[str]:
     }
 
 
+@functools.cache
 def shared_openers() -> set[tuple[str, str]]:
     """The functions and classes of support/, and the fixtures of conftest.py, that open connections, by their modules."""
-    trees = {f"support.{path.stem}": ast.parse(path.read_text()) for path in SUPPORT}
-    trees["conftest"] = ast.parse((TESTS / "conftest.py").read_text())
+    trees = {f"support.{path.stem}": tree_of(path) for path in SUPPORT}
+    trees["conftest"] = tree_of(TESTS / "conftest.py")
     found: set[tuple[str, str]] = set()
     while True:
         more = set(found)
@@ -111,7 +119,7 @@ def shared_openers() -> set[tuple[str, str]]:
 
 
 def opens_connections(path: Path, shared: set[tuple[str, str]]) -> bool:
-    tree = ast.parse(path.read_text())
+    tree = tree_of(path)
     fixtures = {name for home, name in shared if home == "conftest"}
     return uses(tree, opening_names(tree, shared) | fixtures)
 
@@ -120,23 +128,23 @@ def module_markers(path: Path) -> set[str]:
     """The markers that all tests of a module have: ``pytestmark``."""
     return {
         node.attr
-        for statement in ast.parse(path.read_text()).body
+        for statement in tree_of(path).body
         if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "pytestmark"
         for node in ast.walk(statement.value)
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "pytest.mark"
     }
 
 
-SHARED = shared_openers()
-
-
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)
-def test_a_module_that_opens_connections_says_so(path: Path) -> None:
+def test_a_module_that_opens_connections_says_so() -> None:
     """The sanitizers run a module by its marker, so each such module must have it."""
-    assert ("connections" in module_markers(path)) is opens_connections(path, SHARED)
+    shared = shared_openers()
+    assert {path.name for path in MODULES if "connections" in module_markers(path)} == {
+        path.name for path in MODULES if opens_connections(path, shared)
+    }
 
 
 def test_what_opens_connections_is_found() -> None:
+    shared = shared_openers()
     assert {
         ("support.servers", "serving"),
         ("support.pairs", "open_pair"),
@@ -145,5 +153,5 @@ def test_what_opens_connections_is_found() -> None:
         ("support.two_ways", "run_with_pair"),
         ("support.workers", "clients_of"),
         ("conftest", "tls_pair"),
-    } <= SHARED
-    assert not {home for home, _ in SHARED} & {"support.processes", "support.sockets"}
+    } <= shared
+    assert not {home for home, _ in shared} & {"support.processes", "support.sockets"}
