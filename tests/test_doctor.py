@@ -12,7 +12,7 @@ from typing import Any
 
 import attrs
 import pytest
-from support.processes import TIMEOUT, run
+from support.processes import TIMEOUT, interpreted, run
 
 import gain_trio
 from gain_trio import PieceInfo
@@ -621,7 +621,7 @@ sys.exit(main(["doctor"]))
 
 
 def test_without_the_compiled_modules_it_says_so_and_ends_with_status_1() -> None:
-    status, out, err = run("-c", WITHOUT_MODULES)
+    status, out, err = interpreted("-c", WITHOUT_MODULES)
     assert (status, err) == (1, "")
     assert "The ring runs here:    no: " in out
     assert "compiled modules  not there: " in out

@@ -1061,6 +1061,9 @@ def test_the_transport_has_every_method_of_asyncios() -> None:
 
 LANGUAGE_SERVER = """
 import logging
+import warnings
+
+warnings.simplefilter("ignore")  # pygls has some
 
 from lsprotocol import types
 from pygls.server import LanguageServer
@@ -1095,7 +1098,7 @@ def language_server(tmp_path: Path) -> Iterator[Any]:
 
     path = tmp_path / "language_server.py"
     path.write_text(LANGUAGE_SERVER)
-    with program_running("-W", "ignore", path) as program:
+    with program_running(path) as program:
         yield program
 
 

@@ -11,10 +11,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent import futures
 from pathlib import Path
-from typing import cast
+from typing import TextIO, cast
 
 from gain_trio._command import main
+
+from .fork_server import ForkedProgram, Job
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TIMEOUT = 30.0
@@ -24,8 +27,10 @@ TIMEOUT = 30.0
 class Program:
     """A running Python program."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: ForkedProgram, out: TextIO, err: TextIO) -> None:
         self._process = process
+        self._out = out
+        self._err = err
 
     @property
     def pid(self) -> int:
@@ -34,8 +39,7 @@ class Program:
 
     def line(self) -> str:
         """The next line that the program prints; empty after its end."""
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().rstrip("\n")
+        return self._out.readline().rstrip("\n")
 
     def interrupt(self, number: signal.Signals = signal.SIGINT) -> None:
         """Send the program a signal."""
@@ -43,39 +47,43 @@ class Program:
 
     def end(self) -> tuple[int, str, str]:
         """Wait for its end, and return its exit status, the output that no :meth:`line` has returned, and its errors."""
-        out, err = self._process.communicate(timeout=TIMEOUT)
-        return self._process.returncode, out, err
+        with futures.ThreadPoolExecutor(2) as threads:
+            out, err = threads.submit(self._out.read), threads.submit(self._err.read)
+            try:
+                return self._process.wait(TIMEOUT), out.result(TIMEOUT), err.result(TIMEOUT)
+            finally:
+                self._process.send_signal(signal.SIGKILL)  # of one that is stuck, so that its output ends
 
 
 @contextlib.contextmanager
 def running(*arguments: str | Path, cwd: Path | None = None) -> Iterator[Program]:
-    """Run ``python *arguments``, and kill it at the end if it still runs."""
-    command = [sys.executable, "-W", "error", *map(str, arguments)]
-    # Ctrl-C reaches it as from a terminal, even if the tests run with SIGINT ignored, as a background job does.
-    restore = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=cwd,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        )
-    finally:
-        signal.signal(signal.SIGINT, restore)
-    try:
-        yield Program(process)
-    finally:
-        process.kill()
-        process.communicate()
+    """Run ``python -W error *arguments``, and kill it at the end if it still runs.  See :mod:`support.fork_server`."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    job = Job([*map(str, arguments)], str(cwd or Path.cwd()), environment)
+    with contextlib.ExitStack() as stack:
+        (out, out_written), (err, err_written) = os.pipe(), os.pipe()
+        files = stack.enter_context(os.fdopen(out)), stack.enter_context(os.fdopen(err))
+        try:
+            with Path(os.devnull).open() as nothing:
+                process = ForkedProgram(job, (nothing.fileno(), out_written, err_written))
+        finally:
+            os.close(out_written)
+            os.close(err_written)
+        with contextlib.closing(process):
+            yield Program(process, *files)
 
 
 def run(*arguments: str | Path, cwd: Path | None = None) -> tuple[int, str, str]:
     """Run ``python *arguments`` to its end, and return its exit status, standard output and standard error."""
     with running(*arguments, cwd=cwd) as program:
         return program.end()
+
+
+def interpreted(*arguments: str | Path) -> tuple[int, str, str]:
+    """The same in an interpreter that has imported nothing yet, for tests of imports."""
+    command = [sys.executable, "-W", "error", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    return done.returncode, done.stdout, done.stderr
 
 
 def command(*arguments: str | Path, cwd: Path | None = None) -> tuple[int, str, str]:
