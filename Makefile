@@ -32,7 +32,7 @@ identity := $(shell $(PYTHON) -c 'import sys; print(sys.executable, sys.version.
 c_sources := $(wildcard _ffi/*.[ch] _ffi/*.py _ffi/*/*.[ch])
 build_inputs := pyproject.toml setup.py $(c_sources)
 packaged := $(build_inputs) MANIFEST.in README.md LICENSE $(shell find gain_trio -name '*.py' -o -name '*.pyi' -o -name py.typed 2>/dev/null)
-packaged += $(wildcard CHANGELOG.md CONTRIBUTING.md SECURITY.md Makefile docs/*.md docs/*.rst docs/*/*.rst docs/*.py docs/*.svg benchmarks/*.py tools/*.py tests/*.py tests/support/*.py examples/*.py)
+packaged += $(wildcard CHANGELOG.md CONTRIBUTING.md SECURITY.md Makefile docs/*.md docs/*.rst docs/*/*.rst docs/*.py docs/*.svg benchmarks/*.py tools/*.py tests/*.py tests/support/*.py examples/*.py examples/deployment/*)
 
 .PHONY: help demo check test test-ring test-trio test-fast test-scheduled features test-features test-pairs test-sockets test-in-tree soak fuzz
 .PHONY: lint format types docs analyse package package-pure sanitize everything

@@ -422,3 +422,28 @@ def test_the_lifespan_explains_itself() -> None:
     status, _out, err = run(EXAMPLES / "lifespan.py")
     assert status == 1
     assert "BOOK" in err
+
+
+def test_the_chat_of_two_processes_is_one_conversation(tmp_path: Path) -> None:
+    pem, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    pem.write_bytes(b"".join(blob.bytes() for blob in certificate().cert_chain_pems))
+    key.write_bytes(certificate().private_key_pem.bytes())
+    with running(EXAMPLES / "chat_processes.py", str(pem), str(key), "tcp://127.0.0.1:0", "2") as program:
+        host, port = listening(program)
+        clients = []
+        for name in (b"ada", b"grace"):  # the balancer takes the two processes in turn
+            client = client_context().wrap_socket(connect(host, port), server_hostname="localhost")
+            clients.append(client)
+            assert read_exactly(client, 11) == b"your name?\n"
+            client.sendall(name + b"\n")
+            joined = b"* " + name + b" has joined\n"
+            for one in clients:
+                assert read_exactly(one, len(joined)) == joined
+        clients[0].sendall(b"hello\n")
+        for one in clients:
+            assert read_exactly(one, 11) == b"ada: hello\n"
+        clients[1].close()
+        assert read_exactly(clients[0], 17) == b"* grace has left\n"
+        program.interrupt(signal.SIGTERM)
+        assert program.end() == (0, "", "")
+        clients[0].close()

@@ -14,7 +14,7 @@ SDIST_MUST = {
     "_ffi": ("*.c", "*.h", "*.py"),
     "gain_trio": ("*.py", "*.pyi", "py.typed"),
     "tests": ("*.py",),
-    "examples": ("*.py",),
+    "examples": ("*.py", "*.service", "*.socket", "*.yaml", "Dockerfile"),
     "tools": ("*.py",),
     "docs": ("*.md", "*.rst", "*.py", "*.svg"),
     "benchmarks": ("*.py", "*.c", "*.h", "*.lua", "*.json", "README.md"),
