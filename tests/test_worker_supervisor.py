@@ -73,7 +73,9 @@ async def test_a_process_that_dies_while_its_successor_is_being_started_is_count
 class Process:
     """A worker process as far as its supervisor can see.  It begins to serve or does not, and stays or is gone at once."""
 
-    def __init__(self, supervisor: WorkerSupervisor, number: int, *, begins: bool, stays: bool) -> None:
+    def __init__(
+        self, supervisor: WorkerSupervisor, number: int, *, begins: bool, stays: bool, is_lost: bool = False
+    ) -> None:
         self._supervisor = supervisor
         self._begins = begins
         self.pid = number
@@ -84,6 +86,7 @@ class Process:
         self.end = "exited with status 1"
         self.statistics = None
         self.has_served = self.has_reported_failure = False
+        self.was_lost = is_lost
         self.was_started = True
         self.was_asked_to_leave = self.was_told_to_drain = False
         self.may_begin = trio.Event()
@@ -115,8 +118,15 @@ class Supervised:
         self._options = list(options)
         self.made: list[Process] = []
         self.failures: list[WorkerFailed] = []
+        self.bad_ends: list[str] = []
         self.supervisor = WorkerSupervisor(
-            0, self._make, strict=False, graceful_timeout=1, changed=self._note, fail=self.failures.append
+            0,
+            self._make,
+            strict=False,
+            graceful_timeout=1,
+            changed=self._note,
+            fail=self.failures.append,
+            ended_badly=lambda failure, _was_cancelled: self.bad_ends.append(str(failure)),
         )
 
     def _make(self, supervisor: WorkerSupervisor) -> Any:
@@ -175,6 +185,22 @@ async def test_a_process_that_dies_of_what_it_serves_is_replaced_as_often_as_it_
                 with contextlib.suppress(trio.BrokenResourceError):
                     assert await receive_all(client) in {b"", b"bye"}
             await soon(lambda number=number: server._process_counts()[1] == number + 1)  # type: ignore[misc]
+
+
+async def test_a_process_that_somebody_kills_while_it_is_replaced_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    lost, lasting = {"begins": True, "stays": True, "is_lost": True}, {"begins": True, "stays": True}
+    supervised = Supervised(lost, lasting)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(supervised.supervisor.supervise)
+        await soon(lambda: supervised.supervisor.serves)
+        await supervised.supervisor.replace()
+        await soon(lambda: len(supervised.supervisor.workers) == 1)
+        nursery.cancel_scope.cancel()
+    assert "worker process 0 (0) exited with status 1 when it was to end" in caplog.text
+    assert supervised.bad_ends == [
+        "worker process 0 has cut connections off at its end: the process exited with status 1"
+    ]
+    assert supervised.failures == []
 
 
 async def test_who_asks_while_a_start_fails_is_not_told_of_it_when_the_next_one_succeeds() -> None:

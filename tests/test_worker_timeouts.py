@@ -286,6 +286,21 @@ async def test_a_drain_while_a_process_begins_is_a_good_end(gate: Gate, monkeypa
     assert children() == []
 
 
+async def test_a_process_that_somebody_kills_while_the_server_drains_is_a_bad_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with raises_alone(WorkerFailed, "cut connections off at its end: the process was killed by SIGKILL"):
+        async with trio.open_nursery() as nursery:
+            server = await nursery.start(functools.partial(_serve, handlers.tell_process, {"processes": 1}))
+            client = await connect(server)
+            pid = await process_of(client)
+            nursery.start_soon(server.drain, 3600)
+            await server.draining.wait()
+            os.kill(pid, signal.SIGKILL)
+    assert f"worker process 0 ({pid}) was killed by SIGKILL when it was to end" in caplog.text
+    client.abort()
+
+
 async def test_what_was_killed_and_replaced_before_is_no_bad_end() -> None:
     async with trio.open_nursery() as nursery:
         server = await nursery.start(

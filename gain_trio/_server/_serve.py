@@ -135,7 +135,8 @@ async def serve(
         be pickled.
       OSError, RuntimeError: see :func:`open_listeners`; RuntimeError also of ``signals`` outside of the main thread.
       WorkerFailed: worker processes cannot begin to serve, or with ``strict`` a handler has failed in one; or a process
-        did not end in time with its server and had to be killed, or its lifespan has failed.
+        did not end in time with its server and had to be killed, was killed by another program when it was to end, or its
+        lifespan has failed.
       trio.TooSlowError: leaving the ``lifespan`` took too long.
       ImportError: ``metrics`` without prometheus_client.
       KeyboardInterrupt: with ``signals``, SIGTERM or SIGINT came before the server was up.

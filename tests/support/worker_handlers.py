@@ -68,18 +68,20 @@ async def answer_large(connection: Connection) -> None:
 
 
 async def block(connection: Connection) -> None:
-    """Block the event loop, as a faulty handler does."""
-    await connection.send(b"%08d" % os.getpid())
-    await connection.flush()
+    """Block the event loop, as a faulty handler does, also if the server is cancelled right behind the answer."""
+    with trio.CancelScope(shield=True):
+        await connection.send(b"%08d" % os.getpid())
+        await connection.flush()
     time.sleep(3600)  # noqa: ASYNC251 - that is what it is for
 
 
 async def wait_in_thread(connection: Connection) -> None:
     """Wait for a thread that never ends."""
     await connection.receive()
-    await connection.send(b"%08d" % os.getpid())
-    await connection.flush()
-    await trio.to_thread.run_sync(threading.Event().wait)
+    with trio.CancelScope(shield=True):
+        await connection.send(b"%08d" % os.getpid())
+        await connection.flush()
+        await trio.to_thread.run_sync(threading.Event().wait)
 
 
 async def shielded(connection: Connection) -> None:

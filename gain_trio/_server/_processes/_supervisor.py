@@ -301,6 +301,10 @@ class WorkerSupervisor:
                     self._ended_badly(failure, was_cancelled)
                 if self._strict:
                     self._fail(failure)
+            if worker.was_lost and worker.ready_at is not None and (was_cancelled or worker.was_told_to_drain):
+                self._report_loss(worker)
+                summary = f"worker process {self.index} has cut connections off at its end"
+                self._ended_badly(failure_of(summary, None, worker.end), was_cancelled)
         if worker.ready_at is not None and not worker.was_told_to_drain:  # also while its successor is being started
             self._report_death(worker)
             self.restarts += 1
@@ -331,6 +335,15 @@ class WorkerSupervisor:
             worker.pid,
             shown(worker.end),
             f":\n{shown_lines(text)}" if text else "",
+        )
+
+    def _report_loss(self, worker: WorkerProcess) -> None:
+        """Log that a process which was to end has ended otherwise."""
+        logger.error(
+            "worker process %d (%s) %s when it was to end: its connections are cut off",
+            self.index,
+            worker.pid,
+            shown(worker.end),
         )
 
     async def _until(self, condition: Callable[[], bool]) -> None:

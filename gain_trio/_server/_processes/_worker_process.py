@@ -178,6 +178,12 @@ class WorkerProcess:
         return self._process is not None
 
     @property
+    def was_lost(self) -> bool:
+        """Whether it has ended in a way that it has not explained: another program has killed it, or it has crashed."""
+        status = None if self._process is None else self._process.returncode
+        return status not in {None, 0} and not self._was_killed and not self.has_reported_failure
+
+    @property
     def end(self) -> str:
         """How it ended, for people."""
         status = None if self._process is None else self._process.returncode
