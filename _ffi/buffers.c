@@ -124,17 +124,30 @@ const char *gt_buffers_data(struct gt_buffers *buffers, const struct io_uring_cq
     return buffers->memory + (size_t)id * buffers->size + buffers->consumed[id];
 }
 
+static bool can_narrow(const struct gt_buffers *buffers)
+{
+    return buffers->window / 2 >= SMALLEST_WINDOW && (size_t)buffers->window * buffers->size > HOT;
+}
+
 void gt_buffers_adapt(struct gt_buffers *buffers)
 {
     buffers->adaptive = true;
     buffers->patience = FIRST_PATIENCE;
+    if (!buffers->memory || buffers->tail != buffers->count) /* some have been used */
+        return;
+    while (can_narrow(buffers))
+        buffers->window /= 2;
+    for (uint32_t id = buffers->window; id < buffers->count; id++)
+        buffers->held[buffers->held_count++] = (uint16_t)id;
+    buffers->tail = (uint16_t)buffers->window; /* the kernel looks at it when it picks a buffer, and has picked none */
+    gt_buffers_publish(buffers);
 }
 
 static void give_back(struct gt_buffers *buffers, uint16_t id)
 {
     if (buffers->adaptive && ++buffers->calm >= buffers->patience) {
         buffers->calm = 0;
-        if (buffers->window / 2 >= SMALLEST_WINDOW && (size_t)buffers->window * buffers->size > HOT)
+        if (can_narrow(buffers))
             buffers->window /= 2;
     }
     if (buffers->count - buffers->held_count > buffers->window)

@@ -402,7 +402,7 @@ const char *gt_buffers_data(struct gt_buffers *buffers, const struct io_uring_cq
 /* Done with the data of a CQE: count it as consumed, and give the buffer back once all of it is. */
 void gt_buffers_recycle(struct gt_buffers *buffers, const struct io_uring_cqe *cqe);
 
-/* From now on provide no more buffers than are needed. */
+/* From now on provide no more buffers than are needed.  Called before the first receive. */
 void gt_buffers_adapt(struct gt_buffers *buffers);
 
 /* A receive found no buffer, and had none before it: provide more.  False when all of them are provided already. */

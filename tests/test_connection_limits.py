@@ -20,6 +20,7 @@ from support.pairs import (
     receive_exactly,
     until,
 )
+from support.sockets import fill
 from trio.testing import wait_all_tasks_blocked
 
 import gain_trio
@@ -106,6 +107,20 @@ async def test_a_peer_that_sends_for_ever_is_stopped(marks: Marks | None) -> Non
     assert resident() - before < MEMORY_NOISE
     await client.aclose()
     await served.aclose()
+
+
+async def test_one_that_reads_slowly_receives_little_more_than_its_mark() -> None:
+    """Its peer would see no progress for as long as the program takes to read what was received too much."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        peer = socket.create_connection(listener.getsockname())
+        served, _address = listener.accept()
+        with peer:
+            peer.setblocking(False)
+            assert fill(peer) > 4 * Marks().receive_high
+            async with Connection.from_socket(served) as connection:
+                assert await connection.receive(1)
+                await wait_all_tasks_blocked()
+                assert connection.inbound_buffered <= 2 * Marks().receive_high
 
 
 @pytest.mark.memory

@@ -26,8 +26,8 @@ class Marks:
 
     receive_high: int = attrs.field(default=256 * KIBIBYTE, validator=whole_number)
     """With this number of bytes received and unread, receiving stops, and TCP slows the peer down.  On the ring, bytes that
-    arrive before the stop takes effect are still queued: at most as many as the run's receive buffers hold (2 MiB by
-    default)."""
+    arrive before the stop takes effect are still queued: 256 KiB as a rule, and at most as many as the run's receive buffers
+    hold (2 MiB by default)."""
     receive_low: int = attrs.field(default=64 * KIBIBYTE, validator=whole_number)
     """Receiving goes on when no more than this number of bytes is unread."""
     send_high: int = attrs.field(default=512 * KIBIBYTE, validator=whole_number)
