@@ -29,6 +29,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio
 from gain_trio import Connection, Marks
+from gain_trio._callback_base import PacedDelivery
 from gain_trio.callbacks import Conn, ConnectionClosed, EventHandler, EventServer, SlowReader
 from gain_trio.callbacks._stream_conn import StreamConn
 from gain_trio.callbacks._stream_driver import StreamDriver
@@ -67,6 +68,28 @@ async def test_what_came_before_a_reset_is_told_before_it() -> None:
         reset(client)
         await called(recorder, "on_close")
     assert b"".join(seen) == b"last words"
+
+
+async def test_the_rest_is_not_read_when_a_write_has_found_the_peer_gone(tmp_path: Path) -> None:
+    is_gone = trio.Event()
+    sizes: list[int] = []
+
+    class Answers(EventHandler):
+        async def on_accept(self, _conn: Conn) -> None:
+            await is_gone.wait()
+
+        def on_read(self, conn: Conn, n: int) -> None:
+            sizes.append(conn.discard(n))
+            conn.write(b"answer")
+
+    async with serving_events(Answers(), f"unix://{tmp_path}/socket") as server:
+        async with await gain_trio.connect(server.addresses[0]) as client:
+            await client.send(bytes(8 * PacedDelivery.FIRST))
+        await wait_all_tasks_blocked()
+        is_gone.set()
+        await until(lambda: server.active_connections == 0)
+    assert len(sizes) == 1
+    assert sizes[0] <= PacedDelivery.FIRST
 
 
 @THREADS

@@ -83,6 +83,7 @@ class StreamConn(Conn):
     """See :class:`Conn`."""
 
     __slots__ = (
+        "_cannot_send",
         "_changes",
         "_connection",
         "_delivery",
@@ -113,6 +114,7 @@ class StreamConn(Conn):
         self._take_exactly: Callable[[int], bytes | None] = connection._take_exactly
         self._send: Callable[[Buffer], int] = connection._send_nowait
         self._is_closed = False  # by the program, or over
+        self._cannot_send = False  # a write has found that it is broken
         self._delivery: PacedDelivery | None = None  # once a large piece has arrived
         self._whole = min(settings.pace.size, PacedDelivery.WHOLE)  # bytes that on_read gets at once, and untimed
         self._failure: BaseException | None = None  # why the task of the connection is to end it
@@ -174,6 +176,7 @@ class StreamConn(Conn):
         except trio.ClosedResourceError:
             raise ConnectionClosed("this connection is closed") from None
         except trio.BrokenResourceError:
+            self._cannot_send = True
             return 0  # the task of the connection gets the error, and calls on_close
         except RuntimeError:
             if current_thread() == self._settings.thread:

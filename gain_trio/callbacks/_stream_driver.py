@@ -249,8 +249,8 @@ class StreamDriver(AttendingHandler):
             conn._whole = min(delivery.size, PacedDelivery.WHOLE)
             # An on_read() may have read more than its number, and may have ended the connection.
             count = min(count, connection.inbound_buffered)
-            if count <= 0 or conn._is_closed or conn._failure is not None:
-                return
+            if count <= 0 or conn._is_closed or conn._failure is not None or conn._cannot_send:
+                return  # no peer is left for the answers to the rest; the next wait raises the error
             await trio.lowlevel.checkpoint()
 
     async def _read_in_threads(self, conn: ThreadedStreamConn, connection: Connection) -> None:
