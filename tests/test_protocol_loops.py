@@ -271,3 +271,23 @@ def test_the_loop_of_an_asyncio_program_with_a_guest_run() -> None:
 
     asyncio.run(main())
     assert sorted(called) == ["soon", "task"]
+
+
+# --- callbacks that would have to be awaited ---
+
+
+class Awaited(asyncio.Protocol):
+    async def data_received(self, data: bytes) -> None:  # type: ignore[override]
+        pass
+
+
+def test_a_class_with_an_async_callback_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"data_received\(\) of the protocol Awaited is an async def"):
+        ProtocolHandler(Awaited)
+
+
+async def test_an_object_with_an_async_callback_ends_its_connection(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(ProtocolHandler(lambda: Awaited())) as server, await connect(server) as client:
+        with trio.fail_after(PATIENCE), contextlib.suppress(trio.BrokenResourceError):
+            assert await receive_all(client) == b""
+    assert "data_received() of the protocol Awaited is an async def" in caplog.text

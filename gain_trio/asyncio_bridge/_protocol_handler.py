@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 import trio
 
@@ -22,6 +24,31 @@ if TYPE_CHECKING:
 logger = logging.getLogger("gain_trio")
 
 DEFAULT_WRITE_LIMIT = 16 * 1024 * 1024
+
+_CALLBACKS: Final = (
+    "connection_made",
+    "connection_lost",
+    "data_received",
+    "eof_received",
+    "get_buffer",
+    "buffer_updated",
+    "pause_writing",
+    "resume_writing",
+    "server_draining",
+)
+_MOST_CLASSES: Final = 64
+"""The most protocol classes whose check is remembered."""
+
+
+@functools.lru_cache(maxsize=_MOST_CLASSES)
+def _check_callbacks(protocol: type) -> None:
+    """Raise a TypeError if a callback is an ``async def``: asyncio calls it, and its coroutine would never run."""
+    for name in _CALLBACKS:
+        if inspect.iscoroutinefunction(getattr(protocol, name, None)):
+            raise TypeError(
+                f"{name}() of the protocol {protocol.__qualname__} is an async def, and a protocol is called without being "
+                "awaited: make it a def, or serve an async function in place of the protocol"
+            )
 
 
 @final
@@ -68,7 +95,7 @@ class ProtocolHandler(AttendingHandler):
       write_limit: bytes.
 
     Raises:
-      TypeError: the factory cannot be called, or takes arguments.
+      TypeError: the factory cannot be called, or takes arguments, or is a class with a callback that is an ``async def``.
       ValueError: ``write_limit`` is less than 1.
     """
 
@@ -80,6 +107,8 @@ class ProtocolHandler(AttendingHandler):
         why = why_not_called(factory, ())
         if why is not None:
             raise TypeError(f"the factory must be a protocol class, or a function without arguments, and {why}")
+        if isinstance(factory, type):
+            _check_callbacks(factory)
         if write_limit < 1:
             raise ValueError(f"write_limit must be at least 1 byte, not {write_limit}")
         self._factory = factory
@@ -123,6 +152,7 @@ class ProtocolHandler(AttendingHandler):
         with no_loop:
             try:
                 protocol = self._factory()
+                _check_callbacks(type(protocol))
                 if not self._has_warned and (name := loop_that_does_not_run(protocol)) is not None:
                     self._has_warned = True
                     logger.warning(
