@@ -249,6 +249,36 @@ async def test_a_body_arrives_whole_however_it_is_cut(sent: bytes) -> None:
                 assert (answer.status, answer.body) == (200, b"hello")
 
 
+async def test_a_body_in_many_small_chunks_lets_other_tasks_run() -> None:
+    """A piece of 64 KiB has ten thousand chunks of a byte, and the app finds all of it in memory."""
+    count, turns = 5000, 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async def app(_scope: Any, receive: Any, send: Any) -> None:
+        message = await receive()
+        body = message["body"]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(take_turns)
+            while message["more_body"]:
+                message = await receive()
+                body += message["body"]
+            nursery.cancel_scope.cancel()
+        assert body == b"x" * count
+        await send(TEXT)
+        await send(BODY)
+
+    chunks = b"1\r\nx\r\n" * count + b"0\r\n\r\n"
+    async with serving_app(app) as server:
+        [answer] = await ask(server, closing("POST", "/", "Transfer-Encoding: chunked", body=chunks), "POST")
+    assert answer.body == b"Hello, World!"
+    assert turns >= 5
+
+
 async def test_a_large_body_is_pulled() -> None:
     async with serving_app(echo_body) as server, client_of(server) as client:
         body = bytes(range(256)) * 8192

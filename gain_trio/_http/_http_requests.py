@@ -143,6 +143,8 @@ class Exchange:
             if self._request is None and framing.expects and not reader.unread:
                 answers.append(CONTINUE)  # a client that has begun to send the body needs no invitation
             reader.take_body()
+            while reader.is_midway:
+                reader.take_body()
             if reader.in_body:
                 self._request = request
                 return False

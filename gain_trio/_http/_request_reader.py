@@ -51,6 +51,8 @@ MAX_SIZE_LINE: Final = 256
 """Bytes of a chunk's size line, with its extensions."""
 MAX_EMPTY_LINES: Final = 1
 """Empty lines that may precede a request (RFC 9112, 2.2, wants at least one ignored)."""
+_MOST_STEPS: Final = 1024
+"""Size lines, chunks and trailers that are read at once: about a millisecond's worth.  A chunk of one byte takes three."""
 _TRIES: Final = 4
 """The number of different requests in a row, or sections of fields, after which those of a connection are not looked for in
 the memory any more."""
@@ -109,6 +111,7 @@ class RequestReader:
         "_tries",
         "has_more",
         "in_head",
+        "is_midway",
         "last",
     )
 
@@ -132,6 +135,8 @@ class RequestReader:
         """Whether the next head has begun and not ended."""
         self.last: Request | None = None
         """The last request of this connection that the memory had: its next one is mostly the same."""
+        self.is_midway = False
+        """Whether :meth:`take_body`, which stops after a number of chunks for others to have a turn, has more to return."""
 
     @property
     def in_body(self) -> bool:
@@ -344,13 +349,21 @@ class RequestReader:
     def take_body(self) -> bytes:
         """Return what has been fed of the body and not been taken; ``b""`` if that is nothing.
 
+        It returns a part of a body in many small chunks: see :attr:`is_midway`.
+
         Raises:
           Refused: the body is malformed, or longer than the limit.
         """
         if self._state == _IN_LENGTH:
             return self._take_left(_AT_HEAD)
         pieces: list[bytes] = []
+        left = _MOST_STEPS
+        self.is_midway = False
         while self._state != _AT_HEAD and self._position < len(self._data):
+            if not left:
+                self.is_midway = True
+                break
+            left -= 1
             before = self._position, self._state
             if self._state == _IN_CHUNK:
                 pieces.append(self._take_left(_AT_CHUNK_END))

@@ -102,13 +102,15 @@ class HttpExchange:
         self.expects = False
         try:
             while True:
+                if reader.is_midway:
+                    await trio.lowlevel.checkpoint()
                 body = reader.take_body()
                 http.note_taken()
                 more = reader.in_body
                 if body or not more:
                     self._told_all = not more
                     return {"type": "http.request", "body": body, "more_body": more}
-                if not await http.receive_more(http.config.timeout_body):
+                if not reader.is_midway and not await http.receive_more(http.config.timeout_body):
                     break
         except Refused as refusal:
             http.refusal = refusal

@@ -416,7 +416,9 @@ class HttpConnection:
                     return False
                 if not reader.in_body:
                     return True
-                if not await self._receive_until(deadline):
+                if reader.is_midway:
+                    await trio.lowlevel.checkpoint()
+                elif not await self._receive_until(deadline):
                     return False
         except Refused:  # the response has been sent
             return False

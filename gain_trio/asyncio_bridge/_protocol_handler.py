@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, final
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Any, Final, cast, final
 
 import trio
 
@@ -152,7 +152,7 @@ class ProtocolHandler(AttendingHandler):
         with no_loop:
             try:
                 protocol = self._factory()
-                _check_callbacks(type(protocol))
+                _check_callbacks(cast("Hashable", type(protocol)))  # which mypy does not see of a class
                 if not self._has_warned and (name := loop_that_does_not_run(protocol)) is not None:
                     self._has_warned = True
                     logger.warning(
