@@ -126,6 +126,9 @@ static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
     return news && !stream->closing && is_news(stream);
 }
 
+/* The events of a poll, 0 if it has failed.  They are unsigned in newer headers, and the result of an operation is not. */
+static uint32_t poll_events(const struct io_uring_cqe *cqe) { return cqe->res > 0 ? (uint32_t)cqe->res : 0; }
+
 /* The receive reports the end, and may have done so in the same batch: the stream is looked at again after it.  Only where
  * receiving has stopped a GT_CHANGE raises an error from here, see stream_calls.c. */
 static bool watch_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
@@ -134,12 +137,13 @@ static bool watch_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
         stream->watch.armed = stream->watch.cancelled = false;
     if (stream->closing)
         return false;
-    if (cqe->res > 0) {
+    const uint32_t events = poll_events(cqe);
+    if (events) {
         stream->receive_stale |= !stream->hung_up;
         stream->hung_up = true;
-        stream->failed |= (cqe->res & EPOLLERR) != 0;
+        stream->failed |= (events & EPOLLERR) != 0;
     }
-    if (cqe->res > 0 && (cqe->res & EPOLLHUP) && !stream->broken) {
+    if ((events & EPOLLHUP) && !stream->broken) {
         stream->broken = true;
         gt_stream_ask_for_error(stream);
     }
@@ -156,8 +160,9 @@ static bool poll_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
     }
     if (cqe->res < 0 && !is_retry(-cqe->res) && !stream->send_error)
         stream->send_error = -cqe->res;
-    stream->poll_hung_up |= cqe->res > 0 && (cqe->res & (EPOLLRDHUP | EPOLLHUP));
-    if (cqe->res > 0 && cqe->res & (EPOLLOUT | EPOLLERR | EPOLLHUP)) { /* the next send finds an error of the socket */
+    const uint32_t events = poll_events(cqe);
+    stream->poll_hung_up |= (events & (EPOLLRDHUP | EPOLLHUP)) != 0;
+    if (events & (EPOLLOUT | EPOLLERR | EPOLLHUP)) { /* the next send finds an error of the socket */
         stream->room |= stream->room_wanted;
         stream->room_wanted = stream->send_blocked = false;
     }
