@@ -23,6 +23,7 @@ from ._queues import (
     whole_of,
     without_head,
 )
+from ._read_only_socket import ReadOnlySocket
 from ._seconds import checked_seconds
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "Outbound",
     "ProxyHeader",
     "ProxyProtocolError",
+    "ReadOnlySocket",
     "checked_close_timeout",
     "checked_deadline",
     "checked_idle_timeout",

@@ -26,6 +26,7 @@ from ._marks import Marks, checked_close_timeout, checked_idle_timeout
 from ._messages import DrainDeadline, MessageLoop
 from ._proxy_protocol import ProxyHeader
 from ._queues import receive_into
+from ._read_only_socket import PlainSocket, ReadOnlySocket
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer, Self
@@ -54,7 +55,7 @@ class Connection(trio.abc.HalfCloseableStream):
     context: Any
     """The program's own: anything, None at first."""
 
-    _wrap: ClassVar[Callable[[socket.socket | trio.socket.SocketType, Marks | None, bool], Connection]]
+    _wrap: ClassVar[Callable[[PlainSocket | trio.socket.SocketType, Marks | None, bool], Connection]]
     """Set by ``_wrapping.py``, which knows the implementations."""
     _transfer_type: ClassVar[type[FileTransfer]] = KernelFileTransfer
     """How :meth:`send_file` sends."""
@@ -111,7 +112,7 @@ class Connection(trio.abc.HalfCloseableStream):
         def _close(self, reset: bool, /) -> None:
             """Close the descriptor, with RST if asked for or if a send is incomplete.  A second call does nothing."""
 
-        def _borrowed_socket(self) -> contextlib.AbstractContextManager[socket.socket]:
+        def _borrowed_socket(self) -> contextlib.AbstractContextManager[PlainSocket]:
             """The socket, for the length of a with statement.  Raises :exc:`trio.ClosedResourceError` when closed."""
 
         @property
@@ -583,7 +584,7 @@ class Connection(trio.abc.HalfCloseableStream):
     @classmethod
     def from_socket(
         cls,
-        sock: socket.socket | trio.socket.SocketType,
+        sock: PlainSocket | trio.socket.SocketType,
         *,
         marks: Marks | None = None,
         pass_fds: bool = False,
@@ -608,7 +609,7 @@ class Connection(trio.abc.HalfCloseableStream):
         """
         return cls._wrap(sock, marks, pass_fds)
 
-    async def detach(self) -> tuple[socket.socket, bytes]:
+    async def detach(self) -> tuple[PlainSocket, bytes]:
         """Give the socket back: flush what was sent, stop receiving, and let go.
 
         Returns:
@@ -745,6 +746,13 @@ class Connection(trio.abc.HalfCloseableStream):
     def tls_version(self) -> str | None:
         """The version of TLS, for example ``"TLSv1.3"``."""
         return None
+
+    @property
+    def socket(self) -> ReadOnlySocket:
+        """The socket, to be read by code that was written for :class:`trio.SocketStream`."""
+        return ReadOnlySocket(
+            self._borrowed_socket, lambda: self.direct_local_address, lambda: self.direct_remote_address
+        )
 
     # --- for the server ---
 

@@ -14,7 +14,7 @@ Errors of accept(2), surveyed in the man page and in what Trio, asyncio and Twis
 from __future__ import annotations
 
 import abc
-import socket
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, NoReturn, SupportsIndex
 
@@ -25,6 +25,7 @@ from gain_trio._transports._peer import endpoint_text
 
 from ._connection import Connection
 from ._marks import Marks
+from ._read_only_socket import PlainSocket, ReadOnlySocket
 
 RESOURCE_ERRNOS = errnos("EMFILE", "WSAEMFILE", "ENFILE", "ENOBUFS", "ENOMEM", "ENOSPC")
 """The machine or the process is out of something, and may have it again soon."""
@@ -54,7 +55,7 @@ class Listener(trio.abc.Listener[Connection]):
 
     __slots__ = ()
 
-    _socket: socket.socket
+    _socket: PlainSocket
     _closed: bool
     """Whether calls are refused.  Both are attributes of the implementation."""
 
@@ -90,13 +91,20 @@ class Listener(trio.abc.Listener[Connection]):
         """The file descriptor; -1 when closed."""
         return self._socket.fileno()
 
-    _wrap: ClassVar[Callable[[socket.socket | trio.socket.SocketType, Marks | None, bool], Listener]]
+    @property
+    def socket(self) -> ReadOnlySocket:
+        """The socket, to be read by code that was written for :class:`trio.SocketListener`."""
+        return ReadOnlySocket(
+            lambda: contextlib.nullcontext(self._socket), self._socket.getsockname, self._socket.getpeername
+        )
+
+    _wrap: ClassVar[Callable[[PlainSocket | trio.socket.SocketType, Marks | None, bool], Listener]]
     """Set by ``_wrapping.py``, which knows the implementations."""
 
     @classmethod
     def from_socket(
         cls,
-        sock: socket.socket | trio.socket.SocketType,
+        sock: PlainSocket | trio.socket.SocketType,
         *,
         marks: Marks | None = None,
         pass_fds: bool = False,

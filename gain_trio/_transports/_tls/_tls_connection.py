@@ -37,6 +37,7 @@ from gain_trio._transports._connections import (
     Marks,
     Message,
     ProxyHeader,
+    ReadOnlySocket,
     head_of,
     message_of,
     whole_of,
@@ -153,6 +154,11 @@ class TlsConnection(TlsTraffic):
     def direct_remote_address(self) -> Any:
         """See :attr:`Connection.direct_remote_address`."""
         return self._below.direct_remote_address
+
+    @property
+    def socket(self) -> ReadOnlySocket:
+        """See :attr:`Connection.socket`."""
+        return self._below.socket
 
     # --- receiving ---
 
