@@ -15,7 +15,7 @@ SDIST_MUST = {
     "gain_trio": ("*.py", "*.pyi", "py.typed"),
     "tests": ("*.py",),
     "examples": ("*.py", "*.service", "*.socket", "*.yaml", "Dockerfile"),
-    "tools": ("*.py",),
+    "tools": ("*.py", "*.sh"),
     "docs": ("*.md", "*.rst", "*.py", "*.svg"),
     "benchmarks": ("*.py", "*.c", "*.h", "*.lua", "*.json", "README.md"),
 }
