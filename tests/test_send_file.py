@@ -472,6 +472,8 @@ async def test_one_that_moves_nothing_is_idle(pair: Pair, path: Path, mock_clock
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(send)
+        while not client.bytes_sent:  # a thread may have to read the file first
+            await wait_all_tasks_blocked(QUIET)
         while not ended.is_set():
             await wait_all_tasks_blocked(QUIET)
             mock_clock.jump(11)
