@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import socket
 import ssl
 from typing import Any
-
-import trio
 
 from ._addresses import (
     SocketOptions,
@@ -19,7 +16,8 @@ from ._addresses import (
     reachable_address,
 )
 from ._backends import implementation, make_listeners
-from ._connections import Connection, Listener, Marks
+from ._connecting import checked_source_address, connect_tcp
+from ._connections import Connection, Listener, Marks, ProxyHeader, parse_proxy_header
 from ._tls import client_context, client_handshake
 
 
@@ -86,6 +84,8 @@ async def connect(
     ssl_context: ssl.SSLContext | bool | None = None,
     server_hostname: str | None = None,
     https_compatible: bool = False,
+    source_address: tuple[str, int] | None = None,
+    proxy_header: ProxyHeader | None = None,
 ) -> Connection:
     """Connect to ``tcp://host:port``, ``unix:///path`` or ``unix://@abstract-name``, and return the connection.
 
@@ -106,11 +106,17 @@ async def connect(
         ``localhost`` where that has none, as with Unix sockets.
       https_compatible: neither expect nor send TLS's close_notify, as is usual in HTTPS, where messages know their length.
         Otherwise a stream that ends without it raises :exc:`trio.BrokenResourceError`: an attacker may have cut it off.
+      source_address: of a TCP connection: the address and port of this end, as for :func:`socket.create_connection`; port 0
+        lets the kernel choose.  None leaves both to the kernel.  With another port than 0 the addresses of the host are
+        tried one after the other, because two attempts cannot have the same port.
+      proxy_header: sent before anything else, also before a TLS handshake: a server that trusts this one (``proxy_protocol``
+        of :func:`serve`) takes the addresses in there for the client's.  ``ProxyHeader.of(client.remote_address,
+        client.local_address)`` has those of a connection, and :attr:`Connection.proxy_header` is what another proxy said.
 
     Raises:
       ValueError: the address is not valid, or not supported by the system; the context is a server's; an argument is given
-        that is for TLS only or for Unix sockets only.
-      TypeError: ``ssl_context`` is none of the above.
+        that is for TLS only, for TCP only or for Unix sockets only; the header cannot be encoded.
+      TypeError: ``ssl_context``, ``source_address`` or ``proxy_header`` is none of the above.
       OSError: no connection came about; the cause has all attempts.
       ssl.SSLCertVerificationError: the server did not prove that it is ``server_hostname`` (a kind of OSError, too).
       ssl.SSLError: the handshake failed otherwise (a kind of OSError, too).
@@ -126,10 +132,13 @@ async def connect(
         )
     if context is not None and pass_fds:
         raise ValueError("pass_fds=True is not for TLS: descriptors cannot be encrypted")
+    header = _encoded(proxy_header)
     make = implementation("gain_trio.connect()", pass_fds=pass_fds)
     marks = marks or Marks()
     if isinstance(parsed, UnixAddress):
         check_unix()
+        if source_address is not None:
+            raise ValueError(f"source_address is for TCP, and {parsed} is a Unix socket")
         hostname = server_hostname or "localhost"
         sock = await connect_unix(parsed, pass_fds=pass_fds)
     else:
@@ -137,18 +146,25 @@ async def connect(
         if pass_fds:
             raise ValueError("pass_fds=True is for Unix sockets: descriptors do not go through TCP")
         hostname = server_hostname or parsed.host.partition("%")[0] or "localhost"
-        sock = await _connect_tcp(parsed)
+        sock = await connect_tcp(parsed, checked_source_address(source_address))
     try:
         sock.setblocking(False)
         connection = make.connection(sock, marks)
     except BaseException:
         sock.close()
         raise
+    if header:
+        connection._send_nowait(header)  # to a new connection, so nothing is in front of it
     if context is None:
         return connection
     return await client_handshake(connection, context, marks, str(parsed), hostname, https_compatible=https_compatible)
 
 
-async def _connect_tcp(parsed: TcpAddress) -> socket.socket:
-    stream = await trio.open_tcp_stream(parsed.host or "localhost", parsed.port)
-    return socket.socket(fileno=stream.socket.detach())  # TCP_NODELAY is set already: SocketStream does that
+def _encoded(header: object) -> bytes:
+    if header is None:
+        return b""
+    if not isinstance(header, ProxyHeader):
+        raise TypeError(f"proxy_header is a gain_trio.ProxyHeader or None, not {header!r}; ProxyHeader.of() makes one")
+    encoded = header.encode()
+    parse_proxy_header(encoded, max_length=len(encoded))  # raises what a reader would refuse it for
+    return encoded

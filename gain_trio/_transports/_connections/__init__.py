@@ -9,7 +9,8 @@ from ._has_fileno import HasFileno
 from ._listener import CONNECTION_ERRNOS, RESOURCE_ERRNOS, Listener, close_all
 from ._marks import Marks, checked_close_timeout, checked_deadline, checked_idle_timeout
 from ._messages import FIRST_SECONDS
-from ._proxy_protocol import MAX_LENGTH, NeedMore, ProxyHeader, ProxyProtocolError, parse_proxy_header
+from ._proxy_header import ProxyHeader
+from ._proxy_protocol import MAX_LENGTH, NeedMore, ProxyProtocolError, parse_proxy_header
 from ._queues import (
     NOTHING,
     SMALL,

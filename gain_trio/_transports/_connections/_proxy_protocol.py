@@ -24,7 +24,6 @@ The specification is HAProxy's doc/proxy-protocol.txt.  Where it leaves a choice
 
 from __future__ import annotations
 
-import enum
 import ipaddress
 import os
 import re
@@ -32,6 +31,32 @@ import socket
 from typing import Any, Final, Literal, NoReturn, final
 
 import attrs
+
+from ._proxy_header import (
+    ADDRESSES,
+    UNIX_PATH,
+    V2_FIXED,
+    V2_SIGNATURE,
+    ProxyCommand,
+    ProxyFamily,
+    ProxyHeader,
+    ProxyTransport,
+    TlvType,
+    crc32c,
+)
+
+__all__ = [
+    "MAX_LENGTH",
+    "NeedMore",
+    "ProxyCommand",
+    "ProxyFamily",
+    "ProxyHeader",
+    "ProxyProtocolError",
+    "ProxyTransport",
+    "TlvType",
+    "crc32c",
+    "parse_proxy_header",
+]
 
 MAX_LENGTH: Final = 4096
 """Bytes that a header may have if nothing else is said."""
@@ -42,97 +67,12 @@ V1_MAX_LENGTH: Final = 107
 _V1_PREFIX: Final = b"PROXY "
 _V1_SHORTEST: Final = len(b"PROXY UNKNOWN\r\n")
 _V1_PORT = re.compile(rb"0|[1-9][0-9]{0,4}")
-_V2_SIGNATURE: Final = b"\r\n\r\n\0\r\nQUIT\n"
-_V2_FIXED: Final = 16
-_UNIX_PATH: Final = 108
 _MAX_UNIQUE_ID: Final = 128
 
 
 @final
 class ProxyProtocolError(ValueError):
     """What came is not a PROXY protocol header; the message says why not."""
-
-
-class ProxyCommand(enum.IntEnum):
-    """On whose behalf the connection was made."""
-
-    LOCAL = 0
-    """The proxy's own: the addresses are those of the connection itself."""
-    PROXY = 1
-    """A client's."""
-
-
-class ProxyFamily(enum.IntEnum):
-    """The kind of the client's addresses."""
-
-    UNSPEC = 0
-    INET = 1
-    INET6 = 2
-    UNIX = 3
-
-
-class ProxyTransport(enum.IntEnum):
-    """The kind of the client's socket."""
-
-    UNSPEC = 0
-    STREAM = 1
-    DGRAM = 2
-
-
-class TlvType(enum.IntEnum):
-    """What a TLV of version 2 is, as far as it matters here; there are more."""
-
-    ALPN = 0x01
-    AUTHORITY = 0x02
-    CRC32C = 0x03
-    NOOP = 0x04
-    UNIQUE_ID = 0x05
-    SSL = 0x20
-    NETNS = 0x30
-
-
-@final
-@attrs.frozen(kw_only=True)
-class ProxyHeader:
-    """A header, whole and valid."""
-
-    version: Literal[1, 2]
-    command: ProxyCommand
-    family: ProxyFamily
-    """UNSPEC also for LOCAL, whatever the header says."""
-    transport: ProxyTransport
-    """UNSPEC also for LOCAL, whatever the header says."""
-    source: Any
-    """The client, as from :meth:`socket.socket.getpeername`; None when the header has no address: then it is the peer."""
-    destination: Any
-    """What the client connected to, as from :meth:`socket.socket.getsockname`; None when the header has no address."""
-    tlvs: tuple[tuple[int, bytes], ...]
-    """Type and value of everything else, in the order of the header."""
-    length: int
-    """Bytes of the header.  What comes after them is the client's."""
-
-    def tlv(self, kind: int) -> bytes | None:
-        """The value of the first TLV of this type, or None."""
-        for found, value in self.tlvs:
-            if found == kind:
-                return value
-        return None
-
-    @property
-    def alpn(self) -> bytes | None:
-        """The protocol that was agreed on in the client's TLS handshake, or None."""
-        return self.tlv(TlvType.ALPN)
-
-    @property
-    def authority(self) -> str | None:
-        """The host name that the client asked for (in TLS: the server name), or None."""
-        value = self.tlv(TlvType.AUTHORITY)
-        return None if value is None else value.decode()
-
-    @property
-    def unique_id(self) -> bytes | None:
-        """The proxy's name for this connection, or None."""
-        return self.tlv(TlvType.UNIQUE_ID)
 
 
 @final
@@ -157,12 +97,12 @@ def parse_proxy_header(data: bytes, *, max_length: int = MAX_LENGTH) -> ProxyHea
     Raises:
       ProxyProtocolError: ``data`` does not begin with a header, and will not when there is more of it.
     """
-    start = data[: len(_V2_SIGNATURE)]
+    start = data[: len(V2_SIGNATURE)]
     if _V1_PREFIX.startswith(
         start[: len(_V1_PREFIX)]
     ):  # of nothing, too, since the shortest header is one of version 1
         return _parse_v1(data)
-    if _V2_SIGNATURE.startswith(start):
+    if V2_SIGNATURE.startswith(start):
         return _parse_v2(data, max_length)
     raise ProxyProtocolError(
         f"this is not a PROXY protocol header: it begins with {start!r}; is the sender set to send one?"
@@ -230,12 +170,6 @@ def _parse_v1_port(line: bytes, field: bytes) -> int:
 
 # --- version 2 ---
 
-_ADDRESSES: Final = {
-    ProxyFamily.INET: 2 * 4 + 2 * 2,
-    ProxyFamily.INET6: 2 * 16 + 2 * 2,
-    ProxyFamily.UNIX: 2 * _UNIX_PATH,
-}
-"""Bytes of the addresses, with their ports."""
 _SINGLE: Final = frozenset({TlvType.ALPN, TlvType.AUTHORITY, TlvType.CRC32C, TlvType.UNIQUE_ID})
 """The types that may occur once in a header."""
 
@@ -245,9 +179,9 @@ def _parse_v2(data: bytes, max_length: int) -> ProxyHeader | NeedMore:
         _refuse_v2(f"the version is {data[12] >> 4}")
     if len(data) > 12 and data[12] & 15 > ProxyCommand.PROXY:
         _refuse_v2(f"the command is {data[12] & 15}, and there are 0 (LOCAL) and 1 (PROXY)")
-    if len(data) < _V2_FIXED:
-        return NeedMore(_V2_FIXED)
-    length = _V2_FIXED + int.from_bytes(data[14:16], "big")
+    if len(data) < V2_FIXED:
+        return NeedMore(V2_FIXED)
+    length = V2_FIXED + int.from_bytes(data[14:16], "big")
     if length > max_length:
         _refuse_v2(f"it has {length} bytes, and {max_length} are allowed")
     command = ProxyCommand(data[12] & 15)
@@ -257,15 +191,13 @@ def _parse_v2(data: bytes, max_length: int) -> ProxyHeader | NeedMore:
         _refuse_v2(f"the family and transport are {data[13]:#04x}, and there are 0 to 3 and 0 to 2")
     family, transport = ProxyFamily(data[13] >> 4), ProxyTransport(data[13] & 15)
     is_told = family is not ProxyFamily.UNSPEC and transport is not ProxyTransport.UNSPEC
-    if is_told and length - _V2_FIXED < _ADDRESSES[family]:
-        _refuse_v2(
-            f"the addresses of {family.name} have {_ADDRESSES[family]} bytes, and there are {length - _V2_FIXED}"
-        )
+    if is_told and length - V2_FIXED < ADDRESSES[family]:
+        _refuse_v2(f"the addresses of {family.name} have {ADDRESSES[family]} bytes, and there are {length - V2_FIXED}")
     if len(data) < length:
         return NeedMore(length)
     if not is_told:
         return _header(2, command, length, family=family, transport=transport)
-    source, destination = _parse_v2_addresses(family, data[_V2_FIXED:length])
+    source, destination = _parse_v2_addresses(family, data[V2_FIXED:length])
     return _header(
         2,
         command,
@@ -274,7 +206,7 @@ def _parse_v2(data: bytes, max_length: int) -> ProxyHeader | NeedMore:
         transport=transport,
         source=source,
         destination=destination,
-        tlvs=_parse_tlvs(data[:length], _V2_FIXED + _ADDRESSES[family]),
+        tlvs=_parse_tlvs(data[:length], V2_FIXED + ADDRESSES[family]),
     )
 
 
@@ -284,7 +216,7 @@ def _refuse_v2(reason: str) -> NoReturn:
 
 def _parse_v2_addresses(family: ProxyFamily, block: bytes) -> tuple[Any, Any]:
     if family is ProxyFamily.UNIX:
-        return _unix(block[:_UNIX_PATH]), _unix(block[_UNIX_PATH : 2 * _UNIX_PATH])
+        return _unix(block[:UNIX_PATH]), _unix(block[UNIX_PATH : 2 * UNIX_PATH])
     size = 4 if family is ProxyFamily.INET else 16
     ports = block[2 * size : 2 * size + 4]
     return (
@@ -367,24 +299,3 @@ def _unix(field: bytes) -> str | bytes:
     if field.startswith(b"\0"):
         return field.rstrip(b"\0") or ""
     return os.fsdecode(field.partition(b"\0")[0])
-
-
-def _make_crc32c_table() -> tuple[int, ...]:
-    table = []
-    for index in range(256):
-        value = index
-        for _bit in range(8):
-            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)  # Castagnoli's polynomial, reflected
-        table.append(value)
-    return tuple(table)
-
-
-_CRC32C: Final = _make_crc32c_table()
-
-
-def crc32c(data: bytes) -> int:
-    """The checksum of RFC 4960, appendix B."""
-    value = 0xFFFFFFFF
-    for byte in data:
-        value = value >> 8 ^ _CRC32C[(value ^ byte) & 0xFF]
-    return value ^ 0xFFFFFFFF
