@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +29,7 @@ from gain_trio._server import _metrics
 
 pytestmark = pytest.mark.connections
 
+PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 GET = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -91,6 +95,52 @@ async def test_a_restart_is_counted_and_nothing_counted_is_lost() -> None:
         now = await scrape(server)
         assert now["gain_trio_worker_restarts_total",] == 1
         assert now["gain_trio_connections_accepted_total",] == 4
+
+
+async def test_health_and_readiness() -> None:
+    async with serving(echo, metrics=LOCAL) as server:
+        client = await connect(server)
+        await until(lambda: server.active_connections == 1)
+        for path in (b"/healthz", b"/ready"):
+            status, fields, content = await ask(server, b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (status, content, fields["cache-control"]) == ("HTTP/1.1 200 OK", "200 OK\n", "no-store")
+            status, _fields, content = await ask(server, b"HEAD " + path + b" HTTP/1.1\r\n\r\n")
+            assert (status, content) == ("HTTP/1.1 200 OK", "")
+            status, fields, _content = await ask(server, b"POST " + path + b" HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
+            assert (status, fields["allow"]) == ("HTTP/1.1 405 Method Not Allowed", "get, head")
+        server.stop_accepting()
+        assert await statuses(server) == ["HTTP/1.1 200 OK", "HTTP/1.1 503 Service Unavailable"]
+        server._begin_to_drain(60)
+        assert await statuses(server) == ["HTTP/1.1 200 OK", "HTTP/1.1 503 Service Unavailable"]
+        client.abort()
+
+
+async def statuses(server: Server) -> list[str]:
+    """Whether it is healthy, and whether it is ready."""
+    return [(await ask(server, b"GET /" + path + b" HTTP/1.1\r\n\r\n"))[0] for path in (b"healthz", b"ready")]
+
+
+@pytest.mark.slow
+async def test_a_server_of_processes_is_ready_while_one_answers_and_counts_all_of_them() -> None:
+    async with serving(handlers.tell_process, metrics=LOCAL, processes=1) as server:
+        assert await statuses(server) == ["HTTP/1.1 200 OK", "HTTP/1.1 200 OK"]
+        now = await scrape(server)
+        [pid] = await worker_pids(server)
+        sizes = [resident_memory(one) for one in ("self", pid)]
+        assert max(sizes) < now["process_resident_memory_bytes",] < 2 * sum(sizes)
+        own = len(os.listdir("/proc/self/fd"))
+        assert now["process_open_fds",] > own
+        assert 0 < now["process_start_time_seconds",] < time.time()
+        handlers.os.kill(pid, handlers.signal.SIGKILL)
+        await soon(lambda: server._process_counts() == (1, 1))
+        then = await scrape(server)
+        assert then["process_cpu_seconds_total",] >= now["process_cpu_seconds_total",] > 0
+        server.stop_accepting()
+        assert await statuses(server) == ["HTTP/1.1 200 OK", "HTTP/1.1 503 Service Unavailable"]
+
+
+def resident_memory(process: int | str) -> int:
+    return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * PAGE_SIZE
 
 
 async def worker_pids(server: Server) -> list[int]:
@@ -193,7 +243,7 @@ HEADS = st.lists(
 
 @given(HEADS)
 def test_any_request_has_an_answer(head: bytes) -> None:
-    handler = _metrics._MetricsHandler(CollectorRegistry())
+    handler = _metrics._MetricsHandler(CollectorRegistry(), lambda: True)
     answer = handler._answer_to(head.partition(b"\r\n\r\n")[0])
     assert re.match(rb"HTTP/1\.1 (200|400|404|405|414|417|431|501|505) [A-Za-z -]+\r\n", answer)
     fields = answer.partition(b"\r\n\r\n")[0].split(b"\r\n")[1:]

@@ -33,14 +33,15 @@ class Acceptor:
         self._dispatcher = dispatcher
         self._limit = limit
         self._ended = ended  # called when it is over
-        self._stopped = False
+        self.is_stopped = False
+        """Whether it accepts no more."""
         self.is_over = False
         """Whether it has handed off its last connection."""
 
     def stop(self) -> None:
         """Listen no more; what has been accepted is handed off still.  Again: nothing."""
-        if not self._stopped:
-            self._stopped = True
+        if not self.is_stopped:
+            self.is_stopped = True
             self._listener._stop()
             if self._limit is not None:
                 self._limit.wake()
@@ -93,7 +94,7 @@ class Acceptor:
         return connection
 
     async def _recover(self, error: Exception) -> None:
-        if isinstance(error, trio.ClosedResourceError) and self._stopped:
+        if isinstance(error, trio.ClosedResourceError) and self.is_stopped:
             self.is_over = True
             self._ended()
         elif isinstance(error, OSError) and error.errno in RESOURCE_ERRNOS:

@@ -1,5 +1,8 @@
 """The statistics of a server for Prometheus: ``GET /metrics``, in the format that prometheus_client writes.
 
+Beside them are two answers for a load balancer or an orchestrator: ``GET /healthz`` is 200 as long as the event loop of the
+server's process goes round, and ``GET /ready`` is 200 as long as the server accepts connections, and 503 when it drains.
+
 The numbers are those of :meth:`Server.statistics`, over all worker processes, asked for at each scrape.  The endpoint is a
 small server of this package's own, in the server's process, with limits on everything: who can reach it can neither
 hold much nor keep it busy for long.
@@ -14,7 +17,7 @@ from __future__ import annotations
 import itertools
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
 PATH: Final = b"/metrics"
+HEALTH_PATH: Final = b"/healthz"
+READY_PATH: Final = b"/ready"
 LARGEST_REQUEST: Final = 8192
 """Bytes of a request's head; a request for metrics has no more."""
 HEAD_TIMEOUT: Final = 2.0
@@ -83,17 +88,23 @@ class MetricsEndpoint:
     async def run(self, server: Server) -> None:
         """Answer, until cancelled."""
         config = ServerConfig(max_connections=MOST_AT_ONCE)
-        await serve_listeners(_MetricsHandler(_registry(server)), self._groups, config)
+        await serve_listeners(_MetricsHandler(_registry(server), server._is_ready), self._groups, config)
 
 
 @final
 class _MetricsHandler:
-    """Answers one request, and closes the connection."""
+    """Answers one request, and closes the connection.
+
+    Args:
+      registry: has the metrics.
+      is_ready: whether the server accepts connections.
+    """
 
     __qualname__ = "gain_trio metrics"
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, is_ready: Callable[[], bool]) -> None:
         self._registry = registry
+        self._is_ready = is_ready
         self._memory = RequestMemory()
         self._silent: dict[trio.CancelScope, None] = {}  # of connections whose request is waited for, oldest first
 
@@ -138,13 +149,17 @@ class _MetricsHandler:
         if request is None:  # an empty line, and nothing behind it
             return _answer(HTTPStatus.BAD_REQUEST)
         path, _query = split_target(request.target)
-        if path != PATH:
+        if path not in {PATH, HEALTH_PATH, READY_PATH}:
             return _answer(HTTPStatus.NOT_FOUND, b"The metrics are at " + PATH)
         if request.method not in {b"GET", b"HEAD"}:
             return _answer(HTTPStatus.METHOD_NOT_ALLOWED, more=b"Allow: GET, HEAD\r\n")
+        with_content = request.method == b"GET"
+        if path != PATH:
+            is_well = path == HEALTH_PATH or self._is_ready()
+            status = HTTPStatus.OK if is_well else HTTPStatus.SERVICE_UNAVAILABLE
+            return _answer(status, more=b"Cache-Control: no-store\r\n", with_content=with_content)
         accepts = [value for name, value in request.pairs if name == b"accept"]
         content, content_type = self._encoded(b", ".join(accepts).decode("latin-1"))
-        with_content = request.method == b"GET"
         return response(HTTPStatus.OK, content, content_type=content_type, last=_CLOSE, with_content=with_content)
 
     def _encoded(self, accept: str) -> tuple[bytes, str]:
@@ -162,16 +177,19 @@ class _MetricsHandler:
         return encode(self._registry), content_type
 
 
-def _answer(status: HTTPStatus, text: bytes = b"", *, more: bytes = b"") -> bytes:
+def _answer(status: HTTPStatus, text: bytes = b"", *, more: bytes = b"", with_content: bool = True) -> bytes:
     content = (text or f"{status.value} {status.phrase}".encode("ascii")) + b"\n"
-    return response(status, content, last=more + _CLOSE)
+    return response(status, content, last=more + _CLOSE, with_content=with_content)
 
 
 def _registry(server: Server) -> CollectorRegistry:
     from prometheus_client import CollectorRegistry  # noqa: PLC0415 - see MetricsEndpoint.open()
 
+    from ._process_metrics import ProcessMetrics  # noqa: PLC0415 - the same
+
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collector(server))
+    registry.register(ProcessMetrics(server._process_ids))
     return registry
 
 

@@ -105,6 +105,20 @@ class Server:
         self._scope.deadline = min(self._scope.deadline, trio.current_time() + timeout)
         self._end_if_drained()
 
+    def _status(self) -> str:
+        """A line for people."""
+        where = ", ".join(map(endpoint_text, self.addresses))
+        doing = "draining" if self.draining.is_set() else f"serving on {where}"
+        return f"{doing}: {self.active_connections} connections"
+
+    def _is_ready(self) -> bool:
+        """Whether it accepts connections, and will do so as far as is known now."""
+        return not self.draining.is_set() and not any(acceptor.is_stopped for acceptor in self._acceptors)
+
+    def _process_ids(self) -> list[int]:
+        """The processes of the server, its own first."""
+        return [os.getpid()]
+
     def _process_counts(self) -> tuple[int, int]:
         """Worker processes that serve, and how many have been replaced after they had died."""
         return 0, 0

@@ -245,7 +245,7 @@ def framing(data: bytes) -> None:
 
 # --- requests for metrics ---
 
-_METRICS = _MetricsHandler(CollectorRegistry())
+_METRICS = _MetricsHandler(CollectorRegistry(), lambda: True)
 _HEAD = re.compile(
     rb"HTTP/1\.1 (200|400|404|405|414|417|431|501|505) [A-Za-z -]+\r\n(?:[A-Za-z-]+: [\x20-\x7e]+\r\n)+\r\n"
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any, final
 
 from gain_trio._server._checks import check_timeout
@@ -52,6 +53,19 @@ class ProcessServer(Server):
     def statistics(self) -> ServerStatistics:
         """See :meth:`Server.statistics`."""
         return self._pool.statistics()
+
+    def _status(self) -> str:
+        processes, _restarts = self._process_counts()
+        return f"{super()._status()}, {processes} of {len(self._pool.supervisors)} worker processes"
+
+    def _is_ready(self) -> bool:
+        """See :meth:`Server._is_ready`; without a process that answers, connections wait in the backlog."""
+        return self._pool.accepts and self._process_counts()[0] > 0
+
+    def _process_ids(self) -> list[int]:
+        """See :meth:`Server._process_ids`."""
+        workers = [worker for supervisor in self._pool.supervisors for worker in supervisor.workers]
+        return [os.getpid(), *(worker.pid for worker in workers if worker.pid is not None)]
 
     def _process_counts(self) -> tuple[int, int]:
         supervisors = self._pool.supervisors

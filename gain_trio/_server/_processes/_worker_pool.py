@@ -91,7 +91,8 @@ class WorkerPool:
         self._rolls_again = False
         self._failure: WorkerFailed | None = None
         self._bad_end: WorkerFailed | None = None  # of a process that was to end with the server
-        self._accepts = True
+        self.accepts = True
+        """Whether new connections are accepted, here or in the processes."""
         self._is_up = False
         self._without_ring = 0  # processes, when that was last looked at
         self._drain_seconds = math.inf
@@ -191,7 +192,7 @@ class WorkerPool:
         """Accept for a process that is gone or late, as long as others serve and it has no successor."""
         sockets = [sock for group in self._groups_of(supervisor.index) for sock in group]
         while True:
-            await self._until(lambda: not supervisor.answers and bool(self._answering()) and self._accepts)
+            await self._until(lambda: not supervisor.answers and bool(self._answering()) and self.accepts)
             try:
                 copies = copies_of(sockets)
             except OSError as error:  # for want of descriptors: what waits in the backlog waits some more
@@ -211,7 +212,7 @@ class WorkerPool:
                 async with trio.open_nursery() as nursery:
                     for copy in copies:
                         acceptors.append(self._start_acceptor(nursery, copy))
-                    await self._until(lambda: supervisor.answers or not self._answering() or not self._accepts)
+                    await self._until(lambda: supervisor.answers or not self._answering() or not self.accepts)
                     nursery.cancel_scope.cancel()
             finally:
                 for acceptor in acceptors:
@@ -246,7 +247,7 @@ class WorkerPool:
 
     def stop_accepting(self) -> None:
         """Close the listeners here, and have the processes close theirs."""
-        self._accepts = False
+        self.accepts = False
         for acceptor in self._acceptors:
             acceptor.stop()
         for group in self._groups:
