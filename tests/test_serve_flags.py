@@ -43,7 +43,7 @@ def parsed(*arguments: str) -> argparse.Namespace:
 
 
 def test_without_flags_a_server_has_the_defaults_of_the_fields() -> None:
-    assert config_of(parsed()) == ServerConfig(signals=True)
+    assert config_of(parsed()) == ServerConfig(signals=True, sd_notify=True)
 
 
 @pytest.mark.parametrize("name", FLAGS)

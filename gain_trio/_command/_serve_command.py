@@ -14,8 +14,15 @@ import trio
 
 import gain_trio
 from gain_trio import ServerConfig
-from gain_trio._server import configure_logging, no_workers_to_replace, obey_signals, received_signals, ungrouped
-from gain_trio._transports import parse_address
+from gain_trio._server import (
+    configure_logging,
+    no_workers_to_replace,
+    obey_signals,
+    received_signals,
+    service_manager,
+    ungrouped,
+)
+from gain_trio._transports import endpoint_text, parse_address
 
 from ._announcing import Starter, serve_announced
 from ._handlers import find_datagram_handler, find_handler
@@ -27,6 +34,8 @@ from ._serve_options import add_arguments, config_of, take_priority
 
 _OF_DATAGRAMS = {"workers", "architecture", "cbpf", "lifespan"}
 """The options that make sense for a server of datagrams."""
+_OF_COMMAND = {"signals", "sd_notify"}
+"""The options that :func:`_until_signalled` stands for."""
 
 
 def add_parser(commands: Subparsers) -> None:
@@ -67,7 +76,9 @@ def _starter(options: argparse.Namespace, addresses: Sequence[str], config: Serv
     """What to start in a nursery."""
     usual = ServerConfig()
     changed = {name: getattr(config, name) for name in attrs.fields_dict(ServerConfig)}
-    changed = {name: value for name, value in changed.items() if value != getattr(usual, name) and name != "signals"}
+    changed = {
+        name: value for name, value in changed.items() if value != getattr(usual, name) and name not in _OF_COMMAND
+    }
     if "graceful_timeout" in options:  # the usual one is shorter for callbacks
         changed["graceful_timeout"] = config.graceful_timeout
     of_datagrams = any(map(is_of_datagrams, addresses))
@@ -105,7 +116,7 @@ def _check_of_datagrams(addresses: Sequence[str], changed: dict[str, Any]) -> No
 async def _until_signalled(start: Starter, *, task_status: trio.TaskStatus[Any]) -> None:
     """Run a server that obeys no signals itself, of callbacks or of datagrams."""
     scope = trio.CancelScope()
-    with ungrouped(), received_signals() as signals:
+    with ungrouped(), service_manager() as manager, received_signals() as signals:
         async with trio.open_nursery() as nursery:
 
             async def serve(*, task_status: trio.TaskStatus[Any]) -> None:
@@ -115,8 +126,15 @@ async def _until_signalled(start: Starter, *, task_status: trio.TaskStatus[Any])
 
             server = await nursery.start(serve)
             task_status.started(server)
+            nursery.start_soon(manager.attend, functools.partial(_status, server), name="gain_trio service manager")
             is_of_callbacks = isinstance(server, gain_trio.callbacks.EventServer)
-            await obey_signals(signals, server._signalled() if is_of_callbacks else _Datagrams(server, scope), nursery)
+            target = server._signalled() if is_of_callbacks else _Datagrams(server, scope)
+            await obey_signals(signals, target, nursery, manager)
+
+
+def _status(server: gain_trio.callbacks.EventServer | gain_trio.DatagramServer) -> str:
+    """A line for the service manager."""
+    return f"serving on {', '.join(map(endpoint_text, server.addresses))}"
 
 
 @final

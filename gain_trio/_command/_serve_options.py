@@ -159,7 +159,7 @@ def config_of(options: argparse.Namespace) -> ServerConfig:
             )
         given["priority"] = HIGH_PRIORITY if in_workers else None
     context = _tls(options.tls_cert, options.tls_key)
-    return ServerConfig(**given, ssl_context=context, signals=True)
+    return ServerConfig(**given, ssl_context=context, signals=True, sd_notify=True)
 
 
 def take_priority(options: argparse.Namespace, config: ServerConfig) -> None:

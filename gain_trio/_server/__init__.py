@@ -19,6 +19,7 @@ from ._serve import serve
 from ._server import Server
 from ._server_config import Architecture, ContextSource, ServerConfig, ServerOptions
 from ._server_lifespan import Lifespan, check_lifespan, lifespan_value
+from ._service_manager import service_manager
 from ._signals import SignalTarget, no_workers_to_replace, obey_signals, received_signals
 from ._statistics import BUCKETS, RequestStatistics, ServerStatistics
 from ._time_limits import LAST_CALLBACK, SHUTDOWN_SECONDS
@@ -69,6 +70,7 @@ __all__ = [
     "received_signals",
     "serve",
     "serve_datagrams",
+    "service_manager",
     "since_last",
     "take_process_priority",
     "ungrouped",

@@ -126,6 +126,12 @@ async def serve(
     connection is refused.  Without ``processes`` it calls an ``ssl_context`` that is a function again, and the handshakes to
     come use what that returns; if it raises, the server logs why, and keeps the context that it has.
 
+    About ``sd_notify``: for systemd's ``Type=notify`` and ``notify-reload`` it reports ``READY=1`` and ``MAINPID`` when it
+    is up, ``RELOADING=1`` and ``MONOTONIC_USEC`` when SIGHUP renews it and ``READY=1`` afterwards, ``STOPPING=1`` when it
+    begins to drain or to end, ``STATUS`` with each of them, and with ``WatchdogSec=`` a ``WATCHDOG=1`` twice in that time:
+    the service manager then kills a server whose event loop is held up.  The variables of the environment are removed, so
+    that worker processes and the programs that they start cannot report.  Without ``NOTIFY_SOCKET`` it does nothing.
+
     About ``metrics``: the address of an HTTP endpoint for Prometheus, ``GET /metrics``; it takes the extra
     ``gain-trio[metrics]``.  :attr:`Server.metrics_addresses` has the port if it was 0.
 
@@ -133,7 +139,8 @@ async def serve(
       ValueError, TypeError: an option makes no sense (:class:`ServerConfig`), or is for none of the addresses, or an address
         is not valid, or ``handler`` is not an async function or takes other arguments; with ``processes``, something cannot
         be pickled.
-      OSError, RuntimeError: see :func:`open_listeners`; RuntimeError also of ``signals`` outside of the main thread.
+      OSError, RuntimeError: see :func:`open_listeners`; RuntimeError also of ``signals`` outside of the main thread, and of
+        ``sd_notify`` while another server of this process reports.
       WorkerFailed: worker processes cannot begin to serve, or with ``strict`` a handler has failed in one; or a process
         did not end in time with its server and had to be killed, was killed by another program when it was to end, or its
         lifespan has failed.

@@ -367,6 +367,9 @@ class ServerConfig:
     signals: bool = attrs.field(default=False, validator=_check_flag)
     """SIGTERM and SIGINT drain the server, and a second one cancels it.  SIGHUP replaces the worker processes one by one; a
     server without worker processes calls an ``ssl_context`` that is a function again, and so loads its certificate."""
+    sd_notify: bool = attrs.field(default=False, validator=_check_flag)
+    """Report to the service manager that has started this process, if it has set ``NOTIFY_SOCKET`` (sd_notify(3)): that the
+    server is up, is being renewed, and ends, its state in a line, and that its event loop goes round.  See :func:`serve`."""
     metrics: str | None = attrs.field(
         default=None,
         validator=_check_metrics,
@@ -434,6 +437,7 @@ class ServerOptions(TypedDict, total=False):
     graceful_timeout: float
     worker_timeout: float | None
     signals: bool
+    sd_notify: bool
     metrics: str | None
 
 

@@ -20,6 +20,7 @@ from gain_trio._transports import shown
 
 from ._cut_off import cut_off
 from ._end_signals import END_SIGNALS, REPLACE_SIGNALS, watched_signals
+from ._service_manager import ServiceManager
 
 logger = logging.getLogger("gain_trio")
 
@@ -56,7 +57,9 @@ def received_signals(*, with_replacement: bool = True) -> Iterator[AsyncIterator
         yield signals
 
 
-async def obey_signals(signals: AsyncIterator[int], server: SignalTarget, nursery: trio.Nursery) -> None:
+async def obey_signals(
+    signals: AsyncIterator[int], server: SignalTarget, nursery: trio.Nursery, manager: ServiceManager | None = None
+) -> None:
     """Pass signals on to a server, until cancelled: by the server's end.
 
     A server that was cancelled and does not end, because a thread is busy, ends with its process.
@@ -65,14 +68,27 @@ async def obey_signals(signals: AsyncIterator[int], server: SignalTarget, nurser
       signals: what :func:`received_signals` gives.
       server: obeys them.
       nursery: the server is below it, and so is what this starts.
+      manager: gets a report of what a signal does, or None.
     """
     async for number in signals:
         name = signal.Signals(number).name
         if number in REPLACE_SIGNALS:
-            nursery.start_soon(server.renew, name, name="gain_trio renewal")
-        elif not server.begin_to_end(name):
+            nursery.start_soon(_renew, server, name, manager, name="gain_trio renewal")
+            continue
+        has_begun = server.begin_to_end(name)
+        if manager is not None:
+            manager.note_stopping()
+        if not has_begun:
             server.cancel(name)
             await cut_off(signals, nursery, REPLACE_SIGNALS)
+
+
+async def _renew(server: SignalTarget, name: str, manager: ServiceManager | None) -> None:
+    if manager is None:
+        await server.renew(name)
+    else:
+        async with manager.reloading():
+            await server.renew(name)
 
 
 def no_workers_to_replace(name: str, server: object) -> None:

@@ -1,4 +1,4 @@
-"""A server with what its options add to it: the signals that end it, and an endpoint for its statistics."""
+"""A server with what its options add to it: signals that end it, an endpoint for its statistics, a service manager."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from gain_trio._transports import shown
 
 from ._server import Server
 from ._server_config import ServerConfig
+from ._service_manager import ServiceManager, service_manager
 from ._signals import obey_signals, received_signals
 
 if TYPE_CHECKING:
@@ -26,22 +27,24 @@ async def serve_with_signals_and_metrics(
     config: ServerConfig,
     task_status: trio.TaskStatus[Server],
 ) -> None:
-    """Run ``core``, which serves, with the tasks for signals and metrics, if the configuration has them.
+    """Run ``core``, which serves, with the tasks for signals, metrics and the service manager, as far as they are wanted.
 
     Raises the exception of ``core`` unchanged, and:
 
     Raises:
       KeyboardInterrupt: SIGTERM or SIGINT came before the server was up.
-      RuntimeError: ``signals`` outside of the main thread.
+      RuntimeError: ``signals`` outside of the main thread, or ``sd_notify`` of a second server.
       ImportError: ``metrics`` without the package that it needs.
       ValueError, OSError: its address is not valid, or not available.
       WorkerFailed: the server had to kill worker processes at its end.
     """
-    if not config.signals and config.metrics is None:
+    if not config.signals and config.metrics is None and not config.sd_notify:
         await core(task_status)
         return
     failure: Exception | None = None
     with contextlib.ExitStack() as stack:
+        # First: its variables are to be gone from the environment before worker processes get that.
+        manager = stack.enter_context(service_manager()) if config.sd_notify else None
         signals = stack.enter_context(received_signals()) if config.signals else None
         endpoint: MetricsEndpoint | None = None
         if config.metrics is not None:
@@ -51,9 +54,9 @@ async def serve_with_signals_and_metrics(
             stack.callback(endpoint.close)
         scope = trio.CancelScope()
         async with trio.open_nursery() as nursery:
-            started = _StartedServer(nursery, scope, config, endpoint, task_status)
+            started = _StartedServer(nursery, scope, config, endpoint, manager=manager, task_status=task_status)
             if signals is not None:
-                nursery.start_soon(obey_signals, signals, started, nursery, name="gain_trio signals")
+                nursery.start_soon(obey_signals, signals, started, nursery, manager, name="gain_trio signals")
             with scope:
                 try:
                     await core(started)
@@ -78,6 +81,8 @@ class _StartedServer(trio.TaskStatus[Server]):
         scope: trio.CancelScope,
         config: ServerConfig,
         endpoint: MetricsEndpoint | None,
+        *,
+        manager: ServiceManager | None,
         task_status: trio.TaskStatus[Server],
     ) -> None:
         self.nursery = nursery
@@ -86,6 +91,7 @@ class _StartedServer(trio.TaskStatus[Server]):
         self._graceful_timeout = config.graceful_timeout
         self._is_draining = False
         self._endpoint = endpoint
+        self._manager = manager
         self._task_status = task_status
 
     def started(self, value: Server | None = None) -> None:
@@ -94,6 +100,9 @@ class _StartedServer(trio.TaskStatus[Server]):
         if self._endpoint is not None:
             value.metrics_addresses = self._endpoint.addresses
             self.nursery.start_soon(self._endpoint.run, value, name="gain_trio metrics")
+        if self._manager is not None:
+            name = "gain_trio service manager"
+            self.nursery.start_soon(self._manager.attend, value._status, value.draining, name=name)
         self._task_status.started(value)
 
     # --- SignalTarget ---

@@ -65,5 +65,11 @@ async def serve_processes(
 def _for_workers(config: ServerConfig) -> ServerConfig:
     """What concerns them.  The balancer stays here, and need not be one that can be pickled."""
     return attrs.evolve(
-        config, balancer="round_robin", processes=None, signals=False, metrics=None, max_connections=None
+        config,
+        balancer="round_robin",
+        processes=None,
+        signals=False,
+        sd_notify=False,
+        metrics=None,
+        max_connections=None,
     )
