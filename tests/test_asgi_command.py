@@ -404,7 +404,7 @@ GIVEN: dict[str, tuple[list[str], Any]] = {
 def test_without_arguments_an_app_has_the_defaults_of_the_fields() -> None:
     options = parsed()
     assert asgi_config_of(options) == AsgiConfig(access_log_descriptor=1)
-    assert config_of(options) == ServerConfig(signals=True)
+    assert config_of(options) == ServerConfig(signals=True, sd_notify=True)
     assert DEFAULT_ADDRESS == "tcp://127.0.0.1:8000"
     assert options.address == []
 

@@ -100,6 +100,26 @@ class Forgetful:
         ("keep_alive", 0.5, ValueError, "keep_alive is 1 to 32767 seconds"),
         ("keep_alive", math.nan, ValueError, "keep_alive is 1 to 32767 seconds"),
         ("keep_alive", True, TypeError, "keep_alive is a number of seconds"),
+        ("keep_alive_interval", 5, ValueError, "give keep_alive="),
+        ("keep_alive_count", 5, ValueError, "give keep_alive="),
+        ("keep_alive_count", 0, ValueError, "keep_alive_count is 1 to 127 probes"),
+        ("keep_alive_count", 1.5, TypeError, "keep_alive_count is a number of probes"),
+        ("tcp_user_timeout", 0, ValueError, "tcp_user_timeout is 0.001 to 2147483 seconds"),
+        ("tcp_user_timeout", "5", TypeError, "tcp_user_timeout is a number of seconds"),
+        ("at_max_connections", "drop", ValueError, "'wait', 'refuse', not 'drop'"),
+        ("at_max_connections", "refuse", ValueError, "max_connections: give that, too"),
+        ("max_connections_per_address", 0, ValueError, "max_connections_per_address must be at least 1, or None"),
+        ("user", -1, TypeError, "a name such as 'www-data'"),
+        ("user", "", ValueError, "a name such as 'www-data'"),
+        ("user", "me:", ValueError, "a name such as 'www-data'"),
+        ("user", True, TypeError, "a name such as 'www-data'"),
+        ("max_connections_per_worker", 0, ValueError, "at least 1, or None"),
+        ("max_connections_per_worker_jitter", 5, ValueError, "give that, too"),
+        ("max_connections_per_worker_jitter", -1, ValueError, "at least 0"),
+        ("max_connections_per_worker_jitter", 1.5, TypeError, "a whole number"),
+        ("max_worker_lifetime", 0, ValueError, "max_worker_lifetime is more than 0 seconds"),
+        ("max_worker_memory", "1G", TypeError, "max_worker_memory must be a whole number"),
+        ("sd_notify", 1, TypeError, "sd_notify is True or False"),
         ("idle_timeout", 0, ValueError, "more than 0 seconds"),
         ("idle_timeout", math.nan, ValueError, "more than 0 seconds"),
         ("idle_timeout", "5", TypeError, "idle_timeout is a number of seconds"),
@@ -175,14 +195,19 @@ async def test_socket_options_reach_the_connections() -> None:
             "keep_alive": connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
             "idle": connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
             "between": connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL),
+            "count": connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT),
+            "user_timeout": connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
             "no_delay": connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY),
         }
         found.append(options)
 
-    for options in ({}, {"receive_buffer": 30_000, "send_buffer": 40_000, "keep_alive": 12.5}):
+    probes = {"keep_alive": 60, "keep_alive_interval": 4.5, "keep_alive_count": 3, "tcp_user_timeout": 12.25}
+    for options in ({}, {"receive_buffer": 30_000, "send_buffer": 40_000, "keep_alive": 12.5}, probes):
         async with serving(handler, **options) as server, await connect(server) as client:
             assert await receive_all(client) == b""
-    plain, told = found
+    plain, told, probed = found
+    assert [probed[name] for name in ("idle", "between", "count", "user_timeout")] == [60, 5, 3, 12250]
+    assert (told["user_timeout"], told["count"]) == (0, plain["count"])
     assert (told["receive"], told["send"]) == (60_000, 80_000), "Linux doubles them"
     assert (told["idle"], told["between"]) == (13, 13)
     assert told["keep_alive"]

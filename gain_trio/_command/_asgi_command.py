@@ -32,6 +32,8 @@ _GROUPS: Final = (
     "who serves",
     "worker processes",
     "limits",
+    "sockets",
+    "proxies",
     "TLS",
     "log and statistics",
 )

@@ -16,6 +16,7 @@ import gain_trio
 from gain_trio import ServerConfig
 from gain_trio._server import (
     configure_logging,
+    flags_of,
     no_workers_to_replace,
     obey_signals,
     received_signals,
@@ -109,7 +110,8 @@ def _check_of_datagrams(addresses: Sequence[str], changed: dict[str, Any]) -> No
         raise ValueError("a UDP address is served alone: start another gain-trio for the others")
     for name in changed:
         if name not in _OF_DATAGRAMS:
-            option = {"ssl_context": "tls-cert"}.get(name, name.replace("_", "-"))
+            flag = flags_of(ServerConfig).get(name)
+            option = "tls-cert" if flag is None else (flag.name or name).replace("_", "-")
             raise ValueError(f"--{option} is for connections, which a UDP address has not")
 
 

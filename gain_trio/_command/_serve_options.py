@@ -58,7 +58,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     groups = {
         title: parser.add_argument_group(title)
-        for title in ("who serves", "worker processes", "handlers of callbacks", "limits", "TLS", "log and statistics")
+        for title in (
+            "who serves",
+            "worker processes",
+            "handlers of callbacks",
+            "limits",
+            "sockets",
+            "proxies",
+            "TLS",
+            "log and statistics",
+        )
     }
     add_logging(groups["log and statistics"])
     add_flags(groups, ServerConfig)
@@ -99,7 +108,7 @@ def _add_flag(group: argparse._ArgumentGroup, name: str, flag: Flag, default: ob
         dest=name,
         nargs=None if flag.bare is None else "?",
         const=flag.bare,
-        type=functools.partial(_parsed, flag) if flag.words else flag.parse,
+        type=functools.partial(_parsed, flag) if flag.words or flag.parse not in {int, float, str} else flag.parse,
         metavar=flag.metavar,
         choices=flag.choices,
         default=argparse.SUPPRESS,
@@ -108,7 +117,7 @@ def _add_flag(group: argparse._ArgumentGroup, name: str, flag: Flag, default: ob
 
 
 def _parsed(flag: Flag, text: str) -> Any:
-    """The value of an argument that can be a word, too."""
+    """The value of an argument that can be a word, too, or has a message of its own."""
     assert flag.parse is not None
     if text in flag.words:
         return flag.words[text]
@@ -125,6 +134,11 @@ def add_tls(group: argparse._ArgumentGroup) -> None:
     """The arguments of TLS."""
     group.add_argument("--tls-cert", metavar="FILE", help="serve TLS with this certificate, its chain behind it (PEM)")
     group.add_argument("--tls-key", metavar="FILE", help="its private key, unless it stands in the same file (PEM)")
+    group.add_argument(
+        "--tls-client-ca",
+        metavar="FILE",
+        help="require a client's certificate, signed by one of these authorities (PEM)",
+    )
 
 
 def add_logging(group: argparse._ArgumentGroup) -> None:
@@ -158,7 +172,7 @@ def config_of(options: argparse.Namespace) -> ServerConfig:
                 f"--process-priority is a nice value of {HIGH_PRIORITY}, --priority one of yours: give one of them"
             )
         given["priority"] = HIGH_PRIORITY if in_workers else None
-    context = _tls(options.tls_cert, options.tls_key)
+    context = _tls(options.tls_cert, options.tls_key, options.tls_client_ca)
     return ServerConfig(**given, ssl_context=context, signals=True, sd_notify=True)
 
 
@@ -183,16 +197,19 @@ def _balancer(name: str) -> Balancer | BalancerName:
     return balancer
 
 
-def _tls(certificate: str | None, key: str | None) -> ContextSource | None:
+def _tls(certificate: str | None, key: str | None, client_ca: str | None) -> ContextSource | None:
     if certificate is None:
         if key is not None:
             raise ValueError("--tls-key is the key of a certificate: give --tls-cert, too")
+        if client_ca is not None:
+            raise ValueError("--tls-client-ca is about the clients of a server with TLS: give --tls-cert, too")
         return None
-    load_context(certificate, key)  # an error in the files is reported here, once, and not by every worker process
-    return functools.partial(load_context, certificate, key)
+    # An error in the files is reported here, once, and not by every worker process.
+    load_context(certificate, key, client_ca)
+    return functools.partial(load_context, certificate, key, client_ca)
 
 
-def load_context(certificate: str, key: str | None) -> ssl.SSLContext:
+def load_context(certificate: str, key: str | None, client_ca: str | None = None) -> ssl.SSLContext:
     """A server's context of these files.
 
     Raises:
@@ -208,4 +225,14 @@ def load_context(certificate: str, key: str | None) -> ssl.SSLContext:
         raise ValueError(f"no certificate with its key in {files} (PEM is wanted): {reason}{cure}") from error
     except OSError as error:
         raise ValueError(f"cannot read {files}: {error.strerror}") from error
+    if client_ca is not None:
+        try:
+            context.load_verify_locations(client_ca)
+        except ssl.SSLError as error:
+            raise ValueError(
+                f"no certificates of authorities in {client_ca} (PEM is wanted): {error.reason or error}"
+            ) from error
+        except OSError as error:
+            raise ValueError(f"cannot read {client_ca}: {error.strerror}") from error
+        context.verify_mode = ssl.CERT_REQUIRED
     return context

@@ -13,7 +13,7 @@ from ._datagram_server import DatagramHandler, DatagramServer, DatagramServerSta
 from ._failures import is_cancellation, only_one_of, own_fault, ungrouped
 from ._flags import Flag, flags_of
 from ._log_throttle import log_throttle, since_last
-from ._logging import FORMATS, LEVELS, LineFormatter, configure_logging
+from ._logging import FORMATS, LEVELS, JsonFormatter, LineFormatter, configure_logging
 from ._processes import HIGH_PRIORITY, WorkerFailed, take_process_priority
 from ._serve import serve
 from ._server import Server
@@ -43,6 +43,7 @@ __all__ = [
     "DatagramServerStatistics",
     "Flag",
     "Handler",
+    "JsonFormatter",
     "Lifespan",
     "LineFormatter",
     "LivingHandler",

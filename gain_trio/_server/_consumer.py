@@ -15,6 +15,7 @@ import trio
 
 from gain_trio._transports import DEFAULT_CLOSE_TIMEOUT, Connection, HandshakeError, ProxyProtocolError
 
+from ._admission import AdmissionStep, RefusedConnectionError
 from ._connection_limit import ConnectionLimit
 from ._failures import judged, parted
 from ._log import ConnectionLog, peer_text
@@ -78,6 +79,8 @@ class ConsumerSettings:
     """Steps before the handler."""
     limit: ConnectionLimit | None = None
     """Where each connection's place is given back."""
+    admissions: Sequence[AdmissionStep] = ()
+    """Steps, too, each of which is to know when a connection is over."""
     draining: trio.Event = attrs.field(factory=trio.Event)
     ended: Callable[[], object] = lambda: None
     """Called when a connection has ended while the server drains."""
@@ -219,6 +222,8 @@ class Consumer:
             settings.changed(True)
         if settings.limit is not None:
             settings.limit.give_back()
+        for step in settings.admissions:
+            step.release(accepted)
         if settings.draining.is_set():
             settings.ended()
 
@@ -244,6 +249,10 @@ class Consumer:
             return "failed_handshake"
         except ProxyProtocolError as error:
             log.over(logging.WARNING, connection, "refused", "connection %s is refused: %s", connection, error)
+            connection.abort()
+            return "refused"
+        except RefusedConnectionError as error:
+            log.over(logging.INFO, connection, "refused", "connection %s is refused: %s", connection, error)
             connection.abort()
             return "refused"
         except trio.BrokenResourceError as error:

@@ -7,7 +7,9 @@ from typing import Any, Literal, TypeAlias, final
 
 import attrs
 
-Group: TypeAlias = Literal["who serves", "worker processes", "limits", "log and statistics", "web apps"]
+Group: TypeAlias = Literal[
+    "who serves", "worker processes", "limits", "sockets", "proxies", "TLS", "log and statistics", "web apps"
+]
 
 
 @final

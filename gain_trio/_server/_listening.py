@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import math
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import final
 
 import trio
@@ -31,6 +31,7 @@ from gain_trio._transports import (
 )
 
 from ._acceptor import Acceptor
+from ._admission import AdmissionStep, admission_by_address, admission_in_all
 from ._balancer import RoundRobin, balancer_of
 from ._connection_limit import ConnectionLimit
 from ._consumer import AttendingHandler, Consumer, ConsumerSettings, Handler, LivingHandler, Prepare
@@ -47,12 +48,14 @@ async def serve_listeners(
     groups: Sequence[Sequence[socket.socket]],
     config: ServerConfig,
     *,
+    before_accepting: Callable[[], object] = lambda: None,
     task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve on listening sockets that are open already, in this process; they are closed at the end, whatever it is.
 
     ``groups`` is what :func:`open_sockets` gives: with socket sharding one group of sockets for each worker, otherwise one
-    group for all of them, which may be empty where connections come by :meth:`Server._hand_off`.
+    group for all of them, which may be empty where connections come by :meth:`Server._hand_off`.  ``before_accepting`` is
+    called when the TLS context has been made.
 
     Raises what the server raises, and what :func:`run_within` does.
     """
@@ -61,7 +64,9 @@ async def serve_listeners(
         marks = config.marks or Marks()
         source = config.ssl_context
         tls = None if source is None else TlsStep(source, marks, config.handshake_timeout)
-        limit = None if config.max_connections is None else ConnectionLimit(config.max_connections)
+        before_accepting()
+        waits = config.max_connections is not None and config.at_max_connections == "wait"
+        limit = ConnectionLimit(config.max_connections) if config.max_connections is not None and waits else None
         make = implementation("gain_trio.serve()", pass_fds=config.pass_fds)
         by_group = [make_listeners(make, group, marks, exact=limit is not None) for group in groups]
         listeners = [listener for group in by_group for listener in group]
@@ -69,12 +74,14 @@ async def serve_listeners(
         idle_timeout = config.idle_timeout
         if idle_timeout == math.inf:  # then a handler of this package's own may have a limit
             idle_timeout = getattr(handler, "default_idle_timeout", math.inf)
+        steps, admissions = _steps(config, tls)
         settings = ConsumerSettings(
             handler,
             strict=config.strict,
             idle_timeout=idle_timeout,
             close_timeout=config.close_timeout,
-            prepare=_steps(config, tls),
+            prepare=steps,
+            admissions=admissions,
             limit=limit,
         )
         serving = _Serving(by_group, config, settings, tls, task_status)
@@ -90,14 +97,21 @@ async def serve_listeners(
                 serving.server._is_over()
 
 
-def _steps(config: ServerConfig, tls: TlsStep | None) -> list[Prepare]:
-    """What is done with a connection before its handler gets it."""
+def _steps(config: ServerConfig, tls: TlsStep | None) -> tuple[list[Prepare], list[AdmissionStep]]:
+    """What is done with a connection before its handler gets it, and those of the steps that count connections."""
     steps: list[Prepare] = []
+    admissions: list[AdmissionStep] = []
+    if config.max_connections is not None and config.at_max_connections == "refuse":
+        admissions.append(admission_in_all(config.max_connections))
+        steps.append(admissions[-1].prepare)
     if config.proxy_protocol is not False:
         steps.append(ProxyStep(config.proxy_protocol, config.proxy_timeout).prepare)
+    if config.max_connections_per_address is not None:  # behind the proxy's header, which has the address
+        admissions.append(admission_by_address(config.max_connections_per_address))
+        steps.append(admissions[-1].prepare)
     if tls is not None:
         steps.append(tls.prepare)
-    return steps
+    return steps, admissions
 
 
 @final

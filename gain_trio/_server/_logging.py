@@ -21,7 +21,12 @@ _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime
 
 @final
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, what was given as ``extra``, and the traceback, if any."""
+    """A formatter for :mod:`logging`: one JSON object a line, as ``gain-trio serve --log-format json`` writes.
+
+    The object has ``time`` (UTC, ISO 8601, milliseconds), ``level``, ``logger``, ``process`` and ``message``, what the
+    caller gave as ``extra``, and ``exception`` and ``stack`` if there is one.  Line breaks and control characters in a
+    value are escaped, so nothing that a peer has sent can be taken for another line.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """See :meth:`logging.Formatter.format`."""

@@ -245,6 +245,11 @@ class _Collector:
         yield CounterMetricFamily(
             "gain_trio_worker_failed_starts", "Worker processes that ended before they served.", now.failed_starts
         )
+        yield CounterMetricFamily(
+            "gain_trio_worker_recycled",
+            "Worker processes replaced because they had served enough.",
+            now.recycled_workers,
+        )
         if now.requests is not None:
             yield from _request_metrics(now.requests)
         yield GaugeMetricFamily("gain_trio_rings", "Processes of the server with a ring.", len(now.rings))

@@ -35,6 +35,7 @@ from gain_trio._transports import open_sockets
 from ._checks import check_handler
 from ._consumer import Handler
 from ._listening import serve_listeners
+from ._privileges import identity_of, socket_options_of
 from ._server import Server
 from ._server_config import ServerConfig, merged
 from ._signals_and_metrics import serve_with_signals_and_metrics
@@ -126,6 +127,16 @@ async def serve(
     connection is refused.  Without ``processes`` it calls an ``ssl_context`` that is a function again, and the handshakes to
     come use what that returns; if it raises, the server logs why, and keeps the context that it has.
 
+    About recycling: a process that has had ``max_connections_per_worker`` connections, has served for
+    ``max_worker_lifetime`` or has more than ``max_worker_memory`` in memory is replaced as by SIGHUP: one at a time, and its
+    successor serves before it drains.  The server looks a few times a second, so a process may go a little beyond.  If the
+    successor cannot begin, the old process goes on, and the server tries again after 5 seconds.
+
+    About ``user``: the server opens its sockets, and without ``processes`` makes its TLS context, and then becomes this user
+    for ever, with the user's groups (setgroups(2), setresgid(2), setresuid(2)).  Worker processes start as this user: they
+    have to be able to read the program and, with TLS, the certificate's key.  The file of a Unix socket is this user's
+    unless ``owner`` or ``group`` says otherwise.  Certificates that SIGHUP loads again are read as this user.
+
     About ``sd_notify``: for systemd's ``Type=notify`` and ``notify-reload`` it reports ``READY=1`` and ``MAINPID`` when it
     is up, ``RELOADING=1`` and ``MONOTONIC_USEC`` when SIGHUP renews it and ``READY=1`` afterwards, ``STOPPING=1`` when it
     begins to drain or to end, ``STATUS`` with each of them, and with ``WatchdogSec=`` a ``WATCHDOG=1`` twice in that time:
@@ -138,7 +149,8 @@ async def serve(
     Raises:
       ValueError, TypeError: an option makes no sense (:class:`ServerConfig`), or is for none of the addresses, or an address
         is not valid, or ``handler`` is not an async function or takes other arguments; with ``processes``, something cannot
-        be pickled.
+        be pickled; ``user`` is none of this system.
+      PermissionError: this process cannot become ``user``.
       OSError, RuntimeError: see :func:`open_listeners`; RuntimeError also of ``signals`` outside of the main thread, and of
         ``sd_notify`` while another server of this process reports.
       WorkerFailed: worker processes cannot begin to serve, or with ``strict`` a handler has failed in one; or a process
@@ -160,6 +172,11 @@ async def serve(
             raise ValueError(
                 "cpu_affinity and priority are for worker processes, and there are none: give processes=, too"
             )
+        if config.recycles:
+            raise ValueError(
+                "max_connections_per_worker, max_worker_lifetime and max_worker_memory are for worker processes, and there "
+                "are none: give processes=, too"
+            )
     else:
         from ._processes import serve_processes as core  # noqa: PLC0415 - who needs no multiprocessing is spared it
     await serve_with_signals_and_metrics(functools.partial(core, handler, addresses, config), config, task_status)
@@ -170,8 +187,11 @@ async def _serve_here(
 ) -> None:
     """Serve in this process."""
     shards = config.workers if config.architecture == "socket_sharding" else None
-    groups = await open_sockets(addresses, config.socket_options(), shards=shards, by_cpu=config.cbpf)
-    await serve_listeners(handler, groups, config, task_status=task_status)
+    identity = None if config.user is None else identity_of(config.user)
+    options = socket_options_of(config, addresses, identity)
+    groups = await open_sockets(addresses, options, shards=shards, by_cpu=config.cbpf)
+    before_accepting = (lambda: None) if identity is None else identity.take
+    await serve_listeners(handler, groups, config, before_accepting=before_accepting, task_status=task_status)
 
 
 def _as_list(address: Any) -> list[Any]:

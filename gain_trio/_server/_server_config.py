@@ -13,7 +13,7 @@ import difflib
 import math
 import ssl
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, TypeVar, final, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict, TypeVar, final, get_args
 
 import attrs
 
@@ -21,19 +21,37 @@ from gain_trio._transports import (
     DEFAULT_CLOSE_TIMEOUT,
     Marks,
     SocketOptions,
-    check_handshake_timeout,
-    check_server_context,
     checked_close_timeout,
     checked_idle_timeout,
-    checked_seconds,
-    parse_address,
 )
 
 from ._balancer import BALANCERS, Balancer, BalancerName
-from ._checks import check_timeout
+from ._config_checks import (
+    at_least_0,
+    at_least_1,
+    at_least_1_or_none,
+    check_balancer,
+    check_context,
+    check_flag,
+    check_graceful_timeout,
+    check_marks,
+    check_metrics,
+    check_priority,
+    check_processes,
+    check_user,
+    lifespan_or_none,
+    one_of,
+    parse_id,
+    parse_octal,
+    parse_senders,
+    parse_size,
+    seconds_or_none,
+    senders,
+    valid_handshake_timeout,
+    valid_proxy_timeout,
+)
 from ._flags import Flag
-from ._proxy import check_proxy_timeout, parse_networks
-from ._server_lifespan import Lifespan, check_lifespan
+from ._server_lifespan import Lifespan
 from ._time_limits import GRACEFUL_TIMEOUT, HANDSHAKE_TIMEOUT, PROXY_TIMEOUT, SHUTDOWN_SECONDS, WORKER_TIMEOUT
 
 if TYPE_CHECKING:
@@ -45,118 +63,8 @@ Architecture: TypeAlias = Literal["reactor", "socket_sharding"]
 """``"reactor"``: an acceptor for each address, and consumers that share the connections.  ``"socket_sharding"``: each
 consumer has acceptors and listeners of its own, and the kernel shares the connections (SO_REUSEPORT, socket(7))."""
 ContextSource: TypeAlias = ssl.SSLContext | Callable[[], ssl.SSLContext]
-
-_Check: TypeAlias = Callable[[Any, "attrs.Attribute[Any]", Any], None]
-
-NICE = range(-20, 20)
-"""What setpriority(2) takes."""
-
-
-def _one_of(kind: Any) -> _Check:
-    names = get_args(kind)
-
-    def check(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-        if value not in names:
-            raise ValueError(f"{attribute.name} is one of {', '.join(map(repr, names))}, not {value!r}")
-
-    return check
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _at_least_1(_instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-    if not _is_count(value):
-        raise TypeError(f"{attribute.name} must be a whole number, not {value!r}")
-    if value < 1:
-        raise ValueError(f"{attribute.name} must be at least 1, not {value}")
-
-
-def _at_least_1_or_none(_instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-    if value is None:
-        return
-    if not _is_count(value):
-        raise TypeError(f"{attribute.name} must be a whole number or None, not {value!r}")
-    if value < 1:
-        raise ValueError(f"{attribute.name} must be at least 1, or None, not {value}")
-
-
-def _check_flag(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{attribute.name} is True or False, not {value!r}")
-
-
-def _check_processes(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-    if isinstance(value, str) and value != "auto":
-        raise ValueError(f"processes is a number, 'auto' for one a CPU, or None for this process alone, not {value!r}")
-    if value != "auto":
-        _at_least_1_or_none(instance, attribute, value)
-
-
-def _check_balancer(_instance: object, _attribute: attrs.Attribute[Any], value: object) -> None:
-    if isinstance(value, str):
-        if value not in BALANCERS:
-            names = ", ".join(map(repr, BALANCERS))
-            raise ValueError(f"balancer is one of {names}, or an object with a method pick, not {value!r}")
-    elif isinstance(value, type) or not callable(getattr(value, "pick", None)):
-        raise TypeError(f"balancer is a name, or an object with a method pick(peer, consumers), not {value!r}")
-
-
-def _check_priority(_instance: object, _attribute: attrs.Attribute[Any], value: Any) -> None:
-    if value is None:
-        return
-    if not _is_count(value):
-        raise TypeError(f"priority must be a whole number or None, not {value!r}")
-    if value not in NICE:
-        raise ValueError(f"priority is a nice value of {NICE[0]} (first) to {NICE[-1]} (last), not {value}")
-
-
-def _check_marks(_instance: object, _attribute: attrs.Attribute[Any], value: object) -> None:
-    if value is not None and not isinstance(value, Marks):
-        raise TypeError(f"marks must be gain_trio.Marks(...) or None, not {value!r}")
-
-
-def _check_context(_instance: object, _attribute: attrs.Attribute[Any], value: object) -> None:
-    if isinstance(value, ssl.SSLContext) or (value is not None and not callable(value)):
-        check_server_context(value)
-
-
-def _check_lifespan(_instance: object, _attribute: attrs.Attribute[Any], value: object) -> None:
-    if value is not None:
-        check_lifespan(value)
-
-
-def _check_graceful_timeout(_instance: object, attribute: attrs.Attribute[Any], value: float) -> None:
-    check_timeout(attribute.name, value)
-
-
-def _check_worker_timeout(_instance: object, attribute: attrs.Attribute[Any], value: float | None) -> None:
-    if value is not None:
-        checked_seconds(attribute.name, value, positive=True)
-
-
-def _check_handshake_timeout(_instance: object, _attribute: attrs.Attribute[Any], value: float) -> None:
-    check_handshake_timeout(value)
-
-
-def _check_proxy_timeout(_instance: object, _attribute: attrs.Attribute[Any], value: float) -> None:
-    check_proxy_timeout(value)
-
-
-def _check_metrics(_instance: object, _attribute: attrs.Attribute[Any], value: object) -> None:
-    if value is None:
-        return
-    if not isinstance(value, str):
-        raise TypeError(f"metrics is an address such as 'tcp://127.0.0.1:9100', or None, not {value!r}")
-    parse_address(value, schemes=("tcp", "unix", "fd"))
-
-
-def _senders(value: Iterable[str] | bool) -> tuple[str, ...] | bool:
-    """Checked, and no iterator that is empty when it is looked at again."""
-    if value is True or value is False:
-        return value
-    return tuple(map(str, parse_networks(value)))
+AtMaxConnections: TypeAlias = Literal["wait", "refuse"]
+"""What becomes of a client that connects when there are ``max_connections``."""
 
 
 @final
@@ -173,7 +81,7 @@ class ServerConfig:
 
     architecture: Architecture = attrs.field(
         default="reactor",
-        validator=_one_of(Architecture),
+        validator=one_of(Architecture),
         metadata=Flag(
             group="who serves",
             parse=str,
@@ -186,7 +94,7 @@ class ServerConfig:
     ``"socket_sharding"``: each worker has a listener of its own on every address, and the kernel distributes (TCP only)."""
     workers: int = attrs.field(
         default=1,
-        validator=_at_least_1,
+        validator=at_least_1,
         metadata=Flag(
             group="who serves", parse=int, metavar="N", help="consumers that share the connections, or shards"
         ).beside(),
@@ -194,7 +102,7 @@ class ServerConfig:
     """Consumers, or shards, in each process."""
     processes: int | Literal["auto"] | None = attrs.field(
         default=None,
-        validator=_check_processes,
+        validator=check_processes,
         metadata=Flag(
             group="worker processes",
             parse=int,
@@ -207,7 +115,7 @@ class ServerConfig:
     """Worker processes; ``"auto"`` for one a CPU that this process may run on, None to serve in this process."""
     balancer: BalancerName | Balancer = attrs.field(
         default="round_robin",
-        validator=_check_balancer,
+        validator=check_balancer,
         metadata=Flag(
             group="who serves",
             parse=str,
@@ -220,7 +128,7 @@ class ServerConfig:
     :class:`Balancer` of your own.  With socket sharding the kernel decides."""
     cbpf: bool = attrs.field(
         default=False,
-        validator=_check_flag,
+        validator=check_flag,
         metadata=Flag(
             group="who serves", help="of socket_sharding: choose the shard by the CPU a connection arrives on"
         ).beside(),
@@ -229,7 +137,7 @@ class ServerConfig:
     shards), instead of by a hash of its addresses (``SO_ATTACH_REUSEPORT_CBPF``, socket(7))."""
     cpu_affinity: bool = attrs.field(
         default=False,
-        validator=_check_flag,
+        validator=check_flag,
         metadata=Flag(
             group="worker processes", help="bind each to a CPU of its own, and its listener to what arrives there"
         ).beside(),
@@ -237,7 +145,7 @@ class ServerConfig:
     """Bind each worker process to a CPU of its own, and its listener to what arrives there (``SO_INCOMING_CPU``)."""
     priority: int | None = attrs.field(
         default=None,
-        validator=_check_priority,
+        validator=check_priority,
         metadata=Flag(
             group="worker processes",
             parse=int,
@@ -249,7 +157,7 @@ class ServerConfig:
     """Nice value of the worker processes, -20 to 19, see setpriority(2); None leaves it as it is."""
     max_connections: int | None = attrs.field(
         default=None,
-        validator=_at_least_1_or_none,
+        validator=at_least_1_or_none,
         metadata=Flag(
             group="limits",
             parse=int,
@@ -258,7 +166,33 @@ class ServerConfig:
             usual="no limit",
         ).beside(),
     )
-    """Connections at a time; further ones wait in the kernel's backlog, unaccepted.  None for no limit."""
+    """Connections at a time; what becomes of further ones says ``at_max_connections``.  None for no limit."""
+    at_max_connections: AtMaxConnections = attrs.field(
+        default="wait",
+        validator=one_of(AtMaxConnections),
+        metadata=Flag(
+            group="limits",
+            parse=str,
+            choices=get_args(AtMaxConnections),
+            help="wait: further clients wait in the backlog; refuse: they are reset at once, and may go elsewhere",
+        ).beside(),
+    )
+    """``"wait"``: further clients wait in the kernel's backlog, unaccepted, until a connection ends.  ``"refuse"``: they are
+    reset at once, and counted as refused, so that a client or a load balancer can turn to another server."""
+    max_connections_per_address: int | None = attrs.field(
+        default=None,
+        validator=at_least_1_or_none,
+        metadata=Flag(
+            group="limits",
+            parse=int,
+            metavar="N",
+            help="connections at a time from one IPv4 address, or one IPv6 network of 64 bits, in each process",
+            usual="no limit",
+        ).beside(),
+    )
+    """Connections at a time from one client, in each process that serves; further ones are reset, and counted as refused.  A
+    client is an IPv4 address or an IPv6 network of 64 bits, which is what one customer has; behind a proxy
+    (``proxy_protocol``) it is the proxy's client.  Peers on Unix sockets have no limit.  None for no limit."""
     backlog: int | None = attrs.field(
         default=None,
         metadata=Flag(
@@ -270,15 +204,72 @@ class ServerConfig:
         ).beside(),
     )
     """Connections that may wait to be accepted, on each listener; None for as many as the system allows."""
-    reuse_port: bool = attrs.field(default=False, validator=_check_flag)
+    reuse_port: bool = attrs.field(
+        default=False,
+        validator=check_flag,
+        metadata=Flag(group="sockets", help="let other servers share the port (SO_REUSEPORT)").beside(),
+    )
     """Set ``SO_REUSEPORT``, so that other servers can share the port.  Socket sharding sets it anyhow."""
-    receive_buffer: int | None = None
+    receive_buffer: int | None = attrs.field(
+        default=None,
+        metadata=Flag(
+            group="sockets",
+            parse=int,
+            metavar="BYTES",
+            help="SO_RCVBUF of TCP connections",
+            usual="adjusted by the kernel",
+        ).beside(),
+    )
     """``SO_RCVBUF`` of TCP connections, in bytes, which stops Linux from adjusting it; it doubles the value (socket(7))."""
-    send_buffer: int | None = None
+    send_buffer: int | None = attrs.field(
+        default=None,
+        metadata=Flag(
+            group="sockets",
+            parse=int,
+            metavar="BYTES",
+            help="SO_SNDBUF of TCP connections",
+            usual="adjusted by the kernel",
+        ).beside(),
+    )
     """``SO_SNDBUF``, likewise."""
-    keep_alive: float | None = None
-    """Seconds without a segment from the peer after which TCP sends a probe, and between two probes (tcp(7)); 1 to 32767,
-    rounded up to whole seconds.  None for no probes."""
+    keep_alive: float | None = attrs.field(
+        default=None,
+        metadata=Flag(
+            group="sockets",
+            parse=float,
+            metavar="S",
+            help="seconds of silence after which TCP probes the peer",
+            usual="never",
+        ).beside(),
+    )
+    """Seconds without a segment from the peer after which TCP sends a probe (tcp(7)); 1 to 32767, rounded up to whole
+    seconds.  None for no probes."""
+    keep_alive_interval: float | None = attrs.field(
+        default=None,
+        metadata=Flag(
+            group="sockets", parse=float, metavar="S", help="seconds between two probes", usual="those of --keep-alive"
+        ).beside(),
+    )
+    """Seconds between two probes that the peer does not answer, likewise; None for those of ``keep_alive``."""
+    keep_alive_count: int | None = attrs.field(
+        default=None,
+        metadata=Flag(
+            group="sockets", parse=int, metavar="N", help="unanswered probes that end a connection", usual="9 on Linux"
+        ).beside(),
+    )
+    """Probes without an answer after which the kernel ends the connection, 1 to 127; None for the system's (9 on Linux)."""
+    tcp_user_timeout: float | None = attrs.field(
+        default=None,
+        metadata=Flag(
+            group="sockets",
+            parse=float,
+            metavar="S",
+            help="seconds that sent bytes may stay unacknowledged (TCP_USER_TIMEOUT)",
+            usual="about 15 minutes on Linux",
+        ).beside(),
+    )
+    """Seconds that sent bytes may stay unacknowledged before the kernel ends the connection (``TCP_USER_TIMEOUT``, tcp(7)).
+    With ``keep_alive`` it decides in place of ``keep_alive_count``.  None for the system's, on Linux about 15 minutes."""
     idle_timeout: float = attrs.field(
         default=math.inf,
         converter=checked_idle_timeout,
@@ -303,28 +294,93 @@ class ServerConfig:
     )
     """Seconds that closing a connection waits for a peer that still accepts bytes, see :attr:`Connection.close_timeout`; for
     one that accepts nothing it waits 5."""
-    marks: Marks | None = attrs.field(default=None, validator=_check_marks)
+    marks: Marks | None = attrs.field(default=None, validator=check_marks)
     """The bounds of a connection's two queues."""
-    mode: int | None = None
+    mode: int | None = attrs.field(
+        default=None,
+        metadata=Flag(
+            group="sockets",
+            name="socket_mode",
+            parse=parse_octal,
+            metavar="OCTAL",
+            help="the permissions of a Unix socket's file, 660 for example",
+            usual="by the umask",
+        ).beside(),
+    )
     """The permissions of a Unix socket's file, ``0o660`` for example, see :func:`open_listeners`."""
-    owner: int | str | None = None
+    owner: int | str | None = attrs.field(
+        default=None,
+        metadata=Flag(
+            group="sockets",
+            name="socket_owner",
+            parse=parse_id,
+            metavar="USER",
+            help="the owner of that file",
+            usual="that of --user, or of the process",
+        ).beside(),
+    )
     """The owner of that file, by number or name."""
-    group: int | str | None = None
+    group: int | str | None = attrs.field(
+        default=None,
+        metadata=Flag(
+            group="sockets",
+            name="socket_group",
+            parse=parse_id,
+            metavar="GROUP",
+            help="its group",
+            usual="that of --user, or of the process",
+        ).beside(),
+    )
     """Its group, likewise."""
-    pass_fds: bool = attrs.field(default=False, validator=_check_flag)
+    user: int | str | None = attrs.field(
+        default=None,
+        validator=check_user,
+        metadata=Flag(
+            group="who serves",
+            parse=parse_id,
+            metavar="USER[:GROUP]",
+            help="become this user when the sockets are open, and before anything is accepted; takes root",
+            usual="",
+        ).beside(),
+    )
+    """Become this user when the sockets are open, and before worker processes are started: a number, a name, or a name with
+    a group behind a colon.  See :func:`serve`."""
+    pass_fds: bool = attrs.field(default=False, validator=check_flag)
     """Connections of Unix sockets can pass descriptors, see :func:`open_listeners`."""
-    proxy_protocol: Iterable[str] | bool = attrs.field(default=False, converter=_senders)
+    proxy_protocol: Iterable[str] | bool = attrs.field(
+        default=False,
+        converter=senders,
+        metadata=Flag(
+            group="proxies",
+            parse=parse_senders,
+            words={"all": True},
+            metavar="NETWORKS",
+            help="require a PROXY protocol header from these peers, addresses and networks with commas between them, and "
+            "refuse all others; all: take one from any peer",
+            usual="",
+        ).beside(),
+    )
     """The addresses and networks of proxies that send a PROXY protocol header, see :func:`serve`."""
-    proxy_timeout: float = attrs.field(default=PROXY_TIMEOUT, validator=_check_proxy_timeout)
+    proxy_timeout: float = attrs.field(
+        default=PROXY_TIMEOUT,
+        validator=valid_proxy_timeout,
+        metadata=Flag(
+            group="proxies", parse=float, metavar="S", help="seconds that a PROXY protocol header may take"
+        ).beside(),
+    )
     """Seconds that the header may take."""
-    ssl_context: ContextSource | None = attrs.field(default=None, validator=_check_context)
+    ssl_context: ContextSource | None = attrs.field(default=None, validator=check_context)
     """Serve TLS: a server's context, or a function that makes one.  With ``processes`` it is a function, called once in each
     of them, because a context cannot be pickled."""
-    handshake_timeout: float = attrs.field(default=HANDSHAKE_TIMEOUT, validator=_check_handshake_timeout)
+    handshake_timeout: float = attrs.field(
+        default=HANDSHAKE_TIMEOUT,
+        validator=valid_handshake_timeout,
+        metadata=Flag(group="TLS", parse=float, metavar="S", help="seconds that a handshake may take").beside(),
+    )
     """Seconds that a TLS handshake may take."""
     lifespan: Lifespan | None = attrs.field(
         default=None,
-        validator=_check_lifespan,
+        validator=lifespan_or_none,
         metadata=Flag(
             group="who serves",
             parse=str,
@@ -336,11 +392,15 @@ class ServerConfig:
     )
     """A function that returns an async context manager for the lifetime of the server: with ``processes``, of each worker
     process, which unpickles it.  See :func:`serve`."""
-    strict: bool = attrs.field(default=False, validator=_check_flag)
+    strict: bool = attrs.field(
+        default=False,
+        validator=check_flag,
+        metadata=Flag(group="who serves", help="let a handler's exception end the server").beside(),
+    )
     """Let a handler's exception end the server and propagate."""
     graceful_timeout: float = attrs.field(
         default=GRACEFUL_TIMEOUT,
-        validator=_check_graceful_timeout,
+        validator=check_graceful_timeout,
         metadata=Flag(
             group="limits",
             parse=float,
@@ -352,7 +412,7 @@ class ServerConfig:
     """Seconds that connections get to finish after a signal, and when their worker process is replaced."""
     worker_timeout: float | None = attrs.field(
         default=WORKER_TIMEOUT,
-        validator=_check_worker_timeout,
+        validator=seconds_or_none,
         metadata=Flag(
             group="worker processes",
             parse=float,
@@ -364,15 +424,64 @@ class ServerConfig:
     """Seconds that a worker process may hold its event loop up before the server kills and replaces it; None for as long as
     it likes.  After 2 seconds, or a third of this, it gets no new connections until it answers.  A process that has not
     begun to serve has four times as long, and at least 20 seconds."""
-    signals: bool = attrs.field(default=False, validator=_check_flag)
+    max_connections_per_worker: int | None = attrs.field(
+        default=None,
+        validator=at_least_1_or_none,
+        metadata=Flag(
+            group="worker processes",
+            parse=int,
+            metavar="N",
+            help="replace a process when it has had this number of connections",
+            usual="never",
+        ).beside(),
+    )
+    """Replace a worker process when it has had this number of connections, and as many more as
+    ``max_connections_per_worker_jitter`` allows; None for never.  See :func:`serve` about recycling."""
+    max_connections_per_worker_jitter: int = attrs.field(
+        default=0,
+        validator=at_least_0,
+        metadata=Flag(
+            group="worker processes",
+            parse=int,
+            metavar="N",
+            help="and up to this number more, chosen at random for each process",
+        ).beside(),
+    )
+    """Connections that are added to ``max_connections_per_worker``: for each process a random number up to this."""
+    max_worker_lifetime: float | None = attrs.field(
+        default=None,
+        validator=seconds_or_none,
+        metadata=Flag(
+            group="worker processes",
+            parse=float,
+            metavar="S",
+            help="replace a process when it has served for this number of seconds",
+            usual="never",
+        ).beside(),
+    )
+    """Replace a worker process when it has served for this number of seconds; None for never."""
+    max_worker_memory: int | None = attrs.field(
+        default=None,
+        validator=at_least_1_or_none,
+        metadata=Flag(
+            group="worker processes",
+            parse=parse_size,
+            metavar="BYTES",
+            help="replace a process that has more than this in memory (resident); 512M for example",
+            usual="never",
+        ).beside(),
+    )
+    """Replace a worker process that has more than this number of bytes in memory (its resident set, proc(5)); None for
+    never."""
+    signals: bool = attrs.field(default=False, validator=check_flag)
     """SIGTERM and SIGINT drain the server, and a second one cancels it.  SIGHUP replaces the worker processes one by one; a
     server without worker processes calls an ``ssl_context`` that is a function again, and so loads its certificate."""
-    sd_notify: bool = attrs.field(default=False, validator=_check_flag)
+    sd_notify: bool = attrs.field(default=False, validator=check_flag)
     """Report to the service manager that has started this process, if it has set ``NOTIFY_SOCKET`` (sd_notify(3)): that the
     server is up, is being renewed, and ends, its state in a line, and that its event loop goes round.  See :func:`serve`."""
     metrics: str | None = attrs.field(
         default=None,
-        validator=_check_metrics,
+        validator=check_metrics,
         metadata=Flag(
             group="log and statistics",
             parse=str,
@@ -388,7 +497,16 @@ class ServerConfig:
             raise ValueError("cbpf=True chooses among the listeners of architecture='socket_sharding'")
         if self.pass_fds and self.ssl_context is not None:
             raise ValueError("pass_fds=True is not for TLS: descriptors cannot be encrypted")
+        if self.max_connections is None and self.at_max_connections == "refuse":
+            raise ValueError("at_max_connections='refuse' is about the clients beyond max_connections: give that, too")
+        if self.max_connections_per_worker is None and self.max_connections_per_worker_jitter:
+            raise ValueError("max_connections_per_worker_jitter is added to max_connections_per_worker: give that, too")
         self.socket_options()  # which checks what it is made of
+
+    @property
+    def recycles(self) -> bool:
+        """Whether worker processes are replaced when they have served enough."""
+        return (self.max_connections_per_worker, self.max_worker_lifetime, self.max_worker_memory) != (None, None, None)
 
     def socket_options(self) -> SocketOptions:
         """What its listening sockets are opened with."""
@@ -398,6 +516,9 @@ class ServerConfig:
             receive_buffer=self.receive_buffer,
             send_buffer=self.send_buffer,
             keep_alive=self.keep_alive,
+            keep_alive_interval=self.keep_alive_interval,
+            keep_alive_count=self.keep_alive_count,
+            tcp_user_timeout=self.tcp_user_timeout,
             mode=self.mode,
             owner=self.owner,
             group=self.group,
@@ -416,17 +537,23 @@ class ServerOptions(TypedDict, total=False):
     cpu_affinity: bool
     priority: int | None
     max_connections: int | None
+    at_max_connections: AtMaxConnections
+    max_connections_per_address: int | None
     backlog: int | None
     reuse_port: bool
     receive_buffer: int | None
     send_buffer: int | None
     keep_alive: float | None
+    keep_alive_interval: float | None
+    keep_alive_count: int | None
+    tcp_user_timeout: float | None
     idle_timeout: float
     close_timeout: float
     marks: Marks | None
     mode: int | None
     owner: int | str | None
     group: int | str | None
+    user: int | str | None
     pass_fds: bool
     proxy_protocol: Iterable[str] | bool
     proxy_timeout: float
@@ -436,6 +563,10 @@ class ServerOptions(TypedDict, total=False):
     strict: bool
     graceful_timeout: float
     worker_timeout: float | None
+    max_connections_per_worker: int | None
+    max_connections_per_worker_jitter: int
+    max_worker_lifetime: float | None
+    max_worker_memory: int | None
     signals: bool
     sd_notify: bool
     metrics: str | None

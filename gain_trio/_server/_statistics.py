@@ -74,7 +74,8 @@ class ServerStatistics:
     cancelled: int
     """Connections whose handler, or handshake, was cancelled or interrupted: the server ended, or its drain took long."""
     refused: int
-    """Connections closed before a handler had them: the peer may not send a PROXY protocol header, or sent a wrong one."""
+    """Connections closed before a handler had them: the peer may not send a PROXY protocol header, or sent a wrong one, or
+    there were enough connections (``at_max_connections="refuse"``, ``max_connections_per_address``)."""
     failed_handshakes: int
     """Connections that had no handler, because their TLS handshake failed or took too long."""
     bytes_received: int
@@ -92,6 +93,8 @@ class ServerStatistics:
     """Worker processes that the server has killed because they did not answer (``worker_timeout``, or when it drained)."""
     failed_starts: int = 0
     """Worker processes that ended, or were killed, before they served."""
+    recycled_workers: int = 0
+    """Worker processes that were replaced because they had served enough (``max_connections_per_worker`` and the like)."""
     requests: RequestStatistics | None = None
     """Requests, of a server of a web app with ``metrics``; None of any other."""
 

@@ -66,6 +66,9 @@ FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 5.0
 """Between two replacements: a program that is broken costs little, and a mended one serves soon."""
 
+RECYCLE_INTERVAL: Final = 0.25
+"""Between two looks at whether worker processes have served enough: a look reads a file of /proc for each, at most."""
+
 # --- trouble that may pass ---
 
 LATE: Final = 2.0

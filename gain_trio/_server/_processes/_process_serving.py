@@ -9,12 +9,14 @@ import attrs
 import trio
 
 from gain_trio._server._consumer import Handler
+from gain_trio._server._privileges import identity_of, socket_options_of
 from gain_trio._server._server import Server
 from gain_trio._server._server_config import ServerConfig
 from gain_trio._transports import close_sockets, open_sockets
 
 from ._placement import available_cpus, check_placement, prefer_cpu
 from ._process_server import ProcessServer
+from ._recycling import check_memory_is_known
 from ._worker import main as worker_main
 from ._worker_launcher import WorkerLauncher
 from ._worker_pool import WorkerPool
@@ -45,15 +47,21 @@ async def serve_processes(
             f"max_connections={config.max_connections} cannot be divided among {count} processes with socket sharding: "
             "each needs one at least; use architecture='reactor', which counts in one place"
         )
+    if config.max_worker_memory is not None:
+        check_memory_is_known()
+    identity = None if config.user is None else identity_of(config.user)
     launch = WorkerLauncher(handler, _for_workers(config), worker_main)
     shards = count * config.workers if is_sharded else None
-    groups = await open_sockets(addresses, config.socket_options(), shards=shards, by_cpu=config.cbpf)
+    options = socket_options_of(config, addresses, identity)
+    groups = await open_sockets(addresses, options, shards=shards, by_cpu=config.cbpf)
     try:
         own_cpus = [cpus[index % len(cpus)] for index in range(count)] if config.cpu_affinity else []
         if is_sharded:
             for index, cpu in enumerate(own_cpus):
                 for group in groups[index * config.workers : (index + 1) * config.workers]:
                     prefer_cpu(group, cpu)
+        if identity is not None:
+            identity.take()
         pool = WorkerPool(launch, config, groups, count, own_cpus)
         listening = (sock.getsockname() for group in groups for sock in group)
         server = ProcessServer(pool, tuple(dict.fromkeys(listening)))
@@ -72,4 +80,6 @@ def _for_workers(config: ServerConfig) -> ServerConfig:
         sd_notify=False,
         metrics=None,
         max_connections=None,
+        at_max_connections="wait",
+        user=None,
     )

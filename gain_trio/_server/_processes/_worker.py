@@ -101,7 +101,10 @@ def main(setup: bytes, control: socket.socket) -> None:
     except Exception as error:  # noqa: BLE001 - whatever the program raises
         report_failure(control, error)
         sys.exit(FAILED)
-    worker = Worker(handler, attrs.evolve(config, max_connections=settings.max_connections), sockets, forwarder)
+    config = attrs.evolve(
+        config, max_connections=settings.max_connections, at_max_connections=settings.at_max_connections
+    )
+    worker = Worker(handler, config, sockets, forwarder)
     try:
         run_worker(
             worker.run,

@@ -28,7 +28,7 @@ import trio
 from gain_trio._io_manager import Backend, backend_info, ring_is_demanded, ring_settings
 from gain_trio._ring import RingOptions
 from gain_trio._server._consumer import Handler
-from gain_trio._server._server_config import ServerConfig
+from gain_trio._server._server_config import AtMaxConnections, ServerConfig
 
 Groups: TypeAlias = tuple[tuple[int, ...], ...]
 """Descriptors of listening sockets, by shard."""
@@ -64,6 +64,7 @@ class WorkerSettings:
     cpu: int | None
     """The only one that it may run on."""
     max_connections: int | None
+    at_max_connections: AtMaxConnections
     log_levels: dict[str, int]
 
 

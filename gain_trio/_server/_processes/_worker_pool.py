@@ -16,6 +16,7 @@ import attrs
 import trio
 
 from gain_trio._server._acceptor import Acceptor
+from gain_trio._server._admission import full_reason
 from gain_trio._server._balancer import RoundRobin, balancer_of
 from gain_trio._server._dispatcher import Dispatcher
 from gain_trio._server._failures import is_cancellation
@@ -27,6 +28,7 @@ from gain_trio._transports import shown
 
 from ._accept_gate import AcceptGate
 from ._accepted_socket import AcceptedSocket, listener_for_others
+from ._recycling import Recycler
 from ._remote_consumer import RemoteConsumer
 from ._supervisor import WorkerSupervisor, start_timeout
 from ._worker_failed import WorkerFailed
@@ -95,6 +97,7 @@ class WorkerPool:
         """Whether new connections are accepted, here or in the processes."""
         self._is_up = False
         self._without_ring = 0  # processes, when that was last looked at
+        self._refused = 0  # connections, because there were max_connections
         self._drain_seconds = math.inf
         self._cut = 0  # processes that had to be killed when the server drained
         self.supervisors = [
@@ -112,6 +115,7 @@ class WorkerPool:
             )
             for index in range(count)
         ]
+        self._recycler = Recycler(config, self.supervisors, self._rolling)
         self.draining = trio.Event()
         self.ended = trio.Event()
 
@@ -138,6 +142,8 @@ class WorkerPool:
                     else:
                         for sock in self._groups[0]:
                             self._start_acceptor(nursery, sock)
+                    if self._config.recycles:
+                        nursery.start_soon(self._recycler.run, name="gain_trio recycler")
                     self._is_up = True
                     self._tell_of_rings()
                     started()
@@ -303,6 +309,9 @@ class WorkerPool:
         total = ServerStatistics.total(supervisor.statistics() or nothing for supervisor in self.supervisors)
         return attrs.evolve(
             total,
+            accepted=total.accepted + self._refused,
+            refused=total.refused + self._refused,
+            recycled_workers=self._recycler.recycled,
             hung_workers=sum(supervisor.hung for supervisor in self.supervisors),
             failed_starts=sum(supervisor.failed_starts for supervisor in self.supervisors),
         )
@@ -323,6 +332,7 @@ class WorkerPool:
             parent=os.getpid(),
             cpu=self._cpus[supervisor.index] if self._cpus else None,
             max_connections=self._share(supervisor.index),
+            at_max_connections=self._config.at_max_connections if self._share(supervisor.index) else "wait",
             log_levels=log_levels(),
         )
         return WorkerProcess(
@@ -382,21 +392,36 @@ class WorkerPool:
     def _has_room(self) -> bool:
         if self._dispatcher is None:
             return False
+        return self._config.at_max_connections == "refuse" or not self._is_full()
+
+    def _is_full(self) -> bool:
+        """Whether there are ``max_connections``, as far as they are counted here."""
         limit = None if self._is_sharded else self._config.max_connections
-        return limit is None or self._open_connections() < limit
+        return limit is not None and self._open_connections() >= limit
 
     def _open_connections(self) -> int:
         workers = [worker for supervisor in self.supervisors for worker in supervisor.workers]
         return len(self._waiting) + sum(consumer.active for worker in workers for consumer in worker.consumers)
 
     def hand_off(self, connection: AcceptedSocket) -> None:
-        """Give a connection to the consumer that the balancer picks.
+        """Give a connection to the consumer that the balancer picks, or reset it if there are enough.
 
         Raises what the balancer raises, after closing it.
         """
         assert self._dispatcher is not None
+        if self._config.at_max_connections == "refuse" and self._is_full():
+            self._refuse(connection)
+            return
         duck: Any = connection
         self._dispatcher.hand_off(duck)
+
+    def _refuse(self, connection: AcceptedSocket) -> None:
+        self._refused += 1
+        connection.reset()
+        count = log_throttle("max_connections").count()
+        if count is not None:
+            reason = full_reason(self._config.max_connections or 0)
+            logger.warning("new connections are refused: %s%s", shown(reason), shown(since_last(count)))
 
     def given_back(self, connections: Sequence[AcceptedSocket]) -> None:
         """See :meth:`WorkerOwner.given_back`.

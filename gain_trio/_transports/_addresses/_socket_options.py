@@ -16,6 +16,10 @@ LARGEST_BACKLOG: Final = 65535
 """The backlog for listen(2).  The kernel reduces it to net.core.somaxconn; some systems refuse a larger number than this."""
 LARGEST_KEEP_ALIVE: Final = 32767
 """The longest period of Linux in seconds: MAX_TCP_KEEPIDLE."""
+MOST_PROBES: Final = 127
+"""Linux's MAX_TCP_KEEPCNT."""
+LARGEST_USER_TIMEOUT: Final = 2**31 // 1000
+"""Seconds: the kernel counts milliseconds in an int."""
 LARGEST_BUFFER: Final = 2**31 - 1
 
 
@@ -37,13 +41,30 @@ def _check_buffer(_instance: object, attribute: attrs.Attribute[Any], size: Any)
         raise ValueError(f"{attribute.name} is at least 1 byte and at most {LARGEST_BUFFER}, not {size}")
 
 
-def _check_keep_alive(_instance: object, _attribute: object, seconds: Any) -> None:
+def _check_keep_alive(_instance: object, attribute: attrs.Attribute[Any], seconds: Any) -> None:
+    _check_seconds(attribute.name, seconds, 1, LARGEST_KEEP_ALIVE)
+
+
+def _check_user_timeout(_instance: object, attribute: attrs.Attribute[Any], seconds: Any) -> None:
+    _check_seconds(attribute.name, seconds, 0.001, LARGEST_USER_TIMEOUT)
+
+
+def _check_seconds(name: str, seconds: Any, least: float, most: float) -> None:
     if seconds is None:
         return
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-        raise TypeError(f"keep_alive is a number of seconds, or None, not {seconds!r}")
-    if not 1 <= seconds <= LARGEST_KEEP_ALIVE:
-        raise ValueError(f"keep_alive is 1 to {LARGEST_KEEP_ALIVE} seconds, or None, not {seconds}")
+        raise TypeError(f"{name} is a number of seconds, or None, not {seconds!r}")
+    if not least <= seconds <= most:
+        raise ValueError(f"{name} is {least} to {most} seconds, or None, not {seconds}")
+
+
+def _check_probes(_instance: object, attribute: attrs.Attribute[Any], count: Any) -> None:
+    if count is None:
+        return
+    if not isinstance(count, int) or isinstance(count, bool):
+        raise TypeError(f"{attribute.name} is a number of probes, or None, not {count!r}")
+    if not 1 <= count <= MOST_PROBES:
+        raise ValueError(f"{attribute.name} is 1 to {MOST_PROBES} probes, or None, not {count}")
 
 
 @final
@@ -60,6 +81,9 @@ class SocketOptions:
     receive_buffer: int | None = attrs.field(default=None, validator=_check_buffer)
     send_buffer: int | None = attrs.field(default=None, validator=_check_buffer)
     keep_alive: float | None = attrs.field(default=None, validator=_check_keep_alive)
+    keep_alive_interval: float | None = attrs.field(default=None, validator=_check_keep_alive)
+    keep_alive_count: int | None = attrs.field(default=None, validator=_check_probes)
+    tcp_user_timeout: float | None = attrs.field(default=None, validator=_check_user_timeout)
     mode: int | None = None
     owner: int | str | None = None
     group: int | str | None = None
@@ -67,6 +91,9 @@ class SocketOptions:
 
     def __attrs_post_init__(self) -> None:
         _ = self.access  # the property checks the mode
+        for name in ("keep_alive_interval", "keep_alive_count"):
+            if getattr(self, name) is not None and self.keep_alive is None:
+                raise ValueError(f"{name} is of the probes that keep_alive asks for: give keep_alive=, too")
 
     @property
     def access(self) -> Access:
@@ -95,12 +122,16 @@ def _refusal(name: str, address: Address) -> str | None:
     elif name == "reuse_port":
         if not isinstance(address, TcpAddress):
             reason = f"reuse_port=True is for TCP, and {address} has no port"
+    elif isinstance(address, FdAddress) and name == "tcp_user_timeout":
+        reason = f"tcp_user_timeout is for sockets that the server opens, and another process has opened {address}"
     elif isinstance(address, FdAddress):
         setting = {
             "backlog": "Backlog=",
             "receive_buffer": "ReceiveBuffer=",
             "send_buffer": "SendBuffer=",
             "keep_alive": "KeepAlive=",
+            "keep_alive_interval": "KeepAliveIntervalSec=",
+            "keep_alive_count": "KeepAliveProbes=",
         }[name]
         reason = f"the {name} of {address} was set by the process that opened the socket ({setting}, systemd.socket(5))"
     elif name != "backlog" and isinstance(address, UnixAddress):
@@ -142,13 +173,21 @@ def apply_tcp_options(sock: socket.socket, options: SocketOptions) -> None:
     if options.send_buffer is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, options.send_buffer)
     if options.keep_alive is not None:
-        seconds = math.ceil(options.keep_alive)
-        idle = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))  # the latter is macOS's name
-        between = getattr(socket, "TCP_KEEPINTVL", None)
-        if idle is None or between is None:
-            raise ValueError(
-                "keep_alive needs TCP_KEEPIDLE and TCP_KEEPINTVL, which this system does not have: leave it out"
-            )
+        interval = options.keep_alive if options.keep_alive_interval is None else options.keep_alive_interval
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, idle, seconds)
-        sock.setsockopt(socket.IPPROTO_TCP, between, seconds)
+        # macOS has another name for the first one.
+        _set_tcp(sock, "keep_alive", ("TCP_KEEPIDLE", "TCP_KEEPALIVE"), math.ceil(options.keep_alive))
+        _set_tcp(sock, "keep_alive", ("TCP_KEEPINTVL",), math.ceil(interval))
+        if options.keep_alive_count is not None:
+            _set_tcp(sock, "keep_alive_count", ("TCP_KEEPCNT",), options.keep_alive_count)
+    if options.tcp_user_timeout is not None:
+        _set_tcp(sock, "tcp_user_timeout", ("TCP_USER_TIMEOUT",), math.ceil(options.tcp_user_timeout * 1000))
+
+
+def _set_tcp(sock: socket.socket, name: str, constants: Sequence[str], value: int) -> None:
+    for constant in constants:
+        option = getattr(socket, constant, None)
+        if option is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+            return
+    raise ValueError(f"{name} needs {constants[0]}, which this system does not have: leave it out")

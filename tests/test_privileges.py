@@ -1,0 +1,136 @@
+"""serve(user=...): what a server is when its sockets are open.  What takes root is skipped without it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.pairs import receive_all
+from support.processes import connect, running
+from support.servers import LOCAL, echo, serving
+from support.servers import connect as connect_to
+
+import gain_trio
+from gain_trio import Connection, ServerConfig
+from gain_trio._server import _privileges
+from gain_trio._server._privileges import Identity, identity_of, socket_options_of
+
+pytestmark = pytest.mark.connections
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
+
+
+def user_can_run_python() -> bool:
+    try:
+        return subprocess.run([sys.executable, "-c", ""], user="nobody", check=False).returncode == 0
+    except PermissionError:
+        return False
+
+
+async def tell_user(connection: Connection) -> None:
+    await connection.send(f"{os.getresuid()} {os.getresgid()} {os.getgroups()}".encode())
+
+
+def test_a_user_with_its_groups() -> None:
+    found = identity_of("nobody")
+    assert (found.user, found.group) == (65534, 65534)
+    assert found.group in found.groups
+    assert identity_of("nobody:root") == Identity("nobody:root", 65534, 0, tuple(os.getgrouplist("nobody", 0)))
+    assert identity_of(65534).user == identity_of("65534").user == 65534
+    assert identity_of("4711:4712") == Identity("4711:4712", 4711, 4712, (4712,))
+
+
+@pytest.mark.parametrize(
+    ("user", "message"),
+    [
+        ("no-such-user", "there is no user 'no-such-user'$"),
+        ("nobody:no-such-group", "there is no group 'no-such-group'"),
+        (4711, "there is no user '4711'; a number that is no user needs a group, too: '1000:1000'"),
+    ],
+)
+async def test_a_user_that_there_is_not(user: Any, message: str) -> None:
+    for more in ({}, {"processes": 1}):
+        with pytest.raises(ValueError, match=message):
+            await gain_trio.serve(echo, LOCAL, user=user, **more)
+
+
+async def test_who_one_is_already() -> None:
+    async with serving(tell_user, user=os.getuid()) as server:
+        client = await connect_to(server)
+        assert await receive_all(client) == f"{os.getresuid()} {os.getresgid()} {os.getgroups()}".encode()
+        await client.aclose()
+
+
+async def test_without_root_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_ids: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(_privileges.os, "setgroups", refuse)
+    with pytest.raises(PermissionError, match=r"cannot become the user nobody: .*it takes root \(CAP_SETUID"):
+        await gain_trio.serve(echo, LOCAL, user="nobody")
+
+
+def test_the_order_is_groups_group_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, Any]] = []
+    for name in ("setgroups", "setresgid", "setresuid"):
+        monkeypatch.setattr(_privileges.os, name, lambda *ids, name=name: calls.append((name, ids)))
+    Identity("4711:4712", 4711, 4712, (4712, 4713)).take()
+    assert calls == [
+        ("setgroups", ((4712, 4713),)),
+        ("setresgid", (4712, 4712, 4712)),
+        ("setresuid", (4711, 4711, 4711)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("addresses", "options", "owner"),
+    [
+        (["tcp://127.0.0.1:80"], {}, (None, None)),
+        (["unix:///run/app"], {}, (4711, 4712)),
+        (["tcp://127.0.0.1:80", "unix:///run/app"], {"owner": "nobody"}, ("nobody", 4712)),
+        (["unix://@app"], {}, (None, None)),
+    ],
+)
+def test_the_file_of_a_unix_socket_is_the_users(addresses: list[str], options: dict[str, Any], owner: Any) -> None:
+    found = socket_options_of(ServerConfig(**options), addresses, Identity("", 4711, 4712, ()))
+    assert (found.owner, found.group) == owner
+    assert socket_options_of(ServerConfig(**options), addresses, None) == ServerConfig(**options).socket_options()
+
+
+@as_root
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["--processes", "1"]], ids=["alone", "with worker processes"])
+def test_a_server_that_root_has_started(more: list[str], tmp_path: Path) -> None:
+    """It has a port and a Unix socket that are root's to open, and handlers run as the user."""
+    # The handler is built in, because the user cannot read the folder that pytest has made.
+    if more and not user_can_run_python():
+        pytest.skip("the user cannot run this interpreter")
+    path = tmp_path / "s"
+    arguments = ["tcp://127.0.0.1:0", f"unix://{path}", "--handler", "echo", "--user", "nobody", *more]
+    with running("-m", "gain_trio", "serve", *arguments) as program:
+        port = int(program.line().split(":")[-1].partition(";")[0])
+        program.line()
+        found = path.stat()
+        assert (found.st_uid, found.st_gid, stat.S_ISSOCK(found.st_mode)) == (65534, 65534, True)
+        with connect("127.0.0.1", port) as client:
+            client.sendall(b"x")
+            assert client.recv(1) == b"x"
+        tasks = Path(f"/proc/{program.pid}/task").iterdir()
+        children = [pid for task in tasks for pid in (task / "children").read_text().split()]
+        assert bool(children) is bool(more)
+        for pid in (program.pid, *children):
+            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+            status = dict(line.split(":\t") for line in lines if ":\t" in line)
+            assert status["Uid"].split() == ["65534"] * 4
+            assert status["Gid"].split() == ["65534"] * 4
+            assert "0" not in status["Groups"].split()
+        program.interrupt(signal.SIGTERM)
+        status_code, _out, err = program.end()
+    assert status_code == 0
+    assert not err or "cannot remove the Unix socket" in err
