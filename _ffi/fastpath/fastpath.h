@@ -241,6 +241,7 @@ struct gt_connection {
     gt_direction receiving, sending;
     uint64_t bytes_received, bytes_sent; /* here, because they are asked for when the stream is gone, too */
     bool closed;                         /* refuses calls */
+    bool detached;                       /* closed, because its descriptor has another owner */
     bool send_eof;                       /* refuses sends */
     bool send_held;                      /* a task sends past this object: calls of the sending side are busy */
     PyObject *context;

@@ -59,12 +59,20 @@ static bool is_refused(const gt_call *self)
     return !connection->stream || connection->stream->closing || (connection->closed && self->kind->keeps_deadline);
 }
 
+/* What a call of a connection that is closed raises.  Returns -1. */
+static int raise_closed(const gt_connection *connection)
+{
+    const char *detached = "this connection was detached: use what detach() or start_tls() has returned";
+    PyErr_SetString(connection->proactor->closed_error, connection->detached ? detached : "this connection was closed");
+    return -1;
+}
+
 /* NULL with an exception when the connection is closed. */
 static gt_stream *stream_to_receive(const gt_call *self)
 {
     if (!is_refused(self))
         return connection_of(self)->stream;
-    gt_call_raise_closed(self);
+    raise_closed(connection_of(self));
     return NULL;
 }
 
@@ -88,7 +96,7 @@ bool gt_connection_open_stream(gt_connection *self, gt_stream **stream)
         return false;
     *stream = self->closed ? NULL : self->stream;
     if (!*stream || (*stream)->closing) {
-        PyErr_SetString(self->proactor->closed_error, "this connection was closed");
+        raise_closed(self);
         return false;
     }
     return true;
@@ -213,6 +221,7 @@ static int answer_detach(gt_call *self, PyObject **result)
     }
     gt_stream_take(stream);
     connection->closed = true;
+    connection->detached = true;
     *result = taken;
     return 1;
 }
@@ -361,7 +370,7 @@ static int refuse(const gt_call *self)
 {
     const gt_connection *connection = connection_of(self);
     if (connection->closed) /* a call in progress has been refused, and is over but for its task's next step */
-        return self->kind->keeps_deadline ? gt_call_raise_closed(self) : 0;
+        return self->kind->keeps_deadline ? raise_closed(connection) : 0;
     if (!direction_of(self)->call && !(connection->send_held && self->kind->sends))
         return 0;
     PyErr_Format(self->proactor->busy_error, "another task is already %s on this connection",
@@ -388,7 +397,7 @@ static int park(gt_call *self, bool Py_UNUSED(cancelled))
     if (self->kind->keeps_deadline && gt_connection_watch(connection, direction) < 0)
         return -1;
     if (is_refused(self))
-        return gt_call_raise_closed(self);
+        return raise_closed(connection);
     direction->call = self;
     direction->late = false;
     if (self->kind->ask)

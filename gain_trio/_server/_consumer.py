@@ -132,12 +132,16 @@ class Consumer:
     def bytes_received(self) -> int:
         """The bytes that all its connections have received so far."""
         # The list is made in one step: another thread may call this while connections open and close in this one.
-        return self._bytes_received + sum(connection.bytes_received for connection in list(self._open))
+        accepted = list(self._open)
+        with_tls = [connection._successor for connection in accepted if connection._successor is not None]
+        return self._bytes_received + sum(connection.bytes_received for connection in accepted + with_tls)
 
     @property
     def bytes_sent(self) -> int:
         """The bytes that all its connections have sent so far."""
-        return self._bytes_sent + sum(connection.bytes_sent for connection in list(self._open))
+        accepted = list(self._open)
+        with_tls = [connection._successor for connection in accepted if connection._successor is not None]
+        return self._bytes_sent + sum(connection.bytes_sent for connection in accepted + with_tls)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own the nursery, until cancelled."""
@@ -157,7 +161,7 @@ class Consumer:
     def drain(self) -> None:
         """The server drains: end the waits of handlers between two messages.  Those that begin later see it themselves."""
         for connection in list(self._open.values()):
-            connection._begin_drain()
+            connection._latest()._begin_drain()
 
     def hand_off(self, connection: Connection) -> None:
         """Take a connection over, and the place that was taken for it, and start its handler.
@@ -204,7 +208,7 @@ class Consumer:
                 raise rest from None
         finally:
             try:
-                if connection._was_idle:
+                if connection._latest()._was_idle:
                     cause = "idle"
                 connection._close_now()
             finally:
@@ -216,6 +220,9 @@ class Consumer:
         self.closed[cause] += 1
         self._bytes_received += accepted.bytes_received
         self._bytes_sent += accepted.bytes_sent
+        if accepted._successor is not None:  # start_tls()
+            self._bytes_received += accepted._successor.bytes_received
+            self._bytes_sent += accepted._successor.bytes_sent
         log.closed(accepted, cause)
         settings = self._settings
         if settings.changed is not None:

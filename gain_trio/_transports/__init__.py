@@ -63,7 +63,14 @@ from ._open import connect, open_listeners
 from ._peer import UNKNOWN, endpoint_text, peer_of
 from ._peer_progress import DEFAULT_CLOSE_TIMEOUT, CloseWait
 from ._time_slices import SLICE_NS, TimeSlice
-from ._tls import HandshakeError, TlsConnection, check_handshake_timeout, check_server_context, server_handshake
+from ._tls import (
+    HandshakeError,
+    TlsConnection,
+    check_handshake_timeout,
+    check_server_context,
+    server_handshake,
+    start_tls,
+)
 from ._wrapping import wrap_connection, wrap_listener
 
 __all__ = [
@@ -137,6 +144,7 @@ __all__ = [
     "shown",
     "shown_lines",
     "shown_traceback",
+    "start_tls",
     "steer_by_cpu",
     "wait_released",
     "whole_of",
@@ -147,4 +155,5 @@ __all__ = [
 
 # from_socket() is a call of the contract, which does not know its implementations.
 Connection._wrap = staticmethod(wrap_connection)
+Connection._start_tls = staticmethod(start_tls)
 Listener._wrap = staticmethod(wrap_listener)

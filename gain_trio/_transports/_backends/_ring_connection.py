@@ -15,6 +15,8 @@ from gain_trio._kernel import fastpath
 from gain_trio._transports._connections import Connection, ConnectionDeadlines, Marks, ProxyHeader
 from gain_trio._transports._peer_progress import DEFAULT_CLOSE_TIMEOUT
 
+from ._socket_base import closed_error
+
 if TYPE_CHECKING:
     from gain_trio._fastpath import Connection as _FastConnection
 elif fastpath is not None:
@@ -39,10 +41,13 @@ class RingConnection(_FastConnection, Connection):
         "_draining",
         "_drains",
         "_local_address",
+        "_marks",
         "_proxy_header",
         "_proxy_header_size",
         "_remote_address",
+        "_successor",
         "_transfer",
+        "_was_detached",
     )
 
     def __init__(self, manager: UringIOManager, descriptor: int, marks: Marks) -> None:
@@ -51,6 +56,9 @@ class RingConnection(_FastConnection, Connection):
         self._close_timeout = DEFAULT_CLOSE_TIMEOUT
         self._deadlines_kept: ConnectionDeadlines | None = None
         self._proxy_header: ProxyHeader | None = None
+        self._marks = marks
+        self._successor: Connection | None = None
+        self._was_detached = False
         self._transfer: trio.CancelScope | None = None
         self._draining: trio.Event | None = None
         self._between = self._drains = False
@@ -79,6 +87,7 @@ class RingConnection(_FastConnection, Connection):
         await trio.lowlevel.checkpoint()
         await self.flush()
         descriptor, queued = await self._detach()
+        self._was_detached = True
         self._unwatch()
         try:
             sock = socket.socket(fileno=descriptor)
@@ -97,7 +106,7 @@ class RingConnection(_FastConnection, Connection):
     def _borrowed_socket(self) -> Iterator[socket.socket]:
         descriptor = self._descriptor
         if descriptor < 0:
-            raise trio.ClosedResourceError("this connection was closed")
+            raise closed_error(self)
         sock = socket.socket(fileno=descriptor)
         try:
             yield sock

@@ -7,7 +7,7 @@ import sys
 import threading
 import weakref
 from operator import index
-from typing import final
+from typing import Final, final
 
 import trio
 
@@ -15,10 +15,14 @@ from gain_trio._transports._connections import Connection
 from gain_trio._transports._time_slices import TimeSlice
 
 current_thread = threading.get_ident
+DETACHED: Final = "this connection was detached: use what detach() or start_tls() has returned"
+"""As ``_ffi/fastpath/stream_calls.c`` says."""
 
 
-def closed_error() -> trio.ClosedResourceError:
+def closed_error(connection: Connection) -> trio.ClosedResourceError:
     """What a call on a closed connection raises."""
+    if connection._was_detached:
+        return trio.ClosedResourceError(DETACHED)
     return trio.ClosedResourceError("this connection was closed")
 
 

@@ -81,7 +81,7 @@ class SocketChanges:
                 await receiver.begin(connection)
             while True:
                 if connection._is_closed:
-                    raise closed_error()
+                    raise closed_error(connection)
                 change = self._next(connection)
                 if change is not None:
                     receiver.end_told = change == ENDED

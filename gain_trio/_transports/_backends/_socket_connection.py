@@ -83,8 +83,10 @@ class SocketConnection(Connection):
         "_run",
         "_sender",
         "_socket",
+        "_successor",
         "_transfer",
         "_unwaited",
+        "_was_detached",
         "bytes_received",
         "bytes_sent",
         "context",
@@ -113,6 +115,8 @@ class SocketConnection(Connection):
         self._local_address: Any = None
         self._remote_address: Any = None
         self._proxy_header: ProxyHeader | None = None
+        self._successor: Connection | None = None
+        self._was_detached = False
         self._transfer: trio.CancelScope | None = None
         self._draining: trio.Event | None = None
         self._between = self._drains = False
@@ -147,7 +151,7 @@ class SocketConnection(Connection):
         """A call that cannot even begin."""
         self._check_thread()
         if self._is_closed:
-            raise closed_error()
+            raise closed_error(self)
         raise trio.BusyResourceError(f"another task is already {verb} on this connection")
 
     def _check_thread(self) -> None:
@@ -194,7 +198,7 @@ class SocketConnection(Connection):
         await trio.lowlevel.checkpoint()
         self._has_waited()
         if self._is_closed:
-            raise closed_error()
+            raise closed_error(self)
 
     # --- receiving ---
 
@@ -337,7 +341,7 @@ class SocketConnection(Connection):
     def _refuse_sends(self) -> None:
         self._check_thread()
         if self._is_closed:
-            raise closed_error()
+            raise closed_error(self)
         self._sender.is_eof = True
 
     # --- sending without waiting ---
@@ -362,7 +366,7 @@ class SocketConnection(Connection):
         """See :meth:`Connection._push`."""
         if self._is_closed or current_thread() != self._run.thread:
             self._check_thread()
-            raise closed_error()
+            raise closed_error(self)
         with contextlib.suppress(trio.BrokenResourceError):  # which is kept for the next send
             self._sender.write_queued(self)
         return self.outbound_buffered
@@ -389,7 +393,7 @@ class SocketConnection(Connection):
             trio.lowlevel.notify_closing(self._descriptor)
         old, queued = self._socket, bytes(self._receiver.inbound)
         sock = socket.socket(old.family, old.type, old.proto, old.detach())
-        self._is_closed = True
+        self._is_closed = self._was_detached = True
         self._descriptor = -1
         self._receiver.inbound = NOTHING
         self._run.connections.discard(self)
@@ -445,5 +449,5 @@ class SocketConnection(Connection):
 
     def _borrowed_socket(self) -> contextlib.AbstractContextManager[socket.socket]:
         if self._is_closed:
-            raise closed_error()
+            raise closed_error(self)
         return contextlib.nullcontext(self._socket)

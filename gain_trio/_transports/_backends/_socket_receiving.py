@@ -91,7 +91,7 @@ class SocketReceiver:
                     await trio.lowlevel.wait_readable(connection._descriptor)
                     connection._has_waited()
                 if connection._is_closed:
-                    raise closed_error()
+                    raise closed_error(connection)
                 data = self.inbound or self.read(connection, size)
                 if data:
                     return self._take(connection, data, max_bytes)
@@ -234,7 +234,7 @@ class SocketReceiver:
                 self._check_late(connection)
             connection._has_waited()
         if connection._is_closed:
-            raise closed_error()
+            raise closed_error(connection)
 
     def end(self) -> None:
         """The call in progress is over.  It may have left bytes in the queue."""
@@ -264,7 +264,7 @@ class SocketReceiver:
     def _check_late(self, connection: SocketConnection) -> None:
         """The wait was ended by notify_closing(): by a close, or because the deadline has passed."""
         if connection._is_closed or not self.is_late:
-            raise closed_error() from None
+            raise closed_error(connection) from None
 
     def deadline_passed(self, connection: SocketConnection, now: float) -> float:
         """See :meth:`Connection._deadline_passed`."""
@@ -285,7 +285,7 @@ class SocketReceiver:
     def find(self, connection: SocketConnection, separator: bytes, start: int) -> int:
         """See :meth:`Framing._find`."""
         if connection._is_closed:
-            raise closed_error()
+            raise closed_error(connection)
         return self.inbound.find(separator, start)
 
     def pump(self, connection: SocketConnection) -> None:
@@ -295,7 +295,7 @@ class SocketReceiver:
         """
         connection._check_thread()
         if connection._is_closed:
-            raise closed_error()
+            raise closed_error(connection)
         high = self._marks.receive_high
         if self.is_busy or (self.is_paused and self.check_full()):
             return
@@ -379,7 +379,7 @@ class SocketReceiver:
         count = as_size(count)
         if connection._is_closed or current_thread() != connection._run.thread:
             connection._check_thread()
-            raise closed_error()
+            raise closed_error(connection)
         queued = len(self.inbound)
         if count > queued:
             self.pump(connection)

@@ -214,7 +214,7 @@ class SocketSender:
     def check(self, connection: SocketConnection, *, own_half: bool = False) -> None:
         """Raise why nothing can be sent any more.  ``own_half``: the caller has sent a part itself, and goes on."""
         if connection._is_closed:
-            raise closed_error()
+            raise closed_error(connection)
         if self.error is not None:
             raise broken_by(kept(self.error))
         if self.is_incomplete and not own_half:  # what follows half of something would be taken for its other half

@@ -6,6 +6,7 @@ import abc
 import contextlib
 import math
 import socket
+import ssl
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, SupportsIndex
@@ -55,6 +56,8 @@ class Connection(trio.abc.HalfCloseableStream):
     context: Any
     """The program's own: anything, None at first."""
 
+    _start_tls: ClassVar[Callable[..., Coroutine[Any, Any, Connection]]]
+    """Set by ``_transports``, with the arguments of :meth:`start_tls`."""
     _wrap: ClassVar[Callable[[PlainSocket | trio.socket.SocketType, Marks | None, bool], Connection]]
     """Set by ``_wrapping.py``, which knows the implementations."""
     _transfer_type: ClassVar[type[FileTransfer]] = KernelFileTransfer
@@ -72,6 +75,11 @@ class Connection(trio.abc.HalfCloseableStream):
     """The server's; one of its own, made when asked for, of a connection that has no server."""
     _proxy_header_size: int
     """Bytes received that are not the client's: a PROXY protocol header."""
+    _marks: Marks
+    _was_detached: bool
+    """Whether the socket has another owner now."""
+    _successor: Connection | None
+    """What :meth:`start_tls` has made of the connection: it is closed with this one, and has the bytes from then on."""
     _transfer: trio.CancelScope | None
     """The scope of the :meth:`send_file` in progress."""
     _between: bool
@@ -539,6 +547,9 @@ class Connection(trio.abc.HalfCloseableStream):
         Unix sockets have no RST: what the kernel has accepted still arrives, and the peer sees the end of the stream, or
         ``ECONNRESET`` if it had sent something that is unread here.
         """
+        if self._successor is not None:
+            self._successor.abort()
+            return
         self._end_transfer()
         self._remember_peer()
         self._close(True)
@@ -729,7 +740,70 @@ class Connection(trio.abc.HalfCloseableStream):
         self._proxy_header = header  # type: ignore[misc]  # the slot is the implementation's
         self._proxy_header_size = header.length  # type: ignore[misc]
 
-    # --- TLS: None on a connection without ---
+    # --- TLS ---
+
+    async def start_tls(
+        self,
+        ssl_context: ssl.SSLContext | bool,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        received: bytes = b"",
+        handshake_timeout: float = 30.0,
+        https_compatible: bool = False,
+    ) -> Connection:
+        """Begin TLS on a connection that has been without, as STARTTLS of SMTP and its like in other protocols do.
+
+        What was sent is flushed first.  Returns the connection with TLS, whose handshake is done; it has the socket, the
+        limits and the ``context`` from then on.  The calls of this one raise :exc:`trio.ClosedResourceError`, but for
+        :meth:`aclose` and :meth:`abort`, which close the connection with TLS.
+
+        *What came too early.*  A client that has asked for TLS may send nothing before its server has agreed, and a server
+        nothing before its client's first message of TLS.  Bytes that came all the same may be an attacker's, who wants them
+        to count as encrypted (STARTTLS injection, CVE-2011-0411).  So bytes that were received and not taken are TLS's,
+        and are refused if they are not: as a server, if they do not begin a message of TLS; as a client, whatever they are.
+        A program that knows better takes them before (:meth:`next`).  A program that has taken too much, with the command in
+        one piece, gives it back by ``received``, where it is judged like the rest.
+
+        Args:
+          ssl_context: a context for this side; as a client True, too, for :func:`ssl.create_default_context`.
+          server_side: whether this side is TLS's server.
+          server_hostname: as a client, the name that the server's certificate has to prove.
+          received: as a server, what the program has received behind the peer's command.
+          handshake_timeout: seconds that the handshake may take.
+          https_compatible: see :func:`connect`.
+
+        Raises:
+          ValueError, TypeError: an argument makes no sense for this side.
+          trio.BrokenResourceError: the connection broke; or the handshake failed, with the :exc:`ssl.SSLError` as its cause
+            (:exc:`ssl.SSLCertVerificationError` if the server has not proved its name); or the peer has sent too early.
+          trio.TooSlowError: the handshake took too long, or met a deadline of the connection.
+          trio.BusyResourceError: another task is receiving or sending.
+          trio.ClosedResourceError: the connection is closed here.
+          RuntimeError: it is one with TLS already, or one that passes descriptors.
+
+        The connection is closed when it has failed with one of the middle two.  Cancelled while it flushes, it changes
+        nothing; cancelled later, it closes the connection.
+        """
+        return await self._start_tls(
+            self,
+            ssl_context,
+            server_side=server_side,
+            server_hostname=server_hostname,
+            received=received,
+            handshake_timeout=handshake_timeout,
+            https_compatible=https_compatible,
+        )
+
+    def _continues_as(self, successor: Connection) -> None:
+        """Another connection has the socket: see :attr:`_successor`."""
+        self._successor = successor  # type: ignore[misc]  # the slot is the implementation's
+
+    def _latest(self) -> Connection:
+        """This connection, or what :meth:`start_tls` has made of it."""
+        return self if self._successor is None else self._successor
+
+    # The others return None on a connection without.
 
     def selected_alpn_protocol(self) -> str | None:
         """The protocol that both ends chose by ALPN, for example ``"h2"``; None if they chose none."""
@@ -795,6 +869,8 @@ class Connection(trio.abc.HalfCloseableStream):
     @trio.lowlevel.enable_ki_protection
     async def _close_flushing(self) -> bool:
         """:meth:`aclose`.  False when it gave up on the peer, and has reset the connection with something unsent."""
+        if self._successor is not None:
+            return await self._successor._close_flushing()
         self._end_transfer()
         if self._is_closed:
             await trio.lowlevel.checkpoint()
@@ -818,6 +894,8 @@ class Connection(trio.abc.HalfCloseableStream):
     @trio.lowlevel.enable_ki_protection
     def _close_soon(self) -> bool:
         """Close now if that loses nothing, without a checkpoint.  False when something is left to send."""
+        if self._successor is not None:
+            return self._successor._close_soon()
         self._end_transfer()
         if not self._is_closed and self.outbound_buffered:
             return False
@@ -827,6 +905,9 @@ class Connection(trio.abc.HalfCloseableStream):
     @trio.lowlevel.enable_ki_protection
     def _close_now(self) -> None:
         """What a cancelled :meth:`aclose` does, without a checkpoint."""
+        if self._successor is not None:
+            self._successor._close_now()
+            return
         self._end_transfer()
         self._remember_peer()
         self._close(not self._is_closed and self.outbound_buffered > 0)

@@ -1,5 +1,6 @@
 """TLS over any connection."""
 
+from ._start_tls import start_tls
 from ._tls_connection import TlsConnection
 from ._tls_handshake import (
     HandshakeError,
@@ -18,4 +19,5 @@ __all__ = [
     "client_context",
     "client_handshake",
     "server_handshake",
+    "start_tls",
 ]

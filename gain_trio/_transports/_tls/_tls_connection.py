@@ -72,6 +72,8 @@ class TlsConnection(TlsTraffic):
 
     context: Any
     _is_send_eof = False  # see send_eof()
+    _successor = None  # there is no TLS over TLS
+    _was_detached = False
 
     def __init__(self, engine: Engine, below: Connection, marks: Marks, *, https_compatible: bool = False) -> None:
         self._changes = TlsChanges()

@@ -22,6 +22,8 @@ __all__ = [
     "check_server_context",
     "client_context",
     "client_handshake",
+    "do_handshake",
+    "failure_text",
     "server_handshake",
 ]
 
@@ -85,9 +87,9 @@ async def server_handshake(
     engine = Engine(context, server_side=True)
     with trio.move_on_after(timeout) as scope:
         try:
-            await _do_handshake(engine, below)
+            await do_handshake(engine, below)
         except (trio.BrokenResourceError, ssl.SSLError) as error:
-            raise HandshakeError(_why(error)) from error
+            raise HandshakeError(failure_text(error)) from error
         except trio.TooSlowError as error:
             raise HandshakeError("its deadline expired") from error
     if scope.cancelled_caught:
@@ -109,7 +111,7 @@ async def client_handshake(
     try:
         engine = Engine(context, server_side=False, server_hostname=hostname)
         try:
-            await _do_handshake(engine, below)
+            await do_handshake(engine, below)
         except (trio.BrokenResourceError, ssl.SSLError) as error:
             raise _connect_error(error, peer, hostname) from error
         return TlsConnection(engine, below, marks, https_compatible=https_compatible)
@@ -118,7 +120,7 @@ async def client_handshake(
         raise
 
 
-async def _do_handshake(engine: Engine, below: Connection) -> None:
+async def do_handshake(engine: Engine, below: Connection) -> None:
     """Perform the handshake, and raise what :mod:`ssl` and the connection below raise."""
     while True:
         try:
@@ -145,7 +147,8 @@ def _send_alert(alert: bytes, below: Connection) -> None:
         below._has_sent(sock.send(alert, getattr(socket, "MSG_DONTWAIT", 0) | NO_SIGNAL))
 
 
-def _why(error: trio.BrokenResourceError | ssl.SSLError) -> str:
+def failure_text(error: trio.BrokenResourceError | ssl.SSLError) -> str:
+    """Why a handshake failed, in words."""
     cause = error if isinstance(error, ssl.SSLError) else error.__cause__
     if isinstance(cause, ssl.SSLError):
         return "the peer ended the stream" if is_cut_off(cause) else explained(cause)
@@ -161,7 +164,7 @@ def _connect_error(error: trio.BrokenResourceError | ssl.SSLError, peer: str, ho
         refused.verify_code = cause.verify_code
         refused.verify_message = cause.verify_message
         return refused
-    reason = f"the TLS handshake with {peer} failed: {_why(error)}"
+    reason = f"the TLS handshake with {peer} failed: {failure_text(error)}"
     if isinstance(cause, ssl.SSLError):
         return type(cause)(cause.errno, reason)
     return OSError(cause.errno if isinstance(cause, OSError) else None, reason)

@@ -188,7 +188,7 @@ class TlsTraffic(Connection):
 
     def _check_open(self) -> None:
         if self._is_closed:
-            raise closed_error()
+            raise closed_error(self)
 
     # --- time ---
 
