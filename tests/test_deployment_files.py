@@ -18,6 +18,7 @@ from gain_trio._command._cli import _parser
 from gain_trio._command._serve_options import config_of
 
 FILES = EXAMPLES / "deployment"
+PROBES = ("readinessProbe", "livenessProbe")
 DOCKERFILE = (FILES / "Dockerfile").read_text()
 SERVICE = (FILES / "gain-trio.service").read_text()
 
@@ -51,6 +52,7 @@ def test_the_unit_starts_the_command_and_waits_for_its_end() -> None:
     assert Path(program).name == "gain-trio"
     assert float(setting("TimeoutStopSec")) > graceful_timeout(arguments) + 5
     assert setting("KillMode") == "mixed"
+    assert (setting("Type"), setting("NotifyAccess")) == ("notify", "main")
     assert "fd://systemd" in arguments
 
 
@@ -68,9 +70,8 @@ def test_the_pod_starts_the_command_and_waits_for_its_end() -> None:
     assert pod["terminationGracePeriodSeconds"] > graceful_timeout([*entry, *container["args"]]) + float(pause) + 5
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert [f"tcp://0.0.0.0:{ports[name]}" for name in ("server", "metrics")] == [entry[1], entry[-1]]
-    assert {container["readinessProbe"]["tcpSocket"]["port"], container["livenessProbe"]["httpGet"]["port"]} <= set(
-        ports
-    )
+    probes = {container[name]["httpGet"]["path"]: container[name]["httpGet"]["port"] for name in PROBES}
+    assert probes == {"/ready": "metrics", "/healthz": "metrics"}
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
