@@ -32,15 +32,15 @@ identity := $(shell $(PYTHON) -c 'import sys; print(sys.executable, sys.version.
 c_sources := $(wildcard _ffi/*.[ch] _ffi/*.py _ffi/*/*.[ch])
 build_inputs := pyproject.toml setup.py $(c_sources)
 packaged := $(build_inputs) MANIFEST.in README.md LICENSE $(shell find gain_trio -name '*.py' -o -name '*.pyi' -o -name py.typed 2>/dev/null)
-packaged += $(wildcard CHANGELOG.md CONTRIBUTING.md SECURITY.md Makefile docs/*.md docs/*.rst docs/*/*.rst docs/*.py docs/*.svg benchmarks/*.py tools/*.py tests/*.py tests/support/*.py examples/*.py examples/deployment/*)
+packaged += $(wildcard CHANGELOG.md CONTRIBUTING.md SECURITY.md Makefile docs/*.md docs/*.rst docs/*/*.rst docs/*.py docs/*.svg docs/_static/* benchmarks/*.py tools/*.py tests/*.py tests/support/*.py examples/*.py examples/deployment/*)
 
 .PHONY: help demo check test test-ring test-trio test-fast test-scheduled features test-features test-pairs test-sockets test-in-tree soak fuzz
-.PHONY: lint format types docs analyse package package-pure sanitize everything
+.PHONY: lint format types docs pages analyse package package-pure sanitize everything
 .PHONY: trio-suite trio-suite-newest trio-suite-oldest trio-suite-poll bench clean FORCE
 
 help:
 	@sed -n 's/^# make \(.*\)/make \1/p' Makefile
-	@echo 'more: lint format types docs test-ring test-trio test-scheduled test-pairs test-sockets test-features soak fuzz sanitize analyse'
+	@echo 'more: lint format types docs pages test-ring test-trio test-scheduled test-pairs test-sockets test-features soak fuzz sanitize analyse'
 	@echo '      package package-pure trio-suite bench clean'
 
 # --- the environment ---
@@ -187,6 +187,10 @@ $(VENV)/docs: $(VENV)/built pyproject.toml
 # The documentation, in build/docs.  A reference that leads nowhere, or a public name without an entry, is an error.
 docs: $(VENV)/docs
 	$(bin)/python -m sphinx -W --keep-going -q -b html docs build/docs
+
+# The pages in a browser, wide and narrow; SCREENSHOTS=folder keeps pictures.  Needs chromium.
+pages: docs
+	$(bin)/python tools/check_pages.py $(if $(SCREENSHOTS),--screenshots $(SCREENSHOTS))
 
 # The whole of what is published: the sdist, and the wheel built from it in an environment of its own.  Then the wheel is
 # installed in a fresh environment outside the tree, where the demonstration must run on it.

@@ -16,7 +16,7 @@ SDIST_MUST = {
     "tests": ("*.py",),
     "examples": ("*.py", "*.service", "*.socket", "*.yaml", "Dockerfile"),
     "tools": ("*.py", "*.sh"),
-    "docs": ("*.md", "*.rst", "*.py", "*.svg"),
+    "docs": ("*.md", "*.rst", "*.py", "*.svg", "*.css"),
     "benchmarks": ("*.py", "*.c", "*.h", "*.lua", "*.json", "README.md"),
 }
 SDIST_MUST_FILES = (

@@ -62,12 +62,12 @@ class ProtocolHandler(AttendingHandler):
     classes.  ``connection_lost`` is called once for every ``connection_made``, also when the server is cancelled (with
     None: it was closed by this side).
 
-    When the server drains (:meth:`Server.drain`, SIGTERM) idle connections are closed, as by ``transport.close()``, and busy
-    ones when they become idle.  A connection is busy while something is unsent or undelivered, while nothing was written
-    since the last bytes were delivered, until no byte has come or gone for a quarter of a second, and in the first second
-    if its peer has sent nothing yet.  A protocol with a state of its own has a method ``server_draining()``, which is called
-    once, when the server begins to drain.  If it returns true the protocol closes its transport itself, when it is done;
-    ``graceful_timeout`` bounds that, too.
+    When the server drains (:meth:`gain_trio.Server.drain`, SIGTERM) idle connections are closed, as by
+    ``transport.close()``, and busy ones when they become idle.  A connection is busy while something is unsent or
+    undelivered, while nothing was written since the last bytes were delivered, until no byte has come or gone for a
+    quarter of a second, and in the first second if its peer has sent nothing yet.  A protocol with a state of its own has
+    a method ``server_draining()``, which is called once, when the server begins to drain.  If it returns true the protocol
+    closes its transport itself, when it is done; ``graceful_timeout`` bounds that, too.
 
     There is no event loop: ``asyncio.get_running_loop()`` raises :exc:`RuntimeError` as anywhere in Trio, and so does, in
     the factory and in callbacks, whatever else needs one (``get_event_loop()``, tasks, futures, ``call_later``, streams)
