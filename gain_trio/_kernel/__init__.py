@@ -6,6 +6,7 @@ the package works without them.
 """
 
 from ._constants import FULL_TIER, AcceptFlag, CompletionFlag, Feature, PollEvent, RegisterOp, Tier
+from ._field_docs import documented_fields
 from ._heap import keep_freed_memory
 from ._modules import fastpath, heads, load_error, ring_is_possible, trio_core, trio_core_error, uring
 from ._os_errors import RingUnavailable, check, kernel_version, os_error, ring_unavailable
@@ -20,6 +21,7 @@ __all__ = [
     "RingUnavailable",
     "Tier",
     "check",
+    "documented_fields",
     "fastpath",
     "heads",
     "keep_freed_memory",

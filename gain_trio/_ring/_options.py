@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import attrs
 
-from gain_trio._kernel import Feature
+from gain_trio._kernel import Feature, documented_fields
 
 _LARGEST_ENTRIES = 32768  # IORING_MAX_ENTRIES; twice that for completions
 _LARGEST_BUFFER_COUNT = 32768
@@ -62,6 +62,7 @@ def _power_of_two(_instance: object, attribute: attrs.Attribute[int], value: int
         raise ValueError(f"RingOptions.{attribute.name} must be a power of two, not {value}")
 
 
+@documented_fields
 @attrs.frozen(kw_only=True)
 class RingOptions:
     """The options of a run's ring.  The defaults serve thousands of connections; a test may want a tiny ring.

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict, TypeVar, final,
 
 import attrs
 
+from gain_trio._kernel import documented_fields
 from gain_trio._transports import (
     DEFAULT_CLOSE_TIMEOUT,
     Marks,
@@ -68,6 +69,7 @@ AtMaxConnections: TypeAlias = Literal["wait", "refuse"]
 
 
 @final
+@documented_fields
 @attrs.frozen(kw_only=True)
 class ServerConfig:
     """The options of :func:`serve`, checked, to be kept, compared, pickled and shared.

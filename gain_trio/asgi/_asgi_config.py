@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, final, get_arg
 
 import attrs
 
+from gain_trio._kernel import documented_fields
 from gain_trio._server import Flag, ServerConfig, ServerOptions, check_timeout
 
 from ._access_log import AccessForm
@@ -108,6 +109,7 @@ def _seconds(help_text: str, *, default: float) -> Any:
 
 
 @final
+@documented_fields
 @attrs.frozen(kw_only=True)
 class AsgiConfig:
     """The options of :func:`gain_trio.asgi.serve` that concern apps and HTTP.

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias, final, get_args
 
 import attrs
 
+from gain_trio._kernel import documented_fields
 from gain_trio._ring import RingOptions
 from gain_trio._server import HIGH_PRIORITY, Architecture, LineFormatter, ServerConfig
 
@@ -61,6 +62,7 @@ def _level(value: Any) -> Any:
 
 
 @final
+@documented_fields
 @attrs.frozen(kw_only=True)
 class Config:
     """How a server of callbacks works: Gain's options, and what this package adds.

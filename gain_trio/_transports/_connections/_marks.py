@@ -7,6 +7,7 @@ from typing import final
 
 import attrs
 
+from gain_trio._kernel import documented_fields
 from gain_trio._ring import whole_number
 
 from ._seconds import checked_seconds
@@ -15,6 +16,7 @@ KIBIBYTE = 1024
 
 
 @final
+@documented_fields
 @attrs.frozen(kw_only=True)
 class Marks:
     """The bounds of a connection's two queues, in bytes.
