@@ -468,10 +468,10 @@ async def test_a_wait_that_ends_with_its_manager_is_let_go_once(
     """Closing reaps operations with and without a waiting task, cancelled before or after."""
     manager = UringIOManager()
     manager._bind()
-    poll = manager.proactor.poll(sockets[0].fileno(), PollEvent.IN)
+    polls = [manager.proactor.poll(sockets[0].fileno(), PollEvent.IN)]
 
     async def wait() -> None:
-        await poll
+        await polls[0]
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(wait)
@@ -482,10 +482,10 @@ async def test_a_wait_that_ends_with_its_manager_is_let_go_once(
             manager.close()
         nursery.cancel_scope.cancel()
     manager.close()
-    ours, ours_alone = [poll], [object()]  # in lists: to call with a variable may take a reference more, or none
-    del wait, nursery, poll
+    del wait, nursery
     gc.collect()
-    assert sys.getrefcount(ours[0]) == sys.getrefcount(ours_alone[0])
+    ours_alone = [object()]  # in lists, both: a call with a variable may take a reference of its own, or none
+    assert sys.getrefcount(polls[0]) == sys.getrefcount(ours_alone[0])
 
 
 async def test_a_sleep_ends_in_time_while_nothing_happens() -> None:
