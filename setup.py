@@ -6,21 +6,45 @@ installs without them, as pure Python.
 
 import os
 import platform
+import shutil
 import sys
+from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "_ffi"))
+root = os.path.dirname(os.path.abspath(__file__))
+sys.path[:0] = [os.path.join(root, "_ffi"), os.path.join(root, "tools")]
+
+from published_readme import project_urls, read  # noqa: E402 - found by the line above
+
+
+class BuildWithPages(build_py):
+    """The package, and the page that ``gain-trio doctor`` refers to."""
+
+    def run(self) -> None:
+        """Build, and copy the page."""
+        super().run()
+        if not self.editable_mode:
+            shutil.copy(
+                os.path.join(root, "docs", "containers.md"), os.path.join(self.build_lib, "gain_trio", "_command")
+            )
+
 
 without = os.environ.get("GAIN_TRIO_NO_EXTENSIONS", "0")
 if without not in ("0", "1", ""):
     raise SystemExit(f"GAIN_TRIO_NO_EXTENSIONS must be 0 or 1, not {without!r}")
 
-arguments = {}
+arguments = {
+    "long_description": read(Path(root)),
+    "long_description_content_type": "text/markdown",
+    "project_urls": project_urls(),
+    "cmdclass": {"build_py": BuildWithPages},
+}
 if sys.platform == "linux" and platform.python_implementation() == "CPython" and without != "1":
     from compile_options import COMPILE_ARGUMENTS, LINK_ARGUMENTS, fastpath_sources, sources_in
 
-    arguments = {
+    arguments |= {
         "cffi_modules": ["_ffi/uring_build.py:builder"],
         "ext_modules": [
             Extension(

@@ -5,6 +5,7 @@ The caller runs it in the project's root, because the script compares the sdist 
 
 from __future__ import annotations
 
+import re
 import sys
 import tarfile
 import zipfile
@@ -57,6 +58,8 @@ def check_wheel(path: Path) -> list[str]:
     """The faults of the wheel."""
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
+        (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
+        description = archive.read(metadata).decode()
     wrong = [f"{path.name} lacks {name}" for name in sorted(expected({"gain_trio": SDIST_MUST["gain_trio"]}) - names)]
     wrong += [
         f"{path.name} lacks the module gain_trio.{module}"
@@ -68,6 +71,10 @@ def check_wheel(path: Path) -> list[str]:
         for name in sorted(names)
         if not name.startswith(("gain_trio/", "gain_trio-"))
     ]
+    if "gain_trio/_command/containers.md" not in names:
+        wrong.append(f"{path.name} lacks the page that gain-trio doctor refers to")
+    if re.search(r"\]\((?![a-z]+:)", description):
+        wrong.append(f"{path.name} has a description with relative links, which a package index does not resolve")
     if not any(name.endswith("/LICENSE") for name in names):
         wrong.append(f"{path.name} lacks the licence")
     return wrong

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal, TypeAlias, final
 
 import attrs
@@ -26,7 +27,12 @@ _LOW_PORTS = 10_000
 _ENOUGH_MEMLOCK = 1 << 20
 """Bytes.  The queues of the default ring take about 210 KiB, and other rings of the same user count too."""
 _CAP_IPC_LOCK = 14
-_PAGE = "docs/containers.md"
+
+
+def _page() -> Path:
+    """The page "Running in containers": a wheel has it beside this module, a checkout among the other pages."""
+    shipped = Path(__file__).with_name("containers.md")
+    return shipped if shipped.exists() else Path(__file__).parents[2] / "docs" / "containers.md"
 
 
 @final
@@ -73,7 +79,7 @@ def _seccomp(facts: Facts, *, certain: bool) -> Advice | None:
     text = (
         f"A seccomp profile {verb} io_uring to this process, as the default profiles of Docker, Podman and Kubernetes do. "
         "To allow it: make a profile with gain-trio seccomp DEFAULT.json -o io_uring.json, and start the container with "
-        f"--security-opt seccomp=io_uring.json. What that costs, and how Kubernetes does it: {_PAGE}."
+        f"--security-opt seccomp=io_uring.json. What that costs, and how Kubernetes does it: {_page()}."
     )
     return Advice("seccomp", "problem", text)
 
@@ -92,7 +98,7 @@ def _not_permitted(facts: Facts) -> Iterator[Advice]:
 def _security_module(facts: Facts) -> Advice:
     text = "A security module of this system (SELinux, AppArmor) may forbid io_uring: see its log, and allow it there."
     if facts.security.seccomp == 2:
-        text += f" Or the seccomp filter of this process does, though the usual ones answer otherwise: see {_PAGE}."
+        text += f" Or the seccomp filter of this process does, though the usual ones answer otherwise: see {_page()}."
     return Advice("security_module", "problem", text)
 
 
