@@ -34,6 +34,7 @@ import pytest
 import trio
 from support.certificates import TLS_1_2, TLS_1_3, open_tls_pair
 from support.descriptors import open_descriptors
+from support.forked_workers import fork_workers
 from support.pairs import PATIENCE, Pair, open_pair, open_unix_pair
 from support.tls_pairs import TlsPair
 from support.workers import watched
@@ -214,6 +215,12 @@ def no_process_is_late(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(HeartbeatMonitor, "is_late", property(lambda monitor: monitor in watched and look(monitor)))
     yield
     watched.clear()
+
+
+@pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker processes are forked with their imports done.  What a start needs is tested where they are started."""
+    monkeypatch.setattr(trio.lowlevel, "open_process", fork_workers)
 
 
 @pytest.fixture

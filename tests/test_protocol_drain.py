@@ -23,7 +23,7 @@ from gain_trio import Connection, Server
 from gain_trio.asyncio_bridge import ProtocolHandler, _idle_detection
 from gain_trio.callbacks import EventHandler
 
-pytestmark = pytest.mark.connections
+pytestmark = [pytest.mark.connections, pytest.mark.usefixtures("forked_workers")]
 
 SOON = 25.0
 """Seconds that a drain may take which nothing holds up; :data:`FOREVER` is what it would take otherwise."""

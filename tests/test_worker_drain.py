@@ -25,7 +25,7 @@ from gain_trio._server._processes._log_forwarding import LogForwarder
 from gain_trio._server._processes._worker import Worker, WorkerSockets
 from gain_trio._transports import FIRST_SECONDS
 
-pytestmark = [pytest.mark.connections, pytest.mark.slow]
+pytestmark = [pytest.mark.connections, pytest.mark.slow, pytest.mark.usefixtures("forked_workers")]
 
 
 class Server:

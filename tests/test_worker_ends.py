@@ -30,7 +30,11 @@ from gain_trio._server._processes import _supervisor, _worker_launcher, _worker_
 
 MANY = 1000
 
-pytestmark = [pytest.mark.connections, pytest.mark.slow, pytest.mark.usefixtures("no_process_is_late")]
+pytestmark = [
+    pytest.mark.connections,
+    pytest.mark.slow,
+    pytest.mark.usefixtures("no_process_is_late", "forked_workers"),
+]
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ import gain_trio
 from gain_trio import Server, WorkerFailed
 from gain_trio.callbacks import EventHandler
 
-pytestmark = [pytest.mark.connections, pytest.mark.slow]
+pytestmark = [pytest.mark.connections, pytest.mark.slow, pytest.mark.usefixtures("forked_workers")]
 
 
 @pytest.fixture

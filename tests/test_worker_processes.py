@@ -25,7 +25,11 @@ import gain_trio
 from gain_trio import BackendInfo, Connection, ConsumerView, Server
 from gain_trio._kernel._os_errors import kernel_version
 
-pytestmark = [pytest.mark.connections, pytest.mark.slow, pytest.mark.usefixtures("no_process_is_late")]
+pytestmark = [
+    pytest.mark.connections,
+    pytest.mark.slow,
+    pytest.mark.usefixtures("no_process_is_late", "forked_workers"),
+]
 
 
 # --- serving ---

@@ -27,7 +27,11 @@ from gain_trio._server._processes._control_messages import Failed
 from gain_trio._server._processes._supervisor import WorkerSupervisor
 from gain_trio._server._processes._worker_process import WorkerState
 
-pytestmark = [pytest.mark.connections, pytest.mark.slow, pytest.mark.usefixtures("no_process_is_late")]
+pytestmark = [
+    pytest.mark.connections,
+    pytest.mark.slow,
+    pytest.mark.usefixtures("no_process_is_late", "forked_workers"),
+]
 
 
 async def test_a_successor_is_tried_again_while_a_process_that_was_sent_a_sigterm_drains(

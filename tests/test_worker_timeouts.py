@@ -25,7 +25,11 @@ from gain_trio import Server, WorkerFailed
 from gain_trio._server._processes import _heartbeat, _supervisor, _worker_process
 from gain_trio._server._processes._heartbeat import HeartbeatMonitor
 
-pytestmark = [pytest.mark.connections, pytest.mark.slow, pytest.mark.usefixtures("no_process_is_late")]
+pytestmark = [
+    pytest.mark.connections,
+    pytest.mark.slow,
+    pytest.mark.usefixtures("no_process_is_late", "forked_workers"),
+]
 
 
 def stop(pid: int) -> None:

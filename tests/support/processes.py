@@ -59,7 +59,7 @@ class Program:
 def running(*arguments: str | Path, cwd: Path | None = None) -> Iterator[Program]:
     """Run ``python -W error *arguments``, and kill it at the end if it still runs.  See :mod:`support.fork_server`."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    job = Job([*map(str, arguments)], str(cwd or Path.cwd()), environment)
+    job = Job([*map(str, arguments)], str(cwd or Path.cwd()), environment, (0, 1, 2))
     with contextlib.ExitStack() as stack:
         (out, out_written), (err, err_written) = os.pipe(), os.pipe()
         files = stack.enter_context(os.fdopen(out)), stack.enter_context(os.fdopen(err))

@@ -13,6 +13,7 @@ import trio
 
 from gain_trio import Connection, Server
 from gain_trio._server._processes._heartbeat import HeartbeatMonitor
+from support.fork_server import server_process
 from support.pairs import PATIENCE, receive_exactly
 from support.servers import connect
 
@@ -47,7 +48,7 @@ def children() -> list[int]:
     for task in os.listdir("/proc/self/task"):
         with open(f"/proc/self/task/{task}/children") as file:
             found += [int(number) for number in file.read().split()]
-    return sorted(found)
+    return sorted(set(found) - {server_process()})
 
 
 def watch(server: Server, pid: int, worker_timeout: float | None = None) -> None:
