@@ -15,6 +15,7 @@ The others choose what a target of the Makefile runs:
 - ``features``: the kernel features that a ring can do without make a difference to it.
 - ``driver``: looks at the ring and at the I/O manager themselves.
 - ``memory``: watches the memory of the process, which a sanitizer's quarantine would add to.
+- ``no_run``: starts no run, so no backend makes a difference to it; ``make test`` has it once.
 - ``slow``: starts many processes, fills large tables, or computes for seconds; ``make check`` leaves it out.
 """
 
@@ -35,6 +36,7 @@ import trio
 from support.certificates import TLS_1_2, TLS_1_3, open_tls_pair
 from support.descriptors import open_descriptors
 from support.forked_workers import fork_workers
+from support.markers import may_be_chosen
 from support.pairs import PATIENCE, Pair, open_pair, open_unix_pair
 from support.tls_pairs import TlsPair
 from support.workers import watched
@@ -74,6 +76,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.addinivalue_line("markers", "driver: looks at the ring and the I/O manager themselves")
     config.addinivalue_line("markers", "memory: watches the memory of the process")
+    config.addinivalue_line("markers", "no_run: starts no run, so no backend makes a difference to it")
     config.addinivalue_line("markers", "slow: starts many processes, fills large tables, or computes for seconds")
     choose_backend()
     config.stash[session_backend] = trio.run(ask_for_backend)
@@ -102,6 +105,14 @@ def why_not(item: pytest.Item, info: BackendInfo) -> str | None:
     return f"needs {', '.join(sorted(missing))}, not in use in this session" if missing else None
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import no module that has no test for ``-m``: to import all of them takes longer than many a target's tests."""
+    expression = config.getoption("markexpr")
+    if not expression or not collection_path.match("test_*.py"):
+        return None
+    return True if not may_be_chosen(expression, collection_path.read_text(encoding="utf-8")) else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         reason = why_not(item, config.stash[session_backend])
@@ -109,10 +120,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
-def pytest_collection_finish() -> None:
-    """Freeze the present objects, which live as long as the session, so that garbage collections in tests skip them."""
+@pytest.fixture(scope="module", autouse=True)
+def frozen() -> None:
+    """Freeze the present objects, which live as long as the session, so that garbage collections in tests skip them.
+
+    Once a session is not enough: what pytest and the libraries keep makes a collection ten times as long by the end.
+    """
     gc.collect()
     gc.freeze()
+
+
+def refuse_run(*_arguments: object, **_options: object) -> None:
+    """What a test that is marked ``no_run`` gets if it starts a run."""
+    raise AssertionError("this test starts a run: without its marker no_run it runs on both backends")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        if item.get_closest_marker("no_run"):
+            patch.setattr(trio, "run", refuse_run)
+            patch.setattr(gain_trio, "run", refuse_run)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,8 @@ from support import fuzz  # noqa: F401  # loads Hypothesis' profile
 from gain_trio._transports import Address, FdAddress, TcpAddress, UdpAddress, UnixAddress, parse_address
 from gain_trio._transports._addresses import _address
 
+pytestmark = pytest.mark.no_run
+
 ALL: tuple[_address.Scheme, ...] = ("tcp", "udp", "unix", "fd")
 
 

@@ -18,6 +18,8 @@ import gain_trio
 from gain_trio import Connection, Feature
 from gain_trio._kernel import FULL_TIER
 
+pytestmark = pytest.mark.no_run
+
 PACKAGE = Path(gain_trio.__file__).parent
 NAME = "gain_trio"
 

@@ -15,6 +15,8 @@ from support.processes import ROOT
 
 import gain_trio
 
+pytestmark = pytest.mark.no_run
+
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 

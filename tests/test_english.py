@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import pytest
 from support.processes import ROOT
 
+pytestmark = pytest.mark.no_run
+
 FOLDERS = ("gain_trio", "_ffi", "docs", "examples", "benchmarks", "tools", "tests")
 KINDS = (".py", ".pyi", ".c", ".h", ".md", ".rst")
 

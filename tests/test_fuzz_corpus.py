@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from fuzz.targets import TARGETS
 
+pytestmark = pytest.mark.no_run
+
 CORPUS = Path(__file__).parent / "fuzz" / "corpus"
 
 

@@ -15,6 +15,8 @@ from support.fuzz import cut, places
 
 from gain_trio._http import Limits, Refused, RequestMemory, RequestReader, _request_reader
 
+pytestmark = pytest.mark.no_run
+
 Read: TypeAlias = tuple[bytes, bytes, bytes, tuple[tuple[bytes, bytes], ...], bytes]
 """A request: its method, target, minor version, fields and body."""
 

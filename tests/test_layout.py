@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
+from support.markers import may_be_chosen
+
+pytestmark = pytest.mark.no_run
 
 TESTS = Path(__file__).parent
 SUPPORT = sorted(TESTS.glob("support/*.py"))
@@ -155,3 +161,29 @@ def test_what_opens_connections_is_found() -> None:
         ("conftest", "tls_pair"),
     } <= shared
     assert not {home for home, _ in shared} & {"support.processes", "support.sockets"}
+
+
+# --- what a target imports ---
+
+
+@pytest.mark.parametrize(
+    ("expression", "chosen"),
+    [
+        ("driver", False),
+        ("slow", True),
+        ("not slow", True),
+        ("connections and not slow", True),
+        ("connections and driver", False),
+        ("connections or not connections", True),
+        ("(driver or slow) and not memory", True),
+        ("(connections and not slow) and driver", False),
+    ],
+)
+def test_a_module_is_left_out_that_no_test_of_is_chosen(expression: str, chosen: bool) -> None:
+    text = "pytestmark = pytest.mark.connections\n\n@pytest.mark.slow\ndef test() -> None: ...\n"
+    assert may_be_chosen(expression, text) is chosen
+
+
+def test_no_marker_is_made_where_a_modules_text_does_not_show_it() -> None:
+    made = {path.name: re.findall(r"pytest\.mark\.(\w+)", path.read_text()) for path in SUPPORT}
+    assert {name for names in made.values() for name in names} <= {"parametrize"}

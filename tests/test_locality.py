@@ -19,6 +19,8 @@ from gain_trio._command import _locality
 from gain_trio._command._cli import main
 from gain_trio._command._locality import LocalityError, apply, list_text, mask_text, parse_cpus, plan
 
+pytestmark = pytest.mark.no_run
+
 PCI = "0000:00:05.0"
 CPUS = st.sets(st.integers(0, 300), min_size=1)
 

@@ -25,6 +25,8 @@ from gain_trio._transports._connections._proxy_protocol import (
     parse_proxy_header,
 )
 
+pytestmark = pytest.mark.no_run
+
 SIGNATURE = bytes.fromhex("0D0A0D0A000D0A515549540A")
 INET, INET6, UNIX = 0x11, 0x21, 0x31
 BLOCKS = {

@@ -19,6 +19,8 @@ from gain_trio._transports._connections._queues import (
     without_head,
 )
 
+pytestmark = pytest.mark.no_run
+
 LENGTHS = (0, 1, 2, 10, 1000, SMALL - 1, SMALL, SMALL + 1, 70_000)
 
 

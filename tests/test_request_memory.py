@@ -11,6 +11,8 @@ import pytest
 from gain_trio._http import Limits, RequestMemory, RequestReader
 from gain_trio._http._request_fields import SECRETS
 
+pytestmark = pytest.mark.no_run
+
 LIMITS = Limits()
 
 

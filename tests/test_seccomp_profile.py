@@ -17,6 +17,8 @@ from support.processes import TIMEOUT, command, run
 from gain_trio._command._seccomp import SYSCALLS, Profile, ProfileError, allow_io_uring, parse, render, resolve
 from gain_trio._command._seccomp_command import write_atomically
 
+pytestmark = pytest.mark.no_run
+
 SECCOMP = ("-m", "gain_trio", "seccomp")
 ALLOW, DENY, LOG = "SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_LOG"
 NEW_RULE = {"names": list(SYSCALLS), "action": ALLOW, "args": []}

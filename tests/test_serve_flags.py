@@ -20,6 +20,8 @@ from gain_trio._server import flags_of
 from gain_trio.callbacks import Config
 from gain_trio.callbacks._event_config import FIELDS, serve_options
 
+pytestmark = pytest.mark.no_run
+
 FLAGS = flags_of(ServerConfig)
 GIVEN: dict[str, tuple[list[str], Any]] = {
     "architecture": (["socket_sharding"], "socket_sharding"),

@@ -34,6 +34,8 @@ from gain_trio.asgi import AsgiConfig
 from gain_trio.asgi import _websocket_codec as codec_module
 from gain_trio.asgi._websocket_codec import MAX_CONTROL, MAX_FRAMES, PIECE, End, WebSocketCodec
 
+pytestmark = pytest.mark.no_run
+
 GREEN = "grün 🟢".encode()
 HALF = GREEN[:3]
 """Ends in the middle of a character."""
