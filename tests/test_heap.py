@@ -44,7 +44,7 @@ print((faults() - before) // 10)
 
 def faults_of_a_batch(*, after_a_run: bool) -> int:
     """Page faults in a process of its own, of which the first batch has been freed."""
-    status, out, err = processes.run("-c", BATCHES, "after a run" if after_a_run else "plain")
+    status, out, err = processes.interpreted("-c", BATCHES, "after a run" if after_a_run else "plain")
     assert (status, err) == (0, "")
     return int(out)
 
