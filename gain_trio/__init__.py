@@ -22,6 +22,7 @@ if _typing.TYPE_CHECKING:
     from . import asgi as asgi
     from . import asyncio_bridge as asyncio_bridge
     from . import callbacks as callbacks
+    from . import testing as testing
     from ._io_manager import (
         Backend,
         BackendInfo,
@@ -111,7 +112,7 @@ __all__ = [
 
 _FLOORS = ("._kernel", "._ring", "._io_manager", "._transports", "._server")
 """The packages that the names come from.  Each of them imports the ones before it anyway."""
-_MODULES = ("asgi", "asyncio_bridge", "callbacks")
+_MODULES = ("asgi", "asyncio_bridge", "callbacks", "testing")
 
 if not _typing.TYPE_CHECKING:
 

@@ -35,10 +35,11 @@ FLOORS = (
     "callbacks",
     "asyncio_bridge",
     "asgi",
+    "testing",
     "_command",
 )
 """The packages, from the lowest floor up."""
-FACES = ("callbacks", "asyncio_bridge", "asgi", "_command")
+FACES = ("callbacks", "asyncio_bridge", "asgi", "testing", "_command")
 """The packages of the top floor, which may import what users see."""
 COMPILED = ("_uring", "_fastpath", "_trio_core", "_heads")
 """Built from _ffi/, below everything."""

@@ -12,12 +12,13 @@ from ._consumer import AttendingHandler, Handler, LivingHandler
 from ._datagram_server import DatagramHandler, DatagramServer, DatagramServerStatistics, serve_datagrams
 from ._failures import is_cancellation, only_one_of, own_fault, ungrouped
 from ._flags import Flag, flags_of
+from ._listening import serve_listeners
 from ._log_throttle import log_throttle, since_last
 from ._logging import FORMATS, LEVELS, JsonFormatter, LineFormatter, configure_logging
 from ._processes import HIGH_PRIORITY, WorkerFailed, take_process_priority
 from ._serve import serve
 from ._server import Server
-from ._server_config import Architecture, ContextSource, ServerConfig, ServerOptions
+from ._server_config import Architecture, ContextSource, ServerConfig, ServerOptions, merged
 from ._server_lifespan import Lifespan, check_lifespan, lifespan_value
 from ._service_manager import service_manager
 from ._signals import SignalTarget, no_workers_to_replace, obey_signals, received_signals
@@ -64,6 +65,7 @@ __all__ = [
     "is_class_of_callbacks",
     "lifespan_value",
     "log_throttle",
+    "merged",
     "no_workers_to_replace",
     "obey_signals",
     "only_one_of",
@@ -71,6 +73,7 @@ __all__ = [
     "received_signals",
     "serve",
     "serve_datagrams",
+    "serve_listeners",
     "service_manager",
     "since_last",
     "take_process_priority",

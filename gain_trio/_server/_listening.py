@@ -48,14 +48,15 @@ async def serve_listeners(
     groups: Sequence[Sequence[socket.socket]],
     config: ServerConfig,
     *,
+    listeners: Sequence[Listener] = (),
     before_accepting: Callable[[], object] = lambda: None,
     task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve on listening sockets that are open already, in this process; they are closed at the end, whatever it is.
 
     ``groups`` is what :func:`open_sockets` gives: with socket sharding one group of sockets for each worker, otherwise one
-    group for all of them, which may be empty where connections come by :meth:`Server._hand_off`.  ``before_accepting`` is
-    called when the TLS context has been made.
+    group for all of them, which may be empty where connections come by :meth:`Server._hand_off`.  The first group also has
+    ``listeners``, which are there already.  ``before_accepting`` is called when the TLS context has been made.
 
     Raises what the server raises, and what :func:`run_within` does.
     """
@@ -69,8 +70,8 @@ async def serve_listeners(
         limit = ConnectionLimit(config.max_connections) if config.max_connections is not None and waits else None
         make = implementation("gain_trio.serve()", pass_fds=config.pass_fds)
         by_group = [make_listeners(make, group, marks, exact=limit is not None) for group in groups]
-        listeners = [listener for group in by_group for listener in group]
-        stack.callback(close_all, listeners)
+        by_group[0] += listeners
+        stack.callback(close_all, [listener for group in by_group for listener in group])
         idle_timeout = config.idle_timeout
         if idle_timeout == math.inf:  # then a handler of this package's own may have a limit
             idle_timeout = getattr(handler, "default_idle_timeout", math.inf)
