@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -17,6 +18,8 @@ pytestmark = [pytest.mark.connections, pytest.mark.full_ring]
 
 MESSAGE = b"m" * 300
 """Longer than the numbers that Python has ready made."""
+MAY_NEED_NONE = sys.version_info >= (3, 14)
+"""Whether an answer that is there may need no memory: numbers and tuples come from those that were in use before."""
 
 
 async def answered(call: Awaitable[Any], failing: int) -> Any:
@@ -57,7 +60,7 @@ async def test_receive(name: str) -> None:
                 failed += 1
                 assert served.peek() == MESSAGE
             served.discard()
-        assert failed
+        assert failed or (MAY_NEED_NONE and name != "part")
 
 
 async def test_a_datagram() -> None:
@@ -73,4 +76,4 @@ async def test_a_datagram() -> None:
                 except MemoryError:
                     failed += 1
                     assert (await endpoint.receive())[0] == MESSAGE
-            assert failed
+            assert failed or MAY_NEED_NONE
