@@ -323,6 +323,8 @@ static PySendResult park(gt_call *self, PyObject *task, bool cancelled, PyObject
         waiter->call = self;
         self->waiter = waiter;
     }
+    if (self->proactor->trio.parked != self->waiter)
+        Py_XSETREF(self->proactor->trio.parked, (gt_waiter *)Py_NewRef(self->waiter));
     /* That may have run Python code, if only a garbage collection with its finalizers.  What closes the owner wakes the tasks
      * that are parked, of which this is none yet: the row looks once more whether the call is refused. */
     if (self->kind->park && self->kind->park(self, cancelled) < 0)
@@ -348,6 +350,8 @@ static PySendResult start(gt_call *self, PyObject *task, PyObject **result)
     gt_trio *trio = &self->proactor->trio;
     if (kind->refuse && kind->refuse(self) < 0)
         return PYGEN_ERROR;
+    if (kind->needs_satisfied && !kind->is_satisfied(self)) /* Trio looks for a cancellation when the task has parked */
+        return park(self, task, false, result);
     int cancelled = gt_trio_cancel_is_pending(trio, task);
     if (cancelled < 0)
         return PYGEN_ERROR;

@@ -43,6 +43,8 @@ struct gt_kind {
     bool sends;
     bool
         keeps_deadline; /* of a connection: ends at the deadline of its direction, and on a connection that is closed */
+    bool
+        needs_satisfied; /* has no answer, nor an error but for what `refuse` and `park` find, unless it is satisfied */
     bool excludes_sends; /* of a connection: what another task sends meanwhile would lie amidst this call's data */
     /* Before the call begins: -1 with an exception if it cannot.  NULL: it always can. */
     int (*refuse)(const gt_call *call);

@@ -299,7 +299,9 @@ typedef struct {
     gt_field autojump_threshold, deadline_heap; /* of the runner; of its deadlines */
     PyObject *run_queue, *waiting_for_idle, *deadlines, *infinity;
     bool may_linger;
-    bool in_task; /* run_context has a task, set here */
+    bool in_task;      /* run_context has a task, set here */
+    PyObject *stepped; /* borrowed: the task whose coroutine runs in a step made here, or NULL */
+    gt_waiter *parked; /* the one whose trap was yielded last, or NULL */
     bool bound;
 } gt_trio;
 

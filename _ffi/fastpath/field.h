@@ -49,6 +49,14 @@ static inline PyObject *gt_field_get(const gt_field *field, PyObject *object)
     return PyObject_GetAttr(object, field->name);
 }
 
+/* The same, borrowed; NULL without an exception where it is not read at its offset. */
+static inline PyObject *gt_field_peek(const gt_field *field, PyObject *object)
+{
+    if (field->offset < 0 || (PyObject *)Py_TYPE(object) != field->type)
+        return NULL;
+    return *(PyObject **)((char *)object + field->offset);
+}
+
 static inline int gt_field_set(const gt_field *field, PyObject *object, PyObject *value)
 {
     if (field->offset < 0 || (PyObject *)Py_TYPE(object) != field->type)
@@ -63,7 +71,10 @@ static inline int gt_field_set(const gt_field *field, PyObject *object, PyObject
 /* 1 when the field is `expected`, 0 when not, -1 on error */
 static inline int gt_field_is(const gt_field *field, PyObject *object, PyObject *expected)
 {
-    PyObject *value = gt_field_get(field, object);
+    PyObject *value = gt_field_peek(field, object);
+    if (value)
+        return value == expected;
+    value = gt_field_get(field, object);
     if (!value)
         return -1;
     int same = value == expected;

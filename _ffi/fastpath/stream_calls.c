@@ -424,10 +424,10 @@ static void end(gt_call *self)
 #define SENDING(NAME) EVERY(NAME), .keeps_deadline = true, .sends = true
 
 const gt_kind gt_stream_kinds[] = {
-    [GT_RECEIVE] = {RECEIVING("receive"), .is_satisfied = has_received, .answer = answer_receive, .moves_nothing = is_at_end},
-    [GT_RECEIVE_INTO] = {RECEIVING("receive_into"), .is_satisfied = has_received, .answer = answer_receive_into, .moves_nothing = is_at_end},
-    [GT_FILL] = {RECEIVING("_fill"), .is_satisfied = is_filled, .answer = answer_fill, .moves_nothing = fill_moves_nothing, .ask = ask_fill},
-    [GT_CHANGE] = {RECEIVING("_wait_change"), .is_satisfied = has_answer, .answer = answer_change, .moves_nothing = changes_no_more},
+    [GT_RECEIVE] = {RECEIVING("receive"), .needs_satisfied = true, .is_satisfied = has_received, .answer = answer_receive, .moves_nothing = is_at_end},
+    [GT_RECEIVE_INTO] = {RECEIVING("receive_into"), .needs_satisfied = true, .is_satisfied = has_received, .answer = answer_receive_into, .moves_nothing = is_at_end},
+    [GT_FILL] = {RECEIVING("_fill"), .needs_satisfied = true, .is_satisfied = is_filled, .answer = answer_fill, .moves_nothing = fill_moves_nothing, .ask = ask_fill},
+    [GT_CHANGE] = {RECEIVING("_wait_change"), .needs_satisfied = true, .is_satisfied = has_answer, .answer = answer_change, .moves_nothing = changes_no_more},
     [GT_DETACH] = {RECEIVING("_detach"), .is_satisfied = is_idle, .answer = answer_detach, .ask = ask_suspend},
     [GT_SEND] = {SENDING("send"), .is_satisfied = is_writable, .answer = answer_send, .moves_nothing = sends_nothing, .excludes_sends = true},
     [GT_FLUSH] = {SENDING("flush"), .is_satisfied = is_flushed, .answer = answer_none},

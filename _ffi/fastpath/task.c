@@ -129,6 +129,8 @@ int gt_trio_bind(gt_trio *trio, PyObject *seam)
 void gt_trio_unbind(gt_trio *trio)
 {
     trio->bound = trio->in_task = false;
+    trio->stepped = NULL;
+    Py_CLEAR(trio->parked);
     Py_CLEAR(trio->run_context);
     Py_CLEAR(trio->runner);
     Py_CLEAR(trio->main_task);
@@ -169,6 +171,7 @@ void gt_trio_free(gt_trio *trio)
 
 int gt_trio_traverse(gt_trio *trio, visitproc visit, void *arg)
 {
+    Py_VISIT(trio->parked);
     Py_VISIT(trio->run_context);
     Py_VISIT(trio->runner);
     Py_VISIT(trio->main_task);
@@ -194,6 +197,8 @@ int gt_trio_traverse(gt_trio *trio, visitproc visit, void *arg)
 
 PyObject *gt_trio_current_task(gt_trio *trio)
 {
+    if (trio->stepped) /* it is in the run context, too, where a look costs a tenth of a small message */
+        return trio->stepped;
     PyObject *task = trio->bound ? PyDict_GetItemWithError(trio->run_context, name_task) : NULL;
     if (!task && !PyErr_Occurred())
         PyErr_SetString(PyExc_RuntimeError,
@@ -233,7 +238,10 @@ static int keyboard_interrupt_is_pending(gt_trio *trio, PyObject *task)
 
 static int cancel_is_effective(gt_trio *trio, PyObject *task)
 {
-    PyObject *status = gt_field_get(&trio->cancel_status, task);
+    PyObject *status = gt_field_peek(&trio->cancel_status, task);
+    if (status && gt_field_peek(&trio->effectively_cancelled, status) == Py_False)
+        return 0;
+    status = gt_field_get(&trio->cancel_status, task);
     if (!status)
         return -1;
     PyObject *cancelled = gt_field_get(&trio->effectively_cancelled, status);
@@ -359,9 +367,17 @@ static int task_raised(gt_trio *trio, PyObject *task)
     return result;
 }
 
+/* The abort function of a trap, owned.  Nearly always it is the trap that the call that parked last has yielded. */
+static PyObject *abort_of(const gt_trio *trio, PyObject *trap)
+{
+    if (trio->parked && trap == trio->parked->trap)
+        return Py_NewRef((PyObject *)trio->parked);
+    return PyObject_GetAttr(trap, name_abort_func);
+}
+
 static int task_waits(gt_trio *trio, PyObject *task, PyObject *trap)
 {
-    PyObject *abort = PyObject_GetAttr(trap, name_abort_func);
+    PyObject *abort = abort_of(trio, trap);
     if (!abort)
         return -1;
     int result = gt_field_set(&trio->abort_func, task, abort);
@@ -424,7 +440,9 @@ static int step(gt_trio *trio, PyObject *task, PyObject *coro)
     bool waits = false; /* else it may have exited, and no code may take it for the current task */
     PySendResult sent = PYGEN_ERROR;
     PyObject *value = NULL;
+    trio->stepped = task;
     int result = step_in_context(coro, context, &sent, &value);
+    trio->stepped = NULL;
     Py_DECREF(context);
     if (result == 0) {
         if (sent == PYGEN_NEXT)

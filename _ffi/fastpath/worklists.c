@@ -3,6 +3,7 @@
  */
 #include "fastpath.h"
 
+#include <pthread.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -107,7 +108,7 @@ bool gt_proactor_check_thread(const gt_proactor *proactor)
                         "this run belongs to the parent process: after a fork, only exec or os._exit can follow");
         return false;
     }
-    if (PyThread_get_thread_ident() != proactor->thread) {
+    if ((unsigned long)pthread_self() != proactor->thread) { /* what PyThread_get_thread_ident() returns on Linux */
         PyErr_SetString(PyExc_RuntimeError,
                         "this connection belongs to a run in another thread; use trio.from_thread.run()");
         return false;
