@@ -119,7 +119,7 @@ class Renegotiating:
 async def test_a_send_receives_in_a_renegotiation(tls_pair: TlsPair) -> None:
     client, served = tls_pair
     Renegotiating(client)
-    message = pattern(200_000)
+    message = pattern(PIECE + 100_000)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client.send, message)
         await wait_all_tasks_blocked(0.01)

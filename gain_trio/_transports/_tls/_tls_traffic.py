@@ -56,8 +56,8 @@ from ._tls_engine import Engine, error_of_a_cut, is_cut_off
 
 CHUNK = 65536
 """The most that is decrypted at once."""
-PIECE = 65536
-"""The most that is encrypted at once."""
+PIECE = 262144
+"""The most that is encrypted at once: what is done for each piece costs a tenth of encrypting 64 KiB."""
 _ANSWERS = 65536
 """The most bytes of TLS's own that may be queued above the mark."""
 CONTROL_ROOM = PIECE + _ANSWERS
