@@ -261,6 +261,7 @@ async def test_cancelled_while_it_reads_the_first_piece_the_connection_stays_sou
     client, served = pair
     path.write_bytes(b"not a byte of this")
     monkeypatch.delattr(os, "sendfile", raising=False)
+    monkeypatch.delattr(os, "RWF_NOWAIT", raising=False)  # so that a thread reads
     read = FileSource.read
 
     def cancel_and_read(source: FileSource, done: int) -> bytes:
@@ -373,10 +374,39 @@ async def test_a_disk_error_is_no_broken_connection(pair: Pair, path: Path, monk
 
     monkeypatch.setattr(_file_sending, "_send_piece", fail)
     monkeypatch.setattr(os, "pread", fail)
+    monkeypatch.setattr(os, "preadv", fail, raising=False)
     with pytest.raises(OSError, match="the disk is broken"):
         await client.send_file(path)
     await client.send(b"sound")
     assert await receive_exactly(served, 5) == b"sound"
+
+
+async def test_a_thread_reads_what_the_page_cache_does_not_have(
+    pair: Pair, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = b"0123456789" * 100_000
+    path.write_bytes(content)
+    monkeypatch.delattr(os, "sendfile", raising=False)
+    cached, read = FileSource.read_cached, FileSource.read
+    ways = []
+
+    def every_other(source: FileSource, done: int, buffer: bytearray) -> memoryview | None:
+        ways.append("cache")
+        return cached(source, done, buffer) if len(ways) % 3 else None
+
+    def counted(source: FileSource, done: int) -> bytes:
+        ways.append("thread")
+        return read(source, done)[:100_000]
+
+    monkeypatch.setattr(FileSource, "read_cached", every_other)
+    monkeypatch.setattr(FileSource, "read", counted)
+
+    async def send(connection: Connection) -> AsyncIterator[None]:
+        assert await connection.send_file(path) == len(content)
+        yield
+
+    assert await send_and_receive(pair, send) == content
+    assert "thread" in ways
 
 
 async def test_a_file_that_the_kernel_does_not_send_is_read(

@@ -17,7 +17,7 @@ import trio
 from gain_trio._io_manager import broken_by
 from gain_trio._transports._addresses import errnos
 
-from ._files import PIECE, ROOM_SECONDS, SLICE, FileSource
+from ._files import CACHED_PIECE, PIECE, ROOM_SECONDS, SLICE, FileSource
 
 if TYPE_CHECKING:
     from ._connection import Connection
@@ -69,8 +69,11 @@ class FileTransfer:
 
     async def _send_source(self) -> None:
         connection, source = self._connection, self._source
+        buffer = bytearray(min(CACHED_PIECE, source.count))
         while self._sent < source.count:
-            piece = await trio.to_thread.run_sync(source.read, self._sent)
+            piece: memoryview | bytes | None = source.read_cached(self._sent, buffer)
+            if piece is None:
+                piece = await trio.to_thread.run_sync(source.read, self._sent)
             if not piece:
                 raise source.shortened(self._sent)
             before = connection.bytes_sent + connection.outbound_buffered

@@ -16,7 +16,8 @@ A thread cannot be interrupted, and the connection may be closed while one is at
 of the descriptor: the number of the original may belong to another file by then.  Closing sets SO_LINGER, which belongs to
 the socket and not to the number, so the reset is sent when the duplicate is closed, right after the call.
 
-TLS, whose bytes the kernel does not have, and systems without sendfile read in a thread and send.
+TLS, whose bytes the kernel does not have, and systems without sendfile read and send.  What the page cache has is read at
+once, because RWF_NOWAIT (preadv2(2), Linux 4.14) never waits for the disk; the rest is read in a thread.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from ._has_fileno import HasFileno
 
 PIECE = 1 << 20
 """Bytes read, or asked to be sent, at a time: more would gain nothing, and have a slow disk delay a cancellation."""
+CACHED_PIECE = 1 << 18
+"""Bytes read of the page cache at a time, in the run's own thread: copying them takes less than a tenth of a millisecond."""
 SLICE = 0.02
 """Seconds after which a thread takes on no further piece."""
 ROOM_SECONDS = 0.002
@@ -64,6 +67,19 @@ class FileSource:
             return os.pread(self.descriptor, size, self.offset + done)
         os.lseek(self.descriptor, self.offset + done, os.SEEK_SET)  # Windows
         return os.read(self.descriptor, size)
+
+    def read_cached(self, done: int, buffer: bytearray) -> memoryview | None:
+        """What follows the first ``done`` bytes, as much as ``buffer`` has room for, if the page cache has it.
+
+        None if that could not be read without waiting, or the file system does not say so (EOPNOTSUPP).
+        """
+        if not hasattr(os, "RWF_NOWAIT"):
+            return None
+        view = memoryview(buffer)[: self.count - done]
+        try:
+            return view[: os.preadv(self.descriptor, [view], self.offset + done, os.RWF_NOWAIT)]
+        except OSError:  # the thread that reads it then raises what is wrong
+            return None
 
 
 def _open(file: File) -> tuple[int, bool]:
