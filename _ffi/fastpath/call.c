@@ -13,6 +13,10 @@
  *                     └──drive──> PARKED         woken, but there was nothing left, or not enough: wait again
  *                     └──throw/close──> DONE
  *
+ * A call that delivers (GT_DELIVER in stream_calls.c) is one wait after the other, each with the states above.  When a wait is
+ * over, the callback runs that it is for, in the step of the task and before the next wait begins, as it would in a loop in
+ * Python; the caller gets the first answer that is not for the callback, or the callback's exception.
+ *
  * The turn of the scheduler is for a task that has gone on without one for a millisecond ("time slices" in worklists.c), and for
  * answers that move no bytes: the end of the stream once more, a send of nothing.  With these a task could go on for ever,
  * and no cancellation would reach it.
@@ -221,7 +225,7 @@ gt_call *gt_call_new(const gt_kind *kind, gt_proactor *proactor, PyObject *owner
     return self;
 }
 _Static_assert(sizeof(((gt_call *)NULL)->datagram) >= sizeof(((gt_call *)NULL)->poll) &&
-                   sizeof(((gt_call *)NULL)->datagram) >= 5 * sizeof(size_t),
+                   sizeof(((gt_call *)NULL)->datagram) >= 6 * sizeof(size_t),
                "gt_call_new() clears all of the union");
 
 bool gt_call_set_view(gt_call *self, PyObject *buffer, int flags)
@@ -385,6 +389,36 @@ static PySendResult resume(gt_call *self, PyObject *task, PyObject *message, PyO
     return self->state == GT_CALL_YIELDED ? start(self, task, result) : answer(self, task, result);
 }
 
+/* *result is the answer of a wait. */
+static PySendResult deliver(gt_call *self, PyObject *task, PyObject **result)
+{
+    for (;;) {
+        Py_ssize_t count = PyLong_AsSsize_t(*result); /* made by the row */
+        if (count <= 0 || (size_t)count > self->most)
+            return PYGEN_RETURN;
+        self->kind->end(self); /* of the wait: to the callback none is in progress */
+        self->state = GT_CALL_DELIVERS;
+        PyObject *parts = Py_NewRef(self->parts); /* the callback may end the call */
+        PyObject *arguments[] = {PyTuple_GET_ITEM(parts, 1), *result};
+        PyObject *returned = PyObject_Vectorcall(PyTuple_GET_ITEM(parts, 0), arguments, 2, NULL);
+        Py_DECREF(parts);
+        Py_CLEAR(*result);
+        if (!returned)
+            return PYGEN_ERROR;
+        Py_DECREF(returned);
+        if (self->state != GT_CALL_DELIVERS) {
+            PyErr_SetString(PyExc_RuntimeError, "this wait was ended by the callback that it delivers to");
+            return PYGEN_ERROR;
+        }
+        if (!gt_proactor_check_thread(self->proactor)) /* the callback may have forked, and this may be the child */
+            return PYGEN_ERROR;
+        self->state = GT_CALL_NEW;
+        PySendResult sent = start(self, task, result);
+        if (sent != PYGEN_RETURN)
+            return sent;
+    }
+}
+
 /* The task that drives the call, borrowed.  NULL with an exception if it cannot. */
 static PyObject *driving_task(const gt_call *self, const PyObject *message)
 {
@@ -411,6 +445,10 @@ static PySendResult drive(PyObject *object, PyObject *message, PyObject **result
         PyErr_SetString(PyExc_RuntimeError, "cannot reuse an awaited receive() or send(): call it again");
         return PYGEN_ERROR;
     }
+    if (self->state == GT_CALL_DELIVERS) {
+        PyErr_SetString(PyExc_RuntimeError, "this wait is being awaited already");
+        return PYGEN_ERROR;
+    }
     PyObject *task = NULL;
     if (self->state != GT_CALL_PARKED ||
         self->kind->in_place) { /* else this step is its last one, whatever became of the run */
@@ -422,6 +460,8 @@ static PySendResult drive(PyObject *object, PyObject *message, PyObject **result
         }
     }
     PySendResult sent = self->state == GT_CALL_NEW ? start(self, task, result) : resume(self, task, message, result);
+    if (sent == PYGEN_RETURN && self->kind->delivers)
+        sent = deliver(self, task, result);
     if (sent == PYGEN_RETURN)
         end(self);
     else if (sent == PYGEN_ERROR)

@@ -32,6 +32,7 @@ enum gt_call_state {
     GT_CALL_NEW,     /* not driven yet */
     GT_CALL_YIELDED, /* the scheduler has its turn first */
     GT_CALL_PARKED,
+    GT_CALL_DELIVERS, /* the callback runs that it delivers to */
     GT_CALL_DONE,
 };
 
@@ -45,6 +46,7 @@ struct gt_kind {
         keeps_deadline; /* of a connection: ends at the deadline of its direction, and on a connection that is closed */
     bool
         needs_satisfied; /* has no answer, nor an error but for what `refuse` and `park` find, unless it is satisfied */
+    bool delivers;       /* a number of bytes, up to a most, is for a callback, and the call begins anew behind that */
     bool excludes_sends; /* of a connection: what another task sends meanwhile would lie amidst this call's data */
     /* Before the call begins: -1 with an exception if it cannot.  NULL: it always can. */
     int (*refuse)(const gt_call *call);
@@ -77,8 +79,9 @@ struct gt_call {
     PyObject *owner;       /* the gt_connection, the gt_endpoint, or for a poll the proactor */
     gt_waiter *waiter;     /* from the first parking on */
     PyObject *data;        /* the argument, if it is bytes */
-    PyObject *
-        parts; /* the same of several: a tuple of bytes and memoryviews, of which `data` or `view` is the current one */
+    PyObject
+        *parts; /* the same of several: a tuple of bytes and memoryviews, of which `data` or `view` is the current one;
+                * of a call that delivers: the callback, and its first argument */
     Py_buffer view; /* the argument, if it is any other buffer */
     uint8_t state;  /* enum gt_call_state */
     bool has_view;
@@ -89,7 +92,8 @@ struct gt_call {
             Py_ssize_t next_part;
             size_t before; /* a send: bytes in the parts before the current one */
             size_t length; /* a send: bytes in all */
-            size_t max;    /* a receive: at most; a fill: at least */
+            size_t max;    /* a receive: at most; a fill: at least; a wait for a change: what it watches */
+            size_t most;   /* a call that delivers: the most bytes that its callback gets */
         };
         struct {
             gt_wait_queue *queue; /* of the endpoint; NULL: the call has not waited in it yet */

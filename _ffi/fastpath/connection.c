@@ -188,6 +188,31 @@ static PyObject *connection_wait_change(gt_connection *self, PyObject *watched)
     return (PyObject *)call;
 }
 
+static PyObject *connection_deliver(gt_connection *self, PyObject *const *args, Py_ssize_t given)
+{
+    if (given != 4) {
+        PyErr_Format(PyExc_TypeError,
+                     "_deliver() takes a callback, its first argument, what is watched and the most bytes, "
+                     "not %zd arguments",
+                     given);
+        return NULL;
+    }
+    long watched = PyLong_AsLong(args[2]);
+    Py_ssize_t most = watched == -1 && PyErr_Occurred() ? -1 : PyNumber_AsSsize_t(args[3], PyExc_OverflowError);
+    if (most < 0) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_ValueError, "_deliver() takes a number of bytes >= 0");
+        return NULL;
+    }
+    gt_call *call = new_call(self, GT_DELIVER);
+    if (!call)
+        return NULL;
+    call->max = (size_t)watched;
+    call->most = (size_t)most;
+    call->parts = PyTuple_Pack(2, args[0], args[1]);
+    return (PyObject *)(call->parts ? call : gt_call_withdraw(call));
+}
+
 static PyObject *connection_note_change(gt_connection *self, PyObject *Py_UNUSED(ignored))
 {
     if (!self->proactor || !self->stream || self->closed)
@@ -196,7 +221,9 @@ static PyObject *connection_note_change(gt_connection *self, PyObject *Py_UNUSED
         return NULL;
     self->stream->change_noted = true;
     const gt_call *call = self->receiving.call;
-    if (call && call->kind == &gt_stream_kinds[GT_CHANGE] && gt_direction_wake(&self->receiving) < 0)
+    const bool waits =
+        call && (call->kind == &gt_stream_kinds[GT_CHANGE] || call->kind == &gt_stream_kinds[GT_DELIVER]);
+    if (waits && gt_direction_wake(&self->receiving) < 0)
         return NULL;
     Py_RETURN_NONE;
 }
@@ -496,6 +523,10 @@ static PyMethodDef connection_methods[] = {
      PyDoc_STR("next($self, count=None, /)\n--\n\nUp to count queued bytes, removed from the queue.")},
     {"discard", (PyCFunction)(void (*)(void))connection_discard, METH_FASTCALL,
      PyDoc_STR("discard($self, count=None, /)\n--\n\nRemove up to count queued bytes: how many.")},
+    {"_deliver", (PyCFunction)(void (*)(void))connection_deliver, METH_FASTCALL,
+     PyDoc_STR("_deliver($self, callback, first, watched, most, /)\n--\n\nWait for changes, and call back for bytes: "
+               "the first "
+               "answer that is for no callback.")},
     {"_wait_change", (PyCFunction)connection_wait_change, METH_O,
      PyDoc_STR(
          "_wait_change($self, watched, /)\n--\n\nWait until something has changed: how many bytes have arrived, or "

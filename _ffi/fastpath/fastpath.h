@@ -195,6 +195,7 @@ enum gt_stream_call {
     GT_RECEIVE_INTO,
     GT_FILL,
     GT_CHANGE,
+    GT_DELIVER,
     GT_DETACH,
     GT_SEND,
     GT_FLUSH,

@@ -3,6 +3,7 @@
  *     receive, receive_into   the next bytes
  *     fill                    until a number of bytes is queued, or no more will be; takes none
  *     wait_change             until something has changed since its last answer; takes nothing
+ *     deliver                 the same, but for bytes it calls back and waits again
  *     detach                  until nothing is in flight: the descriptor and what is queued.  The last call of the receiving side.
  *     send                    queue bytes, and wait while more than the high mark is outbound
  *     flush                   until nothing is outbound
@@ -428,6 +429,7 @@ const gt_kind gt_stream_kinds[] = {
     [GT_RECEIVE_INTO] = {RECEIVING("receive_into"), .needs_satisfied = true, .is_satisfied = has_received, .answer = answer_receive_into, .moves_nothing = is_at_end},
     [GT_FILL] = {RECEIVING("_fill"), .needs_satisfied = true, .is_satisfied = is_filled, .answer = answer_fill, .moves_nothing = fill_moves_nothing, .ask = ask_fill},
     [GT_CHANGE] = {RECEIVING("_wait_change"), .needs_satisfied = true, .is_satisfied = has_answer, .answer = answer_change, .moves_nothing = changes_no_more},
+    [GT_DELIVER] = {RECEIVING("_deliver"), .needs_satisfied = true, .delivers = true, .is_satisfied = has_answer, .answer = answer_change, .moves_nothing = changes_no_more},
     [GT_DETACH] = {RECEIVING("_detach"), .is_satisfied = is_idle, .answer = answer_detach, .ask = ask_suspend},
     [GT_SEND] = {SENDING("send"), .is_satisfied = is_writable, .answer = answer_send, .moves_nothing = sends_nothing, .excludes_sends = true},
     [GT_FLUSH] = {SENDING("flush"), .is_satisfied = is_flushed, .answer = answer_none},

@@ -12,7 +12,8 @@ There is one way out, so ``on_close`` is called once, whatever happens.  An exce
 consumer that this runs in logs and counts it as it does a handler's.
 
 ``Changes`` says what to call back.  A message costs one step of the task, so the loops ask it for nothing while there are
-only bytes: they wait for the connection itself, and the plain case, a ``def on_read``, is nothing but the wait and the call.
+only bytes: they wait for the connection itself, and the plain case, a ``def on_read``, is nothing but the wait and the call,
+which a connection on the ring does in C (:func:`deliver_by`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,15 @@ from typing import Any, final
 
 import trio
 
-from gain_trio._callback_base import END, STALLED, WRITTEN, Changes, PacedDelivery, sleep_until_idle
+from gain_trio._callback_base import (
+    END,
+    STALLED,
+    WRITTEN,
+    Changes,
+    PacedDelivery,
+    deliver_by,
+    sleep_until_idle,
+)
 from gain_trio._io_manager import waits_of
 from gain_trio._server import LAST_CALLBACK, AttendingHandler, is_cancellation, only_one_of
 from gain_trio._transports import FIRST_SECONDS, CloseWait, Connection, Marks, shown
@@ -191,13 +200,11 @@ class StreamDriver(AttendingHandler):
 
     async def _read(self, conn: StreamConn, connection: Connection) -> None:
         on_read = self.callbacks.on_read.function
-        wait = connection._wait_change
+        deliver = deliver_by(connection)
         watched = conn._changes.watched
         while True:
-            n = await wait(watched)
-            if 0 < n <= conn._whole:
-                on_read(conn, n)
-            elif n > 0:
+            n = await deliver(on_read, conn, watched, conn._whole)
+            if n > 0:
                 delivery = conn._delivery
                 if delivery is not None and n <= delivery.size:
                     delivery.deliver_whole(on_read, conn, n)
