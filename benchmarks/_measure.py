@@ -10,7 +10,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,14 @@ class Config:
     connections: int
     size: int
     depth: int
+    idle: int = 0
+    """Connections to each of the two servers, beside those, that only wait."""
 
     @classmethod
     def parse(cls, text: str) -> Config:
         parts = text.split(":")
-        if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-            raise ValueError(f"a configuration is connections:size:depth, not {text!r}")
+        if len(parts) not in {3, 4} or not all(part.isdecimal() and int(part) > 0 for part in parts):
+            raise ValueError(f"a configuration is connections:size:depth or connections:size:depth:idle, not {text!r}")
         return cls(*map(int, parts))
 
 
@@ -134,6 +137,24 @@ def _reference(settings: Settings, lifetime: float) -> Spec:
     return Spec("reference", (str(program), *arguments), udp=settings.udp)
 
 
+@contextmanager
+def _idle_connections(settings: Settings, port: list[str], count: int) -> Iterator[None]:
+    """Inside the block, ``count`` connections are open and wait; the generator itself ends them after IDLE_SECONDS."""
+    process = _start_load(settings, [*port, "-d", str(IDLE_SECONDS), "--idle", str(count)])
+    try:
+        if not process.stdout or not process.stdout.readline():
+            raise LoadError(process.communicate()[1].strip())
+        time.sleep(SETTLE_SECONDS)
+        yield
+        _, errors = process.communicate(timeout=STOP_PATIENCE)
+        if process.returncode != 0:
+            raise LoadError(errors.strip())
+    except subprocess.TimeoutExpired:
+        raise LoadError("the generator did not let go of its connections") from None
+    finally:
+        end_group(process)
+
+
 def measure_once(spec: Spec, config: Config, settings: Settings) -> Result:
     """One measurement: the server and the reference beside each other, taking turns."""
     patience = 5 * settings.seconds + 30
@@ -155,32 +176,22 @@ def measure_once(spec: Spec, config: Config, settings: Settings) -> Result:
             *(["--websocket"] if settings.websocket else []),
             *(["--slices"] if settings.keep_slices else []),
         ]
-        return run_load(settings, arguments, patience)
+        with ExitStack() as stack:
+            for port in (server.port, reference.port) if config.idle else ():
+                stack.enter_context(_idle_connections(settings, ["-p", str(port)], config.idle))
+            return run_load(settings, arguments, patience)
 
 
 def measure_memory_once(spec: Spec, connections: int, settings: Settings) -> Result:
     """Measure the RSS that idle connections add, each with a handler parked in a receive."""
     with running(spec, settings.server_cpu) as server:
-        port = ["-p", str(server.port), "-d", str(IDLE_SECONDS)]
-        port += ["--request", str(settings.request)] if settings.request else []
+        port = ["-p", str(server.port), *(["--request", str(settings.request)] if settings.request else [])]
         # One connection first: what the server loads for its first is not the price of any.
-        run_load(settings, [*port, "--idle", "1"], patience=IDLE_SECONDS)
+        run_load(settings, [*port, "-d", str(IDLE_SECONDS), "--idle", "1"], patience=IDLE_SECONDS)
         time.sleep(SETTLE_SECONDS)
         before = server.resident_kib()
-        process = _start_load(settings, [*port, "--idle", str(connections)])
-        try:
-            # The generator itself ends after IDLE_SECONDS, so this ends, too.
-            if not process.stdout or not process.stdout.readline():
-                raise LoadError(process.communicate()[1].strip())
-            time.sleep(SETTLE_SECONDS)
+        with _idle_connections(settings, port, connections):
             after = server.resident_kib()
-            _, errors = process.communicate(timeout=STOP_PATIENCE)
-            if process.returncode != 0:
-                raise LoadError(errors.strip())
-        except subprocess.TimeoutExpired:
-            raise LoadError("the generator did not let go of its connections") from None
-        finally:
-            end_group(process)
     return {
         "connections": connections,
         "before_kib": before,

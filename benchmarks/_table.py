@@ -105,6 +105,7 @@ def echo_table(config: Config, mode: str, results: dict[str, list[Result]]) -> s
     else:
         unit, plural = "request", "requests"
         title = f"Echo: {config.connections} connections, {config.size} B, depth {config.depth}"
+        title += f", beside {config.idle:,} idle ones" if config.idle else ""
     return _paired_table(title, results, (BASELINE,), unit, plural)
 
 
@@ -208,3 +209,30 @@ def transfer_tables(mebibytes: int, results: dict[tuple[str, str], dict[str, lis
             "",
         ]
     return "\n".join(lines)
+
+
+def over_table(title: str, results: dict[str, list[Result]]) -> str:
+    """A table of servers whose figures are compared with the baseline's of the same round."""
+    header = ("server", "CPU µs/request", f"ratio to {BASELINE}", "user", "requests/s")
+    baseline = results.get(BASELINE)
+    rows = []
+    for name, runs in results.items():
+        good = [run for run in runs if "error" not in run]
+        if not good:
+            rows.append(f"| {name} | failed: {runs[0]['error']} |" + " |" * 3)
+            continue
+        ratios = [
+            run["cpu_us"] / other["cpu_us"]
+            for run, other in zip(runs, baseline or (), strict=False)
+            if "error" not in run and "error" not in other
+        ]
+        used = sum(run["user_seconds"] + run["system_seconds"] for run in good)
+        cells = (
+            name if len(good) == len(runs) else f"{name} ({len(good)} of {len(runs)} rounds)",
+            show(Spread.of([run["cpu_us"] for run in good])),
+            show(Spread.of(ratios)),
+            f"{sum(run['user_seconds'] for run in good) / used:.0%}" if used else DASH,
+            f"{median(run['requests_per_second'] for run in good):,.0f}",
+        )
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join([f"### {title}", "", f"| {' | '.join(header)} |", "|---|" + "--:|" * 4, *rows])

@@ -40,7 +40,7 @@ def _make_file(size: int) -> None:
             pass
 
 
-def _make_certificate(folder: Path) -> Path:
+def make_certificate(folder: Path) -> Path:
     """For localhost, with its key, by an authority of its own."""
     import trustme  # noqa: PLC0415  # nothing else here needs it
 
@@ -66,7 +66,7 @@ def _run_kind(kind: str, specs: list[Spec], size: int, settings: Settings, resul
     tls = kind == "TLS"
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        variables = {"TRANSFER_CERTIFICATE": str(_make_certificate(folder))} if tls else {}
+        variables = {"TRANSFER_CERTIFICATE": str(make_certificate(folder))} if tls else {}
         servers: dict[str, Server] = {}
         for spec in specs:
             path = str(folder / spec.name) if kind == "Unix" else None

@@ -26,13 +26,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import _http
+import _over
+import _over_load
 import _servers
 from _build import BUILD, BuildError, build
 from _measure import Config, LoadError
 from _servers import Interpreter, ServerError, Spec
+from _transfer import make_certificate
 
 DEFAULT_SERVERS = "c,gain_trio,gain_trio-callbacks,uvloop"
 DEFAULT_CONFIGS = "64:64:1,1:64:1"
@@ -52,6 +56,8 @@ class Load:
     """In ``request``."""
     request: bytes
     is_answer: Callable[[bytes], bool]
+    certificate: Path | None = None
+    """The certificate of a server that speaks TLS."""
 
 
 def echo_load(text: str) -> Load:
@@ -85,15 +91,11 @@ def control(pid: int, command: str) -> None:
 
 
 @contextmanager
-def connected(port: int, count: int) -> Iterator[list[socket.socket]]:
+def connected(port: int, load: Load) -> Iterator[list[socket.socket]]:
     """The connections of a load."""
     with ExitStack() as stack:
-        clients = []
-        for _ in range(count):
-            client = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS))
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            clients.append(client)
-        yield clients
+        connect = partial(_over_load.connect, str(port), tls=load.certificate is not None)
+        yield [stack.enter_context(connect()) for _ in range(load.connections)]
 
 
 def run_rounds(clients: list[socket.socket], load: Load, rounds: int) -> None:
@@ -143,9 +145,10 @@ def measure(spec: Spec, load: Load, messages: int, functions: int) -> float:
     for old in BUILD.glob(f"{prefix.name}.*"):
         old.unlink()
     under = dataclasses.replace(spec, command=(*VALGRIND, f"--callgrind-out-file={prefix}.out", *spec.command))
+    variables = {"TRANSFER_CERTIFICATE": str(load.certificate)} if load.certificate else {}
     with (
-        _servers.running(under, SERVER_CPU, patience=PATIENCE_SECONDS) as server,
-        connected(server.port, load.connections) as clients,
+        _servers.running(under, SERVER_CPU, variables=variables, patience=PATIENCE_SECONDS) as server,
+        connected(server.port, load) as clients,
     ):
         run_rounds(clients, load, WARMUP_ROUNDS)
         control(server.pid, "instrumentation on")
@@ -168,7 +171,9 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError("counting instructions needs valgrind (apt install valgrind)")
     programs = build()
     interpreter = Interpreter.probe(arguments.python)
-    if arguments.http:
+    if arguments.tls:
+        known = _over.known_servers(arguments.python)
+    elif arguments.http:
         known = _http.known_servers(programs.http_reference, arguments.python)
     else:
         known = _servers.known_servers(programs, arguments.python, udp=False)
@@ -179,6 +184,8 @@ def run(arguments: argparse.Namespace) -> None:
     print(_servers.machine_line(interpreter, os.cpu_count() or 0), end="\n\n", flush=True)
     for text in arguments.configs.split(","):
         load = (http_load if arguments.http else echo_load)(text)
+        if arguments.tls:
+            load = dataclasses.replace(load, certificate=make_certificate(BUILD))
         rows = []
         for name in names:
             reason = interpreter.why_missing(known[name])
@@ -200,6 +207,7 @@ def main() -> None:
         help=f"default: {DEFAULT_CONFIGS}, or {_http.DEFAULT_CONFIGS}",
     )
     add("--http", action="store_true", help="HTTP plaintext; --configs CONNECTIONS:DEPTH,...")
+    add("--tls", action="store_true", help="echo over TLS")
     add("--messages", type=int, default=6400, help="how many are counted (default: %(default)s)")
     add("--functions", type=int, default=0, help="functions of each server that are listed (default: none)")
     arguments = parser.parse_args()

@@ -8,6 +8,7 @@
     python benchmarks/run.py --asgi
     python benchmarks/run.py --memory
     python benchmarks/run.py --transfer
+    python benchmarks/run.py --over
 
 README.md beside this file explains the method.
 """
@@ -30,6 +31,7 @@ from typing import Any, NoReturn
 import _asgi
 import _http
 import _measure
+import _over
 import _servers
 import _table
 import _transfer
@@ -64,13 +66,14 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
     add("--list", action="store_true", help="list the servers, and why any is missing")
     add(
         "--configs",
-        metavar="CONNECTIONS:SIZE:DEPTH,...",
+        metavar="CONNECTIONS:SIZE:DEPTH[:IDLE],...",
         help=f"default: {DEFAULT_CONFIGS}; with --churn {DEFAULT_CHURN_CONFIGS}, with --udp {DEFAULT_UDP_CONFIGS}",
     )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--churn", action="store_true", help="connect, echo one message, close, over and over")
     mode.add_argument("--udp", action="store_true", help="echo datagrams")
     mode.add_argument("--http", action="store_true", help="HTTP plaintext; --configs CONNECTIONS:DEPTH,...")
+    mode.add_argument("--over", action="store_true", help="echo over Unix sockets and TLS (--kinds Unix,TLS)")
     mode.add_argument(
         "--asgi",
         nargs="?",
@@ -119,7 +122,7 @@ def add_conduct(parser: argparse.ArgumentParser) -> None:
     )
     add("--server-cpu", type=int, default=0, help="default: %(default)s")
     add("--load-cpu", type=int, default=1, help="default: %(default)s")
-    add("--kinds", default=",".join(_transfer.KINDS), metavar="KIND,...", help="of --transfer (default: %(default)s)")
+    add("--kinds", metavar="KIND,...", help="of --transfer and --over (default: all)")
     add("--json", type=Path, metavar="FILE", help="write everything measured, slice by slice")
 
 
@@ -136,8 +139,10 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--memory takes a positive number of connections")
     if arguments.transfer is not None and arguments.transfer < 1:
         parser.error("--transfer takes a positive number of MiB")
-    if not set(arguments.kinds.split(",")) <= set(_transfer.KINDS):
-        parser.error(f"--kinds takes some of {','.join(_transfer.KINDS)}")
+    kinds = _over.KINDS if arguments.over else _transfer.KINDS
+    arguments.kinds = arguments.kinds.split(",") if arguments.kinds else list(kinds)
+    if not set(arguments.kinds) <= set(kinds):
+        parser.error(f"--kinds takes some of {','.join(kinds)}")
     if arguments.asgi is not None and not set(arguments.asgi.split(",")) <= set(_asgi.ROWS):
         parser.error(f"--asgi takes some of {','.join(_asgi.ROWS)}")
     return arguments
@@ -229,7 +234,10 @@ def run_mode(
     if arguments.memory is not None:
         yield run_memory(specs, arguments.memory, limit, settings)
     elif arguments.transfer is not None:
-        yield run_transfer(specs, arguments.transfer, arguments.kinds.split(","), settings)
+        yield run_transfer(specs, arguments.transfer, arguments.kinds, settings)
+    elif arguments.over:
+        for text in (arguments.configs or _over.DEFAULT_CONFIGS).split(","):
+            yield _over.run_over(specs, arguments.kinds, Config.parse(text), settings)
     elif arguments.asgi is not None:
         for row in arguments.asgi.split(","):
             yield _asgi.run_row(row, specs, arguments.python, settings)
@@ -248,6 +256,8 @@ def known_servers(arguments: argparse.Namespace, programs: Programs) -> dict[str
         return _servers.transfer_servers(arguments.python, _transfer.FILE)
     if arguments.http:
         return _http.known_servers(programs.http_reference, arguments.python)
+    if arguments.over:
+        return _over.known_servers(arguments.python)
     if arguments.asgi:
         return _asgi.known_servers(arguments.asgi.split(","), arguments.python)
     return _servers.known_servers(programs, arguments.python, udp=arguments.udp)
