@@ -46,6 +46,14 @@ static inline PyObject *gt_drive_by_method(sendfunc drive, PyObject *object, PyO
     return NULL;
 }
 
+/* send() and __next__() of a type with am_send. */
+static inline PyObject *gt_send(PyObject *self, PyObject *message)
+{
+    return gt_drive_by_method(Py_TYPE(self)->tp_as_async->am_send, self, message);
+}
+
+static inline PyObject *gt_next(PyObject *self) { return gt_send(self, Py_None); }
+
 /* Raise the exception that throw() was given, in one of its two forms, with its traceback.  Returns NULL.  A StopIteration would
  * say that the awaitable has returned: as in Python's coroutines a RuntimeError stands for it. */
 static inline PyObject *gt_raise_thrown(PyObject *const *arguments, Py_ssize_t count)

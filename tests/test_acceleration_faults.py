@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import random
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -84,9 +86,9 @@ class Resumed:
         return None
 
 
-def take_spare_waits() -> list[Any]:
+def take_spare_waits(count: int = 100) -> list[Any]:
     """Begin to wait so often that the C module has no spare object for another wait; the caller closes the coroutines."""
-    waits: list[Any] = [trio.lowlevel.ParkingLot().park() for _ in range(100)]
+    waits: list[Any] = [trio.lowlevel.ParkingLot().park() for _ in range(count)]
     for wait in waits:
         wait.send(None)
     return waits
@@ -101,12 +103,14 @@ def test_a_send_and_a_receive_without_memory_move_nothing() -> None:
         failed = 0
         for failing in range(FIRST_FAILURES):
             begun: list[Any] = [None, None]
+            held += take_spare_waits(5)  # checkpoints have given some back
             if begin(lambda number=failing: send.send(number), failing, begun):
                 failed += 1
                 assert send.statistics().current_buffer_used == 0
                 continue
             await finish(begun[0])
             begun = [None, None]
+            held += take_spare_waits(5)
             if begin(receive.receive, failing, begun):
                 failed += 1
                 assert receive.receive_nowait() == failing
@@ -165,6 +169,36 @@ def test_a_wait_that_finds_no_memory_leaves_no_task_in_the_queue(name: str) -> N
         assert failed
 
     run(True, main)
+
+
+@only_where_they_were_made
+@pytest.mark.parametrize("call", [trio.lowlevel.wait_readable, trio.lowlevel.wait_writable])
+def test_a_descriptor_without_memory_is_waited_for_or_not(call: Callable[[Any], Awaitable[None]]) -> None:
+    async def main() -> None:
+        task: Any = trio.lowlevel.current_task()
+        table = task._runner.io_manager._registered
+        one, other = socket.socketpair()
+        with one, other:
+            failed = 0
+            held: list[Any] = []
+            for failing in range(FIRST_FAILURES):
+                held += take_spare_waits()
+                begun: list[Any] = [None, None]
+                if begin(functools.partial(call, one), failing, begun):
+                    failed += 1
+                    entry = table.get(one.fileno())
+                    assert entry is None or (entry.read_task, entry.write_task) == (None, None)
+                    continue
+                coroutine, trap = begun
+                assert task in (table[one.fileno()].read_task, table[one.fileno()].write_task)
+                assert trap.abort_func(None) is trio.lowlevel.Abort.SUCCEEDED
+                assert one.fileno() not in table
+                coroutine.close()
+            assert failed
+            for wait in held:
+                wait.close()
+
+    run(True, main, backend="trio")
 
 
 @only_where_they_were_made

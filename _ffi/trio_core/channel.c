@@ -136,7 +136,7 @@ static PyObject *abort_send(tc_wait *self, PyObject *Py_UNUSED(raise_cancel))
     return abort_wait(self, tc_core.channel.send_tasks);
 }
 
-static const tc_wait_kind sending = {abort_send, NULL};
+static const tc_wait_kind sending = {.abort = abort_send};
 
 /* Is there room for one more in the buffer?  false, too, for a size that Trio has to look at. */
 static bool has_room(PyObject *state)
@@ -246,7 +246,8 @@ static PyObject *finish_iteration(tc_wait *Py_UNUSED(self), PyObject *result)
     return result;
 }
 
-static const tc_wait_kind receiving = {abort_receive, finish_receive}, iterating = {abort_receive, finish_iteration};
+static const tc_wait_kind receiving = {.abort = abort_receive, .finish = finish_receive},
+                          iterating = {.abort = abort_receive, .finish = finish_iteration};
 
 /* A value that is there, owned; NULL: exception set, or none, and then it would block or Trio has to raise. */
 static PyObject *receive_now(channel_end *end)

@@ -76,6 +76,7 @@ static const slot_of core_slots[] = {
     STATUS(abandoned, "abandoned_by_misnesting"),
     {&tc_core.deadlines.heap, "deadlines_type", "_heap", false},
     {&tc_core.deadlines.active, "deadlines_type", "_active", false},
+    {&tc_core.system_clock.offset, "system_clock_type", "offset", true},
     {&tc_core.value.unwrapped, "value_type", "_unwrapped", false},
     {&tc_core.value.value, "value_type", "value", false},
     {NULL, NULL, NULL, false},
@@ -190,6 +191,31 @@ static const object_of nursery_objects[] = {
     {&tc_core.nursery_add, "nursery_add"},
     {&tc_core.nursery_error, "nursery_error"},
     {NULL, NULL},
+};
+
+/* --- Trio's I/O manager on Linux --- */
+
+static const type_of epoll_types[] = {
+    {&tc_core.epoll_manager_type, "epoll_manager_type"},
+    {&tc_core.epoll_waiters_type, "epoll_waiters_type"},
+    {&tc_core.epoll_type, "epoll_type"},
+    {NULL, NULL},
+};
+
+static const object_of epoll_objects[] = {
+    {&tc_core.busy_resource_error, "busy_resource_error"},
+    {NULL, NULL},
+};
+
+static const slot_of epoll_slots[] = {
+    {&tc_core.epoll_manager.epoll, "epoll_manager_type", "_epoll", false},
+    {&tc_core.epoll_manager.registered, "epoll_manager_type", "_registered", false},
+    {&tc_core.epoll_manager.force_wakeup, "epoll_manager_type", "_force_wakeup", false},
+    {&tc_core.epoll_manager.force_wakeup_fd, "epoll_manager_type", "_force_wakeup_fd", false},
+    {&tc_core.epoll_waiters.read_task, "epoll_waiters_type", "read_task", false},
+    {&tc_core.epoll_waiters.write_task, "epoll_waiters_type", "write_task", false},
+    {&tc_core.epoll_waiters.current_flags, "epoll_waiters_type", "current_flags", false},
+    {NULL, NULL, NULL, false},
 };
 
 /* --- all of them --- */
@@ -337,6 +363,7 @@ static const struct part {
     {"nurseries", nursery_types, nursery_objects, NULL, NULL},
     {"locks", lock_types, lock_objects, lock_slots, finish_locks},
     {"channels", channel_types, channel_objects, channel_slots, finish_waits},
+    {"epoll", epoll_types, epoll_objects, epoll_slots, NULL},
 };
 
 static int take_part(const struct part *part, PyObject *seam)

@@ -4,6 +4,7 @@
  *
  *     step.c         the inner loop of unrolled_run, and Runner.reschedule
  *     tick.c         what unrolled_run does between two batches, while nothing is unusual
+ *     epoll.c        EpollIOManager: get_events, process_events, _epoll_wait
  *     checkpoint.c   checkpoint, cancel_shielded_checkpoint, checkpoint_if_cancelled, wait_task_rescheduled
  *     scope.c        CancelScope: __init__, __enter__, __exit__
  *     spawn.c        Runner.spawn_impl, Runner.task_exited
@@ -66,9 +67,14 @@ typedef struct {
     PyObject *broken_resource_error, *broken_lock;           /* (lock, error): what acquire() raises for it */
     PyObject *acquire_method, *acquire_nowait_method, *release_method; /* of Trio's locks, likewise */
     PyObject *end_of_channel;
-    PyObject *take_method, *take_nowait_method; /* receive and receive_nowait, likewise */
-    PyObject *put_nowait_method;                /* send_nowait */
-    PyObject *no_arguments, *last_name;         /* () and ("last",) */
+    PyObject *take_method, *take_nowait_method;                         /* receive and receive_nowait, likewise */
+    PyObject *put_nowait_method;                                        /* send_nowait */
+    PyObject *no_arguments, *last_name;                                 /* () and ("last",) */
+    PyTypeObject *epoll_manager_type, *epoll_waiters_type, *epoll_type; /* the last one is Python's */
+    PyObject *busy_resource_error;
+    struct {
+        bool tick, epoll;
+    } in; /* the pieces that other pieces make use of: whether they are in */
     PyCFunction coroutine_send;
     PyCFunction deque_append, deque_popleft; /* NULL: to be called by name */
     Py_ssize_t prune_threshold;
@@ -91,6 +97,15 @@ typedef struct {
     struct {
         tc_slot heap, active;
     } deadlines;
+    struct {
+        tc_slot offset;
+    } system_clock;
+    struct {
+        tc_slot epoll, registered, force_wakeup, force_wakeup_fd;
+    } epoll_manager;
+    struct {
+        tc_slot read_task, write_task, current_flags;
+    } epoll_waiters;
     struct {
         tc_slot unwrapped, value;
     } value;
@@ -152,7 +167,8 @@ static inline int tc_drop(PyObject *result)
     X(_state) X(_tasks) X(popitem) X(popleft) X(_owner) X(_lot) X(_scope) X(_nursery) X(strict_exception_groups) \
     X(_parent_task) X(_strict_exception_groups) X(cancel_scope) X(_pending_excs) X(_parent_waiting_in_aexit) \
     X(reschedule) X(last) X(family) X(acquire) X(acquire_nowait) X(release) X(receive) X(receive_nowait) \
-    X(send_nowait)
+    X(send_nowait) X(perf_counter) X(proactor) X(wait) X(process) X(complete) X(_update_registrations) X(drain) \
+    X(read_task) X(write_task)
 /* clang-format on */
 
 typedef struct {
@@ -168,7 +184,10 @@ int tc_names_init(void);
 
 PyObject *tc_context(void);      /* borrowed: the __dict__ of GLOBAL_RUN_CONTEXT in this thread; NULL: exception set */
 PyObject *tc_current_task(void); /* borrowed; NULL without an exception when there is none, or it is not Trio's */
-int tc_is_cancelled(PyObject *task);  /* or interrupted: would a checkpoint raise?  -1: exception set */
+int tc_is_cancelled(PyObject *task); /* or interrupted: would a checkpoint raise?  -1: exception set */
+double tc_now(PyObject *runner);     /* the time of its clock; -1: an exception is set, or not */
+/* A number that a method without arguments returns.  -1 with an exception set, and only then an exception is set. */
+double tc_ask(PyObject *object, PyObject *method);
 PyObject *tc_hooks(PyObject *runner); /* the dict of instruments by hook, owned */
 int tc_observe(PyObject *runner, PyObject *hooks, PyObject *hook,
                PyObject *task);      /* call instruments, if there are any */
@@ -195,7 +214,8 @@ PyObject *tc_step_reschedule(PyObject *module, PyObject *const *arguments, Py_ss
 PyObject *tc_step_batch(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 PyObject *tc_tick_batch(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 
-extern PyTypeObject tc_checkpoint_type;
+PyObject *tc_epoll_wait_method(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+
 PyObject *tc_checkpoint(PyObject *module, PyObject *ignored);
 PyObject *tc_shielded_checkpoint(PyObject *module, PyObject *ignored);
 PyObject *tc_pass_checkpoint(PyObject *module, PyObject *ignored);
@@ -232,6 +252,7 @@ extern PyTypeObject tc_socket_call_type, tc_socket_method_type;
 PyObject *tc_socket_sendto(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 PyObject *tc_socket_helper(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 int tc_sockets_check(PyObject *socket); /* -1: exception set */
+int tc_descriptor_of(PyObject *sock);   /* of a socket.socket */
 PyObject *tc_receive_some(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 PyObject *tc_send_all(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 PyObject *tc_stream_next(PyObject *module, PyObject *stream);

@@ -25,7 +25,7 @@ static PyObject *finish_acquire(tc_wait *self, PyObject *result)
     return result;
 }
 
-static const tc_wait_kind acquiring = {tc_lot_abort, finish_acquire};
+static const tc_wait_kind acquiring = {.abort = tc_lot_abort, .finish = finish_acquire};
 
 typedef struct {
     PyObject *owner, *lot; /* owned */

@@ -4,6 +4,7 @@
  * has a Trio of its own, so the module refuses to be imported there; Trio's own code runs in it as ever.
  */
 #include "core.h"
+#include "epoll.h"
 
 static PyObject *set_manager(PyObject *Py_UNUSED(module), PyObject *type)
 {
@@ -29,6 +30,37 @@ static PyObject *check_socket(PyObject *Py_UNUSED(module), PyObject *socket)
     Py_RETURN_NONE;
 }
 
+static PyObject *check_epoll(PyObject *Py_UNUSED(module), PyObject *epoll)
+{
+    return tc_epoll_check(epoll) < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+/* Each piece is in the code of Trio's functions; one that others make use of has to be known here, too. */
+static PyObject *set_pieces(PyObject *Py_UNUSED(module), PyObject *names)
+{
+    const struct {
+        const char *name;
+        bool *place;
+    } known[] = {{"tick", &tc_core.in.tick}, {"epoll", &tc_core.in.epoll}};
+    bool found[] = {false, false};
+    if (!PyTuple_CheckExact(names)) {
+        PyErr_SetString(PyExc_TypeError, "set_pieces() takes a tuple of names");
+        return NULL;
+    }
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(names); i++) {
+        PyObject *name = PyTuple_GET_ITEM(names, i);
+        if (!PyUnicode_Check(name)) {
+            PyErr_SetString(PyExc_TypeError, "the name of a piece is a str");
+            return NULL;
+        }
+        for (size_t j = 0; j < 2; j++)
+            found[j] |= PyUnicode_CompareWithASCIIString(name, known[j].name) == 0;
+    }
+    for (size_t j = 0; j < 2; j++)
+        *known[j].place = found[j];
+    Py_RETURN_NONE;
+}
+
 #define FAST(name, function, doc) {name, (PyCFunction)function, METH_FASTCALL, PyDoc_STR(doc)}
 
 static PyMethodDef functions[] = {
@@ -37,6 +69,12 @@ static PyMethodDef functions[] = {
      PyDoc_STR("set_manager($module, type, /)\n--\n\nThe I/O manager whose poll(descriptor, events) waits.")},
     {"check_socket", check_socket, METH_O,
      PyDoc_STR("check_socket($module, socket, /)\n--\n\nRaise unless sockets are laid out as this module expects.")},
+    {"check_epoll", check_epoll, METH_O,
+     PyDoc_STR(
+         "check_epoll($module, epoll, /)\n--\n\nRaise unless a select.epoll is laid out as this module expects.")},
+    {"set_pieces", set_pieces, METH_O,
+     PyDoc_STR("set_pieces($module, names, /)\n--\n\nThe pieces that are in, of which some make use of others.")},
+    FAST("epoll_wait", tc_epoll_wait_method, "EpollIOManager._epoll_wait: what to await, or None."),
     FAST("reschedule", tc_step_reschedule, "Runner.reschedule: whether it is done."),
     FAST("step_batch", tc_step_batch, "The inner loop of unrolled_run."),
     FAST("tick_batch", tc_tick_batch, "The same, and the ticks after it that are usual ones."),
@@ -89,8 +127,7 @@ PyMODINIT_FUNC PyInit__trio_core(void)
                         "Trio's own code runs");
         return NULL;
     }
-    if (tc_names_init() < 0 || PyType_Ready(&tc_checkpoint_type) < 0 || PyType_Ready(&tc_wait_type) < 0 ||
-        PyType_Ready(&tc_socket_call_type) < 0)
+    if (tc_names_init() < 0 || PyType_Ready(&tc_wait_type) < 0 || PyType_Ready(&tc_socket_call_type) < 0)
         return NULL;
     PyObject *module = PyModule_Create(&definition);
     if (module && (PyModule_AddType(module, &tc_socket_method_type) < 0 ||

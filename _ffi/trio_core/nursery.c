@@ -162,7 +162,7 @@ static PyObject *finish_point(tc_wait *self, PyObject *result)
     return finish_exit(self, result);
 }
 
-static const tc_wait_kind leaving = {abort_exit, finish_exit}, passing = {NULL, finish_point};
+static const tc_wait_kind leaving = {.abort = abort_exit, .finish = finish_exit}, passing = {.finish = finish_point};
 
 static bool has(PyObject *nursery, PyObject *name, PyObject *expected)
 {

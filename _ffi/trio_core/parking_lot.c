@@ -18,7 +18,7 @@ static PyObject *abort_park(tc_wait *self, PyObject *Py_UNUSED(raise_cancel))
     return tc_wait_leave_dict(tc_get(tc_core.lot.parked, lot), self->task);
 }
 
-static const tc_wait_kind parking = {abort_park, NULL};
+static const tc_wait_kind parking = {.abort = abort_park};
 
 PyObject *tc_lot_abort(tc_wait *self, PyObject *raise_cancel) { return abort_park(self, raise_cancel); }
 

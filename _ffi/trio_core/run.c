@@ -55,6 +55,44 @@ int tc_is_cancelled(PyObject *task)
     return tc_is_true(tc_get(tc_core.runner.ki_pending, runner));
 }
 
+double tc_ask(PyObject *object, PyObject *method)
+{
+    Py_INCREF(object);
+    PyObject *answer = PyObject_CallMethodNoArgs(object, method);
+    Py_DECREF(object);
+    double number = answer ? PyFloat_AsDouble(answer) : -1.0;
+    Py_XDECREF(answer);
+    return number;
+}
+
+/* SystemClock.current_time(): self.offset + perf_counter() */
+static double system_time(PyObject *clock)
+{
+    double offset = PyFloat_AsDouble(tc_get(tc_core.system_clock.offset, clock));
+    PyObject *counter = PyDict_GetItemWithError(tc_core.run_module, tc_names.perf_counter);
+    if (!counter && !PyErr_Occurred())
+        PyErr_SetString(PyExc_RuntimeError, "Trio has lost its clock");
+    if (PyErr_Occurred())
+        return -1;
+    Py_INCREF(counter);
+    PyObject *answer = PyObject_CallNoArgs(counter);
+    Py_DECREF(counter);
+    double seconds = answer ? PyFloat_AsDouble(answer) : -1.0;
+    Py_XDECREF(answer);
+    return PyErr_Occurred() ? -1 : offset + seconds;
+}
+
+double tc_now(PyObject *runner)
+{
+    PyObject *clock = tc_get(tc_core.runner.clock, runner);
+    if (!tc_core.in.tick || !Py_IS_TYPE(clock, tc_core.system_clock_type) || tc_core.system_clock.offset < 0)
+        return tc_ask(clock, tc_names.current_time);
+    Py_INCREF(clock);
+    double now = system_time(clock);
+    Py_DECREF(clock);
+    return now;
+}
+
 PyObject *tc_hooks(PyObject *runner)
 {
     PyObject *instruments = tc_get(tc_core.runner.instruments, runner);

@@ -72,16 +72,6 @@ PyObject *tc_scope_init(PyObject *Py_UNUSED(module), PyObject *const *arguments,
 
 /* --- __enter__ --- */
 
-static double now_of(PyObject *runner)
-{
-    PyObject *clock = Py_NewRef(tc_get(tc_core.runner.clock, runner));
-    PyObject *time = PyObject_CallMethodNoArgs(clock, tc_names.current_time);
-    Py_DECREF(clock);
-    double now = time ? PyFloat_AsDouble(time) : -1.0;
-    Py_XDECREF(time);
-    return now;
-}
-
 /* When the scope ends: a new reference, or None for never.  NULL: exception set, or Trio's own code is to look at it. */
 static PyObject *find_deadline(PyObject *self, PyObject *runner)
 {
@@ -94,7 +84,7 @@ static PyObject *find_deadline(PyObject *self, PyObject *runner)
     if (!(timeout > 0) || isnan(absolute) || (timeout < Py_HUGE_VAL && absolute < Py_HUGE_VAL) ||
         tc_get(tc_core.runner.is_guest, runner) != Py_False)
         return NULL;
-    double now = now_of(runner);
+    double now = tc_now(runner);
     if (now == -1.0 && PyErr_Occurred())
         return NULL;
     if (timeout < Py_HUGE_VAL)

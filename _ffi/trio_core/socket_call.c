@@ -9,8 +9,8 @@
  *     fn(self._sock, *args, **kwargs)             socket_attempt.c
  *     it returned or raised:                      the same; the result or the error is kept meanwhile
  *       cancel_shielded_checkpoint()
- *     BlockingIOError: wait_readable() or         the ring's poll, or on any other I/O manager Trio's wait_readable() or
- *       wait_writable(), then again               wait_writable()
+ *     BlockingIOError: wait_readable() or         the ring's poll, epoll.c, or on any other I/O manager Trio's
+ *       wait_writable(), then again               wait_readable() or wait_writable()
  *
  * Nothing is read before it is asked for, so whatever else is done with the socket (MSG_PEEK, dup, notify_closing) finds it
  * as ever.
@@ -20,6 +20,7 @@
  *     a stream's send goes from the end of either to the beginning, until all is sent
  */
 #include "socket_call.h"
+#include "epoll.h"
 
 enum { READY, YIELDED, WAITING, DONE };
 
@@ -123,7 +124,9 @@ static int make_waiter(tc_socket_call *self, PyObject *task)
     PyObject *runner = tc_get(tc_core.task.runner, task), *manager = tc_get(tc_core.runner.io_manager, runner);
     int descriptor = tc_descriptor_of(self->sock);
     PyObject *waiter;
-    if (tc_core.manager_type && Py_IS_TYPE(manager, tc_core.manager_type) && descriptor >= 0) {
+    if (tc_core.in.epoll && descriptor >= 0 && tc_epoll_is_manager(manager)) {
+        waiter = tc_epoll_wait(descriptor, self->writes, task);
+    } else if (tc_core.manager_type && Py_IS_TYPE(manager, tc_core.manager_type) && descriptor >= 0) {
         PyObject *number = PyLong_FromLong(descriptor),
                  *events = PyLong_FromLong(self->writes ? 4 : 1); /* POLLOUT, POLLIN */
         Py_INCREF(manager);
@@ -310,10 +313,6 @@ static PySendResult drive(PyObject *object, PyObject *message, PyObject **result
     return sent;
 }
 
-static PyObject *call_send(PyObject *self, PyObject *message) { return gt_drive_by_method(drive, self, message); }
-
-static PyObject *call_next(PyObject *self) { return gt_drive_by_method(drive, self, Py_None); }
-
 static PyObject *call_throw(tc_socket_call *self, PyObject *const *arguments, Py_ssize_t count)
 {
     PyObject *yielded = NULL;
@@ -326,7 +325,7 @@ static PyObject *call_throw(tc_socket_call *self, PyObject *const *arguments, Py
             Py_CLEAR(self->waiter);
             if (self->state == READY)
                 self->state = WAITING; /* another attempt is to be made, as behind any wait */
-            return gt_drive_by_method(drive, (PyObject *)self, Py_None);
+            return gt_next((PyObject *)self);
         }
     } else {
         gt_raise_thrown(arguments, count);
@@ -357,7 +356,7 @@ static PyObject *call_close(tc_socket_call *self, PyObject *Py_UNUSED(ignored))
 }
 
 static PyMethodDef call_methods[] = {
-    {"send", call_send, METH_O, PyDoc_STR("Resume with a message from Trio.")},
+    {"send", gt_send, METH_O, PyDoc_STR("Resume with a message from Trio.")},
     {"throw", (PyCFunction)call_throw, METH_FASTCALL, PyDoc_STR("End the call with an exception.")},
     {"close", (PyCFunction)call_close, METH_NOARGS, PyDoc_STR("End the call.")},
     {NULL, NULL, 0, NULL},
@@ -379,6 +378,6 @@ PyTypeObject tc_socket_call_type = {
     .tp_clear = (inquiry)call_clear,
     .tp_as_async = &call_async,
     .tp_iter = gt_self,
-    .tp_iternext = call_next,
+    .tp_iternext = gt_next,
     .tp_methods = call_methods,
 };

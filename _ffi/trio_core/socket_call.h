@@ -41,7 +41,6 @@ PyObject *tc_socket_of(PyObject *socket); /* its _sock, owned; NULL without an e
 
 /* --- socket_attempt.c --- */
 
-int tc_descriptor_of(PyObject *sock);
 int tc_family_of(PyObject *sock);
 int tc_attempt(tc_socket_call *self); /* 1: there is a result or an error, 0: it would block */
 /* A numeric address, which needs no resolving; false: it is something else.  Sets no exception. */

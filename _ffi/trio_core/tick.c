@@ -3,6 +3,8 @@
  * Stands for, in trio/_core/_run.py:
  *     unrolled_run       the loop `while runner.tasks:`, from one batch of steps to the next
  *     run                runner.io_manager.get_events(timeout)
+ *     Deadlines          next_deadline(), while the earliest is not stale; expire(), before the earliest
+ *     SystemClock        current_time()
  *
  * for as long as nothing is unusual: there is no instrument, no guest, no task that waits for the run to fall idle, and the
  * clock is the system's and does not jump.  All of that is looked at again before each tick, because the tasks of a batch
@@ -10,12 +12,15 @@
  *
  *     unrolled_run                               here
  *     ----------------------------------------   -------------------------------------------------------------------
- *     timeout                                    0 with tasks on the run queue, else deadlines.next_deadline() and the clock
- *     get_events(), process_events()             called by name: any I/O manager; what get_events() raises is raised by run()
+ *     timeout                                    0 with tasks on the run queue, else until the next deadline
+ *     get_events(), process_events()             epoll.c for Trio's I/O manager, the proactor's wait() and process() for
+ *                                                gain_trio's, which is what its methods do outside guest mode, and those of
+ *                                                any other by name; what get_events() raises is raised by run()
  *     deadlines.expire(now)                      called only when a deadline has passed, or the heap is due for pruning
  *     batch = list(runq), _r.random() < 0.5      the same; with _ALLOW_DETERMINISTIC_SCHEDULING it is Trio's to do
  */
 #include "core.h"
+#include "epoll.h"
 
 #define MAX_TIMEOUT 86400.0 /* _MAX_TIMEOUT */
 
@@ -44,27 +49,43 @@ static int is_usual(PyObject *runner)
     return ordered == Py_False ? 1 : PyErr_Occurred() ? -1 : 0;
 }
 
-/* A number that a method without arguments returns.  -1 with an exception set, and only then an exception is set. */
-static double ask(PyObject *object, PyObject *method)
+/* What `heap[0]` is: (deadline, identity, scope), borrowed.  NULL with an exception, or without one for an empty heap. */
+static PyObject *earliest_entry(PyObject *deadlines)
 {
-    Py_INCREF(object);
-    PyObject *answer = PyObject_CallMethodNoArgs(object, method);
-    Py_DECREF(object);
-    double number = answer ? PyFloat_AsDouble(answer) : -1.0;
-    Py_XDECREF(answer);
-    return number;
+    PyObject *heap = tc_get(tc_core.deadlines.heap, deadlines);
+    if (PyList_CheckExact(heap) && PyList_GET_SIZE(heap) == 0)
+        return NULL;
+    PyObject *entry = PyList_CheckExact(heap) ? PyList_GET_ITEM(heap, 0) : NULL;
+    if (entry && PyTuple_CheckExact(entry) && PyTuple_GET_SIZE(entry) == 3 &&
+        Py_IS_TYPE(PyTuple_GET_ITEM(entry, 2), tc_core.scope_type) &&
+        (PyFloat_CheckExact(PyTuple_GET_ITEM(entry, 0)) || PyLong_CheckExact(PyTuple_GET_ITEM(entry, 0))))
+        return entry;
+    PyErr_SetString(PyExc_TypeError, "Trio's heap of deadlines is not a list of tuples");
+    return NULL;
+}
+
+/* -1 with an exception set, and only then an exception is set. */
+static double next_deadline(PyObject *runner)
+{
+    PyObject *deadlines = tc_get(tc_core.runner.deadlines, runner), *entry = earliest_entry(deadlines);
+    if (!entry)
+        return PyErr_Occurred() ? -1 : Py_HUGE_VAL;
+    PyObject *deadline = PyTuple_GET_ITEM(entry, 0);
+    if (deadline == tc_get(tc_core.scope.registered_deadline, PyTuple_GET_ITEM(entry, 2)))
+        return PyFloat_AsDouble(deadline);
+    return tc_ask(deadlines, tc_names.next_deadline); /* it may be stale, and then Trio removes it */
 }
 
 static double get_timeout(PyObject *runner, Py_ssize_t scheduled)
 {
     if (scheduled > 0)
         return 0;
-    double deadline = ask(tc_get(tc_core.runner.deadlines, runner), tc_names.next_deadline);
+    double deadline = next_deadline(runner);
     if (PyErr_Occurred())
         return -1;
     if (deadline == Py_HUGE_VAL)
         return MAX_TIMEOUT;
-    double timeout = deadline - ask(tc_get(tc_core.runner.clock, runner), tc_names.current_time);
+    double timeout = deadline - tc_now(runner);
     return PyErr_Occurred() ? -1 : timeout <= 0 ? 0 : timeout < MAX_TIMEOUT ? timeout : MAX_TIMEOUT;
 }
 
@@ -80,43 +101,60 @@ static int end_run(PyObject *runner)
     return 1;
 }
 
+/* get_events() and process_events() of any manager.  0; 1: the wait has raised, -1: the rest has; exception set for both. */
+static int wait_by_name(PyObject *manager, PyObject *timeout)
+{
+    PyObject *events = PyObject_CallMethodOneArg(manager, tc_names.get_events, timeout);
+    if (!events)
+        return 1;
+    int result = tc_drop(PyObject_CallMethodOneArg(manager, tc_names.process_events, events));
+    Py_DECREF(events);
+    return result;
+}
+
+/* The same of gain_trio's. */
+static int wait_on_the_ring(PyObject *manager, PyObject *timeout)
+{
+    PyObject *proactor = PyObject_GetAttr(manager, tc_names.proactor);
+    PyObject *news = proactor ? PyObject_CallMethodOneArg(proactor, tc_names.wait, timeout) : NULL;
+    PyObject *completions = news ? PyObject_CallMethodNoArgs(proactor, tc_names.process) : NULL;
+    int result = completions ? 0 : news ? -1 : 1;
+    if (completions && completions != Py_None)
+        result = tc_drop(PyObject_CallMethodOneArg(manager, tc_names.complete, completions));
+    Py_XDECREF(completions);
+    Py_XDECREF(news);
+    Py_XDECREF(proactor);
+    return result;
+}
+
 /* 0, 1 when the run is over, -1 */
 static int wait_for_events(PyObject *runner, double timeout)
 {
     PyObject *manager = Py_NewRef(tc_get(tc_core.runner.io_manager, runner));
-    PyObject *argument = timeout == 0 ? PyLong_FromLong(0) : PyFloat_FromDouble(timeout);
-    PyObject *events = argument ? PyObject_CallMethodOneArg(manager, tc_names.get_events, argument) : NULL;
-    int result = -1;
-    if (events)
-        result = tc_drop(PyObject_CallMethodOneArg(manager, tc_names.process_events, events));
-    else if (argument)
-        result = end_run(runner);
-    Py_XDECREF(argument);
-    Py_XDECREF(events);
+    int result;
+    if (tc_core.in.epoll && tc_epoll_is_manager(manager)) {
+        result = tc_epoll_tick(manager, timeout);
+    } else {
+        PyObject *argument = timeout == 0 ? PyLong_FromLong(0) : PyFloat_FromDouble(timeout);
+        result = !argument                                   ? -1
+                 : Py_IS_TYPE(manager, tc_core.manager_type) ? wait_on_the_ring(manager, argument)
+                                                             : wait_by_name(manager, argument);
+        Py_XDECREF(argument);
+    }
     Py_DECREF(manager);
-    return result;
+    return result == 1 ? end_run(runner) : result;
 }
 
 /* Cancel the scopes whose deadline has passed. */
 static int expire(PyObject *runner)
 {
-    PyObject *deadlines = tc_get(tc_core.runner.deadlines, runner);
-    PyObject *heap = tc_get(tc_core.deadlines.heap, deadlines);
-    Py_ssize_t length = PyList_CheckExact(heap) ? PyList_GET_SIZE(heap) : -1;
-    if (length == 0)
-        return 0;
-    PyObject *entry = length > 0 ? PyList_GET_ITEM(heap, 0) : NULL;
-    PyObject *first =
-        entry && PyTuple_CheckExact(entry) && PyTuple_GET_SIZE(entry) > 0 ? PyTuple_GET_ITEM(entry, 0) : NULL;
-    if (!first || !(PyFloat_CheckExact(first) || PyLong_CheckExact(first))) {
-        PyErr_SetString(PyExc_TypeError, "Trio's heap of deadlines is not a list of tuples");
-        return -1;
-    }
-    double earliest = PyFloat_AsDouble(first);
+    PyObject *deadlines = tc_get(tc_core.runner.deadlines, runner), *entry = earliest_entry(deadlines);
+    if (!entry)
+        return PyErr_Occurred() ? -1 : 0;
+    double earliest = PyFloat_AsDouble(PyTuple_GET_ITEM(entry, 0));
+    Py_ssize_t length = PyList_GET_SIZE(tc_get(tc_core.deadlines.heap, deadlines));
     long active = PyLong_AsLong(tc_get(tc_core.deadlines.active, deadlines));
-    if (PyErr_Occurred())
-        return -1;
-    double now = ask(tc_get(tc_core.runner.clock, runner), tc_names.current_time);
+    double now = PyErr_Occurred() ? -1 : tc_now(runner);
     if (PyErr_Occurred())
         return -1;
     if (earliest > now && length <= active * 2 + tc_core.prune_threshold)
@@ -146,7 +184,7 @@ static PyObject *take_batch(PyObject *runner)
         Py_XDECREF(batch);
         return NULL;
     }
-    double number = ask(random, tc_names.random);
+    double number = tc_ask(random, tc_names.random);
     if (PyErr_Occurred() || (number < 0.5 && PyList_Reverse(batch) < 0))
         Py_CLEAR(batch);
     return batch;

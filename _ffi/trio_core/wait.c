@@ -1,7 +1,8 @@
-/* wait.c: the awaitable of a task that waits at one of Trio's queues, and what such waits have in common.
+/* wait.c: the awaitable of a task at a schedule point or at one of Trio's queues, and what such waits have in common.
  *
  * Stands for:
- *     trio/_core/_traps.py   wait_task_rescheduled, with the abort function that its caller gives it, which is the awaitable
+ *     trio/_core/_traps.py   cancel_shielded_checkpoint; wait_task_rescheduled, with the abort function that its caller gives
+ *                            it, which is the awaitable
  *     trio/_core/_run.py     reschedule, as trio.lowlevel has it
  *
  *     NEW ──drive──> YIELDED ──drive──> DONE     a schedule point, or the task has been parked and woken
@@ -32,6 +33,11 @@ static tc_wait *make(const tc_wait_kind *kind, PyObject *owner, PyObject *messag
     self->state = NEW;
     PyObject_GC_Track(self);
     return self;
+}
+
+PyObject *tc_wait_yield(const tc_wait_kind *kind, PyObject *message)
+{
+    return message ? (PyObject *)make(kind, NULL, message) : NULL;
 }
 
 PyObject *tc_wait_pass(const tc_wait_kind *kind, PyObject *owner, PyObject *value)
@@ -86,6 +92,15 @@ static void wait_dealloc(tc_wait *self)
 
 /* --- driving --- */
 
+/* The wait is over.  It keeps what abort() needs: one that the program has ended from outside, while its task is parked in it,
+ * is still the task's abort function. */
+static void end(tc_wait *self)
+{
+    self->state = DONE;
+    Py_CLEAR(self->message);
+    Py_CLEAR(self->value);
+}
+
 /* The end: what the call returns, for what it was resumed with, to which this takes the reference. */
 static PySendResult conclude(tc_wait *self, PyObject *result, PyObject **returned)
 {
@@ -96,7 +111,7 @@ static PySendResult conclude(tc_wait *self, PyObject *result, PyObject **returne
     else if (result)
         Py_SETREF(result, Py_NewRef(Py_None));
     PyObject *exception = result ? NULL : gt_take_exception();
-    wait_clear(self);
+    end(self);
     Py_DECREF(self);
     if (exception)
         gt_restore_exception(exception);
@@ -104,16 +119,24 @@ static PySendResult conclude(tc_wait *self, PyObject *result, PyObject **returne
     return result ? PYGEN_RETURN : PYGEN_ERROR;
 }
 
+static PySendResult begin(tc_wait *self, PyObject **result)
+{
+    self->state = YIELDED;
+    if (self->kind->begin && self->kind->begin(self) < 0) {
+        self->state = DONE;
+        return PYGEN_ERROR;
+    }
+    *result = self->message;
+    self->message = NULL;
+    return PYGEN_NEXT;
+}
+
 static PySendResult drive(PyObject *object, PyObject *message, PyObject **result)
 {
     tc_wait *self = (tc_wait *)object;
     *result = NULL;
-    if (self->state == NEW) {
-        self->state = YIELDED;
-        *result = self->message;
-        self->message = NULL;
-        return PYGEN_NEXT;
-    }
+    if (self->state == NEW)
+        return begin(self, result);
     if (self->state == DONE) {
         PyErr_SetString(PyExc_RuntimeError, "cannot reuse already awaited coroutine");
         return PYGEN_ERROR;
@@ -131,10 +154,6 @@ static PySendResult drive(PyObject *object, PyObject *message, PyObject **result
         Py_SETREF(resumed, Py_NewRef(self->value));
     return conclude(self, resumed, result);
 }
-
-static PyObject *wait_send(PyObject *self, PyObject *message) { return gt_drive_by_method(drive, self, message); }
-
-static PyObject *wait_next(PyObject *self) { return gt_drive_by_method(drive, self, Py_None); }
 
 /* `message` is the exception. */
 static PySendResult drive_throw(PyObject *object, PyObject *message, PyObject **result)
@@ -159,7 +178,7 @@ static PyObject *wait_throw(tc_wait *self, PyObject *const *arguments, Py_ssize_
 static PyObject *wait_close(tc_wait *self, PyObject *Py_UNUSED(ignored))
 {
     if (self->state != DONE) /* what conclude() runs may come here */
-        wait_clear(self);
+        end(self);
     Py_RETURN_NONE;
 }
 
@@ -181,7 +200,7 @@ static PyObject *wait_call(tc_wait *self, PyObject *arguments, PyObject *names)
 }
 
 static PyMethodDef wait_methods[] = {
-    {"send", wait_send, METH_O, PyDoc_STR("Resume with a message from Trio.")},
+    {"send", gt_send, METH_O, PyDoc_STR("Resume with a message from Trio.")},
     {"throw", (PyCFunction)wait_throw, METH_FASTCALL, PyDoc_STR("End the wait with an exception.")},
     {"close", (PyCFunction)wait_close, METH_NOARGS, PyDoc_STR("End the wait.")},
     {NULL, NULL, 0, NULL},
@@ -197,14 +216,14 @@ PyTypeObject tc_wait_type = {
         .tp_name = "gain_trio._trio_core.Wait",
     .tp_basicsize = sizeof(tc_wait),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
-    .tp_doc = PyDoc_STR("What a task awaits at one of Trio's queues; as a function, it aborts the wait."),
+    .tp_doc = PyDoc_STR("What a task awaits in Trio; as a function, it aborts the wait."),
     .tp_dealloc = (destructor)wait_dealloc,
     .tp_traverse = (traverseproc)wait_traverse,
     .tp_clear = (inquiry)wait_clear,
     .tp_call = (ternaryfunc)wait_call,
     .tp_as_async = &wait_async,
     .tp_iter = gt_self,
-    .tp_iternext = wait_next,
+    .tp_iternext = gt_next,
     .tp_methods = wait_methods,
 };
 

@@ -1,4 +1,5 @@
-/* wait.h: what a task awaits at one of Trio's queues: a parking lot, a lock, a channel, a nursery. */
+/* wait.h: what a task awaits at a schedule point, or at one of Trio's queues: a parking lot, a lock, a channel, a nursery, a
+ * descriptor. */
 #ifndef GAIN_TRIO_WAIT_H
 #define GAIN_TRIO_WAIT_H
 
@@ -13,6 +14,9 @@ typedef struct {
     /* The task goes on, with what it was resumed with; takes the reference.  NULL: with the exception that is set.  Returns
      * what the call returns, or NULL with an exception set.  Without this function a call returns None. */
     PyObject *(*finish)(tc_wait *self, PyObject *result);
+    /* The wait is driven for the first time, before the task is parked: no code of the program runs between the two.  0; -1:
+     * exception set, and the wait is over. */
+    int (*begin)(tc_wait *self);
 } tc_wait_kind;
 
 struct tc_wait {
@@ -22,8 +26,12 @@ struct tc_wait {
     PyObject *owner;   /* the lot, the lock, the channel */
     PyObject *task;    /* the one that waits; NULL for a call that does not park its task */
     PyObject *value;   /* what a call that does not park its task returns */
+    int descriptor;    /* that is waited for; in epoll.c only */
     uint8_t state;
 };
+
+/* A call that yields `message`, to which this takes the reference; NULL stands for the exception that is set. */
+PyObject *tc_wait_yield(const tc_wait_kind *kind, PyObject *message);
 
 /* A call that has been done: a schedule point, and then it returns `value`, or what finish() makes of it. */
 PyObject *tc_wait_pass(const tc_wait_kind *kind, PyObject *owner, PyObject *value);

@@ -14,6 +14,7 @@ import heapq
 import inspect
 import itertools
 import math
+import select
 import socket
 import types
 from typing import Any
@@ -24,7 +25,7 @@ import trio
 import trio.socket
 from trio import _channel, _highlevel_socket, _socket, _sync, _timeouts, _util
 from trio import abc as trio_abc
-from trio._core import _instrumentation, _ki, _parking_lot, _run, _traps
+from trio._core import _instrumentation, _io_epoll, _ki, _parking_lot, _run, _traps
 
 _PLACES: dict[str, object] = {
     "run": _run,
@@ -39,6 +40,7 @@ _PLACES: dict[str, object] = {
     "sync": _sync,
     "channel": _channel,
     "timeouts": _timeouts,
+    "epoll": _io_epoll,
 }
 
 RELEASE: str = trio.__version__
@@ -296,5 +298,15 @@ class ChannelSeam:
         self.put_nowait_method = _channel.MemorySendChannel.send_nowait
 
 
-PART_SEAMS = {"nurseries": NurserySeam, "locks": LockSeam, "channels": ChannelSeam}
+class EpollSeam:
+    """What the C of Trio's I/O manager on Linux needs."""
+
+    def __init__(self) -> None:
+        self.epoll_manager_type = _io_epoll.EpollIOManager
+        self.epoll_waiters_type = _io_epoll.EpollWaiters
+        self.epoll_type = select.epoll
+        self.busy_resource_error = trio.BusyResourceError
+
+
+PART_SEAMS = {"nurseries": NurserySeam, "locks": LockSeam, "channels": ChannelSeam, "epoll": EpollSeam}
 """By piece: the facts about Trio that the C module needs for it, beyond :class:`CoreSeam`."""

@@ -344,6 +344,24 @@ TICK: Final = Piece(
     needs=("step",),
 )
 
+EPOLL: Final = Piece(
+    "epoll",
+    (Part("epoll:EpollIOManager._epoll_wait", "epoll_wait", _AWAIT.format("gain_trio_core(self, fd, attr_name)")),),
+    stands_for=(
+        "epoll:EpollIOManager.get_events",
+        "epoll:EpollIOManager.process_events",
+        "epoll:EpollIOManager._update_registrations",
+        "epoll:EpollIOManager.wait_readable",
+        "epoll:EpollIOManager.wait_writable",
+        "lowlevel:wait_readable",
+        "lowlevel:wait_writable",
+        "lowlevel:reschedule",
+        "run:Runner.reschedule",
+        "traps:wait_task_rescheduled",
+    ),
+    layouts=(*_WAIT_LAYOUTS, "epoll:EpollIOManager", "epoll:EpollWaiters"),
+)
+
 PIECES: Final = (
     SOCKETS,
     STREAMS,
@@ -356,6 +374,7 @@ PIECES: Final = (
     NURSERIES,
     LOCKS,
     CHANNELS,
+    EPOLL,
 )
 """All of them.  Where two replace the same function, the later one's code is the one that counts."""
 
@@ -366,11 +385,14 @@ INTERFACE: Final = 4
 arguments of a function that is there already; a function that is missing is found by its name."""
 
 
+_USED: Final = ("configure", "set_manager", "set_pieces", "check_socket", "check_epoll")
+
+
 def stale_build() -> str | None:
     """Why the compiled module does not go with this Python code, or None."""
     found = getattr(trio_core, "INTERFACE", 1)
     called = {part.call for piece in PIECES for part in piece.parts if part.call}
-    missing = sorted(name for name in (*called, "configure", "SocketMethod") if not hasattr(trio_core, name))
+    missing = sorted(name for name in (*called, *_USED, "SocketMethod") if not hasattr(trio_core, name))
     if found == INTERFACE and not missing:
         return None
     what = f"has no {missing[0]}()" if missing else f"has interface {found}, not {INTERFACE}"

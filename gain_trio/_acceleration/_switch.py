@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import socket
 import threading
 import types
@@ -137,16 +138,20 @@ class Switch:
             swaps = self._load()
             names = tuple(name for name in NAMES if name in set(wanted) and name not in self._refused)
             self._uses.update(names)
-            for swap in swaps:
-                swap.choose(self._uses)
+            self._apply(swaps)
             return names
 
     def take_out(self, names: tuple[str, ...]) -> None:
         """The end of a use."""
         with self._lock:
             self._uses.subtract(names)
-            for swap in self._swaps or ():
-                swap.choose(self._uses)
+            self._apply(self._swaps or ())
+
+    def _apply(self, swaps: Iterable[_CodeSwap]) -> None:
+        for swap in swaps:
+            swap.choose(self._uses)
+        if swaps:
+            trio_core.set_pieces(tuple(name for name in NAMES if self._uses[name] > 0))
 
     def is_in(self, name: str) -> bool:
         """Whether some use of the piece has not ended."""
@@ -177,6 +182,12 @@ def _configure() -> dict[str, str]:
             trio_core.check_socket(sample)
         except TypeError as error:
             refused |= dict.fromkeys(("sockets", "streams"), str(error))
+    if "epoll" not in refused:
+        with select.epoll() as poller:
+            try:
+                trio_core.check_epoll(poller)
+            except TypeError as error:
+                refused["epoll"] = str(error)
     return refused
 
 

@@ -245,9 +245,16 @@ class UringIOManager:
             self.proactor.wait(0)  # after the renewal, because it reaps what the eventfd has not counted
         completions = self.proactor.process()
         if completions is not None:
-            complete = self.ring.complete
-            for key, result, flags, is_descriptor in completions:
-                complete(key, result, flags, is_descriptor)
+            self.complete(completions)
+
+    def complete(self, completions: list[tuple[int, int, int, int]]) -> None:
+        """Hand over what the proactor's ``process()`` returns: the completions of single operations.
+
+        An accelerated tick calls ``wait()`` and ``process()`` of the proactor itself, and then this.
+        """
+        complete = self.ring.complete
+        for key, result, flags, is_descriptor in completions:
+            complete(key, result, flags, is_descriptor)
 
     # --- what programs call, by way of trio.lowlevel ---
 
