@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import zlib
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -459,6 +460,34 @@ async def test_a_client_that_vanishes() -> None:
         await peer.stream.aclose()
         await app.over.wait()
     assert app.messages == [disconnect(1006)]
+
+
+async def test_a_client_that_vanishes_with_a_ping_unanswered_is_no_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The answer fails, in the app's call of receive()."""
+    is_gone, messages = trio.Event(), []
+
+    async def app(_scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await is_gone.wait()
+        messages.append(await receive())
+        is_over.set()
+
+    is_over = trio.Event()
+    with trio.fail_after(PATIENCE):
+        async with serving_websockets(app, f"unix://{tmp_path}/socket") as server:
+            async with await trio.open_unix_socket(server.addresses[0]) as stream:
+                peer = Peer(stream)
+                await peer.request(handshake())
+                await peer.response()
+                await peer.send(frame(PING, b"p"))
+            await wait_all_tasks_blocked()
+            is_gone.set()
+            await is_over.wait()
+    assert messages == [disconnect(1006)]
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 async def test_sending_to_a_client_that_vanished_raises_an_os_error(caplog: pytest.LogCaptureFixture) -> None:

@@ -208,7 +208,7 @@ class WebSocket:
                     if not codec.is_open:
                         self._over(codec.end)
                     elif codec.control:
-                        await self._writer.flush()
+                        await self._flush_or_end()
                     if codec.has_more or self._unwaited >= MAX_UNWAITED:
                         self._unwaited = 0
                         await trio.lowlevel.checkpoint()

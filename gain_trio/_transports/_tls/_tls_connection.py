@@ -90,7 +90,7 @@ class TlsConnection(TlsTraffic):
         self._transfer: trio.CancelScope | None = None
 
     def __repr__(self) -> str:
-        return self._described("closed" if self._is_closed else f"{self.tls_version()} fd={self.fileno()}")
+        return self._described("closed" if self._is_closed else f"{self.tls_version() or 'TLS'} fd={self.fileno()}")
 
     def _peer_text(self) -> str | None:
         """See :meth:`Connection._peer_text`."""
