@@ -26,6 +26,7 @@ from support.asgi_serving import (
 )
 from support.http_answers import answers
 from support.pairs import receive_all
+from trio.testing import wait_all_tasks_blocked
 
 from gain_trio.asgi import ClientDisconnected
 
@@ -277,6 +278,28 @@ async def test_a_body_in_many_small_chunks_lets_other_tasks_run() -> None:
         [answer] = await ask(server, closing("POST", "/", "Transfer-Encoding: chunked", body=chunks), "POST")
     assert answer.body == b"Hello, World!"
     assert turns >= 5
+
+
+async def test_many_small_chunks_of_a_client_that_is_gone_are_not_read() -> None:
+    is_gone, is_over = trio.Event(), trio.Event()
+    received: list[Any] = []
+
+    async def app(_scope: Any, receive: Any, _send: Any) -> None:
+        received.append(await receive())
+        await is_gone.wait()
+        received.append(await receive())
+        is_over.set()
+
+    async with serving_app(app) as server:
+        async with client_of(server) as client:
+            await client.send(request("POST", "/", "Transfer-Encoding: chunked", body=b"1\r\nx\r\n" * 10000))
+            await client.flush()
+            await wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
+        is_gone.set()
+        await is_over.wait()
+    assert received[0]["more_body"]
+    assert received[1:] == [{"type": "http.disconnect"}]
 
 
 async def test_a_large_body_is_pulled() -> None:

@@ -12,6 +12,7 @@ import pytest
 import trio
 from support.pairs import PATIENCE, receive_all, until
 from support.servers import serving
+from support.sockets import reset
 from support.websocket_frames import BINARY, CLOSE, CONT, DEFLATE, PING, PONG, TEXT, closing, frame, handshake
 from support.websocket_servers import App, Message, Peer, Receive, Send, connected, peer_of, serving_websockets
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -488,6 +489,30 @@ async def test_a_client_that_vanishes_with_a_ping_unanswered_is_no_error(
             await is_over.wait()
     assert messages == [disconnect(1006)]
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def test_many_frames_of_a_client_that_has_vanished_are_not_read(mock_clock: MockClock) -> None:
+    """The clock stands still, so that the app is not away."""
+    assert mock_clock.rate == 0
+    is_gone, is_over = trio.Event(), trio.Event()
+    messages: list[Message] = []
+
+    async def app(_scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await is_gone.wait()
+        messages.append(await receive())
+        is_over.set()
+
+    async with connected(app) as peer:
+        many = frame(TEXT, b"a", fin=False) + frame(CONT, fin=False) * 10 * MAX_FRAMES + frame(CONT)
+        await peer.send(many)
+        await wait_all_tasks_blocked()
+        reset(peer.stream)
+        await wait_all_tasks_blocked()
+        is_gone.set()
+        await is_over.wait()
+    assert messages == [disconnect(1006)]
 
 
 async def test_sending_to_a_client_that_vanished_raises_an_os_error(caplog: pytest.LogCaptureFixture) -> None:

@@ -63,7 +63,7 @@ from ._connections import (
 )
 from ._datagrams import DatagramEndpoint, DatagramStatistics, open_datagram_endpoint
 from ._open import connect, open_listeners
-from ._peer import UNKNOWN, endpoint_text, peer_of
+from ._peer import UNKNOWN, endpoint_text, peer_of, was_reset
 from ._peer_progress import DEFAULT_CLOSE_TIMEOUT, CloseWait
 from ._time_slices import SLICE_NS, TimeSlice
 from ._tls import (
@@ -153,6 +153,7 @@ __all__ = [
     "start_tls",
     "steer_by_cpu",
     "wait_released",
+    "was_reset",
     "whole_of",
     "without_head",
     "wrap_connection",

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import struct
 import sys
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from ._addresses import peer_credentials, shown
 
@@ -75,3 +76,34 @@ def unnamed_text(sock: socket.socket) -> str:
         if who.pid:
             return f"{UNNAMED} (process {who.pid}, user {who.uid})"
     return UNNAMED
+
+
+class HasSocket(Protocol):
+    """A connection, as far as :func:`was_reset` looks at it."""
+
+    def fileno(self) -> int:
+        """The descriptor, or -1."""
+
+    @property
+    def direct_local_address(self) -> Any:
+        """The address of this end of the socket."""
+
+
+def was_reset(connection: HasSocket) -> bool:
+    """Whether the kernel reports that the peer has reset the connection; bytes that came before may still be unread.
+
+    A server looks before it spends much time on such bytes, whose answer nothing can take.  It is one poll(2).  A Unix
+    socket has a hangup as well when its peer has closed it in good order, and so only an error counts there.
+    """
+    descriptor = connection.fileno()
+    if descriptor < 0 or not hasattr(select, "poll"):
+        return descriptor < 0
+    asked = select.poll()
+    asked.register(descriptor, 0)  # errors and hangups are always reported
+    found = asked.poll(0)
+    if not found:
+        return False
+    signs = select.POLLERR
+    if isinstance(connection.direct_local_address, tuple):
+        signs |= select.POLLHUP
+    return bool(found[0][1] & signs)

@@ -20,6 +20,7 @@ import trio
 
 from gain_trio._http import CONTINUE, Refused, Request
 from gain_trio._server import ungrouped
+from gain_trio._transports import was_reset
 
 from ._asgi_types import Message
 from ._opened_file import OpenedFile
@@ -104,6 +105,9 @@ class HttpExchange:
             while True:
                 if reader.is_midway:
                     await trio.lowlevel.checkpoint()
+                    if was_reset(http.connection):
+                        http.is_ended = True
+                        break
                 body = reader.take_body()
                 http.note_taken()
                 more = reader.in_body

@@ -28,7 +28,7 @@ import trio
 from gain_trio._http import Refused, Request, RequestReader, linger, response, split_target
 from gain_trio._io_manager import cancel_status_of, leave_open_scopes
 from gain_trio._server import own_fault
-from gain_trio._transports import Connection
+from gain_trio._transports import Connection, was_reset
 
 from ._app_context import call_app, in_context, in_task
 from ._asgi_types import ClientDisconnected, Receive, Scope, Send
@@ -418,6 +418,8 @@ class HttpConnection:
                     return True
                 if reader.is_midway:
                     await trio.lowlevel.checkpoint()
+                    if was_reset(self.connection):
+                        return False
                 elif not await self._receive_until(deadline):
                     return False
         except Refused:  # the response has been sent

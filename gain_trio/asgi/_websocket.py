@@ -28,7 +28,7 @@ import trio
 
 from gain_trio._io_manager import cancel_status_of, leave_open_scopes
 from gain_trio._server import own_fault
-from gain_trio._transports import DeadlineEntry, current_keeper
+from gain_trio._transports import DeadlineEntry, current_keeper, was_reset
 
 from ._asgi_types import ClientDisconnected, Message, Scope
 from ._websocket_codec import BINARY, TEXT, End, WebSocketCodec
@@ -211,7 +211,7 @@ class WebSocket:
                         await self._flush_or_end()
                     if codec.has_more or self._unwaited >= MAX_UNWAITED:
                         self._unwaited = 0
-                        await trio.lowlevel.checkpoint()
+                        await self._let_others_run()
                     continue
                 if message is not None:
                     self._unwaited += 1
@@ -221,6 +221,12 @@ class WebSocket:
             self._receiving = False
             if not self._expected and self._state is _OPEN:
                 self._expect()
+
+    async def _let_others_run(self) -> None:
+        """End a turn of reading from memory, and all reading if the peer has reset the connection meanwhile."""
+        await trio.lowlevel.checkpoint()
+        if was_reset(self._connection):
+            self._over(VANISHED)
 
     def _next_queued(self) -> Message:
         message = self._queue.popleft()
@@ -303,7 +309,7 @@ class WebSocket:
                 if self._receiving and self._queue:
                     break
                 if codec.has_more:
-                    await trio.lowlevel.checkpoint()
+                    await self._let_others_run()
                 elif message is None and self._state is _OPEN:  # else it was closed while this task sent
                     await self._read()
         except _GONE:
