@@ -280,8 +280,9 @@ async def test_a_client_that_does_not_read_a_file_is_reset(tmp_path: Path) -> No
     assert str(errors[0]) == "the client reads too slowly"
 
 
-async def test_a_client_that_reads_a_file_slowly_gets_it_whole(
-    tmp_path: Path, mock_clock: trio.testing.MockClock
+@pytest.mark.parametrize("kind", ["file", "body"])
+async def test_a_client_that_reads_slowly_gets_all_of_it(
+    kind: str, tmp_path: Path, mock_clock: trio.testing.MockClock
 ) -> None:
     size = 30_000_000
     with (tmp_path / "file").open("wb") as file:
@@ -289,7 +290,10 @@ async def test_a_client_that_reads_a_file_slowly_gets_it_whole(
 
     async def app(_scope: Any, _receive: Any, send: Any) -> None:
         await send(TEXT)
-        await send({"type": "http.response.pathsend", "path": str(tmp_path / "file")})
+        if kind == "file":
+            await send({"type": "http.response.pathsend", "path": str(tmp_path / "file")})
+        else:
+            await send({"type": "http.response.body", "body": bytes(size)})
 
     async with serving_app(app, timeout_send=60, timeout_keep_alive=5, patience=math.inf) as server:
         marks = gain_trio.Marks(receive_high=4096, receive_low=1024)

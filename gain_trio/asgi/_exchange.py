@@ -11,8 +11,9 @@ task that waits for them, so the first look needs no waiting: an app that asks i
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NoReturn, final
 
@@ -20,7 +21,7 @@ import trio
 
 from gain_trio._http import CONTINUE, Refused, Request
 from gain_trio._server import ungrouped
-from gain_trio._transports import was_reset
+from gain_trio._transports import Marks, was_reset
 
 from ._asgi_types import Message
 from ._opened_file import OpenedFile
@@ -37,7 +38,9 @@ _JOINED: Final = 16 * 1024
 _GONE: Final = (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
 _LAST_CHUNK: Final = b"0\r\n\r\n"
 _LOOKS: Final = 4
-"""How often the server looks, in the time that a client may accept nothing of a file, whether it has accepted something."""
+"""How often the server looks, in the time that a client may accept nothing, whether it has accepted something."""
+_WAITS: Final = Marks().send_high
+"""With this number of bytes outbound a send waits for the client, as a rule."""
 
 
 @final
@@ -206,12 +209,19 @@ class HttpExchange:
     async def _send(self, data: bytes | Sequence[bytes]) -> None:
         """Send to the client, in time."""
         http = self.http
+        connection = http.connection
         http.renew(http.clock())
+        size = len(data) if type(data) is bytes else sum(map(len, data))
         try:
-            await http.connection.send(data)
+            if connection.outbound_buffered + size < _WAITS:
+                await connection.send(data)
+            else:
+                await self._while_accepted(functools.partial(connection.send, data))
         except _GONE as error:
             raise http.lost(self, error) from error
-        except trio.Cancelled:
+        except trio.BusyResourceError:
+            raise
+        except BaseException:
             self.is_incomplete = True
             raise
 
@@ -346,16 +356,21 @@ class HttpExchange:
     async def _send_opened(self, file: OpenedFile) -> None:
         http = self.http
         try:
-            with ungrouped():
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._allow_time, name="gain_trio watch of a file")
-                    self.size = await http.connection.send_file(file.descriptor, 0, file.size)
-                    nursery.cancel_scope.cancel()
+            await self._while_accepted(functools.partial(http.connection.send_file, file.descriptor, 0, file.size))
         except _GONE as error:
             raise http.lost(self, error) from error
         except BaseException:
             self.is_incomplete = True
             raise
+        self.size = file.size
+
+    async def _while_accepted(self, send: Callable[[], Awaitable[object]]) -> None:
+        """Await ``send()``, which has as much time as it takes while the client accepts something."""
+        with ungrouped():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._allow_time, name="gain_trio watch of a response")
+                await send()
+                nursery.cancel_scope.cancel()
 
     async def _allow_time(self) -> None:
         """Move the deadline of sending away for as long as the client accepts something, however slow it is."""
