@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import zlib
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -17,10 +18,12 @@ from support.websocket_frames import BINARY, CLOSE, CONT, DEFLATE, PING, PONG, T
 from support.websocket_servers import App, Message, Peer, Receive, Send, connected, peer_of, serving_websockets
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from gain_trio import Connection
 from gain_trio.asgi import AsgiConfig, ClientDisconnected
 from gain_trio.asgi._asgi_handler import AsgiHandler
 from gain_trio.asgi._websocket import AWAY, MAX_EARLY
 from gain_trio.asgi._websocket_codec import MAX_FRAMES, WebSocketCodec
+from gain_trio.asgi._websocket_pings import PeerState, PingSchedule
 
 pytestmark = pytest.mark.connections
 
@@ -998,6 +1001,50 @@ async def test_a_client_that_answers_no_ping_has_vanished(mock_clock: MockClock)
         assert (await peer.closed())[0] == 1011
         await peer.ended()
     assert app.messages == [disconnect(1006)]
+
+
+class Accepting:
+    """A connection as far as pings look at it."""
+
+    def __init__(self, sent: int) -> None:
+        self.bytes_received = 0
+        self.bytes_sent = self.left = sent
+
+    def _unacknowledged(self) -> int:
+        return self.left
+
+
+def test_a_client_that_accepts_what_is_in_front_of_a_ping_has_not_vanished() -> None:
+    connection = Accepting(4000)
+    pings = PingSchedule(AsgiConfig(ws_ping_interval=20, ws_ping_timeout=20), cast("Connection", connection))
+    pings.begin(0)
+    assert pings.look(20, is_sending=True, is_full=False) is PeerState.PING
+    for now in (40, 60, 80):
+        connection.left -= 1000
+        assert pings.look(now, is_sending=True, is_full=False) is PeerState.PING
+    assert pings.look(100, is_sending=True, is_full=False) is PeerState.GONE
+
+
+async def test_a_client_that_reads_slowly_gets_all_and_then_the_close(mock_clock: MockClock) -> None:
+    size, count = 100_000, 80
+
+    async def app(_scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        for _ in range(count):
+            await send({"type": "websocket.send", "bytes": bytes(size)})
+        await send({"type": "websocket.close"})
+
+    async with connected(app, ws_ping_interval=math.inf) as peer:
+        for number in range(count):
+            if number % 10 == 0:
+                await wait_all_tasks_blocked(0.01)
+                mock_clock.jump(4)
+                await peer.send(frame(PONG))  # to a server that has closed the connection it would be the end of all
+            assert await peer.message() == bytes(size)
+        assert await peer.closed() == (1000, "")
+        await peer.answer_close()
+        await peer.ended()
 
 
 async def test_no_pings_with_an_infinite_interval(mock_clock: MockClock) -> None:

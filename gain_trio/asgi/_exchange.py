@@ -211,7 +211,7 @@ class HttpExchange:
         http = self.http
         connection = http.connection
         http.renew(http.clock())
-        size = len(data) if type(data) is bytes else sum(map(len, data))
+        size = len(data) if isinstance(data, bytes) else sum(len(piece) for piece in data)
         try:
             if connection.outbound_buffered + size < _WAITS:
                 await connection.send(data)

@@ -22,12 +22,12 @@ import enum
 import math
 import os
 from collections import deque
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Final, NoReturn, final
 
 import trio
 
 from gain_trio._io_manager import cancel_status_of, leave_open_scopes
-from gain_trio._server import own_fault
+from gain_trio._server import own_fault, ungrouped
 from gain_trio._transports import DeadlineEntry, current_keeper, was_reset
 
 from ._asgi_types import ClientDisconnected, Message, Scope
@@ -46,6 +46,8 @@ MAX_QUEUED: Final = 64 * 1024
 """Bytes of queued messages with which that task stops, too."""
 MAX_EARLY: Final = 16 * 1024
 """Bytes that a client may send before the app has accepted, which no client has a reason for."""
+_LOOKS: Final = 4
+"""How often a task looks, in the time of a closing handshake, whether the peer has accepted something."""
 MAX_UNWAITED: Final = 64
 """Messages in a row that the app gets from memory; other tasks have a turn then."""
 
@@ -428,6 +430,29 @@ class WebSocket:
 
     async def _finish(self) -> None:
         """Send the close frame, have the peer answer it, and close the connection: a task."""
+        with ungrouped():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._allow_time, name="gain_trio watch of a closing WebSocket")
+                await self._complete_handshake()
+                nursery.cancel_scope.cancel()
+        await self._connection.aclose()
+
+    async def _allow_time(self) -> NoReturn:
+        """Move the deadlines of the handshake away while the peer accepts what was sent before, within a bound."""
+        connection, timeout = self._connection, self._config.ws_close_timeout
+        end = connection.write_deadline - timeout + connection.close_timeout
+        before = self._accepted()
+        while True:
+            await trio.sleep(timeout / _LOOKS)
+            if self._accepted() != before:
+                before = self._accepted()
+                connection.set_deadline(min(trio.current_time() + timeout, end))
+
+    def _accepted(self) -> int:
+        """Bytes that the peer has accepted."""
+        return self._connection.bytes_sent - (self._connection._unacknowledged() or 0)
+
+    async def _complete_handshake(self) -> None:
         connection, codec = self._connection, self._codec
         connection.read_deadline = connection.write_deadline
         with contextlib.suppress(*_GONE):  # the peer is not there, or too slow: then there is no handshake to complete
@@ -444,7 +469,6 @@ class WebSocket:
                         break
             elif codec.has_failed:
                 await self._linger()
-        await connection.aclose()
 
     async def _linger(self) -> None:
         """Have the peer receive the close frame: a reset, because of data that was not received, would overtake it."""
