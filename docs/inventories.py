@@ -16,14 +16,16 @@ PYTHON = {
     "library/collections.abc.html": "class collections.abc.AsyncIterator collections.abc.Awaitable collections.abc.Buffer "
     "collections.abc.Callable collections.abc.Collection collections.abc.Coroutine collections.abc.Iterable "
     "collections.abc.Mapping collections.abc.Sequence",
-    "library/contextlib.html": "class contextlib.AbstractAsyncContextManager func contextlib.asynccontextmanager",
+    "library/contextlib.html": "class contextlib.AbstractContextManager contextlib.AbstractAsyncContextManager func "
+    "contextlib.asynccontextmanager",
     "library/exceptions.html": "exc BaseException Exception KeyboardInterrupt SystemExit EOFError ImportError "
     "ModuleNotFoundError NotImplementedError OSError OverflowError RuntimeError TypeError ValueError BufferError",
     "library/functions.html": "class bool float int func repr",
     "library/functools.html": "func functools.partial",
     "library/logging.html": "mod logging class logging.Formatter logging.LogRecord",
     "library/logging.handlers.html": "class logging.handlers.QueueHandler",
-    "library/socket.html": "class socket.socket exc socket.gaierror meth socket.socket.getsockname "
+    "library/socket.html": "mod socket class socket.socket socket.AddressFamily socket.SocketKind exc socket.gaierror "
+    "func socket.create_connection attr socket.socket.proto meth socket.socket.getsockname "
     "socket.socket.getpeername socket.socket.setsockopt socket.socket.getsockopt",
     "library/ssl.html": "class ssl.SSLContext exc ssl.SSLError ssl.SSLCertVerificationError func ssl.create_default_context "
     "meth ssl.SSLSocket.getpeercert",
@@ -34,14 +36,21 @@ TRIO = {
     "trio.BusyResourceError trio.Cancelled trio.ClosedResourceError trio.BrokenResourceError trio.TooSlowError "
     "trio.WouldBlock func trio.run trio.current_time trio.move_on_after trio.from_thread.run trio.from_thread.run_sync "
     "trio.to_thread.run_sync",
-    "reference-io.html": "class trio.abc.HalfCloseableStream trio.SSLStream trio.SocketStream trio.socket.SocketType mod "
-    "trio.socket",
+    "reference-io.html": "class trio.abc.HalfCloseableStream trio.SSLStream trio.SocketStream trio.SocketListener "
+    "trio.socket.SocketType mod trio.socket",
     "reference-lowlevel.html": "class trio.abc.Instrument trio.lowlevel.Task func trio.lowlevel.current_task "
     "trio.lowlevel.start_guest_run trio.lowlevel.checkpoint",
     "reference-testing.html": "class trio.testing.MockClock func trio.testing.wait_all_tasks_blocked",
 }
 SITES = {"python": "https://docs.python.org/3/", "trio": "https://trio.readthedocs.io/en/stable/"}
-ROLES = {"class": "class", "exc": "exception", "func": "function", "meth": "method", "mod": "module"}
+ROLES = {
+    "attr": "attribute",
+    "class": "class",
+    "exc": "exception",
+    "func": "function",
+    "meth": "method",
+    "mod": "module",
+}
 
 
 def _lines(pages: dict[str, str]) -> list[str]:

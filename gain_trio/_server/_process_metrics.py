@@ -1,13 +1,13 @@
 """The standard ``process_*`` metrics, over all processes of a server.
 
 prometheus_client reads them from /proc, for one process; here they are added up.  The CPU time of a worker process that has
-ended is the server's children's (``RUSAGE_CHILDREN``, getrusage(2)) from the moment in which the server has fetched its exit
+ended is the server's children's (times(2)) from the moment in which the server has fetched its exit
 status, so the counter never falls when a process is replaced.
 """
 
 from __future__ import annotations
 
-import resource
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, final
 
@@ -51,7 +51,8 @@ class ProcessMetrics:
                 if metric.name == _START and not sums[_START]:
                     sums[_START] = value
         if _CPU in sums:
-            ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-            yield CounterMetricFamily(_CPU, texts[_CPU], sums.pop(_CPU) + ended.ru_utime + ended.ru_stime)
+            times = os.times()
+            ended = times.children_user + times.children_system
+            yield CounterMetricFamily(_CPU, texts[_CPU], sums.pop(_CPU) + ended)
         for name, value in sums.items():
             yield GaugeMetricFamily(name, texts[name], value)

@@ -15,7 +15,7 @@ class Route:
         self._room: int | None = None
         self._largest_piece: int | None = None
         self._reset_after: int | None = None
-        self.carried = 0
+        self.carried: int = 0
         """Bytes that have arrived at the other end."""
 
     @property
