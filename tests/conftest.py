@@ -15,7 +15,7 @@ The others choose what a target of the Makefile runs:
 - ``features``: the kernel features that a ring can do without make a difference to it.
 - ``driver``: looks at the ring and at the I/O manager themselves.
 - ``memory``: watches the memory of the process, which a sanitizer's quarantine would add to.
-- ``no_run``: starts no run, so no backend makes a difference to it; ``make test`` has it once.
+- ``no_run``: starts no run on the session's backend, so that makes no difference to it; ``make test`` has it once.
 - ``slow``: starts many processes, fills large tables, or computes for seconds; ``make check`` leaves it out.
 """
 
@@ -76,7 +76,9 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.addinivalue_line("markers", "driver: looks at the ring and the I/O manager themselves")
     config.addinivalue_line("markers", "memory: watches the memory of the process")
-    config.addinivalue_line("markers", "no_run: starts no run, so no backend makes a difference to it")
+    config.addinivalue_line(
+        "markers", "no_run: starts no run on the session's backend, so that makes no difference to it"
+    )
     config.addinivalue_line("markers", "slow: starts many processes, fills large tables, or computes for seconds")
     choose_backend()
     config.stash[session_backend] = trio.run(ask_for_backend)

@@ -39,7 +39,7 @@ from gain_trio._command._doctor_page import as_json, as_text
 from gain_trio._kernel import Feature, kernel_version, load_error
 from gain_trio._ring import Ring, RingOptions
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.no_run]
 
 NAMES = tuple(feature.name.lower() for feature in Feature if feature.name)
 GONE = Unknown("No such file or directory: /proc/x")

@@ -73,11 +73,15 @@ class Loris:
 
 
 @pytest.mark.parametrize(
-    ("every", "idle_timeout", "thrown_out_at"),
-    [(1, IDLE_TIMEOUT, LINE_TIMEOUT), (1, math.inf, LINE_TIMEOUT), (math.inf, IDLE_TIMEOUT, IDLE_TIMEOUT)],
-    ids=["a byte a second", "a byte a second without idle timeout", "a byte, and no more"],
+    ("kind", "every", "idle_timeout", "thrown_out_at"),
+    [
+        ("TCP", 1, IDLE_TIMEOUT, LINE_TIMEOUT),
+        ("Unix", 1, math.inf, LINE_TIMEOUT),
+        ("TCP", math.inf, IDLE_TIMEOUT, IDLE_TIMEOUT),
+        ("Unix", math.inf, IDLE_TIMEOUT, IDLE_TIMEOUT),
+    ],
+    ids=lambda value: str(value),
 )
-@pytest.mark.parametrize("kind", ["TCP", "Unix"])
 async def test_they_are_thrown_out_and_nobody_else_is(
     mock_clock: MockClock, tmp_path: Path, *, kind: str, every: float, idle_timeout: float, thrown_out_at: float
 ) -> None:

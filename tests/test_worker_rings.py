@@ -73,6 +73,7 @@ def serve_restricted(restriction: str, *arguments: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.no_run
 @compiled
 @pytest.mark.parametrize("architecture", ["reactor", "socket_sharding"])
 def test_workers_without_memory_for_a_ring_do_without_and_one_line_says_so(architecture: str) -> None:
@@ -88,6 +89,7 @@ def test_workers_without_memory_for_a_ring_do_without_and_one_line_says_so(archi
         assert re.match(r"[1-5] of 5 worker processes have no ring, |running on Trio's own I/O manager: ", line)
 
 
+@pytest.mark.no_run
 @compiled
 def test_a_ring_that_is_demanded_is_demanded_of_workers() -> None:
     with pytest.raises(AssertionError, match="RingUnavailable"):
