@@ -76,6 +76,34 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+class Progress:
+    """What is measured now, and how long the rest will take: a line on a terminal, which the next line replaces."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._done = 0
+        self._began = time.monotonic()
+        self._is_shown = sys.stderr.isatty()
+
+    def left(self) -> str:
+        """An estimate from the measurements that are over."""
+        if not self._done:
+            return ""
+        seconds = (time.monotonic() - self._began) / self._done * (self._total - self._done)
+        return f", about {seconds / 60:.0f} minutes left" if seconds >= 90 else f", about {seconds:.0f} s left"
+
+    def begin(self, name: str) -> None:
+        """Show what is measured now."""
+        if self._is_shown:
+            sys.stderr.write(f"\r\x1b[K  {self._done + 1} of {self._total}: {name}{self.left()}")
+            sys.stderr.flush()
+
+    def end(self, line: str) -> None:
+        """Replace it by its result."""
+        self._done += 1
+        say(f"\r\x1b[K{line}" if self._is_shown else line)
+
+
 def _busy_share(cpus: set[int], seconds: float = 0.2) -> float:
     def read() -> tuple[int, int]:
         total = idle = 0
@@ -237,11 +265,13 @@ def run_rounds(
     summarize: Callable[[Result], str] | None = None,
 ) -> dict[str, list[Result]]:
     results: dict[str, list[Result]] = {spec.name: [] for spec in specs}
+    progress = Progress(rounds * len(specs))
     for number in range(rounds):
         for spec in specs:
+            progress.begin(spec.name)
             result = measure_one(spec)
             results[spec.name].append(result)
-            say(f"  round {number + 1}/{rounds}, {spec.name}: {(summarize or summary)(result)}")
+            progress.end(f"  round {number + 1}/{rounds}, {spec.name}: {(summarize or summary)(result)}")
     return results
 
 

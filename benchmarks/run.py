@@ -7,6 +7,7 @@
     python benchmarks/run.py --http
     python benchmarks/run.py --asgi
     python benchmarks/run.py --memory
+    python benchmarks/run.py --report build/report
     python benchmarks/run.py --transfer
     python benchmarks/run.py --over
 
@@ -32,6 +33,7 @@ import _asgi
 import _http
 import _measure
 import _over
+import _report
 import _servers
 import _table
 import _transfer
@@ -90,6 +92,12 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
         help=f"RSS of idle connections (default: {DEFAULT_IDLE})",
     )
     mode.add_argument(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        help="a page with plots: echo (--configs), and memory; in this new folder, with the results as JSON",
+    )
+    mode.add_argument(
         "--transfer",
         type=int,
         nargs="?",
@@ -135,6 +143,8 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--rounds must be 1 to 1000, --retries 0 to 100")
     if not 0.1 <= arguments.seconds <= 300:
         parser.error("--seconds must be 0.1 to 300")
+    if arguments.report is not None and arguments.report.exists():
+        parser.error(f"--report makes a new folder, and {arguments.report} exists")
     if arguments.memory is not None and arguments.memory < 1:
         parser.error("--memory takes a positive number of connections")
     if arguments.transfer is not None and arguments.transfer < 1:
@@ -231,7 +241,11 @@ def run_mode(
     arguments: argparse.Namespace, specs: list[Spec], limit: int, settings: Settings
 ) -> Iterator[dict[str, Any]]:
     """Measure what was asked for, and print its tables."""
-    if arguments.memory is not None:
+    if arguments.report is not None:
+        for config in [Config.parse(text) for text in (arguments.configs or DEFAULT_CONFIGS).split(",")]:
+            yield run_echo(specs, config, settings)
+        yield run_memory(specs, DEFAULT_IDLE, limit, settings)
+    elif arguments.memory is not None:
         yield run_memory(specs, arguments.memory, limit, settings)
     elif arguments.transfer is not None:
         yield run_transfer(specs, arguments.transfer, arguments.kinds, settings)
@@ -288,16 +302,19 @@ def run(arguments: argparse.Namespace) -> None:
     machine = _servers.machine_line(interpreter, os.cpu_count() or 0)
     print("\n\n".join([machine, *skipped]), end="\n\n", flush=True)
     runs = list(run_mode(arguments, specs, limit, settings))
+    record = {
+        "date": f"{dt.datetime.now(dt.timezone.utc):%Y-%m-%d}",
+        "machine": machine,
+        "command": command_without_json(sys.argv),
+        "skipped": skipped,
+        "seconds": settings.seconds,
+        "runs": runs,
+    }
     if arguments.json:
-        record = {
-            "date": f"{dt.datetime.now(dt.timezone.utc):%Y-%m-%d}",
-            "machine": machine,
-            "command": command_without_json(sys.argv),
-            "skipped": skipped,
-            "seconds": settings.seconds,
-            "runs": runs,
-        }
         arguments.json.write_text(json.dumps(record, indent=1) + "\n")
+    if arguments.report:
+        _report.write(arguments.report, record)
+        say(f"the report: {arguments.report / 'index.html'}")
 
 
 def command_without_json(argv: list[str]) -> str:

@@ -138,6 +138,16 @@ static void print_slices(void)
     printf("]");
 }
 
+/* The latencies below which these shares of all lie, in microseconds. */
+static void print_latencies(void)
+{
+    static const double shares[] = {0.01, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 0.9999};
+    printf(", \"latency_us\": [");
+    for (size_t i = 0; i < sizeof shares / sizeof shares[0]; i++)
+        printf("%s[%g, %.3f]", i ? ", " : "", shares[i], histogram_percentile(&load.latency, shares[i]) / 1e3);
+    printf("]");
+}
+
 static void print_result(void)
 {
     const struct options *options = load.options;
@@ -156,6 +166,7 @@ static void print_result(void)
     print_number("p50_us", histogram_percentile(&load.latency, 0.5) / 1e3);
     print_number("p99_us", histogram_percentile(&load.latency, 0.99) / 1e3);
     print_number("p999_us", histogram_percentile(&load.latency, 0.999) / 1e3);
+    print_latencies();
     print_number("load_cpu_share", (double)load_used / (double)length);
     print_side(SIDE_SERVER, "");
     if (load.sides == 2) {
