@@ -17,7 +17,7 @@ from typing import Any
 
 import figures
 
-LEFT, RIGHT, WIDTH = figures.BARS, figures.FREE, figures.WIDTH
+LEFT, RIGHT, WIDTH = figures.BARS, 180, figures.WIDTH  # to the right there are three numbers
 TOP, ROW, BAR = figures.TOP, figures.ROW, figures.BAR
 AXIS = 26
 BOX, WHISKERS, MIDDLE = (0.25, 0.75), (0.01, 0.99), 0.5

@@ -107,7 +107,10 @@ def rows_of(ratios: Mapping[str, Mapping[str, Any]], scale: float) -> Iterator[s
 
 def caption_of(record: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
     """The lines below the bars: the machine, the date, the command, and what an asterisk means."""
-    lines = [*textwrap.wrap(f"{record['date']}: {record['machine']}", CAPTION_CHARACTERS), record["command"]]
+    lines = [
+        *textwrap.wrap(f"{record['date']}: {record['machine']}", CAPTION_CHARACTERS),
+        *textwrap.wrap(record["command"], CAPTION_CHARACTERS, break_on_hyphens=False),
+    ]
     if any(ratio.get("loud") for ratio in run["ratio_to_c"].values()):
         lines.append("* In at least one round fewer than three slices were quiet; there, all slices count.")
     return lines

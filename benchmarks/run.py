@@ -237,15 +237,20 @@ def run_transfer(specs: list[Spec], mebibytes: int, kinds: list[str], settings: 
     return {"mode": "transfer", "mebibytes": mebibytes, "results": by_name}
 
 
+def run_report(
+    arguments: argparse.Namespace, specs: list[Spec], limit: int, settings: Settings
+) -> Iterator[dict[str, Any]]:
+    """Measure what --report shows."""
+    for text in (arguments.configs or DEFAULT_CONFIGS).split(","):
+        yield run_echo(specs, Config.parse(text), settings)
+    yield run_memory(specs, DEFAULT_IDLE, limit, settings)
+
+
 def run_mode(
     arguments: argparse.Namespace, specs: list[Spec], limit: int, settings: Settings
 ) -> Iterator[dict[str, Any]]:
     """Measure what was asked for, and print its tables."""
-    if arguments.report is not None:
-        for config in [Config.parse(text) for text in (arguments.configs or DEFAULT_CONFIGS).split(",")]:
-            yield run_echo(specs, config, settings)
-        yield run_memory(specs, DEFAULT_IDLE, limit, settings)
-    elif arguments.memory is not None:
+    if arguments.memory is not None:
         yield run_memory(specs, arguments.memory, limit, settings)
     elif arguments.transfer is not None:
         yield run_transfer(specs, arguments.transfer, arguments.kinds, settings)
@@ -301,7 +306,8 @@ def run(arguments: argparse.Namespace) -> None:
     specs, skipped = choose_servers(arguments, known, interpreter)
     machine = _servers.machine_line(interpreter, os.cpu_count() or 0)
     print("\n\n".join([machine, *skipped]), end="\n\n", flush=True)
-    runs = list(run_mode(arguments, specs, limit, settings))
+    measure = run_mode if arguments.report is None else run_report
+    runs = list(measure(arguments, specs, limit, settings))
     record = {
         "date": f"{dt.datetime.now(dt.timezone.utc):%Y-%m-%d}",
         "machine": machine,

@@ -1,7 +1,7 @@
 """The entries of Trio's and Python's documentation that ours links to, as inventories for Sphinx's intersphinx.
 
 Intersphinx reads a site's inventory from the network, and a build here needs no network: so the entries that are used are
-written down, by page.  A reference to another one is a warning, and so an error, until it has its line here.
+written down, by page.  A reference to another one is no link, until it has its line here.
 """
 
 from __future__ import annotations
