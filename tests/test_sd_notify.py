@@ -275,3 +275,21 @@ def test_the_command_under_systemd(manager: socket.socket, tmp_path: Path, monke
         assert "draining" in received("STOPPING")["STATUS"]
         status, _out, err = program.end()
         assert (status, err) == (0, "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments", [["udp://127.0.0.1:0"], ["tcp://127.0.0.1:0", "--async-handler"]], ids=["UDP", "callbacks"]
+)
+def test_the_command_with_other_servers(arguments: list[str], manager: socket.socket) -> None:
+    """Those that obey no signals themselves."""
+    with running("-m", "gain_trio", "serve", *arguments, "--handler", "echo") as program:
+        report = lines_of(manager.recv(4096))
+        assert (report["READY"], report["MAINPID"]) == ("1", str(program.pid))
+        assert report["STATUS"].startswith("serving on 127.0.0.1:")
+        program.interrupt(signal.SIGHUP)
+        assert "RELOADING" in lines_of(manager.recv(4096))
+        assert lines_of(manager.recv(4096)) == {"READY": "1"}
+        program.interrupt(signal.SIGTERM)
+        assert lines_of(manager.recv(4096)) == {"STOPPING": "1"}
+        assert program.end()[0] == 0
