@@ -99,7 +99,7 @@ async def test_aclose_is_bounded_and_resets(autojump_clock: MockClock) -> None:
     await clog(served)
     start = trio.current_time()
     await served.aclose()
-    assert trio.current_time() - start == STALL
+    assert STALL <= trio.current_time() - start < 2 * STALL  # from when the kernel has moved the last of it
     with pytest.raises(trio.BrokenResourceError) as caught:
         await receive_all(client)
     assert isinstance(caught.value.__cause__, ConnectionResetError)

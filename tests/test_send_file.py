@@ -16,7 +16,18 @@ from pathlib import Path
 import pytest
 import trio
 from support.descriptors import open_descriptors
-from support.pairs import MEBIBYTE, PATIENCE, QUIET, Pair, fill_kernel, open_pair, pattern, receive_all, receive_exactly
+from support.pairs import (
+    MEBIBYTE,
+    PATIENCE,
+    QUIET,
+    Pair,
+    fill_kernel,
+    open_pair,
+    pattern,
+    receive_all,
+    receive_exactly,
+    until,
+)
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gain_trio import Connection
@@ -301,7 +312,9 @@ async def test_what_is_sent_without_waiting_does_not_get_into_a_file(pair: Pair,
     path.write_bytes(pattern(LARGE))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client.send_file, path)
-        await wait_all_tasks_blocked(QUIET)  # the peer does not read: the sender waits for room in the kernel
+        await until(
+            lambda: client.bytes_sent > 0
+        )  # what is sent before a thread has opened the file stands in front of it
         with pytest.raises(trio.BusyResourceError):
             client._send_nowait(b"in between")
         assert await receive_exactly(served, LARGE) == pattern(LARGE)
@@ -443,6 +456,7 @@ async def test_one_that_is_too_slow_has_sent_a_part(pair: Pair, path: Path, mock
     client, _served = pair
     path.write_bytes(pattern(LARGE))
     client.write_deadline = trio.current_time() + 5
+    before = client.bytes_sent
 
     async def send() -> None:
         with pytest.raises(trio.TooSlowError):
@@ -450,7 +464,7 @@ async def test_one_that_is_too_slow_has_sent_a_part(pair: Pair, path: Path, mock
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(send)
-        await wait_all_tasks_blocked(QUIET)
+        await until(lambda: client.bytes_sent > before)
         mock_clock.jump(4)
         client.write_deadline = trio.current_time() + 3  # it holds for the call in progress, and is moved away
         mock_clock.jump(2)
@@ -491,6 +505,7 @@ async def test_one_that_moves_nothing_is_idle(pair: Pair, path: Path, mock_clock
     client, served = pair
     path.write_bytes(pattern(LARGE))
     client.idle_timeout = 10
+    before = client.bytes_sent
     ended = trio.Event()
 
     async def send() -> None:
@@ -502,8 +517,7 @@ async def test_one_that_moves_nothing_is_idle(pair: Pair, path: Path, mock_clock
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(send)
-        while not client.bytes_sent:  # a thread may have to read the file first
-            await wait_all_tasks_blocked(QUIET)
+        await until(lambda: client.bytes_sent > before)  # a thread may have to read the file first
         while not ended.is_set():
             await wait_all_tasks_blocked(QUIET)
             mock_clock.jump(11)
