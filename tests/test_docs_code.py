@@ -35,6 +35,10 @@ async def refresh_cache(_pool: str) -> None:
     await trio.sleep_forever()
 
 
+async def app(_scope: Any, _receive: Any, _send: Any) -> None:
+    """Stands for an ASGI app, which gets no request."""
+
+
 GIVEN: dict[str, dict[str, Any]] = {
     "servers.md": {
         "echo": echo_until_broken,
@@ -42,6 +46,7 @@ GIVEN: dict[str, dict[str, Any]] = {
         "refresh_cache": refresh_cache,
         "address": "tcp://127.0.0.1:0",
     },
+    "existing-programs.md": {"app": app},
     "processes.md": {"handler": echo_until_broken, "address": "tcp://127.0.0.1:0"},
 }
 """What pieces of programs take for granted, by page."""
