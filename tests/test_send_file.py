@@ -310,11 +310,10 @@ async def test_one_sends_at_a_time(pair: Pair, path: Path) -> None:
 async def test_what_is_sent_without_waiting_does_not_get_into_a_file(pair: Pair, path: Path) -> None:
     client, served = pair
     path.write_bytes(pattern(LARGE))
+    before = client.bytes_sent
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client.send_file, path)
-        await until(
-            lambda: client.bytes_sent > 0
-        )  # what is sent before a thread has opened the file stands in front of it
+        await until(lambda: client.bytes_sent > before)  # a thread opens the file first
         with pytest.raises(trio.BusyResourceError):
             client._send_nowait(b"in between")
         assert await receive_exactly(served, LARGE) == pattern(LARGE)
