@@ -370,6 +370,7 @@ def lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> lifespans.Recorded
     return lifespans.Recorded(tmp_path / "lines")
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 async def test_each_process_has_its_own(architecture: str, lines: lifespans.Recorded) -> None:
@@ -388,6 +389,7 @@ async def test_each_process_has_its_own(architecture: str, lines: lifespans.Reco
     assert sorted(lines.of("ends")) == sorted(lines.of("starts"))
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.slow
 async def test_one_that_cannot_start_is_a_worker_that_failed(lines: lifespans.Recorded, tmp_path: Path) -> None:
     (tmp_path / "fail").touch()
@@ -397,6 +399,7 @@ async def test_one_that_cannot_start_is_a_worker_that_failed(lines: lifespans.Re
     assert lines.lines() == []
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.slow
 async def test_one_that_cannot_end_is_a_worker_that_failed(
     lines: lifespans.Recorded, tmp_path: Path, caplog: pytest.LogCaptureFixture

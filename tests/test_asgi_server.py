@@ -253,6 +253,7 @@ async def test_a_worker_that_cannot_import_the_app_says_so(tmp_path: Path, monke
             pytest.fail("it serves")
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.slow
 async def test_replacing_workers_loses_no_request() -> None:
     async with serving_app("support.asgi_apps:tell_process", processes=2) as server:

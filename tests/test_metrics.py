@@ -83,6 +83,7 @@ async def test_the_numbers_are_those_of_the_server(processes: int | None) -> Non
             client.abort()
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.slow
 async def test_a_restart_is_counted_and_nothing_counted_is_lost() -> None:
     async with serving(handlers.tell_process, metrics=LOCAL, processes=1) as server:
@@ -120,6 +121,7 @@ async def statuses(server: Server) -> list[str]:
     return [(await ask(server, b"GET /" + path + b" HTTP/1.1\r\n\r\n"))[0] for path in (b"healthz", b"ready")]
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.slow
 async def test_a_server_of_processes_is_ready_while_one_answers_and_counts_all_of_them() -> None:
     async with serving(handlers.tell_process, metrics=LOCAL, processes=1) as server:

@@ -172,6 +172,7 @@ def test_a_server_that_recycles_nothing() -> None:
     assert not ServerConfig().recycles
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.slow
 async def test_a_process_that_has_had_enough_connections() -> None:
     async with serving(tell_process, processes=1, max_connections_per_worker=3) as server:
