@@ -21,6 +21,7 @@ from support.asgi_serving import (
     head_of_response,
     hello,
     raw_answer,
+    receive_hello,
     request,
     serving_app,
 )
@@ -205,8 +206,7 @@ async def test_no_request_has_anything_of_another_in_its_scope() -> None:
         async with client_of(server) as client:
             for _ in range(3):
                 await client.send(request("GET", "/same"))
-                await head_of_response(client)
-                await client.receive_exactly(13)
+                await receive_hello(client)
     assert len({repr({**scope, "headers": scope["headers"][:1], "client": None}) for scope in app.scopes}) == 1
 
 
@@ -216,8 +216,7 @@ async def test_a_repeated_request_has_the_scope_of_the_first() -> None:
         for target in ("/a", "/a", "/a", "/b?c", "/a", "/b?c", "/b?c", "/a", "/a"):
             for fields in ((), ("X: y",), ("Cookie: z",)):
                 await client.send(request("POST" if target == "/b?c" else "GET", target, *fields))
-                await head_of_response(client)
-                await client.receive_exactly(13)
+                await receive_hello(client)
                 scope = app.scopes[-1]
                 path, _, query = target.partition("?")
                 assert (scope["path"], scope["raw_path"]) == (path, path.encode())

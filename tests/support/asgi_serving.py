@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
+import pytest
 import trio
 
 import gain_trio
@@ -19,6 +21,21 @@ from .pairs import PATIENCE, receive_all
 LOCAL = "tcp://127.0.0.1:0"
 TEXT = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]}
 BODY = {"type": "http.response.body", "body": b"Hello, World!"}
+PIECE = {"type": "http.response.body", "body": b"x" * 1000, "more_body": True}
+
+
+class Broken(Exception):
+    """An app's own."""
+
+
+async def fails_at_once(_scope: Any, _receive: Any, _send: Any) -> None:
+    """An app that raises before it sends."""
+    raise Broken("at once")
+
+
+def tracebacks(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """What was logged of errors."""
+    return [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 async def hello(_scope: Any, _receive: Any, send: Any) -> None:
@@ -83,3 +100,9 @@ async def ask(server: Server, sent: bytes, *methods: str) -> list[Answer]:
 async def head_of_response(client: Connection) -> bytes:
     """Receive the head of a response, with the empty line."""
     return await client.receive_until(b"\r\n\r\n")
+
+
+async def receive_hello(client: Connection) -> None:
+    """Receive a response of hello."""
+    await head_of_response(client)
+    assert await client.receive_exactly(13) == b"Hello, World!"
