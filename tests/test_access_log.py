@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from support.fuzz import given, st
 
 from gain_trio.asgi._access_log import MOST, MOST_BUFFERED, AccessForm, AccessLog, BufferedLines
 

@@ -10,9 +10,8 @@ from typing import Any
 
 import attrs
 import pytest
-from hypothesis import assume, example, given
-from hypothesis import strategies as st
 from support import fuzz  # noqa: F401  # loads Hypothesis' profile
+from support.fuzz import assume, example, given, st
 
 from gain_trio._transports import Address, FdAddress, TcpAddress, UdpAddress, UnixAddress, parse_address
 from gain_trio._transports._addresses import _address

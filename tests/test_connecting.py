@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import trio
-from hypothesis import given
-from hypothesis import strategies as st
 from support.certificates import client_context, server_context
+from support.fuzz import given, st
 from support.pairs import receive_all
 from support.servers import connect, echo, serving
 

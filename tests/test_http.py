@@ -12,9 +12,8 @@ import h11
 import pytest
 import trio
 import trio.testing
-from hypothesis import given
-from hypothesis import strategies as st
 from support.certificates import client_context, server_context
+from support.fuzz import given, st
 from support.http_answers import GET, answers, statuses
 from support.pairs import PATIENCE, open_pair, receive_all, until
 

@@ -62,6 +62,13 @@ def test_everything_shared_is_in_support() -> None:
     assert sorted(path.name for path in TESTS.glob("*.py") if path not in MODULES) == ["conftest.py"]
 
 
+def test_hypothesis_looks_at_no_clock() -> None:
+    """Its profile is loaded with ``support.fuzz``, before the tests of a module are made."""
+    for path in MODULES:
+        names = set(imported(path))
+        assert "hypothesis" not in names or "support.fuzz" in names, path.name
+
+
 def test_helpers_are_defined_once() -> None:
     homes: dict[str, set[str]] = defaultdict(set)
     for path in [*SUPPORT, *MODULES]:

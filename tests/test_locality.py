@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from support.fuzz import given, st
 from support.processes import TIMEOUT, command, run
 
 from gain_trio._command import _locality

@@ -12,13 +12,12 @@ from typing import Any
 
 import pytest
 import trio
-from hypothesis import given
-from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 from support import fuzz  # noqa: F401  # the profile of Hypothesis
 from support import worker_handlers as handlers
+from support.fuzz import given, st
 from support.pairs import receive_all, receive_exactly, until
 from support.servers import LOCAL, connect, echo, serving
 from support.workers import clients_of, soon

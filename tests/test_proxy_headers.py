@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from support.fuzz import given, st
 
 from gain_trio.asgi._proxy_headers import MAX_HOPS, MAX_KNOWN, ProxyFields, TrustedProxies, _elements, proxied
 

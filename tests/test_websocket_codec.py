@@ -9,8 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from support.fuzz import given, settings, st
 from support.websocket_frames import (
     BINARY,
     CLOSE,

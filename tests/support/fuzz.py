@@ -8,8 +8,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
+
+__all__ = ["assume", "cut", "example", "given", "places", "settings", "st"]
 
 # A timing decides no test, neither its length nor how long its examples take to make.  Derandomized, nothing is kept from
 # one run for the next.
