@@ -15,6 +15,8 @@ from support.pairs import Pair, until
 
 import gain_trio
 from gain_trio import Connection, Marks
+from gain_trio._http import http
+from gain_trio._http._http_handler import PIECE
 from gain_trio._io_manager import current_manager
 from gain_trio._transports import _time_slices
 from gain_trio._transports._time_slices import SLICE_NS, TimeSlice
@@ -145,6 +147,24 @@ async def test_receiving_lets_others_have_a_turn(any_pair: Pair, call: Call, no_
         await connection._fill(100)
     assert await turns_of_others(60, lambda: call(connection)) >= 10
     assert connection.inbound_buffered == 40
+
+
+async def test_the_handler_http_lets_others_have_a_turn_behind_each_piece(any_pair: Pair) -> None:
+    """Also with a clock: of calls that take long each, it would look at the clock only behind some."""
+    connection, peer = any_pair
+    head = b"POST / HTTP/1.1\r\nHost: here\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunks = b"1\r\nx\r\n" * (20 * PIECE // 6) + b"0\r\n\r\n"
+
+    async def ask() -> None:
+        await peer.send(head + chunks)
+        while await peer.receive():
+            pass
+        await peer.aclose()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+        assert await turns_of_others(1, lambda: http(connection)) >= 15
+        await connection.aclose()
 
 
 async def test_sending_lets_others_have_a_turn(any_pair: Pair, no_time: Callable[[], None]) -> None:

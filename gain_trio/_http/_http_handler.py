@@ -20,7 +20,7 @@ from gain_trio._transports import Connection
 
 from ._http_heads import response, split_target
 from ._http_requests import Exchange, Phase, Site
-from ._linger import CHUNK, linger
+from ._linger import linger
 from ._request_fields import Memory, Request
 
 IDLE_TIMEOUT = 60.0
@@ -30,6 +30,8 @@ REQUEST_TIMEOUT = 30.0
 ANSWER_TIMEOUT = 30.0
 """Seconds in which a client must read enough of its answers that the handler can queue the next one.  The handler resets
 a slower connection, because an error page could not reach that client either."""
+PIECE = 4096
+"""Bytes of requests, or of a body in chunks, that the handler works off before others have a turn."""
 BODY = b"Hello, World!"
 _MOST_KNOWN = 256
 """The most requests whose answers are kept until the next second."""
@@ -119,7 +121,7 @@ async def http(connection: Connection) -> None:  # noqa: C901, PLR0912 - a corou
             if connection._drains:
                 connection._set_drain_deadline()
             try:
-                data = await receive(CHUNK)
+                data = await receive(PIECE)
             except trio.TooSlowError:
                 if connection._drain_deadline is None:
                     raise
@@ -136,7 +138,7 @@ async def http(connection: Connection) -> None:  # noqa: C901, PLR0912 - a corou
             answers = feed(data)
         else:
             try:
-                data = await receive(CHUNK)
+                data = await receive(PIECE)
             except trio.TooSlowError:
                 await _send_last(connection, exchange.too_slow())
                 break
@@ -147,6 +149,8 @@ async def http(connection: Connection) -> None:  # noqa: C901, PLR0912 - a corou
         if answers and send_nowait(answers) > len(answers):  # the kernel has not accepted all of those before
             connection.write_deadline = trio.current_time() + ANSWER_TIMEOUT
             await connection.wait_send_all_might_not_block()
+        if len(data) == PIECE:  # more may be there already, and each piece be two milliseconds' work
+            await trio.lowlevel.checkpoint()
         if exchange.phase is idle:
             if deadline < math.inf:
                 connection.read_deadline = deadline = math.inf
