@@ -66,7 +66,8 @@ class Engine:
         incoming = self._incoming
         try:
             while True:
-                piece = read(_RECORD)
+                # A record is longer than its data, so a short one needs no object for a long one.
+                piece = read(min(incoming.pending, _RECORD) or _RECORD)
                 if not piece:
                     self.ended = True
                     break

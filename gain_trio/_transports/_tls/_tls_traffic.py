@@ -48,7 +48,6 @@ from gain_trio._transports._connections import (
     Inbound,
     Marks,
     checked_deadline,
-    joined,
 )
 from gain_trio._transports._time_slices import TimeSlice
 
@@ -177,8 +176,6 @@ class TlsTraffic(Connection):
 
     def _arrived(self, data: bytes) -> None:
         """Queue it."""
-        self._has_received_nothing = False
-        self._inbound = joined(self._inbound, data)
 
     def _handed_down(self, count: int) -> None:
         """So much of the program's data was encrypted, and is outbound below."""
@@ -273,11 +270,21 @@ class TlsTraffic(Connection):
                 else:
                     await self._make_room(lent=True)
             data = await receive()
-            if data is not None and (not self._is_closed or self._unencrypted):  # a close may wait for these to be
-                self._engine.feed(data)
-                self._decrypt_fed()
+            if data is not None:
+                self._decrypt_received(data)
         finally:
             self._feeding.end()
+
+    @property
+    def _receives_at_once(self) -> bool:
+        """Whether the next step is to receive from below, and there is nothing to look at before."""
+        return not (self._feeding.is_taken or self._answered >= _ANSWERS or self._ended or self._error is not None)
+
+    def _decrypt_received(self, data: bytes) -> None:
+        """Have what has come from below decrypted."""
+        if not self._is_closed or self._unencrypted:  # a close may wait for these to be
+            self._engine.feed(data)
+            self._decrypt_fed()
 
     async def _receive_below(self) -> bytes:
         return await self._below.receive(CHUNK)
@@ -361,7 +368,7 @@ class TlsTraffic(Connection):
         done = self._engine.write(data)
         if self._engine.error is not None:
             self._fail(self._engine.error)
-        if self._engine.has_outgoing:
+        if done or self._engine.has_outgoing:
             self._hand_down()
         if done:
             self._handed_down(done)
@@ -421,6 +428,33 @@ class TlsTraffic(Connection):
                 self._writing_is_lent = False
                 self._below.write_deadline = self._write_deadline
             self._making_room.end()
+
+    @property
+    def _sends_at_once(self) -> bool:
+        """Whether a send has to wait for nothing, and no other task is to have its turn before."""
+        mark = self._marks.send_high
+        return not (
+            self._unencrypted
+            or self._making_room.is_taken
+            or self._error is not None
+            or self._send_error is not None
+            or self._is_send_incomplete
+            or self._unyielded >= mark
+            or self._below.outbound_buffered >= mark
+            or self._time_slice.is_over()
+        )
+
+    @property
+    def _is_behind(self) -> bool:
+        """Whether what the call in progress has sent was too much, or has failed."""
+        mark = self._marks.send_high
+        return (
+            self._below.outbound_buffered >= mark
+            or self._unyielded >= mark
+            or bool(self._unencrypted)
+            or self._error is not None
+            or self._send_error is not None
+        )
 
     async def _wait_outbound(self, mark: int, *, own_half: bool = False) -> None:
         """Wait until less than ``mark`` is outbound, and all of it encrypted.
