@@ -101,19 +101,22 @@ def _socket_method(path: str) -> Any:
 
 
 _AWAIT: Final = "gain_trio_call = {}\nif gain_trio_call is not None:\n    return await gain_trio_call"
+
+
+def _awaiting(path: str, call: str, arguments: str = "self") -> Part:
+    """A part whose C returns what is to be awaited, or None where Trio's own code goes on."""
+    return Part(path, call, _AWAIT.format(f"gain_trio_core({arguments})"))
+
+
 _METHOD: Final = _AWAIT.format("gain_trio_core(self, args, kwargs)")
 _METHODS: Final = ("recv", "recv_into", "recvfrom", "recvfrom_into", "recvmsg", "recvmsg_into", "send", "_accept")
 
 SOCKETS: Final = Piece(
     "sockets",
     (
-        Part(
-            "socket:_SocketType._nonblocking_helper",
-            "socket_helper",
-            _AWAIT.format("gain_trio_core(self, wait_fn, fn, args, kwargs)"),
-        ),
+        _awaiting("socket:_SocketType._nonblocking_helper", "socket_helper", "self, wait_fn, fn, args, kwargs"),
         *(Part(f"socket:_SocketType.{name}", "", _METHOD) for name in _METHODS),
-        Part("socket:_SocketType.sendto", "socket_sendto", _AWAIT.format("gain_trio_core(self, args)")),
+        _awaiting("socket:_SocketType.sendto", "socket_sendto", "self, args"),
     ),
     stands_for=(
         "socket:_try_sync.__init__",
@@ -132,9 +135,9 @@ SOCKETS: Final = Piece(
 STREAMS: Final = Piece(
     "streams",
     (
-        Part("stream:SocketStream.receive_some", "receive_some", _AWAIT.format("gain_trio_core(self, max_bytes)")),
-        Part("stream:SocketStream.send_all", "send_all", _AWAIT.format("gain_trio_core(self, data)")),
-        Part("abc:ReceiveStream.__anext__", "stream_next", _AWAIT.format("gain_trio_core(self)")),
+        _awaiting("stream:SocketStream.receive_some", "receive_some", "self, max_bytes"),
+        _awaiting("stream:SocketStream.send_all", "send_all", "self, data"),
+        _awaiting("abc:ReceiveStream.__anext__", "stream_next"),
     ),
     stands_for=(
         *SOCKETS.stands_for,
@@ -293,15 +296,15 @@ _DONE: Final = "if gain_trio_core({}):\n    return"
 LOCKS: Final = Piece(
     "locks",
     (
-        Part("lot:ParkingLot.park", "park", _AWAIT.format("gain_trio_core(self)")),
+        _awaiting("lot:ParkingLot.park", "park"),
         Part(
             "lot:ParkingLot.unpark",
             "unpark",
             "gain_trio_tasks = gain_trio_core(self, count)\nif gain_trio_tasks is not None:\n    return gain_trio_tasks",
         ),
-        Part("sync:_LockImpl.acquire", "acquire", _AWAIT.format("gain_trio_core(self)")),
+        _awaiting("sync:_LockImpl.acquire", "acquire"),
         Part("sync:_LockImpl.release", "release", _DONE.format("self")),
-        Part("sync:AsyncContextManagerMixin.__aenter__", "lock_enter", _AWAIT.format("gain_trio_core(self)")),
+        _awaiting("sync:AsyncContextManagerMixin.__aenter__", "lock_enter"),
         Part("sync:AsyncContextManagerMixin.__aexit__", "lock_exit", _DONE.format("self")),
     ),
     stands_for=(
@@ -317,9 +320,9 @@ LOCKS: Final = Piece(
 CHANNELS: Final = Piece(
     "channels",
     (
-        Part("channel:MemorySendChannel.send", "channel_send", _AWAIT.format("gain_trio_core(self, value)")),
-        Part("channel:MemoryReceiveChannel.receive", "channel_receive", _AWAIT.format("gain_trio_core(self)")),
-        Part("abc:ReceiveChannel.__anext__", "channel_next", _AWAIT.format("gain_trio_core(self)")),
+        _awaiting("channel:MemorySendChannel.send", "channel_send", "self, value"),
+        _awaiting("channel:MemoryReceiveChannel.receive", "channel_receive"),
+        _awaiting("abc:ReceiveChannel.__anext__", "channel_next"),
     ),
     stands_for=(*_WAITS, "channel:MemorySendChannel.send_nowait", "channel:MemoryReceiveChannel.receive_nowait"),
     layouts=(
@@ -346,7 +349,7 @@ TICK: Final = Piece(
 
 EPOLL: Final = Piece(
     "epoll",
-    (Part("epoll:EpollIOManager._epoll_wait", "epoll_wait", _AWAIT.format("gain_trio_core(self, fd, attr_name)")),),
+    (_awaiting("epoll:EpollIOManager._epoll_wait", "epoll_wait", "self, fd, attr_name"),),
     stands_for=(
         "epoll:EpollIOManager.get_events",
         "epoll:EpollIOManager.process_events",

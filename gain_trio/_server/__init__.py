@@ -8,6 +8,7 @@ from ._checks import (
     is_class_of_callbacks,
     why_not_called,
 )
+from ._config_checks import at_least, check_flag
 from ._consumer import AttendingHandler, Handler, LivingHandler
 from ._datagram_server import DatagramHandler, DatagramServer, DatagramServerStatistics, serve_datagrams
 from ._failures import is_cancellation, only_one_of, own_fault, ungrouped
@@ -55,7 +56,9 @@ __all__ = [
     "ServerStatistics",
     "SignalTarget",
     "WorkerFailed",
+    "at_least",
     "check_datagram_handler",
+    "check_flag",
     "check_handler",
     "check_lifespan",
     "check_timeout",

@@ -35,18 +35,16 @@ def is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def at_least_1(_instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-    if not is_count(value):
-        raise TypeError(f"{attribute.name} must be a whole number, not {value!r}")
-    if value < 1:
-        raise ValueError(f"{attribute.name} must be at least 1, not {value}")
+def at_least(least: int) -> Check:
+    """A whole number that is not less."""
 
+    def check(_instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if not is_count(value):
+            raise TypeError(f"{attribute.name} must be a whole number, not {value!r}")
+        if value < least:
+            raise ValueError(f"{attribute.name} must be at least {least}, not {value}")
 
-def at_least_0(_instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-    if not is_count(value):
-        raise TypeError(f"{attribute.name} must be a whole number, not {value!r}")
-    if value < 0:
-        raise ValueError(f"{attribute.name} must be at least 0, not {value}")
+    return check
 
 
 def at_least_1_or_none(_instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:

@@ -28,8 +28,7 @@ from gain_trio._transports import (
 
 from ._balancer import BALANCERS, Balancer, BalancerName
 from ._config_checks import (
-    at_least_0,
-    at_least_1,
+    at_least,
     at_least_1_or_none,
     check_balancer,
     check_context,
@@ -96,7 +95,7 @@ class ServerConfig:
     ``"socket_sharding"``: each worker has a listener of its own on every address, and the kernel distributes (TCP only)."""
     workers: int = attrs.field(
         default=1,
-        validator=at_least_1,
+        validator=at_least(1),
         metadata=Flag(
             group="who serves", parse=int, metavar="N", help="consumers that share the connections, or shards"
         ).beside(),
@@ -441,7 +440,7 @@ class ServerConfig:
     ``max_connections_per_worker_jitter`` allows; None for never.  See :func:`serve` about recycling."""
     max_connections_per_worker_jitter: int = attrs.field(
         default=0,
-        validator=at_least_0,
+        validator=at_least(0),
         metadata=Flag(
             group="worker processes",
             parse=int,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, final, get_args
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final, Literal, final, get_args
 
 import attrs
 
 from gain_trio._kernel import documented_fields
-from gain_trio._server import Flag, ServerConfig, ServerOptions, check_timeout
+from gain_trio._server import Flag, ServerConfig, ServerOptions, at_least, check_flag, check_timeout
 
 from ._access_log import AccessForm
 from ._lifespan import AppLifespan
@@ -19,24 +19,7 @@ from ._proxy_headers import LOOPBACK, ProxyFields, TrustedProxies
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-_Check: TypeAlias = Callable[[Any, "attrs.Attribute[Any]", Any], None]
-
 _TEXT: Final = re.compile(r"[\x20-\x7e]*")
-
-
-def _at_least(least: int) -> _Check:
-    def check(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{attribute.name} must be a whole number, not {value!r}")
-        if value < least:
-            raise ValueError(f"{attribute.name} must be at least {least}, not {value}")
-
-    return check
-
-
-def _check_flag(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{attribute.name} is True or False, not {value!r}")
 
 
 def _check_websockets(_instance: object, _attribute: attrs.Attribute[Any], value: bool | None) -> None:
@@ -85,13 +68,13 @@ def _trusted(value: Iterable[str] | Literal[True]) -> tuple[str, ...] | Literal[
 
 def _size(help_text: str, *, default: int, least: int) -> Any:
     flag = Flag(group="web apps", parse=int, metavar="BYTES", help=help_text)
-    return attrs.field(default=default, validator=_at_least(least), metadata=flag.beside())
+    return attrs.field(default=default, validator=at_least(least), metadata=flag.beside())
 
 
 def _on_by_default(help_text: str) -> Any:
     return attrs.field(
         default=True,
-        validator=_check_flag,
+        validator=check_flag,
         metadata=Flag(
             group="web apps",
             parse=_yes_or_no,
@@ -122,7 +105,7 @@ class AsgiConfig:
 
     factory: bool = attrs.field(
         default=False,
-        validator=_check_flag,
+        validator=check_flag,
         metadata=Flag(group="web apps", help="the name is that of a function that returns the app").beside(),
     )
     """The app is a function without arguments that returns the app; each process calls it once."""
@@ -216,7 +199,7 @@ class AsgiConfig:
     on Unix sockets; or True for every peer, where only one proxy can connect."""
     proxy_host: bool = attrs.field(
         default=False,
-        validator=_check_flag,
+        validator=check_flag,
         metadata=Flag(
             group="web apps", help="of --proxy-headers: the field Host becomes what the proxy says, too"
         ).beside(),
@@ -236,12 +219,12 @@ class AsgiConfig:
         ).beside(),
     )
     """A line for each request: ``"text"`` in the combined log format with the duration behind it, or ``"json"``."""
-    access_log_descriptor: int | None = attrs.field(default=None, validator=attrs.validators.optional(_at_least(0)))
+    access_log_descriptor: int | None = attrs.field(default=None, validator=attrs.validators.optional(at_least(0)))
     """The descriptor that each process writes the lines to, several at once, at least every second.  None: the lines go to
     the logger ``gain_trio.access``, and travel to the server's process as all log records do."""
     max_requests: int | None = attrs.field(
         default=None,
-        validator=attrs.validators.optional(_at_least(1)),
+        validator=attrs.validators.optional(at_least(1)),
         metadata=Flag(
             group="web apps",
             parse=int,
@@ -255,7 +238,7 @@ class AsgiConfig:
     processes drains and ends.  None: no limit."""
     max_requests_jitter: int = attrs.field(
         default=0,
-        validator=_at_least(0),
+        validator=at_least(0),
         metadata=Flag(
             group="web apps",
             parse=int,
@@ -267,14 +250,14 @@ class AsgiConfig:
     all replaced together."""
     cancel_on_disconnect: bool = attrs.field(
         default=False,
-        validator=_check_flag,
+        validator=check_flag,
         metadata=Flag(group="web apps", help="cancel the app when its client goes before it has the response").beside(),
     )
     """Cancel the app's call when its client goes before it has the response, as if the app ran in a cancel scope.  It
     does not apply to WebSockets."""
     task_per_request: bool = attrs.field(
         default=False,
-        validator=_check_flag,
+        validator=check_flag,
         metadata=Flag(group="web apps", help="run each request in a task of its own, which costs more").beside(),
     )
     """Run the app in a task of its own for each request.  It costs more than all the rest; for apps that tell requests
@@ -300,7 +283,7 @@ class AsgiConfig:
     close code 1009."""
     ws_max_queue: int = attrs.field(
         default=32,
-        validator=_at_least(1),
+        validator=at_least(1),
         metadata=Flag(
             group="web apps",
             parse=int,
