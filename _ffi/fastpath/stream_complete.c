@@ -231,7 +231,7 @@ void gt_stream_push(gt_stream *stream)
         struct iovec pieces[GT_GATHERED];
         size_t length;
         struct msghdr header = {.msg_iov = pieces};
-        header.msg_iovlen = gt_outbound_gather(&stream->outbound, pieces, &length);
+        header.msg_iovlen = (__typeof__(header.msg_iovlen))gt_outbound_gather(&stream->outbound, pieces, &length);
         sent = sendmsg(stream->fd, &header, (int)GT_SEND_FLAGS);
         account_send(stream, sent < 0 ? -(ssize_t)errno : sent, length);
     } while (sent > 0 && stream->outbound.size > 0 && !stream->send_blocked);

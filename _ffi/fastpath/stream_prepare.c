@@ -82,7 +82,8 @@ static void prepare_gathered(gt_stream *stream, struct io_uring_sqe *sqe)
     gt_gather *gather = stream->gather;
     size_t length;
     uint32_t count = gt_outbound_gather(&stream->outbound, gather->pieces, &length);
-    gather->header = (struct msghdr){.msg_iov = gather->pieces, .msg_iovlen = count};
+    gather->header = (struct msghdr){.msg_iov = gather->pieces};
+    gather->header.msg_iovlen = (__typeof__(gather->header.msg_iovlen))count; /* an int where the C library is musl */
     stream->send_length = (uint32_t)length;
     stream->send_in_flight = count;
     gt_prep_sendmsg(sqe, stream->fd, &gather->header, GT_SEND_FLAGS);
