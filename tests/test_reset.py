@@ -18,6 +18,8 @@ import trio.testing
 from support.pairs import PATIENCE, until
 
 from gain_trio import Connection, Marks
+from gain_trio._http import http
+from gain_trio._http._http_handler import PIECE
 
 pytestmark = [pytest.mark.connections, pytest.mark.features]
 
@@ -77,6 +79,19 @@ async def test_a_peer_that_goes_while_it_is_served(sockets: Sockets) -> None:
         end(peer)
         await trio.testing.wait_all_tasks_blocked()
         assert await answered_lines(connection) == 0
+
+
+async def test_the_handler_http_reads_no_more_of_a_body() -> None:
+    peer, served = tcp_pair()
+    head = b"POST / HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunks = b"1\r\nx\r\n" * (12 * PIECE // 6)
+    with peer, served:
+        async with Connection.from_socket(served) as connection:
+            peer.sendall(head + chunks)
+            end(peer)
+            await trio.testing.wait_all_tasks_blocked()
+            await http(connection)
+            assert connection.bytes_received - connection.inbound_buffered <= 2 * PIECE
 
 
 async def test_what_had_arrived_is_received_and_then_the_reset(sockets: Sockets) -> None:

@@ -16,7 +16,7 @@ from typing import final
 
 import trio
 
-from gain_trio._transports import Connection
+from gain_trio._transports import Connection, was_reset
 
 from ._http_heads import response, split_target
 from ._http_requests import Exchange, Phase, Site
@@ -151,6 +151,8 @@ async def http(connection: Connection) -> None:  # noqa: C901, PLR0912 - a corou
             await connection.wait_send_all_might_not_block()
         if len(data) == PIECE:  # more may be there already, and each piece be two milliseconds' work
             await trio.lowlevel.checkpoint()
+            if exchange.phase is not idle and was_reset(connection):
+                return
         if exchange.phase is idle:
             if deadline < math.inf:
                 connection.read_deadline = deadline = math.inf
