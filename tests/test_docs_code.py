@@ -47,6 +47,9 @@ GIVEN: dict[str, dict[str, Any]] = {
         "address": "tcp://127.0.0.1:0",
     },
     "existing-programs.md": {"app": app},
+    "tls-unix-proxies.md": {
+        "client": types.SimpleNamespace(remote_address=("192.0.2.1", 5000), local_address=("192.0.2.2", 443))
+    },
     "processes.md": {"handler": echo_until_broken, "address": "tcp://127.0.0.1:0"},
 }
 """What pieces of programs take for granted, by page."""
