@@ -216,6 +216,9 @@ def test_statistics_after_the_run() -> None:
 class AppearsMeanwhile:
     """The part of a connection or a wait that the server counts.  Another one begins while the server counts this one."""
 
+    _successor = None
+    """TLS has not been begun on it."""
+
     def __init__(self, begin: Callable[[], object]) -> None:
         self._begin = begin
 
