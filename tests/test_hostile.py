@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import re
 
 import pytest
 import trio
@@ -237,6 +238,13 @@ async def test_who_does_not_take_its_answers_is_reset(autojump_clock: MockClock)
         nursery.cancel_scope.cancel()
 
 
+def without_date(answer: bytes) -> bytes:
+    """An answer without its time, in which a second may have begun."""
+    kept, count = re.subn(rb"\r\nDate: [^\r]+", b"", answer)
+    assert count == 1
+    return kept
+
+
 async def test_draining_ends_idle_connections_and_lets_requests_end(autojump_clock: MockClock) -> None:
     async with trio.open_nursery() as nursery:
         server = await nursery.start(gain_trio.serve, http, LOCAL)
@@ -254,7 +262,7 @@ async def test_draining_ends_idle_connections_and_lets_requests_end(autojump_clo
             await client.aclose()
         await trio.sleep(10)
         await asking.send(GET[10:])
-        assert await receive_exactly(asking, len(answer)) == answer
+        assert without_date(await receive_exactly(asking, len(answer))) == without_date(answer)
         assert await asking.receive() == b""
         await asking.aclose()
         before = trio.current_time()
