@@ -143,7 +143,8 @@ async def serve(
     the service manager then kills a server whose event loop is held up.  The variables of the environment are removed, so
     that worker processes and the programs that they start cannot report.  Without ``NOTIFY_SOCKET`` it does nothing.
 
-    About ``metrics``: the address of an HTTP endpoint for Prometheus, ``GET /metrics``; it takes the extra
+    About ``metrics``: the address of an HTTP endpoint for Prometheus, ``GET /metrics``.  It serves the server's statistics,
+    and what the program has registered with prometheus_client, over all processes, and takes the extra
     ``gain-trio[metrics]``.  :attr:`Server.metrics_addresses` has the port if it was 0.
 
     Raises:

@@ -17,8 +17,10 @@ from ._acceptor import Acceptor
 from ._checks import check_timeout
 from ._consumer import Consumer
 from ._dispatcher import Dispatcher
+from ._program_metrics import GatheredMetrics, registered_metrics
 from ._signals import no_workers_to_replace
 from ._statistics import RequestStatistics, ServerStatistics
+from ._time_limits import GATHERING
 from ._tls_step import TlsStep
 
 logger = logging.getLogger("gain_trio")
@@ -28,7 +30,7 @@ class Server:
     """A server that runs.  ``nursery.start(gain_trio.serve, ...)`` returns it; cancelling that nursery stops it."""
 
     metrics_addresses: tuple[Any, ...] = ()
-    """Where the statistics are served to Prometheus (``metrics=``), as from :meth:`socket.socket.getsockname`."""
+    """Where the metrics are served to Prometheus (``metrics=``), as from :meth:`socket.socket.getsockname`."""
     _is_of_processes = False
     """Its connections, and the handler that serves them, are in worker processes."""
 
@@ -126,6 +128,13 @@ class Server:
     def _late_processes(self) -> int:
         """Worker processes that do not answer."""
         return 0
+
+    async def _program_metrics(self) -> GatheredMetrics:
+        """What the program has registered with prometheus_client."""
+        with trio.move_on_after(GATHERING):
+            metrics, is_complete = await registered_metrics()
+            return GatheredMetrics(metrics, incomplete=int(not is_complete))
+        return GatheredMetrics(incomplete=1)
 
     def _end_failure(self) -> Exception | None:
         """The reason why a server that was asked to end failed to end well, for a caller that was cancelled meanwhile."""

@@ -487,11 +487,13 @@ class ServerConfig:
             group="log and statistics",
             parse=str,
             metavar="ADDRESS",
-            help="serve the statistics to Prometheus, tcp://127.0.0.1:9100 for example; needs gain-trio[metrics]",
+            help="serve the statistics, and what the program has registered with prometheus_client, to Prometheus: "
+            "tcp://127.0.0.1:9100 for example; needs gain-trio[metrics]",
             usual="",
         ).beside(),
     )
-    """Where to serve the statistics to Prometheus, ``"tcp://127.0.0.1:9100"`` for example."""
+    """Where to serve the statistics, and the program's own metrics of all processes, to Prometheus:
+    ``"tcp://127.0.0.1:9100"`` for example."""
 
     def __attrs_post_init__(self) -> None:
         if self.cbpf and self.architecture != "socket_sharding":

@@ -75,6 +75,8 @@ LATE: Final = 2.0
 """A worker process that sends nothing for this long, or for a third of ``worker_timeout``, gets no more connections."""
 RESOURCE_PAUSE: Final = 0.1
 """Without accepting, when the process or the machine is out of descriptors or memory: Trio's policy."""
+GATHERING: Final = 2.0
+"""For all processes to report the program's own metrics at a scrape; Prometheus waits 10 seconds for the whole answer."""
 HAND_OFF_PAUSE: Final = 0.1
 """Without passing descriptors on, when too many are on their way (``ETOOMANYREFS``), or a worker has no room."""
 LOG_INTERVAL: Final = 60.0

@@ -6,17 +6,17 @@ They need no fuzzer: ``test_fuzz_corpus.py`` runs them on the corpus.
 from __future__ import annotations
 
 import re
+import types
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any
-
-from prometheus_client import CollectorRegistry
+from typing import Any, cast
 
 from gain_trio._http import Limits, Refused, Request, RequestMemory, RequestReader, split_target
 from gain_trio._http._head_splitting import repeated, repeated_in_python, split_head, split_in_python
 from gain_trio._http._http_handler import SITE
 from gain_trio._http._http_requests import Exchange, Phase
 from gain_trio._http._request_reader import MAX_HEAD
-from gain_trio._server._metrics import _MetricsHandler
+from gain_trio._server._metrics import _exposition, _MetricsHandler
+from gain_trio._server._program_metrics import GatheredMetrics
 from gain_trio._transports._addresses._shown import MOST, shown, shown_lines, shown_traceback
 from gain_trio._transports._connections._framing import Framing, IncompleteMessage, MessageTooLong
 from gain_trio._transports._connections._proxy_protocol import (
@@ -245,7 +245,7 @@ def framing(data: bytes) -> None:
 
 # --- requests for metrics ---
 
-_METRICS = _MetricsHandler(CollectorRegistry(), lambda: True)
+_METRICS = _MetricsHandler(cast(Any, types.SimpleNamespace(_is_ready=lambda: True)))
 _HEAD = re.compile(
     rb"HTTP/1\.1 (200|400|404|405|414|417|431|501|505) [A-Za-z -]+\r\n(?:[A-Za-z-]+: [\x20-\x7e]+\r\n)+\r\n"
 )
@@ -255,7 +255,10 @@ def metrics(data: bytes) -> None:
     """Any head has an answer, whose own head nothing of the request can break."""
     for head in (data, b"GET /metrics HTTP/1.1\r\nAccept: " + data):
         head, _, _ = head.partition(b"\r\n\r\n")  # noqa: PLW2901 - as the endpoint receives it
-        expect(_HEAD.match(_METRICS._answer_to(head)) is not None, "the answer is well-formed")
+        scrape = _METRICS._understood(head)
+        if not isinstance(scrape, bytes):
+            scrape = scrape.answer(*_exposition(scrape.accept, [], GatheredMetrics())[:2])
+        expect(_HEAD.match(scrape) is not None, "the answer is well-formed")
 
 
 # --- what is shown ---

@@ -12,10 +12,11 @@ from typing import Any, Final, TypeAlias, final
 
 import attrs
 
+from gain_trio._server._program_metrics import ProgramMetrics
 from gain_trio._server._statistics import ServerStatistics
 
 LARGEST: Final = 4 << 20
-"""Bytes that a message may have.  The largest are log records, which are cut, and tracebacks."""
+"""Bytes that a message may have.  The largest are metrics and log records, which are cut, and tracebacks."""
 
 
 # --- to the worker; the end of the stream says: cancel everything, and end ---
@@ -34,6 +35,15 @@ class Drain:
 
     timeout: float
     """Seconds."""
+
+
+@final
+@attrs.frozen
+class ReportMetrics:
+    """Report the program's own metrics."""
+
+    number: int
+    """Of this request; the last one counts."""
 
 
 # --- to the server ---
@@ -98,6 +108,16 @@ class StatisticsReport:
 
 @final
 @attrs.frozen
+class MetricsReport:
+    """The program's own metrics."""
+
+    number: int
+    """Of the request."""
+    metrics: ProgramMetrics
+
+
+@final
+@attrs.frozen
 class LogRecords:
     """Log records, as :func:`logging.makeLogRecord` takes them, and how many more there were."""
 
@@ -108,6 +128,7 @@ class LogRecords:
 Message: TypeAlias = (
     StopAccepting
     | Drain
+    | ReportMetrics
     | Ready
     | Heartbeat
     | Failed
@@ -115,6 +136,7 @@ Message: TypeAlias = (
     | HandOffReceived
     | ConnectionsEnded
     | StatisticsReport
+    | MetricsReport
     | LogRecords
 )
 
@@ -123,6 +145,7 @@ _KINDS: Final[dict[str, type[Any]]] = {
     for kind in (
         StopAccepting,
         Drain,
+        ReportMetrics,
         Ready,
         Heartbeat,
         Failed,
@@ -130,6 +153,7 @@ _KINDS: Final[dict[str, type[Any]]] = {
         HandOffReceived,
         ConnectionsEnded,
         StatisticsReport,
+        MetricsReport,
         LogRecords,
     )
 }

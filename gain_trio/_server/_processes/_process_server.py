@@ -7,6 +7,7 @@ import os
 from typing import Any, final
 
 from gain_trio._server._checks import check_timeout
+from gain_trio._server._program_metrics import GatheredMetrics
 from gain_trio._server._server import Server
 from gain_trio._server._statistics import ServerStatistics
 from gain_trio._transports import shown
@@ -75,6 +76,9 @@ class ProcessServer(Server):
 
     def _late_processes(self) -> int:
         return sum(supervisor.serves and not supervisor.answers for supervisor in self._pool.supervisors)
+
+    async def _program_metrics(self) -> GatheredMetrics:
+        return await self._pool.metrics.gather()
 
     def _end_failure(self) -> Exception | None:
         return self._pool.end_failure()

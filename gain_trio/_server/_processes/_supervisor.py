@@ -31,6 +31,7 @@ from typing import Final, final
 import attrs
 import trio
 
+from gain_trio._server._program_metrics import MergedMetrics, ProgramMetrics
 from gain_trio._server._statistics import ServerStatistics
 from gain_trio._server._time_limits import (
     AT_ONCE,
@@ -101,6 +102,8 @@ class WorkerSupervisor:
         """Processes that were killed because they did not answer."""
         self.failed_starts = 0
         """Processes that ended before they served."""
+        self.past_metrics = ProgramMetrics()
+        """The program's metrics in processes that are gone, as far as they are sums."""
         self._make = make
         self._strict = strict
         self._graceful_timeout = graceful_timeout
@@ -294,6 +297,8 @@ class WorkerSupervisor:
             if worker.statistics is not None:
                 past = [self._past] if self._past is not None else []
                 self._past = merged([*past, without_open_ones(worker.statistics)])
+            if worker.metrics.last is not None:
+                self.past_metrics = without_gauges(self.past_metrics, worker.metrics.last)
             self._changed()
             if worker.failure is not None and worker.ready_at is not None:
                 failure = failure_of(f"worker process {self.index} has failed", worker.failure, worker.end)
@@ -380,3 +385,11 @@ def without_open_ones(statistics: ServerStatistics) -> ServerStatistics:
         rings=(),
         requests=None if requests is None else attrs.evolve(requests, in_progress=0),
     )
+
+
+def without_gauges(*parts: ProgramMetrics) -> ProgramMetrics:
+    """The sums in the metrics of processes that are gone."""
+    total = MergedMetrics()
+    for part in parts:
+        total.add(part, None)
+    return total.result()

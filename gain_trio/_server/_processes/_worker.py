@@ -32,6 +32,7 @@ from gain_trio._server._checks import check_handler
 from gain_trio._server._consumer import Handler
 from gain_trio._server._listening import serve_listeners
 from gain_trio._server._log_throttle import log_throttle, since_last
+from gain_trio._server._program_metrics import reported_metrics
 from gain_trio._server._server_config import ServerConfig
 from gain_trio._server._time_limits import HAND_OFF_PAUSE, LAST_WORDS
 from gain_trio._transports import (
@@ -55,7 +56,9 @@ from ._control_messages import (
     HandOffReceived,
     Heartbeat,
     Leaving,
+    MetricsReport,
     Ready,
+    ReportMetrics,
     StatisticsReport,
     StopAccepting,
 )
@@ -104,7 +107,7 @@ def main(setup: bytes, control: socket.socket) -> None:
     config = attrs.evolve(
         config, max_connections=settings.max_connections, at_max_connections=settings.at_max_connections
     )
-    worker = Worker(handler, config, sockets, forwarder)
+    worker = Worker(handler, config, sockets, forwarder, has_metrics=settings.has_metrics)
     try:
         run_worker(
             worker.run,
@@ -143,11 +146,22 @@ class WorkerSockets:
 class Worker:
     """The tasks of a worker process."""
 
-    def __init__(self, handler: Handler, config: ServerConfig, sockets: WorkerSockets, forwarder: LogForwarder) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        config: ServerConfig,
+        sockets: WorkerSockets,
+        forwarder: LogForwarder,
+        *,
+        has_metrics: bool,
+    ) -> None:
         self._handler = handler
         self._config = config
         self._sockets = sockets
         self._forwarder = forwarder
+        self._has_metrics = has_metrics
+        self._metrics_wanted = trio.Event()
+        self._metrics_number = 0  # of the last request for them
         self._changed = trio.Event()  # a connection began or ended
         self._ended = trio.Event()  # a connection ended
         self._has_served = False
@@ -193,6 +207,8 @@ class Worker:
                             start = functools.partial(self._server._context.run, helpers.start_soon)
                             start(self._take, name="gain_trio worker hand-off")
                             helpers.start_soon(self._report, name="gain_trio worker statistics")
+                            if self._has_metrics:
+                                helpers.start_soon(self._report_metrics, name="gain_trio worker metrics")
                             if self._config.architecture == "reactor":  # the server's balancer wants to know
                                 helpers.start_soon(self._count_ended, name="gain_trio worker counts")
                             # Before it is ready: the server is not up before it knows the rings of all processes.
@@ -212,6 +228,10 @@ class Worker:
                 if hasattr(self, "_server"):
                     await self._control.send(StatisticsReport(self._server.statistics()))
                 await self._forwarder.send_all(self._control)
+                if self._has_metrics and hasattr(
+                    self, "_server"
+                ):  # last: collectors are the program's, and may be slow
+                    await self._control.send(MetricsReport(self._metrics_number, await reported_metrics()))
 
     def _note_change(self, ended: bool) -> None:
         if not self._has_served:
@@ -229,6 +249,9 @@ class Worker:
                 helpers.start_soon(self._drain, message.timeout, name="gain_trio worker drain")
             elif isinstance(message, StopAccepting):
                 self._server.stop_accepting()
+            elif isinstance(message, ReportMetrics):
+                self._metrics_number = message.number
+                self._metrics_wanted.set()
             else:
                 raise TypeError(f"a worker process has received {message!r}, a message for servers")
         self._serving.cancel()
@@ -348,6 +371,14 @@ class Worker:
                 await self._control.send(ConnectionsEnded(counts))
                 sent = counts
                 await trio.sleep(ENDED_INTERVAL)
+
+    async def _report_metrics(self) -> None:
+        """Report the program's metrics when the server asks; once for requests that have come together."""
+        while True:
+            await self._metrics_wanted.wait()
+            self._metrics_wanted = trio.Event()
+            number = self._metrics_number  # before they are read: what is counted later is not in them
+            await self._control.send(MetricsReport(number, await reported_metrics()))
 
     async def _report(self) -> None:
         sent = attrs.evolve(self._server.statistics(), rings=())  # a ring counts the sending of a report, too

@@ -66,6 +66,8 @@ class WorkerSettings:
     max_connections: int | None
     at_max_connections: AtMaxConnections
     log_levels: dict[str, int]
+    has_metrics: bool
+    """Whether the server reports the program's own metrics."""
 
 
 @final

@@ -28,6 +28,7 @@ from gain_trio._transports import shown
 
 from ._accept_gate import AcceptGate
 from ._accepted_socket import AcceptedSocket, listener_for_others
+from ._metrics_gathering import MetricsGathering
 from ._recycling import Recycler
 from ._remote_consumer import RemoteConsumer
 from ._supervisor import WorkerSupervisor, start_timeout
@@ -116,6 +117,9 @@ class WorkerPool:
             for index in range(count)
         ]
         self._recycler = Recycler(config, self.supervisors, self._rolling)
+        self._has_metrics = config.metrics is not None
+        self.metrics = MetricsGathering(self.supervisors)
+        """The program's own metrics in all processes."""
         self.draining = trio.Event()
         self.ended = trio.Event()
 
@@ -334,6 +338,7 @@ class WorkerPool:
             max_connections=self._share(supervisor.index),
             at_max_connections=self._config.at_max_connections if self._share(supervisor.index) else "wait",
             log_levels=log_levels(),
+            has_metrics=self._has_metrics,
         )
         return WorkerProcess(
             self._launch,

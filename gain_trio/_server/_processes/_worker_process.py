@@ -46,6 +46,7 @@ from ._control_messages import (
     Leaving,
     LogRecords,
     Message,
+    MetricsReport,
     Ready,
     StatisticsReport,
     StopAccepting,
@@ -54,6 +55,7 @@ from ._heartbeat import HeartbeatMonitor
 from ._log_forwarding import log_for
 from ._remote_consumer import RemoteConsumer
 from ._worker_launcher import Groups, WorkerLauncher, WorkerSettings
+from ._worker_metrics import WorkerMetrics
 
 WINDOW: Final = 128
 """Connections that may be on their way to a worker.  One that is busy with something else takes no more; others do."""
@@ -118,6 +120,8 @@ class WorkerProcess:
         self.state = WorkerState.STARTING
         self.statistics: ServerStatistics | None = None
         """Its last report."""
+        self.metrics = WorkerMetrics()
+        """The program's own metrics in it."""
         self.failure: Failed | None = None
         self.has_reported_failure = False
         """Whether :attr:`failure` is what the process said itself."""
@@ -363,6 +367,7 @@ class WorkerProcess:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._send_connections, hand_off)
                 nursery.start_soon(self._close_listeners)
+                nursery.start_soon(self.metrics.send_requests, self._send)
                 nursery.start_soon(self._enforce_end)
                 nursery.start_soon(self._watch)
                 nursery.start_soon(self._await_exit)
@@ -393,6 +398,7 @@ class WorkerProcess:
             left = [pair for batch in self._in_flight.values() for pair in batch] + list(self._outbox)
             self._in_flight.clear()
             self._outbox.clear()
+            self.metrics.end()
             try:
                 self._become(WorkerState.ENDED)
             finally:
@@ -453,8 +459,8 @@ class WorkerProcess:
                 self._owner.changed()
             case Heartbeat():
                 pass
-            case StatisticsReport(statistics):
-                self.statistics = statistics
+            case StatisticsReport() | MetricsReport():
+                self._note_report(message)
             case LogRecords():
                 log_for(message)
             case Ready(backend, reason):
@@ -468,6 +474,12 @@ class WorkerProcess:
                 self.has_reported_failure = True
             case _:
                 self._give_up_on_it(f"a worker process does not say {message!r}")
+
+    def _note_report(self, report: StatisticsReport | MetricsReport) -> None:
+        if isinstance(report, MetricsReport):
+            self.metrics.note(report)
+        else:
+            self.statistics = report.statistics
 
     def _note_ready(self, backend: str) -> None:
         self.backend = backend
