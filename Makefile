@@ -151,8 +151,15 @@ test-sockets: $(VENV)/built-strict
 	$(on_the_ring) for feature in $(needed); do GAIN_TRIO_UNWANTED=$$feature $(bin)/python $(pytest) -m driver; done
 
 # A hundred thousand connections must leave no object, reference or descriptor behind.
+# And web apps for ten minutes under clients that abort, trickle and do not read, and replaced under load; on both backends.
+SOAK_SECONDS ?= 600
 soak: $(VENV)/built-strict
 	GAIN_TRIO_SOAK=100000 $(bin)/python $(pytest) tests/test_faults.py -k test_thousands_of_connections_leave_nothing_behind
+	for backend in io_uring trio; do \
+		$(bin)/python tools/soak_asgi.py soak --seconds $(SOAK_SECONDS) --backend $$backend; \
+		$(bin)/python tools/soak_asgi.py rolls --backend $$backend; \
+		$(bin)/python tools/soak_asgi.py rolls --tls --backend $$backend; \
+	done
 
 # The parsers that read a stranger's bytes, a minute each; make fuzz FUZZ='--seconds 600 --keep http' for one of them for longer.
 FUZZ ?= --seconds 60

@@ -282,3 +282,19 @@ async def test_fastapi_streams() -> None:
     async with serving_app(app) as server:
         got = await ask(server, request() + closing())
     assert [answer.body for answer in got] == [b"piece" * 5] * 2
+
+
+async def test_fastapis_events_end_with_the_client(caplog: pytest.LogCaptureFixture) -> None:
+    app = FastAPI()
+
+    @app.get("/events")
+    async def events() -> StreamingResponse:
+        return StreamingResponse(Ticks(), media_type="text/event-stream")
+
+    async with serving_app(app) as server:
+        async with client_of(server) as client:
+            await client.send(request("GET", "/events"))
+            assert b"content-type: text/event-stream" in (await head_of_response(client)).lower()
+            assert b"data: tick\n\n" in await client.receive_until(b"\n\n")
+        await until(lambda: not server.active_connections)
+    assert not caplog.records

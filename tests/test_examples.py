@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import websockets.sync.client
 from support.certificates import certificate, client_context
 from support.examples import EXAMPLES, listening
 from support.processes import TIMEOUT, connect, read_all, read_exactly, run, running
@@ -416,6 +417,34 @@ def test_the_book_of_the_lifespan_has_what_clients_were_thanked_for(
     assert status == 0
     assert out.count("has closed the book") == (2 if processes else 1)
     assert book.read_bytes() == b"a nice place\n"
+
+
+def test_the_web_app_streams_what_is_said_to_its_websocket() -> None:
+    with running(EXAMPLES / "asgi_app.py") as program:
+        host, port = listening(program)
+        with connect(host, port) as stream, websockets.sync.client.connect(f"ws://{host}:{port}/talk") as talk:
+            stream.sendall(b"GET /lines HTTP/1.1\r\nHost: here\r\n\r\n")
+            assert read_until(stream, b"welcome\n\r\n").startswith(b"HTTP/1.1 200 ")
+            talk.send("hello")
+            assert talk.recv(TIMEOUT) == "1 listen"
+            assert read_until(stream, b"hello\n\r\n")
+            stream.close()
+            while True:
+                talk.send("is anybody there?")
+                if talk.recv(TIMEOUT) == "0 listen":  # the server has noticed
+                    break
+        with connect(host, port) as other:
+            other.sendall(b"GET / HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n")
+            assert b" 404 " in read_all(other)
+        program.interrupt(signal.SIGTERM)
+        assert program.end() == (0, "the room is closed\n", "")
+
+
+def read_until(client: socket.socket, end: bytes) -> bytes:
+    data = b""
+    while not data.endswith(end):
+        data += read_exactly(client, 1)
+    return data
 
 
 def test_the_lifespan_explains_itself() -> None:
