@@ -25,6 +25,7 @@ from support.workers import children, soon
 
 import gain_trio
 from gain_trio import Server
+from gain_trio._server import _metrics
 from gain_trio._server import _program_metrics as program_metrics
 from gain_trio._server._processes import _metrics_gathering
 from gain_trio._server._processes._control_messages import MetricsReport, decode, encode
@@ -278,7 +279,10 @@ async def test_the_most_that_a_process_reports_is_one_message(registered: Any) -
 
 
 @pytest.fixture
-async def two_processes() -> AsyncIterator[Server]:
+async def two_processes(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
+    """A server whose processes have the time they need: on a busy machine that is more than a scrape should wait."""
+    monkeypatch.setattr(_metrics_gathering, "GATHERING", 100)
+    monkeypatch.setattr(_metrics, "TIMEOUT", 110)
     async with serving(counting.greet, metrics=LOCAL, processes=2) as server:
         yield server
 
@@ -314,8 +318,9 @@ async def test_what_processes_have_counted_outlives_them(two_processes: Server) 
     server = two_processes
     for _ in range(2):
         await greeted(server)
+    assert (await samples(server))["greetings_total", "plain"] == 2
     old = children()
-    await server._renew()  # without a scrape before: they report at their end
+    await server._renew()
     await soon(lambda: not set(old) & set(children()))
     now = await samples(server)
     assert now["greetings_total", "plain"] == 2
