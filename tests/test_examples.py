@@ -430,7 +430,7 @@ def test_the_web_app_streams_what_is_said_to_its_websocket() -> None:
             assert read_until(stream, b"hello\n\r\n")
             stream.close()
             while True:
-                talk.send("is anybody there?")
+                talk.send("hello?")
                 if talk.recv(TIMEOUT) == "0 listen":  # the server has noticed
                     break
         with connect(host, port) as other:

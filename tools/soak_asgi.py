@@ -127,7 +127,7 @@ class Server:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """A port that no process listens on."""
     import socket  # noqa: PLC0415 - trio.socket is what the rest uses
 
     with socket.socket() as probe:
@@ -230,7 +230,7 @@ class Client:
         return int(head.split()[1]), body
 
     async def exactly(self, count: int) -> bytes:
-        """So many bytes."""
+        """Receive this number of bytes."""
         while len(self._buffer) < count:
             await self._fill()
         data = bytes(self._buffer[:count])

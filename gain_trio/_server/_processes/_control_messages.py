@@ -43,7 +43,7 @@ class ReportMetrics:
     """Report the program's own metrics."""
 
     number: int
-    """Of this request; the last one counts."""
+    """The number of this request; the last one counts."""
 
 
 # --- to the server ---
@@ -112,7 +112,7 @@ class MetricsReport:
     """The program's own metrics."""
 
     number: int
-    """Of the request."""
+    """The number of the request."""
     metrics: ProgramMetrics
 
 
