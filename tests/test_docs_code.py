@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import trio
+from support.asgi_serving import hello
 from support.certificates import certificate
 from support.documented import Stage, blocks, run_documented_test
 from support.processes import ROOT
@@ -50,6 +51,8 @@ GIVEN: dict[str, dict[str, Any]] = {
     "tls-unix-proxies.md": {
         "client": types.SimpleNamespace(remote_address=("192.0.2.1", 5000), local_address=("192.0.2.2", 443))
     },
+    "migrating-from-hypercorn.md": {"app": hello},
+    "migrating-from-uvicorn.md": {"app": hello},
     "processes.md": {"handler": echo_until_broken, "address": "tcp://127.0.0.1:0"},
 }
 """What pieces of programs take for granted, by page."""
