@@ -259,14 +259,16 @@ class TlsConnection(TlsTraffic):
         self._begin_sending()
         try:
             if type(data) is bytes and 0 < len(data) <= self._piece:
-                if self._sends_at_once:
+                if not self._sends_at_once:
+                    await self._wait_outbound(self._marks.send_high)
+                elif self._time_slice.is_over():  # asked once: the next slice has begun
+                    await self._wait_outbound(self._marks.send_high, is_slice_over=True)
+                else:
                     try:
                         await self._below._wait_writable()  # only a cancellation point: it has nothing to wait for
                     except trio.BrokenResourceError as error:
                         self._send_failed(error)
                         self._check_sendable()
-                else:
-                    await self._wait_outbound(self._marks.send_high)
                 self._put(data)
                 if self._is_behind:
                     await self._wait_outbound(self._marks.send_high, own_half=True)

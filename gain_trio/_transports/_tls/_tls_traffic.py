@@ -431,7 +431,7 @@ class TlsTraffic(Connection):
 
     @property
     def _sends_at_once(self) -> bool:
-        """Whether a send has to wait for nothing, and no other task is to have its turn before."""
+        """Whether a send has to wait for nothing."""
         mark = self._marks.send_high
         return not (
             self._unencrypted
@@ -441,7 +441,6 @@ class TlsTraffic(Connection):
             or self._is_send_incomplete
             or self._unyielded >= mark
             or self._below.outbound_buffered >= mark
-            or self._time_slice.is_over()
         )
 
     @property
@@ -456,12 +455,12 @@ class TlsTraffic(Connection):
             or self._send_error is not None
         )
 
-    async def _wait_outbound(self, mark: int, *, own_half: bool = False) -> None:
+    async def _wait_outbound(self, mark: int, *, own_half: bool = False, is_slice_over: bool = False) -> None:
         """Wait until less than ``mark`` is outbound, and all of it encrypted.
 
-        ``own_half``: the caller has sent a part itself, and goes on.
+        ``own_half``: the caller has sent a part itself, and goes on.  ``is_slice_over``: the caller has asked, and it is.
         """
-        if self._unyielded >= self._marks.send_high or self._time_slice.is_over():
+        if is_slice_over or self._unyielded >= self._marks.send_high or self._time_slice.is_over():
             self._unyielded = 0
             await trio.lowlevel.checkpoint()
             self._time_slice.begin()
