@@ -62,6 +62,15 @@ def choose_backend() -> None:
         ) from error
 
 
+def make_scheduling_usual() -> None:
+    """Have Trio schedule tasks as it does in a program.
+
+    Where Hypothesis is installed, pytest-trio makes the order of a batch repeatable.  Nothing here needs that, and in such a
+    run Trio's own loop makes every tick, so C would make none.
+    """
+    trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING = False
+
+
 async def ask_for_backend() -> BackendInfo:
     return gain_trio.backend_info()
 
@@ -80,6 +89,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "no_run: starts no run on the session's backend, so that makes no difference to it"
     )
     config.addinivalue_line("markers", "slow: starts many processes, fills large tables, or computes for seconds")
+    make_scheduling_usual()
     choose_backend()
     config.stash[session_backend] = trio.run(ask_for_backend)
 

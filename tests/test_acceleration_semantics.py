@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import trio
 import trio.lowlevel
-from support.accelerated import run, stream_pair
+from support.accelerated import NAMES, run, stream_pair
 from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
 from gain_trio._kernel import trio_core
@@ -730,3 +730,27 @@ def test_a_signal_handler_that_raises_in_the_wait(pieces: bool) -> None:
     command = [sys.executable, "-c", RAISES_IN_THE_WAIT, str(int(pieces))]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "Mine", done.stderr
+
+
+# --- the tick ---
+
+
+@pytest.mark.parametrize("piece", [True, False], ids=["in C", "by Trio"])
+def test_who_makes_a_tick(piece: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In C deadlines are expired when one has passed; Trio's loop calls that with each tick."""
+    calls = 0
+    expire = trio._core._run.Deadlines.expire
+
+    def count(deadlines: Any, now: float) -> bool:
+        nonlocal calls
+        calls += 1
+        return expire(deadlines, now)
+
+    async def main() -> None:
+        with trio.move_on_after(1000):
+            for _ in range(100):
+                await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(trio._core._run.Deadlines, "expire", count)
+    run(tuple(name for name in NAMES if piece or name != "tick"), main)
+    assert (calls < 10) == piece
