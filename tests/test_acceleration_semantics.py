@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextvars
+import ctypes
 import errno
 import functools
 import gc
+import itertools
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -697,6 +700,35 @@ def test_control_c_between_steps_interrupts_no_other_task(pieces: bool) -> None:
         run(pieces, main, instruments=[Interrupter()])
     assert "KeyboardInterrupt" in repr(caught.value)
     assert turns == 50
+
+
+def test_control_c_between_ticks_interrupts_no_other_task(pieces: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither does one that arrives between a wait and the first step behind it, here while the order is chosen."""
+    by_libc = ctypes.PyDLL(None)["raise"]  # of which Python learns no sooner than it looks for signals
+    turns = 0
+
+    async def busy() -> None:
+        nonlocal turns
+        for _ in range(10):
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            turns += 1
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(busy)
+            await trio.lowlevel.checkpoint()
+            numbers = itertools.chain([signal.SIGINT], itertools.repeat(0))
+            random = functools.partial(next, map(by_libc, numbers))
+            monkeypatch.setattr(trio._core._run, "_r", types.SimpleNamespace(random=random))
+            try:
+                await trio.sleep_forever()
+            except trio.Cancelled:
+                pytest.fail("a task was interrupted")
+
+    with pytest.raises(BaseException) as caught:  # Trio decides whether in a group
+        run(pieces, main)
+    assert "KeyboardInterrupt" in repr(caught.value)
+    assert turns == 10
 
 
 RAISES_IN_THE_WAIT = """

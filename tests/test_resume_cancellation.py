@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Generator
 from typing import Any
@@ -453,6 +455,38 @@ def test_an_interrupt_in_a_protected_frame(default_interrupts: None, resume_in_p
         raise_protected()
         with pytest.raises(KeyboardInterrupt):
             await trio.sleep_forever()
+
+    run_with_pair(body, resume_in_place)
+
+
+def test_an_interrupt_during_a_wait_reaches_the_main_task(default_interrupts: None, resume_in_place: bool) -> None:
+    """And not the task that the wait wakes, whose step is the next code of Python's."""
+    libc = ctypes.PyDLL(None)  # its functions keep the GIL, so the run has its event, and goes on when all is done
+    waits = threading.Event()
+
+    def wake_and_interrupt(descriptor: int) -> None:
+        waits.wait()
+        libc.write(descriptor, b"x", 1)
+        libc["raise"](signal.SIGINT)
+
+    async def body(client: Connection, served: Connection) -> None:
+        received = []
+
+        async def child() -> None:
+            received.append(await served.receive())
+
+        thread = threading.Thread(target=wake_and_interrupt, args=[client.fileno()])
+        thread.start()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(child)
+                await wait_all_tasks_blocked()
+                waits.set()
+                with pytest.raises(KeyboardInterrupt):
+                    await trio.sleep_forever()
+        finally:
+            thread.join()
+        assert received == [b"x"]
 
     run_with_pair(body, resume_in_place)
 

@@ -178,14 +178,21 @@ static bool parse_timeout(PyObject *argument, int64_t *timeout_ns)
     return true;
 }
 
-/* Resume the tasks for which there is news. */
+/* Resume the tasks for which there is news.  Signals are looked for before each step, because their handlers run in the frame
+ * that is current then: a Ctrl-C that came during the wait would interrupt the task that happens to be resumed next, and not the
+ * main task, as one that comes between two steps of Trio's loop. */
 static int resume_ready(gt_proactor *self)
 {
-    gt_waiter *waiter;
-    while ((waiter = gt_proactor_pop_ready(self))) {
+    for (;;) {
+        /* A handler may have forked, as may a task, and this may be the child. */
+        if (PyErr_CheckSignals() < 0 || !gt_proactor_check_thread(self))
+            return -1;
+        gt_waiter *waiter = gt_proactor_pop_ready(self);
+        if (!waiter)
+            break;
         int result = gt_waiter_resume(waiter);
         Py_DECREF(waiter);
-        if (result < 0 || !gt_proactor_check_thread(self)) /* a task may have forked, and this may be the child */
+        if (result < 0)
             return -1;
     }
     return gt_trio_leave_task(&self->trio);

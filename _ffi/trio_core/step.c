@@ -6,10 +6,10 @@
  *
  *     unrolled_run                               here
  *     ----------------------------------------   ------------------------------------------------------------------
- *     while batch: task = batch.pop()            the same; signals are looked for before each step, as Python does it
- *                                                at the end of each turn of the loop, in the frame of unrolled_run,
- *                                                which is protected: later, in the frame of the next task, Ctrl-C would
- *                                                interrupt whichever task that is
+ *     while batch: task = batch.pop()            the same; signals are looked for before each step, and after the last
+ *                                                one, as Python does it at the end of each turn of the loop, in the
+ *                                                frame of unrolled_run, which is protected: later, in the frame of the
+ *                                                next task, Ctrl-C would interrupt whichever task that is
  *     GLOBAL_RUN_CONTEXT.task = task             set; deleted when the task has exited and after the last step, but not
  *                                                between two steps, because a dict that grows and shrinks is resized
  *                                                all the time
@@ -253,7 +253,7 @@ static int step(PyObject *runner, PyObject *hooks, PyObject *context, PyObject *
 /* Step all tasks of `batch`, a list that only the caller refers to, from its end.  0 or -1 */
 static int run_all(PyObject *runner, PyObject *hooks, PyObject *context, PyObject *batch)
 {
-    int result = 0;
+    int result = PyErr_CheckSignals();
     for (Py_ssize_t i = PyList_GET_SIZE(batch) - 1; result == 0 && i >= 0 && i < PyList_GET_SIZE(batch); i--) {
         PyObject *task = Py_NewRef(PyList_GET_ITEM(batch, i));
         result = PyList_SetItem(batch, i, Py_NewRef(Py_None)); /* the list does not keep a task that exits */
