@@ -130,6 +130,27 @@ async def test_closing_the_old_one_closes_the_new_one(pair: Pair, way: str) -> N
             assert await secure_served.receive() == b""
 
 
+@pytest.mark.parametrize("way", ["aclose", "abort"])
+async def test_closing_the_old_one_ends_the_handshake(pair: Pair, way: str) -> None:
+    """The peer never answers."""
+    client, served = pair
+
+    async def upgrade() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await client.start_tls(client_context(), **CLIENT)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(upgrade)
+        await served.receive()  # a ClientHello
+        if way == "abort":
+            client.abort()
+        else:
+            await client.aclose()
+    with pytest.raises(trio.BrokenResourceError) if way == "abort" else contextlib.nullcontext():
+        assert await served.receive() == b""
+    await served.aclose()
+
+
 async def test_limits_go_along(pair: Pair) -> None:
     client, served = pair
     client.context = served.context = context = object()
@@ -321,6 +342,23 @@ async def test_a_drain_reaches_it() -> None:
         assert await secure.receive_exactly(1) == b"x"
         await wait_all_tasks_blocked()
         server._begin_to_drain(60)
+        assert await secure.receive_exactly(8) == b"draining"
+        await secure.aclose()
+
+
+async def test_a_drain_in_the_middle_of_the_handshake_reaches_it() -> None:
+    async def handler(connection: Connection) -> None:
+        secure = await connection.start_tls(server_context(), server_side=True)
+        assert await secure.receive_exactly(1) == b"x"
+        assert await secure.wait_data() is False
+        await secure.send(b"draining")
+
+    async with serving(handler) as server:
+        plain = await connect(server)
+        await wait_all_tasks_blocked()
+        server._begin_to_drain(60)
+        secure = await plain.start_tls(client_context(), **CLIENT)
+        await secure.send(b"x")
         assert await secure.receive_exactly(8) == b"draining"
         await secure.aclose()
 

@@ -76,11 +76,14 @@ async def start_tls(
     below = await _taken_over(connection, received, engine, server_side=server_side)
     with contextlib.ExitStack() as stack:
         stack.callback(below._close_now)
+        connection._continues_as(below)  # a close meanwhile, by whichever task, closes what there is
+        if connection._drains:
+            below._begin_drain()
         await _handshake(engine, below, handshake_timeout, server_hostname)
         upgraded = TlsConnection(engine, below, connection._marks, https_compatible=https_compatible)
         upgraded.context = connection.context
         connection._continues_as(upgraded)
-        if connection._drains:
+        if below._drains:
             upgraded._begin_drain()
         stack.pop_all()
     return upgraded
