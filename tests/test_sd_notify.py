@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -9,7 +10,7 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,24 @@ async def test_a_renewal_is_reported(manager: socket.socket) -> None:
         assert await next_report(manager) == {"STOPPING": "1", "STATUS": "draining: 0 connections"}
 
 
+async def test_a_renewal_before_the_server_is_up_reports_nothing(
+    manager: socket.socket, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A READY=1 for it would have the service manager start what depends on the server."""
+    caplog.set_level(logging.INFO, "gain_trio")
+
+    @contextlib.asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        os.kill(os.getpid(), signal.SIGHUP)
+        with trio.fail_after(PATIENCE):
+            while "SIGHUP is ignored" not in caplog.text:
+                await trio.lowlevel.checkpoint()
+        yield
+
+    async with serving(echo, sd_notify=True, signals=True, lifespan=lifespan):
+        assert "MAINPID" in await next_report(manager)
+
+
 async def test_a_name_in_the_abstract_namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(f"\0{tmp_path}/notify")
@@ -141,13 +160,14 @@ async def test_the_event_loop_shows_that_it_goes_round(
         ({"WATCHDOG_USEC": "1e6"}, "WATCHDOG_USEC is 1e6"),
     ],
 )
-@pytest.mark.usefixtures("autojump_clock")
 async def test_no_watchdog(
     variables: dict[str, str],
     line: str,
+    *,
     manager: socket.socket,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    autojump_clock: trio.testing.MockClock,
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)

@@ -61,6 +61,7 @@ class ServiceManager:
         self._stopping = trio.Event()
         self._status: Callable[[], str] = str
         self._reported = ""  # the last status
+        self._is_up = False
         self._reloads = 0  # in progress
 
     async def attend(self, status: Callable[[], str], draining: trio.Event | None = None) -> None:
@@ -71,6 +72,7 @@ class ServiceManager:
           draining: set when the server drains.
         """
         self._status = status
+        self._is_up = True
         await self._report("READY=1", f"MAINPID={os.getpid()}")
         async with trio.open_nursery() as nursery:
             if self._watchdog != math.inf:
@@ -90,7 +92,13 @@ class ServiceManager:
 
     @contextlib.asynccontextmanager
     async def reloading(self) -> AsyncIterator[None]:
-        """Report that the server is being renewed, for the length of the block."""
+        """Report that the server is being renewed, for the length of the block.
+
+        A server that is not up yet, or has begun to end, is not renewed, and the READY=1 behind that would be untrue.
+        """
+        if not self._is_up or self._stopping.is_set():
+            yield
+            return
         self._reloads += 1
         if self._reloads == 1:
             now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
