@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import logging
+import math
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -278,6 +279,32 @@ def details(record: logging.LogRecord) -> dict[str, Any]:
     """The fields of a record, as a JSON formatter writes them."""
     shown: dict[str, Any] = json.loads(JsonFormatter().format(record))
     return shown
+
+
+def record_with(extra: dict[str, Any], error: BaseException | None = None) -> logging.LogRecord:
+    exc_info = None if error is None else (type(error), error, error.__traceback__)
+    return logging.getLogger("x").makeRecord("x", logging.WARNING, "f", 1, "text", (), exc_info, extra=extra)
+
+
+def test_an_extra_does_not_take_the_place_of_what_a_line_says() -> None:
+    found = details(record_with({"level": "debug", "time": 1, "exception": "none", "peer": "p"}))
+    assert (found["level"], found["level_"], found["time_"], found["exception_"]) == ("warning", "debug", 1, "none")
+    assert found["time"] != 1
+    assert found["peer"] == "p"
+    assert "exception" not in found
+
+
+def test_what_json_does_not_have_is_written_as_text() -> None:
+    cycle: list[Any] = []
+    cycle.append(cycle)
+    for value in (math.nan, -math.inf, {(1, 2): 3}, cycle):
+        text = JsonFormatter().format(record_with({"given": value, "other": 1.5}))
+        found = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+        assert (found["given"], found["other"], found["message"]) == (str(value), 1.5, "text")
+
+
+def test_an_exception_that_was_never_raised_is_written() -> None:
+    assert details(record_with({}, ValueError("the reason")))["exception"] == "ValueError: the reason"
 
 
 async def test_connections_are_logged_with_their_particulars(caplog: pytest.LogCaptureFixture) -> None:

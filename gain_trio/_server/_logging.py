@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 from datetime import datetime, timezone
-from typing import Any, Literal, TypeAlias, final, get_args
+from typing import Any, Final, Literal, TypeAlias, final, get_args
 
 from gain_trio._transports import shown, shown_traceback
 
@@ -17,6 +18,8 @@ LEVELS: tuple[LogLevel, ...] = get_args(LogLevel)
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 """The attributes that every LogRecord has; the program has added any other one by ``extra=``."""
+_OWN: Final = frozenset({"time", "level", "logger", "message", "exception", "stack"})
+"""What :class:`JsonFormatter` writes itself, beside ``process``, which is an attribute."""
 
 
 @final
@@ -25,7 +28,8 @@ class JsonFormatter(logging.Formatter):
 
     The object has ``time`` (UTC, ISO 8601, milliseconds), ``level``, ``logger``, ``process`` and ``message``, what the
     caller gave as ``extra``, and ``exception`` and ``stack`` if there is one.  Line breaks and control characters in a
-    value are escaped, so nothing that a peer has sent can be taken for another line.
+    value are escaped, so nothing that a peer has sent can be taken for another line.  An ``extra`` with one of these names
+    has an underscore behind it.  Values that JSON does not have are written as text.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -37,14 +41,31 @@ class JsonFormatter(logging.Formatter):
             "process": record.process,
             "message": record.getMessage(),
         }
-        entry.update((name, value) for name, value in record.__dict__.items() if name not in _STANDARD)
-        if record.exc_info and record.exc_info[2] is not None:
-            entry["exception"] = self.formatException(record.exc_info)
-        elif record.exc_text:  # of a worker process, which has sent the text
+        for name, value in record.__dict__.items():
+            if name not in _STANDARD:
+                entry[f"{name}_" if name in _OWN else name] = value
+        error = record.exc_info
+        if record.exc_text and (not error or error[2] is None):  # of a worker process, which has sent the text
             entry["exception"] = record.exc_text
+        elif error and error[1] is not None:
+            entry["exception"] = self.formatException(error)
         if record.stack_info:
             entry["stack"] = self.formatStack(record.stack_info)
-        return json.dumps(entry, default=str)
+        try:
+            return json.dumps(entry, default=str, allow_nan=False)
+        except (
+            TypeError,
+            ValueError,
+            RecursionError,
+        ):  # a key that is no text, a NaN, or an object that contains itself
+            return json.dumps({name: _plain(value) for name, value in entry.items()})
+
+
+def _plain(value: object) -> object:
+    """The same value, or its text if it is one of several parts, or no number."""
+    if value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return str(value)
 
 
 @final
