@@ -19,7 +19,7 @@ from gain_trio import ServerConfig, ServerStatistics
 from gain_trio._server._processes import _recycling
 from gain_trio._server._processes._recycling import Recycler, check_memory_is_known, resident_memory
 from gain_trio._server._processes._worker_failed import WorkerFailed
-from gain_trio._server._time_limits import LONGEST_PAUSE, RECYCLE_INTERVAL
+from gain_trio._server._time_limits import LONGEST_PAUSE, RECYCLE_INTERVAL, SOON
 
 pytestmark = pytest.mark.connections
 
@@ -42,8 +42,13 @@ class Supervisor:
         self.index = index
         self.serves = True
         self.current = Worker(100 * index)
+        self.draining: list[Worker] = []
         self.failures = 0
         self._log = log
+
+    @property
+    def workers(self) -> tuple[Worker, ...]:
+        return (*self.draining, self.current)
 
     async def replace(self) -> None:
         self._log.append(f"{self.index} begins")
@@ -119,11 +124,42 @@ async def test_memory(log: list[str], autojump_clock: trio.testing.MockClock, mo
     monkeypatch.setattr(_recycling, "resident_memory", memory.get)  # None of one that is gone
     supervisors = [Supervisor(1, log), Supervisor(2, log)]
     one = recycler(ServerConfig(max_worker_memory=10 * MEBIBYTE), *supervisors)
-    await run_for(5, one)
+    await run_for(SOON, one)
     assert not log
     memory[100] += 1
     await run_for(5, one)
     assert log == ["1 begins", "1 ends"]
+
+
+async def test_a_limit_that_is_too_low_for_any_process(
+    log: list[str],
+    autojump_clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its processes are replaced now and then, and the log says what to do."""
+    monkeypatch.setattr(_recycling, "resident_memory", lambda _pid: MEBIBYTE)
+    await run_for(3 * (SOON + 1), recycler(ServerConfig(max_worker_memory=1000), Supervisor(0, log)))
+    assert 2 <= log.count("0 begins") <= 3
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warnings[0].startswith(
+        "max_worker_memory is 1000 bytes, and a worker process has 1048576 when it has hardly begun"
+    )
+
+
+async def test_a_drain_that_takes_long_holds_up_no_other_process(
+    log: list[str], autojump_clock: trio.testing.MockClock
+) -> None:
+    supervisors = [Supervisor(0, log), Supervisor(1, log)]
+    for supervisor in supervisors:
+        supervisor.current = Worker(supervisor.current.pid, accepted=5)
+    supervisors[0].draining.append(Worker(7))
+    one = recycler(ServerConfig(max_connections_per_worker=5), *supervisors)
+    await run_for(5, one)
+    assert log == ["1 begins", "1 ends"]
+    supervisors[0].draining.clear()
+    await run_for(5, one)
+    assert log[2:] == ["0 begins", "0 ends"]
 
 
 async def test_a_successor_that_cannot_begin_is_tried_again(

@@ -472,8 +472,8 @@ class ServerConfig:
             usual="never",
         ).beside(),
     )
-    """Replace a worker process that has more than this number of bytes in memory (its resident set, proc(5)); None for
-    never."""
+    """Replace a worker process that has more than this number of bytes in memory (its resident set, proc(5)), but not in its
+    first 10 seconds; None for never."""
     signals: bool = attrs.field(default=False, validator=check_flag)
     """SIGTERM and SIGINT drain the server, and a second one cancels it.  SIGHUP replaces the worker processes one by one; a
     server without worker processes calls an ``ssl_context`` that is a function again, and so loads its certificate."""

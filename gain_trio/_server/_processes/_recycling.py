@@ -18,8 +18,9 @@ from typing import final
 
 import trio
 
+from gain_trio._server._log_throttle import log_throttle, since_last
 from gain_trio._server._server_config import ServerConfig
-from gain_trio._server._time_limits import LONGEST_PAUSE, RECYCLE_INTERVAL
+from gain_trio._server._time_limits import LONGEST_PAUSE, RECYCLE_INTERVAL, SOON
 from gain_trio._transports import shown
 
 from ._supervisor import WorkerSupervisor
@@ -62,6 +63,7 @@ class Recycler:
         self._supervisors = supervisors
         self._rolling = rolling
         self._most: weakref.WeakKeyDictionary[WorkerProcess, int] = weakref.WeakKeyDictionary()
+        self._large: weakref.WeakSet[WorkerProcess] = weakref.WeakSet()  # from the beginning
         self.recycled = 0
         """Processes that were replaced because they had served enough."""
 
@@ -71,7 +73,9 @@ class Recycler:
             await trio.sleep(RECYCLE_INTERVAL)
             for supervisor in self._supervisors:
                 worker = supervisor.current
-                if worker is None or not supervisor.serves:
+                # While the one before it drains there is no place for a successor, and waiting for that would hold up
+                # the replacements of all others, and SIGHUP.
+                if worker is None or not supervisor.serves or len(supervisor.workers) > 1:
                     continue
                 reason = self._reason(worker)
                 if reason is None:
@@ -104,6 +108,23 @@ class Recycler:
                 return f"it has served for {age:.0f} seconds (max_worker_lifetime)"
         if config.max_worker_memory is not None and worker.pid is not None:
             memory = resident_memory(worker.pid)
-            if memory is not None and memory > config.max_worker_memory:
+            if memory is not None and memory > config.max_worker_memory and self._has_grown(worker, memory):
                 return f"it has {memory} bytes in memory (max_worker_memory)"
         return None
+
+    def _has_grown(self, worker: WorkerProcess, memory: int) -> bool:
+        """Whether a successor may have less: not soon after the beginning, or processes would be replaced all the time."""
+        if worker.ready_at is None or trio.current_time() - worker.ready_at >= SOON:
+            return True
+        count = None if worker in self._large else log_throttle("max_worker_memory").count()
+        self._large.add(worker)
+        if count is not None:
+            logger.warning(
+                "max_worker_memory is %d bytes, and a worker process has %d when it has hardly begun: processes are "
+                "replaced all the time, after %g seconds each; allow more%s",
+                self._config.max_worker_memory,
+                memory,
+                SOON,
+                shown(since_last(count)),
+            )
+        return False
