@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
 
@@ -276,6 +276,42 @@ async def test_the_most_that_a_process_reports_is_one_message(registered: Any) -
     assert report.is_complete is (program_metrics.MOST_SAMPLES * 140 < program_metrics.MOST_BYTES)
     found = decode(encode(MetricsReport(1, report)))
     assert found == MetricsReport(1, report)
+
+
+def long_names() -> Metric:
+    family = CounterMetricFamily("own_" + "n" * 300, "Many.", labels=["label"])
+    for number in range(program_metrics.MOST_SAMPLES - 1000):
+        family.add_metric([str(number)], number)
+    return family
+
+
+def many_labels() -> Metric:
+    family = CounterMetricFamily("own_many", "Many.", labels=[f"l{number}" for number in range(40)])
+    for number in range(program_metrics.MOST_SAMPLES - 1000):
+        family.add_metric([str(number)] * 40, number)
+    return family
+
+
+def long_text() -> Metric:
+    return GaugeMetricFamily("own_text", "t" * (5 << 20), value=1)
+
+
+@pytest.mark.parametrize("make", [long_names, many_labels, long_text])
+async def test_what_is_long_in_a_metric_does_not_end_a_worker_process(
+    registered: Any, make: Callable[[], Metric]
+) -> None:
+    """A message that is too long for the control channel would."""
+    registered(Fixed(make()))
+    report = await program_metrics.reported_metrics()
+    assert not report.is_complete
+    assert encode(MetricsReport(1, report))
+
+
+async def test_metrics_without_samples_have_a_bound_too(registered: Any) -> None:
+    registered(Fixed(*(Metric(f"own_{number}", "", "counter") for number in range(100_000))))
+    report = await program_metrics.reported_metrics()
+    assert not report.is_complete
+    assert encode(MetricsReport(1, report))
 
 
 @pytest.fixture

@@ -46,6 +46,10 @@ MOST_IN_ALL: Final = 5 * MOST_SAMPLES
 """Samples of all processes together."""
 SAMPLE_BYTES: Final = 32
 """Bytes of a sample beside the text in it."""
+LABEL_BYTES: Final = 16
+"""Bytes of a label beside the text in it."""
+FAMILY_BYTES: Final = 64
+"""Bytes of a metric beside its samples, its name and its text."""
 SUMMED: Final = frozenset({"counter", "histogram", "summary"})
 """Types of metrics that only grow."""
 _BY_MODE: Final[dict[str, Callable[[float, float], float]]] = {"sum": operator.add, "min": min, "max": max}
@@ -150,7 +154,9 @@ def _read_registry() -> tuple[list[Metric], bool, Exception | None]:
     samples, size, is_complete = 0, 0, True
     try:
         for metric in registry.collect():
-            own_samples, own_size = len(metric.samples), sum(map(_size, metric.samples))
+            own_samples = len(metric.samples)
+            own_size = FAMILY_BYTES + _encoded_size(metric.name + metric.documentation + metric.unit)
+            own_size += sum(map(_size, metric.samples))
             if samples + own_samples > MOST_SAMPLES or size + own_size > MOST_BYTES:
                 is_complete = False
                 continue
@@ -164,7 +170,8 @@ def _read_registry() -> tuple[list[Metric], bool, Exception | None]:
 
 def _size(sample: Any) -> int:
     labels: Iterable[tuple[str, str]] = sample.labels.items()
-    return SAMPLE_BYTES + sum(_encoded_size(name) + _encoded_size(value) for name, value in labels)
+    size = SAMPLE_BYTES + _encoded_size(sample.name)
+    return size + sum(LABEL_BYTES + _encoded_size(name) + _encoded_size(value) for name, value in labels)
 
 
 def _encoded_size(text: str) -> int:
