@@ -15,6 +15,8 @@ from support.servers import connect, echo, serving
 
 import gain_trio
 from gain_trio import Connection, ProxyHeader
+from gain_trio._transports import _open
+from gain_trio._transports._addresses import reset_on_close
 from gain_trio._transports._connections._proxy_protocol import parse_proxy_header
 
 pytestmark = pytest.mark.connections
@@ -209,6 +211,37 @@ async def test_a_header_that_no_reader_takes(header: Any, error: type[Exception]
 def test_an_address_that_is_none() -> None:
     with pytest.raises(TypeError, match=r"socket\.getpeername"):
         ProxyHeader.of(5, 6)
+
+
+@pytest.mark.parametrize("call", ["receive", "send"])
+async def test_a_peer_that_is_gone_before_the_header(monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """The connection is one that breaks, as without a header."""
+    connect_tcp = _open.connect_tcp
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        async def connect_late(*arguments: Any) -> socket.socket:
+            sock = await connect_tcp(*arguments)
+            accepted, _address = listener.accept()
+            reset_on_close(accepted)
+            accepted.close()
+            await trio.lowlevel.wait_readable(sock)
+            return sock
+
+        monkeypatch.setattr(_open, "connect_tcp", connect_late)
+        header = ProxyHeader.of(CLIENT, SERVED)
+        client = await gain_trio.connect(listener.getsockname(), proxy_header=header)
+        with pytest.raises(trio.BrokenResourceError):
+            if call == "receive":
+                await client.receive()
+            else:
+                while True:
+                    await client.send(b"x")
+                    await client.flush()
+        await client.aclose()
+        with pytest.raises(OSError, match=r"the TLS handshake with .* failed"):
+            await gain_trio.connect(
+                listener.getsockname(), proxy_header=header, ssl_context=client_context(), server_hostname="localhost"
+            )
 
 
 async def test_what_a_server_that_expects_none_gets() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from typing import Any
+
+import trio
 
 from ._addresses import (
     SocketOptions,
@@ -154,7 +157,10 @@ async def connect(
         sock.close()
         raise
     if header:
-        connection._send_nowait(header)  # to a new connection, so nothing is in front of it
+        # Over a socket it is sent at once, and the peer may have reset the connection: the next call reports that, as on
+        # the ring.
+        with contextlib.suppress(trio.BrokenResourceError):
+            connection._send_nowait(header)  # to a new connection, so nothing is in front of it
     if context is None:
         return connection
     return await client_handshake(connection, context, marks, str(parsed), hostname, https_compatible=https_compatible)
