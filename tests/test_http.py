@@ -24,6 +24,7 @@ from gain_trio._http._http_handler import IDLE_TIMEOUT, Plaintext, http
 from gain_trio._http._http_requests import MAX_BODY, Exchange, Phase
 from gain_trio._http._linger import LINGER_SECONDS
 from gain_trio._http._request_reader import MAX_HEAD
+from gain_trio.testing import serving
 
 pytestmark = pytest.mark.connections
 
@@ -595,3 +596,34 @@ def test_every_status_has_a_phrase() -> None:
     for status in (400, 404, 405, 408, 413, 414, 417, 431, 501, 505):
         line = Plaintext(lambda: NOW).refusal(HTTPStatus(status), "x").partition(b"\r\n")[0]
         assert re.fullmatch(rb"HTTP/1\.1 [0-9]{3} [A-Z][A-Za-z -]+", line), line
+
+
+# --- in memory ---
+
+
+async def test_a_large_body_in_memory() -> None:
+    """A connection without a descriptor is not one that was reset."""
+    async with serving(http, strict=True) as server:
+        client = server.connect()
+        await client.send(POST + b"Content-Length: 20000\r\n\r\n" + bytes(20000))
+        assert b"405 Method Not Allowed" in await client.receive_until(b"\r\n\r\n")
+
+
+async def test_an_answer_is_not_late_because_one_long_ago_had_to_wait(autojump_clock: trio.testing.MockClock) -> None:
+    async with serving(http, strict=True) as server:
+        client = server.connect()
+        client.incoming.room = 0
+        await client.send(GET * 200)
+        await trio.testing.wait_all_tasks_blocked()
+        client.incoming.room = None
+        for _ in range(200):
+            await client.receive_until(b"Hello, World!")
+        await trio.sleep(_http.ANSWER_TIMEOUT + 1)
+        client.incoming.room = 10
+        await client.send(POST + b"Connection: close\r\nContent-Length: 0\r\n\r\n")
+        await trio.testing.wait_all_tasks_blocked()
+        client.incoming.room = None
+        assert b"Connection: close" in await receive_all(client)
+        await client.aclose()
+        await trio.testing.wait_all_tasks_blocked()
+        assert server.server.statistics().finished == 1

@@ -23,7 +23,7 @@ async def linger(connection: Connection) -> None:
     The caller closes the connection after that.  Raises what :meth:`Connection.receive` raises.
     """
     left = LINGER_BYTES
-    connection.read_deadline = math.inf  # in place of the last request's deadline
+    connection.set_deadline(math.inf)  # in place of those of the last request, and of an answer before the last
     with trio.move_on_after(LINGER_SECONDS):
         try:
             await connection.send_eof()

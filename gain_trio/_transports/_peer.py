@@ -85,6 +85,10 @@ class HasSocket(Protocol):
         """The descriptor, or -1."""
 
     @property
+    def _is_closed(self) -> bool:
+        """Whether it was closed here."""
+
+    @property
     def direct_local_address(self) -> Any:
         """The address of this end of the socket."""
 
@@ -97,7 +101,7 @@ def was_reset(connection: HasSocket) -> bool:
     """
     descriptor = connection.fileno()
     if descriptor < 0 or not hasattr(select, "poll"):
-        return descriptor < 0
+        return connection._is_closed  # one in memory has no descriptor
     asked = select.poll()
     asked.register(descriptor, 0)  # errors and hangups are always reported
     found = asked.poll(0)
