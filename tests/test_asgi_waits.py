@@ -14,8 +14,10 @@ from support.http_answers import answers
 from support.pairs import receive_all, until
 
 import gain_trio
+import gain_trio.testing
 from gain_trio import Connection, Server
-from gain_trio.asgi import ClientDisconnected
+from gain_trio.asgi import AsgiConfig, ClientDisconnected
+from gain_trio.asgi._asgi_handler import AsgiHandler
 
 pytestmark = pytest.mark.connections
 
@@ -307,3 +309,21 @@ async def test_a_client_that_reads_slowly_gets_all_of_it(
         assert received == size
         assert await receive_all(client) == b""
         client.abort()
+
+
+async def test_a_body_that_moves_is_not_cut_off_with_small_marks_either(autojump_clock: trio.testing.MockClock) -> None:
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send(TEXT)
+        await send({"type": "http.response.body", "body": bytes(100_000)})
+
+    handler = AsgiHandler(app, AsgiConfig(timeout_send=60, app_lifespan="off"))
+    marks = gain_trio.Marks(send_high=4096)
+    async with gain_trio.testing.serving(handler, marks=marks, strict=True) as server:
+        client = server.connect()
+        client.incoming.room = 0
+        await client.send(closing())
+        for _ in range(8):
+            await trio.sleep(15)
+            client.incoming.room = 10_000
+        client.incoming.room = None
+        assert len(await receive_all(client)) > 100_000

@@ -21,7 +21,7 @@ import trio
 
 from gain_trio._http import CONTINUE, Refused, Request
 from gain_trio._server import ungrouped
-from gain_trio._transports import Marks, was_reset
+from gain_trio._transports import was_reset
 
 from ._asgi_types import Message
 from ._opened_file import OpenedFile
@@ -39,8 +39,6 @@ _GONE: Final = (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlow
 _LAST_CHUNK: Final = b"0\r\n\r\n"
 _LOOKS: Final = 4
 """How often the server looks, in the time that a client may accept nothing, whether it has accepted something."""
-_WAITS: Final = Marks().send_high
-"""With this number of bytes outbound a send waits for the client, as a rule."""
 
 
 @final
@@ -213,7 +211,7 @@ class HttpExchange:
         http.renew(http.clock())
         size = len(data) if isinstance(data, bytes) else sum(len(piece) for piece in data)
         try:
-            if connection.outbound_buffered + size < _WAITS:
+            if connection.outbound_buffered + size < connection._marks.send_high:  # then it waits for nothing
                 await connection.send(data)
             else:
                 await self._while_accepted(functools.partial(connection.send, data))
