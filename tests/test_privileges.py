@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -20,6 +23,8 @@ import gain_trio
 from gain_trio import Connection, ServerConfig
 from gain_trio._server import _privileges
 from gain_trio._server._privileges import Identity, identity_of, socket_options_of
+from gain_trio._transports import parse_address
+from gain_trio._transports._addresses._socket_options import options_for
 
 pytestmark = pytest.mark.connections
 
@@ -78,29 +83,80 @@ async def test_without_root_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_the_order_is_groups_group_user(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[str, Any]] = []
+
+    def call(name: str, *ids: Any) -> None:
+        calls.append((name, ids))
+        if len(calls) > 3:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
     for name in ("setgroups", "setresgid", "setresuid"):
-        monkeypatch.setattr(_privileges.os, name, lambda *ids, name=name: calls.append((name, ids)))
+        monkeypatch.setattr(_privileges.os, name, functools.partial(call, name))
     Identity("4711:4712", 4711, 4712, (4712, 4713)).take()
     assert calls == [
         ("setgroups", ((4712, 4713),)),
         ("setresgid", (4712, 4712, 4712)),
         ("setresuid", (4711, 4711, 4711)),
+        ("setgroups", ((4712, 4713),)),  # to see that it is not possible any more
     ]
 
 
 @pytest.mark.parametrize(
-    ("addresses", "options", "owner"),
+    ("addresses", "options", "owners"),
     [
-        (["tcp://127.0.0.1:80"], {}, (None, None)),
-        (["unix:///run/app"], {}, (4711, 4712)),
-        (["tcp://127.0.0.1:80", "unix:///run/app"], {"owner": "nobody"}, ("nobody", 4712)),
-        (["unix://@app"], {}, (None, None)),
+        (["tcp://127.0.0.1:80"], {}, [(None, None)]),
+        (["unix:///run/app"], {}, [(4711, 4712)]),
+        (["tcp://127.0.0.1:80", "unix:///run/app"], {"owner": "nobody"}, [(None, None), ("nobody", 4712)]),
+        (["unix://@app"], {}, [(None, None)]),
+        (["unix://@app", "unix:///run/app"], {}, [(None, None), (4711, 4712)]),
     ],
 )
-def test_the_file_of_a_unix_socket_is_the_users(addresses: list[str], options: dict[str, Any], owner: Any) -> None:
-    found = socket_options_of(ServerConfig(**options), addresses, Identity("", 4711, 4712, ()))
-    assert (found.owner, found.group) == owner
-    assert socket_options_of(ServerConfig(**options), addresses, None) == ServerConfig(**options).socket_options()
+def test_the_file_of_a_unix_socket_is_the_users(addresses: list[str], options: dict[str, Any], owners: Any) -> None:
+    parsed = [parse_address(address, schemes=("tcp", "unix")) for address in addresses]
+    found = options_for(parsed, socket_options_of(ServerConfig(**options), Identity("", 4711, 4712, ())))
+    assert [(each.owner, each.group) for each in found] == owners
+    assert socket_options_of(ServerConfig(**options), None) == ServerConfig(**options).socket_options()
+
+
+@pytest.mark.parametrize("user", [2**32 - 1, f"nobody:{2**32 - 1}", f"{2**40}:1"])
+def test_a_number_that_is_none_of_a_user(user: Any) -> None:
+    """The largest one would leave the process root: setresuid(2) takes it for no change."""
+    with pytest.raises(ValueError, match="the numbers of users and groups are at most 4294967294"):
+        identity_of(user)
+
+
+def test_a_user_namespace_that_does_not_have_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_ids: int) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(_privileges.os, "setgroups", refuse)
+    with pytest.raises(OSError, match=r"cannot become the user 4711:4712: Invalid argument; a user namespace"):
+        Identity("4711:4712", 4711, 4712, (4712,)).take()
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("kept", "is_refused"),
+    [([], False), (["--securebits", "+no_setuid_fixup"], True)],
+    ids=["root", "with secure bits"],
+)
+def test_a_process_that_could_become_root_again_is_refused(kept: list[str], is_refused: bool) -> None:
+    code = """
+from gain_trio._server._privileges import Identity
+import os
+try:
+    Identity("4711:4712", 4711, 4712, (4712,)).take()
+except PermissionError as error:
+    print(error.strerror)
+else:
+    print("gone", os.getresuid(), os.getgroups())
+"""
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        pytest.skip("needs setpriv(1)")
+    command = [setpriv, *kept, sys.executable, "-c", code]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert ("could become another one again" in said) is is_refused
+    assert (said.strip() == "gone (4711, 4711, 4711) [4712]") is not is_refused
 
 
 @as_root

@@ -27,7 +27,15 @@ import attrs
 import trio
 
 from gain_trio._http import Limits, Refused, RequestMemory, RequestReader, response, split_target
-from gain_trio._transports import Connection, IncompleteMessage, MessageTooLong, close_sockets, open_sockets, shown
+from gain_trio._transports import (
+    Connection,
+    IncompleteMessage,
+    MessageTooLong,
+    SocketOptions,
+    close_sockets,
+    open_sockets,
+    shown,
+)
 
 from ._listening import serve_listeners
 from ._log_throttle import log_throttle, since_last
@@ -74,7 +82,7 @@ class MetricsEndpoint:
         """Where it listens."""
 
     @classmethod
-    async def open(cls, address: str) -> MetricsEndpoint:
+    async def open(cls, address: str, options: SocketOptions) -> MetricsEndpoint:
         """Listen.
 
         Raises:
@@ -87,7 +95,6 @@ class MetricsEndpoint:
             raise ImportError(
                 f'metrics={address!r} needs the package prometheus_client ({error}): pip install "gain-trio[metrics]"'
             ) from error
-        options = ServerConfig().socket_options()
         return cls(await open_sockets([address], options))
 
     def close(self) -> None:

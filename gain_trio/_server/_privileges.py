@@ -1,22 +1,27 @@
 """The user that a server becomes when its sockets are open: what it needed root for is done then.
 
 The order is that of every daemon: bind, then the supplementary groups, the group, and the user last, because each step takes
-the privilege that the last one gives up.  setresuid(2) and setresgid(2) change the saved ids, too, so there is no way back.
-glibc changes them for all threads of the process (nptl(7)).  Worker processes are started afterwards, as that user.
+the privilege that the last one gives up.  setresuid(2) and setresgid(2) change the saved ids, too, and with root's ids go
+its capabilities: there is no way back.  Both are not so for a process that had capabilities without being root, or that has
+them fixed (SECBIT_NO_SETUID_FIXUP, capabilities(7)): it could become root again, so it is refused.
+glibc changes the ids for all threads of the process (nptl(7)).  Worker processes are started afterwards, as that user.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
-from collections.abc import Sequence
-from typing import final
+from typing import Final, final
 
 import attrs
 
-from gain_trio._transports import SocketOptions, parse_address
+from gain_trio._transports import SocketOptions
 
 from ._server_config import ServerConfig
+
+_NO_ID: Final = 2**32 - 1
+"""What setresuid(2) takes for no change; numbers of users and groups are less."""
 
 
 @final
@@ -38,7 +43,8 @@ class Identity:
         """Become this user, for ever.
 
         Raises:
-          PermissionError: this process may not; says what it takes.
+          PermissionError: this process may not, which says what it takes; or it could become another user again.
+          OSError: the kernel does not know the user or the group here, in a user namespace.
         """
         if self.is_own:
             return
@@ -49,6 +55,27 @@ class Identity:
         except PermissionError as error:
             reason = f"cannot become the user {self.text}: {error.strerror}; it takes root (CAP_SETUID and CAP_SETGID)"
             raise PermissionError(error.errno, reason) from error
+        except OSError as error:
+            reason = (
+                f"cannot become the user {self.text}: {error.strerror}; a user namespace (user_namespaces(7)) has only the "
+                "users and groups that it was given"
+            )
+            raise OSError(error.errno, reason) from error
+        if self.user and self._can_return():
+            raise PermissionError(
+                errno.EPERM,
+                f"this process is the user {self.text} now and could become another one again, because it keeps its "
+                "capabilities: start it as root, without ambient capabilities and without the secure bit no_setuid_fixup "
+                "(capabilities(7)), or as this user, without the option user",
+            )
+
+    def _can_return(self) -> bool:
+        """Whether this process, which is the user now, still has the capability that it has needed."""
+        try:
+            os.setgroups(self.groups)  # the same: it changes nothing
+        except PermissionError:
+            return False
+        return True
 
 
 def identity_of(user: int | str) -> Identity:
@@ -63,6 +90,9 @@ def identity_of(user: int | str) -> Identity:
     import pwd  # noqa: PLC0415 - the same
 
     name, _colon, group_name = str(user).partition(":")
+    for number in (name, group_name):
+        if number.isdecimal() and int(number) >= _NO_ID:
+            raise ValueError(f"user={user!r}: the numbers of users and groups are at most {_NO_ID - 1}")
     try:
         entry = pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
     except KeyError:
@@ -81,16 +111,9 @@ def identity_of(user: int | str) -> Identity:
     return Identity(str(user), entry.pw_uid, group, tuple(os.getgrouplist(entry.pw_name, group)))
 
 
-def socket_options_of(config: ServerConfig, addresses: Sequence[str], identity: Identity | None) -> SocketOptions:
+def socket_options_of(config: ServerConfig, identity: Identity | None) -> SocketOptions:
     """What a server's sockets are opened with: a Unix socket's file is the user's, unless it is to be another one's."""
     options = config.socket_options()
-    kinds = {text.partition(":")[0] for text in map(str, addresses)}
-    if identity is None or identity.is_own or "unix" not in kinds or any("unix://@" in text for text in addresses):
+    if identity is None or identity.is_own:
         return options
-    for address in addresses:
-        parse_address(address, schemes=("tcp", "unix", "fd"))  # raises for one that is none
-    return attrs.evolve(
-        options,
-        owner=identity.user if options.owner is None else options.owner,
-        group=identity.group if options.group is None else options.group,
-    )
+    return attrs.evolve(options, owner_of_files=(identity.user, identity.group))

@@ -189,7 +189,7 @@ async def _serve_here(
     """Serve in this process."""
     shards = config.workers if config.architecture == "socket_sharding" else None
     identity = None if config.user is None else identity_of(config.user)
-    options = socket_options_of(config, addresses, identity)
+    options = socket_options_of(config, identity)
     groups = await open_sockets(addresses, options, shards=shards, by_cpu=config.cbpf)
     before_accepting = (lambda: None) if identity is None else identity.take
     await serve_listeners(handler, groups, config, before_accepting=before_accepting, task_status=task_status)

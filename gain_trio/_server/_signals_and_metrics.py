@@ -11,6 +11,7 @@ import trio
 
 from gain_trio._transports import shown
 
+from ._privileges import identity_of, socket_options_of
 from ._server import Server
 from ._server_config import ServerConfig
 from ._service_manager import ServiceManager, service_manager
@@ -50,7 +51,9 @@ async def serve_with_signals_and_metrics(
         if config.metrics is not None:
             from ._metrics import MetricsEndpoint  # noqa: PLC0415 - a server without the endpoint is spared HTTP
 
-            endpoint = await MetricsEndpoint.open(config.metrics)
+            identity = None if config.user is None else identity_of(config.user)
+            options = socket_options_of(ServerConfig(), identity)
+            endpoint = await MetricsEndpoint.open(config.metrics, options)
             stack.callback(endpoint.close)
         scope = trio.CancelScope()
         async with trio.open_nursery() as nursery:

@@ -52,7 +52,7 @@ async def serve_processes(
     identity = None if config.user is None else identity_of(config.user)
     launch = WorkerLauncher(handler, _for_workers(config), worker_main)
     shards = count * config.workers if is_sharded else None
-    options = socket_options_of(config, addresses, identity)
+    options = socket_options_of(config, identity)
     groups = await open_sockets(addresses, options, shards=shards, by_cpu=config.cbpf)
     try:
         own_cpus = [cpus[index % len(cpus)] for index in range(count)] if config.cpu_affinity else []

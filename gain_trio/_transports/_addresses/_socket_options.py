@@ -88,6 +88,9 @@ class SocketOptions:
     owner: int | str | None = None
     group: int | str | None = None
     pass_fds: bool = False
+    owner_of_files: tuple[int, int] | None = None
+    """The user and the group of the files of Unix sockets, where ``owner`` and ``group`` name none.  It is no option: an
+    address without a file ignores it."""
 
     def __attrs_post_init__(self) -> None:
         _ = self.access  # the property checks the mode
@@ -107,7 +110,8 @@ class SocketOptions:
 
     def given(self) -> dict[str, Any]:
         """The options that differ from their defaults."""
-        return {name: value for name, value in attrs.asdict(self).items() if value is not None and value is not False}
+        options = attrs.asdict(self, filter=lambda attribute, _value: attribute.name != "owner_of_files")
+        return {name: value for name, value in options.items() if value is not None and value is not False}
 
 
 def _refusal(name: str, address: Address) -> str | None:
@@ -157,7 +161,19 @@ def options_for(addresses: Sequence[Address], options: SocketOptions) -> list[So
     for address, fit in zip(addresses, fitting, strict=True):
         if isinstance(address, UnixAddress):
             check_access(address, fit.access)
-    return fitting
+    return [_with_owner(address, fit, options.owner_of_files) for address, fit in zip(addresses, fitting, strict=True)]
+
+
+def _with_owner(address: Address, options: SocketOptions, ids: tuple[int, int] | None) -> SocketOptions:
+    """The options, with the owner and the group of the address's file where they name none."""
+    if ids is None or not isinstance(address, UnixAddress) or address.abstract:
+        return options
+    user, group = ids
+    return attrs.evolve(
+        options,
+        owner=user if options.owner is None else options.owner,
+        group=group if options.group is None else options.group,
+    )
 
 
 def apply_tcp_options(sock: socket.socket, options: SocketOptions) -> None:
