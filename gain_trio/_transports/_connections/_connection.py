@@ -390,7 +390,7 @@ class Connection(trio.abc.HalfCloseableStream):
         while it waits for its own bytes to drain, all of a :class:`bytes` object will be sent, and of a list of them.  A
         large buffer of another kind, or a list with such a one, may have been sent in part: then the connection cannot send
         any more (:exc:`trio.BrokenResourceError`), and closing it resets it, so that the peer does not take the part
-        for the whole.  On a TLS connection that holds for all data of more than 64 KiB (or more than ``send_high``, if that
+        for the whole.  On a TLS connection that holds for all data of more than 256 KiB (or more than ``send_high``, if that
         is less), bytes objects and lists of them included.
         """
 
