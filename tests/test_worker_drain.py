@@ -55,7 +55,7 @@ def worker() -> Iterator[Any]:
     """A worker that is not run."""
     own, other = _hand_off.open_pair()
     with own, other:
-        yield Worker(handlers.tell_process, ServerConfig(), WorkerSockets((), other), LogForwarder())
+        yield Worker(handlers.tell_process, ServerConfig(), WorkerSockets((), other), LogForwarder(), has_metrics=False)
 
 
 def server_of(worker: Any, unheard_for: float) -> Server:

@@ -25,6 +25,7 @@ from gain_trio._server._processes import _supervisor, _worker_pool, _worker_proc
 from gain_trio._server._processes._accepted_socket import AcceptedSocket
 from gain_trio._server._processes._control_messages import Failed
 from gain_trio._server._processes._supervisor import WorkerSupervisor
+from gain_trio._server._processes._worker_metrics import WorkerMetrics
 from gain_trio._server._processes._worker_process import WorkerState
 
 pytestmark = [
@@ -89,6 +90,7 @@ class Process:
         self.failure = None if stays else Failed("it was not long", "")
         self.end = "exited with status 1"
         self.statistics = None
+        self.metrics = WorkerMetrics()
         self.has_served = self.has_reported_failure = False
         self.was_lost = is_lost
         self.was_started = True
