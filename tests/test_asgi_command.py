@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from support.certificates import certificate, client_context
-from support.processes import TIMEOUT, Program, command, run, running
+from support.processes import TIMEOUT, Program, command, connect, read_exactly, run, running
 
 from gain_trio import ServerConfig
 from gain_trio._command import _asgi_command
@@ -34,6 +34,8 @@ ANY_PORT = "tcp://127.0.0.1:0"
 APPS = """
 import os
 
+import trio
+
 
 async def app(scope, receive, send):
     if scope["type"] == "lifespan":
@@ -47,6 +49,13 @@ async def app(scope, receive, send):
     body = f"{VERSION} {os.getpid()} {client} {scope['scheme']} {scope['root_path']} {scope['path']}"
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": body.encode()})
+
+
+async def endless(scope, receive, send):
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+        await trio.sleep_forever()
 
 
 async def cannot_start(scope, receive, send):
@@ -107,6 +116,17 @@ def until_answer_is(port: int, version: str) -> list[str]:
 
 
 # --- serving ---
+
+
+def test_a_request_that_does_not_end_in_time_makes_it_status_1(folder: Path) -> None:
+    with running(*ASGI, "web:endless", ANY_PORT, "--graceful-timeout", "0.01", cwd=folder) as program:
+        with connect("127.0.0.1", port_of(program, "web:endless")) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert read_exactly(client, 12) == b"HTTP/1.1 200"
+            program.interrupt(signal.SIGTERM)
+            status, _out, errors = program.end()
+    assert status == 1
+    assert "cuts off 1 connections" in errors
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

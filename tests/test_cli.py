@@ -76,6 +76,11 @@ class Where(gain_trio.callbacks.EventHandler):
         conn.write(str(os.getpid()).encode())
         conn.close()
 
+class Endless(gain_trio.callbacks.EventHandler):
+    async def on_accept(self, conn):
+        conn.write(b"ready")
+        await trio.sleep_forever()
+
 class Words(asyncio.Protocol):
     pass
 
@@ -195,13 +200,28 @@ def test_a_signal_cancels_handlers_which_clean_up(folder: Path) -> None:
             assert program.end() == (0, "cleaned up\n", "")
 
 
-def test_a_handler_that_does_not_finish_in_time_is_cancelled(folder: Path) -> None:
-    arguments = ("--handler", "my_handlers:stubborn", "--graceful-timeout", "0.01")
+@pytest.mark.parametrize("processes", [(), ("--processes", "1")], ids=str)
+def test_a_handler_that_does_not_finish_in_time_is_cancelled(folder: Path, processes: tuple[str, ...]) -> None:
+    arguments = ("--handler", "my_handlers:stubborn", "--graceful-timeout", "0.01", *processes)
     with running(*SERVE, ANY_PORT, *arguments, cwd=folder) as program:
         with connect(*where_it_serves(program, "my_handlers:stubborn")) as client:
             assert read_exactly(client, 5) == b"ready"
-            program.interrupt()
-            assert program.end() == (0, "cleaned up\n", "")
+            program.interrupt(signal.SIGTERM)
+            status, out, errors = program.end()
+    assert (status, out) == (1, "cleaned up\n")
+    [line] = errors.splitlines()
+    assert re.search(r"cuts off 1 connections, which have not ended within the 0\.0\d* seconds that they had", line)
+
+
+def test_a_callback_that_does_not_finish_in_time_is_cancelled(folder: Path) -> None:
+    arguments = ("--handler", "my_handlers:Endless", "--graceful-timeout", "0.01")
+    with running(*SERVE, ANY_PORT, *arguments, cwd=folder) as program:
+        with connect(*where_it_serves(program, "my_handlers:Endless")) as client:
+            assert read_exactly(client, 5) == b"ready"
+            program.interrupt(signal.SIGTERM)
+            status, _out, errors = program.end()
+    assert status == 1
+    assert "cuts off 1 connections" in errors
 
 
 def test_connections_are_shared_by_workers() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 from collections.abc import Awaitable, Callable
@@ -16,6 +17,7 @@ from support.servers import LOCAL, connect, echo, serving
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio
+import gain_trio.testing
 from gain_trio import Connection, Server, UringStatistics
 
 if sys.version_info < (3, 11):
@@ -149,6 +151,81 @@ async def test_when_the_time_is_up_the_rest_is_cancelled(autojump_clock: MockClo
         assert server.statistics().cancelled == 1
         assert await receive_all(client) == b""
         await client.aclose()
+
+
+async def break_when_cancelled(connection: Connection) -> None:
+    """Make another exception of the cancellation, as a failure to clean up does."""
+    try:
+        await stubborn(connection)
+    finally:
+        raise trio.BrokenResourceError
+
+
+async def test_what_a_drain_cuts_off_is_counted_and_logged_once(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    kinds = iter([stubborn, last_words, stubborn, break_when_cancelled])
+
+    async def handler(connection: Connection) -> None:
+        await next(kinds)(connection)
+
+    async with gain_trio.testing.serving(handler) as memory:
+        clients = [memory.connect() for _ in range(4)]
+        for client in clients:
+            assert await client.receive_exactly(5) == b"hello"
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(memory.server.drain, 100)
+            await trio.sleep(3)
+            nursery.start_soon(memory.server.drain, 4)
+        assert memory.server.cut_off == memory.server.statistics().cut_off == 3
+    [line] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert "cuts off 3 connections, which have not ended within the 7 seconds" in line
+    assert "\n" not in line
+
+
+async def test_a_drain_with_time_enough_cuts_nothing_off(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def handler(connection: Connection) -> None:
+        await last_words(connection)
+        await trio.sleep(9.9)
+
+    async with gain_trio.testing.serving(handler) as memory:
+        client = memory.connect()
+        assert await client.receive_exactly(5) == b"hello"
+        await memory.server.drain(10)
+        assert memory.server.cut_off == memory.server.statistics().cut_off == 0
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def test_a_cancellation_while_a_server_drains_counts_as_asked_for(autojump_clock: MockClock) -> None:
+    async def handler(connection: Connection) -> None:
+        try:
+            await stubborn(connection)
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(100)  # longer than the drain
+
+    with trio.CancelScope() as scope:
+        async with gain_trio.testing.serving(handler) as memory, trio.open_nursery() as nursery:
+            client = memory.connect()
+            assert await client.receive_exactly(5) == b"hello"
+            nursery.start_soon(memory.server.drain, 10)
+            await memory.server.draining.wait()
+            scope.cancel()
+    assert memory.server.statistics().cancelled == 1
+    assert memory.server.cut_off == 0
+
+
+async def test_a_peer_that_does_not_begin_tls_is_not_counted(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(echo, ssl_context=server_context()) as server:
+        async with await trio.open_tcp_stream(*server.addresses[0]):
+            await until(lambda: server.active_connections == 1)
+            await wait_all_tasks_blocked()  # it waits for the handshake
+            await server.drain(0)
+        assert server.statistics().cancelled == 1
+        assert server.cut_off == 0
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 async def test_draining_again_can_only_shorten_the_time(autojump_clock: MockClock) -> None:

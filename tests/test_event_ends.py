@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -104,6 +105,7 @@ async def test_callbacks_in_other_processes_that_do_not_end_are_cancelled(tmp_pa
                 await trio.to_thread.run_sync(server.shutdown)
                 assert await receive_all(client) == b""
     assert closed.read_text() == "None"
+    assert server.cut_off == 1
 
 
 @pytest.mark.slow
@@ -151,6 +153,33 @@ async def test_callbacks_of_datagrams_have_their_time(mock_clock: MockClock) -> 
         assert not over.is_set()
         mock_clock.jump(1)
         await over.wait()
+    assert server.cut_off == 1
+
+
+async def test_connections_that_do_not_end_in_time_are_counted(
+    mock_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    inside = trio.Event()
+
+    class Endless(EventHandler):
+        async def on_read(self, _conn: Conn, _n: int) -> None:
+            inside.set()
+            await trio.sleep_forever()
+
+    async with trio.open_nursery() as nursery:
+        server = await start(nursery, Endless(), graceful_timeout=60)
+        async with await connect(server), await connect(server) as client:
+            await client.send(b"?")
+            await inside.wait()
+            await until(lambda: server.active_connections == 2)
+            server.async_shutdown()
+            await until(lambda: server.active_connections == 1)  # the one that is idle ends at once
+            await wait_all_tasks_blocked()
+            mock_clock.jump(60)
+            assert await receive_all(client) == b""
+    assert server.cut_off == 1
+    [line] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert "cuts off 1 connections, which have not ended within the 60 seconds" in line
 
 
 @pytest.mark.parametrize(

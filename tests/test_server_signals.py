@@ -70,6 +70,7 @@ async def test_the_second_signal_cancels(number: signal.Signals) -> None:
             os.kill(os.getpid(), number)
             assert await receive_all(client) == b""
     assert server.statistics().cancelled == 1
+    assert server.cut_off == 0, "the operator has cut it off, and not the server"
 
 
 async def test_the_graceful_timeout_ends_what_does_not_end() -> None:
@@ -79,7 +80,7 @@ async def test_the_graceful_timeout_ends_what_does_not_end() -> None:
             await until(lambda: server.active_connections == 1)
             os.kill(os.getpid(), signal.SIGTERM)
             assert (await receive_all(client)) in (b"draining", b"")
-    assert server.statistics().cancelled == 1
+    assert server.statistics().cancelled == server.cut_off == 1
 
 
 async def test_sighup_without_processes_is_logged_and_does_nothing(caplog: pytest.LogCaptureFixture) -> None:

@@ -465,6 +465,9 @@ async def test_what_has_not_finished_in_time_is_cancelled() -> None:
             os.kill(os.getpid(), signal.SIGHUP)
             for client in clients:
                 assert await is_cut(client)
+        await soon(lambda: server.statistics().cut_off == 3)
+        await server.drain(60)
+        assert server.cut_off == 0, "its own end had time enough"
 
 
 # --- draining ---
@@ -540,7 +543,7 @@ async def test_what_a_process_logs_at_its_end_is_logged(caplog: pytest.LogCaptur
         assert "drained" in last
 
 
-async def test_a_second_drain_can_shorten_the_first() -> None:
+async def test_a_second_drain_can_shorten_the_first(caplog: pytest.LogCaptureFixture) -> None:
     async with trio.open_nursery() as nursery:
         server = await nursery.start(
             lambda **status: gain_trio.serve(handlers.tell_process, LOCAL, processes=2, **status)
@@ -550,6 +553,10 @@ async def test_a_second_drain_can_shorten_the_first() -> None:
             await server.draining.wait()
             await server.drain(0)
     assert children() == []
+    assert server.cut_off == server.statistics().cut_off == 2
+    lines = [line for line in caplog.messages if "cuts off" in line]
+    assert len(lines) == 2, "one a process"
+    assert all("cuts off 1 connections" in line for line in lines)
 
 
 async def until_refused(server: Server) -> None:

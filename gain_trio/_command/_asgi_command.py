@@ -39,7 +39,8 @@ _GROUPS: Final = (
 )
 _DESCRIPTION: Final = """\
 Serve an ASGI app until Ctrl-C or SIGTERM.  The first lets requests finish, the second cuts them off; either way the
-exit status is 0.  It is 1 if the app cannot start or fails when it ends, or if something has to be killed.
+exit status is 0.  It is 1 if the app cannot start or fails when it ends, if connections are cut off because they have
+not ended within --graceful-timeout, or if something has to be killed.
 SIGHUP replaces worker processes one by one; without them it loads the TLS certificate again.
 """
 _EPILOG: Final = """\
@@ -110,12 +111,11 @@ def execute(options: argparse.Namespace) -> int:
         if options.reload:
             folders = [Path(name).absolute() for name in options.reload_dir] or [folder]
             start = functools.partial(serve_reloading, start, folders)
-        gain_trio.run(serve_announced, start, options.app, addresses[0])
+        return gain_trio.run(serve_announced, start, options.app, addresses[0])
     except KeyboardInterrupt:
         return 0
     except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
         return fail_with(error)
-    return 0
 
 
 def asgi_config_of(options: argparse.Namespace) -> AsgiConfig:

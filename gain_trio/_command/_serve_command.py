@@ -46,8 +46,9 @@ def add_parser(commands: Subparsers) -> None:
         help="serve a handler until interrupted",
         description=(
             "Serve a handler until Ctrl-C or SIGTERM.  The first lets connections finish, the second cuts them off;\n"
-            "either way the exit status is 0.  It is 1 if worker processes do not end and have to be killed, or if a\n"
-            "thread is busy still 7 seconds after the second, which the log names.\n"
+            "either way the exit status is 0.  It is 1 if connections are cut off because they have not ended within\n"
+            "--graceful-timeout, if worker processes do not end and have to be killed, or if a thread is busy still\n"
+            "7 seconds after the second, which the log names.\n"
             "SIGHUP replaces worker processes one by one; without them it loads the TLS certificate again."
         ),
     )
@@ -65,12 +66,11 @@ def execute(options: argparse.Namespace) -> int:
             parse_address(address, schemes=SERVED)
         config = config_of(options)
         take_priority(options, config)
-        gain_trio.run(serve_announced, _starter(options, addresses, config), options.handler, addresses[0])
+        return gain_trio.run(serve_announced, _starter(options, addresses, config), options.handler, addresses[0])
     except KeyboardInterrupt:
         return 0
     except (ValueError, ImportError, OSError, gain_trio.RingUnavailable, gain_trio.WorkerFailed) as error:
         return fail_with(error)
-    return 0
 
 
 def _starter(options: argparse.Namespace, addresses: Sequence[str], config: ServerConfig) -> Starter:

@@ -11,6 +11,7 @@ from ._checks import (
 from ._config_checks import at_least, check_flag
 from ._consumer import AttendingHandler, Handler, LivingHandler
 from ._datagram_server import DatagramHandler, DatagramServer, DatagramServerStatistics, serve_datagrams
+from ._drain_limit import DrainLimit
 from ._failures import is_cancellation, only_one_of, own_fault, ungrouped
 from ._flags import Flag, flags_of
 from ._listening import serve_listeners
@@ -43,6 +44,7 @@ __all__ = [
     "DatagramHandler",
     "DatagramServer",
     "DatagramServerStatistics",
+    "DrainLimit",
     "Flag",
     "Handler",
     "JsonFormatter",

@@ -129,6 +129,11 @@ class Consumer:
         return len(self._open)
 
     @property
+    def handlers_running(self) -> int:
+        """How many of them have got as far as their handler: a peer that does not even begin TLS loses nothing."""
+        return len(self._open) - self._preparing
+
+    @property
     def bytes_received(self) -> int:
         """The bytes that all its connections have received so far."""
         # The list is made in one step: another thread may call this while connections open and close in this one.

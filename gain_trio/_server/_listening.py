@@ -5,6 +5,7 @@ Whatever cancels the scope it runs in ends everything below it::
     serve_listeners(handler, groups, ...)      cancel this scope, and everything below is gone
     └─ lifespan, if there is one               entered before the first accept, left after the last connection
        └─ server nursery
+          ├─ the end of a drain                cuts off what is late
           ├─ acceptors (one a listener)        listener.accept -> balancer.pick(peer) -> consumer
           └─ consumers × workers               each owns the nursery its connections' handler tasks live in
 """
@@ -139,7 +140,7 @@ class _Serving:
         """The time on Trio's clock until which the server may take to drain; ``-math.inf`` if it does not drain."""
         if self.server is None or not self._settings.draining.is_set():
             return -math.inf
-        return self.server._scope.deadline
+        return self.server._drain_limit.deadline
 
     async def run(self) -> None:
         """Serve until cancelled or drained."""
@@ -151,6 +152,7 @@ class _Serving:
                 rings = current_ring_statistics()
                 server = self.server = Server(listeners, consumers, settings.draining, nursery.cancel_scope, rings)
                 server._tls = self._tls
+                nursery.start_soon(server._end_in_time, name="gain_trio end of drain")
                 settings.ended = server._end_if_drained
                 for consumer in consumers:
                     await nursery.start(consumer.run, name=f"gain_trio consumer {consumer.index}")

@@ -5,6 +5,7 @@ Whatever cancels the scope it runs in ends everything below it::
     serve(handler, address, ...)               cancel this scope, and everything below is gone
     └─ lifespan, if there is one               entered before the first accept, left after the last connection
        └─ server nursery
+          ├─ the end of a drain                cuts off what is late
           ├─ acceptors (one a listener)        listener.accept -> balancer.pick(peer) -> consumer
           └─ consumers × workers               each owns the nursery its connections' handler tasks live in
 
@@ -16,9 +17,10 @@ There is one acceptor, one consumer and one way from the one to the other; an ar
 After the hand-off nothing stands between a handler and its connection in either.
 
 *Three ends.*  A cancellation is immediate: everything below is cancelled, and connections are closed like by a cancelled
-``aclose``.  A drain closes the listeners, sets an event, and leaves the rest to the handlers and to the deadline of the
-server nursery's own scope, so that it does not depend on the task that asked for it.  An error ends the server like every
-nursery.  In each case this returns when nothing is left: handlers, descriptors, and what was in flight on the ring.
+``aclose``.  A drain closes the listeners, sets an event, and leaves the rest to the handlers and to a task in the
+server nursery that cuts off what is late (``_drain_limit``), so that it does not depend on the task that asked for it.  An
+error ends the server like every nursery.  In each case this returns when nothing is left: handlers, descriptors, and what
+was in flight on the ring.
 """
 
 from __future__ import annotations
@@ -120,12 +122,13 @@ async def serve(
     sharding each has its share of it, and a successor has so too, beside the process that drains.
 
     About ``signals``: SIGTERM and SIGINT call :meth:`Server.drain` with ``graceful_timeout``, a second one cancels the
-    server, and this returns normally either way.  What has not ended 7 seconds after the second one, or one second after a
-    third, is a busy thread, most likely, which nothing can cancel: the log names it, and the process ends with status 1,
-    without ``finally`` and ``atexit``.  A handler that holds the event loop up counts as one, and has 3 seconds after the
-    third.  SIGHUP replaces the worker processes one by one: each successor serves before the old one drains, so no
-    connection is refused.  Without ``processes`` it calls an ``ssl_context`` that is a function again, and the handshakes to
-    come use what that returns; if it raises, the server logs why, and keeps the context that it has.
+    server, and this returns normally either way; :attr:`Server.cut_off` says whether the drain had time enough.  What has
+    not ended 7 seconds after the second one, or one second after a third, is a busy thread, most likely, which nothing can
+    cancel: the log names it, and the process ends with status 1, without ``finally`` and ``atexit``.  A handler that holds
+    the event loop up counts as one, and has 3 seconds after the third.  SIGHUP replaces the worker processes one by one:
+    each successor serves before the old one drains, so no connection is refused.  Without ``processes`` it calls an
+    ``ssl_context`` that is a function again, and the handshakes to come use what that returns; if it raises, the server logs
+    why, and keeps the context that it has.
 
     About recycling: a process that has had ``max_connections_per_worker`` connections, has served for
     ``max_worker_lifetime`` or has more than ``max_worker_memory`` in memory is replaced as by SIGHUP: one at a time, and its

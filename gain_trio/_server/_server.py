@@ -17,6 +17,7 @@ from ._acceptor import Acceptor
 from ._checks import check_timeout
 from ._consumer import Consumer
 from ._dispatcher import Dispatcher
+from ._drain_limit import DrainLimit
 from ._program_metrics import GatheredMetrics, registered_metrics
 from ._signals import no_workers_to_replace
 from ._statistics import RequestStatistics, ServerStatistics
@@ -46,6 +47,7 @@ class Server:
         self._acceptors: list[Acceptor] = []
         self._dispatcher: Dispatcher | None = None
         self._scope = scope
+        self._drain_limit = DrainLimit()
         self._rings = rings
         self._ended = trio.Event()
         self._tls: TlsStep | None = None
@@ -69,6 +71,11 @@ class Server:
         """The number of open connections."""
         return sum(consumer.active for consumer in self._consumers)
 
+    @property
+    def cut_off(self) -> int:
+        """The number of connections whose handlers the server has cancelled because the time of its drain was up."""
+        return self._drain_limit.cut_off
+
     def stop_accepting(self) -> None:
         """Close the listeners: new connections are refused from now on.  A second call does nothing.
 
@@ -83,7 +90,8 @@ class Server:
 
         First it does what :meth:`stop_accepting` does.  Then it sets :attr:`Connection.draining` for all connections, and
         their handlers have ``timeout`` seconds to return; 0 gives them none, ``math.inf`` no limit.  It cancels the handlers
-        that still run then.  When all have ended, ``serve`` and this return.
+        that still run then: :attr:`cut_off` has their number, and so has a line of the log.  When all have ended, ``serve``
+        and this return.
 
         Called again, it can only shorten the time that is left.  When it is cancelled, the server goes on draining.  A
         handler that waits for it waits for itself, until the time is up.
@@ -104,7 +112,7 @@ class Server:
             self.draining.set()
             for consumer in self._consumers:
                 consumer.drain()
-        self._scope.deadline = min(self._scope.deadline, trio.current_time() + timeout)
+        self._drain_limit.shorten(timeout)
         self._end_if_drained()
 
     def _status(self) -> str:
@@ -155,6 +163,13 @@ class Server:
         else:
             self._begin_to_drain(timeout)
 
+    async def _end_in_time(self) -> None:
+        """Cut off the handlers that still run when the time of a drain is up; a task of the server."""
+        await self._drain_limit.enforce(self, self._handlers_running, self._scope.cancel)
+
+    def _handlers_running(self) -> int:
+        return sum(consumer.handlers_running for consumer in self._consumers)
+
     def _end_if_drained(self) -> None:
         """Called whenever a connection or an acceptor has ended."""
         if self.draining.is_set() and not self.active_connections and all(a.is_over for a in self._acceptors):
@@ -195,4 +210,5 @@ class Server:
             active_by_consumer=tuple(consumer.active for consumer in consumers),
             rings=self._rings(),
             requests=self._requests(),
+            cut_off=self.cut_off,
         )

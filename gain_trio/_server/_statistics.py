@@ -97,6 +97,9 @@ class ServerStatistics:
     """Worker processes that were replaced because they had served enough (``max_connections_per_worker`` and the like)."""
     requests: RequestStatistics | None = None
     """Requests, of a server of a web app with ``metrics``; None of any other."""
+    cut_off: int = 0
+    """Connections whose handlers were cancelled because the time of a drain was up, that of a worker process that was
+    replaced included.  They are also in one of the counters above, most of them in ``cancelled``."""
 
     @property
     def closed(self) -> dict[CloseCause, int]:

@@ -30,6 +30,11 @@ class Activity:
         self._when_idle: Callable[[], object] | None = None
 
     @property
+    def running(self) -> int:
+        """How many there are."""
+        return len(self._running)
+
+    @property
     def is_ending(self) -> bool:
         """Whether nothing new may begin."""
         return self._when_idle is not None

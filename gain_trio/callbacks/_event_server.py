@@ -25,6 +25,7 @@ from gain_trio._server import (
     SHUTDOWN_SECONDS,
     DatagramServer,
     DatagramServerStatistics,
+    DrainLimit,
     Server,
     ServerStatistics,
     SignalTarget,
@@ -115,6 +116,8 @@ class EventServer:
         self._nursery: trio.Nursery | None = None  # all tasks of the server are in
         self._driver: StreamDriver | DatagramDriver | None = None
         self._server: Server | DatagramServer | None = None
+        self._drain_limit = DrainLimit()  # of a server in this process; below it is the one of serve()
+        self._cut_off = 0
 
     def __repr__(self) -> str:
         where = ", ".join(map(endpoint_text, self.addresses))
@@ -133,6 +136,14 @@ class EventServer:
         """How many connections are open.  Datagrams make none."""
         server = self._server  # in another thread it may end between two looks
         return server.active_connections if isinstance(server, Server) else 0
+
+    @property
+    def cut_off(self) -> int:
+        """How many connections did not end in time when it was last shut down, and were cut off; of ``udp://``, callbacks.
+
+        It is 0 while it runs.
+        """
+        return self._cut_off
 
     @property
     def addresses(self) -> tuple[Any, ...]:
@@ -221,7 +232,7 @@ class EventServer:
         """Begin to close all connections and the server, and return at once.  Does nothing for a server that does not run.
 
         Written bytes are sent and callbacks run to their end, for which there are ``graceful_timeout`` seconds (5 if that
-        is not given); then they are cancelled.
+        is not given); then they are cancelled: :attr:`cut_off` has their number, and so has a line of the log.
         """
         with self._lock:
             if self._state is ServerState.INACTIVE:
@@ -244,7 +255,7 @@ class EventServer:
             # Callbacks run there, and are given their time there.  It returns when they have ended, and the processes.
             self._server._begin_to_drain(self._patience)
         else:
-            scope.deadline = min(scope.deadline, trio.current_time() + self._patience)
+            self._drain_limit.shorten(self._patience)
             if isinstance(self._server, Server):
                 self._server.stop_accepting()
             driver.activity.stop(scope.cancel)
@@ -283,9 +294,13 @@ class EventServer:
             self._state = ServerState.STARTING
             self._down.clear()
             self._thread = threading.get_ident()
+            self._drain_limit = DrainLimit()
+            self._cut_off = 0
 
     def _end(self) -> None:
         with self._lock:
+            below = self._server.cut_off if isinstance(self._server, Server) else 0
+            self._cut_off = self._drain_limit.cut_off + below
             self._state = ServerState.INACTIVE
             self._token = self._scope = self._nursery = self._server = self._driver = None
             self._thread = None
@@ -308,6 +323,9 @@ class EventServer:
                 scope.cancel()
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                what = "callbacks" if is_datagrams else "connections"
+                enforce = functools.partial(self._drain_limit.enforce, self, self._in_progress, scope.cancel, what=what)
+                nursery.start_soon(enforce, name="gain_trio end of shutdown")
                 make = self._datagram_server if is_datagrams else self._stream_server
                 self._server = await nursery.start(_serve_until_drained, make(), address, scope)
                 with self._lock:
@@ -321,6 +339,9 @@ class EventServer:
         failure = self._server._end_failure() if isinstance(self._server, Server) else None
         if failure is not None:  # and it was cancelled when it was to end already
             raise failure
+
+    def _in_progress(self) -> int:
+        return self._driver.activity.running if self._driver is not None else 0
 
     def _stream_server(self) -> Any:
         options = serve_options(self._config, self._others)

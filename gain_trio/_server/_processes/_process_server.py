@@ -35,6 +35,11 @@ class ProcessServer(Server):
         """See :attr:`Server.active_connections`."""
         return self.statistics().active
 
+    @property
+    def cut_off(self) -> int:
+        """See :attr:`Server.cut_off`."""
+        return self._pool.cut_off
+
     def stop_accepting(self) -> None:
         """See :meth:`Server.stop_accepting`.  With socket sharding the processes do it, some moments later."""
         self._pool.stop_accepting()

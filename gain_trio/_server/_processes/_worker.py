@@ -246,6 +246,7 @@ class Worker:
     async def _listen(self, helpers: trio.Nursery) -> None:
         while (message := await self._control.receive()) is not None:
             if isinstance(message, Drain):
+                self._server._drain_limit.begin()  # the wait for first words is in its time
                 helpers.start_soon(self._drain, message.timeout, name="gain_trio worker drain")
             elif isinstance(message, StopAccepting):
                 self._server.stop_accepting()

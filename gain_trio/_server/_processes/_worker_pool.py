@@ -100,6 +100,7 @@ class WorkerPool:
         self._without_ring = 0  # processes, when that was last looked at
         self._refused = 0  # connections, because there were max_connections
         self._drain_seconds = math.inf
+        self._cut_off_before = 0  # connections, by processes that were replaced before the server drained
         self._cut = 0  # processes that had to be killed when the server drained
         self.supervisors = [
             WorkerSupervisor(
@@ -162,6 +163,11 @@ class WorkerPool:
         failure = self._failure or self.end_failure()
         if failure is not None:
             raise failure
+
+    @property
+    def cut_off(self) -> int:
+        """The connections that the processes have cut off since the server began to drain; complete when they have ended."""
+        return self.statistics().cut_off - self._cut_off_before if self.draining.is_set() else 0
 
     def end_failure(self) -> WorkerFailed | None:
         """The reason why a drained server had to kill worker processes; None if it has not."""
@@ -271,7 +277,9 @@ class WorkerPool:
     def drain(self, timeout: float) -> None:
         """Have all processes drain, and end when they have."""
         self.stop_accepting()
-        self.draining.set()
+        if not self.draining.is_set():
+            self._cut_off_before = self.statistics().cut_off
+            self.draining.set()
         self._drain_seconds = min(self._drain_seconds, timeout)
         for supervisor in self.supervisors:
             supervisor.close(timeout)
