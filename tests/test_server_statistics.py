@@ -303,6 +303,15 @@ def test_what_json_does_not_have_is_written_as_text() -> None:
         assert (found["given"], found["other"], found["message"]) == (str(value), 1.5, "text")
 
 
+def test_an_object_without_a_text_loses_no_line() -> None:
+    class Textless:
+        def __repr__(self) -> str:
+            raise DeliberateError
+
+    found = details(record_with({"given": Textless(), "nested": [Textless()], "other": 1}))
+    assert (found["given"].rpartition(".")[2], found["nested"], found["other"]) == ("Textless>", "<list>", 1)
+
+
 def test_an_exception_that_was_never_raised_is_written() -> None:
     assert details(record_with({}, ValueError("the reason")))["exception"] == "ValueError: the reason"
 

@@ -53,11 +53,7 @@ class JsonFormatter(logging.Formatter):
             entry["stack"] = self.formatStack(record.stack_info)
         try:
             return json.dumps(entry, default=str, allow_nan=False)
-        except (
-            TypeError,
-            ValueError,
-            RecursionError,
-        ):  # a key that is no text, a NaN, or an object that contains itself
+        except Exception:  # noqa: BLE001 - a NaN, a key that is no text, an object in itself, or one without text
             return json.dumps({name: _plain(value) for name, value in entry.items()})
 
 
@@ -65,7 +61,10 @@ def _plain(value: object) -> object:
     """The same value, or its text if it is one of several parts, or no number."""
     if value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    return str(value)
+    try:
+        return str(value)
+    except Exception:  # noqa: BLE001 - whatever an object of the program's raises there
+        return f"<{type(value).__qualname__}>"
 
 
 @final
