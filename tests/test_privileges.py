@@ -168,12 +168,14 @@ def test_a_server_that_root_has_started(more: list[str], tmp_path: Path) -> None
     if more and not user_can_run_python():
         pytest.skip("the user cannot run this interpreter")
     path = tmp_path / "s"
+    metrics = tmp_path / "metrics"
     arguments = ["tcp://127.0.0.1:0", f"unix://{path}", "--handler", "echo", "--user", "nobody", *more]
+    arguments += ["--metrics", f"unix://{metrics}"]
     with running("-m", "gain_trio", "serve", *arguments) as program:
         port = int(program.line().split(":")[-1].partition(";")[0])
         program.line()
-        found = path.stat()
-        assert (found.st_uid, found.st_gid, stat.S_ISSOCK(found.st_mode)) == (65534, 65534, True)
+        for found in (path.stat(), metrics.stat()):
+            assert (found.st_uid, found.st_gid, stat.S_ISSOCK(found.st_mode)) == (65534, 65534, True)
         with connect("127.0.0.1", port) as client:
             client.sendall(b"x")
             assert client.recv(1) == b"x"
