@@ -1,8 +1,8 @@
 /* heads.c: gain_trio._heads: the heads of HTTP/1.1 requests, split and recognised.
  *
- * The module does in C what gain_trio/_http/_heads.py does in Python, and nothing else: that file is the specification.
- * What a head means, what is remembered and what is answered is decided in Python.  A test compares the two on any bytes, and
- * the fuzzer does.
+ * The module does in C what gain_trio/_http/_head_splitting.py does in Python, and nothing else: that file is the
+ * specification.  What a head means, what is remembered and what is answered is decided in Python.  A test compares the two on
+ * any bytes, and the fuzzer does.
  *
  *     split_head()    is one regular expression there: the grammar of RFC 9112, 2 to 5, without any leniency.  No two
  *                     neighbouring parts of it can match the same byte, so each part ends at the first byte that is not its
