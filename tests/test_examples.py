@@ -339,7 +339,13 @@ def test_graceful_does_not_wait_for_ever(seconds: str, signals: int) -> None:
             assert program.line() == "draining 1 connections"
             if signals == 2:
                 program.interrupt(signal.SIGTERM)
-            assert program.end() == (0, "finished 0, cut off 1\n", "")
+            status, printed, complaints = program.end()
+    assert (status, printed) == (0, "finished 0, cut off 1\n")
+    if signals == 1:
+        assert "cuts off 1 connections" in complaints
+        assert complaints.count("\n") == 1
+    else:
+        assert not complaints
 
 
 def test_callback_echo_serves_its_own_clients_and_ends() -> None:
