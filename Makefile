@@ -167,12 +167,13 @@ fuzz: $(VENV)/built
 	$(pip) --editable '.[test,fuzz]' $(WITH)
 	$(bin)/python tests/fuzz/run.py $(FUZZ)
 
-# The C compiles without a warning, and is laid out as .clang-format has it.
+# The C compiles without a warning, and is laid out as .clang-format has it; hadolint reads the image's recipe.
 lint: $(VENV)/lint
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/clang-format --dry-run --Werror $(c_files)
 	$(bin)/python tools/check_c.py
+	$(bin)/hadolint examples/deployment/Dockerfile
 
 format: $(VENV)/lint
 	$(bin)/ruff check --fix .
