@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import logging
 import math
+import weakref
 from typing import Any
 
 import pytest
@@ -34,6 +35,27 @@ import gain_trio
 from gain_trio.asgi import ClientDisconnected
 
 pytestmark = pytest.mark.connections
+
+# --- the wait for the next request ---
+
+
+async def test_a_connection_that_waits_holds_nothing_of_the_request_before() -> None:
+    class Mark:
+        pass
+
+    seen: list[weakref.ref[Mark]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scope["mark"] = mark = Mark()
+        seen.append(weakref.ref(mark))
+        await hello(scope, receive, send)
+
+    async with serving_app(app) as server, client_of(server) as client:
+        for number in range(3):
+            await client.send(request("GET", f"/{number}", f"X-Number: {number}"))
+            await receive_hello(client)
+            await until(lambda: seen[-1]() is None)
+
 
 # --- the client goes ---
 

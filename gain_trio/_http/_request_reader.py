@@ -120,9 +120,8 @@ class RequestReader:
         self._limits = limits
         self._data = b""
         self._position = 0  # of what is unread in it
-        self._rest = (
-            bytearray()
-        )  # the beginning of a head or line whose end has not arrived; then nothing else is unread
+        # The beginning of a head or line whose end has not arrived; then nothing else is unread.
+        self._rest: bytes | bytearray = b""  # a bytearray when it is not empty
         self._seen = 0  # bytes of the rest that were looked at
         self._state = _AT_HEAD
         self._left = 0  # bytes of the body, or of the chunk
@@ -151,8 +150,7 @@ class RequestReader:
     def take_unread(self) -> bytes:
         """Return the bytes that were fed and not read: after a request that ends the use of HTTP on the connection."""
         unread = bytes(self._rest) or self._data[self._position :]
-        self._rest.clear()
-        self._data, self._position = b"", 0
+        self._data, self._rest, self._position = b"", b"", 0
         return unread
 
     def feed(self, data: bytes) -> None:
@@ -161,10 +159,11 @@ class RequestReader:
         if rest:
             self._seen = len(rest)
             rest += data
+            self._rest = rest
             if self._is_incomplete():
                 return
             self._data = bytes(rest)
-            rest.clear()
+            self._rest = b""
         elif self._position < len(self._data):
             self._data = self._data[self._position :] + data
         else:
@@ -248,7 +247,10 @@ class RequestReader:
         section = self._section_of(lines, minor)
         if target[0] != 0x2F or method == b"CONNECT":
             section = _checked_target(method, target, section)
-        self._position = end
+        if end < length:
+            self._position = end
+        else:  # a connection that waits holds no request
+            self._data, self._position = b"", 0
         self._empty_lines = 0
         self.in_head = False
         request = Request(method, target, section)
@@ -322,7 +324,7 @@ class RequestReader:
         raise Refused(HTTPStatus.BAD_REQUEST, "this is no HTTP request")
 
     def _keep_rest(self) -> None:
-        self._rest += self._data[self._position :]
+        self._rest = bytearray(self._data[self._position :])
         self._seen = 0
         self._data, self._position = b"", 0
 

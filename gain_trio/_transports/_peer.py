@@ -32,6 +32,17 @@ _SIZES: Final = {socket.AF_INET: 16, socket.AF_INET6: 28}
 """Bytes of a ``struct sockaddr``: the kernel wants to be asked for exactly as many."""
 
 
+_MOST_SHARED: Final = 256
+_shared: dict[Any, Any] = {}
+
+
+def shared_address(address: Any) -> Any:
+    """An address that equals this one, the same object each time: the connections of a listener have one local address."""
+    if len(_shared) >= _MOST_SHARED:
+        _shared.clear()
+    return _shared.setdefault(address, address)
+
+
 def endpoint_text(address: Any) -> str:
     """An address of a socket on one line: ``127.0.0.1:5000``, ``[::1]:5000``, a path, or ``@name``; escaped."""
     if isinstance(address, tuple):

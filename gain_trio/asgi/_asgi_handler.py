@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, TypeAlias, final
 
@@ -72,6 +72,7 @@ class AsgiHandler(LivingHandler):
         """Whether an app runs in its connection's task, with nothing around it."""
         self.sets_variables = False
         """Whether a call of the app has left a context variable changed."""
+        self._clock: tuple[object, Callable[[], float]] | None = None  # of the last run, and its current_time()
         self.limits = Limits(head=config.limit_head)
         self.memory = RequestMemory()
         self.heads = HeadMemory()
@@ -108,9 +109,17 @@ class AsgiHandler(LivingHandler):
         """See :meth:`LivingHandler.request_statistics`."""
         return None if self.counter is None else self.counter.statistics()
 
-    async def __call__(self, connection: Connection) -> None:
+    def clock(self) -> Callable[[], float]:
+        """The method that returns the time of the current run: one object for all connections."""
+        clock = trio.lowlevel.current_clock()
+        found = self._clock
+        if found is None or found[0] is not clock:
+            found = self._clock = clock, clock.current_time
+        return found[1]
+
+    def __call__(self, connection: Connection) -> Coroutine[Any, Any, None]:
         """Serve a connection until it is over."""
-        await HttpConnection(self, connection).run()
+        return HttpConnection(self, connection).run()
 
 
 def _websockets(config: AsgiConfig) -> WebSocketHandler | None:

@@ -127,7 +127,7 @@ class HttpExchange:
 
     # --- the response ---
 
-    async def send(self, message: Message) -> None:  # noqa: C901, PLR0912 - the usual response in one coroutine: see _serve()
+    async def send(self, message: Message) -> None:  # noqa: C901, PLR0912 - the usual response in one coroutine: see HttpConnection.run()
         """ASGI's ``send``.
 
         Raises:

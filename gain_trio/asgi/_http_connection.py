@@ -77,7 +77,7 @@ class HttpConnection:
         self.heads = handler.heads
         self.stamp = handler.stamp
         self.reader = RequestReader(handler.memory, handler.limits)
-        self.clock = trio.lowlevel.current_clock().current_time
+        self.clock = handler.clock()
         self.renew_at = _NOT_RENEWED
         """When the deadlines are to be moved, on Trio's clock."""
         self.is_ended = False
@@ -89,7 +89,7 @@ class HttpConnection:
         self.refusal: Refused | None = None
         """The answer to a request whose body was refused."""
         self._watch: ClientWatch | None = None  # while it receives beside the app
-        self._ahead: list[bytes] = []  # what was received behind the request in progress
+        self._ahead: list[bytes] | None = None  # what was received behind the request in progress
         self._ahead_size = 0
         self._extensions: dict[str, ReadOnly] = self.handler.extensions
         self._template = self._base_scope()
@@ -181,6 +181,8 @@ class HttpConnection:
         if data is None:
             return False
         if data:
+            if self._ahead is None:
+                self._ahead = []
             self._ahead.append(data)
             self._ahead_size += len(data)
         else:
@@ -198,14 +200,8 @@ class HttpConnection:
 
     # --- the loop ---
 
-    async def run(self) -> None:
+    async def run(self) -> None:  # noqa: C901, PLR0912, PLR0915 - a coroutine of its own for a part of it costs 5 % of a request
         """Serve the connection until it is over."""
-        try:
-            await self._serve()
-        except Refused as refusal:
-            await self._refuse(refusal.status, str(refusal))
-
-    async def _serve(self) -> None:  # noqa: C901, PLR0912, PLR0915 - a coroutine of its own for a part of it costs 5 % of a request
         handler, reader, connection = self.handler, self.reader, self.connection
         app, is_plain, receive, clock = handler.app, handler.is_plain, connection.receive, self.clock
         task = trio.lowlevel.current_task()
@@ -213,77 +209,82 @@ class HttpConnection:
         context = task.context.copy()
         has_begun = False
         connection.read_deadline = clock() + self.config.timeout_head
-        while True:
-            if reader.has_more:
-                request = reader.next_request()
-            elif reader.in_head:
-                request = await self._receive_head()
-            elif self.is_ended:
-                return
-            else:
-                if has_begun:  # the app may have taken its time behind the response
-                    now = clock()
-                    if now >= self.renew_at:
-                        self.renew(now)
-                has_begun = True
-                # What MessageLoop._first_of_message() does.
-                connection._between = True  # type: ignore[misc]  # a slot of the implementation
-                if connection._drains:
-                    connection._set_drain_deadline()
-                try:
-                    data = await receive()
-                except trio.TooSlowError:
+        try:
+            while True:
+                if reader.has_more:
+                    request = reader.next_request()
+                elif reader.in_head:
+                    request = await self._receive_head()
+                elif self.is_ended:
                     return
-                finally:
-                    connection._between = False  # type: ignore[misc]  # the same
-                if not data:
-                    return
-                if connection._drain_deadline is not None:
-                    connection._restore_deadline(connection._drain_deadline)
-                request = reader.feed_request(data)
-            if request is None:
-                continue
-            scope = self._scope_of(request)
-            exchange = HttpExchange(self, request)
-            if not request.derived[1]:
-                exchange.is_usual, exchange.expects = False, request.framing.expects
-                if handler.websocket is not None and _asks_for_websocket(request):
-                    await self._hand_over(handler.websocket, request, scope, exchange)
-                    return
-            observer = handler.observer
-            token = None if observer is None else observer.began(scope)
-            failure: BaseException | None = None
-            failed: Exception | None = None
-            try:
-                try:
-                    if is_plain and not handler.sets_variables:
-                        await app(scope, exchange.receive, exchange.send)
-                    else:
-                        await self._call(context.copy(), scope, exchange)
-                except Exception as error:  # noqa: BLE001 - it is raised again, after an answer
-                    failed = error
-                except trio.Cancelled:
-                    if cancel_status_of(task) is status:
-                        raise  # otherwise it may belong to a scope that the app has left open
-                if is_plain and not handler.sets_variables and not _is_same(copy_context(), context):
-                    handler.sets_variables = True
-                if cancel_status_of(task) is not status:
-                    leave_open_scopes(task, status, nurseries)
-                    failed = _left_open(failed)
-                if (
-                    failed is None
-                    and exchange.phase == DONE
-                    and not (exchange.closes or exchange.is_incomplete or reader.in_body or self._ahead)
-                ):
+                else:
+                    if has_begun:  # the app may have taken its time behind the response
+                        now = clock()
+                        if now >= self.renew_at:
+                            self.renew(now)
+                    has_begun = True
+                    data = b""  # a connection that waits holds nothing of the request before
+                    request = scope = exchange = None  # the same
+                    # What MessageLoop._first_of_message() does.
+                    connection._between = True  # type: ignore[misc]  # a slot of the implementation
+                    if connection._drains:
+                        connection._set_drain_deadline()
+                    try:
+                        data = await receive()
+                    except trio.TooSlowError:
+                        return
+                    finally:
+                        connection._between = False  # type: ignore[misc]  # the same
+                    if not data:
+                        return
+                    if connection._drain_deadline is not None:
+                        connection._restore_deadline(connection._drain_deadline)
+                    request = reader.feed_request(data)
+                if request is None:
                     continue
-                if not await self._finish(exchange, failed):
-                    return
-            except BaseException as error:
-                failure = error
-                raise
-            finally:
-                if observer is not None:
-                    observer.ended(token, scope, exchange.status, exchange.size, failure)
+                scope = self._scope_of(request)
+                exchange = HttpExchange(self, request)
+                if not request.derived[1]:
+                    exchange.is_usual, exchange.expects = False, request.framing.expects
+                    if handler.websocket is not None and _asks_for_websocket(request):
+                        await self._hand_over(handler.websocket, request, scope, exchange)
+                        return
+                observer = handler.observer
+                token = None if observer is None else observer.began(scope)
+                failure: BaseException | None = None
+                failed: Exception | None = None
+                try:
+                    try:
+                        if is_plain and not handler.sets_variables:
+                            await app(scope, exchange.receive, exchange.send)
+                        else:
+                            await self._call(context.copy(), scope, exchange)
+                    except Exception as error:  # noqa: BLE001 - it is raised again, after an answer
+                        failed = error
+                    except trio.Cancelled:
+                        if cancel_status_of(task) is status:
+                            raise  # otherwise it may belong to a scope that the app has left open
+                    if is_plain and not handler.sets_variables and not _is_same(copy_context(), context):
+                        handler.sets_variables = True
+                    if cancel_status_of(task) is not status:
+                        leave_open_scopes(task, status, nurseries)
+                        failed = _left_open(failed)
+                    if (
+                        failed is None
+                        and exchange.phase == DONE
+                        and not (exchange.closes or exchange.is_incomplete or reader.in_body or self._ahead)
+                    ):
+                        continue
+                    if not await self._finish(exchange, failed):
+                        return
+                except BaseException as error:
+                    failure = error
+                    raise
+                finally:
+                    if observer is not None:
+                        observer.ended(token, scope, exchange.status, exchange.size, failure)
+        except Refused as refusal:
+            await self._refuse(refusal.status, str(refusal))
 
     def _scope_of(self, request: Request) -> dict[str, Any]:
         """The scope of a request."""
@@ -389,7 +390,7 @@ class HttpConnection:
             return False
         if self._ahead:
             self.reader.feed(b"".join(self._ahead))
-            self._ahead.clear()
+            self._ahead = None
             self._ahead_size = 0
         return True
 

@@ -15,7 +15,7 @@ import trio
 
 from gain_trio._io_manager import broken_by
 from gain_trio._transports._addresses import PeerCredentials, peer_credentials
-from gain_trio._transports._peer import UNNAMED, endpoint_text, peer_of, unnamed_text
+from gain_trio._transports._peer import UNNAMED, endpoint_text, peer_of, shared_address, unnamed_text
 from gain_trio._transports._peer_progress import CloseWait
 
 from ._deadlines import ConnectionDeadlines
@@ -223,7 +223,7 @@ class Connection(trio.abc.HalfCloseableStream):
         unsent bytes resets it.  Setting it to a number that is not greater than 0 raises a :exc:`ValueError`, and to
         anything but a number a :exc:`TypeError`.
         """
-        return math.inf if self._deadlines_kept is None else self._deadlines_kept.idleness.timeout
+        return math.inf if self._deadlines_kept is None else self._deadlines_kept.idle_timeout
 
     @idle_timeout.setter
     @trio.lowlevel.enable_ki_protection
@@ -232,10 +232,8 @@ class Connection(trio.abc.HalfCloseableStream):
         if self._is_closed or timeout == self.idle_timeout:
             return
         timing = self._own_deadlines()
-        timing.idleness.timeout = timeout
         self._timed(timeout != math.inf)
-        if timeout != math.inf:
-            timing.watch_idleness(self._active_at)
+        timing.set_idle_timeout(timeout, self._active_at)
 
     @property
     def close_timeout(self) -> float:
@@ -277,7 +275,7 @@ class Connection(trio.abc.HalfCloseableStream):
     @property
     def _was_idle(self) -> bool:
         """Whether the connection is over because of its :attr:`idle_timeout`."""
-        return self._deadlines_kept is not None and self._deadlines_kept.idleness.was_idle
+        return self._deadlines_kept is not None and self._deadlines_kept.was_idle
 
     def set_deadline(self, deadline: float) -> None:
         """Set :attr:`read_deadline` and :attr:`write_deadline`.
@@ -721,7 +719,7 @@ class Connection(trio.abc.HalfCloseableStream):
         """:attr:`Connection.local_address` of the socket itself, whatever a proxy said."""
         if self._local_address is None:
             with self._borrowed_socket() as sock:
-                self._local_address = sock.getsockname()
+                self._local_address = shared_address(sock.getsockname())
         return self._local_address
 
     @property

@@ -284,27 +284,51 @@ class _Idleness:
 
 @final
 class ConnectionDeadlines:
-    """The entries of one connection."""
+    """The entries of one connection, each made when it is first needed: most connections only wait to receive."""
 
-    __slots__ = ("_idle", "_keeper", "_reading", "_writing", "idleness")
+    __slots__ = ("_connection", "_idle", "_idleness", "_keeper", "_reading", "_writing")
 
     def __init__(self, connection: HasDeadlines) -> None:
-        reference = weakref.ref(connection)
+        self._connection = weakref.ref(connection)
         self._keeper = current_keeper()
-        self._reading = DeadlineEntry(_Direction(reference, False))
-        self._writing = DeadlineEntry(_Direction(reference, True))
-        self.idleness = _Idleness(reference)
-        self._idle = DeadlineEntry(self.idleness)
+        self._reading: DeadlineEntry | None = None
+        self._writing: DeadlineEntry | None = None
+        self._idleness: _Idleness | None = None
+        self._idle: DeadlineEntry | None = None
 
     def watch(self, sending: bool, when: float) -> None:
         """Look at a direction at this time."""
-        self._keeper.watch(self._writing if sending else self._reading, when)
+        entry = self._writing if sending else self._reading
+        if entry is None:
+            entry = DeadlineEntry(_Direction(self._connection, sending))
+            if sending:
+                self._writing = entry
+            else:
+                self._reading = entry
+        self._keeper.watch(entry, when)
 
-    def watch_idleness(self, active_at: float) -> None:
-        """Look whether the connection, which has moved a byte at this time, is idle."""
-        self._keeper.watch(self._idle, self.idleness.first_look(active_at))
+    @property
+    def idle_timeout(self) -> float:
+        """See :attr:`Connection.idle_timeout`."""
+        return math.inf if self._idleness is None else self._idleness.timeout
+
+    @property
+    def was_idle(self) -> bool:
+        """Whether the connection is over because of its idle timeout."""
+        return self._idleness is not None and self._idleness.was_idle
+
+    def set_idle_timeout(self, timeout: float, active_at: float) -> None:
+        """Look from now on whether the connection, which has moved a byte at ``active_at``, is idle."""
+        if self._idleness is None:
+            self._idleness = _Idleness(self._connection)
+        self._idleness.timeout = timeout
+        if timeout != math.inf:
+            if self._idle is None:
+                self._idle = DeadlineEntry(self._idleness)
+            self._keeper.watch(self._idle, self._idleness.first_look(active_at))
 
     def stop(self) -> None:
         """Look at nothing any more."""
         for entry in (self._reading, self._writing, self._idle):
-            self._keeper.forget(entry)
+            if entry is not None:
+                self._keeper.forget(entry)
