@@ -7,7 +7,7 @@
  */
 #include "fastpath.h"
 
-#define SMALLEST 512U
+#define SMALLEST 256U
 #define FULL 65536U      /* a copied segment is not grown beyond this, unless one send is larger */
 #define KEEP_SPARE 4096U /* an idle connection keeps no more than this */
 
