@@ -158,7 +158,8 @@ soak: $(VENV)/built-strict
 	for backend in io_uring trio; do \
 		$(bin)/python tools/soak_asgi.py soak --seconds $(SOAK_SECONDS) --backend $$backend; \
 		$(bin)/python tools/soak_asgi.py rolls --backend $$backend; \
-		$(bin)/python tools/soak_asgi.py rolls --tls --backend $$backend; \
+		$(bin)/python tools/soak_asgi.py rolls --tls --requests 10000 --backend $$backend; \
+		$(bin)/python tools/soak_asgi.py rolls --tls --requests 10000 --processes 0 --backend $$backend; \
 	done
 
 # The parsers that read a stranger's bytes, a minute each; make fuzz FUZZ='--seconds 600 --keep http' for one of them for longer.

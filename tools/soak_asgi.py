@@ -1,7 +1,7 @@
 """A server of a web app under clients that behave badly, for a long time; and one that is replaced under load.
 
     python tools/soak_asgi.py soak [--seconds 600] [--backend io_uring|trio]
-    python tools/soak_asgi.py rolls [--rolls 31] [--tls] [--backend io_uring|trio]
+    python tools/soak_asgi.py rolls [--rolls 31] [--requests 0] [--tls] [--processes 2] [--backend io_uring|trio]
 
 ``soak``: clients that abort, trickle, and do not read, beside clients that behave.  Each answer to the latter has to be
 right, the memory and the descriptors of the server may not grow after the first third, and at the end no request is in
@@ -9,7 +9,10 @@ progress, no error is in the log, and the server drains.
 
 ``rolls``: SIGHUP replaces two worker processes again and again, while clients send requests on connections that they keep,
 and on new ones.  No request may fail.  (A request on a kept connection that the server is closing just then, and that has
-brought no byte of an answer, is sent once more on a new connection, as RFC 9112, section 9.3.1, has it.)
+brought no byte of an answer, is sent once more on a new connection, as RFC 9112, section 9.3.1, has it.)  With ``--tls``
+there is another certificate before each roll, and a connection that begins when the roll is over gets that one.  With
+``--processes 0`` the server is one process, whose certificate alone is renewed.  The rolls go on until there were this
+number of them, and of requests.
 
 The server is ``gain-trio asgi`` in a process of its own, with the app of this file.  The clients are plain Trio.  The exit
 status is 0 if nothing was found.
@@ -19,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import os
 import random
 import re
@@ -188,6 +192,8 @@ class Client:
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream = stream
+        self.certificate = 0
+        """The serial number of the server's certificate, of a connection over TLS."""
         self._buffer = bytearray()
         self.is_last = False
         """Whether the server has said that it closes the connection."""
@@ -196,9 +202,16 @@ class Client:
     async def connect(cls, server: Server, context: ssl.SSLContext | None = None) -> Client:
         """Open one."""
         stream: trio.abc.Stream = await trio.open_tcp_stream("127.0.0.1", server.port)
-        if context is not None:
-            stream = trio.SSLStream(stream, context, server_hostname="localhost", https_compatible=True)
-        return cls(stream)
+        if context is None:
+            return cls(stream)
+        tls: Any = trio.SSLStream(stream, context, server_hostname="localhost", https_compatible=True)
+        try:
+            await tls.do_handshake()
+        except trio.BrokenResourceError as error:
+            raise Broken(f"no handshake: {error.__cause__!r}", received=False) from error
+        client = cls(tls)
+        client.certificate = int(tls.getpeercert()["serialNumber"], 16)
+        return client
 
     async def _fill(self) -> None:
         try:
@@ -429,9 +442,9 @@ def shown(samples: list[tuple[float, int, int]]) -> str:
 class Rolls:
     """The clients of a server that is replaced."""
 
-    def __init__(self, server: Server, context: ssl.SSLContext | None) -> None:
+    def __init__(self, server: Server, certificates: Certificates | None) -> None:
         self.server = server
-        self.context = context
+        self.certificates = certificates
         self.done: Counter[str] = Counter()
         self.problems: list[str] = []
         self.is_over = False
@@ -443,16 +456,36 @@ class Rolls:
             await client.send(request("/", body, *fields))
             check(*await client.answer(), body)
 
+    @property
+    def requests(self) -> int:
+        """The number of requests that were answered."""
+        return self.done["on new connections"] + self.done["on kept connections"]
+
+    async def connect(self) -> Client:
+        """Open a connection, which has the newest certificate if the roll was over before."""
+        certificates = self.certificates
+        if certificates is None:
+            return await Client.connect(self.server)
+        oldest = certificates.in_use
+        client = await Client.connect(self.server, certificates.client_context)
+        number = certificates.serials.index(client.certificate)
+        if number < oldest:
+            raise AssertionError(f"a new connection has certificate {number}, and {oldest} was in use before")
+        self.done[
+            "with a certificate of the roll in progress" if number > oldest else "with the newest certificate"
+        ] += 1
+        return client
+
     async def closes(self) -> None:
         """One request a connection."""
-        client = await Client.connect(self.server, self.context)
+        client = await self.connect()
         await self.one(client, "Connection: close")
         await client.stream.aclose()
         self.done["on new connections"] += 1
 
     async def keeps(self) -> None:
         """Requests on one connection until the server closes it."""
-        client = await Client.connect(self.server, self.context)
+        client = await self.connect()
         is_first = True
         try:
             while not self.is_over and not client.is_last:
@@ -464,7 +497,7 @@ class Rolls:
             if is_first or error.received:
                 raise
             self.done["closed while a request was sent"] += 1
-            again = await Client.connect(self.server, self.context)
+            again = await self.connect()
             await self.one(again, "Connection: close")
             await again.stream.aclose()
         finally:
@@ -479,44 +512,75 @@ class Rolls:
                 self.problems.append(f"{client.__name__}: {type(error).__name__}: {error}")
 
 
-async def rolls(backend: str, count: int, *, tls: bool) -> list[str]:
+async def rolls(backend: str, least: int, requests: int, *, tls: bool, processes: int) -> list[str]:
     """See the top of this file."""
     with tempfile.TemporaryDirectory() as folder:
-        context, options = certificates(Path(folder)) if tls else (None, ())
-        async with serving(backend, "--processes", "2", *options) as server:
-            clients = Rolls(server, context)
+        certificates = Certificates(Path(folder)) if tls else None
+        options = [] if certificates is None else ["--tls-cert", str(certificates.file)]
+        if processes:
+            options += ["--processes", str(processes)]
+        async with serving(backend, *options) as server:
+            clients = Rolls(server, certificates)
+            number = 0
             async with trio.open_nursery() as nursery:
                 for client in (clients.closes, clients.keeps):
                     for _ in range(4):
                         nursery.start_soon(clients.repeat, client)
-                for number in range(count):
-                    await roll(server, number)
-                    if clients.problems:
-                        break
+                while not clients.problems and (number < least or clients.requests < requests):
+                    number += 1
+                    if certificates is not None:
+                        certificates.issue()
+                    await roll(server, number, processes)
+                    if certificates is not None:
+                        certificates.in_use = number
                 clients.is_over = True
             problems = [*clients.problems, *await end(server), *server.problems()[:20]]
-            print(f"rolls, {backend}{', TLS' if tls else ''}: {number + 1} rolls; {dict(clients.done)}", flush=True)
+            name = f"rolls, {backend}{', TLS' if tls else ''}, {processes} worker processes"
+            print(f"{name}: {number} rolls; {dict(clients.done)}", flush=True)
     return problems
 
 
-async def roll(server: Server, number: int) -> None:
-    """Have both processes replaced, and wait for that."""
+async def roll(server: Server, number: int, processes: int) -> None:
+    """Have all processes replaced, or the certificate of one process, and wait until the old ones are gone."""
     server.process.send_signal(signal.SIGHUP)
     with trio.fail_after(4 * PATIENCE):
-        while len(re.findall(r"worker process \d \(.* serves", server.log.read_text())) < 2 * (number + 2):
+        while not is_rolled(server.log.read_text(), number, processes):
             await trio.sleep(0.05)
 
 
-def certificates(folder: Path) -> tuple[ssl.SSLContext, tuple[str, ...]]:
-    """A client's context, and the options of the server."""
-    import trustme  # noqa: PLC0415 - only TLS needs it
+def is_rolled(log: str, number: int, processes: int) -> bool:
+    """Whether this roll is over."""
+    if not processes:
+        return log.count("uses a new TLS context from now on") >= number
+    begun = re.findall(r"worker process \d \((?:pid )?(\d+), .* serves", log)
+    old = begun[: processes * number]
+    return len(begun) >= processes * (number + 1) and not any(Path("/proc", pid).exists() for pid in old)
 
-    authority = trustme.CA()
-    file = folder / "server.pem"
-    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(file)
-    context = ssl.create_default_context()
-    authority.configure_trust(context)
-    return context, ("--tls-cert", str(file))
+
+class Certificates:
+    """The server's file, with one certificate after the other, and the authority that issues them."""
+
+    def __init__(self, folder: Path) -> None:
+        import trustme  # noqa: PLC0415 - only TLS needs it
+
+        self._authority = trustme.CA()
+        self.file = folder / "server.pem"
+        self.client_context = ssl.create_default_context()
+        self._authority.configure_trust(self.client_context)
+        self.serials: list[int] = []
+        self.in_use = 0
+        """The place of the oldest one that a new connection may get."""
+        self.issue()
+
+    def issue(self) -> None:
+        """Replace the certificate."""
+        from cryptography import x509  # noqa: PLC0415 - trustme needs it
+
+        issued = self._authority.issue_cert("localhost")
+        self.serials.append(x509.load_pem_x509_certificate(issued.cert_chain_pems[0].bytes()).serial_number)
+        new = self.file.with_suffix(".new")
+        issued.private_key_and_cert_chain_pem.write_to_path(new)
+        new.rename(self.file)
 
 
 def main() -> None:
@@ -530,14 +594,19 @@ def main() -> None:
             command.add_argument("--seconds", type=float, default=600.0)
         else:
             command.add_argument("--rolls", type=int, default=31)
+            command.add_argument("--requests", type=int, default=0)
+            command.add_argument("--processes", type=int, default=2)
             command.add_argument("--tls", action="store_true")
     arguments = parser.parse_args()
     begin = time.monotonic()
     if arguments.command == "soak":
         problems = trio.run(soak, arguments.backend, arguments.seconds)
     else:
-        run = lambda: rolls(arguments.backend, arguments.rolls, tls=arguments.tls)  # noqa: E731
-        problems = trio.run(run)
+        if not (arguments.tls or arguments.processes):
+            parser.error("one process renews its certificate and nothing else: --processes 0 needs --tls")
+        options = {"tls": arguments.tls, "processes": arguments.processes}
+        start = functools.partial(rolls, arguments.backend, arguments.rolls, arguments.requests, **options)
+        problems = trio.run(start)
     print(f"{time.monotonic() - begin:.0f} s, {len(problems)} problems", flush=True)
     for problem in problems:
         print(f"  {problem}", flush=True)
