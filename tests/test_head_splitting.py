@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 from support.fuzz import cut
 
 from gain_trio._http import Limits, RequestMemory, RequestReader
-from gain_trio._http._head_splitting import repeated, repeated_in_python, split_head, split_in_python
+from gain_trio._http._head_splitting import (
+    FRAMING,
+    PLAIN,
+    SECRET,
+    Line,
+    read_fields,
+    read_fields_in_python,
+    repeated,
+    repeated_in_python,
+    split_head,
+    split_in_python,
+)
 from gain_trio._kernel import heads
 
 pytestmark = pytest.mark.skipif(heads is None, reason="the compiled modules are not built here")
@@ -95,6 +106,16 @@ def test_repeated_heads_are_found_as_in_python(keys: list[bytes], data: bytes, p
         ("repeated", ({}, HEAD, len(HEAD) + 1, 9), ValueError),
         ("repeated", ({}, HEAD, 0, -1), ValueError),
         ("repeated", ({}, HEAD, 0, None), TypeError),
+        ("read_fields", (b"", {}, []), TypeError),
+        ("read_fields", ("", {}, [], len), TypeError),
+        ("read_fields", (b"", [], [], len), TypeError),
+        ("read_fields", (b"", {}, {}, len), TypeError),
+        ("read_fields", (b"a:\r\n", {}, [], None), TypeError),
+        ("read_fields", (b"a:\r\n", {}, [], len), TypeError),
+        ("read_fields", (b"a:\r\n", {b"a:": 1}, [], len), TypeError),
+        ("read_fields", (b"a:\r\n", {b"a:": ((b"a", b""), 0)}, [], len), TypeError),
+        ("read_fields", (b"a:\r\n", {b"a:": ((b"a", b""), "0", b"a:")}, [], len), TypeError),
+        ("read_fields", (b"a:\r\n", {}, [None], len), TypeError),
     ],
 )
 def test_what_is_no_head_and_no_memory_is_refused(
@@ -115,6 +136,74 @@ def test_no_reference_is_kept_or_lost() -> None:
         assert heads.split_head(data, 1) is not None
         assert heads.split_head(data, 3 * len(HEAD)) is None
     assert (sys.getrefcount(found), sys.getrefcount(data)) == before
+
+
+# --- fields ---
+
+LINES = [b"Host: here", b"X: y", b"X: z", b"Cookie: a", b"Te: b", b"", b"\r", b"\n", b"x" * 300, b"a\rb"]
+
+
+def read_line(line: bytes) -> Line:
+    """What a line means, as far as this test is concerned."""
+    kinds = {b"H": FRAMING, b"T": FRAMING, b"C": SECRET}
+    return (line[:1], line[1:]), kinds.get(line[:1], PLAIN), line
+
+
+@given(st.lists(st.lists(st.sampled_from(LINES), max_size=8), max_size=8), st.booleans())
+def test_fields_are_read_as_in_python(heads_: list[list[bytes]], ends: bool) -> None:
+    known: dict[bytes, Line] = {}
+    recent: list[Line] = []
+    asked: list[bytes] = []
+
+    def read(line: bytes) -> Line:
+        asked.append(line)
+        found = read_line(line)
+        if len(known) < 4:
+            known[line] = found
+        return found
+
+    for lines in heads_:
+        data = b"".join(line + b"\r\n" for line in lines)
+        data = data if ends else data[:-2]
+        expected = read_fields_in_python(data, {}, [], read_line)
+        assert read_fields(data, known, recent, read) == expected
+        assert read_fields_in_python(data, known, recent, read) == expected
+        assert all(known.get(line) == (pair, kind, line) for pair, kind, line in recent)
+    assert all(asked.count(line) == 1 for line in known)
+
+
+def test_what_one_client_repeats_is_found_where_it_was() -> None:
+    known = {line: read_line(line) for line in (b"%d" % number for number in range(50))}
+    recent: list[Line] = []
+    data = b"".join(b"%d\r\n" % number for number in range(50))
+    expected = read_fields_in_python(data, known, [], read_line)
+    for _ in range(2):
+        assert heads.read_fields(data, known, recent, read_line) == expected
+        assert [line for _pair, _kind, line in recent] == [b"%d" % number for number in range(32)]
+    known.clear()  # the lines are the same still
+    asked: list[bytes] = []
+    assert heads.read_fields(data, known, recent, lambda line: (asked.append(line), read_line(line))[1]) == expected
+    assert asked == [b"%d" % number for number in range(32, 50)]
+
+
+def test_a_line_that_cannot_be_read_loses_no_reference() -> None:
+    known = {b"a": read_line(b"a")}
+    recent: list[Line] = []
+    entry = known[b"a"]
+    before = sys.getrefcount(entry)
+
+    def fail(line: bytes) -> Line:
+        recent.clear()  # in the middle of it
+        raise RuntimeError(line)
+
+    for _ in range(10):
+        with pytest.raises(RuntimeError, match="b'b'"):
+            heads.read_fields(b"a\r\nb\r\n", known, recent, fail)
+    assert sys.getrefcount(entry) == before
+    for _ in range(10):
+        heads.read_fields(b"a\r\na\r\n", known, recent, fail)
+    recent.clear()
+    assert sys.getrefcount(entry) == before
 
 
 # --- the reader's use of it ---

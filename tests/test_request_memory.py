@@ -27,7 +27,7 @@ def reader(memory: RequestMemory) -> RequestReader:
 def held(memory: RequestMemory) -> Iterator[bytes]:
     """All bytes that a memory refers to, however deep."""
     seen: set[int] = set()
-    todo: list[Any] = [memory.whole, memory.sections, memory.lines, memory.framings]
+    todo: list[Any] = [memory.whole, memory.sections, memory.lines, memory.framings, memory.recent]
     while todo:
         found = todo.pop()
         if id(found) in seen or isinstance(found, type):

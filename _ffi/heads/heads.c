@@ -11,6 +11,8 @@
  *                     several requests in one go mostly repeats one.  So a head is compared with the last one first, which is
  *                     a tenth of the price of a hash.  That is the same as a look-up: the end of a head is in it once, so no
  *                     head is the beginning of another one.
+ *     read_fields()   looks each line of a head up, and has Python read one that is new.  A client mostly repeats all lines but
+ *                     one, so a line is compared with the one that another head had at its place, for the same reason.
  */
 #include <Python.h>
 
@@ -21,6 +23,9 @@
 
 /* What a byte can be a part of. */
 enum { TOKEN = 1, TARGET = 2, VALUE = 4 };
+/* What a field is to the reader: _request_fields.py. */
+enum { PLAIN, FRAMING, SECRET };
+#define MOST_RECENT 32 /* lines that are compared before they are looked up */
 static unsigned char classes[256];
 
 static void fill_classes(void)
@@ -194,6 +199,116 @@ static PyObject *repeated(PyObject *Py_UNUSED(module), PyObject *const *argument
     return list_and_place(found, position);
 }
 
+/* The line of an entry of the memory, borrowed; NULL with an exception if it is none. */
+static PyObject *line_of(PyObject *entry)
+{
+    if (PyTuple_CheckExact(entry) && PyTuple_GET_SIZE(entry) == 3 && PyBytes_Check(PyTuple_GET_ITEM(entry, 2)))
+        return PyTuple_GET_ITEM(entry, 2);
+    PyErr_SetString(PyExc_TypeError, "read_fields() finds and reads tuples of a pair, what it is, and its line");
+    return NULL;
+}
+
+/* The entry of the line that stood at this place lately if it is the same; NULL if not, perhaps with an exception. */
+static PyObject *same_as_recent(PyObject *recent, Py_ssize_t place, const char *at, Py_ssize_t length)
+{
+    if (place >= PyList_GET_SIZE(recent))
+        return NULL;
+    PyObject *entry = PyList_GET_ITEM(recent, place);
+    PyObject *line = line_of(entry);
+    if (!line || PyBytes_GET_SIZE(line) != length || memcmp(PyBytes_AS_STRING(line), at, (size_t)length) != 0)
+        return NULL;
+    return Py_NewRef(entry);
+}
+
+static int keep_recent(PyObject *recent, Py_ssize_t place, PyObject *entry)
+{
+    if (place < PyList_GET_SIZE(recent))
+        return PyList_SetItem(recent, place, Py_NewRef(entry));
+    return place < MOST_RECENT && place == PyList_GET_SIZE(recent) ? PyList_Append(recent, entry) : 0;
+}
+
+/* What the memory has for a line, or what Python reads there. */
+static PyObject *entry_of(PyObject *const *arguments, Py_ssize_t place, const char *at, Py_ssize_t length)
+{
+    PyObject *entry = same_as_recent(arguments[2], place, at, length);
+    if (entry || PyErr_Occurred())
+        return entry;
+    PyObject *line = PyBytes_FromStringAndSize(at, length);
+    if (!line)
+        return NULL;
+    entry = Py_XNewRef(PyDict_GetItemWithError(arguments[1], line));
+    if (!entry && !PyErr_Occurred())
+        entry = PyObject_CallOneArg(arguments[3], line);
+    else if (entry && (!line_of(entry) || keep_recent(arguments[2], place, entry) < 0))
+        Py_CLEAR(entry);
+    Py_DECREF(line);
+    return entry;
+}
+
+/* Add what an entry says. */
+static int add_entry(PyObject *entry, PyObject *pairs, PyObject *framing, bool *has_secret)
+{
+    if (!line_of(entry))
+        return -1;
+    PyObject *pair = PyTuple_GET_ITEM(entry, 0);
+    long kind = PyLong_AsLong(PyTuple_GET_ITEM(entry, 1));
+    if (kind == -1 && PyErr_Occurred())
+        return -1;
+    *has_secret |= kind == SECRET;
+    if (kind == FRAMING && PyList_Append(framing, pair) < 0)
+        return -1;
+    return PyList_Append(pairs, pair);
+}
+
+/* The end of the line at `at`: a CR LF, or the end. */
+static const char *line_end(const char *at, const char *end)
+{
+    const char *found;
+    while ((found = memchr(at, '\r', (size_t)(end - at)))) {
+        if (found + 1 < end && found[1] == '\n')
+            return found;
+        at = found + 1;
+    }
+    return end;
+}
+
+static int add_lines(PyObject *const *arguments, PyObject *pairs, PyObject *framing, bool *has_secret)
+{
+    const char *at = PyBytes_AS_STRING(arguments[0]), *end = at + PyBytes_GET_SIZE(arguments[0]);
+    for (Py_ssize_t place = 0; at < end; place++) {
+        const char *behind_line = line_end(at, end);
+        if (behind_line == at)
+            return 0;
+        PyObject *entry = entry_of(arguments, place, at, behind_line - at);
+        int status = entry ? add_entry(entry, pairs, framing, has_secret) : -1;
+        Py_XDECREF(entry);
+        if (status < 0)
+            return -1;
+        at = behind_line == end ? end : behind_line + 2;
+    }
+    return 0;
+}
+
+static PyObject *read_fields(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
+{
+    if (count != 4 || !PyBytes_Check(arguments[0]) || !PyDict_Check(arguments[1]) || !PyList_Check(arguments[2])) {
+        PyErr_SetString(PyExc_TypeError, "read_fields() takes bytes, a dict, a list, and what reads a line");
+        return NULL;
+    }
+    bool has_secret = false;
+    PyObject *pairs = PyList_New(0), *framing = PyList_New(0), *result = NULL;
+    if (pairs && framing && add_lines(arguments, pairs, framing, &has_secret) == 0) {
+        PyObject *pair_tuple = PyList_AsTuple(pairs), *framing_tuple = PyList_AsTuple(framing);
+        if (pair_tuple && framing_tuple)
+            result = PyTuple_Pack(3, pair_tuple, framing_tuple, has_secret ? Py_True : Py_False);
+        Py_XDECREF(pair_tuple);
+        Py_XDECREF(framing_tuple);
+    }
+    Py_XDECREF(pairs);
+    Py_XDECREF(framing);
+    return result;
+}
+
 static PyMethodDef methods[] = {
     {"split_head", (PyCFunction)(void (*)(void))split_head, METH_FASTCALL,
      PyDoc_STR("split_head($module, data, position, /)\n--\n\n"
@@ -201,6 +316,9 @@ static PyMethodDef methods[] = {
     {"repeated", (PyCFunction)(void (*)(void))repeated, METH_FASTCALL,
      PyDoc_STR("repeated($module, memory, data, position, most, /)\n--\n\n"
                "What a memory has for the heads from a place on, and where the first other head begins.")},
+    {"read_fields", (PyCFunction)(void (*)(void))read_fields, METH_FASTCALL,
+     PyDoc_STR("read_fields($module, lines, known, recent, read, /)\n--\n\n"
+               "The pairs of a head's lines, those of them that matter to the framing, and whether any is a secret.")},
     {NULL, NULL, 0, NULL},
 };
 

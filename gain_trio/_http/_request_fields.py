@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from http import HTTPStatus
-from typing import Any, Final, Generic, TypeAlias, TypeVar, final
+from typing import Any, Final, Generic, TypeVar, final
+
+from ._head_splitting import FRAMING, PLAIN, SECRET, Line, Pair, read_fields
 
 K = TypeVar("K")
 T = TypeVar("T")
-
-Pair: TypeAlias = tuple[bytes, bytes]
-"""The name of a field, in lower case, and its value without the white space around it."""
 
 CHUNKED: Final = -1
 """The length of a body that arrives in chunks."""
@@ -29,8 +28,6 @@ _MAX_LINE: Final = 256
 _MAX_FIELDS: Final = 32
 """The most fields that are remembered together: an object for a short field has many times its bytes."""
 
-# What a field is to the reader.
-_PLAIN, _FRAMING, _SECRET = range(3)
 _FRAMING_NAMES: Final = frozenset(
     {b"host", b"connection", b"content-length", b"transfer-encoding", b"expect", b"upgrade", b"te"}
 )
@@ -128,17 +125,29 @@ class RequestMemory:
     Several threads may use it at once.
     """
 
-    __slots__ = ("framings", "lines", "sections", "whole")
+    __slots__ = ("framings", "lines", "recent", "sections", "whole")
 
     def __init__(self) -> None:
         self.whole: Memory[bytes, Request] = Memory(256)
         """Requests without a body, by all of their bytes."""
         self.sections: Memory[bytes, Section] = Memory(256)
         """The fields of HTTP/1.1 requests."""
-        self.lines: Memory[bytes, tuple[Pair, int]] = Memory(1024)
+        self.lines: Memory[bytes, Line] = Memory(1024)
         """Single fields, each with what it is to the reader."""
+        self.recent: list[Line] = []
+        """Some of them, by their places in the last heads: see :func:`read_fields`."""
         self.framings: Memory[tuple[Any, ...], RequestFraming] = Memory(256)
         """What the fields that matter to the framing mean together, by the version and these fields."""
+
+    def read_line(self, line: bytes) -> Line:
+        """Return what a line means that no memory has."""
+        name, _colon, value = line.partition(b":")
+        name = name.lower()
+        kind = FRAMING if name in _FRAMING_NAMES else SECRET if name in SECRETS else PLAIN
+        found = (name, value.strip(b" \t")), kind, line
+        if kind != SECRET and len(line) <= _MAX_LINE:
+            self.lines.remember(line, found)
+        return found
 
 
 def read_section(
@@ -149,41 +158,15 @@ def read_section(
     Raises:
       Refused: they contradict each other, or ask for what this server does not do.
     """
-    pairs: list[Pair] = []
-    key: list[Any] = [minor]
-    is_shared = True
-    known = memory.lines
-    for line in lines.split(b"\r\n"):
-        found = known.get(line)
-        if found is None:
-            if not line:
-                break
-            found = _read_line(line, memory)
-        pair, kind = found
-        pairs.append(pair)
-        if kind:
-            if kind == _SECRET:
-                is_shared = False
-            else:
-                key.append(pair)
-    framing_key = tuple(key)
-    framing = memory.framings.get(framing_key)
+    pairs, framing_pairs, has_secret = read_fields(lines, memory.lines, memory.recent, memory.read_line)
+    key = minor, *framing_pairs
+    framing = memory.framings.get(key)
     if framing is None:
-        framing = _read_framing(key[1:], 0 if minor == b"0" else 1, max_body, needs_host=needs_host)
-        if len(key) <= _MAX_FIELDS and sum(len(value) for _name, value in key[1:]) <= _MAX_LINE:
-            memory.framings.remember(framing_key, framing)
-    is_shared = is_shared and len(lines) <= _MAX_SECTION and len(pairs) <= _MAX_FIELDS
-    return Section(tuple(pairs), framing, is_shared=is_shared)
-
-
-def _read_line(line: bytes, memory: RequestMemory) -> tuple[Pair, int]:
-    name, _colon, value = line.partition(b":")
-    name = name.lower()
-    kind = _FRAMING if name in _FRAMING_NAMES else _SECRET if name in SECRETS else _PLAIN
-    found = (name, value.strip(b" \t")), kind
-    if kind != _SECRET and len(line) <= _MAX_LINE:
-        memory.lines.remember(line, found)
-    return found
+        framing = _read_framing(framing_pairs, 0 if minor == b"0" else 1, max_body, needs_host=needs_host)
+        if len(key) <= _MAX_FIELDS and sum(len(value) for _name, value in framing_pairs) <= _MAX_LINE:
+            memory.framings.remember(key, framing)
+    is_shared = not has_secret and len(lines) <= _MAX_SECTION and len(pairs) <= _MAX_FIELDS
+    return Section(pairs, framing, is_shared=is_shared)
 
 
 def host_replaced(section: Section, host: bytes) -> Section:

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeAlias, final
 
 import trio
 
-from gain_trio._http import Limits, Request, RequestMemory
+from gain_trio._http import Limits, Memory, Request, RequestMemory
 from gain_trio._server import LivingHandler, RequestStatistics
 from gain_trio._transports import Connection
 
@@ -75,6 +75,8 @@ class AsgiHandler(LivingHandler):
         self._clock: tuple[object, Callable[[], float]] | None = None  # of the last run, and its current_time()
         self.limits = Limits(head=config.limit_head)
         self.memory = RequestMemory()
+        self.targets: Memory[tuple[bytes, bytes, int], dict[str, Any]] = Memory(256)
+        """What scopes have of the method, the target and the minor version."""
         self.heads = HeadMemory()
         self.stamp = Stamp(date=config.date_header, server=config.server_header)
         if config.websockets is not False:

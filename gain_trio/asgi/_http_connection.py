@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 _RENEWED: Final = 1.0
 """Seconds for which deadlines are not moved again."""
 _NOT_RENEWED: Final = -math.inf
+_MAX_TARGET: Final = 256
+"""Bytes of the longest target whose meaning is remembered: none with a query, which may carry a secret."""
 
 
 @final
@@ -308,16 +310,22 @@ class HttpConnection:
     def _derived(self, request: Request) -> tuple[dict[str, Any], bool]:
         """What a scope has of the request alone, and whether the usual response keeps the connection."""
         framing = request.framing
-        raw, query = split_target(request.target)
-        path = raw.decode("ascii")
-        root = self.config.root_path
-        parts: dict[str, Any] = {
-            "method": request.method.decode("ascii"),
-            "path": root + (unquote(path) if "%" in path else path),
-            "raw_path": root.encode("utf-8") + raw,
-            "query_string": query,
-        }
-        parts["http_version"] = "1.1" if framing.minor else "1.0"
+        key = request.method, request.target, framing.minor
+        known = self.handler.targets
+        parts = known.get(key)
+        if parts is None:
+            raw, query = split_target(request.target)
+            path = raw.decode("ascii")
+            root = self.config.root_path
+            parts = {
+                "method": request.method.decode("ascii"),
+                "path": root + (unquote(path) if "%" in path else path),
+                "raw_path": root.encode("utf-8") + raw,
+                "query_string": query,
+                "http_version": "1.1" if framing.minor else "1.0",
+            }
+            if len(request.target) <= _MAX_TARGET and b"?" not in request.target:
+                known.remember(key, parts)
         unusual = framing.closes or framing.expects or framing.upgrade is not None or request.method == b"HEAD"
         return parts, not unusual and framing.minor == 1
 
