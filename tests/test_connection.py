@@ -8,7 +8,6 @@ import gc
 import os
 import pickle
 import socket
-import ssl
 import struct
 import threading
 import warnings
@@ -16,7 +15,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
-import trustme
+from support.certificates import client_context, server_context
 from support.descriptors import is_open
 from support.pairs import (
     MEBIBYTE,
@@ -62,13 +61,8 @@ async def test_trios_own_checks_the_other_way_round() -> None:
 
 
 async def test_tls(pair: Pair) -> None:
-    authority = trustme.CA()
-    server_context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority.issue_cert("localhost").configure_cert(server_context)
-    client_context = ssl.create_default_context()
-    authority.configure_trust(client_context)
-    client = trio.SSLStream(pair[0], client_context, server_hostname="localhost")
-    served = trio.SSLStream(pair[1], server_context, server_side=True)
+    client = trio.SSLStream(pair[0], client_context(), server_hostname="localhost")
+    served = trio.SSLStream(pair[1], server_context(), server_side=True)
     data = pattern(MEBIBYTE)
 
     async def echo() -> None:

@@ -117,7 +117,7 @@ async def test_from_socket_refuses_what_is_no_connection() -> None:
 
 
 async def test_from_socket_refuses_a_socket_with_tls() -> None:
-    context = ssl.create_default_context()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     one, other = socket.socketpair()
     with other, context.wrap_socket(one, do_handshake_on_connect=False) as wrapped:
