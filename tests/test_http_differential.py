@@ -9,9 +9,9 @@ from typing import TypeAlias
 import h11
 import httptools
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
-from support.fuzz import cut, places
+from support.fuzz import cut, examples, places
 
 from gain_trio._http import Limits, Refused, RequestMemory, RequestReader, _request_reader
 
@@ -263,7 +263,7 @@ def comparable(read: Read) -> Read:
     return method, target, minor, tuple(field for field in lowered if has_own_host or field[0] != b"host"), body
 
 
-@settings(max_examples=400)
+@examples(400)
 @given(TALK, places(600))
 @example(b"GET / HTTP/1.1\r\nHost: x\r\n\r\nGET / HTTP/1.1\r\nHost: x\r\n\r\n", [5])
 @example(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5 \r\nhello\r\n0\r\n\r\n", [])
