@@ -13,7 +13,9 @@ DEFLATE: Final = (b"sec-websocket-extensions", b"permessage-deflate; client_max_
 
 def masked(payload: bytes, mask: bytes = MASK) -> bytes:
     """The payload as a client sends it."""
-    return bytes(byte ^ mask[index % 4] for index, byte in enumerate(payload))
+    size = len(payload)
+    key = (mask * (size // 4 + 1))[:size]
+    return (int.from_bytes(payload, "big") ^ int.from_bytes(key, "big")).to_bytes(size, "big")
 
 
 def frame(
