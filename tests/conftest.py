@@ -38,11 +38,13 @@ from support.descriptors import open_descriptors
 from support.forked_workers import fork_workers
 from support.markers import may_be_chosen
 from support.pairs import PATIENCE, Pair, open_pair, open_unix_pair
+from support.rings import opened as opened_ring
 from support.tls_pairs import TlsPair
 from support.workers import watched
 
 import gain_trio
-from gain_trio import BackendInfo, Feature
+from gain_trio import BackendInfo, DatagramEndpoint, Feature
+from gain_trio._ring import Ring
 from gain_trio._server._processes._heartbeat import HeartbeatMonitor
 from gain_trio._transports._addresses._passed_descriptors import descriptor_closer
 
@@ -216,6 +218,28 @@ def peer() -> Iterator[socket.socket]:
         sock.bind(("127.0.0.1", 0))
         sock.setblocking(False)
         yield sock
+
+
+@pytest.fixture
+async def endpoint() -> AsyncIterator[DatagramEndpoint]:
+    """A datagram endpoint on 127.0.0.1, closed at the end."""
+    async with await gain_trio.open_datagram_endpoint("udp://127.0.0.1:0") as opened:
+        yield opened
+
+
+@pytest.fixture
+def ring() -> Iterator[Ring]:
+    """A ring by itself, without Trio."""
+    with opened_ring() as ring:
+        yield ring
+
+
+@pytest.fixture
+def full_tier() -> None:
+    """Skip where a ring has not tier full, which accepts and receives need."""
+    with opened_ring() as ring:
+        if ring.tier != "full":
+            pytest.skip(f"the ring has tier {ring.tier}")
 
 
 @pytest.fixture

@@ -29,6 +29,8 @@ OPENERS = {
 """The functions that open connections, listeners and endpoints; ``from_socket`` of their classes does, too."""
 PUBLIC = ("gain_trio", "gain_trio.asgi", "gain_trio.callbacks")
 """The modules that have them."""
+RING = ("support.rings", "opened")
+"""What opens a ring by itself, which the sanitizers are to see, too."""
 ONCE = ("echo", "reset", "serving")
 """Helpers that every second module could use: what only resembles one of them has a name of its own."""
 
@@ -116,7 +118,7 @@ def shared_openers() -> set[tuple[str, str]]:
     """The functions and classes of support/, and the fixtures of conftest.py, that open connections, by their modules."""
     trees = {f"support.{path.stem}": tree_of(path) for path in SUPPORT}
     trees["conftest"] = tree_of(TESTS / "conftest.py")
-    found: set[tuple[str, str]] = set()
+    found = {RING}
     while True:
         more = set(found)
         for module, tree in trees.items():

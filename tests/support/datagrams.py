@@ -53,3 +53,12 @@ async def serving_datagrams(handler: Any, address: str = LOCAL, **options: Any) 
         assert isinstance(server, DatagramServer)
         yield server
         nursery.cancel_scope.cancel()
+
+
+def is_silent(sock: socket.socket) -> bool:
+    """Whether nothing has arrived."""
+    try:
+        sock.recvfrom(65536)
+    except BlockingIOError:
+        return True
+    return False

@@ -130,3 +130,54 @@ async def connected(app: App, *fields: tuple[bytes, bytes], **options: Any) -> A
         await peer.response()
         assert peer.status == 101
         yield peer
+
+
+# --- apps ---
+
+
+async def send_back(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    """Send back every message."""
+    assert (await receive())["type"] == "websocket.connect"
+    await send({"type": "websocket.accept"})
+    while (message := await receive())["type"] == "websocket.receive":
+        await send({**message, "type": "websocket.send"})
+
+
+class Recorder:
+    """An app that accepts, and notes what it receives up to the disconnect."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self.over = trio.Event()
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's
+        try:
+            assert await receive() == {"type": "websocket.connect"}
+            await send({"type": "websocket.accept"})
+            while True:
+                message = await receive()
+                self.messages.append(message)
+                if message["type"] == "websocket.disconnect":
+                    break
+        finally:
+            self.over.set()
+
+
+def disconnect(code: int, reason: str = "") -> Message:
+    return {"type": "websocket.disconnect", "code": code, "reason": reason}
+
+
+def waiting_app(go_on: trio.Event, seen: list[Message]) -> App:
+    """Accepts, waits for the event, and then receives up to the disconnect."""
+
+    async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await go_on.wait()
+        while True:
+            message = await receive()
+            seen.append(message)
+            if message["type"] == "websocket.disconnect":
+                break
+
+    return app
