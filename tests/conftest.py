@@ -16,6 +16,8 @@ The others choose what a target of the Makefile runs:
 - ``driver``: looks at the ring and at the I/O manager themselves.
 - ``memory``: watches the memory of the process, which a sanitizer's quarantine would add to.
 - ``no_run``: starts no run on the session's backend, so that makes no difference to it; ``make test`` has it once.
+- ``one_backend``: tests what lies above the backends: commands, examples, the supervision of processes, frameworks, parsers.
+  ``make test`` and the gate have it on the ring, the nightly run on both backends.
 - ``slow``: starts many processes, fills large tables, or computes for seconds; ``make check`` leaves it out.
 """
 
@@ -90,6 +92,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "no_run: starts no run on the session's backend, so that makes no difference to it"
     )
+    config.addinivalue_line("markers", "one_backend: tests what lies above the backends")
     config.addinivalue_line("markers", "slow: starts many processes, fills large tables, or computes for seconds")
     make_scheduling_usual()
     choose_backend()

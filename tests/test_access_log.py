@@ -15,6 +15,8 @@ from support.fuzz import given, st
 
 from gain_trio.asgi._access_log import MOST, MOST_BUFFERED, AccessForm, AccessLog, BufferedLines
 
+pytestmark = pytest.mark.one_backend
+
 NOW = 1_700_000_000.25
 LINE = re.compile(
     r"(\S+) - - \[(\d\d/\w{3}/\d{4}:\d\d:\d\d:\d\d \+0000)\] "

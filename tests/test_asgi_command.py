@@ -26,7 +26,7 @@ from gain_trio._command._serve_options import config_of
 from gain_trio._server import flags_of
 from gain_trio.asgi import AsgiConfig
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.one_backend]
 
 ASGI = ("-m", "gain_trio", "asgi")
 ANY_PORT = "tcp://127.0.0.1:0"

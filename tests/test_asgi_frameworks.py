@@ -26,7 +26,7 @@ from starlette.staticfiles import StaticFiles
 from support.asgi_serving import ask, client_of, closing, head_of_response, request, serving_app
 from support.pairs import receive_all, until
 
-pytestmark = pytest.mark.connections
+pytestmark = [pytest.mark.connections, pytest.mark.one_backend]
 
 
 # --- Starlette ---

@@ -23,7 +23,7 @@ from gain_trio._server._time_limits import LIFESPAN_GRACE
 from gain_trio.asgi import AsgiConfig
 from gain_trio.asgi._lifespan import RETURNS_WITHIN, AppLifespan
 
-pytestmark = pytest.mark.connections
+pytestmark = [pytest.mark.connections, pytest.mark.one_backend]
 
 STARTED = {"type": "lifespan.startup.complete"}
 ENDED = {"type": "lifespan.shutdown.complete"}

@@ -19,7 +19,7 @@ from support.asgi_serving import ask, client_of, closing, head_of_response, requ
 from support.pairs import until
 from support.websocket_servers import peer_of
 
-pytestmark = pytest.mark.connections
+pytestmark = [pytest.mark.connections, pytest.mark.one_backend]
 
 
 # --- Quart-Trio ---

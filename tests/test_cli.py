@@ -24,7 +24,7 @@ from support.processes import TIMEOUT, Program, command, connect, read_all, read
 import gain_trio
 from gain_trio._command._cli import main
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.one_backend]
 
 SERVE = ("-m", "gain_trio", "serve")
 ANY_PORT = "tcp://127.0.0.1:0"

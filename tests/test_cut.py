@@ -13,7 +13,7 @@ from typing import IO
 
 import pytest
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+pytestmark = [pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX"), pytest.mark.one_backend]
 
 SCRIPT = """
 import functools, sys, threading

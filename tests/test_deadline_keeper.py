@@ -11,6 +11,8 @@ from trio.testing import MockClock
 
 from gain_trio._transports._connections._deadlines import DeadlineEntry, DeadlineHeap, DeadlineKeeper
 
+pytestmark = pytest.mark.one_backend
+
 
 class Watched:
     """Notes when it was looked at, and asks to be looked at again at the times it was given."""

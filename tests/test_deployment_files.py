@@ -17,6 +17,8 @@ from support.examples import EXAMPLES
 from gain_trio._command._cli import _parser
 from gain_trio._command._serve_options import config_of
 
+pytestmark = pytest.mark.one_backend
+
 FILES = EXAMPLES / "deployment"
 PROBES = ("readinessProbe", "livenessProbe")
 DOCKERFILE = (FILES / "Dockerfile").read_text()

@@ -20,7 +20,7 @@ from support.servers import echo_until_broken
 
 import gain_trio
 
-pytestmark = [pytest.mark.connections, pytest.mark.usefixtures("no_descriptor_leak")]
+pytestmark = [pytest.mark.connections, pytest.mark.one_backend, pytest.mark.usefixtures("no_descriptor_leak")]
 
 PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if blocks(page)]
 

@@ -18,7 +18,7 @@ from support.certificates import certificate, client_context
 from support.examples import EXAMPLES, listening
 from support.processes import TIMEOUT, connect, read_all, read_exactly, run, running
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.one_backend]
 
 LARGE = bytes(range(256)) * 8192  # 2 MiB: more than the marks and the socket buffers hold
 

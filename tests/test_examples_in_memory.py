@@ -15,6 +15,8 @@ import gain_trio
 from gain_trio import Marks
 from gain_trio.testing import MemoryConnection, serving
 
+pytestmark = pytest.mark.one_backend
+
 
 def example(name: str) -> ModuleType:
     """The module of an example, whose program does not run."""

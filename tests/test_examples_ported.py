@@ -10,7 +10,7 @@ import pytest
 from support.examples import EXAMPLES, listening
 from support.processes import TIMEOUT, connect, read_all, read_exactly, running
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.one_backend]
 
 GET = b"GET /plaintext HTTP/1.1\r\nHost: here\r\n\r\n"
 

@@ -15,6 +15,8 @@ import gain_trio
 from gain_trio import asgi, callbacks
 from gain_trio._kernel import documented_fields
 
+pytestmark = pytest.mark.one_backend
+
 CLASSES = [gain_trio.ServerConfig, gain_trio.Marks, gain_trio.RingOptions, asgi.AsgiConfig, callbacks.Config]
 
 

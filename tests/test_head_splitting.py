@@ -25,7 +25,10 @@ from gain_trio._http._head_splitting import (
 )
 from gain_trio._kernel import heads
 
-pytestmark = pytest.mark.skipif(heads is None, reason="the compiled modules are not built here")
+pytestmark = [
+    pytest.mark.skipif(heads is None, reason="the compiled modules are not built here"),
+    pytest.mark.one_backend,
+]
 
 HEAD = b"GET /a HTTP/1.1\r\nHost: here\r\nX: \xe4 y\t\r\n\r\n"
 PARTS = [

@@ -26,7 +26,7 @@ from gain_trio._http._linger import LINGER_SECONDS
 from gain_trio._http._request_reader import MAX_HEAD
 from gain_trio.testing import serving
 
-pytestmark = pytest.mark.connections
+pytestmark = [pytest.mark.connections, pytest.mark.one_backend]
 
 NOW = 1_700_000_000.0
 DATE = b"Tue, 14 Nov 2023 22:13:20 GMT"

@@ -27,7 +27,7 @@ from support.tls_pairs import serving_tls
 import gain_trio
 from gain_trio import Connection, Server
 
-pytestmark = pytest.mark.connections
+pytestmark = [pytest.mark.connections, pytest.mark.one_backend]
 
 OPENSSL = shutil.which("openssl")
 CURL = shutil.which("curl")

@@ -186,10 +186,16 @@ def test_what_opens_connections_is_found() -> None:
         ("connections or not connections", True),
         ("(driver or slow) and not memory", True),
         ("(connections and not slow) and driver", False),
+        ("not connections", False),
+        ("not (connections or driver)", False),
+        ("slow and not connections", False),
     ],
 )
-def test_a_module_is_left_out_that_no_test_of_is_chosen(expression: str, chosen: bool) -> None:
-    text = "pytestmark = pytest.mark.connections\n\n@pytest.mark.slow\ndef test() -> None: ...\n"
+@pytest.mark.parametrize(
+    "every", ["pytest.mark.connections", "[pytest.mark.connections]", "[\n    pytest.mark.connections,\n]"]
+)
+def test_a_module_is_left_out_that_no_test_of_is_chosen(expression: str, chosen: bool, every: str) -> None:
+    text = f"pytestmark = {every}\n\n@pytest.mark.slow\ndef test() -> None: ...\n"
     assert may_be_chosen(expression, text) is chosen
 
 

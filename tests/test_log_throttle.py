@@ -17,6 +17,8 @@ from gain_trio._server._log_throttle import log_throttle, since_last
 from gain_trio._server._time_limits import LOG_INTERVAL
 from gain_trio._transports import Connection
 
+pytestmark = pytest.mark.one_backend
+
 
 async def test_the_first_and_then_one_a_minute(mock_clock: MockClock) -> None:
     line = log_throttle("something")

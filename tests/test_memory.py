@@ -24,6 +24,8 @@ from gain_trio import Connection, IncompleteMessage, Marks, MessageTooLong, Prox
 from gain_trio._transports._tls._tls_handshake import client_handshake
 from gain_trio.testing import MemoryConnection, Route, connection_pair, serving
 
+pytestmark = pytest.mark.one_backend
+
 SMALL = Marks(receive_high=1000, receive_low=100, send_high=1000)
 CALLS: dict[str, Callable[[Connection], Any]] = {
     "receive": lambda one: one.receive(),

@@ -27,7 +27,7 @@ from gain_trio import Server
 from gain_trio._server import _metrics
 from gain_trio._server._program_metrics import GatheredMetrics
 
-pytestmark = pytest.mark.connections
+pytestmark = [pytest.mark.connections, pytest.mark.one_backend]
 
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 GET = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"

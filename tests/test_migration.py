@@ -21,6 +21,8 @@ from gain_trio import ServerConfig
 from gain_trio._command._cli import _parser
 from gain_trio.asgi import AsgiConfig
 
+pytestmark = pytest.mark.one_backend
+
 
 def of_click(command: click.Command) -> set[str]:
     return {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}

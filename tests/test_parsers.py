@@ -42,7 +42,7 @@ from gain_trio._transports._connections._proxy_protocol import (
     parse_proxy_header,
 )
 
-pytestmark = pytest.mark.connections
+pytestmark = [pytest.mark.connections, pytest.mark.one_backend]
 
 PATIENCE = 10
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"

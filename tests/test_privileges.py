@@ -26,7 +26,7 @@ from gain_trio._server._privileges import Identity, identity_of, socket_options_
 from gain_trio._transports import parse_address
 from gain_trio._transports._addresses._socket_options import options_for
 
-pytestmark = pytest.mark.connections
+pytestmark = [pytest.mark.connections, pytest.mark.one_backend]
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
 

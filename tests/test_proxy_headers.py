@@ -9,6 +9,8 @@ from support.fuzz import given, st
 
 from gain_trio.asgi._proxy_headers import MAX_HOPS, MAX_KNOWN, ProxyFields, TrustedProxies, _elements, proxied
 
+pytestmark = pytest.mark.one_backend
+
 PEER = ("127.0.0.1", 5000)
 FOR, PROTO, HOST, FORWARDED = b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"forwarded"
 

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from support.processes import ROOT
 
+pytestmark = pytest.mark.one_backend
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ADDRESS = "https://example.org/gain_trio"
 

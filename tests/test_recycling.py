@@ -21,7 +21,7 @@ from gain_trio._server._processes._recycling import Recycler, check_memory_is_kn
 from gain_trio._server._processes._worker_failed import WorkerFailed
 from gain_trio._server._time_limits import LONGEST_PAUSE, RECYCLE_INTERVAL, SOON
 
-pytestmark = pytest.mark.connections
+pytestmark = [pytest.mark.connections, pytest.mark.one_backend]
 
 MEBIBYTE = 1 << 20
 

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from support.processes import ROOT
 
+pytestmark = pytest.mark.one_backend
+
 
 @pytest.fixture
 def report(monkeypatch: pytest.MonkeyPatch) -> Any:

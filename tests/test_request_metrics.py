@@ -22,7 +22,7 @@ from gain_trio._server._statistics import ServerStatistics
 from gain_trio.asgi import RequestStatistics
 from gain_trio.asgi._request_observers import RequestCounter, RequestLimit, joined
 
-pytestmark = [pytest.mark.connections, pytest.mark.usefixtures("forked_workers")]
+pytestmark = [pytest.mark.connections, pytest.mark.one_backend, pytest.mark.usefixtures("forked_workers")]
 
 APP = "support.web_apps:plain"
 

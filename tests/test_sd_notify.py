@@ -23,7 +23,7 @@ from support.workers import soon
 
 import gain_trio
 
-pytestmark = pytest.mark.connections
+pytestmark = [pytest.mark.connections, pytest.mark.one_backend]
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from gain_trio.callbacks import Conn, EventHandler, EventServer
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
 
-pytestmark = pytest.mark.connections
+pytestmark = [pytest.mark.connections, pytest.mark.one_backend]
 
 Lifespan = Callable[[], contextlib.AbstractAsyncContextManager[object]]
 

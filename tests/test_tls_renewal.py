@@ -23,7 +23,7 @@ import gain_trio
 from gain_trio import Connection, Server
 from gain_trio.callbacks import Conn, EventHandler, EventServer
 
-pytestmark = pytest.mark.connections
+pytestmark = [pytest.mark.connections, pytest.mark.one_backend]
 
 
 class Files:

@@ -29,7 +29,7 @@ from gain_trio import Server
 from gain_trio.asgi import AsgiConfig
 from gain_trio.asgi._asgi_handler import AsgiHandler
 
-pytestmark = pytest.mark.connections
+pytestmark = [pytest.mark.connections, pytest.mark.one_backend]
 
 T = TypeVar("T")
 

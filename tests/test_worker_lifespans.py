@@ -19,7 +19,12 @@ import gain_trio
 from gain_trio import Server, WorkerFailed
 from gain_trio.callbacks import EventHandler
 
-pytestmark = [pytest.mark.connections, pytest.mark.slow, pytest.mark.usefixtures("forked_workers")]
+pytestmark = [
+    pytest.mark.connections,
+    pytest.mark.slow,
+    pytest.mark.one_backend,
+    pytest.mark.usefixtures("forked_workers"),
+]
 
 
 @pytest.fixture

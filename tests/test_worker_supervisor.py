@@ -31,6 +31,7 @@ from gain_trio._server._processes._worker_process import WorkerState
 pytestmark = [
     pytest.mark.connections,
     pytest.mark.slow,
+    pytest.mark.one_backend,
     pytest.mark.usefixtures("no_process_is_late", "forked_workers"),
 ]
 

@@ -28,6 +28,7 @@ from gain_trio._server._processes._heartbeat import HeartbeatMonitor
 pytestmark = [
     pytest.mark.connections,
     pytest.mark.slow,
+    pytest.mark.one_backend,
     pytest.mark.usefixtures("no_process_is_late", "forked_workers"),
 ]
 
