@@ -351,6 +351,7 @@ async def test_closing_with_a_peer_that_does_not_read_is_bounded(autojump_clock:
     protocol = Recorder()
     client, connection = await open_pair()
     run = Running(client, protocol)
+    await fill_kernel(connection)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run.run, connection)
         await trio.testing.wait_all_tasks_blocked()

@@ -346,16 +346,14 @@ def test_the_pause_before_a_restart_grows_up_to_a_limit() -> None:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-async def test_sighup_replaces_all_and_no_connection_is_refused_or_cut(
-    architecture: str, many_descriptors: None
-) -> None:
+async def test_sighup_replaces_all_and_no_connection_is_refused_or_cut(architecture: str) -> None:
     async with serving(
         handlers.tell_process_until_told, processes=2, architecture=architecture, signals=True, graceful_timeout=60
     ) as server:
         before = set(children())
         # Those that stay, each with a process that is to be replaced.
         staying = []
-        for _ in range(200):
+        for _ in range(MANY):
             client = await connect(server)
             staying.append((client, int(await receive_exactly(client, 8))))
         complaints: list[object] = []
