@@ -13,6 +13,7 @@ import trio
 import trio.testing
 from support.asgi_serving import (
     BODY,
+    FEW,
     PIECE,
     TEXT,
     Broken,
@@ -31,7 +32,6 @@ from support.asgi_serving import (
 from support.http_answers import answers
 from support.pairs import receive_all, until
 
-import gain_trio
 from gain_trio.asgi import ClientDisconnected
 
 pytestmark = pytest.mark.connections
@@ -186,8 +186,7 @@ async def test_what_a_client_sends_ahead_is_bounded() -> None:
                 nursery.cancel_scope.cancel()
         await hello(scope, receive, send)
 
-    marks = gain_trio.Marks(receive_high=4096, receive_low=1024)
-    async with serving_app(app, limit_ahead=10_000, marks=marks) as server, client_of(server) as client:
+    async with serving_app(app, limit_ahead=10_000, marks=FEW) as server, client_of(server) as client:
         ahead = [request("GET", f"/{index}") for index in range(100_000)]
         await client.send(request())
         with trio.move_on_after(1) as scope:
@@ -590,12 +589,9 @@ async def test_a_client_that_does_not_read_is_reset(caplog: pytest.LogCaptureFix
             raise
 
     with trio.fail_after(20):
-        async with serving_app(app, timeout_send=0.2) as server:
-            marks = gain_trio.Marks(receive_high=4096, receive_low=1024)
-            client = await gain_trio.connect(f"tcp://127.0.0.1:{server.addresses[0][1]}", marks=marks)
+        async with serving_app(app, timeout_send=0.2) as server, client_of(server, marks=FEW) as client:
             await client.send(request())
             await until(lambda: bool(errors))
-            client.abort()
     assert str(errors[0]) == "the client reads too slowly"
     assert not tracebacks(caplog)
 

@@ -9,7 +9,18 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from support.asgi_serving import BODY, TEXT, client_of, closing, head_of_response, hello, request, serving_app
+from support.asgi_serving import (
+    BODY,
+    FEW,
+    TEXT,
+    client_of,
+    closing,
+    head_of_response,
+    hello,
+    receive_hello,
+    request,
+    serving_app,
+)
 from support.http_answers import answers
 from support.pairs import receive_all, until
 
@@ -24,9 +35,13 @@ pytestmark = pytest.mark.connections
 PIECE = {"type": "http.response.body", "body": b"x", "more_body": True}
 
 
-async def whole_hello(client: Connection) -> None:
-    await head_of_response(client)
-    assert await client.receive_exactly(13) == b"Hello, World!"
+async def sleep_until_cancelled(begun: trio.Event, cancelled: trio.Event) -> None:
+    """What an app does that its client's going is to cancel."""
+    begun.set()
+    try:
+        await trio.sleep_forever()
+    finally:
+        cancelled.set()
 
 
 async def pass_time(mock_clock: trio.testing.MockClock, seconds: float) -> None:
@@ -42,7 +57,7 @@ async def send_in_pieces(server: Server, client: Connection) -> None:
     await until(lambda: server.statistics().bytes_received == before + 20)
     await trio.testing.wait_all_tasks_blocked()
     await client.send(whole[20:])
-    await whole_hello(client)
+    await receive_hello(client)
 
 
 # --- a head in pieces ---
@@ -117,11 +132,7 @@ async def test_a_watched_client_that_goes_after_a_large_body_is_gone() -> None:
             message = await receive()
             size += len(message["body"])
         assert size == 5000
-        begun.set()
-        try:
-            await trio.sleep_forever()
-        finally:
-            cancelled.set()
+        await sleep_until_cancelled(begun, cancelled)
 
     async with serving_app(app, cancel_on_disconnect=True, limit_ahead=1000) as server:
         async with client_of(server) as client:
@@ -139,11 +150,7 @@ async def test_a_watch_goes_on_when_a_waiting_body_is_taken_at_once() -> None:
         await asks.wait()
         message = await receive()
         assert (len(message["body"]), message["more_body"]) == (5000, False)
-        begun.set()
-        try:
-            await trio.sleep_forever()
-        finally:
-            cancelled.set()
+        await sleep_until_cancelled(begun, cancelled)
 
     async with serving_app(app, cancel_on_disconnect=True, limit_ahead=1000) as server:
         async with client_of(server) as client:
@@ -222,7 +229,7 @@ async def test_a_second_receive_does_not_touch_the_first() -> None:
 
     async with serving_app(app) as server, client_of(server) as client:
         await client.send(request("POST", "/", "Content-Length: 10"))
-        await whole_hello(client)
+        await receive_hello(client)
     assert len(errors) == 1
 
 
@@ -248,11 +255,11 @@ async def test_the_wait_for_a_request_begins_when_the_app_is_done(
         await begun.wait()
         await pass_time(mock_clock, 60)
         goes_on.set()
-        await whole_hello(client)
+        await receive_hello(client)
         await pass_time(mock_clock, 4.9)
         assert server.active_connections == 1
         await client.send(request())
-        await whole_hello(client)
+        await receive_hello(client)
         await pass_time(mock_clock, 6.1)
         assert await receive_all(client) == b""
 
@@ -273,12 +280,9 @@ async def test_a_client_that_does_not_read_a_file_is_reset(tmp_path: Path) -> No
             errors.append(error)
             raise
 
-    async with serving_app(app, timeout_send=0.2) as server:
-        marks = gain_trio.Marks(receive_high=4096, receive_low=1024)
-        client = await gain_trio.connect(f"tcp://127.0.0.1:{server.addresses[0][1]}", marks=marks)
+    async with serving_app(app, timeout_send=0.2) as server, client_of(server, marks=FEW) as client:
         await client.send(request())
         await until(lambda: bool(errors))
-        client.abort()
     assert str(errors[0]) == "the client reads too slowly"
 
 
@@ -297,9 +301,8 @@ async def test_a_client_that_reads_slowly_gets_all_of_it(
         else:
             await send({"type": "http.response.body", "body": bytes(size)})
 
-    async with serving_app(app, timeout_send=60, timeout_keep_alive=5, patience=math.inf) as server:
-        marks = gain_trio.Marks(receive_high=4096, receive_low=1024)
-        client = await gain_trio.connect(f"tcp://127.0.0.1:{server.addresses[0][1]}", marks=marks)
+    serving = serving_app(app, timeout_send=60, timeout_keep_alive=5, patience=math.inf)
+    async with serving as server, client_of(server, marks=FEW) as client:
         await client.send(closing())
         await head_of_response(client)
         received = 0
@@ -308,7 +311,6 @@ async def test_a_client_that_reads_slowly_gets_all_of_it(
             received += len(await client.receive_exactly(size // 10))
         assert received == size
         assert await receive_all(client) == b""
-        client.abort()
 
 
 async def test_a_body_that_moves_is_not_cut_off_with_small_marks_either(autojump_clock: trio.testing.MockClock) -> None:

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import trio
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
-from prometheus_client.parser import text_string_to_metric_families
 from support import worker_handlers as handlers
 from support.fuzz import given, st
-from support.pairs import receive_all, receive_exactly, until
+from support.metrics import GET, ask_metrics, scrape
+from support.pairs import receive_exactly, until
 from support.servers import LOCAL, connect, echo, serving
 from support.workers import clients_of, soon
 
@@ -30,32 +30,6 @@ from gain_trio._server._program_metrics import GatheredMetrics
 pytestmark = [pytest.mark.connections, pytest.mark.one_backend]
 
 PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
-GET = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
-
-
-async def ask(server: Server, request: bytes) -> tuple[str, dict[str, str], str]:
-    """The status, the fields and the content of the answer."""
-    [(host, port)] = server.metrics_addresses
-    async with await gain_trio.connect(f"tcp://{host}:{port}") as client:
-        await client.send(request)
-        head, _, content = (await receive_all(client)).decode().partition("\r\n\r\n")
-    status, *lines = head.split("\r\n")
-    fields = dict(line.lower().split(": ", 1) for line in lines)
-    if not request.startswith(b"HEAD"):
-        assert int(fields["content-length"]) == len(content)
-    return status, fields, content
-
-
-async def scrape(server: Server) -> dict[Any, float]:
-    """Samples by name and label."""
-    status, fields, content = await ask(server, GET)
-    assert status == "HTTP/1.1 200 OK"
-    assert fields["content-type"].startswith("text/plain")
-    return {
-        (sample.name, *sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(content)
-        for sample in family.samples
-    }
 
 
 @pytest.mark.slow
@@ -103,11 +77,13 @@ async def test_health_and_readiness() -> None:
         client = await connect(server)
         await until(lambda: server.active_connections == 1)
         for path in (b"/healthz", b"/ready"):
-            status, fields, content = await ask(server, b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+            status, fields, content = await ask_metrics(server, b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n")
             assert (status, content, fields["cache-control"]) == ("HTTP/1.1 200 OK", "200 OK\n", "no-store")
-            status, _fields, content = await ask(server, b"HEAD " + path + b" HTTP/1.1\r\n\r\n")
+            status, _fields, content = await ask_metrics(server, b"HEAD " + path + b" HTTP/1.1\r\n\r\n")
             assert (status, content) == ("HTTP/1.1 200 OK", "")
-            status, fields, _content = await ask(server, b"POST " + path + b" HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
+            status, fields, _content = await ask_metrics(
+                server, b"POST " + path + b" HTTP/1.1\r\nContent-Length: 0\r\n\r\n"
+            )
             assert (status, fields["allow"]) == ("HTTP/1.1 405 Method Not Allowed", "get, head")
         server.stop_accepting()
         assert await statuses(server) == ["HTTP/1.1 200 OK", "HTTP/1.1 503 Service Unavailable"]
@@ -118,7 +94,7 @@ async def test_health_and_readiness() -> None:
 
 async def statuses(server: Server) -> list[str]:
     """Whether it is healthy, and whether it is ready."""
-    return [(await ask(server, b"GET /" + path + b" HTTP/1.1\r\n\r\n"))[0] for path in (b"healthz", b"ready")]
+    return [(await ask_metrics(server, b"GET /" + path + b" HTTP/1.1\r\n\r\n"))[0] for path in (b"healthz", b"ready")]
 
 
 @pytest.mark.usefixtures("forked_workers")
@@ -154,7 +130,7 @@ async def worker_pids(server: Server) -> list[int]:
 async def test_openmetrics_for_who_accepts_it() -> None:
     async with serving(echo, metrics=LOCAL) as server:
         request = b"GET /metrics HTTP/1.1\r\nAccept: application/openmetrics-text; version=1.0.0\r\n\r\n"
-        status, fields, content = await ask(server, request)
+        status, fields, content = await ask_metrics(server, request)
         assert status == "HTTP/1.1 200 OK"
         assert fields["content-type"].startswith("application/openmetrics-text")
         assert {family.name for family in parse_openmetrics(content)} >= {"gain_trio_connections_accepted"}
@@ -176,7 +152,7 @@ async def test_openmetrics_for_who_accepts_it() -> None:
 )
 async def test_other_requests(request_: bytes, status: str) -> None:
     async with serving(echo, metrics=LOCAL) as server:
-        answer, _fields, content = await ask(server, request_)
+        answer, _fields, content = await ask_metrics(server, request_)
         assert answer == f"HTTP/1.1 {status}"
         assert bool(content) is not request_.startswith(b"HEAD")
 
@@ -198,7 +174,7 @@ async def test_any_accept_is_answered_without_a_line_in_the_log(
     accept: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serving(echo, metrics=LOCAL) as server:
-        status, fields, content = await ask(server, b"GET /metrics HTTP/1.1\r\nAccept: " + accept + b"\r\n\r\n")
+        status, fields, content = await ask_metrics(server, b"GET /metrics HTTP/1.1\r\nAccept: " + accept + b"\r\n\r\n")
         assert status == "HTTP/1.1 200 OK"
         assert fields.keys() == {"content-type", "content-length", "connection"}
         assert "gain_trio_connections_accepted" in content
@@ -216,7 +192,9 @@ async def test_any_accept_is_answered_without_a_line_in_the_log(
 )
 async def test_an_accept_with_control_characters_is_refused(accept: bytes, caplog: pytest.LogCaptureFixture) -> None:
     async with serving(echo, metrics=LOCAL) as server:
-        status, fields, _content = await ask(server, b"GET /metrics HTTP/1.1\r\nAccept: " + accept + b"\r\n\r\n")
+        status, fields, _content = await ask_metrics(
+            server, b"GET /metrics HTTP/1.1\r\nAccept: " + accept + b"\r\n\r\n"
+        )
         assert status == "HTTP/1.1 400 Bad Request"
         assert fields.keys() == {"content-type", "content-length", "connection"}
     assert not [record for record in caplog.records if record.levelno >= logging.INFO and record.name == "gain_trio"]

@@ -14,16 +14,15 @@ import trio
 from prometheus_client import REGISTRY, Counter, Gauge
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
-from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from support import counting
 from support.asgi_serving import ask as ask_app
 from support.asgi_serving import closing, hello, serving_app
-from support.pairs import receive_all, receive_exactly
+from support.metrics import ask_metrics, scrape
+from support.pairs import receive_exactly
 from support.servers import LOCAL, connect, echo, serving
 from support.workers import children, soon
 
-import gain_trio
 from gain_trio import Server
 from gain_trio._server import _metrics
 from gain_trio._server import _program_metrics as program_metrics
@@ -37,21 +36,11 @@ INCOMPLETE = "gain_trio_program_metrics_incomplete"
 
 
 async def scraped(server: Server, accept: str = "text/plain") -> str:
-    [(host, port)] = server.metrics_addresses
-    async with await gain_trio.connect(f"tcp://{host}:{port}") as client:
-        await client.send(f"GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n\r\n".encode())
-        head, _, content = (await receive_all(client)).decode().partition("\r\n\r\n")
-    assert head.startswith("HTTP/1.1 200 OK\r\n")
+    status, _, content = await ask_metrics(
+        server, f"GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n\r\n".encode()
+    )
+    assert status == "HTTP/1.1 200 OK"
     return content
-
-
-async def samples(server: Server) -> dict[Any, float]:
-    """By name and the values of labels."""
-    return {
-        (sample.name, *sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(await scraped(server))
-        for sample in family.samples
-    }
 
 
 @pytest.fixture
@@ -76,7 +65,7 @@ async def test_what_the_program_counts_is_beside_what_the_server_counts(register
     counter.labels("a").inc(3)
     gauge.set(7)
     async with serving(echo, metrics=LOCAL) as server:
-        now = await samples(server)
+        now = await scrape(server)
     assert (now["own_things_total", "a"], now["own_level",]) == (3, 7), "one process: no label is added"
     assert now["gain_trio_connections_active",] == 0
     assert now[INCOMPLETE,] == 0
@@ -92,7 +81,7 @@ async def test_an_app_has_its_own_metrics_there(registered: Any) -> None:
 
     async with serving_app(app, metrics=LOCAL) as server:
         await ask_app(server, closing())
-        assert (await samples(server))["own_requests_total",] == 1
+        assert (await scrape(server))["own_requests_total",] == 1
 
 
 class Broken(Collector):
@@ -113,8 +102,8 @@ async def test_a_collector_that_fails_is_logged_and_costs_its_metrics(
 ) -> None:
     registered(Broken())
     async with serving(echo, metrics=LOCAL) as server:
-        now = await samples(server)
-        await samples(server)
+        now = await scrape(server)
+        await scrape(server)
         assert now["own_before",] == 1
         assert now[INCOMPLETE,] == 1
         assert now["gain_trio_connections_active",] == 0
@@ -143,7 +132,7 @@ async def test_metrics_that_cannot_be_encoded_leave_the_servers(
     wrong: Any = "no number"
     registered(Fixed(GaugeMetricFamily("own_wrong", "Text.", value=wrong)))
     async with serving(echo, metrics=LOCAL) as server:
-        now = await samples(server)
+        now = await scrape(server)
         assert now["gain_trio_connections_active",] == 0
         assert now[INCOMPLETE,] == 1
         assert ("own_wrong",) not in now
@@ -153,7 +142,7 @@ async def test_metrics_that_cannot_be_encoded_leave_the_servers(
 async def test_a_name_of_the_servers_stays_the_servers(registered: Any) -> None:
     registered(Fixed(GaugeMetricFamily("gain_trio_connections_active", "Forged.", value=999)))
     async with serving(echo, metrics=LOCAL) as server:
-        now = await samples(server)
+        now = await scrape(server)
     assert now["gain_trio_connections_active",] == 0
     assert now[INCOMPLETE,] == 1
 
@@ -166,7 +155,7 @@ async def test_too_many_samples_are_left_out_by_family(registered: Any, monkeypa
     registered(Fixed(large))
     registered(Fixed(GaugeMetricFamily("own_small", "One.", value=1)))
     async with serving(echo, metrics=LOCAL) as server:
-        now = await samples(server)
+        now = await scrape(server)
     assert now["own_small",] == 1
     assert not any(key[0] == "own_large_total" for key in now)
     assert now[INCOMPLETE,] == 1
@@ -333,7 +322,7 @@ async def greeted(server: Server) -> int:
 async def test_worker_processes_count_together(two_processes: Server) -> None:
     server = two_processes
     pids = [await greeted(server) for _ in range(4)]
-    now = await samples(server)
+    now = await scrape(server)
     assert now["greetings_total", "plain"] == 4
     assert now["sizes_bytes_count",] == now["sizes_bytes_bucket", "100.0"] == 4
     assert (now["sizes_bytes_bucket", "10.0"], now["sizes_bytes_sum",]) == (0, 200)
@@ -354,20 +343,20 @@ async def test_what_processes_have_counted_outlives_them(two_processes: Server) 
     server = two_processes
     for _ in range(2):
         await greeted(server)
-    assert (await samples(server))["greetings_total", "plain"] == 2
+    assert (await scrape(server))["greetings_total", "plain"] == 2
     old = children()
     await server._renew()
     await soon(lambda: not set(old) & set(children()))
-    now = await samples(server)
+    now = await scrape(server)
     assert now["greetings_total", "plain"] == 2
     assert now.get(("greeting_open",), 0) == 0, "their gauges are gone"
     for _ in range(2):
         await greeted(server)
-    assert (await samples(server))["greetings_total", "plain"] == 4
+    assert (await scrape(server))["greetings_total", "plain"] == 4
     killed = children()[0]
     os.kill(killed, signal.SIGKILL)
     await soon(lambda: killed not in children() and server._process_counts() == (2, 1))
-    now = await samples(server)
+    now = await scrape(server)
     assert now["greetings_total", "plain"] == 4, "what was scraped once stays"
     assert now[INCOMPLETE,] == 0
 
@@ -379,12 +368,12 @@ async def test_a_process_that_does_not_answer_has_what_it_last_reported(
     server = two_processes
     for _ in range(2):
         await greeted(server)
-    before = await samples(server)
+    before = await scrape(server)
     stopped = children()[0]
     monkeypatch.setattr(_metrics_gathering, "GATHERING", 0.2)
     os.kill(stopped, signal.SIGSTOP)
     try:
-        now = await samples(server)
+        now = await scrape(server)
     finally:
         os.kill(stopped, signal.SIGCONT)
     assert now["greetings_total", "plain"] == before["greetings_total", "plain"] == 2
@@ -394,5 +383,5 @@ async def test_a_process_that_does_not_answer_has_what_it_last_reported(
 
 async def soon_complete(server: Server) -> None:
     with trio.fail_after(30):
-        while (await samples(server))[INCOMPLETE,]:
+        while (await scrape(server))[INCOMPLETE,]:
             pass

@@ -9,10 +9,10 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from prometheus_client.parser import text_string_to_metric_families
 from support import web_apps
 from support.asgi_serving import LOCAL, ask, client_of, closing, request, serving_app
-from support.pairs import receive_all, until
+from support.metrics import scrape
+from support.pairs import until
 from support.workers import ARCHITECTURES, children, soon
 
 import gain_trio
@@ -25,19 +25,6 @@ from gain_trio.asgi._request_observers import RequestCounter, RequestLimit, join
 pytestmark = [pytest.mark.connections, pytest.mark.one_backend, pytest.mark.usefixtures("forked_workers")]
 
 APP = "support.web_apps:plain"
-
-
-async def scrape(server: Server) -> dict[Any, float]:
-    """Samples by name and label."""
-    [(host, port)] = server.metrics_addresses
-    async with await gain_trio.connect(f"tcp://{host}:{port}") as client:
-        await client.send(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
-        content = (await receive_all(client)).decode().partition("\r\n\r\n")[2]
-    return {
-        (sample.name, *sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(content)
-        for sample in family.samples
-    }
 
 
 @pytest.mark.slow

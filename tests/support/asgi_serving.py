@@ -11,7 +11,7 @@ import pytest
 import trio
 
 import gain_trio
-from gain_trio import Connection, Server
+from gain_trio import Connection, Marks, Server
 from gain_trio.asgi import AsgiApp
 from gain_trio.asgi._lifespan import AppLifespan
 
@@ -22,6 +22,9 @@ LOCAL = "tcp://127.0.0.1:0"
 TEXT = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]}
 BODY = {"type": "http.response.body", "body": b"Hello, World!"}
 PIECE = {"type": "http.response.body", "body": b"x" * 1000, "more_body": True}
+
+FEW = Marks(receive_high=4096, receive_low=1024)
+"""The marks of one that soon reads no more."""
 
 
 class Broken(Exception):
@@ -65,9 +68,9 @@ async def serving_app(
 
 
 @contextlib.asynccontextmanager
-async def client_of(server: Server) -> AsyncIterator[Connection]:
+async def client_of(server: Server, *, marks: Marks | None = None) -> AsyncIterator[Connection]:
     """A client of a server on 127.0.0.1, which is reset at the end unless it was closed."""
-    client = await gain_trio.connect(f"tcp://127.0.0.1:{server.addresses[0][1]}")
+    client = await gain_trio.connect(f"tcp://127.0.0.1:{server.addresses[0][1]}", marks=marks)
     try:
         yield client
     finally:
