@@ -171,7 +171,7 @@ def test_fields_are_read_as_in_python(heads_: list[list[bytes]], ends: bool) -> 
         expected = read_fields_in_python(data, {}, [], read_line)
         assert read_fields(data, known, recent, read) == expected
         assert read_fields_in_python(data, known, recent, read) == expected
-        assert all(known.get(line) == (pair, kind, line) for pair, kind, line in recent)
+        assert all(known.get(line) == (field, kind, line) for field, kind, line in recent)
     assert all(asked.count(line) == 1 for line in known)
 
 
