@@ -212,7 +212,7 @@ static PyObject *send(PyObject *channel, channel_end *end, PyObject *value)
 PyObject *tc_channel_send(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
 {
     channel_end end;
-    if (count != 2 || !Py_IS_TYPE(arguments[0], tc_core.send_channel_type) ||
+    if (count != 2 || !Py_IS_TYPE(arguments[0], tc_core.send_channel_type) || !tc_intact(TC_channels) ||
         !tc_is_own(arguments[0], tc_names.send_nowait, tc_core.put_nowait_method))
         Py_RETURN_NONE;
     if (!tc_free_task() || !open_end(arguments[0], tc_core.send_channel_type, &end))
@@ -292,7 +292,7 @@ static PyObject *receive(PyObject *channel, channel_end *end, const tc_wait_kind
 static PyObject *begin_receive(PyObject *channel, const tc_wait_kind *kind)
 {
     channel_end end;
-    if (!Py_IS_TYPE(channel, tc_core.receive_channel_type) ||
+    if (!Py_IS_TYPE(channel, tc_core.receive_channel_type) || !tc_intact(TC_channels) ||
         !tc_is_own(channel, tc_names.receive_nowait, tc_core.take_nowait_method))
         Py_RETURN_NONE;
     if (!tc_free_task() || !open_end(channel, tc_core.receive_channel_type, &end))

@@ -13,7 +13,7 @@
 /* Whether the checkpoint is over; if not, it was cancelled, and Trio's own code does the rest. */
 static PyObject *pass(void)
 {
-    PyObject *task = tc_current_task();
+    PyObject *task = tc_intact(TC_checkpoints) ? tc_current_task() : NULL;
     if (!task)
         Py_RETURN_FALSE;
     int cancelled = tc_is_cancelled(task);
@@ -34,14 +34,18 @@ static PyObject *finish_parked(tc_wait *Py_UNUSED(self), PyObject *result) { ret
 static const tc_wait_kind passing = {.finish = finish_checkpoint}, shielded = {.finish = NULL},
                           parked = {.finish = finish_parked};
 
-/* An awaitable: a schedule point; returns whether the checkpoint is over. */
+/* An awaitable: a schedule point; returns whether the checkpoint is over.  This and the next two: None for Trio to do it. */
 PyObject *tc_checkpoint(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
+    if (!tc_intact(TC_checkpoints))
+        Py_RETURN_NONE;
     return tc_wait_yield(&passing, Py_NewRef(tc_core.checkpoint_message));
 }
 
 PyObject *tc_shielded_checkpoint(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
+    if (!tc_intact(TC_checkpoints))
+        Py_RETURN_NONE;
     return tc_wait_yield(&shielded, Py_NewRef(tc_core.checkpoint_message));
 }
 
@@ -50,5 +54,7 @@ PyObject *tc_pass_checkpoint(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ig
 
 PyObject *tc_wait_rescheduled(PyObject *Py_UNUSED(module), PyObject *abort_func)
 {
+    if (!tc_intact(TC_checkpoints))
+        Py_RETURN_NONE;
     return tc_wait_yield(&parked, tc_trap(abort_func));
 }

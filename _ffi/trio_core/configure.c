@@ -94,6 +94,7 @@ static const type_of core_types[] = {
     {&tc_core.system_clock_type, "system_clock_type"},
     {&tc_core.plain_socket_type, "plain_socket_type"},
     {&tc_core.deque_type, "deque_type"},
+    {&tc_core.detector_type, "detector_type"},
     {NULL, NULL},
 };
 
@@ -114,6 +115,10 @@ static const object_of core_objects[] = {
     {&tc_core.receive_method, "receive_method"},
     {&tc_core.send_method, "send_method"},
     {&tc_core.receive_some, "receive_some"},
+    {&tc_core.helper_method, "helper_method"},
+    {&tc_core.resolve_method, "resolve_method"},
+    {&tc_core.finished_method, "finished_method"},
+    {&tc_core.close_method, "close_method"},
     {&tc_core.run_module, "run_module"},
     {&tc_core.heappush, "heappush"},
     {&tc_core.next_counter, "next_counter"},
@@ -187,6 +192,7 @@ static const type_of nursery_types[] = {
 };
 
 static const object_of nursery_objects[] = {
+    {&tc_core.nested_method, "nested_method"},
     {&tc_core.nursery_aborted, "nursery_aborted"},
     {&tc_core.nursery_add, "nursery_add"},
     {&tc_core.nursery_error, "nursery_error"},

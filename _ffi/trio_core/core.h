@@ -5,6 +5,7 @@
  *     step.c         the inner loop of unrolled_run, and Runner.reschedule
  *     tick.c         what unrolled_run does between two batches, while nothing is unusual
  *     epoll.c        EpollIOManager: get_events, process_events, _epoll_wait
+ *     guard.c        whether all of what the others stand for is still there
  *     checkpoint.c   checkpoint, cancel_shielded_checkpoint, checkpoint_if_cancelled, wait_task_rescheduled
  *     scope.c        CancelScope: __init__, __enter__, __exit__
  *     spawn.c        Runner.spawn_impl, Runner.task_exited
@@ -20,7 +21,8 @@
  *
  * and each does the ordinary case only.  A function that is called from Trio's own function object (gain_trio._acceleration
  * puts the call there) says with None or False that the case is not ordinary, before it has changed anything; Trio's body,
- * which comes after the call, does it then.
+ * which comes after the call, does it then.  So it is, too, while a program has set a function of its own in the place of one
+ * that Trio's body would call.
  *
  * Nothing here knows a run.  `tc_core` has Trio's types, and where their slots lie, which are the process's; what belongs to
  * a run is asked of the run each time.  The current task is asked of Trio's GLOBAL_RUN_CONTEXT, because others set it, too.
@@ -37,7 +39,7 @@
 #include <stdint.h>
 
 /* How Trio's functions call this module; INTERFACE in _pieces.py is the same. */
-#define TC_INTERFACE 4
+#define TC_INTERFACE 5
 
 /* --- Trio's objects: their attributes are slots, at fixed offsets --- */
 
@@ -54,15 +56,19 @@ typedef struct {
     PyObject *translate;               /* an OSError: the exception that a stream raises for it */
     PyObject *checkpoint_if_cancelled; /* Trio's function */
     PyObject *wait_readable, *wait_writable;
-    PyObject *sendto_function;              /* of socket.socket */
-    PyObject *receive_method, *send_method; /* Trio's own _SocketType.recv and send: a program may replace them */
-    PyObject *receive_some;                 /* SocketStream.receive_some, likewise */
-    PyObject *run_module;                   /* the __dict__ of trio._core._run */
+    PyObject *sendto_function;                /* of socket.socket */
+    PyObject *receive_method, *send_method;   /* Trio's own _SocketType.recv and send: a program may replace them */
+    PyObject *receive_some;                   /* SocketStream.receive_some, likewise */
+    PyObject *helper_method, *resolve_method; /* _SocketType._nonblocking_helper and _resolve_address_nocp */
+    PyObject *finished_method, *close_method; /* Nursery._child_finished and _check_nursery_closed */
+    PyTypeObject *detector_type;              /* ConflictDetector */
+    PyObject *run_module;                     /* the __dict__ of trio._core._run */
     PyObject *heappush, *next_counter, *lot_breakers;
     PyObject *ki_key; /* the name of the local variable with which Trio before 0.28 marks frames, or None */
     PyObject *default_receive_size;
     PyTypeObject *manager_type; /* of the I/O manager that has poll(descriptor, events); NULL for none */
     PyObject *abort_succeeded;  /* Trio's Abort.SUCCEEDED */
+    PyObject *nested_method;    /* Nursery._nested_child_finished */
     PyObject *nursery_aborted, *nursery_add, *nursery_error; /* what a nursery does with exceptions; see the seam */
     PyObject *broken_resource_error, *broken_lock;           /* (lock, error): what acquire() raises for it */
     PyObject *acquire_method, *acquire_nowait_method, *release_method; /* of Trio's locks, likewise */
@@ -168,7 +174,8 @@ static inline int tc_drop(PyObject *result)
     X(_parent_task) X(_strict_exception_groups) X(cancel_scope) X(_pending_excs) X(_parent_waiting_in_aexit) \
     X(reschedule) X(last) X(family) X(acquire) X(acquire_nowait) X(release) X(receive) X(receive_nowait) \
     X(send_nowait) X(perf_counter) X(proactor) X(wait) X(process) X(complete) X(_update_registrations) X(drain) \
-    X(read_task) X(write_task)
+    X(read_task) X(write_task) X(_nonblocking_helper) X(_resolve_address_nocp) X(_child_finished) \
+    X(_nested_child_finished) X(Value) X(Error)
 /* clang-format on */
 
 typedef struct {
@@ -179,6 +186,26 @@ typedef struct {
 
 extern tc_names_type tc_names;
 int tc_names_init(void);
+
+/* --- guard.c --- */
+
+/* clang-format off */
+#define TC_PIECE_NAMES(X) \
+    X(sockets) X(streams) X(step) X(checkpoints) X(scopes) X(spawning) X(tick) X(timeouts) X(nurseries) X(locks) \
+    X(channels) X(epoll) X(outcomes)
+/* clang-format on */
+
+enum tc_piece {
+#define X(name) TC_##name,
+    TC_PIECE_NAMES(X)
+#undef X
+        TC_PIECES
+};
+
+/* Is everything that the piece stands for what it was?  Sets no exception, and runs no code. */
+bool tc_intact(enum tc_piece piece);
+PyObject *tc_set_guards(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+PyObject *tc_is_intact(PyObject *module, PyObject *name);
 
 /* --- run.c: what is asked of a run --- */
 
@@ -207,7 +234,7 @@ PyObject *tc_throw_into(PyObject *awaitable, PyObject *const *arguments, Py_ssiz
 /* --- the parts --- */
 
 int tc_reschedule(PyObject *runner, PyObject *task, PyObject *next_send); /* 1, 0: Trio has to, -1 */
-int tc_run_batch(PyObject *runner, PyObject *batch);
+int tc_run_batch(PyObject *runner, PyObject *batch); /* what it leaves in the batch is Trio's to do.  0 or -1 */
 bool tc_check_batch(PyObject *const *arguments, Py_ssize_t count);
 
 PyObject *tc_step_reschedule(PyObject *module, PyObject *const *arguments, Py_ssize_t count);

@@ -46,7 +46,7 @@ int tc_epoll_check(PyObject *epoll)
 
 bool tc_epoll_is_manager(PyObject *manager)
 {
-    if (!Py_IS_TYPE(manager, tc_core.epoll_manager_type))
+    if (!Py_IS_TYPE(manager, tc_core.epoll_manager_type) || !tc_intact(TC_epoll))
         return false;
     PyObject *epoll = tc_get(tc_core.epoll_manager.epoll, manager);
     return Py_IS_TYPE(epoll, tc_core.epoll_type) && descriptor_of(epoll) >= 0 &&

@@ -37,9 +37,10 @@ static void release_parts(parts *of)
     Py_CLEAR(of->lot);
 }
 
+/* One that Trio's own code and this have in common. */
 static bool is_lock(PyObject *lock)
 {
-    return Py_IS_TYPE(lock, tc_core.lock_type) || Py_IS_TYPE(lock, tc_core.fifo_lock_type);
+    return (Py_IS_TYPE(lock, tc_core.lock_type) || Py_IS_TYPE(lock, tc_core.fifo_lock_type)) && tc_intact(TC_locks);
 }
 
 /* false: Trio has to do it, and there is no exception. */

@@ -62,7 +62,7 @@ static PyObject *open_in(PyObject *manager, PyObject *task, PyObject *scope, PyO
 PyObject *tc_nursery_enter(PyObject *Py_UNUSED(module), PyObject *manager)
 {
     PyObject *task = tc_current_task();
-    if (!task || !Py_IS_TYPE(manager, tc_core.nursery_manager_type) ||
+    if (!task || !Py_IS_TYPE(manager, tc_core.nursery_manager_type) || !tc_intact(TC_nurseries) ||
         !PyList_CheckExact(tc_get(tc_core.task.child_nurseries, task)))
         Py_RETURN_NONE;
     PyObject *strict = PyObject_GetAttr(manager, tc_names.strict_exception_groups);
@@ -125,7 +125,7 @@ static PyObject *finish_nursery(PyObject *manager, PyObject *nursery, PyObject *
     if (failed != 0)
         return failed < 0 ? NULL : PyObject_CallOneArg(tc_core.nursery_error, nursery);
     PyObject *scope = PyObject_GetAttr(manager, tc_names._scope);
-    int closed = scope ? tc_scope_close(scope) : -1;
+    int closed = !scope ? -1 : tc_intact(TC_nurseries) ? tc_scope_close(scope) : 0;
     Py_XDECREF(scope);
     return closed < 0 ? NULL : Py_NewRef(closed ? Py_True : Py_None);
 }
@@ -175,8 +175,11 @@ static bool has(PyObject *nursery, PyObject *name, PyObject *expected)
 
 static bool is_open_in(PyObject *nursery, PyObject *task)
 {
-    return Py_IS_TYPE(nursery, tc_core.nursery_type) && has(nursery, tc_names._parent_task, task) &&
-           has(nursery, tc_names._closed, Py_False) && has(nursery, tc_names._nested_child_running, Py_True) &&
+    return Py_IS_TYPE(nursery, tc_core.nursery_type) &&
+           tc_is_own(nursery, tc_names._nested_child_finished, tc_core.nested_method) &&
+           tc_is_own(nursery, tc_names._check_nursery_closed, tc_core.close_method) &&
+           has(nursery, tc_names._parent_task, task) && has(nursery, tc_names._closed, Py_False) &&
+           has(nursery, tc_names._nested_child_running, Py_True) &&
            has(nursery, tc_names._parent_waiting_in_aexit, Py_False);
 }
 
@@ -208,7 +211,8 @@ static PyObject *leave(PyObject *manager, PyObject *nursery, PyObject *task, boo
 PyObject *tc_nursery_exit(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
 {
     PyObject *task = tc_current_task();
-    if (!task || count != 2 || arguments[1] != Py_None || !Py_IS_TYPE(arguments[0], tc_core.nursery_manager_type))
+    if (!task || count != 2 || arguments[1] != Py_None || !Py_IS_TYPE(arguments[0], tc_core.nursery_manager_type) ||
+        !tc_intact(TC_nurseries))
         Py_RETURN_NONE;
     PyObject *nursery = PyObject_GetAttr(arguments[0], tc_names._nursery), *wait = NULL;
     PyErr_Clear();

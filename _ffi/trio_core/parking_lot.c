@@ -69,7 +69,7 @@ PyObject *tc_lot_wake(PyObject *lot)
 PyObject *tc_park(PyObject *Py_UNUSED(module), PyObject *self)
 {
     PyObject *task = tc_current_task();
-    PyObject *wait = task ? tc_lot_park(&parking, self, self, task) : NULL;
+    PyObject *wait = task && tc_intact(TC_locks) ? tc_lot_park(&parking, self, self, task) : NULL;
     return wait || PyErr_Occurred() ? wait : Py_NewRef(Py_None);
 }
 
@@ -95,7 +95,7 @@ static PyObject *pop_several(PyObject *queue, Py_ssize_t count)
 /* unpark(lot, count): the list of the tasks, or None for Trio to do it. */
 PyObject *tc_unpark(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
 {
-    Py_ssize_t length = count == 2 ? tc_lot_length(arguments[0]) : -1, wanted = length;
+    Py_ssize_t length = count == 2 && tc_intact(TC_locks) ? tc_lot_length(arguments[0]) : -1, wanted = length;
     if (length < 0)
         Py_RETURN_NONE;
     if (PyLong_CheckExact(arguments[1])) {

@@ -85,7 +85,8 @@ static double system_time(PyObject *clock)
 double tc_now(PyObject *runner)
 {
     PyObject *clock = tc_get(tc_core.runner.clock, runner);
-    if (!tc_core.in.tick || !Py_IS_TYPE(clock, tc_core.system_clock_type) || tc_core.system_clock.offset < 0)
+    if (!tc_core.in.tick || !tc_intact(TC_tick) || !Py_IS_TYPE(clock, tc_core.system_clock_type) ||
+        tc_core.system_clock.offset < 0)
         return tc_ask(clock, tc_names.current_time);
     Py_INCREF(clock);
     double now = system_time(clock);
@@ -140,6 +141,8 @@ int tc_add(tc_slot slot, PyObject *object, long difference)
 
 PyObject *tc_value(PyObject *value)
 {
+    if (!tc_intact(TC_outcomes))
+        return PyObject_CallOneArg((PyObject *)tc_core.value_type, value);
     PyObject *outcome = tc_core.value_type->tp_alloc(tc_core.value_type, 0);
     if (outcome) {
         tc_set(tc_core.value.unwrapped, outcome, Py_False);
@@ -150,7 +153,8 @@ PyObject *tc_value(PyObject *value)
 
 PyObject *tc_unwrap(PyObject *message)
 {
-    if (Py_IS_TYPE(message, tc_core.value_type) && tc_get(tc_core.value.unwrapped, message) == Py_False) {
+    if (tc_intact(TC_outcomes) && Py_IS_TYPE(message, tc_core.value_type) &&
+        tc_get(tc_core.value.unwrapped, message) == Py_False) {
         tc_set(tc_core.value.unwrapped, message, Py_True);
         return Py_NewRef(tc_get(tc_core.value.value, message));
     }
@@ -173,6 +177,8 @@ PyObject *tc_new_object(PyTypeObject *type) { return type->tp_new(type, tc_core.
 
 PyObject *tc_trap(PyObject *abort_func)
 {
+    if (!tc_intact(TC_outcomes))
+        return PyObject_CallOneArg(tc_core.trap_type, abort_func);
     PyObject *trap = tc_new_object((PyTypeObject *)tc_core.trap_type);
     /* As its own __init__ does: the class is frozen, and so has a __setattr__ that refuses. */
     if (trap && PyObject_GenericSetAttr(trap, tc_names.abort_func, abort_func) < 0)

@@ -6,7 +6,8 @@
  *     CancelScope.__exit__      with CancelScope._close, CancelStatus.close and Deadlines.remove
  *
  * when nothing is cancelled and the scopes are properly nested.  A scope that is cancelled, or entered in a cancelled one, or
- * whose deadline has passed, or one with a deadline in guest mode (whose host has to wake for it), is Trio's to do.
+ * whose deadline has passed, or one with a deadline in guest mode (whose host has to wake for it), or any in a run with
+ * another clock than the system's, is Trio's to do.
  */
 #include "scope.h"
 
@@ -57,7 +58,7 @@ PyObject *tc_scope_new(PyObject *relative, PyObject *shield)
 PyObject *tc_scope_init(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
 {
     bool has_relative = tc_core.scope.relative_deadline >= 0;
-    if (count != 3 + has_relative || !Py_IS_TYPE(arguments[0], tc_core.scope_type))
+    if (count != 3 + has_relative || !Py_IS_TYPE(arguments[0], tc_core.scope_type) || !tc_intact(TC_scopes))
         Py_RETURN_FALSE;
     PyObject *self = arguments[0], *relative = has_relative ? arguments[1] : tc_core.infinity;
     PyObject *deadline = arguments[1 + has_relative], *shield = arguments[2 + has_relative];
@@ -78,6 +79,8 @@ static PyObject *find_deadline(PyObject *self, PyObject *runner)
     PyObject *deadline = tc_get(tc_core.scope.deadline, self);
     PyObject *relative =
         tc_core.scope.relative_deadline >= 0 ? tc_get(tc_core.scope.relative_deadline, self) : tc_core.infinity;
+    if (!Py_IS_TYPE(tc_get(tc_core.runner.clock, runner), tc_core.system_clock_type))
+        return NULL; /* another clock notices how often it is looked at */
     if (deadline == tc_core.infinity && relative == tc_core.infinity)
         return Py_NewRef(Py_None);
     double absolute = tc_plain_number(deadline), timeout = tc_plain_number(relative);
@@ -252,7 +255,7 @@ int tc_scope_open(PyObject *self)
 /* scope_enter(scope): whether it is done. */
 PyObject *tc_scope_enter(PyObject *Py_UNUSED(module), PyObject *self)
 {
-    int result = tc_scope_open(self);
+    int result = tc_intact(TC_scopes) ? tc_scope_open(self) : 0;
     return result < 0 ? NULL : PyBool_FromLong(result);
 }
 
@@ -303,7 +306,7 @@ int tc_scope_close(PyObject *self)
 /* scope_exit(scope, exception): what __exit__ returns, or None for Trio to do it. */
 PyObject *tc_scope_exit(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
 {
-    int result = count == 2 ? tc_scope_close(arguments[0]) : 0;
+    int result = count == 2 && tc_intact(TC_scopes) ? tc_scope_close(arguments[0]) : 0;
     if (result == 0)
         Py_RETURN_NONE;
     return result < 0 ? NULL : PyBool_FromLong(arguments[1] == Py_None);

@@ -45,7 +45,7 @@ static void parse(tc_socket_call *self, enum tc_call call)
 static PyObject *make_call(PyObject *socket, enum tc_call call, PyObject *function, bool writes, PyObject *arguments,
                            PyObject *names)
 {
-    PyObject *task = tc_may_call(socket), *sock = task ? tc_socket_of(socket) : NULL;
+    PyObject *task = tc_intact(TC_sockets) ? tc_may_call(socket) : NULL, *sock = task ? tc_socket_of(socket) : NULL;
     if (!sock)
         Py_RETURN_NONE;
     if (!Py_IS_TYPE(sock, tc_core.plain_socket_type) || !PyTuple_CheckExact(arguments)) {
@@ -93,7 +93,10 @@ static bool parse_sendto(tc_socket_call *self)
 /* socket_sendto(socket, args): what to await, or None for Trio to do it. */
 PyObject *tc_socket_sendto(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
 {
-    PyObject *task = count == 2 && PyTuple_CheckExact(arguments[1]) ? tc_may_call(arguments[0]) : NULL;
+    bool own = count == 2 && PyTuple_CheckExact(arguments[1]) && tc_intact(TC_sockets) &&
+               tc_is_own(arguments[0], tc_names._nonblocking_helper, tc_core.helper_method) &&
+               tc_is_own(arguments[0], tc_names._resolve_address_nocp, tc_core.resolve_method);
+    PyObject *task = own ? tc_may_call(arguments[0]) : NULL;
     PyObject *sock = task ? tc_socket_of(arguments[0]) : NULL;
     tc_socket_call *self = NULL;
     bool failed = false;
@@ -151,6 +154,8 @@ static PyObject *method_call(socket_method *self, PyObject *args, PyObject *kwar
     }
     if (!PyArg_UnpackTuple(args, "SocketMethod", 3, 3, &socket, &arguments, &names))
         return NULL;
+    if (!tc_is_own(socket, tc_names._nonblocking_helper, tc_core.helper_method))
+        Py_RETURN_NONE;
     return make_call(socket, self->call, self->function, self->writes, arguments, names);
 }
 

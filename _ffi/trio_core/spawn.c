@@ -155,7 +155,7 @@ static PyObject *spawn(PyObject *runner, PyObject *function, PyObject *arguments
 {
     if (!Py_IS_TYPE(runner, tc_core.runner_type) || !is_coroutine_function(function) ||
         !PyTuple_CheckExact(arguments) || (name != Py_None && !PyUnicode_CheckExact(name)) ||
-        !PyAnySet_CheckExact(tc_get(tc_core.runner.tasks, runner)))
+        !PyAnySet_CheckExact(tc_get(tc_core.runner.tasks, runner)) || !tc_intact(TC_spawning))
         return NULL;
     PyObject *closed = PyObject_GetAttr(nursery, tc_names._closed);
     PyObject *children = closed == Py_False ? PyObject_GetAttr(nursery, tc_names._children) : NULL;
@@ -207,7 +207,7 @@ PyObject *tc_start_soon(PyObject *Py_UNUSED(module), PyObject *const *arguments,
 static int is_usual_exit(PyObject *const *arguments, Py_ssize_t count)
 {
     if (count != 3 || !Py_IS_TYPE(arguments[0], tc_core.runner_type) || !Py_IS_TYPE(arguments[1], tc_core.task_type) ||
-        !Py_IS_TYPE(arguments[2], tc_core.value_type))
+        !Py_IS_TYPE(arguments[2], tc_core.value_type) || !tc_intact(TC_spawning))
         return 0;
     PyObject *runner = arguments[0], *task = arguments[1];
     PyObject *nurseries = tc_get(tc_core.task.child_nurseries, task),
@@ -237,7 +237,8 @@ static int close_nursery(PyObject *nursery)
     int pending = starts && PyLong_CheckExact(starts) ? PyObject_IsTrue(starts) : -1;
     Py_XDECREF(starts);
     PyObject *parent = pending == 0 ? PyObject_GetAttr(nursery, tc_names._parent_task) : NULL;
-    if (!parent || !has(nursery, tc_names._parent_waiting_in_aexit, Py_True)) {
+    if (!parent || !has(nursery, tc_names._parent_waiting_in_aexit, Py_True) ||
+        !tc_is_own(nursery, tc_names._check_nursery_closed, tc_core.close_method)) {
         PyErr_Clear();
         Py_XDECREF(parent);
         return tc_drop(PyObject_CallMethodNoArgs(nursery, tc_names._check_nursery_closed));
@@ -270,7 +271,8 @@ PyObject *tc_exit(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ss
     PyObject *runner = arguments[0], *task = arguments[1];
     PyObject *nursery = Py_NewRef(tc_get(tc_core.task.parent_nursery, task));
     PyObject *children = PyObject_GetAttr(nursery, tc_names._children);
-    if (!children || !PyAnySet_CheckExact(children)) {
+    if (!children || !PyAnySet_CheckExact(children) ||
+        !tc_is_own(nursery, tc_names._child_finished, tc_core.finished_method)) {
         PyErr_Clear();
         Py_XDECREF(children);
         Py_DECREF(nursery);

@@ -6,7 +6,7 @@
  *
  *     unrolled_run                               here
  *     ----------------------------------------   ------------------------------------------------------------------
- *     while batch: task = batch.pop()            the same; signals are looked for before each step, and after the last
+ *     while batch: task = batch.pop()            the same, while all that a step calls is Trio's; signals are looked for before each step, and after the last
  *                                                one, as Python does it at the end of each turn of the loop, in the
  *                                                frame of unrolled_run, which is protected: later, in the frame of the
  *                                                next task, Ctrl-C would interrupt whichever task that is
@@ -68,7 +68,7 @@ int tc_reschedule(PyObject *runner, PyObject *task, PyObject *next_send)
 /* reschedule(runner, task, next_send): True, or False for Trio to do it. */
 PyObject *tc_step_reschedule(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
 {
-    if (count != 3)
+    if (count != 3 || !tc_intact(TC_step))
         Py_RETURN_FALSE;
     int result = tc_reschedule(arguments[0], arguments[1], arguments[2] == tc_core.no_send ? NULL : arguments[2]);
     return result < 0 ? NULL : PyBool_FromLong(result);
@@ -126,7 +126,7 @@ static int call_task_exited(PyObject *runner, PyObject *task, PyObject *outcome)
     return tc_drop(result);
 }
 
-static int task_waits(PyObject *runner, PyObject *task, PyObject *trap)
+static int task_waits(PyObject *runner, PyObject *task, PyObject *trap, bool own)
 {
     PyObject *abort_func = PyObject_GetAttr(trap, tc_names.abort_func);
     if (!abort_func || tc_add(tc_core.task.cancel_points, task, 1) < 0) {
@@ -142,7 +142,8 @@ static int task_waits(PyObject *runner, PyObject *task, PyObject *trap)
             return -1;
     }
     PyObject *status = tc_get(tc_core.task.cancel_status, task);
-    if (Py_IS_TYPE(status, tc_core.status_type) && tc_get(tc_core.status.effectively_cancelled, status) == Py_False)
+    if (own && Py_IS_TYPE(status, tc_core.status_type) &&
+        tc_get(tc_core.status.effectively_cancelled, status) == Py_False)
         return 0;
     return tc_drop(PyObject_CallMethodNoArgs(task, tc_names._attempt_delivery_of_any_pending_cancel));
 }
@@ -151,11 +152,33 @@ static int task_waits(PyObject *runner, PyObject *task, PyObject *trap)
 static PyObject *value_of_none(PyObject *used)
 {
     Py_ssize_t weak = tc_core.value_type->tp_weaklistoffset;
-    if (Py_REFCNT(used) != 1 || !Py_IS_TYPE(used, tc_core.value_type) || (weak && *(PyObject **)((char *)used + weak)))
+    if (!tc_intact(TC_outcomes) || Py_REFCNT(used) != 1 || !Py_IS_TYPE(used, tc_core.value_type) ||
+        (weak && *(PyObject **)((char *)used + weak)))
         return tc_value(Py_None);
     tc_set(tc_core.value.unwrapped, used, Py_False);
     tc_set(tc_core.value.value, used, Py_None);
     return Py_NewRef(used);
+}
+
+/* What the step has replaced of Trio's is called for it. */
+static int reschedule_by_name(PyObject *runner, PyObject *task)
+{
+    return tc_drop(PyObject_CallMethodOneArg(runner, tc_names.reschedule, task));
+}
+
+/* Value(value) or Error(exception), likewise. */
+static PyObject *outcome_by_name(PyObject *name, PyObject *value)
+{
+    PyObject *type = PyDict_GetItemWithError(tc_core.run_module, name);
+    if (!type) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_RuntimeError, "Trio has lost its outcomes");
+        return NULL;
+    }
+    Py_INCREF(type);
+    PyObject *outcome = PyObject_CallOneArg(type, value);
+    Py_DECREF(type);
+    return outcome;
 }
 
 /* A schedule point.  `function` is what resumed the task, and does so again when it is its coroutine's own; `used` is what the
@@ -174,12 +197,13 @@ static int task_passes(PyObject *runner, PyObject *hooks, PyObject *task, PyObje
 static int task_yielded(PyObject *runner, PyObject *hooks, PyObject *task, PyObject *message, PyObject *function,
                         PyObject *used)
 {
+    bool own = tc_intact(TC_step);
     if (tc_add(tc_core.task.schedule_points, task, 1) < 0)
         return -1;
     if (message == tc_core.checkpoint_message)
-        return task_passes(runner, hooks, task, function, used);
+        return own ? task_passes(runner, hooks, task, function, used) : reschedule_by_name(runner, task);
     if ((PyObject *)Py_TYPE(message) == tc_core.trap_type)
-        return task_waits(runner, task, message);
+        return task_waits(runner, task, message, own);
     if ((PyObject *)Py_TYPE(message) == tc_core.detach_type)
         return call_task_exited(runner, task, PyObject_GetAttr(message, tc_names.final_outcome));
     return tc_drop(PyObject_CallFunctionObjArgs(tc_core.unusual_yield, runner, task, message, NULL));
@@ -188,7 +212,7 @@ static int task_yielded(PyObject *runner, PyObject *hooks, PyObject *task, PyObj
 static int task_raised(PyObject *runner, PyObject *task)
 {
     PyObject *exception = gt_take_exception();
-    PyObject *outcome = PyObject_CallOneArg(tc_core.error_type, exception);
+    PyObject *outcome = outcome_by_name(tc_names.Error, exception);
     Py_DECREF(exception);
     return call_task_exited(runner, task, outcome);
 }
@@ -216,7 +240,8 @@ static int run_task(PyObject *runner, PyObject *hooks, PyObject *task, bool *exi
     if (sent == PYGEN_NEXT)
         result = task_yielded(runner, hooks, task, value, function, message);
     else if (sent == PYGEN_RETURN)
-        result = call_task_exited(runner, task, tc_value(value));
+        result = call_task_exited(runner, task,
+                                  tc_intact(TC_step) ? tc_value(value) : outcome_by_name(tc_names.Value, value));
     else
         result = task_raised(runner, task);
     Py_XDECREF(value);
@@ -250,13 +275,14 @@ static int step(PyObject *runner, PyObject *hooks, PyObject *context, PyObject *
     return result;
 }
 
-/* Step all tasks of `batch`, a list that only the caller refers to, from its end.  0 or -1 */
+/* Step the tasks of `batch`, a list that only the caller refers to, from its end.  0 or -1 */
 static int run_all(PyObject *runner, PyObject *hooks, PyObject *context, PyObject *batch)
 {
     int result = PyErr_CheckSignals();
-    for (Py_ssize_t i = PyList_GET_SIZE(batch) - 1; result == 0 && i >= 0 && i < PyList_GET_SIZE(batch); i--) {
-        PyObject *task = Py_NewRef(PyList_GET_ITEM(batch, i));
-        result = PyList_SetItem(batch, i, Py_NewRef(Py_None)); /* the list does not keep a task that exits */
+    while (result == 0 && PyList_GET_SIZE(batch) > 0 && tc_intact(TC_step)) {
+        Py_ssize_t last = PyList_GET_SIZE(batch) - 1;
+        PyObject *task = Py_NewRef(PyList_GET_ITEM(batch, last));
+        result = PyList_SetSlice(batch, last, last + 1, NULL); /* the list does not keep a task that exits */
         if (result == 0 && !Py_IS_TYPE(task, tc_core.task_type)) {
             PyErr_SetString(PyExc_TypeError, "what is on the run queue is not a Trio task");
             result = -1;
@@ -277,8 +303,6 @@ int tc_run_batch(PyObject *runner, PyObject *batch)
         return -1;
     Py_INCREF(context);
     int result = run_all(runner, hooks, context, batch);
-    if (result == 0)
-        result = PyList_SetSlice(batch, 0, PyList_GET_SIZE(batch), NULL);
     Py_DECREF(context);
     Py_DECREF(hooks);
     return result;

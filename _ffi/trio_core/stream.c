@@ -13,7 +13,7 @@
 /* The Trio socket of a stream, owned, and the task; NULL: Trio has to do it. */
 static PyObject *socket_of_stream(PyObject *stream, PyObject **task)
 {
-    if (!Py_IS_TYPE(stream, tc_core.stream_type))
+    if (!Py_IS_TYPE(stream, tc_core.stream_type) || !tc_intact(TC_streams))
         return NULL;
     PyObject *socket = PyObject_GetAttr(stream, tc_names.socket);
     if (!socket) {
@@ -21,7 +21,7 @@ static PyObject *socket_of_stream(PyObject *stream, PyObject **task)
         return NULL;
     }
     *task = tc_may_call(socket);
-    if (!*task)
+    if (!*task || !tc_is_own(socket, tc_names._nonblocking_helper, tc_core.helper_method))
         Py_CLEAR(socket);
     return socket;
 }
@@ -115,8 +115,8 @@ PyObject *tc_send_all(PyObject *Py_UNUSED(module), PyObject *const *arguments, P
     tc_socket_call *self = NULL;
     if (!detector)
         PyErr_Clear();
-    else if (is_false(socket, tc_names._did_shutdown_SHUT_WR) && is_false(detector, tc_names._held) &&
-             tc_is_own(socket, tc_names.send, tc_core.send_method))
+    else if (Py_IS_TYPE(detector, tc_core.detector_type) && is_false(socket, tc_names._did_shutdown_SHUT_WR) &&
+             is_false(detector, tc_names._held) && tc_is_own(socket, tc_names.send, tc_core.send_method))
         self = new_call(socket, TC_SEND, &failed);
     Py_DECREF(socket);
     if (self && !take_view(self, arguments[1]))

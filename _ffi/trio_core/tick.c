@@ -27,7 +27,7 @@
 /* 1: this tick can be made here, 0: it cannot, -1: exception set */
 static int is_usual(PyObject *runner)
 {
-    if (tc_get(tc_core.runner.is_guest, runner) != Py_False ||
+    if (tc_get(tc_core.runner.is_guest, runner) != Py_False || !tc_intact(TC_tick) || !tc_intact(TC_step) ||
         !Py_IS_TYPE(tc_get(tc_core.runner.clock, runner), tc_core.system_clock_type))
         return 0;
     PyObject *hooks = tc_hooks(runner);
@@ -190,8 +190,8 @@ static PyObject *take_batch(PyObject *runner)
     return batch;
 }
 
-/* One tick.  0, 1 when the run is over, -1 */
-static int tick(PyObject *runner)
+/* One tick.  What is left of its batch is put in `rest`, which is empty.  0, 1 when the run is over, -1 */
+static int tick(PyObject *runner, PyObject *rest)
 {
     Py_ssize_t scheduled = PyObject_Size(tc_get(tc_core.runner.runq, runner));
     double timeout = scheduled < 0 ? -1 : get_timeout(runner, scheduled);
@@ -200,6 +200,8 @@ static int tick(PyObject *runner)
         return waited;
     PyObject *batch = expire(runner) < 0 ? NULL : take_batch(runner);
     int result = batch ? tc_run_batch(runner, batch) : -1;
+    if (result == 0 && PyList_GET_SIZE(batch) > 0)
+        result = PyList_SetSlice(rest, 0, 0, batch);
     Py_XDECREF(batch);
     return result;
 }
@@ -212,7 +214,7 @@ PyObject *tc_tick_batch(PyObject *Py_UNUSED(module), PyObject *const *arguments,
         return NULL;
     PyObject *runner = arguments[0];
     int usual, result = tc_run_batch(runner, arguments[1]);
-    while (result == 0 && (usual = is_usual(runner)) != 0)
-        result = usual < 0 ? -1 : tick(runner);
+    while (result == 0 && PyList_GET_SIZE(arguments[1]) == 0 && (usual = is_usual(runner)) != 0)
+        result = usual < 0 ? -1 : tick(runner, arguments[1]);
     return result < 0 ? NULL : PyBool_FromLong(result);
 }

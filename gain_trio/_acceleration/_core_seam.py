@@ -41,6 +41,7 @@ _PLACES: dict[str, object] = {
     "channel": _channel,
     "timeouts": _timeouts,
     "epoll": _io_epoll,
+    "outcome": outcome,
 }
 
 RELEASE: str = trio.__version__
@@ -183,6 +184,11 @@ class CoreSeam:
         self.receive_method = _socket._SocketType.recv
         self.send_method = _socket._SocketType.send
         self.receive_some = trio.SocketStream.receive_some
+        self.helper_method = _socket._SocketType._nonblocking_helper
+        self.resolve_method = _socket._SocketType._resolve_address_nocp
+        self.finished_method = _run.Nursery._child_finished
+        self.close_method = _run.Nursery._check_nursery_closed
+        self.detector_type = _util.ConflictDetector
         self.run_module = vars(_run)
         self.heappush = heapq.heappush
         self.lot_breakers: dict[Any, Any] = getattr(_run, "GLOBAL_PARKING_LOT_BREAKER", {})
@@ -266,6 +272,7 @@ class NurserySeam:
     def __init__(self) -> None:
         self.nursery_type = _run.Nursery
         self.nursery_manager_type = _run.NurseryManager
+        self.nested_method = _run.Nursery._nested_child_finished
         self.nursery_aborted = nursery_aborted
         self.nursery_add = nursery_add
         self.nursery_error = nursery_error

@@ -16,7 +16,7 @@ from gain_trio._kernel import trio_core
 
 from . import _core_seam
 from ._fingerprints import digest, fingerprint
-from ._rewrite import Change, around_first, before_all, instead_of_batch, instead_of_first, rewrite
+from ._rewrite import Change, around_first, before_all, before_batch, rewrite
 
 
 @attrs.frozen
@@ -58,6 +58,8 @@ class Piece:
     """Functions whose work is done by the C, too, or is relied on; with a ``?`` those that not every release has."""
     layouts: tuple[str, ...] = ()
     """Classes whose attributes it fills in."""
+    watches: tuple[str, ...] = ()
+    """What its functions call without naming it in their code, or only through others; see ``_guards.py``."""
     needs: tuple[str, ...] = ()
     """Other pieces without which it is nothing."""
 
@@ -157,7 +159,7 @@ STREAMS: Final = Piece(
 STEP: Final = Piece(
     "step",
     (
-        Part("run:unrolled_run", "step_batch", "if gain_trio_core(runner, batch):\n    return", instead_of_batch),
+        Part("run:unrolled_run", "step_batch", "if gain_trio_core(runner, batch):\n    return", before_batch),
         Part("run:Runner.reschedule", "reschedule", "if gain_trio_core(self, task, next_send):\n    return"),
     ),
     stands_for=("run:Task._attempt_delivery_of_any_pending_cancel", "run:Task._attempt_delivery_of_pending_ki"),
@@ -167,24 +169,35 @@ STEP: Final = Piece(
 CHECKPOINTS: Final = Piece(
     "checkpoints",
     (
-        Part("run:checkpoint", "checkpoint", "if await gain_trio_core():\n    return", instead_of_first),
+        Part(
+            "run:checkpoint",
+            "checkpoint",
+            "gain_trio_call = gain_trio_core()\n"
+            "if gain_trio_call is None:\n    pass\n"
+            "elif await gain_trio_call:\n    return",
+            around_first,
+        ),
         Part("run:checkpoint_if_cancelled", "checkpoint_if_cancelled", "if gain_trio_core():\n    return"),
         Part(
             "traps:cancel_shielded_checkpoint",
             "cancel_shielded_checkpoint",
-            "await gain_trio_core()",
-            instead_of_first,
+            "gain_trio_call = gain_trio_core()\nif gain_trio_call is None:\n    pass\nelse:\n    await gain_trio_call",
+            around_first,
         ),
         Part(
             "traps:wait_task_rescheduled",
             "wait_task_rescheduled",
-            "return await gain_trio_core(abort_func)",
-            instead_of_first,
+            "gain_trio_call = gain_trio_core(abort_func)\n"
+            "if gain_trio_call is None:\n    pass\n"
+            "else:\n    return await gain_trio_call",
+            around_first,
         ),
     ),
     stands_for=("run:current_task",),
     layouts=("run:Task", "run:Runner", "run:CancelStatus", "traps:WaitTaskRescheduled"),
 )
+
+_CLOCK: Final = ("run:SystemClock.current_time", "run:perf_counter")
 
 SCOPES: Final = Piece(
     "scopes",
@@ -212,6 +225,7 @@ SCOPES: Final = Piece(
         "run:Deadlines.remove",
     ),
     layouts=("run:CancelScope", "run:CancelStatus", "run:Deadlines", "run:Task", "run:Runner"),
+    watches=_CLOCK,
 )
 
 SPAWNING: Final = Piece(
@@ -280,6 +294,7 @@ NURSERIES: Final = Piece(
         "traps:wait_task_rescheduled",
     ),
     layouts=(*SCOPES.layouts, "run:NurseryManager", "traps:WaitTaskRescheduled"),
+    watches=_CLOCK,
 )
 
 _WAITS: Final = (
@@ -315,6 +330,7 @@ LOCKS: Final = Piece(
         "?lot:remove_parking_lot_breaker",
     ),
     layouts=(*_WAIT_LAYOUTS, "lot:ParkingLot", "sync:Lock", "sync:StrictFIFOLock"),
+    watches=("lot:ParkingLot.__bool__", "lot:ParkingLot.__len__"),
 )
 
 CHANNELS: Final = Piece(
@@ -335,7 +351,7 @@ CHANNELS: Final = Piece(
 
 TICK: Final = Piece(
     "tick",
-    (Part("run:unrolled_run", "tick_batch", "if gain_trio_core(runner, batch):\n    return", instead_of_batch),),
+    (Part("run:unrolled_run", "tick_batch", "if gain_trio_core(runner, batch):\n    return", before_batch),),
     stands_for=(
         "run:run",
         "run:Deadlines.expire",
@@ -383,12 +399,12 @@ PIECES: Final = (
 
 NAMES: Final = tuple(piece.name for piece in PIECES)
 
-INTERFACE: Final = 4
+INTERFACE: Final = 5
 """How the code that goes in calls the C module, which has the same number: TC_INTERFACE in core.h.  It changes with the
 arguments of a function that is there already; a function that is missing is found by its name."""
 
 
-_USED: Final = ("configure", "set_manager", "set_pieces", "check_socket", "check_epoll")
+_USED: Final = ("configure", "set_manager", "set_pieces", "set_guards", "check_socket", "check_epoll")
 
 
 def stale_build() -> str | None:

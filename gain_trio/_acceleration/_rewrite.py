@@ -65,12 +65,6 @@ def before_all(function: Function, inserted: list[ast.stmt]) -> None:
     function.body[start:start] = inserted
 
 
-def instead_of_first(function: Function, inserted: list[ast.stmt]) -> None:
-    """The call is made in the place of the first statement."""
-    start = _beginning(function)
-    function.body[start : start + 1] = inserted
-
-
 def around_first(function: Function, inserted: list[ast.stmt]) -> None:
     """The call is made before the first statement, which takes the place of ``pass`` in what is inserted."""
     start = _beginning(function)
@@ -85,8 +79,8 @@ def around_first(function: Function, inserted: list[ast.stmt]) -> None:
     function.body[start : start + 1] = inserted
 
 
-def instead_of_batch(function: Function, inserted: list[ast.stmt]) -> None:
-    """The call is made in the place of ``while batch:``."""
+def before_batch(function: Function, inserted: list[ast.stmt]) -> None:
+    """The call is made before ``while batch:``, which then finds what is left."""
     setting, *call = inserted
     found: list[tuple[list[ast.stmt], int]] = [
         (body, number)
@@ -99,7 +93,7 @@ def instead_of_batch(function: Function, inserted: list[ast.stmt]) -> None:
     if len(found) != 1:
         raise CannotRewrite("its loop over a batch is not to be found")
     ((body, number),) = found
-    body[number : number + 1] = call
+    body[number:number] = call
     before_all(function, [setting])
 
 

@@ -24,6 +24,7 @@ from gain_trio._kernel import trio_core, trio_core_error
 
 from . import _core_seam
 from ._fingerprints import PYTHON
+from ._guards import OUTCOMES, guards, guards_of_outcomes, rows
 from ._pieces import NAMES, PIECES, Piece, stale_build
 from ._rewrite import CannotRewrite, forget_sources
 from ._tested import TESTED
@@ -104,6 +105,7 @@ class Switch:
             self._refused = dict.fromkeys(NAMES, stale)
         else:
             self._refused = _configure()
+            trio_core.set_guards(OUTCOMES, rows(guards_of_outcomes()))
             for piece in PIECES:
                 if piece.name not in self._refused:
                     self._load_piece(piece, swaps)
@@ -121,6 +123,7 @@ class Switch:
         if reason is None:
             try:
                 codes = [(part, part.make_code()) for part in piece.parts]
+                trio_core.set_guards(piece.name, rows(guards(piece)))
             except CannotRewrite as error:
                 reason = f"of Trio {_core_seam.RELEASE}, {error}"
         if reason is not None:
