@@ -312,6 +312,16 @@ static inline void gt_prep_recv_multishot(struct io_uring_sqe *sqe, int fd, uint
     sqe->buf_group = buffer_group;
 }
 
+/* No more than `length` bytes, and one completion. */
+static inline void gt_prep_recv(struct io_uring_sqe *sqe, int fd, uint32_t length, uint16_t buffer_group)
+{
+    sqe->opcode = IORING_OP_RECV;
+    sqe->fd = fd;
+    sqe->len = length;
+    sqe->flags = IOSQE_BUFFER_SELECT;
+    sqe->buf_group = buffer_group;
+}
+
 /* One datagram a completion: struct gt_received_message, room for `header->msg_namelen` bytes of its source, its data.  The
  * kernel may read `header` until the final CQE. */
 static inline void gt_prep_recvmsg_multishot(struct io_uring_sqe *sqe, int fd, const struct msghdr *header,

@@ -47,7 +47,6 @@ def resident() -> int:
         {"receive_low": -1},
         {"receive_high": 10, "receive_low": 10},
         {"receive_high": 10, "receive_low": 11},
-        {"receive_high": 1},
         {"send_high": 0},
         {"send_high": -1},
     ],
@@ -65,11 +64,18 @@ def test_marks_are_numbers(name: str, value: Any) -> None:
 
 
 def test_marks_are_values() -> None:
-    assert Marks() == Marks(receive_high=256 * 1024, receive_low=64 * 1024, send_high=512 * 1024)
+    assert Marks() == Marks(receive_high=256 * 1024, receive_low=192 * 1024, send_high=512 * 1024)
     with pytest.raises(AttributeError):
         Marks().send_high = 1  # type: ignore[misc]
     with pytest.raises(TypeError):
         Marks(1, 2, 3)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("high", "low"), [(1, 0), (4096, 1024), (64 * 1024, 16 * 1024), (MEBIBYTE, MEBIBYTE - 64 * 1024)]
+)
+def test_the_low_mark_follows_the_high_one(high: int, low: int) -> None:
+    assert Marks(receive_high=high).receive_low == low
 
 
 @pytest.mark.memory

@@ -15,7 +15,7 @@ from support.pairs import MEBIBYTE, Pair, clog, open_trio_pair, receive_all, rec
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio
-from gain_trio import Connection
+from gain_trio import Connection, Marks
 from gain_trio._transports._peer_progress import STALL, CloseWait, PeerProgress, unacknowledged
 from gain_trio.callbacks import EventHandler, SlowReader
 
@@ -506,3 +506,32 @@ async def test_every_kind_of_server_waits_for_its_peer(autojump_clock: MockClock
     assert sum(received) == BIG
     assert handler.reasons == ([None] if face == "callbacks" else [])
     assert Protocol.lost == ([None] if face == "protocol" else [])
+
+
+# --- a program that reads slowly ---
+
+UNREAD = 128 * 1024
+"""More than a connection has received ahead of a program that waits for nothing."""
+
+
+@pytest.mark.parametrize("count", [1000, TAKE])
+async def test_the_peer_of_a_slow_reader_sees_progress_in_small_steps(count: int) -> None:
+    # What a run receives ahead at a time, its peer cannot send for as long as the program works it off.
+    peer, served = await open_trio_pair()
+    async with peer, served, trio.open_nursery() as nursery:
+        nursery.start_soon(peer.send_all, bytes(BIG))
+        taken = 0
+        while taken < 8 * UNREAD:
+            taken += len(await served.receive(count))
+            await wait_all_tasks_blocked()  # the program does something else
+            assert served.bytes_received - taken <= UNREAD
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_program_that_looks_at_its_queue_has_all_there_that_the_marks_allow() -> None:
+    peer, served = await open_trio_pair()
+    async with peer, served, trio.open_nursery() as nursery:
+        nursery.start_soon(peer.send_all, bytes(BIG))
+        await served.receive(1)
+        await until(lambda: len(served.peek()) >= Marks().receive_high)
+        nursery.cancel_scope.cancel()

@@ -278,6 +278,7 @@ static PyObject *connection_peek(gt_connection *self, PyObject *const *args, Py_
     size_t count;
     if (!parse_count("peek", args, given, &count) || !gt_connection_open_stream(self, &stream))
         return NULL;
+    gt_stream_look_ahead(stream);
     return gt_inbound_peek(&stream->inbound, count);
 }
 
@@ -288,6 +289,7 @@ static PyObject *connection_next(gt_connection *self, PyObject *const *args, Py_
     if (!parse_count("next", args, given, &count) || !gt_connection_open_stream(self, &stream))
         return NULL;
     PyObject *taken = count == 0 ? PyBytes_FromStringAndSize(NULL, 0) : gt_inbound_take(&stream->inbound, count);
+    gt_stream_look_ahead(stream);
     gt_stream_consumed(stream);
     return taken;
 }
@@ -299,6 +301,7 @@ static PyObject *connection_discard(gt_connection *self, PyObject *const *args, 
     if (!parse_count("discard", args, given, &count) || !gt_connection_open_stream(self, &stream))
         return NULL;
     size_t length = gt_inbound_take_into(&stream->inbound, NULL, count);
+    gt_stream_look_ahead(stream);
     gt_stream_consumed(stream);
     return PyLong_FromSize_t(length);
 }
@@ -428,6 +431,8 @@ static PyObject *connection_close(gt_connection *self, PyObject *reset)
 
 static PyObject *get_inbound_buffered(gt_connection *self, void *Py_UNUSED(closure))
 {
+    if (self->stream && PyThread_get_thread_ident() == self->proactor->thread)
+        gt_stream_look_ahead(self->stream);
     return PyLong_FromSize_t(self->stream ? gt_inbound_size(&self->stream->inbound) : 0);
 }
 

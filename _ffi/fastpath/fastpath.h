@@ -93,6 +93,8 @@ static inline const gt_segment *gt_outbound_at(const gt_outbound *queue, uint32_
 #define GT_LARGEST_SEND (1U << 26) /* bytes an operation; more is sent by the next one */
 #define GT_GATHERED 32U            /* segments an operation */
 #define GT_SEND_FLAGS ((uint32_t)(MSG_NOSIGNAL | MSG_DONTWAIT))
+#define GT_PORTION 32768U /* bytes that a slow program receives at a time */
+#define GT_PAGE 4096U     /* small marks are no small operations */
 /* The first segments, up to GT_GATHERED of them: how many, and their bytes. */
 uint32_t gt_outbound_gather(const gt_outbound *queue, struct iovec *pieces, size_t *length);
 void gt_outbound_sent(gt_outbound *queue, size_t length);
@@ -126,7 +128,10 @@ struct gt_stream {
     gt_operation send;      /* or, with send_polls, a poll for room in its place */
     bool receive_succeeded; /* the receive that is or was armed last has brought something */
     bool receive_stale;     /* armed since before the hangup, so it may never report it */
+    bool receive_multishot; /* that one is, or was, multishot */
     bool receive_paused;    /* the queue is over its high mark */
+    bool receive_begun;     /* it was not the first one */
+    bool receive_ahead;     /* the program looks at its queue: up to the high mark, also when no task waits */
     bool receive_suspended; /* a task waits for the receive to be over, to take the descriptor away */
     bool watch_again;       /* it has fired, and was armed once more */
     bool hung_up;           /* the watch has fired: nothing more will arrive than what is queued */
@@ -176,6 +181,7 @@ void gt_stream_ask_for_error(gt_stream *stream);                            /* t
 /* Before something is to be sent: the errno for which it cannot be, 0 if it can. */
 int gt_stream_check_sending(gt_stream *stream);
 void gt_stream_push(gt_stream *stream);               /* offer what is outbound to the kernel */
+void gt_stream_look_ahead(gt_stream *stream);         /* the program looks at the queue, or is called back */
 void gt_stream_consumed(gt_stream *stream);           /* inbound bytes were taken */
 void gt_stream_fill(gt_stream *stream, size_t count); /* a task waits for `count` bytes */
 /* `room` is to become true when the kernel would take something. */

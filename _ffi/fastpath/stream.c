@@ -9,8 +9,11 @@
  *     in flight            prepared when                               ended by
  *     ------------------   -----------------------------------------   ------------------------------------------
  *     receive, multishot   open, no end or error, not paused, not      EOF, error, ENOBUFS, or its cancel
- *                          suspended
- *     cancel of receive    paused, suspended, stale, or closing        see gt_slot_cancel()
+ *                          suspended, and a task waits
+ *     receive of a         the same, no task waits, and less than a    its CQE
+ *     portion              portion is unread
+ *     cancel of receive    paused, suspended, stale, or closing; of a  see gt_slot_cancel()
+ *                          multishot one also when a portion is unread
  *     watch (a poll)       open, no end or error, not suspended, not   the peer's hangup or an error, or its cancel
  *                          broken, and no more than twice
  *     cancel of watch      suspended, or closing                       see gt_slot_cancel()
@@ -29,6 +32,16 @@
  *     pause    when bytes arrive       at the high mark, and at `fill` if that is more
  *     go on    when bytes are taken    at the low mark or below, or below `fill`
  *              when a task waits       below `fill`
+ *
+ * A program that reads slowly receives in portions.  A multishot receive brings all that the buffers hold, 256 KiB as a rule,
+ * before anything can stop it, and the kernel takes such a burst for a fast reader: it grows the socket's buffer, and opens
+ * the window in larger steps from then on (tcp_rcv_space_adjust()).  A program that works off 300 kB/s would let its peer
+ * move nothing for more than a second at a time, and a peer with an idle timeout cuts it off, although bytes flow all the
+ * time.  So a receive is multishot only while a task waits for more than is queued.  Otherwise it brings a portion, and it is
+ * armed while less than a portion is unread.  The first one of a connection is a portion, too: its reader has not shown its rate yet.
+ * A multishot receive that has brought more than a portion beyond what its task took gives way as well.  A program that keeps
+ * up empties its queue in each tick and waits, and never sees that.  One that looks at its queue without waiting (peek()), or
+ * is called back, wants all that the marks allow there: for it portions go on up to the high mark.
  *
  * The end must not be missed.  A multishot receive waits to be woken again once a socket says that nothing is queued any
  * more, and takes one wake-up for several.  When the end is on the socket before that, nothing wakes it again, and it never
@@ -188,18 +201,33 @@ static void go_on(gt_stream *stream)
     gt_stream_want(stream);
 }
 
+/* The receive that is not armed would be, for a queue of this size: gt_stream_prepare() decides. */
+static bool is_short(const gt_stream *stream, size_t size)
+{
+    return !stream->receive.armed && (size < GT_PORTION || stream->receive_ahead);
+}
+
 void gt_stream_consumed(gt_stream *stream)
 {
     size_t size = gt_inbound_size(&stream->inbound);
-    if (stream->receive_paused && (size <= stream->receive_low || size < stream->fill))
+    if (stream->receive_paused ? size <= stream->receive_low || size < stream->fill : is_short(stream, size))
         go_on(stream);
 }
 
 void gt_stream_fill(gt_stream *stream, size_t count)
 {
     stream->fill = count;
-    if (stream->receive_paused && !stream->closing && gt_inbound_size(&stream->inbound) < count)
+    if (!stream->closing && gt_inbound_size(&stream->inbound) < count &&
+        (stream->receive_paused || !stream->receive.armed))
         go_on(stream);
+}
+
+void gt_stream_look_ahead(gt_stream *stream)
+{
+    if (stream->receive_ahead || stream->closing)
+        return;
+    stream->receive_ahead = true;
+    gt_stream_want(stream);
 }
 
 void gt_stream_want_room(gt_stream *stream, bool wanted)

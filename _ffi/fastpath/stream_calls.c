@@ -234,6 +234,12 @@ static void ask_suspend(gt_stream *stream, const gt_call *Py_UNUSED(self), bool 
 
 /* --- what has changed --- */
 
+static void ask_look_ahead(gt_stream *stream, const gt_call *Py_UNUSED(self), bool wanted)
+{
+    if (wanted)
+        gt_stream_look_ahead(stream);
+}
+
 static size_t count_unseen(const gt_stream *stream)
 {
     size_t queued = gt_inbound_size(&stream->inbound);
@@ -428,8 +434,8 @@ const gt_kind gt_stream_kinds[] = {
     [GT_RECEIVE] = {RECEIVING("receive"), .needs_satisfied = true, .is_satisfied = has_received, .answer = answer_receive, .moves_nothing = is_at_end},
     [GT_RECEIVE_INTO] = {RECEIVING("receive_into"), .needs_satisfied = true, .is_satisfied = has_received, .answer = answer_receive_into, .moves_nothing = is_at_end},
     [GT_FILL] = {RECEIVING("_fill"), .needs_satisfied = true, .is_satisfied = is_filled, .answer = answer_fill, .moves_nothing = fill_moves_nothing, .ask = ask_fill},
-    [GT_CHANGE] = {RECEIVING("_wait_change"), .needs_satisfied = true, .is_satisfied = has_answer, .answer = answer_change, .moves_nothing = changes_no_more},
-    [GT_DELIVER] = {RECEIVING("_deliver"), .needs_satisfied = true, .delivers = true, .is_satisfied = has_answer, .answer = answer_change, .moves_nothing = changes_no_more},
+    [GT_CHANGE] = {RECEIVING("_wait_change"), .needs_satisfied = true, .is_satisfied = has_answer, .answer = answer_change, .moves_nothing = changes_no_more, .ask = ask_look_ahead},
+    [GT_DELIVER] = {RECEIVING("_deliver"), .needs_satisfied = true, .delivers = true, .is_satisfied = has_answer, .answer = answer_change, .moves_nothing = changes_no_more, .ask = ask_look_ahead},
     [GT_DETACH] = {RECEIVING("_detach"), .is_satisfied = is_idle, .answer = answer_detach, .ask = ask_suspend},
     [GT_SEND] = {SENDING("send"), .is_satisfied = is_writable, .answer = answer_send, .moves_nothing = sends_nothing, .excludes_sends = true},
     [GT_FLUSH] = {SENDING("flush"), .is_satisfied = is_flushed, .answer = answer_none},

@@ -122,6 +122,8 @@ static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
     if (!stream->receive_paused && size >= stream->receive_high && size >= stream->fill) {
         stream->receive_paused = true;
         gt_stream_want(stream);
+    } else if (size >= GT_PORTION && stream->receive_multishot && !stream->closing) {
+        gt_stream_want(stream); /* it is looked at again when the program has had its turn */
     }
     return news && !stream->closing && is_news(stream);
 }

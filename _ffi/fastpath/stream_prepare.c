@@ -45,18 +45,42 @@ static bool prepare_close(gt_stream *stream)
     return true;
 }
 
+/* A task waits for more than is queued. */
+static bool is_awaited(const gt_stream *stream, size_t size)
+{
+    return size < stream->fill || (stream->connection && gt_direction_waits(&stream->connection->receiving));
+}
+
+/* Up to the high mark, with small marks a page at least. */
+static uint32_t portion(const gt_stream *stream, size_t size)
+{
+    size_t room = stream->receive_high > size ? stream->receive_high - size : 0;
+    return room > GT_PORTION ? GT_PORTION : room < GT_PAGE ? GT_PAGE : (uint32_t)room;
+}
+
+/* The tasks have had their turn: what is in the queue now, they have left there. */
 static bool prepare_receive(gt_stream *stream)
 {
+    size_t size = gt_inbound_size(&stream->inbound);
     bool over = stream->end_of_stream || stream->receive_error;
     bool unwanted = over || stream->receive_paused || stream->receive_suspended;
-    if (stream->receive.armed) /* also when it is over: with a gap in the queue the kernel may go on */
+    bool awaited = is_awaited(stream, size);
+    bool ahead = !awaited && size >= GT_PORTION; /* of the program */
+    if (stream->receive.armed) { /* also when it is over: with a gap in the queue the kernel may go on */
+        unwanted |= ahead && stream->receive_multishot;
         return !(unwanted || stream->receive_stale) || prepare_cancel(stream, &stream->receive);
-    if (unwanted)
+    }
+    if (unwanted || (ahead && !stream->receive_ahead))
         return true;
     struct io_uring_sqe *sqe = arm(stream, &stream->receive);
     if (!sqe)
         return false;
-    gt_prep_recv_multishot(sqe, stream->fd, stream->proactor->ring->buffers.group);
+    stream->receive_multishot = awaited && stream->receive_begun;
+    if (stream->receive_multishot)
+        gt_prep_recv_multishot(sqe, stream->fd, stream->proactor->ring->buffers.group);
+    else
+        gt_prep_recv(sqe, stream->fd, portion(stream, size), stream->proactor->ring->buffers.group);
+    stream->receive_begun = true;
     stream->receive_stale = stream->receive_succeeded = false;
     return true;
 }

@@ -13,6 +13,16 @@ from gain_trio._ring import whole_number
 from ._seconds import checked_seconds
 
 KIBIBYTE = 1024
+STEP = 64 * KIBIBYTE
+"""From the high mark to the low one."""
+
+
+def _low_for(marks: Marks) -> int:
+    """A step below the high mark, so that the peer of a slow program sees progress often."""
+    high: object = marks.receive_high
+    if not isinstance(high, int):
+        return 0  # its own check refuses it
+    return max(high - STEP, high // 4)
 
 
 @final
@@ -29,9 +39,10 @@ class Marks:
     receive_high: int = attrs.field(default=256 * KIBIBYTE, validator=whole_number)
     """With this number of bytes received and unread, receiving stops, and TCP slows the peer down.  On the ring, bytes that
     arrive before the stop takes effect are still queued: 256 KiB as a rule, and at most as many as the run's receive buffers
-    hold (2 MiB by default)."""
-    receive_low: int = attrs.field(default=64 * KIBIBYTE, validator=whole_number)
-    """Receiving goes on when no more than this number of bytes is unread."""
+    hold (2 MiB by default).  A program that reads slowly receives portions of 32 KiB."""
+    receive_low: int = attrs.field(default=attrs.Factory(_low_for, takes_self=True), validator=whole_number)
+    """Receiving goes on when no more than this number of bytes is unread.  By default 64 KiB less than ``receive_high``, but
+    at least a quarter of it: so the peer of a program that reads slowly and steadily sees progress often."""
     send_high: int = attrs.field(default=512 * KIBIBYTE, validator=whole_number)
     """With this number of bytes sent and not accepted by the kernel, ``send`` waits.  Twice the usual piece of a large
     transfer, so that the next piece is queued when the kernel has accepted one."""
