@@ -309,7 +309,7 @@ def test_reloading_needs_watchfiles(folder: Path, monkeypatch: pytest.MonkeyPatc
         (("web:app", "--max-requests-jitter", "3"), "--max-requests-jitter is for --max-requests"),
         (("web:app", "--forwarded-allow-ips", "unix"), "--forwarded-allow-ips is for --proxy-headers"),
         (("web:app", "--proxy-host"), "--proxy-host is for --proxy-headers"),
-        (("web:app", "--root-path", "api"), "root_path begins with a slash"),
+        (("web:app", "--root-path", "api"), "--root-path begins with a slash"),
         (("web:app", "--tls-key", "key"), "--tls-key is the key of a certificate"),
     ],
 )

@@ -429,7 +429,11 @@ def test_a_handler_that_fails_is_logged_and_the_server_goes_on(folder: Path) -> 
 def test_a_busy_port_is_named_without_a_traceback() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = "tcp://{}:{}".format(*other.getsockname())
-        expected = f"gain-trio: cannot listen on {address}: Address already in use\n"
+        port = other.getsockname()[1]
+        expected = (
+            f"gain-trio: cannot listen on {address}: Address already in use; another program listens there: "
+            f"ss -ltnp 'sport = :{port}' names it\n"
+        )
         assert run(*SERVE, address, "--handler", "echo") == (1, "", expected)
 
 
@@ -465,19 +469,25 @@ def test_a_host_that_does_not_exist_is_named() -> None:
         ),
         (["udp://127.0.0.1:0", "--handler", "my_handlers:Words"], "'my_handlers:Words' is a class"),
         ([ANY_PORT, "--handler", "echo", "--workers", "0"], "workers must be at least 1, not 0"),
-        ([ANY_PORT, "--handler", "echo", "--backlog", "0"], "backlog must be at least 1, or None, not 0"),
+        ([ANY_PORT, "--handler", "echo", "--backlog", "0"], "--backlog must be at least 1, not 0"),
         ([ANY_PORT, "tcp://nowhere", "--handler", "echo"], "'tcp://nowhere' is not an address"),
         ([ANY_PORT, "--handler", "echo", "--balancer", "fair"], "unknown balancer 'fair': it is round_robin, "),
         ([ANY_PORT, "--handler", "echo", "--balancer", "my_handlers:fail"], "has no method pick(peer, consumers)"),
-        ([ANY_PORT, "--handler", "echo", "--cbpf"], "cbpf=True chooses among the listeners of architecture="),
-        ([ANY_PORT, "--handler", "echo", "--graceful-timeout", "-1"], "graceful_timeout is at least 0 seconds"),
-        ([ANY_PORT, "--handler", "echo", "--max-connections", "0"], "max_connections must be at least 1, or None"),
-        ([ANY_PORT, "--handler", "echo", "--idle-timeout", "0"], "idle_timeout is more than 0 seconds"),
+        (
+            [ANY_PORT, "--handler", "echo", "--cbpf"],
+            "--cbpf chooses among the listeners of --architecture socket_sharding",
+        ),
+        ([ANY_PORT, "--handler", "echo", "--graceful-timeout", "-1"], "--graceful-timeout is at least 0 seconds"),
+        ([ANY_PORT, "--handler", "echo", "--max-connections", "0"], "--max-connections must be at least 1"),
+        ([ANY_PORT, "--handler", "echo", "--idle-timeout", "0"], "--idle-timeout is more than 0 seconds"),
         ([ANY_PORT, "--handler", "echo", "--tls-key", "key.pem"], "give --tls-cert, too"),
-        ([ANY_PORT, "--handler", "echo", "--tls-cert", "none.pem"], "cannot read none.pem: No such file or directory"),
+        (
+            [ANY_PORT, "--handler", "echo", "--tls-cert", "none.pem"],
+            "cannot read none.pem, the file of --tls-cert: No such file or directory",
+        ),
         (
             [ANY_PORT, "--handler", "echo", "--tls-cert", "my_handlers.py"],
-            "; --tls-key is for a key in a file of its own",
+            "there is no certificate in my_handlers.py: --tls-cert is a PEM file",
         ),
         (
             ["unix://@a", "--handler", "echo", "--architecture", "socket_sharding"],
@@ -647,9 +657,9 @@ def test_metrics_are_served(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("--processes", "many"), "'many' is neither a number nor auto"),
+        (("--processes", "many"), "'many' is neither a whole number nor auto"),
         (("--processes", "0"), "processes must be at least 1"),
-        (("--cpu-affinity",), "give processes=, too"),
+        (("--cpu-affinity",), "give --processes, too"),
         (("--priority", "99", "--processes", "1"), "priority is a nice value"),
         (
             ("--process-priority", "--priority", "5"),
@@ -658,7 +668,7 @@ def test_metrics_are_served(folder: Path) -> None:
         (("--metrics", "nowhere"), "'nowhere' is not an address"),
         (
             ("--tls-cert", "none.pem", "--processes", "2"),
-            "gain-trio: cannot read none.pem: No such file or directory\n",
+            "gain-trio: cannot read none.pem, the file of --tls-cert: No such file or directory\n",
         ),
     ],
 )

@@ -156,8 +156,8 @@ async def test_the_event_loop_shows_that_it_goes_round(
     [
         ({}, ""),
         ({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "1"}, ""),
-        ({"WATCHDOG_USEC": "0"}, "WATCHDOG_USEC is 0"),
-        ({"WATCHDOG_USEC": "1e6"}, "WATCHDOG_USEC is 1e6"),
+        ({"WATCHDOG_USEC": "0"}, "WATCHDOG_USEC is a number of microseconds, not '0'"),
+        ({"WATCHDOG_USEC": "1e6"}, "WATCHDOG_USEC is a number of microseconds, not '1e6'"),
     ],
 )
 async def test_no_watchdog(
@@ -190,7 +190,7 @@ async def test_no_watchdog(
         ("{}", "Connection refused|Protocol wrong type"),
         ("/" + "x" * 200, "AF_UNIX path too long"),
         ("vsock:2:1234", "only a path and an @abstract name are known"),
-        ("", "only a path and an @abstract name are known"),
+        ("unixgram:/run/x", "only a path and an @abstract name are known"),
     ],
 )
 async def test_a_service_manager_that_is_not_there_gets_a_line(
@@ -204,9 +204,12 @@ async def test_a_service_manager_that_is_not_there_gets_a_line(
     assert re.match(f"the service manager gets no report: NOTIFY_SOCKET is .*({reason})", record.getMessage())
 
 
+@pytest.mark.parametrize("address", [None, ""])
 async def test_without_a_service_manager_nothing_is_done(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    address: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    if address is not None:
+        monkeypatch.setenv("NOTIFY_SOCKET", address)
     monkeypatch.setattr("gain_trio._server._service_manager._speaker._taken", {})
     async with serving(echo, sd_notify=True) as server:
         await server.drain(0)

@@ -49,7 +49,7 @@ def _check(names: Iterable[str], origin: str) -> tuple[str, ...]:
     wanted = tuple(names)
     unknown = [name for name in wanted if name not in NAMES]
     if unknown:
-        raise ValueError(f"{origin} names {unknown[0]!r}; the pieces are {', '.join(NAMES)}")
+        raise ValueError(f"{origin} names {unknown[0]!r}; the pieces are {', '.join(NAMES)}; 1 is for all, 0 for none")
     return tuple(name for name in NAMES if name in wanted)
 
 

@@ -21,7 +21,15 @@ from ._announcing import Starter, serve_announced
 from ._own_errors import fail_with
 from ._parsing import Subparsers
 from ._reloading import check_watchfiles, serve_reloading
-from ._serve_options import add_flags, add_logging, add_process_priority, add_tls, config_of, take_priority
+from ._serve_options import (
+    add_flags,
+    add_logging,
+    add_process_priority,
+    add_tls,
+    check_partners,
+    config_of,
+    take_priority,
+)
 
 DEFAULT_ADDRESS: Final = "tcp://127.0.0.1:8000"
 STANDARD_OUTPUT: Final = 1
@@ -99,9 +107,11 @@ def execute(options: argparse.Namespace) -> int:
     sys.path.insert(0, str(folder))
     configure_logging(options.log_level, options.log_format)
     try:
+        _check_folder(folder, options.app_dir)
         addresses = options.address or [DEFAULT_ADDRESS]
         for address in addresses:
             parse_address(address, schemes=("tcp", "unix", "fd"))
+        check_partners(options)
         config, asgi = config_of(options), asgi_config_of(options)
         if options.reload:
             check_watchfiles()
@@ -116,6 +126,11 @@ def execute(options: argparse.Namespace) -> int:
         return 0
     except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
         return fail_with(error)
+
+
+def _check_folder(folder: Path, name: str | None) -> None:
+    if not folder.is_dir():
+        raise ValueError(f"--app-dir is a folder, and there is none of the name {name}")
 
 
 def asgi_config_of(options: argparse.Namespace) -> AsgiConfig:

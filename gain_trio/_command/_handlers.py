@@ -14,7 +14,10 @@ from gain_trio._server import (
     check_datagram_handler,
     check_handler,
     check_lifespan,
+    check_module_name,
+    has_no,
     is_class_of_callbacks,
+    is_missing,
 )
 from gain_trio._transports import Connection, DatagramEndpoint
 
@@ -54,15 +57,19 @@ def find_object(name: str, what: str, built_in: Iterable[str]) -> Any:
         choices = [*built_in, f"package.module:{form}"]
         separator = ", or " if len(choices) > 1 else ""
         raise ValueError(f"unknown {what} {name!r}: it is {', '.join(choices[:-1])}{separator}{choices[-1]}")
+    check_module_name(module_name, attribute)
     try:
         target: Any = importlib.import_module(module_name)
     except ImportError as error:
-        raise ValueError(f"cannot import the {what}'s module {module_name!r}: {error}") from error
+        cure = (
+            "" if not is_missing(error, module_name) else "; it is looked for in the current folder and on PYTHONPATH"
+        )
+        raise ValueError(f"cannot import the {what}'s module {module_name!r}: {error}{cure}") from error
     for part in attribute.split("."):
         try:
             target = getattr(target, part)
         except AttributeError:
-            raise ValueError(f"the module {module_name!r} has no {attribute!r}") from None
+            raise ValueError(has_no(module_name, target, attribute, part)) from None
     return target
 
 

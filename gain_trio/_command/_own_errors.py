@@ -6,6 +6,7 @@ import sys
 import traceback
 from typing import Final
 
+from ._flag_words import in_flags
 from ._parsing import fail
 
 _LIBRARIES: Final = sys.stdlib_module_names | {
@@ -38,4 +39,4 @@ def fail_with(error: Exception) -> int:
         traceback.print_exception(type(error), error, error.__traceback__)
     if isinstance(error, OSError):
         return fail(error.strerror or str(error))
-    return fail(str(error) or type(error).__name__)
+    return fail(in_flags(str(error)) or type(error).__name__)

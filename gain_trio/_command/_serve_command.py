@@ -31,7 +31,7 @@ from ._network import SERVED, full_address, is_of_datagrams
 from ._own_errors import fail_with
 from ._parsing import Subparsers
 from ._serve_events import starter as events_starter
-from ._serve_options import add_arguments, config_of, take_priority
+from ._serve_options import add_arguments, check_partners, config_of, take_priority
 
 _OF_DATAGRAMS = {"workers", "architecture", "cbpf", "lifespan"}
 """The options that make sense for a server of datagrams."""
@@ -64,6 +64,7 @@ def execute(options: argparse.Namespace) -> int:
         addresses = [full_address(address, options.network) for address in options.address]
         for address in addresses:
             parse_address(address, schemes=SERVED)
+        check_partners(options)
         config = config_of(options)
         take_priority(options, config)
         return gain_trio.run(serve_announced, _starter(options, addresses, config), options.handler, addresses[0])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import ssl
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -27,6 +26,7 @@ from gain_trio._server import (
 from ._handlers import BUILT_IN, find_lifespan, find_object
 from ._network import add_options as add_network_options
 from ._serve_events import add_options as add_events_options
+from ._tls_files import load_context
 
 _EPILOG = """\
 examples:
@@ -108,7 +108,7 @@ def _add_flag(group: argparse._ArgumentGroup, name: str, flag: Flag, default: ob
         dest=name,
         nargs=None if flag.bare is None else "?",
         const=flag.bare,
-        type=functools.partial(_parsed, flag) if flag.words or flag.parse not in {int, float, str} else flag.parse,
+        type=functools.partial(_parsed, flag),
         metavar=flag.metavar,
         choices=flag.choices,
         default=argparse.SUPPRESS,
@@ -126,7 +126,9 @@ def _parsed(flag: Flag, text: str) -> Any:
     except ValueError as error:
         if flag.parse not in {int, float}:
             raise argparse.ArgumentTypeError(str(error)) from None
-        kind = "a number of seconds" if flag.parse is float else "a number"
+        kind = "a number of seconds" if flag.parse is float else "a whole number"
+        if not flag.words:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {kind}") from None
         raise argparse.ArgumentTypeError(f"{text!r} is neither {kind} nor {' or '.join(flag.words)}") from None
 
 
@@ -176,6 +178,23 @@ def config_of(options: argparse.Namespace) -> ServerConfig:
     return ServerConfig(**given, ssl_context=context, signals=True, sd_notify=True)
 
 
+def check_partners(options: argparse.Namespace) -> None:
+    """Refuse a flag that is about another one, which is not given.
+
+    Raises:
+      ValueError: there is one; says what to give.
+    """
+    given = vars(options)
+    if "proxy_timeout" in given and "proxy_protocol" not in given:
+        raise ValueError("--proxy-timeout is for --proxy-protocol, which is not given")
+    if "handshake_timeout" in given and options.tls_cert is None:
+        raise ValueError("--handshake-timeout is for TLS: give --tls-cert, too")
+    if "worker_timeout" in given and given.get("processes") is None and not given.get("reload"):
+        raise ValueError("--worker-timeout is for worker processes, and there are none: give --processes, too")
+    if "balancer" in given and given.get("architecture") == "socket_sharding":
+        raise ValueError("--balancer is for --architecture reactor: with socket_sharding the kernel distributes")
+
+
 def take_priority(options: argparse.Namespace, config: ServerConfig) -> None:
     """Without worker processes ``--process-priority`` is this process's.
 
@@ -207,32 +226,3 @@ def _tls(certificate: str | None, key: str | None, client_ca: str | None) -> Con
     # An error in the files is reported here, once, and not by every worker process.
     load_context(certificate, key, client_ca)
     return functools.partial(load_context, certificate, key, client_ca)
-
-
-def load_context(certificate: str, key: str | None, client_ca: str | None = None) -> ssl.SSLContext:
-    """A server's context of these files.
-
-    Raises:
-      ValueError: they cannot be read, or are none, or do not belong together; says which, and why.
-    """
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    files = certificate if key is None else f"{certificate} and {key}"
-    try:
-        context.load_cert_chain(certificate, key)
-    except ssl.SSLError as error:
-        cure = "; --tls-key is for a key in a file of its own" if key is None else ""
-        reason = error.reason or error
-        raise ValueError(f"no certificate with its key in {files} (PEM is wanted): {reason}{cure}") from error
-    except OSError as error:
-        raise ValueError(f"cannot read {files}: {error.strerror}") from error
-    if client_ca is not None:
-        try:
-            context.load_verify_locations(client_ca)
-        except ssl.SSLError as error:
-            raise ValueError(
-                f"no certificates of authorities in {client_ca} (PEM is wanted): {error.reason or error}"
-            ) from error
-        except OSError as error:
-            raise ValueError(f"cannot read {client_ca}: {error.strerror}") from error
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context

@@ -102,7 +102,7 @@ class UringStatistics:
 
 def resume_in_place_default() -> bool:
     """The operator's choice: ``GAIN_TRIO_RESUME_IN_PLACE=0`` sends every wake-up through Trio's scheduler."""
-    value = os.environ.get(_RESUME_VARIABLE, "1")
+    value = os.environ.get(_RESUME_VARIABLE) or "1"  # set to nothing is not set
     if value not in ("0", "1"):
         raise ValueError(f"{_RESUME_VARIABLE} must be 0 or 1, not {value!r}")
     return value == "1"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import os
 from collections.abc import Callable
 
@@ -34,6 +36,17 @@ def unwanted_default() -> Feature:
         elif name:
             raise ValueError(f"{_UNWANTED_VARIABLE} has {name!r}; it may have: all, {', '.join(known)}")
     return unwanted
+
+
+def _features(value: object) -> Feature:
+    """``value`` as a set of features."""
+    every = functools.reduce(operator.or_, Feature)
+    if not isinstance(value, int) or isinstance(value, bool) or value & ~int(every):
+        raise ValueError(
+            "RingOptions.unwanted has members of gain_trio.Feature, such as Feature.BUFFER_RING | Feature.CQE_SKIP, not "
+            f"{value!r}"
+        )
+    return Feature(value)
 
 
 def whole_number(instance: object, attribute: attrs.Attribute[int], value: object) -> None:
@@ -115,7 +128,7 @@ class RingOptions:
     """The most connections at once, closing ones included (1 to 1048576).  One more raises an :exc:`OSError`
     (``ENOSPC``).  Operations that the run itself waits with do not count: a full table of connections does not stop it."""
 
-    unwanted: Feature = attrs.field(factory=unwanted_default, converter=Feature)
+    unwanted: Feature = attrs.field(factory=unwanted_default, converter=_features)
     """Kernel features that the ring leaves unused even where the kernel has them.  Default: those that the environment
     variable ``GAIN_TRIO_UNWANTED`` names, in lower case and separated by commas, or ``all``; none where it is not set."""
 

@@ -8,7 +8,7 @@ from ._checks import (
     is_class_of_callbacks,
     why_not_called,
 )
-from ._config_checks import at_least, check_flag
+from ._config_checks import MOST_WORKERS, at_least, check_balancer, check_flag, one_of
 from ._consumer import AttendingHandler, Handler, LivingHandler
 from ._datagram_server import DatagramHandler, DatagramServer, DatagramServerStatistics, serve_datagrams
 from ._drain_limit import DrainLimit
@@ -17,6 +17,7 @@ from ._flags import Flag, flags_of
 from ._listening import serve_listeners
 from ._log_throttle import log_throttle, since_last
 from ._logging import FORMATS, LEVELS, JsonFormatter, LineFormatter, configure_logging
+from ._object_names import check_module_name, has_no, is_missing
 from ._processes import HIGH_PRIORITY, WorkerFailed, take_process_priority
 from ._serve import serve
 from ._server import Server
@@ -34,6 +35,7 @@ __all__ = [
     "HIGH_PRIORITY",
     "LAST_CALLBACK",
     "LEVELS",
+    "MOST_WORKERS",
     "SHUTDOWN_SECONDS",
     "Architecture",
     "AttendingHandler",
@@ -59,20 +61,25 @@ __all__ = [
     "SignalTarget",
     "WorkerFailed",
     "at_least",
+    "check_balancer",
     "check_datagram_handler",
     "check_flag",
     "check_handler",
     "check_lifespan",
+    "check_module_name",
     "check_timeout",
     "configure_logging",
     "flags_of",
+    "has_no",
     "is_cancellation",
     "is_class_of_callbacks",
+    "is_missing",
     "lifespan_value",
     "log_throttle",
     "merged",
     "no_workers_to_replace",
     "obey_signals",
+    "one_of",
     "only_one_of",
     "own_fault",
     "received_signals",

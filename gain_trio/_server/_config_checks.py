@@ -21,12 +21,14 @@ NICE: Final = range(-20, 20)
 """What setpriority(2) takes."""
 
 
-def one_of(kind: Any) -> Check:
+def one_of(kind: Any, *, or_none: bool = False) -> Check:
+    """One of the values of a Literal.  The validator of attrs would put all of the attribute into the message."""
     names = get_args(kind)
 
     def check(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-        if value not in names:
-            raise ValueError(f"{attribute.name} is one of {', '.join(map(repr, names))}, not {value!r}")
+        if value not in names and not (or_none and value is None):
+            words = f"{', '.join(map(repr, names))}{', or None' * or_none}"
+            raise ValueError(f"{attribute.name} is one of {words}, not {value!r}")
 
     return check
 
@@ -35,14 +37,20 @@ def is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def at_least(least: int) -> Check:
-    """A whole number that is not less."""
+MOST_WORKERS: Final = 4096
+"""Of consumers, and of processes: more than machines have CPUs, so a larger number is a slip, and would take all memory."""
+
+
+def at_least(least: int, most: int | None = None) -> Check:
+    """A whole number that is not less, and not more."""
 
     def check(_instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
         if not is_count(value):
             raise TypeError(f"{attribute.name} must be a whole number, not {value!r}")
         if value < least:
             raise ValueError(f"{attribute.name} must be at least {least}, not {value}")
+        if most is not None and value > most:
+            raise ValueError(f"{attribute.name} must be at most {most}, not {value}")
 
     return check
 
@@ -66,6 +74,8 @@ def check_processes(instance: object, attribute: attrs.Attribute[Any], value: An
         raise ValueError(f"processes is a number, 'auto' for one a CPU, or None for this process alone, not {value!r}")
     if value != "auto":
         at_least_1_or_none(instance, attribute, value)
+        if value is not None and value > MOST_WORKERS:
+            raise ValueError(f"processes must be at most {MOST_WORKERS}, or 'auto' for one a CPU, not {value}")
 
 
 def check_balancer(_instance: object, _attribute: attrs.Attribute[Any], value: object) -> None:
@@ -118,7 +128,10 @@ def check_metrics(_instance: object, _attribute: attrs.Attribute[Any], value: ob
         return
     if not isinstance(value, str):
         raise TypeError(f"metrics is an address such as 'tcp://127.0.0.1:9100', or None, not {value!r}")
-    parse_address(value, schemes=("tcp", "unix", "fd"))
+    try:
+        parse_address(value, schemes=("tcp", "unix", "fd"))
+    except ValueError as error:
+        raise ValueError(f"metrics is an address: {error}") from None
 
 
 def senders(value: Iterable[str] | bool) -> tuple[str, ...] | bool:

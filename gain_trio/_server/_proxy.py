@@ -85,12 +85,23 @@ def parse_networks(senders: Iterable[str] | bool) -> tuple[Network, ...]:
     if isinstance(senders, str | bytes | bool) or not isinstance(senders, Iterable):
         raise TypeError(f'proxy_protocol is True or a collection such as ("127.0.0.1", "10.0.0.0/8"), not {senders!r}')
     try:
-        networks = tuple(ipaddress.ip_network(sender) for sender in senders)
+        networks = tuple(map(_network, senders))
     except ValueError as error:
         raise ValueError(f"proxy_protocol names who may send a header, by address or network: {error}") from error
     if not networks:
         raise ValueError("proxy_protocol names no peer that may send a header, so every connection would be refused")
     return networks
+
+
+def _network(sender: object) -> Network:
+    if not isinstance(sender, str | ipaddress.IPv4Network | ipaddress.IPv6Network):  # a number would be an address, too
+        raise TypeError(f'proxy_protocol has addresses and networks such as "10.0.0.0/8", not {sender!r}')
+    try:
+        return ipaddress.ip_network(sender)
+    except ValueError as error:
+        if "host bits set" in str(error):
+            raise ValueError(f"{error}: write {ipaddress.ip_network(sender, strict=False)}") from None
+        raise ValueError(f"{error}; write 10.0.0.1 or 10.0.0.0/8 for example") from None
 
 
 def _addresses(peer: Any) -> tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, ...]:

@@ -28,6 +28,7 @@ from gain_trio._transports import (
 
 from ._balancer import BALANCERS, Balancer, BalancerName
 from ._config_checks import (
+    MOST_WORKERS,
     at_least,
     at_least_1_or_none,
     check_balancer,
@@ -95,7 +96,7 @@ class ServerConfig:
     ``"socket_sharding"``: each worker has a listener of its own on every address, and the kernel distributes (TCP only)."""
     workers: int = attrs.field(
         default=1,
-        validator=at_least(1),
+        validator=at_least(1, MOST_WORKERS),
         metadata=Flag(
             group="who serves", parse=int, metavar="N", help="consumers that share the connections, or shards"
         ).beside(),

@@ -171,7 +171,9 @@ class _Speaker:
         if "NOTIFY_SOCKET" in os.environ:
             self._taken = {name: os.environ.pop(name) for name in VARIABLES if name in os.environ}
         address = self._taken.get("NOTIFY_SOCKET")
-        if address is not None and not address.startswith(("/", "@")):
+        if not address:  # set to nothing is not set
+            address = None
+        elif not address.startswith(("/", "@")):
             logger.warning(
                 "the service manager gets no report: NOTIFY_SOCKET is %s, and only a path and an @abstract name are known",
                 shown(address),
@@ -188,7 +190,10 @@ class _Speaker:
         if said is None or meant != str(os.getpid()):  # sd_watchdog_enabled(3): it may be another process's
             return math.inf
         if not _NUMBER.fullmatch(said) or not int(said):
-            logger.warning("the service manager's watchdog is left out: WATCHDOG_USEC is %s", shown(said))
+            logger.warning(
+                "the service manager's watchdog is left out: WATCHDOG_USEC is a number of microseconds, not '%s'",
+                shown(said),
+            )
             return math.inf
         return int(said) / 1e6
 

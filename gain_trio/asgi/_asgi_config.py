@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, final, get_args
 import attrs
 
 from gain_trio._kernel import documented_fields
-from gain_trio._server import Flag, ServerConfig, ServerOptions, at_least, check_flag, check_timeout
+from gain_trio._server import Flag, ServerConfig, ServerOptions, at_least, check_flag, check_timeout, one_of
 
 from ._access_log import AccessForm
 from ._lifespan import AppLifespan
@@ -61,9 +61,9 @@ def _networks(text: str) -> tuple[str, ...] | Literal[True]:
 
 def _trusted(value: Iterable[str] | Literal[True]) -> tuple[str, ...] | Literal[True]:
     """Checked, and to be looked at more than once."""
-    checked: Any = value if value is True or isinstance(value, str) else tuple(value)
+    checked: Any = tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
     TrustedProxies(checked)
-    return checked  # type: ignore[no-any-return]  # a str is refused
+    return checked  # type: ignore[no-any-return]  # others are refused
 
 
 def _size(help_text: str, *, default: int, least: int) -> Any:
@@ -155,7 +155,7 @@ class AsgiConfig:
     """Seconds that ``send`` waits for a client that reads too slowly.  Then the connection is reset."""
     app_lifespan: AppLifespan = attrs.field(
         default="auto",
-        validator=attrs.validators.in_(get_args(AppLifespan)),
+        validator=one_of(AppLifespan),
         metadata=Flag(
             group="web apps",
             name="lifespan",
@@ -168,7 +168,7 @@ class AsgiConfig:
     ``"on"``: an app that does not is an error; ``"off"``: never."""
     proxy_headers: ProxyFields | None = attrs.field(
         default=None,
-        validator=attrs.validators.optional(attrs.validators.in_(get_args(ProxyFields))),
+        validator=one_of(ProxyFields, or_none=True),
         metadata=Flag(
             group="web apps",
             parse=str,
@@ -208,7 +208,7 @@ class AsgiConfig:
     always set it: others pass on what the client has sent, and apps make links of it."""
     access_log: AccessForm | None = attrs.field(
         default=None,
-        validator=attrs.validators.optional(attrs.validators.in_(get_args(AccessForm))),
+        validator=one_of(AccessForm, or_none=True),
         metadata=Flag(
             group="log and statistics",
             parse=str,

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias, final
 import trio
 
 from gain_trio._http import Limits, Memory, Request, RequestMemory
-from gain_trio._server import LivingHandler, RequestStatistics
+from gain_trio._server import LivingHandler, RequestStatistics, check_module_name, has_no, is_missing, why_not_called
 from gain_trio._transports import Connection
 
 from ._asgi_config import AsgiConfig
@@ -154,25 +154,36 @@ def load_app(source: AsgiApp | str, *, factory: bool) -> AsgiApp:
     if factory:
         if not callable(app):
             raise TypeError(f"factory=True wants a function that returns the app, and {name} cannot be called")
+        why_not = why_not_called(app, ())
+        if why_not is not None:
+            raise TypeError(f"factory=True calls a function without arguments, which returns the app, and {why_not}")
         app = app()
     if not callable(app) or isinstance(app, type):
         raise TypeError(f"an ASGI app is an async function of scope, receive and send, and {name} is {app!r}")
-    return app  # type: ignore[no-any-return]  # what it takes and returns is seen when it is called
+    why_not = why_not_called(app, ("scope", "receive", "send"))
+    if why_not is not None:
+        cure = "" if factory or why_not_called(app, ()) is not None else "; if it returns the app, give factory=True"
+        raise TypeError(f"an ASGI app is an async function of scope, receive and send, and {why_not}{cure}")
+    return app  # type: ignore[no-any-return]  # what it returns is seen when it is called
 
 
 def _imported(name: str) -> Any:
     module_name, colon, attribute = name.partition(":")
     if not module_name or not colon or not attribute:
         raise ValueError(f"the name of an app has the form package.module:name, not {name!r}")
+    check_module_name(module_name, attribute)
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+        if not is_missing(error, module_name):
             raise
-        raise ValueError(f"there is no module {module_name!r} for the app {name!r}") from error
+        raise ValueError(
+            f"there is no module {module_name!r} for the app {name!r}: it is looked for in --app-dir, "
+            "the current folder, and on PYTHONPATH"
+        ) from error
     for part in attribute.split("."):
         try:
             found = getattr(found, part)
         except AttributeError:
-            raise ValueError(f"the module {module_name!r} has no {attribute!r}") from None
+            raise ValueError(has_no(module_name, found, attribute, part)) from None
     return found

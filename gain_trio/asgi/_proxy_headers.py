@@ -186,10 +186,17 @@ def _networks(trusted: Iterable[str]) -> tuple[tuple[Network, ...], bool]:
     if isinstance(trusted, str | bytes | bool) or not isinstance(trusted, Iterable):
         raise TypeError(f'trusted proxies are a collection such as ("127.0.0.1", "10.0.0.0/8"), not {trusted!r}')
     names = list(trusted)
+    for name in names:
+        if not isinstance(
+            name, str | ipaddress.IPv4Network | ipaddress.IPv6Network
+        ):  # a number would be an address, too
+            raise TypeError(f'trusted proxies are named as "127.0.0.1" or "10.0.0.0/8", not {name!r}')
     try:
         networks = tuple(ipaddress.ip_network(name) for name in names if name != UNIX)
     except ValueError as error:
-        raise ValueError(f"trusted proxies are named by address or network, or as 'unix': {error}") from error
+        raise ValueError(
+            f"trusted proxies are named by address or network such as 10.0.0.0/8, or as 'unix': {error}"
+        ) from error
     if not names:
         raise ValueError("no proxy is trusted, so no field would count")
     return networks, UNIX in names

@@ -13,7 +13,7 @@ import attrs
 
 from gain_trio._kernel import documented_fields
 from gain_trio._ring import RingOptions
-from gain_trio._server import HIGH_PRIORITY, Architecture, LineFormatter, ServerConfig
+from gain_trio._server import HIGH_PRIORITY, MOST_WORKERS, Architecture, LineFormatter, ServerConfig, check_balancer
 
 WritePolicy: TypeAlias = Literal["close", "raise"]
 
@@ -30,12 +30,14 @@ def _one_of(kind: Any) -> _Check:
     return check
 
 
-def _whole(least: int) -> _Check:
+def _whole(least: int, most: int | None = None) -> _Check:
     def check(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
         if not isinstance(value, int) or isinstance(value, bool):
             raise TypeError(f"Config.{attribute.name} is a whole number, not {value!r}")
         if value < least:
             raise ValueError(f"Config.{attribute.name} is at least {least}, not {value}")
+        if most is not None and value > most:
+            raise ValueError(f"Config.{attribute.name} is at most {most}, not {value}")
 
     return check
 
@@ -45,9 +47,18 @@ def _check_flag(_instance: object, attribute: attrs.Attribute[Any], value: objec
         raise TypeError(f"Config.{attribute.name} is True or False, not {value!r}")
 
 
-def _check_keep_alive(_instance: object, attribute: attrs.Attribute[Any], value: float) -> None:
+def _check_keep_alive(_instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"Config.{attribute.name} is a number of seconds, or 0 for none, not {value!r}")
     if value != 0 and not 1 <= value < math.inf:
         raise ValueError(f"Config.{attribute.name} is a number of seconds of at least 1, or 0 for none, not {value!r}")
+
+
+def _check_balancer(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    try:
+        check_balancer(_instance, attribute, value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"Config.{attribute.name}: {error}") from None
 
 
 def _check_level(_instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -91,12 +102,12 @@ class Config:
     unless ``processes`` says how many; the event handler is pickled for them, and its callbacks run there."""
     process_priority: bool = attrs.field(default=False, validator=_check_flag)
     """Give the worker processes, or without them this one, a nice value of -19, which takes privileges (setpriority(2))."""
-    workers: int = attrs.field(default=1, validator=_whole(1))
+    workers: int = attrs.field(default=1, validator=_whole(1, MOST_WORKERS))
     """How many consumers, or shards, share the connections; of datagrams, how many are handled at once.  They are tasks of
     one thread: more of them make no use of more CPUs, ``processes`` does."""
     cbpf: bool = attrs.field(default=False, validator=_check_flag)
     """Socket sharding on Linux: the shard is chosen by the CPU that a connection, or datagram, arrives on."""
-    load_balancing: Any = "round_robin"
+    load_balancing: Any = attrs.field(default="round_robin", validator=_check_balancer)
     """Reactor: which worker gets a connection.  ``"round_robin"``, ``"least_connections"``, ``"source_ip_hash"``, or a
     balancer of your own, see :func:`gain_trio.serve`."""
     socket_recv_buffer_size: int = attrs.field(default=0, validator=_whole(0))

@@ -6,6 +6,7 @@ import socket
 
 from ._activation import give_back, keep, take_sockets
 from ._address import FdAddress, UnixAddress
+from ._listen_errors import cannot_listen
 from ._preparing import check_socket, prepare_socket
 from ._socket_options import SocketOptions
 from ._unix import check_unix, listen_unix
@@ -17,7 +18,7 @@ async def open_unix(address: UnixAddress, options: SocketOptions) -> socket.sock
     try:
         return await listen_unix(address, options.places, options.access, pass_fds=options.pass_fds)
     except OSError as error:
-        raise OSError(error.errno, f"cannot listen on {address}: {error.strerror}") from error
+        raise cannot_listen(address, error) from error
 
 
 def open_passed(address: FdAddress, *, pass_fds: bool) -> list[socket.socket]:
@@ -25,7 +26,7 @@ def open_passed(address: FdAddress, *, pass_fds: bool) -> list[socket.socket]:
     try:
         sockets = take_sockets(address)
     except OSError as error:
-        raise OSError(error.errno, f"cannot listen on {address}: {error.strerror}") from error
+        raise cannot_listen(address, error) from error
     try:
         for sock in sockets:
             _check_listening(address, sock)

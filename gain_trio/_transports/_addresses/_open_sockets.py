@@ -15,6 +15,7 @@ import trio
 
 from ._address import Address, FdAddress, TcpAddress, UnixAddress, parse_address
 from ._bind_retry import bind_with_retries
+from ._listen_errors import cannot_listen
 from ._open_local import open_passed, open_unix
 from ._reuse_port import steer_by_cpu
 from ._socket_options import SocketOptions, apply_tcp_options, options_for
@@ -85,7 +86,7 @@ async def _open_tcp(
             address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
     except socket.gaierror as error:
-        raise socket.gaierror(error.errno, f"cannot listen on {address}: {error.strerror}") from error
+        raise cannot_listen(address, error) from error
     unsupported: list[OSError] = []
     before = len(groups[0])  # at least one more must come of this address
     for family, kind, protocol, _name, sockaddr in found:
@@ -103,7 +104,7 @@ async def _open_tcp(
                 await _listen(sock, where, options, shared=shared)
             except OSError as error:
                 text = TcpAddress(str(where[0]), int(str(where[1])))
-                raise OSError(error.errno, f"cannot listen on {text}: {error.strerror}") from error
+                raise cannot_listen(text, error) from error
             if number == 0:
                 where = (where[0], sock.getsockname()[1], *where[2:])  # the port that the kernel chose, for the others
         else:

@@ -78,6 +78,8 @@ class Access:
         for name, who in (("owner", self.owner), ("group", self.group)):
             if isinstance(who, bool) or not isinstance(who, int | str | None):
                 raise TypeError(f"the {name} of a Unix socket is a number, a name or None, not {who!r}")
+            if (isinstance(who, int) and who < 0) or who == "":  # -1 would leave it as it is, see chown(2)
+                raise ValueError(f"the {name} of a Unix socket is a number of at least 0, a name or None, not {who!r}")
         if isinstance(self.mode, bool) or not isinstance(self.mode, int | None):
             raise TypeError(f"the mode of a Unix socket is a number such as 0o660, or None, not {self.mode!r}")
         if self.mode is not None and not 0 <= self.mode <= 0o777:
