@@ -18,14 +18,14 @@ from support.servers import LOCAL, connect, echo, serving
 
 import gain_trio
 from gain_trio import Connection, Marks, ServerConfig, ServerOptions
-from gain_trio._server._server_config import merged
+from gain_trio._server._server_options import merged
 
 pytestmark = pytest.mark.connections
 
 
 def test_the_options_of_serve_are_the_fields_of_the_config() -> None:
     fields = attrs.fields_dict(ServerConfig)
-    assert list(ServerOptions.__annotations__) == list(fields)
+    assert ServerOptions.__annotations__.keys() == fields.keys()
     for name, field in fields.items():
         annotation = ServerOptions.__annotations__[name]
         assert getattr(annotation, "__forward_arg__", annotation) == field.type, name

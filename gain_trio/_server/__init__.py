@@ -21,8 +21,9 @@ from ._object_names import check_module_name, has_no, is_missing
 from ._processes import HIGH_PRIORITY, WorkerFailed, take_process_priority
 from ._serve import serve
 from ._server import Server
-from ._server_config import Architecture, ContextSource, ServerConfig, ServerOptions, merged
+from ._server_config import Architecture, ContextSource, ServerConfig
 from ._server_lifespan import Lifespan, check_lifespan, lifespan_value
+from ._server_options import ServerOptions, merged
 from ._service_manager import service_manager
 from ._signals import SignalTarget, no_workers_to_replace, obey_signals, received_signals
 from ._statistics import BUCKETS, RequestStatistics, ServerStatistics

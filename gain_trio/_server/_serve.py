@@ -39,13 +39,14 @@ from ._consumer import Handler
 from ._listening import serve_listeners
 from ._privileges import identity_of, socket_options_of
 from ._server import Server
-from ._server_config import ServerConfig, merged
+from ._server_config import ServerConfig
+from ._server_options import merged
 from ._signals_and_metrics import serve_with_signals_and_metrics
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from ._server_config import ServerOptions
+    from ._server_options import ServerOptions
 
 
 async def serve(

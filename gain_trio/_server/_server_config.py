@@ -1,19 +1,19 @@
 """ServerConfig: all options of a server, checked when the program sets them.
 
 One class for all of it, because a server's options travel: from ``serve(..., workers=4)`` to its acceptors and consumers,
-from the command line, and to worker processes, which get them pickled.  An option is written here once: its type, default
-and check, its docstring, and its flag of ``gain-trio serve``.  :class:`ServerOptions` repeats names and types for type
-checkers, and a test compares the two.  What depends on an address (that
-``mode=`` is for Unix sockets, and socket sharding for TCP) is checked where addresses are opened, in ``_transports``.
+from the command line, and to worker processes, which get them pickled.  An option is written once: its type, default and
+check, its docstring, and its flag of ``gain-trio serve``.  Those of sockets are in ``_socket_config.py``, and those of
+worker processes in ``_process_config.py``.  :class:`ServerOptions` repeats names and types for type checkers, and a test
+compares the two.  What depends on an address (that ``mode=`` is for Unix sockets, and socket sharding for TCP) is checked
+where addresses are opened, in ``_transports``.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 import ssl
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict, TypeVar, final, get_args
+from typing import Literal, TypeAlias, final, get_args
 
 import attrs
 
@@ -21,7 +21,6 @@ from gain_trio._kernel import documented_fields
 from gain_trio._transports import (
     DEFAULT_CLOSE_TIMEOUT,
     Marks,
-    SocketOptions,
     checked_close_timeout,
     checked_idle_timeout,
 )
@@ -37,28 +36,19 @@ from ._config_checks import (
     check_graceful_timeout,
     check_marks,
     check_metrics,
-    check_priority,
-    check_processes,
     check_user,
     lifespan_or_none,
     one_of,
     parse_id,
-    parse_octal,
     parse_senders,
-    parse_size,
-    seconds_or_none,
     senders,
     valid_handshake_timeout,
     valid_proxy_timeout,
 )
 from ._flags import Flag
+from ._process_config import ProcessConfig
 from ._server_lifespan import Lifespan
-from ._time_limits import GRACEFUL_TIMEOUT, HANDSHAKE_TIMEOUT, PROXY_TIMEOUT, SHUTDOWN_SECONDS, WORKER_TIMEOUT
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-T = TypeVar("T")
+from ._time_limits import GRACEFUL_TIMEOUT, HANDSHAKE_TIMEOUT, PROXY_TIMEOUT, SHUTDOWN_SECONDS
 
 Architecture: TypeAlias = Literal["reactor", "socket_sharding"]
 """``"reactor"``: an acceptor for each address, and consumers that share the connections.  ``"socket_sharding"``: each
@@ -71,7 +61,7 @@ AtMaxConnections: TypeAlias = Literal["wait", "refuse"]
 @final
 @documented_fields
 @attrs.frozen(kw_only=True)
-class ServerConfig:
+class ServerConfig(ProcessConfig):
     """The options of :func:`serve`, checked, to be kept, compared, pickled and shared.
 
     ``serve(handler, address, config=config, workers=2)`` uses its values but for those given beside it;
@@ -102,19 +92,6 @@ class ServerConfig:
         ).beside(),
     )
     """Consumers, or shards, in each process."""
-    processes: int | Literal["auto"] | None = attrs.field(
-        default=None,
-        validator=check_processes,
-        metadata=Flag(
-            group="worker processes",
-            parse=int,
-            words={"auto": "auto"},
-            metavar="N",
-            help="the number of processes that serve, each with --workers; auto for one a CPU",
-            usual="this process alone",
-        ).beside(),
-    )
-    """Worker processes; ``"auto"`` for one a CPU that this process may run on, None to serve in this process."""
     balancer: BalancerName | Balancer = attrs.field(
         default="round_robin",
         validator=check_balancer,
@@ -137,26 +114,6 @@ class ServerConfig:
     )
     """Socket sharding on Linux: the shard is chosen by the CPU that a connection arrives on (its number modulo the number of
     shards), instead of by a hash of its addresses (``SO_ATTACH_REUSEPORT_CBPF``, socket(7))."""
-    cpu_affinity: bool = attrs.field(
-        default=False,
-        validator=check_flag,
-        metadata=Flag(
-            group="worker processes", help="bind each to a CPU of its own, and its listener to what arrives there"
-        ).beside(),
-    )
-    """Bind each worker process to a CPU of its own, and its listener to what arrives there (``SO_INCOMING_CPU``)."""
-    priority: int | None = attrs.field(
-        default=None,
-        validator=check_priority,
-        metadata=Flag(
-            group="worker processes",
-            parse=int,
-            metavar="N",
-            help="their nice value, -20 to 19",
-            usual="that of this process",
-        ).beside(),
-    )
-    """Nice value of the worker processes, -20 to 19, see setpriority(2); None leaves it as it is."""
     max_connections: int | None = attrs.field(
         default=None,
         validator=at_least_1_or_none,
@@ -195,83 +152,6 @@ class ServerConfig:
     """Connections at a time from one client, in each process that serves; further ones are reset, and counted as refused.  A
     client is an IPv4 address or an IPv6 network of 64 bits, which is what one customer has; behind a proxy
     (``proxy_protocol``) it is the proxy's client.  Peers on Unix sockets have no limit.  None for no limit."""
-    backlog: int | None = attrs.field(
-        default=None,
-        metadata=Flag(
-            group="limits",
-            parse=int,
-            metavar="N",
-            help="connections that may wait to be accepted",
-            usual="all the system allows",
-        ).beside(),
-    )
-    """Connections that may wait to be accepted, on each listener; None for as many as the system allows."""
-    reuse_port: bool = attrs.field(
-        default=False,
-        validator=check_flag,
-        metadata=Flag(group="sockets", help="let other servers share the port (SO_REUSEPORT)").beside(),
-    )
-    """Set ``SO_REUSEPORT``, so that other servers can share the port.  Socket sharding sets it anyhow."""
-    receive_buffer: int | None = attrs.field(
-        default=None,
-        metadata=Flag(
-            group="sockets",
-            parse=int,
-            metavar="BYTES",
-            help="SO_RCVBUF of TCP connections",
-            usual="adjusted by the kernel",
-        ).beside(),
-    )
-    """``SO_RCVBUF`` of TCP connections, in bytes, which stops Linux from adjusting it; it doubles the value (socket(7))."""
-    send_buffer: int | None = attrs.field(
-        default=None,
-        metadata=Flag(
-            group="sockets",
-            parse=int,
-            metavar="BYTES",
-            help="SO_SNDBUF of TCP connections",
-            usual="adjusted by the kernel",
-        ).beside(),
-    )
-    """``SO_SNDBUF``, likewise."""
-    keep_alive: float | None = attrs.field(
-        default=None,
-        metadata=Flag(
-            group="sockets",
-            parse=float,
-            metavar="S",
-            help="seconds of silence after which TCP probes the peer",
-            usual="never",
-        ).beside(),
-    )
-    """Seconds without a segment from the peer after which TCP sends a probe (tcp(7)); 1 to 32767, rounded up to whole
-    seconds.  None for no probes."""
-    keep_alive_interval: float | None = attrs.field(
-        default=None,
-        metadata=Flag(
-            group="sockets", parse=float, metavar="S", help="seconds between two probes", usual="those of --keep-alive"
-        ).beside(),
-    )
-    """Seconds between two probes that the peer does not answer, likewise; None for those of ``keep_alive``."""
-    keep_alive_count: int | None = attrs.field(
-        default=None,
-        metadata=Flag(
-            group="sockets", parse=int, metavar="N", help="unanswered probes that end a connection", usual="9 on Linux"
-        ).beside(),
-    )
-    """Probes without an answer after which the kernel ends the connection, 1 to 127; None for the system's (9 on Linux)."""
-    tcp_user_timeout: float | None = attrs.field(
-        default=None,
-        metadata=Flag(
-            group="sockets",
-            parse=float,
-            metavar="S",
-            help="seconds that sent bytes may stay unacknowledged (TCP_USER_TIMEOUT)",
-            usual="about 15 minutes on Linux",
-        ).beside(),
-    )
-    """Seconds that sent bytes may stay unacknowledged before the kernel ends the connection (``TCP_USER_TIMEOUT``, tcp(7)).
-    With ``keep_alive`` it decides in place of ``keep_alive_count``.  None for the system's, on Linux about 15 minutes."""
     idle_timeout: float = attrs.field(
         default=math.inf,
         converter=checked_idle_timeout,
@@ -298,42 +178,6 @@ class ServerConfig:
     one that accepts nothing it waits 5."""
     marks: Marks | None = attrs.field(default=None, validator=check_marks)
     """The bounds of a connection's two queues."""
-    mode: int | None = attrs.field(
-        default=None,
-        metadata=Flag(
-            group="sockets",
-            name="socket_mode",
-            parse=parse_octal,
-            metavar="OCTAL",
-            help="the permissions of a Unix socket's file, 660 for example",
-            usual="by the umask",
-        ).beside(),
-    )
-    """The permissions of a Unix socket's file, ``0o660`` for example, see :func:`open_listeners`."""
-    owner: int | str | None = attrs.field(
-        default=None,
-        metadata=Flag(
-            group="sockets",
-            name="socket_owner",
-            parse=parse_id,
-            metavar="USER",
-            help="the owner of that file",
-            usual="that of --user, or of the process",
-        ).beside(),
-    )
-    """The owner of that file, by number or name."""
-    group: int | str | None = attrs.field(
-        default=None,
-        metadata=Flag(
-            group="sockets",
-            name="socket_group",
-            parse=parse_id,
-            metavar="GROUP",
-            help="its group",
-            usual="that of --user, or of the process",
-        ).beside(),
-    )
-    """Its group, likewise."""
     user: int | str | None = attrs.field(
         default=None,
         validator=check_user,
@@ -347,8 +191,6 @@ class ServerConfig:
     )
     """Become this user when the sockets are open, and before worker processes are started: a number, a name, or a name with
     a group behind a colon.  See :func:`serve`."""
-    pass_fds: bool = attrs.field(default=False, validator=check_flag)
-    """Connections of Unix sockets can pass descriptors, see :func:`open_listeners`."""
     proxy_protocol: Iterable[str] | bool = attrs.field(
         default=False,
         converter=senders,
@@ -412,69 +254,6 @@ class ServerConfig:
         ).beside(),
     )
     """Seconds that connections get to finish after a signal, and when their worker process is replaced."""
-    worker_timeout: float | None = attrs.field(
-        default=WORKER_TIMEOUT,
-        validator=seconds_or_none,
-        metadata=Flag(
-            group="worker processes",
-            parse=float,
-            words={"none": None},
-            metavar="S",
-            help="seconds after which one that does not answer is killed and replaced, or none",
-        ).beside(),
-    )
-    """Seconds that a worker process may hold its event loop up before the server kills and replaces it; None for as long as
-    it likes.  After 2 seconds, or a third of this, it gets no new connections until it answers.  A process that has not
-    begun to serve has four times as long, and at least 20 seconds."""
-    max_connections_per_worker: int | None = attrs.field(
-        default=None,
-        validator=at_least_1_or_none,
-        metadata=Flag(
-            group="worker processes",
-            parse=int,
-            metavar="N",
-            help="replace a process when it has had this number of connections",
-            usual="never",
-        ).beside(),
-    )
-    """Replace a worker process when it has had this number of connections, and as many more as
-    ``max_connections_per_worker_jitter`` allows; None for never.  See :func:`serve` about recycling."""
-    max_connections_per_worker_jitter: int = attrs.field(
-        default=0,
-        validator=at_least(0),
-        metadata=Flag(
-            group="worker processes",
-            parse=int,
-            metavar="N",
-            help="and up to this number more, chosen at random for each process",
-        ).beside(),
-    )
-    """Connections that are added to ``max_connections_per_worker``: for each process a random number up to this."""
-    max_worker_lifetime: float | None = attrs.field(
-        default=None,
-        validator=seconds_or_none,
-        metadata=Flag(
-            group="worker processes",
-            parse=float,
-            metavar="S",
-            help="replace a process when it has served for this number of seconds",
-            usual="never",
-        ).beside(),
-    )
-    """Replace a worker process when it has served for this number of seconds; None for never."""
-    max_worker_memory: int | None = attrs.field(
-        default=None,
-        validator=at_least_1_or_none,
-        metadata=Flag(
-            group="worker processes",
-            parse=parse_size,
-            metavar="BYTES",
-            help="replace a process that has more than this in memory (resident); 512M for example",
-            usual="never",
-        ).beside(),
-    )
-    """Replace a worker process that has more than this number of bytes in memory (its resident set, proc(5)), but not in its
-    first 10 seconds; None for never."""
     signals: bool = attrs.field(default=False, validator=check_flag)
     """SIGTERM and SIGINT drain the server, and a second one cancels it.  SIGHUP replaces the worker processes one by one; a
     server without worker processes calls an ``ssl_context`` that is a function again, and so loads its certificate."""
@@ -506,88 +285,3 @@ class ServerConfig:
         if self.max_connections_per_worker is None and self.max_connections_per_worker_jitter:
             raise ValueError("max_connections_per_worker_jitter is added to max_connections_per_worker: give that, too")
         self.socket_options()  # which checks what it is made of
-
-    @property
-    def recycles(self) -> bool:
-        """Whether worker processes are replaced when they have served enough."""
-        return (self.max_connections_per_worker, self.max_worker_lifetime, self.max_worker_memory) != (None, None, None)
-
-    def socket_options(self) -> SocketOptions:
-        """What its listening sockets are opened with."""
-        return SocketOptions(
-            backlog=self.backlog,
-            reuse_port=self.reuse_port,
-            receive_buffer=self.receive_buffer,
-            send_buffer=self.send_buffer,
-            keep_alive=self.keep_alive,
-            keep_alive_interval=self.keep_alive_interval,
-            keep_alive_count=self.keep_alive_count,
-            tcp_user_timeout=self.tcp_user_timeout,
-            mode=self.mode,
-            owner=self.owner,
-            group=self.group,
-            pass_fds=self.pass_fds,
-        )
-
-
-class ServerOptions(TypedDict, total=False):
-    """The fields of :class:`ServerConfig`, as keyword arguments of :func:`serve`."""
-
-    architecture: Architecture
-    workers: int
-    processes: int | Literal["auto"] | None
-    balancer: BalancerName | Balancer
-    cbpf: bool
-    cpu_affinity: bool
-    priority: int | None
-    max_connections: int | None
-    at_max_connections: AtMaxConnections
-    max_connections_per_address: int | None
-    backlog: int | None
-    reuse_port: bool
-    receive_buffer: int | None
-    send_buffer: int | None
-    keep_alive: float | None
-    keep_alive_interval: float | None
-    keep_alive_count: int | None
-    tcp_user_timeout: float | None
-    idle_timeout: float
-    close_timeout: float
-    marks: Marks | None
-    mode: int | None
-    owner: int | str | None
-    group: int | str | None
-    user: int | str | None
-    pass_fds: bool
-    proxy_protocol: Iterable[str] | bool
-    proxy_timeout: float
-    ssl_context: ContextSource | None
-    handshake_timeout: float
-    lifespan: Lifespan | None
-    strict: bool
-    graceful_timeout: float
-    worker_timeout: float | None
-    max_connections_per_worker: int | None
-    max_connections_per_worker_jitter: int
-    max_worker_lifetime: float | None
-    max_worker_memory: int | None
-    signals: bool
-    sd_notify: bool
-    metrics: str | None
-
-
-def merged(config: ServerConfig | None, **options: Unpack[ServerOptions]) -> ServerConfig:
-    """``config`` with the options that are given beside it.
-
-    Raises:
-      TypeError: ``config`` is of another type, or an option is unknown; and the errors of :class:`ServerConfig`.
-    """
-    for name in options.keys() - attrs.fields_dict(ServerConfig):
-        near = difflib.get_close_matches(name, attrs.fields_dict(ServerConfig), n=1)
-        cure = f"did you mean {near[0]}=?" if near else "the options are the fields of gain_trio.ServerConfig"
-        raise TypeError(f"a server has no option {name!r}: {cure}")
-    if config is None:
-        return ServerConfig(**options)
-    if not isinstance(config, ServerConfig):
-        raise TypeError(f"config must be a gain_trio.ServerConfig, not {config!r}")
-    return attrs.evolve(config, **options)
