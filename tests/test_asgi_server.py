@@ -40,7 +40,7 @@ from gain_trio.asgi import AsgiConfig, AsgiOptions
 from gain_trio.asgi._asgi_handler import AsgiHandler
 from gain_trio.asgi._response_heads import HeadMemory, Stamp, made_head
 
-pytestmark = pytest.mark.connections
+pytestmark = [pytest.mark.connections, pytest.mark.usefixtures("forked_workers")]
 
 
 # --- the app and the options ---
@@ -253,7 +253,6 @@ async def test_a_worker_that_cannot_import_the_app_says_so(tmp_path: Path, monke
             pytest.fail("it serves")
 
 
-@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.slow
 async def test_replacing_workers_loses_no_request() -> None:
     async with serving_app("support.asgi_apps:tell_process", processes=2) as server:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import signal
-import socket
-import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 import pytest
+from support.processes import Program, connect, running
 
 pytestmark = [pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX"), pytest.mark.one_backend]
 
@@ -93,72 +91,59 @@ KINDS = ["serve", "listen_and_serve", "start_as_main_process", "command", "callb
 
 
 @contextmanager
-def busy_server(kind: str, seconds: float, folder: Path) -> Iterator[subprocess.Popen[str]]:
+def busy_server(kind: str, seconds: float, folder: Path) -> Iterator[Program]:
     """A server whose thread is busy for ever."""
     script = folder / "script.py"
     script.write_text(SCRIPT)
     module = SCRIPT.partition("# as a program")[0].replace("print(server.addresses[0][1], flush=True)", "pass")
     (folder / "served.py").write_text(module)
-    command = [sys.executable, str(script), kind, str(seconds), str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            port = int(line) if line.strip().isdigit() else int(line.split("127.0.0.1:")[1].partition(";")[0])
-            with socket.create_connection(("127.0.0.1", port)) as client:
-                client.sendall(b"x")
-                read_until_busy(process.stdout)
-                yield process
-        finally:
-            process.kill()
-
-
-def read_until_busy(output: IO[str]) -> None:
-    while line := output.readline():
-        if line == "busy\n":
-            return
-    pytest.fail("it ended")
+    with running(script, kind, str(seconds), folder) as program:
+        line = program.line()
+        port = int(line) if line.isdigit() else int(line.split("127.0.0.1:")[1].partition(";")[0])
+        with connect("127.0.0.1", port) as client:
+            client.sendall(b"x")
+            while (line := program.line()) != "busy":
+                assert line, "it ended"
+            yield program
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_busy_thread_does_not_keep_the_process(kind: str, tmp_path: Path) -> None:
-    with busy_server(kind, 0.1, tmp_path) as process:
+    with busy_server(kind, 0.1, tmp_path) as program:
         for number in (signal.SIGTERM, signal.SIGINT):  # two of a kind may become one
-            process.send_signal(number)
-        check_end(kind, process)
+            program.interrupt(number)
+        check_end(kind, program)
 
 
 @pytest.mark.parametrize("kind", ["serve", "start_as_main_process", "callbacks by command"])
 def test_further_signals_shorten_the_time(kind: str, tmp_path: Path) -> None:
-    with busy_server(kind, 3600, tmp_path) as process:
+    with busy_server(kind, 3600, tmp_path) as program:
         for _ in range(100):
-            process.send_signal(signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(0.3)
+            program.interrupt(signal.SIGTERM)
+            if program.ends_within(0.3):
                 break
-        check_end(kind, process)
+        check_end(kind, program)
 
 
 @pytest.mark.parametrize("seconds", [0.1, 3600], ids=["two signals", "more signals"])
 @pytest.mark.parametrize("kind", HELD_UP)
 def test_a_run_that_is_held_up_does_not_keep_the_process(kind: str, seconds: float, tmp_path: Path) -> None:
-    with busy_server(kind, seconds, tmp_path) as process:
+    with busy_server(kind, seconds, tmp_path) as program:
         for number in range(100):
             if number < 2 or seconds > 1:
-                process.send_signal(signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(0.3)
+                program.interrupt(signal.SIGTERM)
+            if program.ends_within(0.3):
                 break
-        _, errors = process.communicate(timeout=50)
-    assert process.returncode == 1
+        status, _, errors = program.end()
+    assert status == 1
     assert "status 1" in errors
     assert "the run, which is held up in" in errors
     assert "stuck, line" in errors or "threading" in errors
 
 
-def check_end(kind: str, process: subprocess.Popen[str]) -> None:
-    _, errors = process.communicate(timeout=50)
-    assert process.returncode == 1
+def check_end(kind: str, program: Program) -> None:
+    status, _, errors = program.end()
+    assert status == 1
     assert "status 1" in errors
     assert ("handler" if kind in {"serve", "command"} else "Busy") in errors
     assert "for the thread" in errors

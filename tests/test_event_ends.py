@@ -27,7 +27,7 @@ from gain_trio.callbacks import Config, Conn, EventHandler, EventServer, Invalid
 from gain_trio.callbacks import _event_server as server_module
 from gain_trio.callbacks._stream_driver import StreamDriver
 
-pytestmark = pytest.mark.connections
+pytestmark = [pytest.mark.connections, pytest.mark.usefixtures("forked_workers")]
 
 LOCAL = "tcp://127.0.0.1:0"
 THREADS = pytest.mark.parametrize("async_handler", [False, True], ids=["in the run", "in threads"])

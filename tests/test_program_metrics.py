@@ -30,7 +30,7 @@ from gain_trio._server._processes import _metrics_gathering
 from gain_trio._server._processes._control_messages import MetricsReport, decode, encode
 from gain_trio._server._program_metrics import Family, MergedMetrics, ProgramMetrics, Sample
 
-pytestmark = [pytest.mark.connections, pytest.mark.one_backend]
+pytestmark = [pytest.mark.connections, pytest.mark.one_backend, pytest.mark.usefixtures("forked_workers")]
 
 INCOMPLETE = "gain_trio_program_metrics_incomplete"
 

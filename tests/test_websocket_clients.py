@@ -29,7 +29,7 @@ from gain_trio import Server
 from gain_trio.asgi import AsgiConfig
 from gain_trio.asgi._asgi_handler import AsgiHandler
 
-pytestmark = [pytest.mark.connections, pytest.mark.one_backend]
+pytestmark = [pytest.mark.connections, pytest.mark.one_backend, pytest.mark.usefixtures("forked_workers")]
 
 T = TypeVar("T")
 

@@ -45,6 +45,14 @@ class Program:
         """Send the program a signal."""
         self._process.send_signal(number)
 
+    def ends_within(self, seconds: float) -> bool:
+        """Whether it has ended when this time is over."""
+        try:
+            self._process.wait(seconds)
+        except TimeoutError:
+            return False
+        return True
+
     def end(self) -> tuple[int, str, str]:
         """Wait for its end, and return its exit status, the output that no :meth:`line` has returned, and its errors."""
         with futures.ThreadPoolExecutor(2) as threads:
