@@ -10,6 +10,7 @@ import math
 import os
 import random
 import re
+import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -36,8 +37,10 @@ from gain_trio._transports._connections._files import FileSource
 
 pytestmark = [pytest.mark.connections, pytest.mark.features]
 
-LARGE = 24 * MEBIBYTE
-"""More than the kernel holds for a connection."""
+LARGE = 6 * MEBIBYTE
+"""More than the kernel holds for a ``pair``."""
+LARGEST = 24 * MEBIBYTE
+"""More than it holds for any connection."""
 RESETS = pytest.mark.parametrize("any_pair", ["TCP", "TLS"], indirect=True)
 """A Unix socket has no reset: its peer sees the end."""
 
@@ -59,7 +62,10 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def pair(any_pair: Pair) -> Pair:
-    """Every kind of connection."""
+    """Every kind of connection, with small buffers in the kernel."""
+    for connection in any_pair:
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            connection.setsockopt(socket.SOL_SOCKET, option, MEBIBYTE // 2)
     return any_pair
 
 
@@ -324,12 +330,12 @@ async def test_what_is_sent_without_waiting_does_not_get_into_a_file(pair: Pair,
 async def test_room_is_waited_for_behind_what_is_being_sent() -> None:
     client, served = await open_pair()
     async with client, served:
-        client._send_nowait(bytes(LARGE))  # all of it is in flight, and nothing is queued behind it
+        client._send_nowait(bytes(LARGEST))  # all of it is in flight, and nothing is queued behind it
         with trio.fail_after(PATIENCE):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(client._wait_for_room)  # type: ignore[attr-defined]
                 await wait_all_tasks_blocked(QUIET)
-                await receive_exactly(served, LARGE)
+                await receive_exactly(served, LARGEST)
 
 
 @pytest.mark.usefixtures("way")
@@ -437,7 +443,7 @@ async def test_a_file_that_the_kernel_does_not_send_is_read(
 
 @pytest.mark.usefixtures("way")
 async def test_the_run_ends_with_a_transfer_in_progress(path: Path) -> None:
-    path.write_bytes(pattern(LARGE))
+    path.write_bytes(pattern(LARGEST))
     client, served = await open_pair()
     with contextlib.ExitStack() as stack:
         stack.callback(client.abort)
@@ -495,7 +501,7 @@ async def test_its_bytes_are_no_idleness(pair: Pair, path: Path, mock_clock: Moc
         nursery.start_soon(client.send_file, path)
         for _ in range(size // MEBIBYTE):
             await receive_exactly(served, MEBIBYTE)
-            mock_clock.jump(0.5)  # in ten seconds 20 MiB, which the kernel does not hold
+            mock_clock.jump(2)  # in ten seconds 5 MiB, which the kernel does not hold
             await wait_all_tasks_blocked(0.001)
 
 
