@@ -16,8 +16,9 @@ from support.workers import clients_of, soon
 
 import gain_trio
 from gain_trio import ServerConfig, ServerStatistics
+from gain_trio._server._process_usage import resident_memory
 from gain_trio._server._processes import _recycling
-from gain_trio._server._processes._recycling import Recycler, check_memory_is_known, resident_memory
+from gain_trio._server._processes._recycling import Recycler, check_memory_is_known
 from gain_trio._server._processes._worker_failed import WorkerFailed
 from gain_trio._server._time_limits import LONGEST_PAUSE, RECYCLE_INTERVAL, SOON
 

@@ -38,6 +38,7 @@ GIVEN: dict[str, tuple[list[str], Any]] = {
     "graceful_timeout": (["0"], 0.0),
     "worker_timeout": (["none"], None),
     "metrics": (["tcp://127.0.0.1:0"], "tcp://127.0.0.1:0"),
+    "control": (["/run/app/control.sock"], "/run/app/control.sock"),
     "lifespan": (["support.lifespans:named"], lifespans.named),
     "at_max_connections": (["refuse", "--max-connections", "9"], "refuse"),
     "max_connections_per_address": (["3"], 3),

@@ -23,10 +23,10 @@ from gain_trio import ServerConfig, WorkerFailed
 from gain_trio._server._dispatcher import Dispatcher
 from gain_trio._server._processes import _supervisor, _worker_pool, _worker_process
 from gain_trio._server._processes._accepted_socket import AcceptedSocket
-from gain_trio._server._processes._control_messages import Failed
+from gain_trio._server._processes._control_messages import Failed, ReportMetrics
 from gain_trio._server._processes._supervisor import WorkerSupervisor
-from gain_trio._server._processes._worker_metrics import WorkerMetrics
 from gain_trio._server._processes._worker_process import WorkerState
+from gain_trio._server._processes._worker_reports import WorkerReports
 
 pytestmark = [
     pytest.mark.connections,
@@ -91,7 +91,7 @@ class Process:
         self.failure = None if stays else Failed("it was not long", "")
         self.end = "exited with status 1"
         self.statistics = None
-        self.metrics = WorkerMetrics()
+        self.metrics = WorkerReports(ReportMetrics)
         self.has_served = self.has_reported_failure = False
         self.was_lost = is_lost
         self.was_started = True

@@ -33,7 +33,7 @@ from ._parsing import Subparsers
 from ._serve_events import starter as events_starter
 from ._serve_options import add_arguments, check_partners, config_of, take_priority
 
-_OF_DATAGRAMS = {"workers", "architecture", "cbpf", "lifespan"}
+_OF_DATAGRAMS = {"workers", "architecture", "cbpf", "lifespan", "control"}
 """The options that make sense for a server of datagrams."""
 _OF_COMMAND = {"signals", "sd_notify"}
 """The options that :func:`_until_signalled` stands for."""
@@ -101,6 +101,7 @@ def _starter(options: argparse.Namespace, addresses: Sequence[str], config: Serv
             shards=shards,
             cbpf=config.cbpf,
             lifespan=config.lifespan,
+            control=config.control,
         )
         return functools.partial(_until_signalled, serve)
     return functools.partial(gain_trio.serve, find_handler(options.handler), addresses, config=config)

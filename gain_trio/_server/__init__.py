@@ -10,10 +10,11 @@ from ._checks import (
 )
 from ._config_checks import MOST_WORKERS, at_least, check_balancer, check_flag, one_of
 from ._consumer import AttendingHandler, Handler, LivingHandler
-from ._datagram_server import DatagramHandler, DatagramServer, DatagramServerStatistics, serve_datagrams
+from ._datagram_server import DatagramHandler, DatagramServer, serve_datagrams
 from ._drain_limit import DrainLimit
 from ._failures import is_cancellation, only_one_of, own_fault, ungrouped
 from ._flags import Flag, flags_of
+from ._handler_tasks import RequestInProgress
 from ._listening import serve_listeners
 from ._log_throttle import log_throttle, since_last
 from ._logging import FORMATS, LEVELS, JsonFormatter, LineFormatter, configure_logging
@@ -26,12 +27,14 @@ from ._server_lifespan import Lifespan, check_lifespan, lifespan_value
 from ._server_options import ServerOptions, merged
 from ._service_manager import service_manager
 from ._signals import SignalTarget, no_workers_to_replace, obey_signals, received_signals
-from ._statistics import BUCKETS, RequestStatistics, ServerStatistics
+from ._snapshot import VERSION as CONTROL_VERSION
+from ._statistics import BUCKETS, DatagramServerStatistics, RequestStatistics, ServerStatistics
 from ._time_limits import LAST_CALLBACK, SHUTDOWN_SECONDS
 
 __all__ = [
     "BALANCERS",
     "BUCKETS",
+    "CONTROL_VERSION",
     "FORMATS",
     "HIGH_PRIORITY",
     "LAST_CALLBACK",
@@ -54,6 +57,7 @@ __all__ = [
     "Lifespan",
     "LineFormatter",
     "LivingHandler",
+    "RequestInProgress",
     "RequestStatistics",
     "Server",
     "ServerConfig",

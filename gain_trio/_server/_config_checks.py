@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Final, TypeAlias, get_args
 
 import attrs
 
-from gain_trio._transports import Marks, check_handshake_timeout, check_server_context, checked_seconds, parse_address
+from gain_trio._transports import (
+    Marks,
+    UnixAddress,
+    check_handshake_timeout,
+    check_server_context,
+    checked_seconds,
+    parse_address,
+)
 
 from ._balancer import BALANCERS
 from ._checks import check_timeout
@@ -134,6 +143,24 @@ def check_metrics(_instance: object, _attribute: attrs.Attribute[Any], value: ob
         raise ValueError(f"metrics is an address: {error}") from None
 
 
+def path_or_none(value: Any) -> Any:
+    """A path object as a string; :func:`check_control` refuses other objects."""
+    return os.fsdecode(value) if isinstance(value, bytes | os.PathLike) else value
+
+
+def check_control(_instance: object, _attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is None:
+        return
+    if not isinstance(value, str):
+        raise TypeError(
+            f"control is the path of a Unix socket, such as '/run/app/control.sock', or None, not {value!r}"
+        )
+    try:
+        UnixAddress(value)
+    except ValueError as error:
+        raise ValueError(f"control={value!r} is no path for a Unix socket: {error}") from error
+
+
 def senders(value: Iterable[str] | bool) -> tuple[str, ...] | bool:
     """Checked, and no iterator that is empty when it is looked at again."""
     if value is True or value is False:
@@ -180,6 +207,11 @@ def parse_size(text: str) -> int:
     if not number.isdecimal():
         raise ValueError(f"{text!r} is no number of bytes, such as 512M")
     return int(number) << 10 * " KMG".index(unit or " ")
+
+
+def parse_path(text: str) -> str:
+    """A path from the root; a relative one is below the current folder."""
+    return str(Path(text).absolute())
 
 
 def parse_senders(text: str) -> tuple[str, ...]:

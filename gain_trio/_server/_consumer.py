@@ -18,6 +18,7 @@ from gain_trio._transports import DEFAULT_CLOSE_TIMEOUT, Connection, HandshakeEr
 from ._admission import AdmissionStep, RefusedConnectionError
 from ._connection_limit import ConnectionLimit
 from ._failures import judged, parted
+from ._handler_tasks import HandlerTasks, RequestInProgress
 from ._log import ConnectionLog, peer_text
 from ._statistics import CloseCause, RequestStatistics
 
@@ -61,6 +62,10 @@ class LivingHandler(abc.ABC):
         """Return a snapshot of the requests of this process; None of a handler that does not count them."""
         return None
 
+    def request_in_progress(self, _task: trio.lowlevel.Task) -> RequestInProgress | None:
+        """Return the request that the task of a connection serves; None if there is none, or they are not noted."""
+        return None
+
 
 _WORDS: Final[dict[type[BaseException], str]] = {trio.BrokenResourceError: "broke", trio.TooSlowError: "was too slow"}
 """What has become of a connection that ended by this."""
@@ -86,6 +91,8 @@ class ConsumerSettings:
     """Called when a connection has ended while the server drains."""
     changed: Callable[[bool], object] | None = None
     """Called when a connection has begun (False), or has ended (True)."""
+    tasks: HandlerTasks | None = None
+    """Where the handlers that run are noted, for a server that can be looked at."""
     name: str = attrs.field(init=False)
     """The handler's."""
     numbers: itertools.count[int] = attrs.field(init=False, factory=lambda: itertools.count(1))
@@ -230,6 +237,8 @@ class Consumer:
             self._bytes_sent += accepted._successor.bytes_sent
         log.closed(accepted, cause)
         settings = self._settings
+        if settings.tasks is not None:
+            settings.tasks.ended(accepted)
         if settings.changed is not None:
             settings.changed(True)
         if settings.limit is not None:
@@ -270,6 +279,8 @@ class Consumer:
         except trio.BrokenResourceError as error:
             log.over(logging.INFO, connection, "refused", "connection %s is refused: %s", connection, error)
             return "refused"
+        if settings.tasks is not None:
+            settings.tasks.began(connection, prepared, log.number)
         return prepared
 
     def _failed(self, connection: Connection, log: ConnectionLog, error: BaseException) -> CloseCause:

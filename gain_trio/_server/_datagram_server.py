@@ -18,6 +18,7 @@ import errno
 import functools
 import logging
 import math
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, final
 
@@ -27,6 +28,7 @@ import trio
 from gain_trio._transports import (
     DatagramEndpoint,
     DatagramStatistics,
+    SocketOptions,
     UdpAddress,
     endpoint_text,
     errnos,
@@ -37,8 +39,14 @@ from gain_trio._transports import (
 )
 
 from ._checks import check_datagram_handler
+from ._control_socket import ControlSocket
 from ._failures import consists_of, first_of, only_one_of, parted
+from ._handler_tasks import HandlerTasks
+from ._process_usage import cpu_seconds, resident_memory
+from ._server_config import ServerConfig
 from ._server_lifespan import Lifespan, check_lifespan, run_within
+from ._snapshot import ProcessSnapshot, ServerSnapshot, WorkSnapshot
+from ._statistics import DatagramServerStatistics
 
 DatagramHandler = Callable[[bytes, Any, DatagramEndpoint], Awaitable[object]]
 """What serves one datagram: an async function of its data, where it came from, and the endpoint to answer with."""
@@ -55,34 +63,25 @@ logger = logging.getLogger("gain_trio")
 
 
 @final
-@attrs.frozen
-class DatagramServerStatistics:
-    """A snapshot of a datagram server's counters."""
-
-    handled: int
-    """Datagrams whose handler has ended, in whichever way."""
-    active: int
-    """Handlers that run."""
-    handler_errors: int
-    """Handlers that ended with an exception, other than the next one."""
-    unreachable: int
-    """Handlers that ended because an answer could not be sent to where the datagram came from."""
-    datagrams: DatagramStatistics
-    """The endpoint's counters; with shards, of all endpoints."""
-
-
-@final
 class DatagramServer:
     """A datagram server that runs.
 
     ``nursery.start(gain_trio.serve_datagrams, ...)`` returns it; cancelling that nursery stops it.
     """
 
-    def __init__(self, handler: DatagramHandler, endpoints: Sequence[DatagramEndpoint], *, strict: bool) -> None:
+    def __init__(
+        self,
+        handler: DatagramHandler,
+        endpoints: Sequence[DatagramEndpoint],
+        *,
+        strict: bool,
+        tasks: HandlerTasks | None = None,
+    ) -> None:
         self.endpoints: tuple[DatagramEndpoint, ...] = tuple(endpoints)
         """Where it receives: one, or as many as there are shards.  A handler gets the one that its datagram came by."""
         self._handler = handler
         self._strict = strict
+        self._tasks = tasks  # of a server that can be looked at
         self._name = getattr(handler, "__qualname__", None) or repr(handler)
         self._handled = self._active = self._handler_errors = self._unreachable = 0
 
@@ -114,9 +113,21 @@ class DatagramServer:
             datagrams=_total([endpoint.statistics() for endpoint in self.endpoints]),
         )
 
-    async def _run(self, workers: int, task_status: trio.TaskStatus[DatagramServer]) -> None:
+    async def _snapshot(self) -> ServerSnapshot:
+        """What it looks like now, for those who look at it through its control socket."""
+        slow, examined = ((), 0) if self._tasks is None else self._tasks.look()
+        work = WorkSnapshot(shown(self._name), None, self.statistics(), slow, examined)
+        pid = os.getpid()
+        process = ProcessSnapshot(pid, "serving", None, work, cpu_seconds(pid), resident_memory(pid))
+        return ServerSnapshot("serving", self.addresses, (process,), None, work.datagrams)
+
+    async def _run(
+        self, workers: int, control: ControlSocket | None, task_status: trio.TaskStatus[DatagramServer]
+    ) -> None:
         """Serve all endpoints, until cancelled."""
         async with trio.open_nursery() as nursery:
+            if control is not None:
+                nursery.start_soon(control.run, self, name="gain_trio control")
             for number, endpoint in enumerate(self.endpoints):
                 for worker in range(number * workers, (number + 1) * workers):
                     nursery.start_soon(self._consume, endpoint, name=f"gain_trio datagram consumer {worker}")
@@ -128,6 +139,8 @@ class DatagramServer:
         while True:
             data, address = await receive()
             self._active += 1
+            if self._tasks is not None:
+                self._tasks.began_datagram(address, self._handled + self._active)
             try:
                 await self._handler(data, address, endpoint)
             except BaseException as error:
@@ -141,6 +154,8 @@ class DatagramServer:
             finally:
                 self._active -= 1
                 self._handled += 1
+                if self._tasks is not None:
+                    self._tasks.ended(trio.lowlevel.current_task())
 
     def _failed(self, address: Any, error: BaseException) -> None:
         # Source addresses can be forged; a peer must not be able to fill the log with tracebacks that way.
@@ -187,6 +202,7 @@ async def serve_datagrams(
     cbpf: bool = False,
     strict: bool = False,
     lifespan: Lifespan | None = None,
+    control: str | None = None,
     task_status: trio.TaskStatus[DatagramServer] = trio.TASK_STATUS_IGNORED,
     **options: Any,
 ) -> None:
@@ -215,6 +231,7 @@ async def serve_datagrams(
       cbpf: of shards: the kernel chooses by the CPU that a datagram arrives on instead (``SO_ATTACH_REUSEPORT_CBPF``).
       strict: let a handler's exception end the server and propagate.
       lifespan: a function that returns an async context manager around all of it, see :func:`serve`.
+      control: the path of a Unix socket for ``gain-trio top``, see :class:`ServerConfig`.
       options: see :func:`open_datagram_endpoint`.
 
     Raises:
@@ -229,6 +246,7 @@ async def serve_datagrams(
         check_lifespan(lifespan)
     if workers < 1:
         raise ValueError(f"workers must be at least 1, not {workers}")
+    control = ServerConfig(control=control).control
     async with contextlib.AsyncExitStack() as stack:
         if shards is None:
             if cbpf:
@@ -236,11 +254,16 @@ async def serve_datagrams(
             endpoints = [await stack.enter_async_context(await open_datagram_endpoint(address, **options))]
         else:
             endpoints = await _open_shards(address, shards, stack, by_cpu=cbpf, **options)
-        server = DatagramServer(handler, endpoints, strict=strict)
+        opened: ControlSocket | None = None
+        if control is not None:
+            opened = await ControlSocket.open(control, SocketOptions())
+            stack.callback(opened.close)
+        tasks = None if opened is None else HandlerTasks()
+        server = DatagramServer(handler, endpoints, strict=strict, tasks=tasks)
         if lifespan is None:
-            await server._run(workers, task_status)
+            await server._run(workers, opened, task_status)
         else:
-            await run_within(lifespan, functools.partial(server._run, workers, task_status), lambda: -math.inf)
+            await run_within(lifespan, functools.partial(server._run, workers, opened, task_status), lambda: -math.inf)
 
 
 async def _open_shards(

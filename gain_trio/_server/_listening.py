@@ -37,6 +37,7 @@ from ._balancer import RoundRobin, balancer_of
 from ._connection_limit import ConnectionLimit
 from ._consumer import AttendingHandler, Consumer, ConsumerSettings, Handler, LivingHandler, Prepare
 from ._dispatcher import Dispatcher
+from ._handler_tasks import HandlerTasks
 from ._proxy import ProxyStep
 from ._server import Server
 from ._server_config import ServerConfig
@@ -85,6 +86,7 @@ async def serve_listeners(
             prepare=steps,
             admissions=admissions,
             limit=limit,
+            tasks=_handler_tasks(handler, config),
         )
         serving = _Serving(by_group, config, settings, tls, task_status)
         try:
@@ -97,6 +99,13 @@ async def serve_listeners(
         finally:
             if serving.server is not None:
                 serving.server._is_over()
+
+
+def _handler_tasks(handler: Handler, config: ServerConfig) -> HandlerTasks | None:
+    """Where handlers are noted, if the server can be looked at."""
+    if config.control is None:
+        return None
+    return HandlerTasks(handler.request_in_progress) if isinstance(handler, LivingHandler) else HandlerTasks()
 
 
 def _steps(config: ServerConfig, tls: TlsStep | None) -> tuple[list[Prepare], list[AdmissionStep]]:

@@ -42,10 +42,11 @@ def peer_text(connection: Connection) -> str:
 class ConnectionLog:
     """The log of one connection."""
 
-    __slots__ = ("_consumer", "_number")
+    __slots__ = ("_consumer", "number")
 
     def __init__(self, number: int, consumer: int) -> None:
-        self._number = number
+        self.number = number
+        """What the log calls the connection."""
         self._consumer = consumer
 
     def opened(self, connection: Connection) -> None:
@@ -53,7 +54,7 @@ class ConnectionLog:
         if logger.isEnabledFor(logging.DEBUG):
             peer = peer_text(connection)
             extra = self._extra(peer)
-            logger.debug("connection %d from %s is open", self._number, shown(peer), extra=extra)
+            logger.debug("connection %d from %s is open", self.number, shown(peer), extra=extra)
 
     def closed(self, connection: Connection, cause: CloseCause) -> None:
         """At level debug."""
@@ -62,7 +63,7 @@ class ConnectionLog:
             extra = {**self._extra(peer), "cause": cause, "bytes_received": received, "bytes_sent": sent}
             logger.debug(
                 "connection %d from %s is closed (%s): %d bytes received, %d sent",
-                self._number,
+                self.number,
                 shown(peer),
                 shown(cause),
                 received,
@@ -88,4 +89,4 @@ class ConnectionLog:
             logger.log(level, text, *map(shown, arguments), exc_info=exc_info, extra=extra, stacklevel=2)
 
     def _extra(self, peer: str) -> dict[str, object]:
-        return {"connection": self._number, "peer": peer, "consumer": self._consumer}
+        return {"connection": self.number, "peer": peer, "consumer": self._consumer}

@@ -6,7 +6,7 @@ import contextvars
 import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import trio
 
@@ -18,8 +18,10 @@ from ._checks import check_timeout
 from ._consumer import Consumer
 from ._dispatcher import Dispatcher
 from ._drain_limit import DrainLimit
+from ._process_usage import cpu_seconds, resident_memory
 from ._program_metrics import GatheredMetrics, registered_metrics
 from ._signals import no_workers_to_replace
+from ._snapshot import ProcessSnapshot, ServerSnapshot, WorkSnapshot
 from ._statistics import RequestStatistics, ServerStatistics
 from ._time_limits import GATHERING
 from ._tls_step import TlsStep
@@ -143,6 +145,20 @@ class Server:
             metrics, is_complete = await registered_metrics()
             return GatheredMetrics(metrics, incomplete=int(not is_complete))
         return GatheredMetrics(incomplete=1)
+
+    async def _snapshot(self) -> ServerSnapshot:
+        """What it looks like now, for those who look at it through its control socket."""
+        work = self._work_snapshot()
+        state: Literal["serving", "draining"] = "serving" if self._is_ready() else "draining"
+        pid = os.getpid()
+        process = ProcessSnapshot(pid, state, None, work, cpu_seconds(pid), resident_memory(pid))
+        return ServerSnapshot(state, self.addresses, (process,), work.statistics)
+
+    def _work_snapshot(self) -> WorkSnapshot:
+        """What this process serves."""
+        settings = self._consumers[0]._settings  # which are those of all
+        slow, examined = ((), 0) if settings.tasks is None else settings.tasks.look()
+        return WorkSnapshot(shown(settings.name), self.statistics(), slow=slow, examined=examined)
 
     def _end_failure(self) -> Exception | None:
         """The reason why a server that was asked to end failed to end well, for a caller that was cancelled meanwhile."""

@@ -32,6 +32,7 @@ from ._config_checks import (
     at_least_1_or_none,
     check_balancer,
     check_context,
+    check_control,
     check_flag,
     check_graceful_timeout,
     check_marks,
@@ -40,7 +41,9 @@ from ._config_checks import (
     lifespan_or_none,
     one_of,
     parse_id,
+    parse_path,
     parse_senders,
+    path_or_none,
     senders,
     valid_handshake_timeout,
     valid_proxy_timeout,
@@ -274,6 +277,20 @@ class ServerConfig(ProcessConfig):
     )
     """Where to serve the statistics, and the program's own metrics of all processes, to Prometheus:
     ``"tcp://127.0.0.1:9100"`` for example."""
+    control: str | None = attrs.field(
+        default=None,
+        converter=path_or_none,
+        validator=check_control,
+        metadata=Flag(
+            group="log and statistics",
+            parse=parse_path,
+            metavar="PATH",
+            help="open a Unix socket there, for this user alone, through which gain-trio top shows the server at work",
+            usual="",
+        ).beside(),
+    )
+    """The path of a Unix socket through which ``gain-trio top`` shows the server at work: its processes, connections and
+    requests, and slow handlers with the place where each of them waits.  Only the server's user may connect, and root."""
 
     def __attrs_post_init__(self) -> None:
         if self.cbpf and self.architecture != "socket_sharding":

@@ -62,6 +62,7 @@ class ServerOptions(TypedDict, total=False):
     signals: bool
     sd_notify: bool
     metrics: str | None
+    control: str | None
 
 
 def merged(config: ServerConfig | None, **options: Unpack[ServerOptions]) -> ServerConfig:

@@ -1,4 +1,4 @@
-"""A server with what its options add to it: signals that end it, an endpoint for its statistics, a service manager."""
+"""A server with what its options add to it: signals that end it, sockets to look at it by, a service manager."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import trio
 
 from gain_trio._transports import shown
 
+from ._control_socket import ControlSocket
 from ._privileges import identity_of, socket_options_of
 from ._server import Server
 from ._server_config import ServerConfig
@@ -28,7 +29,7 @@ async def serve_with_signals_and_metrics(
     config: ServerConfig,
     task_status: trio.TaskStatus[Server],
 ) -> None:
-    """Run ``core``, which serves, with the tasks for signals, metrics and the service manager, as far as they are wanted.
+    """Run ``core``, which serves, with the tasks for signals, metrics, control and the service manager, as far as wanted.
 
     Raises the exception of ``core`` unchanged, and:
 
@@ -36,10 +37,10 @@ async def serve_with_signals_and_metrics(
       KeyboardInterrupt: SIGTERM or SIGINT came before the server was up.
       RuntimeError: ``signals`` outside of the main thread, or ``sd_notify`` of a second server.
       ImportError: ``metrics`` without the package that it needs.
-      ValueError, OSError: its address is not valid, or not available.
+      ValueError, OSError: its address, or that of the control socket, is not valid, or not available.
       WorkerFailed: the server had to kill worker processes at its end.
     """
-    if not config.signals and config.metrics is None and not config.sd_notify:
+    if not (config.signals or config.sd_notify) and (config.metrics, config.control) == (None, None):
         await core(task_status)
         return
     failure: Exception | None = None
@@ -48,16 +49,22 @@ async def serve_with_signals_and_metrics(
         manager = stack.enter_context(service_manager()) if config.sd_notify else None
         signals = stack.enter_context(received_signals()) if config.signals else None
         endpoint: MetricsEndpoint | None = None
+        control: ControlSocket | None = None
+        identity = None if config.user is None else identity_of(config.user)
+        options = socket_options_of(ServerConfig(), identity)
         if config.metrics is not None:
             from ._metrics import MetricsEndpoint  # noqa: PLC0415 - a server without the endpoint is spared HTTP
 
-            identity = None if config.user is None else identity_of(config.user)
-            options = socket_options_of(ServerConfig(), identity)
             endpoint = await MetricsEndpoint.open(config.metrics, options)
             stack.callback(endpoint.close)
+        if config.control is not None:
+            control = await ControlSocket.open(config.control, options)
+            stack.callback(control.close)
         scope = trio.CancelScope()
         async with trio.open_nursery() as nursery:
-            started = _StartedServer(nursery, scope, config, endpoint, manager=manager, task_status=task_status)
+            started = _StartedServer(
+                nursery, scope, config, endpoint, control=control, manager=manager, task_status=task_status
+            )
             if signals is not None:
                 nursery.start_soon(obey_signals, signals, started, nursery, manager, name="gain_trio signals")
             with scope:
@@ -85,6 +92,7 @@ class _StartedServer(trio.TaskStatus[Server]):
         config: ServerConfig,
         endpoint: MetricsEndpoint | None,
         *,
+        control: ControlSocket | None,
         manager: ServiceManager | None,
         task_status: trio.TaskStatus[Server],
     ) -> None:
@@ -94,6 +102,7 @@ class _StartedServer(trio.TaskStatus[Server]):
         self._graceful_timeout = config.graceful_timeout
         self._is_draining = False
         self._endpoint = endpoint
+        self._control = control
         self._manager = manager
         self._task_status = task_status
 
@@ -103,6 +112,8 @@ class _StartedServer(trio.TaskStatus[Server]):
         if self._endpoint is not None:
             value.metrics_addresses = self._endpoint.addresses
             self.nursery.start_soon(self._endpoint.run, value, name="gain_trio metrics")
+        if self._control is not None:
+            self.nursery.start_soon(self._control.run, value, name="gain_trio control")
         if self._manager is not None:
             name = "gain_trio service manager"
             self.nursery.start_soon(self._manager.attend, value._status, value.draining, name=name)

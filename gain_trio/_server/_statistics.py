@@ -8,6 +8,7 @@ from typing import Any, Final, Literal, TypeAlias, final
 import attrs
 
 from gain_trio._io_manager import UringStatistics
+from gain_trio._transports import DatagramStatistics
 
 CloseCause: TypeAlias = Literal[
     "finished", "error", "broken", "too_slow", "idle", "cancelled", "refused", "failed_handshake"
@@ -122,6 +123,23 @@ class ServerStatistics:
         if not rows:
             return _NOTHING
         return cls(*(_sum(column) for column in zip(*rows, strict=True)))
+
+
+@final
+@attrs.frozen
+class DatagramServerStatistics:
+    """A snapshot of a datagram server's counters."""
+
+    handled: int
+    """Datagrams whose handler has ended, in whichever way."""
+    active: int
+    """Handlers that run."""
+    handler_errors: int
+    """Handlers that ended with an exception, other than the next one."""
+    unreachable: int
+    """Handlers that ended because an answer could not be sent to where the datagram came from."""
+    datagrams: DatagramStatistics
+    """The endpoint's counters; with shards, of all endpoints."""
 
 
 def _sum(column: Sequence[Any]) -> Any:

@@ -77,6 +77,8 @@ RESOURCE_PAUSE: Final = 0.1
 """Without accepting, when the process or the machine is out of descriptors or memory: Trio's policy."""
 GATHERING: Final = 2.0
 """For all processes to report the program's own metrics at a scrape; Prometheus waits 10 seconds for the whole answer."""
+LOOKING: Final = 0.5
+"""For all processes to report what they serve, to who looks at the server: a screen is refreshed every second."""
 HAND_OFF_PAUSE: Final = 0.1
 """Without passing descriptors on, when too many are on their way (``ETOOMANYREFS``), or a worker has no room."""
 LOG_INTERVAL: Final = 60.0

@@ -11,7 +11,15 @@ from typing import Any, Final, TypeAlias, final
 import trio
 
 from gain_trio._http import Limits, Memory, Request, RequestMemory
-from gain_trio._server import LivingHandler, RequestStatistics, check_module_name, has_no, is_missing, why_not_called
+from gain_trio._server import (
+    LivingHandler,
+    RequestInProgress,
+    RequestStatistics,
+    check_module_name,
+    has_no,
+    is_missing,
+    why_not_called,
+)
 from gain_trio._transports import Connection
 
 from ._asgi_config import AsgiConfig
@@ -20,7 +28,7 @@ from ._exchange import HttpExchange
 from ._http_connection import HttpConnection
 from ._proxy_headers import TrustedProxies, proxied
 from ._read_only import ReadOnly
-from ._request_observers import RequestCounter, RequestLimit, RequestObserver, serving
+from ._request_observers import RequestCounter, RequestLimit, RequestObserver, RequestsInProgress, serving
 from ._response_heads import HeadMemory, Stamp
 
 _EXTENSIONS: Final = ("http.response.pathsend", "http.response.trailers", "http.response.early_hint")
@@ -42,6 +50,7 @@ class AsgiHandler(LivingHandler):
       app: the app, or its name as ``"package.module:name"``.
       config: its options.
       counts: whether it counts requests, for metrics.
+      notes: whether it notes the requests that are in progress, for those who look at the server.
 
     Raises:
       ValueError, TypeError: the name is none, or names no app.
@@ -56,13 +65,16 @@ class AsgiHandler(LivingHandler):
 
     counter: RequestCounter | None = None
     """What counts requests."""
+    in_progress: RequestsInProgress | None = None
+    """Where the requests in progress are noted."""
     limit: RequestLimit | None = None
     """What notices that this process has served enough."""
 
-    def __init__(self, app: AsgiApp | str, config: AsgiConfig, *, counts: bool = False) -> None:
+    def __init__(self, app: AsgiApp | str, config: AsgiConfig, *, counts: bool = False, notes: bool = False) -> None:
         self.source = app
         self.config = config
         self.counts = counts
+        self.notes = notes
         self.app: AsgiApp = load_app(app, factory=config.factory)
         if config.proxy_headers is not None:
             proxies = TrustedProxies(config.forwarded_allow_ips, fields=config.proxy_headers, host=config.proxy_host)
@@ -94,7 +106,7 @@ class AsgiHandler(LivingHandler):
         return f"<ASGI app {self.__qualname__}>"
 
     def __reduce__(self) -> tuple[Callable[..., AsgiHandler], tuple[AsgiApp | str, AsgiConfig]]:
-        return functools.partial(AsgiHandler, counts=self.counts), (self.source, self.config)
+        return functools.partial(AsgiHandler, counts=self.counts, notes=self.notes), (self.source, self.config)
 
     def lifespan(self) -> AbstractAsyncContextManager[object]:
         """See :meth:`LivingHandler.lifespan`: the app's, and what looks on while it serves."""
@@ -110,6 +122,10 @@ class AsgiHandler(LivingHandler):
     def request_statistics(self) -> RequestStatistics | None:
         """See :meth:`LivingHandler.request_statistics`."""
         return None if self.counter is None else self.counter.statistics()
+
+    def request_in_progress(self, task: trio.lowlevel.Task) -> RequestInProgress | None:
+        """See :meth:`LivingHandler.request_in_progress`."""
+        return None if self.in_progress is None else self.in_progress.of_task(task)
 
     def clock(self) -> Callable[[], float]:
         """The method that returns the time of the current run: one object for all connections."""

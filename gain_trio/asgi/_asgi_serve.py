@@ -69,7 +69,9 @@ async def serve(
     """
     own, others = parted(config, asgi, **options)
     metrics = others.get("metrics", None if config is None else config.metrics)
-    handler = AsgiHandler(app, own, counts=metrics is not None)
+    control = others.get("control", None if config is None else config.control)
+    watched = control is not None
+    handler = AsgiHandler(app, own, counts=metrics is not None or watched, notes=watched)
     if own.websockets is None and handler.websocket is None:
         logger.info(
             "%s is served without WebSockets, which need the package websockets: pip install 'gain-trio[asgi]'",

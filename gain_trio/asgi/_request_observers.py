@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, final
 
 import trio
 
-from gain_trio._server import BUCKETS, RequestStatistics, log_throttle, since_last, ungrouped
+from gain_trio._server import BUCKETS, RequestInProgress, RequestStatistics, log_throttle, since_last, ungrouped
 from gain_trio._transports import shown
 
 from ._access_log import AccessLog, BufferedLines, log_access
@@ -78,6 +78,39 @@ class RequestCounter:
     def statistics(self) -> RequestStatistics:
         """A snapshot."""
         return RequestStatistics(self._in_progress, tuple(self._by_status), tuple(self._by_duration), self._seconds)
+
+
+@final
+class RequestsInProgress:
+    """Notes the requests in progress, each by the task of its connection."""
+
+    def __init__(self) -> None:
+        self._by_task: dict[trio.lowlevel.Task, tuple[dict[str, Any], float]] = {}
+
+    def began(self, scope: dict[str, Any]) -> trio.lowlevel.Task:
+        """See :meth:`RequestObserver.began`."""
+        task = trio.lowlevel.current_task()
+        self._by_task[task] = (scope, trio.current_time())
+        return task
+
+    def ended(
+        self,
+        token: trio.lowlevel.Task,
+        _scope: dict[str, Any],
+        _status: int,
+        _size: int,
+        _error: BaseException | None,
+    ) -> None:
+        """See :meth:`RequestObserver.ended`."""
+        self._by_task.pop(token, None)
+
+    def of_task(self, task: trio.lowlevel.Task) -> RequestInProgress | None:
+        """The request that this task serves; without its query, which may have secrets in it."""
+        entry = self._by_task.get(task)
+        if entry is None:
+            return None
+        scope, began = entry
+        return RequestInProgress(f"{shown(scope['method'], 20)} {shown(scope['path'], 200)}", began)
 
 
 @final
@@ -178,10 +211,13 @@ async def serving(handler: AsgiHandler) -> AsyncIterator[None]:
     config = handler.config
     observers: list[RequestObserver] = []
     lines: AccessLines | None = None
-    handler.counter = handler.limit = None
+    handler.counter = handler.limit = handler.in_progress = None
     if handler.counts:
         handler.counter = RequestCounter()
         observers.append(handler.counter)
+    if handler.notes:
+        handler.in_progress = RequestsInProgress()
+        observers.append(handler.in_progress)
     if config.max_requests is not None:
         handler.limit = RequestLimit(config.max_requests, config.max_requests_jitter)
         observers.append(handler.limit)

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeAlias, final
 import attrs
 
 from gain_trio._server._program_metrics import ProgramMetrics
+from gain_trio._server._snapshot import WorkSnapshot
 from gain_trio._server._statistics import ServerStatistics
 
 LARGEST: Final = 4 << 20
@@ -41,6 +42,15 @@ class Drain:
 @attrs.frozen
 class ReportMetrics:
     """Report the program's own metrics."""
+
+    number: int
+    """The number of this request; the last one counts."""
+
+
+@final
+@attrs.frozen
+class ReportSnapshot:
+    """Report what it serves."""
 
     number: int
     """The number of this request; the last one counts."""
@@ -118,6 +128,16 @@ class MetricsReport:
 
 @final
 @attrs.frozen
+class SnapshotReport:
+    """What it serves."""
+
+    number: int
+    """The number of the request."""
+    snapshot: WorkSnapshot
+
+
+@final
+@attrs.frozen
 class LogRecords:
     """Log records, as :func:`logging.makeLogRecord` takes them, and how many more there were."""
 
@@ -129,6 +149,7 @@ Message: TypeAlias = (
     StopAccepting
     | Drain
     | ReportMetrics
+    | ReportSnapshot
     | Ready
     | Heartbeat
     | Failed
@@ -137,6 +158,7 @@ Message: TypeAlias = (
     | ConnectionsEnded
     | StatisticsReport
     | MetricsReport
+    | SnapshotReport
     | LogRecords
 )
 
@@ -146,6 +168,7 @@ _KINDS: Final[dict[str, type[Any]]] = {
         StopAccepting,
         Drain,
         ReportMetrics,
+        ReportSnapshot,
         Ready,
         Heartbeat,
         Failed,
@@ -154,6 +177,7 @@ _KINDS: Final[dict[str, type[Any]]] = {
         ConnectionsEnded,
         StatisticsReport,
         MetricsReport,
+        SnapshotReport,
         LogRecords,
     )
 }

@@ -9,6 +9,7 @@ from typing import Any, final
 from gain_trio._server._checks import check_timeout
 from gain_trio._server._program_metrics import GatheredMetrics
 from gain_trio._server._server import Server
+from gain_trio._server._snapshot import ServerSnapshot
 from gain_trio._server._statistics import ServerStatistics
 from gain_trio._transports import shown
 
@@ -84,6 +85,18 @@ class ProcessServer(Server):
 
     async def _program_metrics(self) -> GatheredMetrics:
         return await self._pool.metrics.gather()
+
+    async def _snapshot(self) -> ServerSnapshot:
+        """See :meth:`Server._snapshot`."""
+        processes = await self._pool.snapshots.gather()
+        is_serving = self._pool.accepts and not self.draining.is_set()
+        return ServerSnapshot(
+            "serving" if is_serving else "draining",
+            self.addresses,
+            processes,
+            self.statistics(),
+            restarts=self._process_counts()[1],
+        )
 
     def _end_failure(self) -> Exception | None:
         return self._pool.end_failure()

@@ -13,12 +13,12 @@ import random
 import sys
 import weakref
 from collections.abc import Sequence
-from pathlib import Path
 from typing import final
 
 import trio
 
 from gain_trio._server._log_throttle import log_throttle, since_last
+from gain_trio._server._process_usage import resident_memory
 from gain_trio._server._server_config import ServerConfig
 from gain_trio._server._time_limits import LONGEST_PAUSE, RECYCLE_INTERVAL, SOON
 from gain_trio._transports import shown
@@ -28,15 +28,6 @@ from ._worker_failed import WorkerFailed
 from ._worker_process import WorkerProcess
 
 logger = logging.getLogger("gain_trio")
-
-
-def resident_memory(pid: int) -> int | None:
-    """The bytes that a process has in memory (proc(5), statm); None if it is gone, or the system does not say."""
-    try:
-        pages = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]
-    except OSError:
-        return None
-    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def check_memory_is_known() -> None:

@@ -59,6 +59,8 @@ from ._control_messages import (
     MetricsReport,
     Ready,
     ReportMetrics,
+    ReportSnapshot,
+    SnapshotReport,
     StatisticsReport,
     StopAccepting,
 )
@@ -143,6 +145,27 @@ class WorkerSockets:
 
 
 @final
+class Wanted:
+    """Something that the server asks for, again and again; a task answers once to requests that have come together."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        """The number of the last request."""
+        self._asked = trio.Event()
+
+    def ask(self, number: int) -> None:
+        """A request has come."""
+        self.number = number
+        self._asked.set()
+
+    async def wait(self) -> int:
+        """Wait for a request, and return its number."""
+        await self._asked.wait()
+        self._asked = trio.Event()
+        return self.number
+
+
+@final
 class Worker:
     """The tasks of a worker process."""
 
@@ -160,8 +183,8 @@ class Worker:
         self._sockets = sockets
         self._forwarder = forwarder
         self._has_metrics = has_metrics
-        self._metrics_wanted = trio.Event()
-        self._metrics_number = 0  # of the last request for them
+        self._metrics_wanted = Wanted()
+        self._snapshot_wanted = Wanted()
         self._changed = trio.Event()  # a connection began or ended
         self._ended = trio.Event()  # a connection ended
         self._has_served = False
@@ -209,6 +232,8 @@ class Worker:
                             helpers.start_soon(self._report, name="gain_trio worker statistics")
                             if self._has_metrics:
                                 helpers.start_soon(self._report_metrics, name="gain_trio worker metrics")
+                            if self._config.control is not None:
+                                helpers.start_soon(self._report_snapshots, name="gain_trio worker snapshots")
                             if self._config.architecture == "reactor":  # the server's balancer wants to know
                                 helpers.start_soon(self._count_ended, name="gain_trio worker counts")
                             # Before it is ready: the server is not up before it knows the rings of all processes.
@@ -231,7 +256,7 @@ class Worker:
                 if self._has_metrics and hasattr(
                     self, "_server"
                 ):  # last: collectors are the program's, and may be slow
-                    await self._control.send(MetricsReport(self._metrics_number, await reported_metrics()))
+                    await self._control.send(MetricsReport(self._metrics_wanted.number, await reported_metrics()))
 
     def _note_change(self, ended: bool) -> None:
         if not self._has_served:
@@ -251,8 +276,9 @@ class Worker:
             elif isinstance(message, StopAccepting):
                 self._server.stop_accepting()
             elif isinstance(message, ReportMetrics):
-                self._metrics_number = message.number
-                self._metrics_wanted.set()
+                self._metrics_wanted.ask(message.number)
+            elif isinstance(message, ReportSnapshot):
+                self._snapshot_wanted.ask(message.number)
             else:
                 raise TypeError(f"a worker process has received {message!r}, a message for servers")
         self._serving.cancel()
@@ -376,10 +402,14 @@ class Worker:
     async def _report_metrics(self) -> None:
         """Report the program's metrics when the server asks; once for requests that have come together."""
         while True:
-            await self._metrics_wanted.wait()
-            self._metrics_wanted = trio.Event()
-            number = self._metrics_number  # before they are read: what is counted later is not in them
+            number = await self._metrics_wanted.wait()  # before they are read: what is counted later is not in them
             await self._control.send(MetricsReport(number, await reported_metrics()))
+
+    async def _report_snapshots(self) -> None:
+        """Report what this process serves when the server asks."""
+        while True:
+            number = await self._snapshot_wanted.wait()
+            await self._control.send(SnapshotReport(number, self._server._work_snapshot()))
 
     async def _report(self) -> None:
         sent = attrs.evolve(self._server.statistics(), rings=())  # a ring counts the sending of a report, too

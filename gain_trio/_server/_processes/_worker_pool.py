@@ -31,6 +31,7 @@ from ._accepted_socket import AcceptedSocket, listener_for_others
 from ._metrics_gathering import MetricsGathering
 from ._recycling import Recycler
 from ._remote_consumer import RemoteConsumer
+from ._snapshot_gathering import SnapshotGathering
 from ._supervisor import WorkerSupervisor, start_timeout
 from ._worker_failed import WorkerFailed
 from ._worker_launcher import WorkerLauncher, WorkerSettings, log_levels
@@ -121,6 +122,8 @@ class WorkerPool:
         self._has_metrics = config.metrics is not None
         self.metrics = MetricsGathering(self.supervisors)
         """The program's own metrics in all processes."""
+        self.snapshots = SnapshotGathering(self.supervisors)
+        """What all processes serve."""
         self.draining = trio.Event()
         self.ended = trio.Event()
 

@@ -30,6 +30,8 @@ from typing import Final, Protocol, final
 
 import trio
 
+from gain_trio._server._program_metrics import ProgramMetrics
+from gain_trio._server._snapshot import WorkSnapshot
 from gain_trio._server._statistics import ServerStatistics
 from gain_trio._server._time_limits import HAND_OFF_PAUSE, LAST_WORDS, UNWANTED_GRACE, WORKER_GRACE
 from gain_trio._transports import shown
@@ -48,6 +50,9 @@ from ._control_messages import (
     Message,
     MetricsReport,
     Ready,
+    ReportMetrics,
+    ReportSnapshot,
+    SnapshotReport,
     StatisticsReport,
     StopAccepting,
 )
@@ -55,7 +60,7 @@ from ._heartbeat import HeartbeatMonitor
 from ._log_forwarding import log_for
 from ._remote_consumer import RemoteConsumer
 from ._worker_launcher import Groups, WorkerLauncher, WorkerSettings
-from ._worker_metrics import WorkerMetrics
+from ._worker_reports import WorkerReports
 
 WINDOW: Final = 128
 """Connections that may be on their way to a worker.  One that is busy with something else takes no more; others do."""
@@ -120,8 +125,10 @@ class WorkerProcess:
         self.state = WorkerState.STARTING
         self.statistics: ServerStatistics | None = None
         """Its last report."""
-        self.metrics = WorkerMetrics()
+        self.metrics: WorkerReports[ProgramMetrics] = WorkerReports(ReportMetrics)
         """The program's own metrics in it."""
+        self.snapshots: WorkerReports[WorkSnapshot] = WorkerReports(ReportSnapshot)
+        """What it serves, for those who look at the server."""
         self.failure: Failed | None = None
         self.has_reported_failure = False
         """Whether :attr:`failure` is what the process said itself."""
@@ -368,6 +375,7 @@ class WorkerProcess:
                 nursery.start_soon(self._send_connections, hand_off)
                 nursery.start_soon(self._close_listeners)
                 nursery.start_soon(self.metrics.send_requests, self._send)
+                nursery.start_soon(self.snapshots.send_requests, self._send)
                 nursery.start_soon(self._enforce_end)
                 nursery.start_soon(self._watch)
                 nursery.start_soon(self._await_exit)
@@ -399,6 +407,7 @@ class WorkerProcess:
             self._in_flight.clear()
             self._outbox.clear()
             self.metrics.end()
+            self.snapshots.end()
             try:
                 self._become(WorkerState.ENDED)
             finally:
@@ -459,7 +468,7 @@ class WorkerProcess:
                 self._owner.changed()
             case Heartbeat():
                 pass
-            case StatisticsReport() | MetricsReport():
+            case StatisticsReport() | MetricsReport() | SnapshotReport():
                 self._note_report(message)
             case LogRecords():
                 log_for(message)
@@ -475,9 +484,12 @@ class WorkerProcess:
             case _:
                 self._give_up_on_it(f"a worker process does not say {message!r}")
 
-    def _note_report(self, report: StatisticsReport | MetricsReport) -> None:
+    def _note_report(self, report: StatisticsReport | MetricsReport | SnapshotReport) -> None:
         if isinstance(report, MetricsReport):
-            self.metrics.note(report)
+            self.metrics.note(report.number, report.metrics)
+        elif isinstance(report, SnapshotReport):
+            self.statistics = report.snapshot.statistics
+            self.snapshots.note(report.number, report.snapshot)
         else:
             self.statistics = report.statistics
 

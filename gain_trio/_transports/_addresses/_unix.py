@@ -4,7 +4,8 @@
 the whole process: a change for a moment would affect every other thread.  Some servers bind at another name and rename;
 that is unnecessary and visible, because getsockname(2) and getpeername(2) still return the bound name.  So this module
 binds, then sets owner, group and mode, and then listens.  connect(2) checks the mode at each call, and the kernel refuses
-every connection until listen(2): so the mode applies at every moment.  The module sets owner and mode without following
+every connection until listen(2): so the mode applies at every moment.  On Linux the file never has more than this mode, not
+even for the moment between (see below).  The module sets owner and mode without following
 links, so a user who can put a link in place of the file gains nothing.
 
 A datagram socket has no listen(2): every user who may write to its file can send from bind(2) on, and a client that has
@@ -197,6 +198,8 @@ async def listen_unix(address: UnixAddress, backlog: int, access: Access, *, pas
             await bind_with_retries(functools.partial(sock.bind, address.sockaddr))
             sock.listen(backlog)
             return sock
+        if _BIND_TAKES_MODE and access.mode is not None:
+            os.fchmod(sock.fileno(), access.mode)
         await bind_path(sock, address.path)
         sock.owns(address.path, await file_of(address.path))
         _give(address.path, owner, group, access.mode)

@@ -1,29 +1,39 @@
-"""The program's own metrics in one worker process, as the server knows them, and its requests for newer ones."""
+"""What the server asks a worker process to report, and the last report that has come."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import final
+from typing import Generic, TypeVar, final
 
 import trio
 
-from gain_trio._server._program_metrics import ProgramMetrics
+from ._control_messages import Message
 
-from ._control_messages import Message, MetricsReport, ReportMetrics
+Report = TypeVar("Report")
 
 
 @final
-class WorkerMetrics:
-    """The last report, and requests that have a number each."""
+class WorkerReports(Generic[Report]):
+    """The last report of one kind, and requests that have a number each.
 
-    def __init__(self) -> None:
-        self.last: ProgramMetrics | None = None
+    Args:
+      request: makes the message that asks for a report, with the number of the request.
+    """
+
+    def __init__(self, request: Callable[[int], Message]) -> None:
+        self.last: Report | None = None
         """What the process last reported."""
+        self._request = request
         self._asked = 0
         self._answered = 0
         self._has_ended = False
         self._wanted = trio.Event()
         self._reported = trio.Event()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the process has not answered the last request yet."""
+        return self._answered < self._asked
 
     async def ask(self) -> bool:
         """Have the process report, and wait for that.  False: it has ended, and :attr:`last` is all there is.
@@ -42,12 +52,12 @@ class WorkerMetrics:
         while True:
             await self._wanted.wait()
             self._wanted = trio.Event()
-            await send(ReportMetrics(self._asked))
+            await send(self._request(self._asked))
 
-    def note(self, report: MetricsReport) -> None:
-        """A report has come."""
-        self.last = report.metrics
-        self._answered = report.number
+    def note(self, number: int, report: Report) -> None:
+        """Keep the report that has come in answer to the request of this number."""
+        self.last = report
+        self._answered = number
         self._wake()
 
     def end(self) -> None:
