@@ -8,7 +8,7 @@ from typing import cast
 
 import gain_trio
 
-from . import _asgi_command, _doctor_command, _locality_command, _seccomp_command, _serve_command
+from . import _asgi_command, _doctor_command, _locality_command, _seccomp_command, _serve_command, _top_command
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -17,6 +17,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _serve_command.add_parser(commands)
     _asgi_command.add_parser(commands)
+    _top_command.add_parser(commands)
     _doctor_command.add_parser(commands)
     _seccomp_command.add_parser(commands)
     _locality_command.add_parser(commands)
