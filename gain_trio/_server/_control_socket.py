@@ -15,6 +15,7 @@ a pause waits for its turn.  A worker process that does not answer costs one loo
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 from typing import Any, Final, Protocol, final
@@ -125,7 +126,7 @@ class _ControlHandler:
         self._watchers = 0
         self._looking = trio.Lock()
         self._answer = b""
-        self._taken_at = -float("inf")
+        self._taken_at = -math.inf
 
     async def __call__(self, connection: Connection) -> None:
         self._watchers += 1
@@ -139,7 +140,7 @@ class _ControlHandler:
             self._watchers -= 1
             if not self._watchers:
                 self._answer = b""  # which may be large
-                self._taken_at = -float("inf")
+                self._taken_at = -math.inf
 
     async def _attend(self, connection: Connection) -> None:
         user = connection.peer_credentials().uid
@@ -147,6 +148,7 @@ class _ControlHandler:
             raise Misuse(f"this server is user {os.geteuid()}'s, and you are user {user}: ask as its user, or as root")
         if self._watchers > MOST_WATCHERS:
             raise Misuse(f"{MOST_WATCHERS} others look at this server already: end one of them, and try again")
+        may_ask_at = -math.inf
         while True:
             with trio.move_on_after(REQUEST_TIMEOUT) as scope:
                 try:
@@ -156,9 +158,10 @@ class _ControlHandler:
             if scope.cancelled_caught:
                 raise Misuse(f"no request has come for {REQUEST_TIMEOUT:g} seconds")
             check_request(line)
+            await trio.sleep_until(may_ask_at)  # behind the request, so that the end of a watcher is seen at once
+            may_ask_at = trio.current_time() + PAUSE
             if not await self._send(connection, await self._snapshot()):
                 return
-            await trio.sleep(PAUSE)
 
     async def _send(self, connection: Connection, answer: bytes) -> bool:
         """Send a line, and return whether the watcher has read it, or will."""

@@ -13,6 +13,7 @@ and with nothing unsent, is idle and not slow.
 
 from __future__ import annotations
 
+import math
 import socket
 import struct
 from collections.abc import Callable
@@ -129,7 +130,7 @@ class HandlerTasks:
         unsent = 0 if connection is None else connection.outbound_buffered
         if request is None and connection is not None:
             is_idle = place.waits_for_peer and not unsent
-            seconds = 0.0 if is_idle else min(seconds, _seconds_since_data(connection))
+            seconds = -math.inf if is_idle else min(seconds, _seconds_since_data(connection))
         return _Found(running, request, place, unsent, seconds)
 
 
@@ -168,12 +169,12 @@ def _seconds_since_data(connection: Connection) -> float:
     """The seconds since a byte came or went by TCP; infinitely many where the kernel does not say."""
     option = getattr(socket, "TCP_INFO", None)
     if option is None:
-        return float("inf")
+        return math.inf
     try:
         info = connection.getsockopt(socket.IPPROTO_TCP, option, _SINCE_DATA.size)
     except (OSError, trio.ClosedResourceError):
-        return float("inf")
+        return math.inf
     if not isinstance(info, bytes) or len(info) < _SINCE_DATA.size:
-        return float("inf")
+        return math.inf
     sent, received = _SINCE_DATA.unpack(info)
     return float(min(sent, received)) / 1000

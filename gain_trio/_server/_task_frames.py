@@ -14,7 +14,7 @@ import itertools
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
+from types import CoroutineType, FrameType, GeneratorType
 from typing import Any, Final, final
 
 import attrs
@@ -119,15 +119,25 @@ def _chain(coroutine: Any) -> Iterator[Any]:
 
 def _awaited_by(awaitable: Any) -> Any:
     for name in _AWAITED:
-        if hasattr(awaitable, name):
-            return getattr(awaitable, name)
+        awaited = getattr(awaitable, name, None)
+        if awaited is not None:
+            return awaited
     if type(awaitable).__name__ in _OPAQUE:
         return next((found for found in gc.get_referents(awaitable) if _has_frame(found)), None)
+    if isinstance(awaitable, GeneratorType):  # it may drive a coroutine by hand, as those that change the context do
+        return next((found for found in _locals_of(awaitable) if isinstance(found, CoroutineType)), None)
     return None
 
 
 def _has_frame(found: object) -> bool:
     return any(hasattr(found, name) for name in _FRAMES) or type(found).__name__ in _OPAQUE
+
+
+def _locals_of(awaitable: Any) -> list[Any]:
+    """What a coroutine or a generator refers to, its local variables included."""
+    found = gc.get_referents(awaitable)
+    frame = _frame_of(awaitable)
+    return found + gc.get_referents(frame) if any(one is frame for one in found) else found  # before Python 3.11 the frame has them
 
 
 def _frame_of(awaitable: Any) -> FrameType | None:
@@ -145,11 +155,7 @@ def _is_call_of(awaitable: Any, frame: FrameType | None, connection: Connection)
             return False
     elif not frame.f_code.co_filename.startswith(_TRANSPORTS):
         return False
-    referents = gc.get_referents(awaitable)
-    return any(
-        found is connection or (found is frame and any(local is connection for local in gc.get_referents(found)))
-        for found in referents
-    )
+    return any(found is connection for found in _locals_of(awaitable))
 
 
 def _own_place(frames: list[FrameType]) -> str | None:
