@@ -82,7 +82,7 @@ class _Screen:
         ready, _, _ = select.select(sources, [], [], max(due - time.monotonic(), 0.0))
         if signals in ready and not set(signals.recv(1000)) <= {signal.SIGWINCH}:
             return False
-        if keys in ready and (_pressed(keys) & {"q", "Q", "\x03", "\x04", ""}):
+        if keys in ready and (_pressed(keys) & {"q", "Q", "\x04", ""}):
             return False
         if self._client in ready:
             answer = self._client.receive()

@@ -124,7 +124,7 @@ def view_of(now: Snapshot, before: Snapshot | None = None) -> View:
     """
     try:
         return _view_of(now, before)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise UnknownAnswer(f"the answer is not of this protocol ({shown(repr(error))})") from error
 
 

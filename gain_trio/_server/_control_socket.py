@@ -8,8 +8,8 @@ number of times.  Nothing is done between two requests, so a server that is not 
 may be moved, and a descriptor may be passed on.
 
 *What a peer can cost.*  A request is short and has to come in time, an answer has to be read in time, and there are few
-watchers at once.  An answer is made for all of them together, a few times a second at most, and a watcher that asks without
-a pause waits for its turn.  A worker process that does not answer costs one look half a second, and then nothing.
+watchers at once.  An answer is made for all of them together, a few times a second at most, and those who ask without a
+pause wait for their turn.  A worker process that does not answer costs one look half a second, and then nothing.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ MOST_WATCHERS: Final = 8
 """Watchers at once; another one gets a line that says so."""
 MOST_AT_ONCE: Final = 2 * MOST_WATCHERS
 """Connections, those that are sent away included; others wait."""
-PAUSE: Final = 0.1
-"""Seconds from an answer to the next one of the same watcher, at least."""
+PAUSE: Final = 0.0125
+"""Seconds between two answers of the server, refusals included, at least."""
 FRESH: Final = 0.25
 """Seconds for which one look serves all watchers."""
 
@@ -127,12 +127,14 @@ class _ControlHandler:
         self._looking = trio.Lock()
         self._answer = b""
         self._taken_at = -math.inf
+        self._next_turn = -math.inf
 
     async def __call__(self, connection: Connection) -> None:
         self._watchers += 1
         try:
             await self._attend(connection)
         except Misuse as misuse:
+            await self._turn()
             await self._send(connection, _line({"version": VERSION, "error": str(misuse)}))
         except IncompleteMessage:  # the watcher has gone
             pass
@@ -148,7 +150,6 @@ class _ControlHandler:
             raise Misuse(f"this server is user {os.geteuid()}'s, and you are user {user}: ask as its user, or as root")
         if self._watchers > MOST_WATCHERS:
             raise Misuse(f"{MOST_WATCHERS} others look at this server already: end one of them, and try again")
-        may_ask_at = -math.inf
         while True:
             with trio.move_on_after(REQUEST_TIMEOUT) as scope:
                 try:
@@ -158,10 +159,14 @@ class _ControlHandler:
             if scope.cancelled_caught:
                 raise Misuse(f"no request has come for {REQUEST_TIMEOUT:g} seconds")
             check_request(line)
-            await trio.sleep_until(may_ask_at)  # behind the request, so that the end of a watcher is seen at once
-            may_ask_at = trio.current_time() + PAUSE
+            await self._turn()
             if not await self._send(connection, await self._snapshot()):
                 return
+
+    async def _turn(self) -> None:
+        """Wait until there may be an answer again: few connections wait, and so it is not for long."""
+        self._next_turn = max(self._next_turn + PAUSE, trio.current_time())
+        await trio.sleep_until(self._next_turn)
 
     async def _send(self, connection: Connection, answer: bytes) -> bool:
         """Send a line, and return whether the watcher has read it, or will."""

@@ -34,8 +34,10 @@ MOST_REPORTED: Final = 20
 """Slow handlers that a process reports: those that have been at work for longest."""
 MOST_EXAMINED: Final = 2000
 """Connections that a look examines."""
-MOST_STEPS: Final = 3000
-"""Awaitables that a look goes through, one more for each connection: some milliseconds."""
+MOST_STEPS: Final = 1500
+"""Awaitables that a look goes through, one more for each connection: some milliseconds of all processes together."""
+LEAST_STEPS: Final = 100
+"""The same in one process, however many there are."""
 
 _SINCE_DATA: Final = struct.Struct("=44xI4xI")
 """Of struct tcp_info (linux/tcp.h): milliseconds since data was last sent, and since it was last received."""
@@ -92,46 +94,51 @@ class HandlerTasks:
         """A connection, by what was accepted, or the datagram of this task is over."""
         self._running.pop(key, None)
 
-    def look(self) -> tuple[tuple[SlowHandler, ...], int]:
-        """The slowest handlers, the slowest first, and how many were examined."""
+    def look(self, processes: int = 1) -> tuple[tuple[SlowHandler, ...], int]:
+        """The slowest handlers, the slowest first, and how many were examined.
+
+        Args:
+          processes: how many do this at the same time, and share what it may cost.
+        """
+        most_steps = max(MOST_STEPS // processes, LEAST_STEPS)
         now = trio.current_time()
-        before = [key for key in self._slow if key in self._running]
         everything = list(self._running)
         first = self._next if self._next < len(everything) else 0
         turn = (everything[first:] + everything[:first])[:MOST_EXAMINED]
-        found: dict[object, _Found] = {}
-        examined: set[object] = set()
+        known: dict[object, _Found | None] = {}
         steps = 0
-        for number, key in enumerate([*before, *turn]):
-            if steps >= MOST_STEPS:
-                turn = turn[: max(number - len(before), 0)]
+        for key in self._slow:  # with half of the steps, so that others have their turn
+            if key in self._running and steps < most_steps / 2:
+                known[key], cost = self._examined(self._running[key], now)
+                steps += cost
+        for key in turn:
+            if steps >= most_steps:
                 break
-            if key not in examined:
-                examined.add(key)
-                steps += 1
-                slow = self._examined(self._running[key], now)
-                if slow is not None:
-                    steps += slow.place.steps
-                    if slow.seconds >= SLOW:
-                        found[key] = slow
-        self._next = (first + len(turn)) % max(len(everything), 1)
+            first += 1
+            if key not in known:
+                known[key], cost = self._examined(self._running[key], now)
+                steps += cost
+        self._next = first % max(len(everything), 1)
+        found = {key: slow for key, slow in known.items() if slow is not None}
         slowest = sorted(found, key=lambda key: -found[key].seconds)[:MOST_REPORTED]
         self._slow = slowest
-        return tuple(found[key].report() for key in slowest), len(examined)
+        return tuple(found[key].report() for key in slowest), len(known)
 
-    def _examined(self, running: _Running, now: float) -> _Found | None:
-        """A handler with its waiting place; None if it is not slow, which is known without looking for that."""
+    def _examined(self, running: _Running, now: float) -> tuple[_Found | None, int]:
+        """A handler with its waiting place, None if it is not slow; and the steps that this has taken."""
         request = self._request_of(running.task)
         seconds = now - (running.began if request is None else request.began)
         connection = None if running.connection is None else running.connection._latest()
         if seconds < SLOW or (request is None and connection is not None and connection._between):
-            return None
+            return None, 1
         place = waiting_place(running.task, connection)
         unsent = 0 if connection is None else connection.outbound_buffered
         if request is None and connection is not None:
-            is_idle = place.waits_for_peer and not unsent
-            seconds = -math.inf if is_idle else min(seconds, _seconds_since_data(connection))
-        return _Found(running, request, place, unsent, seconds)
+            if place.waits_for_peer and not unsent:  # it is idle
+                return None, 1 + place.steps
+            seconds = min(seconds, _seconds_since_data(connection))
+        found = _Found(running, request, place, unsent, seconds) if seconds >= SLOW else None
+        return found, 1 + place.steps
 
 
 @final

@@ -154,10 +154,10 @@ class Server:
         process = ProcessSnapshot(pid, state, None, work, cpu_seconds(pid), resident_memory(pid))
         return ServerSnapshot(state, self.addresses, (process,), work.statistics)
 
-    def _work_snapshot(self) -> WorkSnapshot:
-        """What this process serves."""
+    def _work_snapshot(self, processes: int = 1) -> WorkSnapshot:
+        """What this process serves, as one of several that are looked at."""
         settings = self._consumers[0]._settings  # which are those of all
-        slow, examined = ((), 0) if settings.tasks is None else settings.tasks.look()
+        slow, examined = ((), 0) if settings.tasks is None else settings.tasks.look(processes)
         return WorkSnapshot(shown(settings.name), self.statistics(), slow=slow, examined=examined)
 
     def _end_failure(self) -> Exception | None:

@@ -137,7 +137,9 @@ def _locals_of(awaitable: Any) -> list[Any]:
     """What a coroutine or a generator refers to, its local variables included."""
     found = gc.get_referents(awaitable)
     frame = _frame_of(awaitable)
-    return found + gc.get_referents(frame) if any(one is frame for one in found) else found  # before Python 3.11 the frame has them
+    return (
+        found + gc.get_referents(frame) if any(one is frame for one in found) else found
+    )  # before Python 3.11 the frame has them
 
 
 def _frame_of(awaitable: Any) -> FrameType | None:

@@ -109,7 +109,7 @@ def main(setup: bytes, control: socket.socket) -> None:
     config = attrs.evolve(
         config, max_connections=settings.max_connections, at_max_connections=settings.at_max_connections
     )
-    worker = Worker(handler, config, sockets, forwarder, has_metrics=settings.has_metrics)
+    worker = Worker(handler, config, sockets, forwarder, has_metrics=settings.has_metrics, processes=settings.processes)
     try:
         run_worker(
             worker.run,
@@ -177,12 +177,14 @@ class Worker:
         forwarder: LogForwarder,
         *,
         has_metrics: bool,
+        processes: int = 1,
     ) -> None:
         self._handler = handler
         self._config = config
         self._sockets = sockets
         self._forwarder = forwarder
         self._has_metrics = has_metrics
+        self._processes = processes  # of the server
         self._metrics_wanted = Wanted()
         self._snapshot_wanted = Wanted()
         self._changed = trio.Event()  # a connection began or ended
@@ -409,7 +411,7 @@ class Worker:
         """Report what this process serves when the server asks."""
         while True:
             number = await self._snapshot_wanted.wait()
-            await self._control.send(SnapshotReport(number, self._server._work_snapshot()))
+            await self._control.send(SnapshotReport(number, self._server._work_snapshot(self._processes)))
 
     async def _report(self) -> None:
         sent = attrs.evolve(self._server.statistics(), rings=())  # a ring counts the sending of a report, too

@@ -56,6 +56,8 @@ class WorkerSettings:
     """What one worker process has for itself."""
 
     index: int
+    processes: int
+    """How many worker processes the server has."""
     hand_off: int
     """Descriptor of the socket that accepted connections come through."""
     groups: Groups

@@ -344,6 +344,7 @@ class WorkerPool:
         settings = functools.partial(
             WorkerSettings,
             index=supervisor.index,
+            processes=len(self.supervisors),
             parent=os.getpid(),
             cpu=self._cpus[supervisor.index] if self._cpus else None,
             max_connections=self._share(supervisor.index),
