@@ -151,6 +151,9 @@ async def serve(
     and what the program has registered with prometheus_client, over all processes, and takes the extra
     ``gain-trio[metrics]``.  :attr:`Server.metrics_addresses` has the port if it was 0.
 
+    About ``control``: the path of a Unix socket for ``gain-trio top``, and for other programs that speak its protocol, which
+    docs/watching.md describes.  The file is the server's user's alone, and the server answers no other user but root.
+
     Raises:
       ValueError, TypeError: an option makes no sense (:class:`ServerConfig`), or is for none of the addresses, or an address
         is not valid, or ``handler`` is not an async function or takes other arguments; with ``processes``, something cannot
