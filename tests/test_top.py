@@ -122,8 +122,8 @@ def test_the_first_screen_has_no_rates() -> None:
 
 
 def test_a_process_and_its_ring() -> None:
-    ring = {"submissions": 300, "enter_calls": 51, "operations_in_flight": 9}
-    now = snapshot(time=101.0, processes=[process(cpu_seconds=1.25, rings=[ring])])
+    figures = {"submissions": 300, "enter_calls": 51, "operations_in_flight": 9}
+    now = snapshot(time=101.0, processes=[process(cpu_seconds=1.25, rings=[figures])])
     [row] = rows_of(now, snapshot())
     assert (row["process"], row["state"], row["pid"]) == ("server", "serving", "4711")
     assert (row["cpu"], row["memory"]) == ("25.0%", "40.0 MiB")
