@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import json
 import os
 import shutil
 import signal
@@ -31,11 +32,49 @@ pytestmark = [pytest.mark.connections, pytest.mark.one_backend]
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
 
 
-def user_can_run_python() -> bool:
-    try:
-        return subprocess.run([sys.executable, "-c", ""], user="nobody", check=False).returncode == 0
-    except PermissionError:
-        return False
+def hidden_places() -> dict[Path, set[str]]:
+    """Folders that only root may go through, with the names below them that lead to this interpreter and to the package."""
+    found: dict[Path, set[str]] = {}
+    for place in (sys.base_prefix, sys.prefix, gain_trio.__file__):
+        path = Path(place).resolve()
+        for folder, child in zip(reversed(path.parents), [*[*reversed(path.parents)][1:], path], strict=True):
+            if not folder.stat().st_mode & stat.S_IXOTH:
+                found.setdefault(folder, set()).add(child.name)
+                break
+    return found
+
+
+SHOWING = """
+import ctypes, json, subprocess, sys
+
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.unshare(0x00020000) != 0:  # CLONE_NEWNS
+    sys.exit(f"no mount namespace: {ctypes.get_errno()}")
+aside, places = json.loads(sys.argv.pop(1))
+mount = ["mount", "--make-rprivate", "/"]
+subprocess.run(mount, check=True)
+for folder, names in places.items():
+    subprocess.run(["mount", "--rbind", folder, aside], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "none", folder], check=True)
+    for name in names:
+        subprocess.run(["mkdir", f"{folder}/{name}"], check=True)
+        subprocess.run(["mount", "--rbind", f"{aside}/{name}", f"{folder}/{name}"], check=True)
+from gain_trio._command._cli import main
+sys.exit(main())
+"""
+"""The command in a mount namespace of its own, in which every user can run this interpreter."""
+
+
+def command_that_every_user_can_run(folder: Path) -> list[str]:
+    """The command, for a process of root's whose worker processes are another user's."""
+    places = hidden_places()
+    if not places:
+        return ["-m", "gain_trio"]
+    (folder / "aside").mkdir()
+    script = folder / "showing.py"
+    script.write_text(SHOWING)
+    shown = {str(place): sorted(names) for place, names in places.items()}
+    return [str(script), json.dumps([str(folder / "aside"), shown])]
 
 
 async def tell_user(connection: Connection) -> None:
@@ -165,14 +204,16 @@ else:
 def test_a_server_that_root_has_started(more: list[str], tmp_path: Path) -> None:
     """It has a port and a Unix socket that are root's to open, and handlers run as the user."""
     # The handler is built in, because the user cannot read the folder that pytest has made.
-    if more and not user_can_run_python():
-        pytest.skip("the user cannot run this interpreter")
+    command = command_that_every_user_can_run(tmp_path) if more else ["-m", "gain_trio"]
     path = tmp_path / "s"
     metrics = tmp_path / "metrics"
     arguments = ["tcp://127.0.0.1:0", f"unix://{path}", "--handler", "echo", "--user", "nobody", *more]
     arguments += ["--metrics", f"unix://{metrics}"]
-    with running("-m", "gain_trio", "serve", *arguments) as program:
-        port = int(program.line().split(":")[-1].partition(";")[0])
+    with running(*command, "serve", *arguments) as program:
+        line = program.line()
+        if not line and "no mount namespace" in (errors := program.end()[2]):
+            pytest.skip(f"the user cannot run this interpreter, and there is {errors}")
+        port = int(line.split(":")[-1].partition(";")[0])
         program.line()
         for found in (path.stat(), metrics.stat()):
             assert (found.st_uid, found.st_gid, stat.S_ISSOCK(found.st_mode)) == (65534, 65534, True)
