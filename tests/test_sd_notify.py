@@ -300,6 +300,52 @@ def test_the_command_under_systemd(manager: socket.socket, tmp_path: Path, monke
         assert (status, err) == (0, "")
 
 
+HOLDER = """
+import pathlib
+
+async def hold_up(connection):
+    await connection.receive()
+    pathlib.Path("held").touch()
+    open("released").close()  # waits until the test opens it, too
+"""
+
+
+@pytest.mark.slow
+def test_a_server_that_is_held_up_misses_its_watchdog(
+    manager: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "holder.py").write_text(HOLDER)
+    os.mkfifo(tmp_path / "released")
+    monkeypatch.setenv("WATCHDOG_USEC", "100000")
+    with running(
+        "-m", "gain_trio", "serve", "tcp://127.0.0.1:0", "--handler", "holder:hold_up", cwd=tmp_path
+    ) as program:
+        found = re.search(r":(\d+);", program.line())
+        assert found is not None
+        while "WATCHDOG" not in lines_of(manager.recv(4096)):
+            pass
+        with connect("127.0.0.1", int(found[1])) as client:
+            client.sendall(b"x")
+            manager.settimeout(0.05)
+            while not (tmp_path / "held").exists():
+                with contextlib.suppress(TimeoutError):
+                    manager.recv(4096)
+            manager.settimeout(0)
+            with contextlib.suppress(BlockingIOError):
+                while manager.recv(4096):  # what was on its way
+                    pass
+            manager.settimeout(1)  # of which twenty reports would come
+            with pytest.raises(TimeoutError):
+                manager.recv(4096)
+            (tmp_path / "released").open("w").close()
+            assert read_all(client) == b""
+        manager.settimeout(TIMEOUT)
+        while "WATCHDOG" not in lines_of(manager.recv(4096)):
+            pass
+        program.interrupt(signal.SIGTERM)
+        assert program.end()[0] == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments", [["udp://127.0.0.1:0"], ["tcp://127.0.0.1:0", "--async-handler"]], ids=["UDP", "callbacks"]
