@@ -412,6 +412,23 @@ def test_counters_of_both_ways_agree() -> None:
 # --- tools that watch ---
 
 
+def test_a_counter_that_a_program_has_read_stays_as_it_was(resume_in_place: bool) -> None:
+    """Where no other code has the int it is counted up in place."""
+
+    async def body(client: Connection, served: Connection) -> None:
+        task: Any = trio.lowlevel.current_task()
+        await ping_pong(client, served, 400)
+        read = [task._schedule_points, task._cancel_points]
+        copies = [int(str(number)) for number in read]
+        assert min(read) > 256  # of smaller ones Python has one object each
+        await ping_pong(client, served, 10)
+        assert read == copies
+        later = [task._schedule_points, task._cancel_points]
+        assert all(0 < after - before < 100 for after, before in zip(later, read, strict=True))
+
+    run_with_pair(body, resume_in_place)
+
+
 def test_tracing(resume_in_place: bool) -> None:
     """A tracer, like that of a debugger or a coverage tool, sees every line of a woken task once."""
     lines: list[str] = []

@@ -8,6 +8,7 @@
 
 #include <Python.h>
 
+#include <stdbool.h>
 #include <structmember.h>
 
 typedef struct {
@@ -82,8 +83,31 @@ static inline int gt_field_is(const gt_field *field, PyObject *object, PyObject 
     return same;
 }
 
+/* Where the field lies at its offset and holds the one reference to its int, no other code can see that object, and none
+ * can notice that it changes: so the digit is counted up, and no new int is made for every step of a task.  An int of more
+ * than one digit, a small one (which Python itself holds) and one that is being looked at are left alone. */
+static inline bool gt_field_increment_in_place(const gt_field *field, PyObject *object)
+{
+    PyObject *value = gt_field_peek(field, object);
+    if (!value || Py_REFCNT(value) != 1 || !PyLong_CheckExact(value))
+        return false;
+#if PY_VERSION_HEX >= 0x030c0000
+    _PyLongValue *number = &((PyLongObject *)value)->long_value;
+    const bool has_one_digit = number->lv_tag == (uintptr_t)1 << _PyLong_NON_SIZE_BITS; /* and is positive */
+#else
+    PyLongObject *number = (PyLongObject *)value;
+    const bool has_one_digit = Py_SIZE(value) == 1;
+#endif
+    if (!has_one_digit || number->ob_digit[0] >= PyLong_MASK)
+        return false;
+    number->ob_digit[0]++;
+    return true;
+}
+
 static inline int gt_field_increment(const gt_field *field, PyObject *object)
 {
+    if (gt_field_increment_in_place(field, object))
+        return 0;
     PyObject *value = gt_field_get(field, object);
     if (!value)
         return -1;
