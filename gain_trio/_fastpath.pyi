@@ -6,6 +6,8 @@ from typing_extensions import Buffer, Self
 
 RING_LAYOUT: int
 
+def hasten(cls: type[Any], /) -> None: ...
+
 @final
 class Proactor:
     def __init__(

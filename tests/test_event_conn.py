@@ -77,6 +77,17 @@ def takes_no_part_of_too_little(conn: Conn) -> None:
         conn.next(1)
 
 
+def takes_other_numbers_too(conn: Conn) -> None:
+    assert conn.next(True) == b"0"
+    too_many: Any = (1, 2)
+    for arguments in (("1",), (1.5,), too_many):
+        with pytest.raises(TypeError):
+            conn.next(*arguments)
+    with pytest.raises(ShortBuffer):
+        conn.next(1 << 40)
+    assert conn.next() == DATA[1:]
+
+
 def discards(conn: Conn) -> None:
     assert conn.discard(0) == 0
     assert conn.discard(2) == 2
@@ -155,6 +166,7 @@ USES: list[Callable[[Conn], None]] = [
     takes_what_it_asks_for,
     everything_is_next_of_nothing,
     takes_no_part_of_too_little,
+    takes_other_numbers_too,
     discards,
     discards_everything,
     reads_into_a_buffer,

@@ -14,7 +14,7 @@
  * proactor's lists; call.c is what `await` does; inbound.c and outbound.c are the two byte queues; stream.c has the state of a
  * connection, stream_prepare.c turns it into SQEs, and stream_complete.c CQEs into state; deadline.c has a connection's
  * deadlines, stream_calls.c its calls, send_parts.c the data of a send, nowait.c the calls that never wait, connection.c the
- * Python type; poll.c waits for readiness; reaping.c is the two phases of a tick; proactor.c ties them together.  All this is
+ * Python type; callback_conn.c is for callbacks; poll.c waits for readiness; reaping.c is the two phases of a tick; proactor.c ties them together.  All this is
  * mechanism; policy (what to do about an error, when to close) is Python's.
  *
  * All of it runs under the GIL, in the thread of the run.
@@ -27,6 +27,7 @@
 
 #include "../ring.h"
 
+#include <pthread.h>
 #include <sys/uio.h>
 
 typedef struct gt_connection gt_connection;
@@ -276,6 +277,13 @@ PyObject *gt_connection_break(gt_connection *self, PyObject *number);
 PyObject *gt_connection_send_nowait(gt_connection *self, PyObject *data);
 PyObject *gt_connection_take_exactly(gt_connection *self, PyObject *count);
 PyObject *gt_connection_push(gt_connection *self, PyObject *ignored);
+int gt_stream_queue_bytes(gt_stream *stream, PyObject *bytes); /* -1: out of memory, no exception set */
+/* Would send_nowait() raise?  Of a connection that is open. */
+bool gt_connection_cannot_send_now(const gt_connection *self);
+
+/* --- callback_conn.c: next() and write() of a conn for callbacks --- */
+
+PyObject *gt_hasten(PyObject *module, PyObject *type);
 
 /* --- poll.c: a task that waits for a descriptor to become ready --- */
 
@@ -386,8 +394,18 @@ void gt_proactor_link_wanting(gt_proactor *proactor, gt_stream *stream);
 void gt_proactor_link_starved(gt_proactor *proactor, gt_stream *stream);
 void gt_proactor_wake_thread(const gt_proactor *proactor); /* from another thread: end the wait, there is work */
 void gt_proactor_wake_guest(const gt_proactor *proactor);  /* something is wanted: end the wait, if nothing else will */
-bool gt_proactor_check_thread(const gt_proactor *proactor); /* false: exception set */
-int gt_proactor_look_at_clock(gt_proactor *proactor);       /* sets `now`; -1: exception set */
+/* False in another thread than the run's, and in the child of a fork. */
+static inline bool gt_proactor_is_in_thread(const gt_proactor *proactor)
+{
+    const bool forked = proactor->ring && proactor->ring->dead && !proactor->closed;
+    return !forked && (unsigned long)pthread_self() == proactor->thread; /* as PyThread_get_thread_ident() on Linux */
+}
+bool gt_proactor_refuse_thread(const gt_proactor *proactor); /* false, exception set */
+static inline bool gt_proactor_check_thread(const gt_proactor *proactor)
+{
+    return gt_proactor_is_in_thread(proactor) || gt_proactor_refuse_thread(proactor);
+}
+int gt_proactor_look_at_clock(gt_proactor *proactor); /* sets `now`; -1: exception set */
 int64_t gt_monotonic_ns(void);
 
 #define GT_ANSWERS_UNTIMED 3U

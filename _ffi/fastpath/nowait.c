@@ -24,13 +24,26 @@ PyObject *gt_connection_take_exactly(gt_connection *self, PyObject *count)
     return taken;
 }
 
-/* Whatever the marks say.  -1: exception set. */
+/* Queue a bytes object, whatever the marks say.  -1: out of memory, no exception set. */
+int gt_stream_queue_bytes(gt_stream *stream, PyObject *bytes)
+{
+    const size_t length = (size_t)PyBytes_GET_SIZE(bytes);
+    int queued = 0;
+    if (length >= GT_REFERENCE)
+        queued = gt_outbound_reference(&stream->outbound, bytes);
+    else if (length > 0)
+        queued = gt_outbound_copy(&stream->outbound, PyBytes_AS_STRING(bytes), length, stream->send_in_flight);
+    if (stream->outbound.size > 0)
+        gt_stream_want(stream);
+    return queued;
+}
+
+/* The same of any buffer.  -1: exception set. */
 static int queue_whole(gt_stream *stream, PyObject *data)
 {
     int queued;
-    if (PyBytes_CheckExact(data) && PyBytes_GET_SIZE(data) >= GT_REFERENCE) {
-        queued = gt_outbound_reference(&stream->outbound, data);
-        gt_stream_want(stream);
+    if (PyBytes_CheckExact(data)) {
+        queued = gt_stream_queue_bytes(stream, data);
     } else {
         Py_buffer view;
         if (PyObject_GetBuffer(data, &view, PyBUF_SIMPLE) < 0)
@@ -50,6 +63,18 @@ static int queue_whole(gt_stream *stream, PyObject *data)
     return queued;
 }
 
+/* A send may have queued a part of its data; a wait for room is amidst a file. */
+static bool is_amidst_send(const gt_connection *self)
+{
+    const gt_call *call = self->sending.call;
+    return self->send_held || (call && call->kind->excludes_sends);
+}
+
+bool gt_connection_cannot_send_now(const gt_connection *self)
+{
+    return self->send_eof || gt_stream_check_sending(self->stream) || is_amidst_send(self);
+}
+
 PyObject *gt_connection_send_nowait(gt_connection *self, PyObject *data)
 {
     gt_stream *stream;
@@ -62,9 +87,7 @@ PyObject *gt_connection_send_nowait(gt_connection *self, PyObject *data)
     int refused = gt_stream_check_sending(stream);
     if (refused)
         return gt_raise_broken(self->proactor, refused);
-    const gt_call *call =
-        self->sending.call; /* a send may have queued a part of its data; a wait for room is amidst a file */
-    if (self->send_held || (call && call->kind->excludes_sends)) {
+    if (is_amidst_send(self)) {
         PyErr_SetString(self->proactor->busy_error, "another task is already sending on this connection");
         return NULL;
     }

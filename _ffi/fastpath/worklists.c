@@ -3,7 +3,6 @@
  */
 #include "fastpath.h"
 
-#include <pthread.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -101,19 +100,13 @@ gt_waiter *gt_proactor_pop_ready(gt_proactor *proactor)
     return waiter;
 }
 
-bool gt_proactor_check_thread(const gt_proactor *proactor)
+bool gt_proactor_refuse_thread(const gt_proactor *proactor)
 {
-    if (proactor->ring && proactor->ring->dead && !proactor->closed) {
-        PyErr_SetString(PyExc_RuntimeError,
-                        "this run belongs to the parent process: after a fork, only exec or os._exit can follow");
-        return false;
-    }
-    if ((unsigned long)pthread_self() != proactor->thread) { /* what PyThread_get_thread_ident() returns on Linux */
-        PyErr_SetString(PyExc_RuntimeError,
-                        "this connection belongs to a run in another thread; use trio.from_thread.run()");
-        return false;
-    }
-    return true;
+    PyErr_SetString(PyExc_RuntimeError,
+                    proactor->ring && proactor->ring->dead && !proactor->closed
+                        ? "this run belongs to the parent process: after a fork, only exec or os._exit can follow"
+                        : "this connection belongs to a run in another thread; use trio.from_thread.run()");
+    return false;
 }
 
 /* A connection can be dropped in any thread, with its last reference or by the garbage collector. */

@@ -1,8 +1,9 @@
 """A conn over a connection.
 
-What it does per message is two short Python functions around two calls of the connection: ``next`` and ``write``.  What is
-rare costs them nothing, because it exchanges what they call: closed, over the limit, or broken, ``_take`` and ``_send`` are
-functions that say so.
+What it does per message is two short functions around two calls of the connection: ``next`` and ``write``.  What is rare
+costs them nothing, because it exchanges what they call: closed, over the limit, or broken, ``_take_exactly`` and ``_send``
+are functions that say so.  For a connection on the ring both functions are in C (``_ffi/fastpath/callback_conn.c``) for as
+long as nothing is rare, and call those here otherwise.
 
 *The limit.*  The connection queues whatever it is given and returns how much is unsent.  A write that leaves more than the
 limit is still whole; from then on ``_send`` looks before it writes, until the kernel has made room.  So what is unsent is
@@ -31,6 +32,7 @@ import attrs
 import trio
 
 from gain_trio._callback_base import Changes, Pace, PacedDelivery
+from gain_trio._kernel import fastpath
 from gain_trio._transports import (
     NOTHING,
     Connection,
@@ -170,7 +172,7 @@ class StreamConn(Conn):
         """See :meth:`Conn.write`."""
         try:
             if self._send(data) > self._write_limit:
-                self._send_by(self._send_looking)
+                self._look_first()
         except ConnectionClosed:
             raise
         except trio.ClosedResourceError:
@@ -184,6 +186,10 @@ class StreamConn(Conn):
             return self._hand_over(whole_of(data))
         return len(data) if type(data) is bytes else memoryview(data).nbytes
 
+    def _look_first(self) -> None:
+        """The limit was passed: the next write looks before it sends."""
+        self._send_by(self._send_looking)
+
     def _send_looking(self, data: Buffer) -> int:
         """In place of the connection's: from when the limit was passed until the kernel has made room; and once after a
         write was handed over.
@@ -194,7 +200,7 @@ class StreamConn(Conn):
         self._write_handed()
         unsent = self._connection.outbound_buffered
         if unsent > self._write_limit and (unsent := self._connection._push()) > self._write_limit:
-            self._send_by(self._send_looking)
+            self._look_first()
             raise self._too_slow(unsent)
         return self._connection._send_nowait(data)
 
@@ -399,6 +405,10 @@ class StreamConn(Conn):
     @property
     def _is_over(self) -> bool:
         return self._connection.fileno() < 0
+
+
+if fastpath is not None:
+    fastpath.hasten(StreamConn)
 
 
 @final

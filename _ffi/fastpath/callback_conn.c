@@ -1,0 +1,138 @@
+/* callback_conn.c: next() and write() of a conn for callbacks, in the plain case.
+ *
+ * Python's class (gain_trio/callbacks/_stream_conn.py) has both in full, around two calls of its connection, which it keeps in
+ * two slots.  Where something is rare (the conn is closed, over its limit, or broken) it puts a function of its own in a slot.
+ * So as long as a slot has the method of a connection on the ring, all that Python would do is known, and it is done here,
+ * without a frame of Python.  Whatever is not plain (another thread, an error, too few bytes, a buffer that is no bytes object)
+ * goes to Python's function, before anything has been changed.
+ *
+ * The class asks for it once, by hasten().
+ */
+#include "fastpath.h"
+
+static struct {
+    PyTypeObject *type; /* owned, as are these two: Python's functions */
+    PyObject *next, *write;
+    gt_field take, send, limit; /* the slots */
+} hastened;
+
+/* The connection on the ring whose method is in a slot of a conn, or NULL. */
+static gt_connection *connection_in(const gt_field *slot, PyObject *conn, PyCFunction function)
+{
+    PyObject *method = gt_field_peek(slot, conn);
+    if (!method || !PyCFunction_CheckExact(method) || PyCFunction_GET_FUNCTION(method) != function)
+        return NULL;
+    return (gt_connection *)PyCFunction_GET_SELF(method);
+}
+
+/* Its stream, or NULL where it is closed, or in another thread. */
+static gt_stream *open_stream(const gt_connection *connection)
+{
+    if (!connection->proactor || !gt_proactor_is_in_thread(connection->proactor) || connection->closed)
+        return NULL;
+    gt_stream *stream = connection->stream;
+    return stream && !stream->closing ? stream : NULL;
+}
+
+static PyObject *next_plainly(PyObject *self, PyObject *count)
+{
+    gt_connection *connection = connection_in(&hastened.take, self, (PyCFunction)gt_connection_take_exactly);
+    gt_stream *stream = connection ? open_stream(connection) : NULL;
+    if (!stream || (count && !PyLong_CheckExact(count)))
+        return NULL;
+    Py_ssize_t wanted = count ? PyLong_AsSsize_t(count) : -1;
+    if (wanted == -1 && PyErr_Occurred()) {
+        PyErr_Clear();
+        return NULL;
+    }
+    size_t queued = gt_inbound_size(&stream->inbound), size = wanted > 0 ? (size_t)wanted : queued;
+    if (size == 0 || size > queued)
+        return NULL;
+    PyObject *taken = size == gt_inbound_head_size(&stream->inbound) ? gt_inbound_take_piece(&stream->inbound, size)
+                                                                     : gt_inbound_take(&stream->inbound, size);
+    if (taken)
+        gt_stream_consumed(stream);
+    else
+        PyErr_Clear(); /* out of memory, and nothing was taken */
+    return taken;
+}
+
+static PyObject *conn_next(PyObject *self, PyObject *const *args, Py_ssize_t given)
+{
+    if (given > 1) {
+        PyErr_Format(PyExc_TypeError, "next() takes at most one argument, the number of bytes, not %zd", given);
+        return NULL;
+    }
+    PyObject *taken = next_plainly(self, given ? args[0] : NULL);
+    if (taken)
+        return taken;
+    PyObject *arguments[] = {self, given ? args[0] : NULL};
+    return PyObject_Vectorcall(hastened.next, arguments, (size_t)given + 1, NULL);
+}
+
+/* 1 when the data is queued, 2 when that is more than the limit, 0 when Python is to see to it. */
+static int write_plainly(PyObject *self, PyObject *data)
+{
+    gt_connection *connection = connection_in(&hastened.send, self, (PyCFunction)gt_connection_send_nowait);
+    gt_stream *stream = connection ? open_stream(connection) : NULL;
+    PyObject *limit = gt_field_peek(&hastened.limit, self);
+    if (!stream || !limit || !PyBytes_CheckExact(data) || PyBytes_GET_SIZE(data) == 0)
+        return 0;
+    Py_ssize_t most = PyLong_AsSsize_t(limit);
+    if (most == -1 && PyErr_Occurred()) {
+        PyErr_Clear();
+        return 0;
+    }
+    if (gt_connection_cannot_send_now(connection) || gt_stream_queue_bytes(stream, data) < 0)
+        return 0;
+    return most >= 0 && stream->outbound.size <= (size_t)most ? 1 : 2;
+}
+
+static PyObject *conn_write(PyObject *self, PyObject *data)
+{
+    PyObject *length = PyBytes_CheckExact(data) ? PyLong_FromSsize_t(PyBytes_GET_SIZE(data)) : NULL;
+    int written = length ? write_plainly(self, data) : 0;
+    if (written == 1)
+        return length;
+    if (written == 2) {
+        PyObject *looks = PyObject_CallMethod(self, "_look_first", NULL);
+        if (!looks)
+            Py_CLEAR(length);
+        Py_XDECREF(looks);
+        return length;
+    }
+    Py_XDECREF(length);
+    PyErr_Clear(); /* of the length */
+    PyObject *arguments[] = {self, data};
+    return PyObject_Vectorcall(hastened.write, arguments, 2, NULL);
+}
+
+static PyMethodDef conn_next_method = {"next", (PyCFunction)(void (*)(void))conn_next, METH_FASTCALL,
+                                       PyDoc_STR("next($self, n=-1, /)\n--\n\nSee Conn.next().")};
+static PyMethodDef conn_write_method = {"write", conn_write, METH_O,
+                                        PyDoc_STR("write($self, data, /)\n--\n\nSee Conn.write().")};
+
+static int replace(PyTypeObject *type, PyMethodDef *method, PyObject **python)
+{
+    *python = PyObject_GetAttrString((PyObject *)type, method->ml_name);
+    PyObject *descriptor = *python ? PyDescr_NewMethod(type, method) : NULL;
+    int result = descriptor ? PyObject_SetAttrString((PyObject *)type, method->ml_name, descriptor) : -1;
+    Py_XDECREF(descriptor);
+    return result;
+}
+
+PyObject *gt_hasten(PyObject *Py_UNUSED(module), PyObject *type)
+{
+    if (!PyType_Check(type) || hastened.type) {
+        PyErr_SetString(PyExc_TypeError, "hasten() takes a class, and is called once");
+        return NULL;
+    }
+    hastened.type = (PyTypeObject *)Py_NewRef(type);
+    if (gt_field_resolve(&hastened.take, type, "_take_exactly") < 0 ||
+        gt_field_resolve(&hastened.send, type, "_send") < 0 ||
+        gt_field_resolve(&hastened.limit, type, "_write_limit") < 0 ||
+        replace(hastened.type, &conn_next_method, &hastened.next) < 0 ||
+        replace(hastened.type, &conn_write_method, &hastened.write) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
