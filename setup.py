@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 root = os.path.dirname(os.path.abspath(__file__))
@@ -42,8 +43,27 @@ arguments = {
     "cmdclass": {"build_py": BuildWithPages},
 }
 if sys.platform == "linux" and platform.python_implementation() == "CPython" and without != "1":
-    from compile_options import COMPILE_ARGUMENTS, LINK_ARGUMENTS, fastpath_sources, sources_in
+    from compile_options import (
+        COMPILE_ARGUMENTS,
+        LINK_ARGUMENTS,
+        WHOLE_PROGRAM,
+        fastpath_sources,
+        sources_in,
+        takes_whole_program,
+    )
 
+    class BuildWhole(build_ext):
+        """The modules, each optimised as a whole where the compiler can do that."""
+
+        def build_extensions(self) -> None:
+            """Build."""
+            if takes_whole_program(self.compiler.compiler_so, self.compiler.linker_so):
+                for extension in self.extensions:
+                    extension.extra_compile_args = [*extension.extra_compile_args, WHOLE_PROGRAM]
+                    extension.extra_link_args = [*extension.extra_link_args, WHOLE_PROGRAM]
+            super().build_extensions()
+
+    arguments["cmdclass"] |= {"build_ext": BuildWhole}
     arguments |= {
         "cffi_modules": ["_ffi/uring_build.py:builder"],
         "ext_modules": [

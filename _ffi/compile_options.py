@@ -6,6 +6,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 RING_SOURCES = ["_ffi/ring.c", "_ffi/operations.c", "_ffi/buffers.c", "_ffi/submission.c"]
@@ -23,10 +26,33 @@ LINK_ARGUMENTS: list[str] = []
 if os.environ.get("GAIN_TRIO_WERROR") == "1":
     COMPILE_ARGUMENTS.append("-Werror")
 
-if os.environ.get("GAIN_TRIO_SANITIZE") == "1":
+SANITIZES = os.environ.get("GAIN_TRIO_SANITIZE") == "1"
+
+if SANITIZES:
     COMPILE_ARGUMENTS += ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
     COMPILE_ARGUMENTS += ["-fno-sanitize-recover=undefined"]
     LINK_ARGUMENTS += ["-fsanitize=address,undefined"]
+
+
+WHOLE_PROGRAM = "-flto=auto"
+"""Optimises over all files of a module: a message passes through a dozen of them, and most functions on its way are small."""
+
+
+def takes_whole_program(compiler: Sequence[str], linker: Sequence[str]) -> bool:
+    """Whether this compiler and this linker take :data:`WHOLE_PROGRAM`: a compiler without its linker's plugin does not."""
+    if SANITIZES:
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        source, compiled, linked = (str(Path(folder) / name) for name in ("probe.c", "probe.o", "probe.so"))
+        Path(source).write_text("int probe(void);\nint probe(void) { return 0; }\n")
+        commands = [
+            [*compiler, WHOLE_PROGRAM, "-c", source, "-o", compiled],
+            [*linker, WHOLE_PROGRAM, compiled, "-o", linked],
+        ]
+        try:
+            return all(subprocess.run(command, capture_output=True, check=False).returncode == 0 for command in commands)
+        except OSError:
+            return False
 
 
 def fastpath_sources() -> list[str]:
