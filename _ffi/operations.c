@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -43,7 +44,7 @@ uint32_t gt_slot_open(struct gt_ring *ring, enum gt_slot_kind kind, void *owner)
     ring->slot_free = slot->next_free;
     slot->kind = kind;
     slot->owner = owner;
-    slot->abandoned = slot->finished = slot->yields_descriptor = false;
+    slot->abandoned = slot->finished = slot->yields_descriptor = slot->quiet = false;
     return index;
 }
 
@@ -113,6 +114,56 @@ bool gt_slot_complete(struct gt_ring *ring, const struct io_uring_cqe *cqe, stru
         }
     }
     return true;
+}
+
+/* --- quiet sends --- */
+
+static bool grow_quiet(struct gt_ring *ring)
+{
+    const uint32_t old = ring->quiet_capacity, capacity = old ? old * 2 : 64;
+    struct gt_quiet *quiet = malloc(capacity * sizeof *quiet);
+    if (!quiet)
+        return false;
+    for (uint32_t i = 0; i < ring->quiet_count; i++)
+        quiet[i] = ring->quiet[(ring->quiet_head + i) & (old - 1)];
+    free(ring->quiet);
+    ring->quiet = quiet;
+    ring->quiet_head = 0;
+    ring->quiet_capacity = capacity;
+    return true;
+}
+
+void gt_send_quietly(struct gt_ring *ring, struct io_uring_sqe *sqe)
+{
+    const uint32_t needed = GT_FEATURE_CQE_SKIP | GT_FEATURE_DEFER_TASKRUN;
+    if ((ring->features & needed) != needed || (ring->quiet_count == ring->quiet_capacity && !grow_quiet(ring)))
+        return;
+    struct gt_slot *slot = &ring->slots[gt_key_slot(sqe->user_data)];
+    slot->quiet = true;
+    slot->quiet_place = ring->sq_prepared - 1;
+    const uint32_t end = (ring->quiet_head + ring->quiet_count++) & (ring->quiet_capacity - 1);
+    ring->quiet[end] = (struct gt_quiet){.key = sqe->user_data, .length = sqe->len, .place = slot->quiet_place};
+    sqe->flags |= IOSQE_CQE_SKIP_SUCCESS;
+    sqe->msg_flags |= MSG_WAITALL;
+}
+
+uint32_t gt_quiet_reap(struct gt_ring *ring, struct io_uring_cqe *out, uint32_t max)
+{
+    const uint32_t taken = __atomic_load_n(ring->sq_head, __ATOMIC_ACQUIRE);
+    uint32_t count = 0;
+    while (ring->quiet_count > 0 && count < max) {
+        const struct gt_quiet *quiet = &ring->quiet[ring->quiet_head];
+        if ((int32_t)(taken - quiet->place) <= 0)
+            break;
+        struct gt_slot *slot = find_slot(ring, quiet->key);
+        if (slot && slot->quiet && slot->quiet_place == quiet->place) { /* else it has failed, and has had its CQE */
+            slot->quiet = false;
+            out[count++] = (struct io_uring_cqe){.user_data = quiet->key, .res = (int32_t)quiet->length};
+        }
+        ring->quiet_head = (ring->quiet_head + 1) & (ring->quiet_capacity - 1);
+        ring->quiet_count--;
+    }
+    return count;
 }
 
 void gt_completion_discard(const struct gt_slot *slot, const struct io_uring_cqe *cqe)

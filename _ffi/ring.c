@@ -297,7 +297,8 @@ uint64_t gt_ring_drain(struct gt_ring *ring, int64_t patience_ns, void (*complet
         if (!cancelled)
             cancelled = cancel_all(ring, &slot);
         int64_t left = end - monotonic_ns();
-        int result = gt_ring_enter(ring, left <= 0 ? 0 : left < DRAIN_ROUND_NS ? left : DRAIN_ROUND_NS);
+        bool waits = left > 0 && ring->quiet_count == 0; /* else there may be no CQE to wait for */
+        int result = gt_ring_enter(ring, !waits ? 0 : left < DRAIN_ROUND_NS ? left : DRAIN_ROUND_NS);
         struct io_uring_cqe cqe;
         uint32_t reaped = 0;
         for (; gt_ring_reap(ring, &cqe, 1); reaped++)
@@ -340,6 +341,9 @@ void gt_ring_close(struct gt_ring *ring)
     close(ring->fd);
     free(ring->slots);
     free(ring->delayed_cancels);
+    free(ring->quiet);
+    ring->quiet = NULL;
+    ring->quiet_head = ring->quiet_count = ring->quiet_capacity = 0;
     ring->delayed_cancels = NULL;
     ring->delayed_count = ring->delayed_capacity = 0;
     ring->sqes = NULL;
@@ -385,7 +389,7 @@ int gt_ring_enter(struct gt_ring *ring, int64_t timeout_ns)
     bool overflown = gt_ring_overflown(ring);
     if (overflown)
         ring->overflows++;
-    unsigned int wait = timeout_ns > 0 && !overflown && gt_ring_ready(ring) == 0;
+    unsigned int wait = timeout_ns > 0 && !overflown && gt_ring_ready(ring) == 0 && !gt_quiet_is_ready(ring);
     if (count == 0 && !wait && !overflown && (ring->features & GT_FEATURE_TASKRUN_FLAG) &&
         !(__atomic_load_n(ring->sq_flags, __ATOMIC_RELAXED) & IORING_SQ_TASKRUN))
         return 0;
@@ -438,6 +442,13 @@ uint32_t gt_ring_reap(struct gt_ring *ring, struct io_uring_cqe *out, uint32_t m
     for (uint32_t i = 0; i < count; i++)
         out[i] = ring->cqes[(head + i) & ring->cq_mask];
     __atomic_store_n(ring->cq_head, head + count, __ATOMIC_RELEASE);
+    if (ring->quiet_count > 0) {
+        for (uint32_t i = 0; i < count; i++)
+            if (gt_key_tag(out[i].user_data) == GT_TAG_SEND)
+                gt_quiet_failed(ring, out[i].user_data);
+        if (gt_ring_ready(ring) == 0 && !gt_ring_overflown(ring))
+            count += gt_quiet_reap(ring, out + count, max - count);
+    }
     ring->completions += count;
     return count;
 }

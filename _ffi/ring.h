@@ -35,7 +35,7 @@
 
 struct msghdr; /* <sys/socket.h> */
 
-#define GT_RING_MAGIC 0x67742d72696e6734ULL /* "gt-ring4": changes with the layout of struct gt_ring */
+#define GT_RING_MAGIC 0x67742d72696e6735ULL /* "gt-ring5": changes with the layout of struct gt_ring */
 #define GT_NO_SLOT UINT32_MAX
 #define GT_NO_TIMEOUT INT64_MAX
 #define GT_MAX_SLOTS (1U << 20)
@@ -85,6 +85,15 @@ struct gt_slot {
     bool abandoned;         /* no task waits for this operation any more: its completion is housekeeping */
     bool finished;          /* a GT_SLOT_OPERATION whose main operation has completed for good */
     bool yields_descriptor; /* a result >= 0 is a descriptor of ours, to be closed if no caller takes it */
+    bool quiet; /* its send is a quiet one, which has not failed, and this is its place in the queue of SQEs */
+    uint32_t quiet_place;
+};
+
+/* A quiet send: see gt_send_quietly(). */
+struct gt_quiet {
+    uint64_t key;
+    uint32_t length;
+    uint32_t place;
 };
 
 /* A provided buffer ring and the memory behind it. */
@@ -155,6 +164,12 @@ struct gt_ring {
     uint64_t in_flight; /* over all slots */
     uint64_t abandoned; /* of them, single operations for which no caller waits any more */
 
+    struct gt_quiet
+        *quiet; /* a circle of `quiet_capacity` places (a power of two): quiet sends that were not reaped yet */
+    uint32_t quiet_head;
+    uint32_t quiet_count;
+    uint32_t quiet_capacity;
+
     uint64_t *delayed_cancels; /* keys whose cancel found no SQE */
     uint32_t delayed_count;
     uint32_t delayed_capacity;
@@ -208,7 +223,7 @@ int gt_ring_enter(struct gt_ring *ring, int64_t timeout_ns);
  * too.  Where the kernel consumes nothing (out of memory) the next gt_ring_enter() does it. */
 void gt_ring_settle(struct gt_ring *ring);
 
-/* Copy out up to `max` CQEs and give their places back to the kernel. */
+/* Copy out up to `max` CQEs and give their places back to the kernel.  CQEs of quiet sends are made here, behind all others. */
 uint32_t gt_ring_reap(struct gt_ring *ring, struct io_uring_cqe *out, uint32_t max);
 
 static inline uint32_t gt_ring_unsubmitted(const struct gt_ring *ring)
@@ -258,6 +273,44 @@ bool gt_slot_cancel(struct gt_ring *ring, uint64_t key);
 /* Keep the books for one CQE of an operation.  True, with a copy of the slot as it was, or false when that slot has been freed
  * since.  The slot of a single operation is freed here; any other is its owner's to retire. */
 bool gt_slot_complete(struct gt_ring *ring, const struct io_uring_cqe *cqe, struct gt_slot *slot);
+
+/* Make the send that was just prepared, from gt_slot_sqe() by gt_prep_send() with MSG_DONTWAIT, a quiet one: it does not end the
+ * wait of the gt_ring_enter() that submits it, unless it fails.
+ *
+ * Such a send is over when the kernel has taken its SQE, and its CQE would end that wait at once, for nothing where no task waits
+ * for it: the next gt_ring_enter() would have to wait once more.  So the kernel is asked to leave the CQE out (CQE_SKIP).  It
+ * does so for a success.  With MSG_WAITALL a short send counts as a failure, and MSG_DONTWAIT still keeps it from waiting: its
+ * CQE reports how much was sent, as ever.  When all CQEs have been reaped, a quiet send that has none and whose SQE is taken
+ * has succeeded, and gt_ring_reap() makes the CQE that it would have had.
+ *
+ * Needs CQE_SKIP and Linux 6.1 (of which DEFER_TASKRUN is a sign): before, a short send that fails loses its count.  Elsewhere,
+ * and without memory, the send stays what it is. */
+void gt_send_quietly(struct gt_ring *ring, struct io_uring_sqe *sqe);
+
+/* For gt_ring_reap(), when it has reaped all CQEs. */
+uint32_t gt_quiet_reap(struct gt_ring *ring, struct io_uring_cqe *out, uint32_t max);
+
+/* A CQE of a send was reaped: is it a quiet one, then it has failed. */
+static inline void gt_quiet_failed(struct gt_ring *ring, uint64_t key)
+{
+    const uint32_t index = (uint32_t)key & 0x0fffffffU;
+    if (index < ring->slot_count && ring->slots[index].generation == (uint32_t)(key >> 32))
+        ring->slots[index].quiet = false;
+}
+
+/* Is there one that gt_ring_reap() had no room for, or that a full queue of SQEs has submitted? */
+static inline bool gt_quiet_is_ready(const struct gt_ring *ring)
+{
+    return ring->quiet_count > 0 &&
+           (int32_t)(__atomic_load_n(ring->sq_head, __ATOMIC_ACQUIRE) - ring->quiet[ring->quiet_head].place) > 0;
+}
+
+/* Has the kernel taken this slot's quiet send, which was not reaped yet?  For another thread, while this one waits. */
+static inline bool gt_quiet_is_taken(const struct gt_ring *ring, uint32_t index)
+{
+    const struct gt_slot *slot = &ring->slots[index];
+    return slot->quiet && (int32_t)(__atomic_load_n(ring->sq_head, __ATOMIC_ACQUIRE) - slot->quiet_place) > 0;
+}
 
 /* Drop the result of this completion: close the descriptor it may have brought. */
 void gt_completion_discard(const struct gt_slot *slot, const struct io_uring_cqe *cqe);

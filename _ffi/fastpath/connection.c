@@ -438,7 +438,13 @@ static PyObject *get_inbound_buffered(gt_connection *self, void *Py_UNUSED(closu
 
 static PyObject *get_outbound_buffered(gt_connection *self, void *Py_UNUSED(closure))
 {
-    return PyLong_FromSize_t(self->stream ? self->stream->outbound.size : 0);
+    const gt_stream *stream = self->stream;
+    if (!stream)
+        return PyLong_FromLong(0);
+    /* Another thread may ask, while this one waits, and does not know yet that the kernel has accepted all of it. */
+    const bool taken = stream->outbound.size == stream->send_length && stream->send.armed && !stream->closing &&
+                       !stream->proactor->ring->dead && gt_quiet_is_taken(stream->proactor->ring, stream->slot);
+    return PyLong_FromSize_t(taken ? 0 : stream->outbound.size);
 }
 
 static PyObject *get_descriptor(gt_connection *self, void *Py_UNUSED(closure))

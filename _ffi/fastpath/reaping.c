@@ -23,8 +23,10 @@
 #include <errno.h>
 
 #define RETRY_NS 10000000LL /* how long a wait may be while the ring has no SQE for what is wanted */
-#define MAX_ROUNDS 1000     /* submissions that a look (a wait of no time) makes at most */
-#define MAX_PASSES 4        /* reaps a wait: what an overflown queue still holds is for the next one */
+/* Trio's _MAX_TIMEOUT, for which its loop waits when there is no deadline: then no timer is set, and no clock is looked at. */
+#define LONGEST_NS (24 * 60 * 60 * 1000000000LL)
+#define MAX_ROUNDS 1000 /* submissions that a look (a wait of no time) makes at most */
+#define MAX_PASSES 4    /* reaps a wait: what an overflown queue still holds is for the next one */
 
 /* --- the two lists --- */
 
@@ -249,7 +251,7 @@ static Py_ssize_t wait_for_news(gt_proactor *self, int64_t timeout, const gt_dea
             /* Housekeeping may have asked for more (the next piece of a long send, a receive to arm again), and what comes
              * of it may be news, as may be what an overflown queue still holds: nothing is idle before that is done. */
             bool more = self->wanting_first || self->wanting_sockets || gt_ring_overflown(self->ring) ||
-                        gt_ring_ready(self->ring) > 0;
+                        gt_ring_ready(self->ring) > 0 || gt_quiet_is_ready(self->ring);
             if (news > 0 || !more || ++rounds >= MAX_ROUNDS)
                 return news;
             if (rounds == 1) {
@@ -282,6 +284,8 @@ PyObject *gt_proactor_wait(gt_proactor *self, PyObject *argument)
     gt_deadlines noted = {NULL, 0};
     if (timeout > 0 && self->trio.bound && gt_trio_note_deadlines(&self->trio, &noted) < 0)
         return NULL;
+    if (timeout >= LONGEST_NS && self->trio.bound && noted.count == 0)
+        timeout = GT_NO_TIMEOUT;
     self->running = true;
     Py_ssize_t news = wait_for_news(self, timeout, &noted);
     self->running = false;

@@ -66,6 +66,10 @@
  * limits and the bounds of a close cut it off.  So bytes count as sent from the tick of the loop on in which the kernel has
  * accepted them.  A small send, which the kernel accepts whole, is one operation either way.
  *
+ * Nearly always no task waits for the end of a send, and nothing follows it.  Such a send is a quiet one (gt_send_quietly): its
+ * completion is made when the run is woken by something else, and does not wake it.  So an answer and the wait for the next
+ * question are one system call, and not two.
+ *
  * Because only a poll is in flight while a stream is blocked, its bytes can also be offered to the kernel by a plain send(2),
  * in between (gt_stream_push).  The kernel reports room only when a third of the socket's buffer is free, up to some
  * megabytes, and it accepts bytes as soon as there is any room: a caller that would give up on a peer because too much is

@@ -113,6 +113,20 @@ static void prepare_gathered(gt_stream *stream, struct io_uring_sqe *sqe)
     gt_prep_sendmsg(sqe, stream->fd, &gather->header, GT_SEND_FLAGS);
 }
 
+/* Nothing follows this send, and no task waits for its end: it need not wake the run.  The time of the last byte is that of the
+ * batch that brings the completion, so where that matters it has to come at once. */
+static bool is_followed_by_nothing(const gt_stream *stream)
+{
+    const gt_connection *connection = stream->connection;
+    if (!connection || stream->timed || stream->receive_suspended || stream->room_wanted ||
+        stream->outbound.size != stream->send_length || connection->sending.call)
+        return false;
+    const gt_call *call = connection->receiving.call;
+    const bool waits_for_change =
+        call && (call->kind == &gt_stream_kinds[GT_CHANGE] || call->kind == &gt_stream_kinds[GT_DELIVER]);
+    return !waits_for_change || !(call->max & GT_WATCH_SENT);
+}
+
 static bool prepare_send(gt_stream *stream)
 {
     struct io_uring_sqe *sqe = arm(stream, &stream->send);
@@ -129,6 +143,8 @@ static bool prepare_send(gt_stream *stream)
     stream->send_length = length > GT_LARGEST_SEND ? GT_LARGEST_SEND : (uint32_t)length;
     stream->send_in_flight = 1;
     gt_prep_send(sqe, stream->fd, head->data + stream->outbound.sent, stream->send_length, GT_SEND_FLAGS);
+    if (is_followed_by_nothing(stream))
+        gt_send_quietly(stream->proactor->ring, sqe);
     return true;
 }
 
