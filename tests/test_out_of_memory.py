@@ -25,15 +25,18 @@ MAY_NEED_NONE = sys.version_info >= (3, 14)
 async def answered(call: Awaitable[Any], failing: int) -> Any:
     """What a call answers from memory while the so-maniest allocation fails; MemoryError if it needed that one."""
     testcapi = pytest.importorskip("_testcapi")
+    task: Any = trio.lowlevel.current_task()
+    read = task._cancel_points  # a counter that a program has is not counted up in place, so that counting allocates
     testcapi.set_nomemory(failing, failing + 1)
     try:
         return await call
     finally:
         testcapi.remove_mem_hooks()
+        del read
 
 
 async def count_to_large_numbers() -> None:
-    """So that counting a cancel point allocates."""
+    """So that counting a cancel point allocates, in `answered`."""
     for _ in range(300):
         await trio.lowlevel.checkpoint()
 

@@ -85,9 +85,11 @@ static inline int gt_field_is(const gt_field *field, PyObject *object, PyObject 
 
 /* Where the field lies at its offset and holds the one reference to its int, no other code can see that object, and none
  * can notice that it changes: so the digit is counted up, and no new int is made for every step of a task.  An int of more
- * than one digit, a small one (which Python itself holds) and one that is being looked at are left alone. */
+ * than one digit, a small one (which Python itself holds) and one that is being looked at are left alone; so are all of them
+ * where the layout of an int is not known, or the count of references is split. */
 static inline bool gt_field_increment_in_place(const gt_field *field, PyObject *object)
 {
+#if PY_VERSION_HEX < 0x030f0000 && !defined(Py_GIL_DISABLED)
     PyObject *value = gt_field_peek(field, object);
     if (!value || Py_REFCNT(value) != 1 || !PyLong_CheckExact(value))
         return false;
@@ -102,6 +104,11 @@ static inline bool gt_field_increment_in_place(const gt_field *field, PyObject *
         return false;
     number->ob_digit[0]++;
     return true;
+#else
+    (void)field;
+    (void)object;
+    return false;
+#endif
 }
 
 static inline int gt_field_increment(const gt_field *field, PyObject *object)
