@@ -35,7 +35,7 @@ if SANITIZES:
 
 
 WHOLE_PROGRAM = "-flto=auto"
-"""Optimises over all files of a module: a message passes through a dozen of them, and most functions on its way are small."""
+"""Optimises over all files of a module: a message passes through a dozen, and most functions on its way are small."""
 
 
 def takes_whole_program(compiler: Sequence[str], linker: Sequence[str]) -> bool:
