@@ -50,7 +50,9 @@ def takes_whole_program(compiler: Sequence[str], linker: Sequence[str]) -> bool:
             [*linker, WHOLE_PROGRAM, compiled, "-o", linked],
         ]
         try:
-            return all(subprocess.run(command, capture_output=True, check=False).returncode == 0 for command in commands)
+            return all(
+                subprocess.run(command, capture_output=True, check=False).returncode == 0 for command in commands
+            )
         except OSError:
             return False
 
