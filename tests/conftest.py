@@ -10,8 +10,8 @@ all of them.  Three markers skip a test, with a reason, on a backend that it is 
 
 The others choose what a target of the Makefile runs:
 
-- ``connections``: opens connections, listeners or endpoints in this process, so the sanitizers run it.  test_layout.py
-  checks that each such module has the marker.
+- ``connections``: opens connections, listeners, endpoints or rings in this process, so the sanitizers run it.
+  test_layout.py checks that each such module has the marker.
 - ``features``: the kernel features that a ring can do without make a difference to it.
 - ``driver``: looks at the ring and at the I/O manager themselves.
 - ``memory``: watches the memory of the process, which a sanitizer's quarantine would add to.

@@ -95,6 +95,16 @@ async def serving_protocols(factory: Any, options: dict[str, Any], **more: Any) 
 
 
 @contextlib.asynccontextmanager
+async def asked(factory: Any, options: dict[str, Any], question: bytes) -> AsyncIterator[tuple[Server, Connection]]:
+    """A server of protocols, and a client whose first words have arrived."""
+    async with serving_protocols(factory, options) as (server, dial):
+        async with await dial() as client:
+            await client.send(question)
+            await until(lambda: bool(made and made[0].received))
+            yield server, client
+
+
+@contextlib.asynccontextmanager
 async def draining(server: Server) -> AsyncIterator[trio.Event]:
     """Drains meanwhile, and is over within :data:`SOON`; the event says that it is."""
     over = trio.Event()
@@ -143,53 +153,41 @@ async def test_the_first_words_of_a_fresh_connection_are_answered(
 
 
 async def test_an_answer_that_is_being_worked_on_is_waited_for(transport: dict[str, Any]) -> None:
-    async with serving_protocols(Recorder, transport) as (server, dial):
-        async with await dial() as client:
-            await client.send(b"question")
-            await until(lambda: bool(made and made[0].received))
-            async with draining(server) as over:
-                await trio.sleep(3 * _idle_detection.QUIET)
-                assert not over.is_set()
-                assert not made[0].transport.is_closing()
-                made[0].transport.write(b"answer")
-                assert await receive_all(client) == b"answer"
+    async with asked(Recorder, transport, b"question") as (server, client):
+        async with draining(server) as over:
+            await trio.sleep(3 * _idle_detection.QUIET)
+            assert not over.is_set()
+            assert not made[0].transport.is_closing()
+            made[0].transport.write(b"answer")
+            assert await receive_all(client) == b"answer"
 
 
 async def test_an_answer_in_pieces_is_complete(transport: dict[str, Any]) -> None:
-    async with serving_protocols(Recorder, transport) as (server, dial):
-        async with await dial() as client:
-            await client.send(b"question")
-            await until(lambda: bool(made and made[0].received))
-            async with draining(server):
-                for number in range(10):
-                    made[0].transport.write(b"%d" % number)
-                    await trio.sleep(_idle_detection.QUIET / 5)
-                assert await receive_all(client) == b"0123456789"
+    async with asked(Recorder, transport, b"question") as (server, client):
+        async with draining(server):
+            for number in range(10):
+                made[0].transport.write(b"%d" % number)
+                await trio.sleep(_idle_detection.QUIET / 5)
+            assert await receive_all(client) == b"0123456789"
 
 
 async def test_half_a_request_is_waited_for(transport: dict[str, Any]) -> None:
-    async with serving_protocols(Lines, transport) as (server, dial):
-        async with await dial() as client:
-            await client.send(b"hel")
-            await until(lambda: bool(made and made[0].received))
-            async with draining(server) as over:
-                await trio.sleep(3 * _idle_detection.QUIET)
-                assert not over.is_set()
-                await client.send(b"lo\n")
-                assert await receive_all(client) == b"HELLO\n"
+    async with asked(Lines, transport, b"hel") as (server, client):
+        async with draining(server) as over:
+            await trio.sleep(3 * _idle_detection.QUIET)
+            assert not over.is_set()
+            await client.send(b"lo\n")
+            assert await receive_all(client) == b"HELLO\n"
 
 
 async def test_what_is_unsent_is_sent(transport: dict[str, Any]) -> None:
     size = 12 << 20
-    async with serving_protocols(Recorder, transport) as (server, dial):
-        async with await dial() as client:
-            await client.send(b"question")
-            await until(lambda: bool(made and made[0].received))
-            made[0].transport.write(bytes(size))
-            async with draining(server) as over:
-                await trio.sleep(3 * _idle_detection.QUIET)
-                assert not over.is_set()
-                assert len(await receive_all(client)) == size
+    async with asked(Recorder, transport, b"question") as (server, client):
+        made[0].transport.write(bytes(size))
+        async with draining(server) as over:
+            await trio.sleep(3 * _idle_detection.QUIET)
+            assert not over.is_set()
+            assert len(await receive_all(client)) == size
     assert made[0].lost == [None]
 
 
@@ -308,12 +306,9 @@ async def test_a_protocol_that_ends_at_once(transport: dict[str, Any]) -> None:
             self.transport.write(b"bye")
             self.transport.close()
 
-    async with serving_protocols(Knows, transport) as (server, dial):
-        async with await dial() as client:
-            await client.send(b"hello")
-            await until(lambda: bool(made and made[0].received))
-            async with draining(server):
-                assert await receive_all(client) == b"bye"
+    async with asked(Knows, transport, b"hello") as (server, client):
+        async with draining(server):
+            assert await receive_all(client) == b"bye"
 
 
 async def test_what_it_raises_ends_the_connection(transport: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
