@@ -180,6 +180,7 @@ async def test_a_server_of_datagrams(path: Path) -> None:
             seen = await look_until(path, lambda seen: seen["datagrams"]["active"] == 1)
             assert (seen["connections"], seen["requests"]) == (None, None)
             assert seen["datagrams"]["datagrams"]["received_bytes"] == 5
+            assert len(seen["rings"]) == (gain_trio.backend_info().backend == "io_uring")
             [handler] = slow_handlers(seen)
             assert handler["peer"] == f"127.0.0.1:{sender.getsockname()[1] or ''}".replace("0.0.0.0", "127.0.0.1")
             assert handler["at"].endswith("query_database")

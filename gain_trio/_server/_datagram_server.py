@@ -25,6 +25,7 @@ from typing import Any, final
 import attrs
 import trio
 
+from gain_trio._io_manager import current_ring_statistics
 from gain_trio._transports import (
     DatagramEndpoint,
     DatagramStatistics,
@@ -116,10 +117,11 @@ class DatagramServer:
     async def _snapshot(self) -> ServerSnapshot:
         """What it looks like now, for those who look at it through its control socket."""
         slow, examined = ((), 0) if self._tasks is None else self._tasks.look()
-        work = WorkSnapshot(shown(self._name), None, self.statistics(), slow, examined)
+        rings = current_ring_statistics()()
+        work = WorkSnapshot(shown(self._name), None, self.statistics(), rings, slow, examined)
         pid = os.getpid()
         process = ProcessSnapshot(pid, "serving", None, work, cpu_seconds(pid), resident_memory(pid))
-        return ServerSnapshot("serving", self.addresses, (process,), None, work.datagrams)
+        return ServerSnapshot("serving", self.addresses, (process,), None, work.datagrams, rings)
 
     async def _run(
         self, workers: int, control: ControlSocket | None, task_status: trio.TaskStatus[DatagramServer]

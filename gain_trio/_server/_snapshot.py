@@ -56,6 +56,8 @@ class WorkSnapshot:
     statistics: ServerStatistics | None = None
     """Its counters; None of a server of datagrams."""
     datagrams: DatagramServerStatistics | None = None
+    rings: tuple[UringStatistics, ...] = ()
+    """The counters of its ring, of a server of datagrams; those of other servers are in :attr:`statistics`."""
     slow: tuple[SlowHandler, ...] = ()
     """The slowest handlers, the slowest first."""
     examined: int = 0
@@ -92,6 +94,8 @@ class ServerSnapshot:
     statistics: ServerStatistics | None = None
     """The sums over all processes, those that are gone included; None of a server of datagrams."""
     datagrams: DatagramServerStatistics | None = None
+    rings: tuple[UringStatistics, ...] = ()
+    """As in :class:`WorkSnapshot`."""
     restarts: int = 0
     """Worker processes replaced after they had died."""
 
@@ -109,7 +113,7 @@ def as_json(snapshot: ServerSnapshot, *, now: float) -> dict[str, Any]:
         "state": snapshot.state,
         "addresses": [endpoint_text(address) for address in snapshot.addresses],
         "restarts": snapshot.restarts,
-        **_counters(snapshot.statistics, snapshot.datagrams),
+        **_counters(snapshot),
         "processes": [_process(process) for process in snapshot.processes],
     }
 
@@ -123,18 +127,24 @@ def _process(process: ProcessSnapshot) -> dict[str, Any]:
         "cpu_seconds": process.cpu_seconds,
         "memory_bytes": process.memory,
         "handler": None if work is None else work.handler,
-        **_counters(None if work is None else work.statistics, None if work is None else work.datagrams),
+        **_counters(work or _NOTHING),
         "slow_handlers": [] if work is None else [attrs.asdict(slow) for slow in work.slow],
         "examined": 0 if work is None else work.examined,
     }
 
 
-def _counters(statistics: ServerStatistics | None, datagrams: DatagramServerStatistics | None) -> dict[str, Any]:
+_NOTHING: Final = WorkSnapshot("")
+"""The work of a process that serves nothing itself, or has never answered."""
+
+
+def _counters(of: WorkSnapshot | ServerSnapshot) -> dict[str, Any]:
+    statistics, datagrams = of.statistics, of.datagrams
+    rings = of.rings if statistics is None else statistics.rings
     return {
         "connections": None if statistics is None else _connections(statistics),
         "requests": None if statistics is None or statistics.requests is None else _requests(statistics.requests),
         "datagrams": None if datagrams is None else attrs.asdict(datagrams),
-        "rings": [] if statistics is None else [_ring(ring) for ring in statistics.rings],
+        "rings": [_ring(ring) for ring in rings],
     }
 
 
