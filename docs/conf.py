@@ -51,6 +51,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"[A-Z]\w*(Error|Warning)"),  # of Python
     (r"py:(class|data|obj)", r"(Buffer|Self|TracebackType|None)"),
     (r"py:(class|obj)", r"(Handler|DatagramHandler|File|HasFileno|Result|optional)"),  # aliases, spelled out beside
+    (r"py:class", r"(Architecture|AtMaxConnections|BalancerName|ContextSource|Lifespan)"),  # the same, of options
     (r"py:class", r"gain_trio\.callbacks\._conn\.(Reader|Writer)"),
     (r"py:exc", r"(what|and|Everything|as) .*"),  # the first words of a sentence under Raises
 ]
