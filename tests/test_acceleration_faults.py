@@ -124,12 +124,12 @@ def test_a_send_and_a_receive_without_memory_move_nothing() -> None:
 
 
 @only_where_they_were_made
-@pytest.mark.parametrize("name", ["receive", "send", "lot", "lock"])
+@pytest.mark.parametrize("name", ["receive", "send", "lot", "lock", "event"])
 def test_a_wait_that_finds_no_memory_leaves_no_task_in_the_queue(name: str) -> None:
     async def main() -> None:
         await count_to_large_numbers()
         send, receive = trio.open_memory_channel[int](0)
-        lot, lock = trio.lowlevel.ParkingLot(), trio.Lock()
+        lot, lock, event = trio.lowlevel.ParkingLot(), trio.Lock(), trio.Event()
 
         async def keep() -> None:
             async with lock:
@@ -142,6 +142,7 @@ def test_a_wait_that_finds_no_memory_leaves_no_task_in_the_queue(name: str) -> N
                 + statistics.tasks_waiting_send
                 + len(lot)
                 + lock.statistics().tasks_waiting
+                + event.statistics().tasks_waiting
             )
 
         calls: dict[str, Callable[[], Awaitable[object]]] = {
@@ -149,6 +150,7 @@ def test_a_wait_that_finds_no_memory_leaves_no_task_in_the_queue(name: str) -> N
             "send": lambda: send.send(1),
             "lot": lot.park,
             "lock": lock.acquire,
+            "event": event.wait,
         }
         failed = 0
         async with trio.open_nursery() as nursery:
@@ -167,6 +169,23 @@ def test_a_wait_that_finds_no_memory_leaves_no_task_in_the_queue(name: str) -> N
                 assert waiting() == 0
             nursery.cancel_scope.cancel()
         assert failed
+
+    run(True, main)
+
+
+@only_where_they_were_made
+def test_an_event_that_finds_no_memory_has_not_happened() -> None:
+    async def main() -> None:
+        await count_to_large_numbers()
+        event = trio.Event()
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(event.wait)
+            await wait_all_tasks_blocked()
+            assert without_memory(event.set, 0)
+            assert not event.is_set()
+            assert event.statistics().tasks_waiting == 3
+            event.set()
 
     run(True, main)
 

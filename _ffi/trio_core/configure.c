@@ -153,6 +153,19 @@ static const slot_of lock_slots[] = {
     {NULL, NULL, NULL, false},
 };
 
+/* --- events --- */
+
+static const type_of event_types[] = {
+    {&tc_core.event_type, "event_type"},
+    {NULL, NULL},
+};
+
+static const slot_of event_slots[] = {
+    {&tc_core.event.tasks, "event_type", "_tasks", false},
+    {&tc_core.event.flag, "event_type", "_flag", false},
+    {NULL, NULL, NULL, false},
+};
+
 /* --- channels --- */
 
 #define CHANNEL(field, name) {&tc_core.channel.field, "channel_state_type", name, false}
@@ -368,6 +381,7 @@ static const struct part {
     {"core", core_types, core_objects, core_slots, finish_core},
     {"nurseries", nursery_types, nursery_objects, NULL, NULL},
     {"locks", lock_types, lock_objects, lock_slots, finish_locks},
+    {"events", event_types, NULL, event_slots, NULL},
     {"channels", channel_types, channel_objects, channel_slots, finish_waits},
     {"epoll", epoll_types, epoll_objects, epoll_slots, NULL},
 };

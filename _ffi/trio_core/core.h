@@ -13,6 +13,7 @@
  *     nursery.c      NurseryManager: __aenter__, __aexit__
  *     parking_lot.c  ParkingLot: park, unpark
  *     lock.c         Lock: acquire, release
+ *     event.c        Event: wait, set
  *     channel.c      memory channels: send, receive
  *     socket_call.c  _SocketType: _nonblocking_helper, with
  *     socket_method.c    the methods made of it
@@ -49,8 +50,8 @@ typedef Py_ssize_t tc_slot;
 typedef struct {
     PyTypeObject *task_type, *runner_type, *scope_type, *status_type, *deadlines_type, *value_type, *socket_type,
         *stream_type, *system_clock_type, *plain_socket_type;
-    PyTypeObject *nursery_type, *nursery_manager_type, *lot_type, *lock_type, *fifo_lock_type, *channel_state_type,
-        *send_channel_type, *receive_channel_type, *deque_type;
+    PyTypeObject *nursery_type, *nursery_manager_type, *lot_type, *lock_type, *fifo_lock_type, *event_type,
+        *channel_state_type, *send_channel_type, *receive_channel_type, *deque_type;
     PyObject *error_type, *trap_type, *detach_type, *checkpoint_message, *no_send, *run_context, *infinity;
     PyObject *unusual_yield;           /* (runner, task, message) */
     PyObject *translate;               /* an OSError: the exception that a stream raises for it */
@@ -118,6 +119,9 @@ typedef struct {
     struct {
         tc_slot parked, broken_by;
     } lot;
+    struct {
+        tc_slot tasks, flag;
+    } event;
     struct {
         tc_slot max_buffer_size, data, open_senders, open_receivers, send_tasks, receive_tasks, peak;
     } channel;
@@ -192,7 +196,7 @@ int tc_names_init(void);
 /* clang-format off */
 #define TC_PIECE_NAMES(X) \
     X(sockets) X(streams) X(step) X(checkpoints) X(scopes) X(spawning) X(tick) X(timeouts) X(nurseries) X(locks) \
-    X(channels) X(epoll) X(outcomes)
+    X(events) X(channels) X(epoll) X(outcomes)
 /* clang-format on */
 
 enum tc_piece {
@@ -264,6 +268,8 @@ PyObject *tc_acquire(PyObject *module, PyObject *lock);
 PyObject *tc_release(PyObject *module, PyObject *lock);
 PyObject *tc_lock_enter(PyObject *module, PyObject *lock);
 PyObject *tc_lock_exit(PyObject *module, PyObject *lock);
+PyObject *tc_event_wait(PyObject *module, PyObject *event);
+PyObject *tc_event_set(PyObject *module, PyObject *event);
 PyObject *tc_channel_send(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 PyObject *tc_channel_receive(PyObject *module, PyObject *channel);
 PyObject *tc_channel_next(PyObject *module, PyObject *channel);

@@ -98,6 +98,8 @@ static PyMethodDef functions[] = {
     {"release", tc_release, METH_O, PyDoc_STR("Lock.release: whether it is done.")},
     {"lock_enter", tc_lock_enter, METH_O, PyDoc_STR("AsyncContextManagerMixin.__aenter__: what to await, or None.")},
     {"lock_exit", tc_lock_exit, METH_O, PyDoc_STR("AsyncContextManagerMixin.__aexit__: whether it is done.")},
+    {"event_wait", tc_event_wait, METH_O, PyDoc_STR("Event.wait: what to await, or None.")},
+    {"event_set", tc_event_set, METH_O, PyDoc_STR("Event.set: whether it is done.")},
     FAST("channel_send", tc_channel_send, "MemorySendChannel.send: what to await, or None."),
     {"channel_receive", tc_channel_receive, METH_O, PyDoc_STR("MemoryReceiveChannel.receive: what to await, or None.")},
     {"channel_next", tc_channel_next, METH_O, PyDoc_STR("ReceiveChannel.__anext__: what to await, or None.")},

@@ -292,6 +292,13 @@ class LockSeam:
         self.release_method = _sync._LockImpl.release
 
 
+class EventSeam:
+    """What the C of events needs."""
+
+    def __init__(self) -> None:
+        self.event_type = _sync.Event
+
+
 class ChannelSeam:
     """What the C of memory channels needs."""
 
@@ -315,5 +322,11 @@ class EpollSeam:
         self.busy_resource_error = trio.BusyResourceError
 
 
-PART_SEAMS = {"nurseries": NurserySeam, "locks": LockSeam, "channels": ChannelSeam, "epoll": EpollSeam}
+PART_SEAMS = {
+    "nurseries": NurserySeam,
+    "locks": LockSeam,
+    "events": EventSeam,
+    "channels": ChannelSeam,
+    "epoll": EpollSeam,
+}
 """By piece: the facts about Trio that the C module needs for it, beyond :class:`CoreSeam`."""

@@ -333,6 +333,16 @@ LOCKS: Final = Piece(
     watches=("lot:ParkingLot.__bool__", "lot:ParkingLot.__len__"),
 )
 
+EVENTS: Final = Piece(
+    "events",
+    (
+        _awaiting("sync:Event.wait", "event_wait"),
+        Part("sync:Event.set", "event_set", _DONE.format("self")),
+    ),
+    stands_for=("lowlevel:reschedule", "run:Runner.reschedule", "run:current_task", "traps:wait_task_rescheduled"),
+    layouts=(*_WAIT_LAYOUTS, "sync:Event"),
+)
+
 CHANNELS: Final = Piece(
     "channels",
     (
@@ -392,6 +402,7 @@ PIECES: Final = (
     TIMEOUTS,
     NURSERIES,
     LOCKS,
+    EVENTS,
     CHANNELS,
     EPOLL,
 )
