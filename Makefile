@@ -36,7 +36,7 @@ packaged += $(wildcard CHANGELOG.md CONTRIBUTING.md SECURITY.md Makefile docs/*.
 
 .PHONY: help demo check test half-ring half-trio half-trio-aside test-ring test-trio test-fast test-scheduled features test-features test-pairs test-sockets test-in-tree soak fuzz
 .PHONY: lint format types docs pages analyse package package-pure sanitize everything
-.PHONY: trio-suite trio-suite-newest trio-suite-oldest trio-suite-poll bench clean FORCE
+.PHONY: trio-suite trio-suite-newest trio-suite-oldest trio-suite-poll trio-suite-pieces other-suites bench clean FORCE
 
 help:
 	@sed -n 's/^# make \(.*\)/make \1/p' Makefile
@@ -288,13 +288,36 @@ trio-suite-poll: dist/made
 # All of Trio's tests but for the one that lists the backends it knows.  A pytest.ini of its own keeps pytest from finding
 # this project's, which lies above.
 define trio_suite
+$(call trio_environment,$(1),$(2))
+cd build/trio-$(1); $(trio_tests)
+endef
+
+# Each piece of the acceleration left out by itself, or those of PIECES, on Trio's own I/O manager, which has a piece, too.
+PIECES ?= $$(build/trio-pieces/venv/bin/python -c 'from gain_trio._acceleration import NAMES; print(*NAMES)')
+trio-suite-pieces: export GAIN_TRIO_BACKEND := trio
+trio-suite-pieces: dist/made
+	$(call trio_environment,pieces,$(NEWEST))
+	failed=; for piece in $(PIECES); do \
+		export GAIN_TRIO_ACCELERATE=$$(build/trio-pieces/venv/bin/python -c 'import sys; from gain_trio._acceleration import NAMES; \
+			print(",".join(name for name in NAMES if name != sys.argv[1]))' $$piece); \
+		echo "without $$piece:"; \
+		(cd build/trio-pieces; $(trio_tests)) || failed="$$failed $$piece"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "failed without:$$failed" >&2; exit 1; fi
+
+define trio_environment
 rm -rf build/trio-$(1); mkdir -p build/trio-$(1)
 $(PYTHON) -m venv build/trio-$(1)/venv
 build/trio-$(1)/venv/bin/python -m pip install --quiet --disable-pip-version-check $(2) dist/*.whl
 printf '[pytest]\nmarkers = redistributors_should_skip\n' > build/trio-$(1)/pytest.ini
-cd build/trio-$(1); timeout 900 venv/bin/python -m pytest -q -c pytest.ini -p trio._tests.pytest_plugin \
-	-p gain_trio.pytest_plugin --skip-optional-imports -k 'not test_io_manager_statistics' --pyargs trio
 endef
+
+trio_tests = timeout 900 venv/bin/python -m pytest -q -c pytest.ini -p trio._tests.pytest_plugin \
+	-p gain_trio.pytest_plugin --skip-optional-imports -k 'not test_io_manager_statistics' --pyargs trio
+
+# The suites of libraries and servers that use Trio, with gain_trio below them and without; see tools/other_suites.py.
+other-suites: $(VENV)/built
+	$(bin)/python tools/other_suites.py $(SUITES)
 
 bench: $(VENV)/built
 	$(pip) --editable '.[test,benchmark]' $(WITH)
