@@ -494,14 +494,13 @@ async def test_a_deadline_that_has_passed_is_of_no_consequence_to_one_that_need_
 @pytest.mark.usefixtures("way")
 async def test_its_bytes_are_no_idleness(pair: Pair, path: Path, mock_clock: MockClock) -> None:
     client, served = pair
-    size = 3 * LARGE
-    path.write_bytes(pattern(size))
+    path.write_bytes(pattern(LARGEST))
     client.idle_timeout = 10
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client.send_file, path)
-        for _ in range(size // MEBIBYTE):
+        for _ in range(LARGEST // MEBIBYTE):
             await receive_exactly(served, MEBIBYTE)
-            mock_clock.jump(2)  # in ten seconds 5 MiB, which the kernel does not hold
+            mock_clock.jump(0.5)  # in ten seconds 20 MiB, which the kernel does not hold
             await wait_all_tasks_blocked(0.001)
 
 
