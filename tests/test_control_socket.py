@@ -244,6 +244,30 @@ def query_line() -> int:
 
 
 @pytest.mark.usefixtures("at_once")
+async def test_the_programs_own_awaitables_are_not_touched(path: Path) -> None:
+    async with serving(watching.slow_in_untouchable, control=path) as server:
+        async with await connect(server) as client:
+            await client.send(b"?")
+            await receive_exactly(client, 1)
+            [slow] = slow_handlers(await look(path))
+            assert slow["at"].endswith(" slow_in_untouchable")
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_a_look_that_fails_is_logged_and_ends_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(echo, control=path) as server:
+        tasks = server._consumers[0]._settings.tasks
+        monkeypatch.setattr(tasks, "look", lambda _processes: 1 // 0)
+        seen = await look(path)
+        assert (seen["state"], slow_handlers(seen)) == ("serving", [])
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == [
+        "slow handlers cannot be shown"
+    ]
+
+
+@pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize(
     "handler", [echo, watching.idle_in_messages, watching.idle_in_a_child], ids=lambda handler: handler.__name__
 )

@@ -14,7 +14,7 @@ import itertools
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-from types import CoroutineType, FrameType, GeneratorType
+from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
 from typing import Any, Final, final
 
 import attrs
@@ -33,6 +33,8 @@ LONGEST_NAME: Final = 200
 
 _AWAITED: Final = ("cr_await", "gi_yieldfrom", "ag_await")
 _FRAMES: Final = ("cr_frame", "gi_frame", "ag_frame")
+_KINDS: Final = (CoroutineType, GeneratorType, AsyncGeneratorType)
+"""Python's own: the attributes of other awaitables may be code of the program's, which a look does not run."""
 _OPAQUE: Final = frozenset({"async_generator_asend", "async_generator_athrow", "coroutine_wrapper", "anext_awaitable"})
 """Python's own awaitables that do not say what they await; the garbage collector does."""
 
@@ -118,19 +120,19 @@ def _chain(coroutine: Any) -> Iterator[Any]:
 
 
 def _awaited_by(awaitable: Any) -> Any:
-    for name in _AWAITED:
+    for name in _AWAITED if type(awaitable) in _KINDS else ():
         awaited = getattr(awaitable, name, None)
         if awaited is not None:
             return awaited
     if type(awaitable).__name__ in _OPAQUE:
         return next((found for found in gc.get_referents(awaitable) if _has_frame(found)), None)
-    if isinstance(awaitable, GeneratorType):  # it may drive a coroutine by hand, as those that change the context do
-        return next((found for found in _locals_of(awaitable) if isinstance(found, CoroutineType)), None)
+    if type(awaitable) is GeneratorType:  # it may drive a coroutine by hand, as those that change the context do
+        return next((found for found in _locals_of(awaitable) if type(found) is CoroutineType), None)
     return None
 
 
 def _has_frame(found: object) -> bool:
-    return any(hasattr(found, name) for name in _FRAMES) or type(found).__name__ in _OPAQUE
+    return type(found) in _KINDS or type(found).__name__ in _OPAQUE
 
 
 def _locals_of(awaitable: Any) -> list[Any]:
@@ -143,7 +145,7 @@ def _locals_of(awaitable: Any) -> list[Any]:
 
 
 def _frame_of(awaitable: Any) -> FrameType | None:
-    for name in _FRAMES:
+    for name in _FRAMES if type(awaitable) in _KINDS else ():
         frame = getattr(awaitable, name, None)
         if frame is not None:
             return frame  # type: ignore[no-any-return]

@@ -85,12 +85,12 @@ class RequestsInProgress:
     """Notes the requests in progress, each by the task of its connection."""
 
     def __init__(self) -> None:
-        self._by_task: dict[trio.lowlevel.Task, tuple[dict[str, Any], float]] = {}
+        self._by_task: dict[trio.lowlevel.Task, tuple[str, str, float]] = {}
 
     def began(self, scope: dict[str, Any]) -> trio.lowlevel.Task:
         """See :meth:`RequestObserver.began`."""
         task = trio.lowlevel.current_task()
-        self._by_task[task] = (scope, trio.current_time())
+        self._by_task[task] = (scope["method"], scope["path"], trio.current_time())  # apps may change a scope
         return task
 
     def ended(
@@ -109,8 +109,8 @@ class RequestsInProgress:
         entry = self._by_task.get(task)
         if entry is None:
             return None
-        scope, began = entry
-        return RequestInProgress(f"{shown(scope['method'], 20)} {shown(scope['path'], 200)}", began)
+        method, path, began = entry
+        return RequestInProgress(f"{shown(method, 20)} {shown(path, 200)}", began)
 
 
 @final

@@ -82,6 +82,38 @@ async def slow_in_generator(connection: Connection) -> None:
         pass
 
 
+class Untouchable:
+    """An awaitable of the program's, whose attributes are not to be looked at."""
+
+    def __init__(self) -> None:
+        self._waiting = trio.sleep_forever().__await__()  # noqa: ASYNC105 - it is awaited by hand
+
+    def __await__(self) -> Any:
+        return self
+
+    def __iter__(self) -> Any:
+        return self
+
+    def __next__(self) -> Any:
+        return next(self._waiting)
+
+    def send(self, value: Any) -> Any:
+        return self._waiting.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        return self._waiting.throw(*error)
+
+    def __getattr__(self, name: str) -> Any:
+        raise LookupError(name)
+
+
+async def slow_in_untouchable(connection: Connection) -> None:
+    """Wait within an awaitable of the program's own."""
+    await connection.receive()
+    await connection.send(b"x")
+    await Untouchable()
+
+
 async def idle_in_messages(connection: Connection) -> None:
     """Wait for the next message."""
     async for data in connection.messages():
