@@ -15,8 +15,10 @@ from typing import Any
 import attrs
 import pytest
 from support.certificates import authority, certificate
+from support.pairs import address_of
 from support.processes import command
 
+import gain_trio
 from gain_trio import Marks, RingOptions, ServerConfig
 from gain_trio._acceleration._piece_choice import resolve as resolve_pieces
 from gain_trio._command._flag_words import in_flags
@@ -26,6 +28,9 @@ from gain_trio._ring._options import unwanted_default
 from gain_trio._server import flags_of
 from gain_trio.asgi import AsgiConfig
 from gain_trio.callbacks import Config
+from gain_trio.testing import connection_pair
+
+pytestmark = pytest.mark.connections
 
 ANY = "tcp://127.0.0.1:0"
 LONGEST = 400
@@ -337,3 +342,28 @@ def test_a_variable_that_is_wrong_is_named_and_one_that_is_empty_is_not_set(
 )
 def test_a_message_is_put_in_the_words_of_the_command_line(message: str, in_words: str) -> None:
     assert in_flags(message) == in_words
+
+
+# --- arguments ---
+
+
+@pytest.mark.parametrize("wrong", [object(), 5, "", [], True])
+async def test_arguments_of_the_wrong_type_are_named(wrong: Any) -> None:
+    [listener] = await gain_trio.open_listeners(ANY)
+    async with listener:
+        address = address_of(listener)
+        for name in ("marks", "https_compatible", "pass_fds"):
+            context = True if name == "https_compatible" else None
+            if not (wrong is True and name != "marks"):
+                with pytest.raises(TypeError, match=f"{name} (is|must be) .*, not "):
+                    await gain_trio.connect(address, ssl_context=context, **{name: wrong})
+        for name in ("marks", "reuse_port"):
+            if not (wrong is True and name != "marks"):
+                with pytest.raises(TypeError, match=f"{name} (is|must be) .*, not "):
+                    await gain_trio.open_listeners(ANY, **{name: wrong})
+        with pytest.raises(TypeError, match=r"marks must be gain_trio\.Marks"):
+            connection_pair(peer_marks=wrong)
+        with socket.socket() as sock:
+            sock.connect(listener.local_address)
+            with pytest.raises(TypeError, match=r"marks must be gain_trio\.Marks"):
+                gain_trio.Connection.from_socket(sock, marks=wrong)

@@ -20,7 +20,7 @@ from ._addresses import (
 )
 from ._backends import implementation, make_listeners
 from ._connecting import checked_source_address, connect_tcp
-from ._connections import Connection, Listener, Marks, ProxyHeader, parse_proxy_header
+from ._connections import Connection, Listener, Marks, ProxyHeader, marks_or_usual, parse_proxy_header
 from ._tls import client_context, client_handshake
 
 
@@ -72,11 +72,12 @@ async def open_listeners(
       RuntimeError: not called from a task of a Trio run.
     """
     make = implementation("gain_trio.open_listeners()", pass_fds=pass_fds)
+    checked = marks_or_usual(marks)
     options = SocketOptions(
         backlog=backlog, reuse_port=reuse_port, mode=mode, owner=owner, group=group, pass_fds=pass_fds
     )
     [sockets] = await open_sockets([address], options)
-    return make_listeners(make, sockets, marks or Marks())
+    return make_listeners(make, sockets, checked)
 
 
 async def connect(
@@ -137,7 +138,8 @@ async def connect(
         raise ValueError("pass_fds=True is not for TLS: descriptors cannot be encrypted")
     header = _encoded(proxy_header)
     make = implementation("gain_trio.connect()", pass_fds=pass_fds)
-    marks = marks or Marks()
+    marks = marks_or_usual(marks)
+    _check_flags(https_compatible=https_compatible, pass_fds=pass_fds)
     if isinstance(parsed, UnixAddress):
         check_unix()
         if source_address is not None:
@@ -164,6 +166,12 @@ async def connect(
     if context is None:
         return connection
     return await client_handshake(connection, context, marks, str(parsed), hostname, https_compatible=https_compatible)
+
+
+def _check_flags(**flags: object) -> None:
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} is True or False, not {flag!r}")
 
 
 def _encoded(header: object) -> bytes:

@@ -11,7 +11,7 @@ import trio
 
 from ._addresses import check_socket, prepare_socket
 from ._backends import implementation
-from ._connections import Connection, Listener, Marks
+from ._connections import Connection, Listener, Marks, marks_or_usual
 
 T = TypeVar("T")
 
@@ -31,7 +31,8 @@ def wrap_connection(sock: object, marks: Marks | None, pass_fds: bool) -> Connec
             raise
         reason = "Connection.from_socket() takes a connected socket, and this one is not connected, or no more"
         raise OSError(errno.ENOTCONN, reason) from error
-    return _take_over(checked, lambda own: make.connection(own, marks or Marks()), pass_fds=pass_fds)
+    usual = marks_or_usual(marks)
+    return _take_over(checked, lambda own: make.connection(own, usual), pass_fds=pass_fds)
 
 
 def wrap_listener(sock: object, marks: Marks | None, pass_fds: bool) -> Listener:
@@ -44,7 +45,8 @@ def wrap_listener(sock: object, marks: Marks | None, pass_fds: bool) -> Listener
             f"{what} takes a socket that listens, and this one does not: call its listen() first; if it is connected, "
             "Connection.from_socket() takes it"
         )
-    return _take_over(checked, lambda own: make.listener(own, marks or Marks()), pass_fds=pass_fds)
+    usual = marks_or_usual(marks)
+    return _take_over(checked, lambda own: make.listener(own, usual), pass_fds=pass_fds)
 
 
 def _is_listening(sock: socket.socket | trio.socket.SocketType) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gain_trio._transports import Marks
+from gain_trio._transports import Marks, marks_or_usual
 
 from ._memory_connection import MemoryConnection
 
@@ -28,8 +28,8 @@ def connection_pair(
     Raises:
       RuntimeError: not called from a task of a Trio run.
     """
-    one = MemoryConnection(marks or Marks(), *addresses)
-    other = MemoryConnection(peer_marks or Marks(), *reversed(addresses))
+    one = MemoryConnection(marks_or_usual(marks), *addresses)
+    other = MemoryConnection(marks_or_usual(peer_marks, "peer_marks"), *reversed(addresses))
     one._join(other)
     other._join(one)
     return one, other

@@ -94,6 +94,9 @@ class SocketOptions:
 
     def __attrs_post_init__(self) -> None:
         _ = self.access  # the property checks the mode
+        for name in ("reuse_port", "pass_fds"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} is True or False, not {getattr(self, name)!r}")
         for name in ("keep_alive_interval", "keep_alive_count"):
             if getattr(self, name) is not None and self.keep_alive is None:
                 raise ValueError(f"{name} is of the probes that keep_alive asks for: give keep_alive=, too")

@@ -7,7 +7,7 @@ from ._file_sending import FileTransfer
 from ._framing import IncompleteMessage, MessageTooLong
 from ._has_fileno import HasFileno
 from ._listener import CONNECTION_ERRNOS, RESOURCE_ERRNOS, Listener, close_all
-from ._marks import Marks, checked_close_timeout, checked_deadline, checked_idle_timeout
+from ._marks import Marks, checked_close_timeout, checked_deadline, checked_idle_timeout, marks_or_usual
 from ._messages import FIRST_SECONDS
 from ._proxy_header import ProxyHeader
 from ._proxy_protocol import MAX_LENGTH, NeedMore, ProxyProtocolError, parse_proxy_header
@@ -65,6 +65,7 @@ __all__ = [
     "current_keeper",
     "head_of",
     "joined",
+    "marks_or_usual",
     "message_of",
     "parse_proxy_header",
     "receive_into",

@@ -52,6 +52,19 @@ class Marks:
             raise ValueError(f"need 0 <= receive_low < receive_high and send_high > 0: {self}")
 
 
+def marks_or_usual(marks: object, name: str = "marks") -> Marks:
+    """``marks``, or the usual ones for None.
+
+    Raises:
+      TypeError: they are none.
+    """
+    if marks is None:
+        return Marks()
+    if not isinstance(marks, Marks):
+        raise TypeError(f"{name} must be gain_trio.Marks(...) or None, not {marks!r}")
+    return marks
+
+
 def checked_deadline(deadline: float) -> float:
     """A time on Trio's clock, as a float."""
     deadline = float(deadline)
