@@ -80,14 +80,17 @@ struct gt_slot {
     void *owner; /* of a GT_SLOT_OPERATION: the call that waits for it, or NULL */
     uint32_t generation;
     uint32_t in_flight; /* operations whose final CQE has not been seen */
-    uint32_t next_free;
+    union {
+        uint32_t next_free;   /* of a free slot */
+        uint32_t quiet_place; /* of any other: of its quiet send in the queue of SQEs */
+    };
     uint8_t kind;
     bool abandoned;         /* no task waits for this operation any more: its completion is housekeeping */
-    bool finished;          /* a GT_SLOT_OPERATION whose main operation has completed for good */
+    bool finished : 1;      /* a GT_SLOT_OPERATION whose main operation has completed for good */
+    bool quiet : 1;         /* its send is a quiet one, which has not failed */
     bool yields_descriptor; /* a result >= 0 is a descriptor of ours, to be closed if no caller takes it */
-    bool quiet; /* its send is a quiet one, which has not failed, and this is its place in the queue of SQEs */
-    uint32_t quiet_place;
 };
+_Static_assert(sizeof(void *) != 8 || sizeof(struct gt_slot) == 24, "a connection more has a slot more");
 
 /* A quiet send: see gt_send_quietly(). */
 struct gt_quiet {
