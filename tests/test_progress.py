@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import functools
+import itertools
+import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -534,4 +537,25 @@ async def test_a_program_that_looks_at_its_queue_has_all_there_that_the_marks_al
         nursery.start_soon(peer.send_all, bytes(BIG))
         await served.receive(1)
         await until(lambda: len(served.peek()) >= Marks().receive_high)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.skipif(os.environ.get("GAIN_TRIO_BACKEND") != "trio", reason="of connections over sockets")
+@pytest.mark.parametrize(("pause", "most"), [(0.001, 256 * 1024), (1.0, 64 * 1024)], ids=["fast", "slow"])
+async def test_over_sockets_a_slow_reader_receives_smaller_pieces(
+    pause: float, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr(
+        "gain_trio._transports._backends._socket_receiving.time", SimpleNamespace(monotonic=lambda: next(clock) * pause)
+    )
+    peer, served = await open_trio_pair()
+    async with peer, served, trio.open_nursery() as nursery:
+        nursery.start_soon(peer.send_all, bytes(BIG))
+        sizes = []
+        for _ in range(40):
+            await wait_all_tasks_blocked()  # the kernel's buffers are full
+            sizes.append(len(await served.receive()))
+        assert max(sizes) <= most
+        assert max(sizes) > most // 2
         nursery.cancel_scope.cancel()

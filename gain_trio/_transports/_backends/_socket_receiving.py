@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import time
 from typing import TYPE_CHECKING, final
 
 import trio
@@ -22,6 +23,8 @@ CHUNK = 65536
 LARGE_CHUNK = 4 * CHUNK
 """The most of one after a receive that brought as much as CHUNK: a large transfer, and what a Unix socket holds.  Not of
 all, because Python makes room for so much before it knows how little has come."""
+QUICK = 0.05
+"""Seconds between two receives of CHUNK, at most, of a program that gets LARGE_CHUNK next."""
 PAGE = 4096
 """A queue is filled by no less at a time, though it may have its high mark in the middle: small marks are no small calls."""
 
@@ -47,6 +50,7 @@ class SocketReceiver:
         "end_told",
         "ended",
         "error",
+        "filled_at",
         "inbound",
         "is_busy",
         "is_dry",
@@ -62,6 +66,7 @@ class SocketReceiver:
         self._reads_ahead = reads_ahead
         self.inbound: Inbound = NOTHING
         self.chunk = CHUNK  # to be asked for next
+        self.filled_at = -math.inf  # the last receive of CHUNK or more, on the real clock
         self.is_dry = False  # nothing is queued, and the kernel had nothing left when it was asked last
         self.is_kernel_dry = False  # the second half of it, while something is queued
         self.ended = False
@@ -143,7 +148,7 @@ class SocketReceiver:
             return b""
         if data:
             self.is_dry = len(data) < size
-            self.chunk = LARGE_CHUNK if len(data) >= CHUNK else CHUNK
+            self.chunk = CHUNK if len(data) < CHUNK else self._next_chunk()
             connection.bytes_received += len(data)
             if connection._is_timed:
                 connection._active_at = trio.current_time()
@@ -157,6 +162,12 @@ class SocketReceiver:
         else:
             self.ended = True
         return b""
+
+    def _next_chunk(self) -> int:
+        """After a receive of CHUNK or more.  A program that works off each for long lets its peer move nothing meanwhile."""
+        now, before = time.monotonic(), self.filled_at
+        self.filled_at = now
+        return LARGE_CHUNK if now - before < QUICK else CHUNK
 
     def _take(self, connection: SocketConnection, data: Inbound, max_bytes: int | None) -> bytes:
         """Of ``data``, which is all that is here, as much as may be; the rest stays, or becomes, the queue."""
