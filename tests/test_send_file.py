@@ -13,6 +13,7 @@ import re
 import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -439,6 +440,32 @@ async def test_a_file_that_the_kernel_does_not_send_is_read(
     monkeypatch.setattr(_file_sending, "_send_piece", refuse)
     assert await client.send_file(path) == 100
     assert await receive_exactly(served, 100) == b"x" * 100
+
+
+@pytest.mark.parametrize(
+    ("seconds", "sizes"),
+    [(0.0, [1, 2, 4, 8, 8, 8]), (0.0019, [1, 2, 4, 8, 8, 8]), (0.004, [1] * 5), (0.3, [1])],
+    ids=["memory", "quick", "slow", "very slow"],
+)
+def test_a_disk_that_is_quick_is_asked_for_more_at_a_time(
+    seconds: float, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    asked: list[int] = []
+
+    def send(_descriptor: int, _source: FileSource, _done: int, size: int) -> int:
+        nonlocal now
+        now += seconds
+        asked.append(size >> 20)
+        return size
+
+    monkeypatch.setattr(_file_sending, "_send_piece", send)
+    monkeypatch.setattr(_file_sending, "time", SimpleNamespace(monotonic=lambda: now))
+    one, other = socket.socketpair()
+    with one, other:
+        part = _file_sending._send_slice(one.fileno(), FileSource("a file", -1, 0, sum(sizes) << 20), 0)
+    assert asked == sizes
+    assert part.sent == sum(sizes) << 20
 
 
 @pytest.mark.usefixtures("way")

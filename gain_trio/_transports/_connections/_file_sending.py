@@ -17,7 +17,7 @@ import trio
 from gain_trio._io_manager import broken_by
 from gain_trio._transports._addresses import errnos
 
-from ._files import CACHED_PIECE, PIECE, ROOM_SECONDS, SLICE, FileSource
+from ._files import CACHED_PIECE, MOST_AT_ONCE, PIECE, QUICK, ROOM_SECONDS, SLICE, FileSource
 
 if TYPE_CHECKING:
     from ._connection import Connection
@@ -181,9 +181,10 @@ def _send_slice(descriptor: int, source: FileSource, done: int) -> _SendfileSlic
     room = select.poll()
     room.register(descriptor, select.POLLOUT)
     left = source.count - done
-    while part.sent < left and time.monotonic() < until:
+    size, begin = PIECE, time.monotonic()
+    while part.sent < left and begin < until:
         try:
-            sent = _send_piece(descriptor, source, done + part.sent, min(PIECE, left - part.sent))
+            sent = _send_piece(descriptor, source, done + part.sent, min(size, left - part.sent))
         except BlockingIOError:
             part.is_full = not room.poll(ROOM_SECONDS * 1000)
             if part.is_full:
@@ -196,6 +197,8 @@ def _send_slice(descriptor: int, source: FileSource, done: int) -> _SendfileSlic
             if part.is_end:
                 break
             part.sent += sent
+        before, begin = begin, time.monotonic()
+        size = min(2 * size, MOST_AT_ONCE) if begin - before < QUICK else PIECE
     return part
 
 

@@ -34,7 +34,12 @@ import trio
 from ._has_fileno import HasFileno
 
 PIECE = 1 << 20
-"""Bytes read, or asked to be sent, at a time: more would gain nothing, and have a slow disk delay a cancellation."""
+"""Bytes read, or asked to be sent, at a time: more would have a slow disk delay a cancellation."""
+MOST_AT_ONCE = 8 << 20
+"""Bytes that the kernel is asked to send at a time when it did not wait for the disk: what a socket's buffer has room for.
+Between two calls a thread competes with all others for the interpreter, which takes it longer than to send a few MiB."""
+QUICK = 0.002
+"""Seconds in which the kernel sends a piece that it has in memory."""
 CACHED_PIECE = 1 << 18
 """Bytes read of the page cache at a time, in the run's own thread: copying them takes less than a tenth of a millisecond."""
 SLICE = 0.02
