@@ -307,6 +307,8 @@ REFUSED = {
     "a signed chunk size": (400, CHUNKED + b"+5\r\nhello\r\n"),
     "a chunk size with an underscore": (400, CHUNKED + b"0_5\r\nhello\r\n"),
     "a bare LF after a chunk size": (400, CHUNKED + b"5\nhello\r\n0\r\n\r\n"),
+    "bare LFs and no CR LF in a chunked body": (400, CHUNKED + b"5\nhello\n0\n\n"),
+    "bare LFs and no CR LF in trailers": (400, CHUNKED + b"0\r\nX: y\n\n"),
     "a bare CR after a chunk size": (400, CHUNKED + b"5\rXhello\r\n0\r\n\r\n"),
     "a bare LF in an extension": (400, CHUNKED + b"5;x\nhello\r\n0\r\n\r\n"),
     "a bare LF after a chunk": (400, CHUNKED + b"5\r\nhello\n0\r\n\r\n"),

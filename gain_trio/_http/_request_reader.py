@@ -380,6 +380,8 @@ class RequestReader:
                 raise Refused(HTTPStatus.INTERNAL_SERVER_ERROR, "the server cannot read this request")
         if self._rest and self._state in {_AT_SIZE, _AT_TRAILER}:
             self._check_line(len(self._rest))
+            if _BARE_LF.search(self._rest, self._seen):
+                raise Refused(HTTPStatus.BAD_REQUEST, "a line ends with CR LF")
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _take_left(self, following: int) -> bytes:
