@@ -329,3 +329,33 @@ async def test_a_body_that_moves_is_not_cut_off_with_small_marks_either(autojump
             client.incoming.room = 10_000
         client.incoming.room = None
         assert len(await receive_all(client)) > 100_000
+
+
+async def test_an_app_that_asks_on_and_on_stops_no_other_task() -> None:
+    is_over = False
+
+    async def app(_scope: Any, receive: Any, send: Any) -> None:
+        await hello(_scope, receive, send)
+        while not is_over:
+            await receive()
+
+    async with serving_app(app) as server, client_of(server) as client:
+        await client.send(request())
+        await receive_hello(client)
+        is_over = True
+        await client.send(request())
+        await receive_hello(client)
+
+
+async def test_an_app_that_asks_for_ever_can_be_cancelled() -> None:
+    asked: list[str] = []
+
+    async def app(_scope: Any, receive: Any, _send: Any) -> None:
+        while True:
+            asked.append((await receive())["type"])
+
+    async with serving_app(app) as server:
+        async with client_of(server) as client:
+            await client.send(request())
+            await until(lambda: asked == ["http.request"])
+        await until(lambda: asked.count("http.disconnect") > 10)

@@ -127,9 +127,12 @@ async def test_servers_of_callbacks_do_the_same(files: Files) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_the_command_loads_its_files_again(files: Files) -> None:
+@pytest.mark.parametrize(("processes", "said"), [(0, "uses a new TLS context"), (1, " serves\n")])
+async def test_the_command_loads_its_files_again(files: Files, processes: int, said: str) -> None:
     first = files.issue()
     arguments = ["serve", LOCAL, "--handler", "echo", "--tls-cert", files.path, "--log-level", "info"]
+    if processes:  # whose successors load it
+        arguments += ["--processes", str(processes)]
     with running("-m", "gain_trio", *arguments) as program, trio.fail_after(PATIENCE):
         line = await trio.to_thread.run_sync(program.line)
         found = re.search(r":(\d+);", line)
@@ -146,4 +149,4 @@ async def test_the_command_loads_its_files_again(files: Files) -> None:
         program.interrupt(signal.SIGTERM)
         status, _out, errors = await trio.to_thread.run_sync(program.end)
     assert status == 0
-    assert "uses a new TLS context" in errors
+    assert errors.count(said) == 1 + processes

@@ -35,6 +35,20 @@ Scope = dict[str, Any]
 # --- messages ---
 
 
+async def test_an_app_that_asks_on_and_on_stops_no_other_task() -> None:
+    asked: list[str] = []
+
+    async def app(_scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        while True:
+            asked.append((await receive())["type"])
+
+    async with connected(app) as peer:
+        await peer.send(closing(1000))
+        await until(lambda: asked.count("websocket.disconnect") > 10)
+
+
 async def test_messages_come_back() -> None:
     async with connected(send_back) as peer:
         await peer.text("grün")

@@ -61,6 +61,7 @@ class HttpExchange:
     expects = False
     """Whether the client waits for a 100 before it sends the body."""
     _told_all = False  # the app has the whole body
+    _told_end = False  # the app was told, without a wait, that nothing more comes
     _chunked = False
     _left: int | None = None
     _wants_trailers = False
@@ -85,6 +86,9 @@ class HttpExchange:
             message = await self._next_piece()
             if message is not None:
                 return message
+        if self._told_end:
+            await trio.lowlevel.checkpoint()  # an app that asks again and again keeps no other task from running
+        self._told_end = self.phase == DONE or http.is_gone
         if self.phase == DONE:
             return {"type": "http.disconnect"}
         if not http.is_gone and not await http.look_for_end():

@@ -100,6 +100,7 @@ class WebSocket:
         "_receiving",
         "_state",
         "_told",
+        "_told_end",
         "_unwaited",
         "_writer",
     )
@@ -121,6 +122,7 @@ class WebSocket:
         self._state = _CONNECTING
         self._end = VANISHED
         self._is_gone = False  # it is over, and not by the app
+        self._told_end = False  # that the WebSocket is over
         self._told = False  # the app has its websocket.connect
         # Reading.
         self._queue: deque[Message] = deque()
@@ -190,6 +192,9 @@ class WebSocket:
                 if queue:
                     return self._next_queued()
                 if self._state is _OVER:
+                    if self._told_end:
+                        await trio.lowlevel.checkpoint()  # an app that asks on and on keeps no other task from running
+                    self._told_end = True
                     return {"type": "websocket.disconnect", "code": self._end.code, "reason": self._end.reason}
                 if self._attending:
                     self._news = trio.Event()
