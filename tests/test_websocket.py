@@ -9,7 +9,7 @@ import pytest
 import trio
 from support.pairs import PATIENCE, receive_all, until
 from support.servers import serving
-from support.websocket_frames import BINARY, CONT, DEFLATE, PING, PONG, TEXT, frame, handshake
+from support.websocket_frames import BINARY, CONT, DEFLATE, PING, PONG, TEXT, closing, frame, handshake
 from support.websocket_servers import (
     Message,
     Peer,

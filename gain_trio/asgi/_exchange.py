@@ -61,7 +61,7 @@ class HttpExchange:
     expects = False
     """Whether the client waits for a 100 before it sends the body."""
     _told_all = False  # the app has the whole body
-    _told_end = False  # the app was told, without a wait, that nothing more comes
+    _told_end = False  # the app has been given a disconnect without a wait
     _chunked = False
     _left: int | None = None
     _wants_trailers = False
