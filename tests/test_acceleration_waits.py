@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import math
 import random
@@ -15,6 +16,7 @@ import outcome
 import pytest
 import trio
 from support.accelerated import run
+from trio._core import _traps
 from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
 from gain_trio._kernel import trio_core
@@ -25,6 +27,7 @@ pytestmark = [
 ]
 
 TRIO = tuple(map(int, trio.__version__.split(".")[:2]))
+PATIENCE = 10
 
 
 @pytest.fixture(params=[False, True], ids=["trio", "accelerated"])
@@ -612,6 +615,36 @@ async def mixture(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_a_mixture(pieces: bool, seed: int) -> None:
     run(pieces, mixture, seed, clock=MockClock(autojump_threshold=0))
+
+
+@pytest.mark.parametrize("kind", ["event", "lot", "receiver", "sender"])
+def test_who_is_woken_before_its_wait_begins(pieces: bool, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a finalizer: before Python 3.12 what makes the wait collects garbage."""
+    make = _traps.WaitTaskRescheduled.__init__
+
+    async def main() -> None:
+        event, lot = trio.Event(), trio.lowlevel.ParkingLot()
+        send, receive = trio.open_memory_channel[int](0)
+        wait, wake = {
+            "event": (event.wait, event.set),
+            "lot": (lot.park, lot.unpark),
+            "receiver": (receive.receive, functools.partial(send.send_nowait, 1)),
+            "sender": (functools.partial(send.send, 1), receive.receive_nowait),
+        }[kind]
+        woken: list[str] = []
+
+        def make_and_wake(trap: Any, abort: Any) -> None:
+            make(trap, abort)
+            if not woken:
+                woken.append(kind)
+                wake()
+
+        with trio.fail_after(PATIENCE), monkeypatch.context() as patch:
+            patch.setattr(_traps.WaitTaskRescheduled, "__init__", make_and_wake)
+            await wait()
+        assert woken == [kind]
+
+    run(pieces, main)
 
 
 def test_garbage_collections_all_the_time() -> None:

@@ -90,19 +90,20 @@ static PyObject *park(const tc_wait_kind *kind, PyObject *channel, channel_end *
     PyObject *task = tc_current_task();
     if (!task)
         return NULL;
-    PyObject *wait = tc_wait_park(kind, channel, task);
-    if (!wait)
-        return NULL;
     if (PySet_Add(end->tasks, task) < 0)
-        Py_CLEAR(wait);
-    if (wait && PyObject_SetItem(tc_get(slot, end->state), task, value) < 0) {
-        PyObject *exception = gt_take_exception();
-        PySet_Discard(end->tasks, task);
-        gt_restore_exception(exception);
-        Py_CLEAR(wait);
-    }
-    if (wait)
+        return NULL;
+    PyObject *queue = Py_NewRef(tc_get(slot, end->state)), *wait = NULL;
+    if (PyObject_SetItem(queue, task, value) == 0) {
         tc_set(tc_core.task.custom_sleep_data, task, channel);
+        wait = tc_wait_park(kind, channel, task);
+        if (!wait) {
+            tc_set(tc_core.task.custom_sleep_data, task, Py_None);
+            tc_wait_withdraw(queue, task);
+        }
+    }
+    if (!wait)
+        tc_wait_withdraw(end->tasks, task);
+    Py_DECREF(queue);
     return wait;
 }
 

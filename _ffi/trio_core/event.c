@@ -31,9 +31,13 @@ PyObject *tc_event_wait(PyObject *Py_UNUSED(module), PyObject *self)
     PyObject *tasks = tasks_of(self), *task = tasks ? tc_current_task() : NULL;
     if (!task)
         Py_RETURN_NONE;
+    if (PySet_Add(tasks, task) < 0)
+        return NULL;
+    Py_INCREF(tasks);
     PyObject *wait = tc_wait_park(&waiting, self, task);
-    if (wait && PySet_Add(tasks, task) < 0)
-        Py_CLEAR(wait);
+    if (!wait)
+        tc_wait_withdraw(tasks, task);
+    Py_DECREF(tasks);
     return wait;
 }
 

@@ -42,13 +42,16 @@ Py_ssize_t tc_lot_length(PyObject *lot)
 PyObject *tc_lot_park(const tc_wait_kind *kind, PyObject *owner, PyObject *lot, PyObject *task)
 {
     PyObject *queue = queue_of(lot);
-    if (!queue)
+    if (!queue || PyObject_SetItem(queue, task, Py_None) < 0)
         return NULL;
+    tc_set(tc_core.task.custom_sleep_data, task, lot);
+    Py_INCREF(queue);
     PyObject *wait = tc_wait_park(kind, owner, task);
-    if (wait && PyObject_SetItem(queue, task, Py_None) < 0)
-        Py_CLEAR(wait);
-    if (wait)
-        tc_set(tc_core.task.custom_sleep_data, task, lot);
+    if (!wait) {
+        tc_set(tc_core.task.custom_sleep_data, task, Py_None);
+        tc_wait_withdraw(queue, task);
+    }
+    Py_DECREF(queue);
     return wait;
 }
 

@@ -54,11 +54,19 @@ PyObject *tc_wait_park(const tc_wait_kind *kind, PyObject *owner, PyObject *task
     if (!self)
         return NULL;
     self->task = Py_NewRef(task);
-    /* Made here, so that nothing is left to fail when the task is in the queue. */
+    /* Made here, and not when it is driven, where the caller could not take the task out of the queue again. */
     self->message = tc_trap((PyObject *)self);
     if (!self->message)
         Py_CLEAR(self);
     return (PyObject *)self;
+}
+
+void tc_wait_withdraw(PyObject *queue, PyObject *task)
+{
+    PyObject *exception = gt_take_exception();
+    if ((PySet_Check(queue) ? PySet_Discard(queue, task) : PyObject_DelItem(queue, task)) < 0)
+        PyErr_Clear(); /* it was woken meanwhile */
+    gt_restore_exception(exception);
 }
 
 static int wait_clear(tc_wait *self)

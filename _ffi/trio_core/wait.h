@@ -35,8 +35,11 @@ PyObject *tc_wait_yield(const tc_wait_kind *kind, PyObject *message);
 
 /* A call that has been done: a schedule point, and then it returns `value`, or what finish() makes of it. */
 PyObject *tc_wait_pass(const tc_wait_kind *kind, PyObject *owner, PyObject *value);
-/* A call that parks the task.  The caller puts it in the queue. */
+/* A call that parks the task.  The caller has put it in the queue, as Trio does: making this may collect garbage, and a
+ * finalizer that wakes who waits finds the task there. */
 PyObject *tc_wait_park(const tc_wait_kind *kind, PyObject *owner, PyObject *task);
+/* Take a task that cannot be parked out of a set or a dict, in which it may be no more.  Keeps the exception that is set. */
+void tc_wait_withdraw(PyObject *queue, PyObject *task);
 
 /* For a kind's abort(): set.remove(item), and then Abort.SUCCEEDED */
 PyObject *tc_wait_leave_set(PyObject *set, PyObject *item);
