@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -327,3 +329,14 @@ async def test_a_conn_is_abstract() -> None:
     with pytest.raises(TypeError, match="abstract"):
         Conn()  # type: ignore[abstract]
     assert gain_trio.callbacks.Conn is Conn
+
+
+def test_the_package_is_imported_anew() -> None:
+    """As a reloader does; the compiled modules stay."""
+    program = (
+        "import sys, gain_trio.callbacks\n"
+        "for name in [name for name in sys.modules if name.partition('.')[0] == 'gain_trio']:\n"
+        "    del sys.modules[name]\n"
+        "import gain_trio.callbacks"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=PATIENCE)

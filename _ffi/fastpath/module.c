@@ -3,7 +3,7 @@
 
 static PyMethodDef functions[] = {
     {"hasten", gt_hasten, METH_O,
-     PyDoc_STR("hasten($module, cls, /)\n--\n\nMake next() and write() of a class of conns fast, once.")},
+     PyDoc_STR("hasten($module, cls, /)\n--\n\nMake next() and write() of a class of conns fast, of the first one.")},
     {NULL, NULL, 0, NULL},
 };
 
