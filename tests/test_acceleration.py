@@ -7,6 +7,7 @@ import gc
 import inspect
 import logging
 import pickle
+import subprocess
 import sys
 import threading
 import types
@@ -28,6 +29,23 @@ pytestmark = [
     pytest.mark.usefixtures("not_installed"),
     pytest.mark.skipif(trio_core is None, reason="the compiled modules are not built here"),
 ]
+
+WATCHERS_ARE_TAKEN = """
+import ctypes
+import gain_trio
+
+watch = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.py_object, ctypes.py_object, ctypes.py_object)(lambda *_: 0)
+try:
+    while True:
+        ctypes.pythonapi.PyDict_AddWatcher(watch)
+except RuntimeError:
+    pass
+
+async def main():
+    return "it runs"
+
+print(gain_trio.run(main, accelerate=True))
+"""
 
 
 def available() -> tuple[str, ...]:
@@ -462,3 +480,11 @@ def test_partial_functions_and_threads() -> None:
         return sorted(into)
 
     assert run(True, main) == [3, 7, 11]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="older dicts have a version")
+def test_other_libraries_watch_as_many_dicts_as_there_may_be() -> None:
+    command = [sys.executable, "-c", WATCHERS_ARE_TAKEN]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "it runs\n"
+    assert "it would not notice that a program replaces functions of Trio" in done.stderr

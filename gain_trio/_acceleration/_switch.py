@@ -126,6 +126,10 @@ class Switch:
                 trio_core.set_guards(piece.name, rows(guards(piece)))
             except CannotRewrite as error:
                 reason = f"of Trio {_core_seam.RELEASE}, {error}"
+            except (
+                RuntimeError
+            ) as error:  # from Python 3.12 on, where other libraries watch as many dicts as there may be
+                reason = f"it would not notice that a program replaces functions of Trio: {error}"
         if reason is not None:
             self._refused[piece.name] = reason
             return
