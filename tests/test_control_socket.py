@@ -29,6 +29,7 @@ from gain_trio import Connection, ServerConfig
 from gain_trio._server import _control_socket, _handler_tasks
 from gain_trio._server._control_socket import Misuse, check_request
 from gain_trio._server._processes import _snapshot_gathering
+from gain_trio._server._task_frames import waiting_place
 from gain_trio._transports._addresses import _unix
 from gain_trio.callbacks import Conn, EventHandler
 
@@ -268,6 +269,23 @@ async def test_a_look_that_fails_is_logged_and_ends_nothing(
 
 
 @pytest.mark.usefixtures("at_once")
+async def test_a_failed_look_at_datagrams_is_logged_and_the_rest_is_shown(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with trio.open_nursery() as nursery:
+        serve = functools.partial(gain_trio.serve_datagrams, watching.slow_datagram, LOCAL_UDP, control=str(path))
+        server = await nursery.start(serve)
+        monkeypatch.setattr(server._tasks, "look", lambda _processes: 1 // 0)
+        for _ in range(2):
+            seen = await look(path)
+            assert (seen["state"], seen["datagrams"]["handled"], slow_handlers(seen)) == ("serving", 0, [])
+        nursery.cancel_scope.cancel()
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == [
+        "slow handlers cannot be shown"
+    ], "once, however many look"
+
+
+@pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize(
     "handler", [echo, watching.idle_in_messages, watching.idle_in_a_child], ids=lambda handler: handler.__name__
 )
@@ -401,6 +419,27 @@ async def test_the_steps_of_a_look_are_limited(path: Path, monkeypatch: pytest.M
             client.abort()
 
 
+async def test_the_steps_at_all_children_are_counted() -> None:
+    left, right = gain_trio.testing.connection_pair()
+    async with left, right, trio.open_nursery() as nursery:
+
+        async def parent(task_status: trio.TaskStatus[trio.lowlevel.Task]) -> None:
+            async with trio.open_nursery() as children:
+                for _ in range(5):
+                    children.start_soon(watching.query_database)
+                task_status.started(trio.lowlevel.current_task())
+
+        task = await nursery.start(parent)
+        await trio.testing.wait_all_tasks_blocked()
+        children = task.child_nurseries[0].child_tasks
+        without_peer = waiting_place(task, None)
+        assert without_peer.at is not None
+        assert without_peer.at.endswith(" query_database")
+        of_children = sum(waiting_place(child, None).steps for child in children)
+        assert waiting_place(task, left).steps == without_peer.steps + of_children
+        nursery.cancel_scope.cancel()
+
+
 async def test_nothing_is_noted_where_no_socket_was_asked_for() -> None:
     async with serving(echo) as server:
         assert server._consumers[0]._settings.tasks is None
@@ -485,7 +524,8 @@ async def test_a_path_that_cannot_be_listened_on_ends_the_server(tmp_path: Path)
     ("value", "error", "match"),
     [
         (9100, TypeError, "control is the path of a Unix socket"),
-        ("control.sock", ValueError, "does not begin at the root"),
+        ("control.sock", ValueError, "does not begin at the root: write all of it, '/run"),
+        ("unix:///run/app/control.sock", ValueError, "write the path alone, '/run/app/control.sock'"),
         ("", ValueError, "is empty"),
         ("/x" * 100, ValueError, "choose a shorter one"),
         ("/a\0b", ValueError, "NUL"),
@@ -494,6 +534,18 @@ async def test_a_path_that_cannot_be_listened_on_ends_the_server(tmp_path: Path)
 def test_paths_that_are_none(value: Any, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         ServerConfig(control=value)
+
+
+async def test_the_log_names_what_serves_watchers(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(echo, control=path) as server:
+        monkeypatch.setattr(server, "_snapshot", lambda: 1 // 0)
+        async with await watcher(path) as client:
+            await client.send(ASK)
+            assert await receive_all(client) == b""
+    [record] = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.getMessage().startswith("handler gain_trio control failed with ZeroDivisionError")
 
 
 # --- misuse ---

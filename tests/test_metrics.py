@@ -18,7 +18,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from support import worker_handlers as handlers
 from support.fuzz import given, st
 from support.metrics import GET, ask_metrics, scrape
-from support.pairs import receive_exactly, until
+from support.pairs import receive_all, receive_exactly, until
 from support.servers import LOCAL, connect, echo, serving
 from support.workers import clients_of, soon
 
@@ -269,6 +269,18 @@ async def test_who_goes_away_does_no_harm() -> None:
                 if data:
                     await client.send(data)
         assert await scrape(server)
+
+
+async def test_the_log_names_the_endpoint(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(echo, metrics=LOCAL) as server:
+        monkeypatch.setattr(server, "statistics", lambda: 1 // 0)
+        [(host, port)] = server.metrics_addresses
+        async with await gain_trio.connect(f"tcp://{host}:{port}") as client:
+            await client.send(GET)
+            assert await receive_all(client) == b""
+        monkeypatch.undo()
+    [record] = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert record.getMessage().startswith("handler gain_trio metrics failed with ZeroDivisionError")
 
 
 async def test_the_endpoint_goes_with_the_server() -> None:

@@ -140,6 +140,8 @@ def test_a_flag_that_wants_a_number_says_so(name: str, value: str) -> None:
             "--proxy-protocol names who may send a header, by address or network: 'x' does not appear",
         ),
         (["--metrics=9100"], "--metrics is an address: '9100' is not an address: it has no scheme; write tcp://"),
+        (["--control=unix:///x"], "gain-trio serve: error: argument --control: write the path alone, '/x'"),
+        (["--control="], "gain-trio serve: error: argument --control: a path is wanted, and this is an empty one"),
         (["--tls-key=x"], "--tls-key is the key of a certificate: give --tls-cert, too"),
         (["--tls-cert=/nonexistent"], "cannot read /nonexistent, the file of --tls-cert: No such file or directory"),
         (["--tls-cert=/"], "cannot read /, the file of --tls-cert: Is a directory"),

@@ -152,6 +152,7 @@ def test_processes_that_serve_nothing_or_have_not_answered() -> None:
     assert (starting["pid"], starting["memory"], starting["state"]) == ("-", "-", "starting")
     assert (late["busy"], late["state"]) == ("3", "late")
     assert lines_of(now)["server"] == "serving on 127.0.0.1:8080, 2 worker processes, 1 late"
+    assert lines_of(snapshot(processes=[process(worker=0)]))["server"] == "serving on 127.0.0.1:8080, 1 worker process"
     assert [row.mood for row in view_of(now).processes.rows] == ["usual", "mark", "alarm"]
 
 
@@ -351,7 +352,7 @@ def test_a_server_that_is_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[
         listener.bind(str(path))
         listener.listen()
         assert main(["top", str(path), "--once"]) == 1
-    assert "does not answer: it is stopped, or held up" in capsys.readouterr().err
+    assert "does not answer: it is starting still, stopped, or held up" in capsys.readouterr().err
 
 
 def test_places_where_no_server_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -369,7 +370,8 @@ def test_places_where_no_server_is(tmp_path: Path, capsys: pytest.CaptureFixture
             datagrams: "is no control socket of gain_trio",
             tmp_path / "none": "start the server with --control .*none, or give the PATH that it has",
             file / "x": "there is no control socket at",
-            tmp_path / ("x" * 200): "cannot connect to .*: AF_UNIX path too long",
+            f"unix://{tmp_path}/s": f"there is no control socket at unix://.*: give the path alone, {tmp_path}/s\n",
+            tmp_path / ("x" * 200): "cannot connect to .*: AF_UNIX path too long; give a shorter one",
             tmp_path / "\x1b[2J": r"no control socket at .*\\x1b\[2J",
         }.items():
             assert main(["top", str(path), "--once"]) == 1

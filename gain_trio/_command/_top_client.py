@@ -21,6 +21,7 @@ LONGEST_ANSWER: Final = 16 << 20
 PATIENCE: Final = 5.0
 """Seconds to wait for a server that does not answer."""
 
+_SCHEME: Final = "unix://"
 _REQUEST: Final = json.dumps({"version": CONTROL_VERSION, "request": "snapshot"}).encode("ascii") + b"\n"
 
 
@@ -79,7 +80,9 @@ class ControlClient:
         try:
             data = self._socket.recv(1 << 18)
         except TimeoutError:
-            raise self._unwatchable("does not answer: it is stopped, or held up by something that runs in it") from None
+            raise self._unwatchable(
+                "does not answer: it is starting still, stopped, or held up by something that runs in it"
+            ) from None
         except OSError as error:
             raise self._unwatchable(f"is gone: {error.strerror}") from None
         if not data:
@@ -141,14 +144,20 @@ def _why_not(path: str, error: Exception) -> str:
     if not is_socket:
         return f"{name} is no control socket of gain_trio: give the PATH of the server's --control"
     if number in {errno.ENOENT, errno.ENOTDIR}:
-        return f"there is no control socket at {name}: start the server with --control {name}, or give the PATH that it has"
+        address, is_address = path.removeprefix(_SCHEME), path.startswith(_SCHEME)
+        cure = f"start the server with --control {name}, or give the PATH that it has"
+        return (
+            f"there is no control socket at {name}: {f'give the path alone, {shown(address)}' if is_address else cure}"
+        )
     if number == errno.ECONNREFUSED:
         return f"no server listens at {name} any more: start it again with --control {name}"
     if number in {errno.EACCES, errno.EPERM}:
         return f"{name} is not for this user: run gain-trio top as {_owner(path)}, or as root"
     if number == errno.EAGAIN:
         return f"the server at {name} takes no connection: it is held up, or too many look at it; try again"
-    return f"cannot connect to {name}: {shown(getattr(error, 'strerror', None) or error)}"
+    is_long = number is None and isinstance(error, OSError)  # Python's own: the kernel has no room for the path
+    cure = "; give a shorter one, from the current folder for example" if is_long else ""
+    return f"cannot connect to {name}: {shown(getattr(error, 'strerror', None) or error)}{cure}"
 
 
 def _owner(path: str) -> str:

@@ -165,7 +165,7 @@ def _server(now: Snapshot) -> str:
     parts = [f"{shown(now['state'], 20)} on {where}{f' and {more} more' if more > 0 else ''}"]
     workers = sum(process["worker"] is not None for process in now["processes"])
     if workers:
-        parts.append(f"{workers} worker processes")
+        parts.append(f"{workers} worker process{'es' * (workers != 1)}")
     if late:
         parts.append(f"{late} late")
     if now["restarts"]:

@@ -46,6 +46,8 @@ def is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+UNIX_SCHEME: Final = "unix://"
+
 MOST_WORKERS: Final = 4096
 """Of consumers, and of processes: more than machines have CPUs, so a larger number is a slip, and would take all memory."""
 
@@ -148,6 +150,17 @@ def path_or_none(value: Any) -> Any:
     return os.fsdecode(value) if isinstance(value, bytes | os.PathLike) else value
 
 
+def path_alone(value: str) -> str:
+    """Refuse an address, which other options take, in place of its path.
+
+    Raises:
+      ValueError: it is one; says what to write.
+    """
+    if value.startswith(UNIX_SCHEME):
+        raise ValueError(f"write the path alone, {value.removeprefix(UNIX_SCHEME) or '/run/app/control.sock'!r}")
+    return value
+
+
 def check_control(_instance: object, _attribute: attrs.Attribute[Any], value: object) -> None:
     if value is None:
         return
@@ -156,6 +169,9 @@ def check_control(_instance: object, _attribute: attrs.Attribute[Any], value: ob
             f"control is the path of a Unix socket, such as '/run/app/control.sock', or None, not {value!r}"
         )
     try:
+        path_alone(value)
+        if value and not value.startswith("/"):  # the message for addresses says to write unix://
+            raise ValueError("it does not begin at the root: write all of it, '/run/app/control.sock' for example")  # noqa: TRY301 - one place puts the option before it
         UnixAddress(value)
     except ValueError as error:
         raise ValueError(f"control={value!r} is no path for a Unix socket: {error}") from error
@@ -211,7 +227,9 @@ def parse_size(text: str) -> int:
 
 def parse_path(text: str) -> str:
     """A path from the root; a relative one is below the current folder."""
-    return str(Path(text).absolute())
+    if not text:
+        raise ValueError("a path is wanted, and this is an empty one")
+    return str(Path(path_alone(text)).absolute())
 
 
 def parse_senders(text: str) -> tuple[str, ...]:

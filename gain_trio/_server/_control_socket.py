@@ -119,9 +119,8 @@ def check_request(line: bytes) -> None:
 class _ControlHandler:
     """Answers the requests of a watcher."""
 
-    __qualname__ = "gain_trio control"
-
     def __init__(self, server: Watchable) -> None:
+        self.__qualname__ = "gain_trio control"  # in the log; in the body of the class it would be the class's own
         self._server = server
         self._watchers = 0
         self._looking = trio.Lock()

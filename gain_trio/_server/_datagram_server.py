@@ -42,7 +42,7 @@ from gain_trio._transports import (
 from ._checks import check_datagram_handler
 from ._control_socket import ControlSocket
 from ._failures import consists_of, first_of, only_one_of, parted
-from ._handler_tasks import HandlerTasks
+from ._handler_tasks import HandlerTasks, slow_handlers
 from ._process_usage import cpu_seconds, resident_memory
 from ._server_config import ServerConfig
 from ._server_lifespan import Lifespan, check_lifespan, run_within
@@ -116,7 +116,7 @@ class DatagramServer:
 
     async def _snapshot(self) -> ServerSnapshot:
         """What it looks like now, for those who look at it through its control socket."""
-        slow, examined = ((), 0) if self._tasks is None else self._tasks.look()
+        slow, examined = slow_handlers(self._tasks)
         rings = current_ring_statistics()()
         work = WorkSnapshot(shown(self._name), None, self.statistics(), rings, slow, examined)
         pid = os.getpid()

@@ -13,6 +13,7 @@ and with nothing unsent, is idle and not slow.
 
 from __future__ import annotations
 
+import logging
 import math
 import socket
 import struct
@@ -22,9 +23,10 @@ from typing import Any, Final, final
 import attrs
 import trio
 
-from gain_trio._transports import Connection, endpoint_text
+from gain_trio._transports import Connection, endpoint_text, shown
 
 from ._log import peer_text
+from ._log_throttle import log_throttle, since_last
 from ._snapshot import SlowHandler
 from ._task_frames import WaitingPlace, waiting_place
 
@@ -41,6 +43,8 @@ LEAST_STEPS: Final = 100
 
 _SINCE_DATA: Final = struct.Struct("=44xI4xI")
 """Of struct tcp_info (linux/tcp.h): milliseconds since data was last sent, and since it was last received."""
+
+logger = logging.getLogger("gain_trio")
 
 
 @final
@@ -139,6 +143,19 @@ class HandlerTasks:
             seconds = min(seconds, _seconds_since_data(connection))
         found = _Found(running, request, place, unsent, seconds) if seconds >= SLOW else None
         return found, 1 + place.steps
+
+
+def slow_handlers(tasks: HandlerTasks | None, processes: int = 1) -> tuple[tuple[SlowHandler, ...], int]:
+    """As :meth:`HandlerTasks.look`, of a server that may note none; a failure is logged, and hides nothing else."""
+    if tasks is None:
+        return (), 0
+    try:
+        return tasks.look(processes)
+    except Exception:
+        count = log_throttle("look").count()
+        if count is not None:
+            logger.exception("slow handlers cannot be shown%s", shown(since_last(count)))
+        return (), 0
 
 
 @final

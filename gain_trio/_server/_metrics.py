@@ -111,9 +111,8 @@ class MetricsEndpoint:
 class _MetricsHandler:
     """Answers one request, and closes the connection."""
 
-    __qualname__ = "gain_trio metrics"
-
     def __init__(self, server: Server) -> None:
+        self.__qualname__ = "gain_trio metrics"  # in the log; in the body of the class it would be the class's own
         self._server = server
         self._memory = RequestMemory()
         self._silent: dict[trio.CancelScope, None] = {}  # of connections whose request is waited for, oldest first

@@ -18,11 +18,11 @@ from ._checks import check_timeout
 from ._consumer import Consumer
 from ._dispatcher import Dispatcher
 from ._drain_limit import DrainLimit
-from ._log_throttle import log_throttle, since_last
+from ._handler_tasks import slow_handlers
 from ._process_usage import cpu_seconds, resident_memory
 from ._program_metrics import GatheredMetrics, registered_metrics
 from ._signals import no_workers_to_replace
-from ._snapshot import ProcessSnapshot, ServerSnapshot, SlowHandler, WorkSnapshot
+from ._snapshot import ProcessSnapshot, ServerSnapshot, WorkSnapshot
 from ._statistics import RequestStatistics, ServerStatistics
 from ._time_limits import GATHERING
 from ._tls_step import TlsStep
@@ -158,15 +158,7 @@ class Server:
     def _work_snapshot(self, processes: int = 1) -> WorkSnapshot:
         """What this process serves, as one of several that are looked at."""
         settings = self._consumers[0]._settings  # which are those of all
-        slow: tuple[SlowHandler, ...] = ()
-        examined = 0
-        if settings.tasks is not None:
-            try:
-                slow, examined = settings.tasks.look(processes)
-            except Exception:
-                count = log_throttle("look").count()
-                if count is not None:
-                    logger.exception("slow handlers cannot be shown%s", shown(since_last(count)))
+        slow, examined = slow_handlers(settings.tasks, processes)
         return WorkSnapshot(shown(settings.name), self.statistics(), slow=slow, examined=examined)
 
     def _end_failure(self) -> Exception | None:

@@ -87,7 +87,8 @@ def waiting_place(task: trio.lowlevel.Task, connection: Connection | None) -> Wa
         children = [child for nursery in task.child_nurseries[-1:] for child in nursery.child_tasks]
         if not children or not ends_nursery:
             break
-        task = _of_most_interest(children[:MOST_TASKS], connection)
+        task, cost = _of_most_interest(children[:MOST_TASKS], connection)
+        steps += cost
     of_handler = list(itertools.dropwhile(_is_own, frames)) or frames  # without the server's frames around it
     return WaitingPlace(tuple(map(_text, of_handler[-MOST_FRAMES:])), _own_place(of_handler), waits_for_peer, steps)
 
@@ -100,14 +101,22 @@ def _ends_nursery(frame: FrameType) -> bool:
     return frame.f_code.co_name == "__aexit__" and _is_own(frame)
 
 
-def _of_most_interest(children: list[trio.lowlevel.Task], connection: Connection | None) -> trio.lowlevel.Task:
-    """The child that waits for its parent's peer, as one of a connection that is idle does; or the first one."""
+def _of_most_interest(
+    children: list[trio.lowlevel.Task], connection: Connection | None
+) -> tuple[trio.lowlevel.Task, int]:
+    """The child that waits for its parent's peer, as one of a connection that is idle does; or the first one.
+
+    With it comes how many awaitables were looked at for that.
+    """
+    if connection is None:
+        return children[0], 0
+    steps = 0
     for child in children:
-        if connection is not None and any(
-            _is_call_of(found, _frame_of(found), connection) for found in _chain(child.coro)
-        ):
-            return child
-    return children[0]
+        for awaitable in _chain(child.coro):
+            steps += 1
+            if _is_call_of(awaitable, _frame_of(awaitable), connection):
+                return child, steps
+    return children[0], steps
 
 
 def _chain(coroutine: Any) -> Iterator[Any]:
