@@ -9,6 +9,8 @@ import os
 import signal
 import socket
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -534,6 +536,47 @@ async def test_a_path_that_cannot_be_listened_on_ends_the_server(tmp_path: Path)
 def test_paths_that_are_none(value: Any, error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         ServerConfig(control=value)
+
+
+def test_a_look_imports_nothing(tmp_path: Path) -> None:
+    """A user that the server has become may not be able to read Python's own files."""
+    path = tmp_path / "s"
+    program = f"""
+import json, socket, sys, trio, gain_trio
+
+class NoMore:
+    def find_spec(self, name, path=None, target=None):
+        raise ImportError(f"{{name}} is imported too late")
+
+def ask():
+    client = socket.socket(socket.AF_UNIX)
+    client.settimeout({PATIENCE})
+    client.connect({str(path)!r})
+    client.sendall({ASK!r})
+    answer = b""
+    while not answer.endswith(b"\\n"):
+        data = client.recv(1 << 20)
+        assert data, "no answer"
+        answer += data
+    return json.loads(answer)
+
+async def handler(connection):
+    pass
+
+async def main():
+    async with trio.open_nursery() as nursery:
+        serve = lambda **status: gain_trio.serve(handler, "tcp://127.0.0.1:0", control={str(path)!r}, **status)
+        await nursery.start(serve)
+        await trio.to_thread.run_sync(lambda: None)
+        sys.meta_path.insert(0, NoMore())
+        answer = await trio.to_thread.run_sync(ask)
+        assert answer["processes"][0]["memory_bytes"] > 0
+        assert answer["processes"][0]["cpu_seconds"] >= 0
+        nursery.cancel_scope.cancel()
+
+gain_trio.run(main)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=6 * PATIENCE)
 
 
 async def test_the_log_names_what_serves_watchers(

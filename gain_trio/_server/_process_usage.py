@@ -9,7 +9,8 @@ from pathlib import Path
 def resident_memory(pid: int) -> int | None:
     """The bytes that a process has in memory (proc(5), statm); None if it is gone, or the system does not say."""
     try:
-        pages = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]
+        # As bytes: a codec is imported when it is first used, and a user that the server has become may be unable to.
+        pages = Path(f"/proc/{pid}/statm").read_bytes().split()[1]
     except OSError:
         return None
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
