@@ -168,7 +168,8 @@ async def test_an_error_in_the_end_of_a_process_that_is_replaced_is_logged_and_n
         )
         await server._renew()
         await soon(lambda: "failed: the database does not close" in caplog.text)
-        await soon(lambda: len(children()) == 1)
+        [supervisor] = server._pool.supervisors
+        await soon(lambda: len(supervisor.workers) == 1)  # the server has seen it gone, later than it was
         fail.unlink()
         await server.drain(60)
     # serve() has returned
