@@ -11,7 +11,6 @@ import functools
 import gc
 import inspect
 import itertools
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from types import AsyncGeneratorType, CoroutineType, FrameType, GeneratorType
@@ -43,11 +42,9 @@ _PACKAGE: Final = str(Path(__file__).parents[1])
 _TRANSPORTS: Final = f"{_PACKAGE}/_transports/"
 _OWN: Final = (f"{_PACKAGE}/", *(f"{Path(inspect.getfile(module)).parent}/" for module in (trio, outcome)))
 """This package, and what it stands on."""
-_LIBRARIES: Final = tuple(
-    f"{sysconfig.get_path(name)}/"
-    for name in ("stdlib", "platstdlib", "purelib", "platlib")
-    if sysconfig.get_path(name)
-)
+_STANDARD_LIBRARY: Final = f"{Path(inspect.getfile(inspect)).parent}/"
+_INSTALLED: Final = ("/site-packages/", "/dist-packages/")
+"""In the paths of what installers have put there; those of Debian's packages are the second."""
 
 
 @final
@@ -174,9 +171,13 @@ def _is_call_of(awaitable: Any, frame: FrameType | None, connection: Connection)
 def _own_place(frames: list[FrameType]) -> str | None:
     """The innermost frame of the program: of its own modules, or else of its libraries."""
     of_program = [frame for frame in frames if not _is_own(frame)]
-    own = [frame for frame in of_program if not frame.f_code.co_filename.startswith(_LIBRARIES)]
+    own = [frame for frame in of_program if not _is_of_a_library(frame.f_code.co_filename)]
     best = (own or of_program)[-1:]
     return _text(best[0]) if best else None
+
+
+def _is_of_a_library(file: str) -> bool:
+    return file.startswith(_STANDARD_LIBRARY) or any(folder in file for folder in _INSTALLED)
 
 
 def _text(frame: FrameType) -> str:
