@@ -29,10 +29,17 @@ from gain_trio import Connection
 pytestmark = pytest.mark.connections
 
 DATA = pattern(1 << 20)
+SO_ACCEPTCON = 0x10000  # include/uapi/linux/net.h; a flag in /proc/net/unix, see unix(7)
 
 
 def is_there(path: str) -> bool:
     return os.path.lexists(path)
+
+
+def is_listened_at(path: str) -> bool:
+    """Whether listen(2) was called, too; the file is there from bind(2) on.  Without a connection, which would be served."""
+    entries = [line.split() for line in Path("/proc/net/unix").read_text(errors="replace").splitlines()]
+    return any(entry[-1] == path and int(entry[3], 16) & SO_ACCEPTCON for entry in entries[1:])
 
 
 def needs(program: str) -> pytest.MarkDecorator:
@@ -355,7 +362,7 @@ async def test_started_by_systemd_socket_activate(tmp_path: Path) -> None:
     path = str(tmp_path / "s")
     command = ["systemd-socket-activate", f"--listen={path}", "--fdname=web", *variables, *program]
     async with running(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
-        await until(lambda: is_there(path))
+        await until(lambda: is_listened_at(path))
         with trio.fail_after(PATIENCE):
             async with await gain_trio.connect(f"unix://{path}") as client:
                 await client.send(b"hello")
