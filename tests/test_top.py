@@ -464,7 +464,9 @@ class Terminal:
         self._text = b""
         self.resize(lines, columns)
         self.before = termios.tcgetattr(self._other)
-        environment = {**os.environ, "TERM": "xterm", "PYTHONPATH": str(ROOT)}
+        # pytest-xdist gives its processes a COLUMNS, which says more than the terminal does.
+        inherited = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "LINES"}}
+        environment = {**inherited, "TERM": "xterm", "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(
             [sys.executable, "-c", IN_TERMINAL, "top", *arguments],
             stdin=self._other,
