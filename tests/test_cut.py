@@ -130,7 +130,7 @@ def test_further_signals_shorten_the_time(kind: str, tmp_path: Path) -> None:
 def test_a_run_that_is_held_up_does_not_keep_the_process(kind: str, seconds: float, tmp_path: Path) -> None:
     with busy_server(kind, seconds, tmp_path) as program:
         for number in range(100):
-            if number < 2 or seconds > 1:
+            if number in (0, 1, 30, 60) or seconds > 1:  # two that a busy machine delivers together are one
                 program.interrupt(signal.SIGTERM)
             if program.ends_within(0.3):
                 break
