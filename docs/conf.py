@@ -21,8 +21,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 import inventories
 
 import gain_trio
+import gain_trio.asgi
 import gain_trio.asyncio_bridge
 import gain_trio.callbacks
+import gain_trio.logs
+import gain_trio.sockets
+import gain_trio.testing
 
 project = "gain_trio"
 author = "The gain_trio developers"
@@ -78,10 +82,18 @@ def check_that_all_is_documented(_app: Sphinx, environment: BuildEnvironment) ->
     """Warn of a public name without an entry in the reference."""
     domain = environment.get_domain("py")
     assert isinstance(domain, PythonDomain)
-    homes = (gain_trio, gain_trio.callbacks, gain_trio.asyncio_bridge)
-    for name in gain_trio.__all__:
-        if not any(f"{home.__name__}.{name}" in domain.objects for home in homes):
-            logging.getLogger(__name__).warning("gain_trio.%s is public, and has no entry in the reference", name)
+    homes = (
+        gain_trio,
+        gain_trio.asgi,
+        gain_trio.asyncio_bridge,
+        gain_trio.callbacks,
+        gain_trio.logs,
+        gain_trio.sockets,
+        gain_trio.testing,
+    )
+    for name in (f"{home.__name__}.{name}" for home in homes for name in home.__all__):
+        if name not in domain.objects:
+            logging.getLogger(__name__).warning("%s is public, and has no entry in the reference", name)
 
 
 def setup(app: Sphinx) -> None:

@@ -22,6 +22,8 @@ if _typing.TYPE_CHECKING:
     from . import asgi as asgi
     from . import asyncio_bridge as asyncio_bridge
     from . import callbacks as callbacks
+    from . import logs as logs
+    from . import sockets as sockets
     from . import testing as testing
     from ._io_manager import (
         Backend,
@@ -41,7 +43,6 @@ if _typing.TYPE_CHECKING:
         ConsumerView,
         DatagramServer,
         DatagramServerStatistics,
-        JsonFormatter,
         Server,
         ServerConfig,
         ServerOptions,
@@ -59,9 +60,7 @@ if _typing.TYPE_CHECKING:
         Listener,
         Marks,
         MessageTooLong,
-        PeerCredentials,
         ProxyHeader,
-        ReadOnlySocket,
         connect,
         open_datagram_endpoint,
         open_listeners,
@@ -81,14 +80,11 @@ __all__ = [
     "DatagramStatistics",
     "Feature",
     "IncompleteMessage",
-    "JsonFormatter",
     "Listener",
     "Marks",
     "MessageTooLong",
-    "PeerCredentials",
     "PieceInfo",
     "ProxyHeader",
-    "ReadOnlySocket",
     "RingOptions",
     "RingUnavailable",
     "Server",
@@ -112,7 +108,7 @@ __all__ = [
 
 _FLOORS = ("._kernel", "._ring", "._io_manager", "._transports", "._server")
 """The packages that the names come from.  Each of them imports the ones before it anyway."""
-_MODULES = ("asgi", "asyncio_bridge", "callbacks", "testing")
+_MODULES = ("asgi", "asyncio_bridge", "callbacks", "logs", "sockets", "testing")
 
 if not _typing.TYPE_CHECKING:
 

@@ -486,7 +486,7 @@ async def test_a_peer_is_the_servers_user_or_root(
     user: Any, is_refused: bool, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uid = os.geteuid() if user == "own" else user
-    credentials = gain_trio.PeerCredentials(1, uid, 0)
+    credentials = gain_trio.sockets.PeerCredentials(1, uid, 0)
     async with serving(echo, control=path):
         client = await watcher(path)
         monkeypatch.setattr(Connection, "peer_credentials", lambda _self: credentials)

@@ -88,7 +88,7 @@ async def test_a_client_of_theirs_at_an_abstract_name(tmp_path: Path) -> None:
 
 @needs("socat")
 async def test_the_credentials_of_a_program(tmp_path: Path) -> None:
-    seen: list[gain_trio.PeerCredentials] = []
+    seen: list[gain_trio.sockets.PeerCredentials] = []
 
     async def look(connection: Connection) -> None:
         seen.append(connection.peer_credentials())
@@ -96,7 +96,7 @@ async def test_the_credentials_of_a_program(tmp_path: Path) -> None:
     path = str(tmp_path / "s")
     async with serving(look, f"unix://{path}"), running("socat", "-u", f"UNIX-CONNECT:{path}", "-") as process:
         await until(lambda: bool(seen))
-        assert seen == [gain_trio.PeerCredentials(process.pid, os.geteuid(), os.getegid())]
+        assert seen == [gain_trio.sockets.PeerCredentials(process.pid, os.geteuid(), os.getegid())]
 
 
 # --- servers of theirs ---

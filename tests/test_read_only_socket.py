@@ -26,8 +26,8 @@ from support.pairs import PATIENCE, Pair, open_pair, open_trio_pair, open_unix_p
 from support.servers import serving
 
 import gain_trio
-from gain_trio import ReadOnlySocket
 from gain_trio._transports._connections._read_only_socket import _INSTEAD
+from gain_trio.sockets import ReadOnlySocket
 
 pytestmark = pytest.mark.connections
 
@@ -45,7 +45,7 @@ async def test_it_shows_what_the_socket_shows(pair: Pair) -> None:
     assert served.socket.getpeername() == client.socket.getsockname() == served.remote_address
     assert served.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     assert served.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 4) == b"\1\0\0\0"
-    assert repr(served.socket) == f"<gain_trio.ReadOnlySocket of 127.0.0.1:{served.local_address[1]}>"
+    assert repr(served.socket) == f"<gain_trio.sockets.ReadOnlySocket of 127.0.0.1:{served.local_address[1]}>"
 
 
 async def test_a_unix_socket_has_its_path(tmp_path: Any) -> None:
@@ -68,7 +68,7 @@ async def test_after_a_close_it_says_what_a_closed_socket_says() -> None:
     await served.aclose()
     await client.aclose()
     assert view.fileno() == -1
-    assert repr(view) == "<gain_trio.ReadOnlySocket, closed>"
+    assert repr(view) == "<gain_trio.sockets.ReadOnlySocket, closed>"
     for read in (view.getsockname, view.getpeername, lambda: view.family, lambda: view.getsockopt(1, 1)):
         with pytest.raises(OSError) as caught:
             read()

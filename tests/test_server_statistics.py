@@ -25,7 +25,7 @@ from gain_trio import BackendInfo, Connection, ServerStatistics, UringStatistics
 from gain_trio._io_manager import current_manager
 from gain_trio._server._connection_limit import ConnectionLimit
 from gain_trio._server._consumer import Consumer, ConsumerSettings
-from gain_trio._server._logging import JsonFormatter
+from gain_trio.logs import JsonFormatter
 
 pytestmark = pytest.mark.connections
 

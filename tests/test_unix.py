@@ -114,7 +114,7 @@ async def test_abort_ends_the_stream_though_there_is_no_reset(address: str) -> N
 async def test_peer_credentials(address: str) -> None:
     client, served = await open_unix_pair(address)
     async with client, served:
-        me = gain_trio.PeerCredentials(os.getpid(), os.geteuid(), os.getegid())
+        me = gain_trio.sockets.PeerCredentials(os.getpid(), os.geteuid(), os.getegid())
         assert client.peer_credentials() == served.peer_credentials() == me
     with pytest.raises(trio.ClosedResourceError):
         client.peer_credentials()

@@ -18,7 +18,6 @@ from support.runs import wait_released
 from support.sockets import socket_pair
 from support.workers import raises_alone
 
-from gain_trio._server._logging import JsonFormatter
 from gain_trio._server._processes import _control_messages, _hand_off, _log_forwarding, _worker_process
 from gain_trio._server._processes._accepted_socket import AcceptedSocket
 from gain_trio._server._processes._boot import FRAME, described
@@ -31,6 +30,7 @@ from gain_trio._server._processes._control_messages import (
     StopAccepting,
 )
 from gain_trio._server._processes._worker_process import WorkerProcess
+from gain_trio.logs import JsonFormatter
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup

@@ -73,9 +73,9 @@ class ReadOnlySocket:
 
     def __repr__(self) -> str:
         try:
-            return f"<gain_trio.ReadOnlySocket of {endpoint_text(self.getsockname())}>"
+            return f"<gain_trio.sockets.ReadOnlySocket of {endpoint_text(self.getsockname())}>"
         except OSError:
-            return "<gain_trio.ReadOnlySocket, closed>"
+            return "<gain_trio.sockets.ReadOnlySocket, closed>"
 
     @property
     def family(self) -> socket.AddressFamily:
