@@ -102,7 +102,7 @@ class Changes:
         self._is_over = False
 
     def _check_open(self) -> None:
-        if self._connection.fileno() < 0:
+        if self._connection._is_closed:
             raise trio.ClosedResourceError("this connection was closed")
 
     # --- what the kernel has taken ---

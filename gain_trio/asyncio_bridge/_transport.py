@@ -486,7 +486,7 @@ class ProtocolTransport(asyncio.Transport):
 
     def get_write_buffer_size(self) -> int:
         """How many bytes are unsent."""
-        return 0 if self._is_aborted or self._connection.fileno() < 0 else self._connection.outbound_buffered
+        return 0 if self._is_aborted or self._connection._is_closed else self._connection.outbound_buffered
 
 
 def _limits(high: int | None, low: int | None) -> tuple[int, int]:

@@ -404,7 +404,7 @@ class StreamConn(Conn):
 
     @property
     def _is_over(self) -> bool:
-        return self._connection.fileno() < 0
+        return self._connection._is_closed
 
 
 if fastpath is not None:
