@@ -11,8 +11,8 @@ Nothing is left to chance: bytes arrive in the step in which they are sent, and 
 from __future__ import annotations
 
 import errno
-import math
 import os
+import threading
 from collections.abc import Sequence
 from operator import index
 from typing import TYPE_CHECKING, Any, NoReturn, final
@@ -39,6 +39,7 @@ from gain_trio._transports import (
 )
 
 from ._route import Route
+from ._timed_wait import TimedWait
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -71,25 +72,22 @@ class MemoryConnection(Connection):
         "_local_address",
         "_marks",
         "_needed",
-        "_news",
         "_options",
         "_outbound",
         "_peer",
         "_proxy_header",
         "_proxy_header_size",
-        "_read_deadline",
-        "_read_scope",
+        "_reads",
         "_receiving",
         "_remote_address",
-        "_room",
         "_sending",
         "_sent_seen",
         "_successor",
+        "_thread",
         "_transfer",
         "_unseen",
         "_was_detached",
-        "_write_deadline",
-        "_write_scope",
+        "_writes",
         "bytes_received",
         "bytes_sent",
         "context",
@@ -122,11 +120,9 @@ class MemoryConnection(Connection):
         self._is_closed = self._is_send_eof = self._is_send_incomplete = False
         self._end_seen = False
         self._receiving = self._sending = False
-        self._news = trio.Event()  # something has happened to the receiving side
-        self._room = trio.Event()  # and to the sending side
-        self._read_deadline = self._write_deadline = math.inf
-        self._read_scope: trio.CancelScope | None = None
-        self._write_scope: trio.CancelScope | None = None
+        self._reads = TimedWait("read")
+        self._writes = TimedWait("write")
+        self._thread = threading.get_ident()  # the run's
         self._change_noted = self._full_seen = False
         self._unseen = self._sent_seen = 0
         self._options: dict[tuple[int, int], Any] = {}
@@ -194,12 +190,10 @@ class MemoryConnection(Connection):
             self._wake_sender()
 
     def _wake_receiver(self) -> None:
-        self._news.set()
-        self._news = trio.Event()
+        self._reads.wake()
 
     def _wake_sender(self) -> None:
-        self._room.set()
-        self._room = trio.Event()
+        self._writes.wake()
         self._wake_receiver()  # a task in _wait_change() waits for bytes that were sent, too
 
     @property
@@ -211,29 +205,29 @@ class MemoryConnection(Connection):
         if self._is_closed:
             raise trio.ClosedResourceError("this connection was closed")
 
+    def _check_thread(self) -> None:
+        if threading.get_ident() != self._thread:
+            raise RuntimeError("this connection belongs to a run in another thread; use trio.from_thread.run()")
+
     # --- time ---
 
     @property
     def read_deadline(self) -> float:
         """See :attr:`Connection.read_deadline`."""
-        return self._read_deadline
+        return self._reads.deadline
 
     @read_deadline.setter
     def read_deadline(self, deadline: float) -> None:
-        self._read_deadline = checked_deadline(deadline)
-        if self._read_scope is not None:
-            self._read_scope.deadline = self._read_deadline
+        self._reads.deadline = checked_deadline(deadline)
 
     @property
     def write_deadline(self) -> float:
         """See :attr:`Connection.write_deadline`."""
-        return self._write_deadline
+        return self._writes.deadline
 
     @write_deadline.setter
     def write_deadline(self, deadline: float) -> None:
-        self._write_deadline = checked_deadline(deadline)
-        if self._write_scope is not None:
-            self._write_scope.deadline = self._write_deadline
+        self._writes.deadline = checked_deadline(deadline)
 
     def _timed(self, _wanted: bool, /) -> None:
         self._active_at = trio.current_time()
@@ -249,17 +243,6 @@ class MemoryConnection(Connection):
             raise trio.BusyResourceError("another task is already receiving on this connection")
         self._receiving = True
 
-    async def _wait_news(self) -> None:
-        with trio.CancelScope(deadline=self._read_deadline) as scope:
-            self._read_scope = scope
-            try:
-                await self._news.wait()
-            finally:
-                self._read_scope = None
-        self._check_open()
-        if scope.cancelled_caught:
-            raise trio.TooSlowError("the connection's read deadline has passed")
-
     async def _wait_queued(self, count: int) -> int:
         """Wait until this many bytes are queued, or no more will come.  Returns how many there are."""
         self._needed = count
@@ -270,7 +253,7 @@ class MemoryConnection(Connection):
                     raise broken_by(self._error)
                 if self._has_ended:
                     break
-                await self._wait_news()
+                await self._reads.wait(self._check_open)
         finally:
             self._needed = 0
         return len(self._inbound)
@@ -387,15 +370,7 @@ class MemoryConnection(Connection):
                 return
             if self._peer._is_closed:
                 raise broken_by(OSError(errno.EPIPE, os.strerror(errno.EPIPE)))
-            with trio.CancelScope(deadline=self._write_deadline) as scope:
-                self._write_scope = scope
-                try:
-                    await self._room.wait()
-                finally:
-                    self._write_scope = None
-            if scope.cancelled_caught:
-                self._check_open()
-                raise trio.TooSlowError("the connection's write deadline has passed")
+            await self._writes.wait(self._check_open)
 
     async def _waited(self, mark: int) -> None:
         self._begin_sending()
@@ -419,11 +394,13 @@ class MemoryConnection(Connection):
         return len(self._outbound)
 
     def _send_nowait(self, data: Buffer, /) -> int:
+        self._check_thread()
         self._begin_sending()
         self._queue(bytes(memoryview(data)))
         return len(self._outbound)
 
     def _push(self) -> int:
+        self._check_thread()
         self._check_open()
         self._pump()
         return len(self._outbound)
@@ -445,7 +422,7 @@ class MemoryConnection(Connection):
                 change = self._next_change(watched)
                 if change is not None:
                     return change
-                await self._wait_news()
+                await self._reads.wait(self._check_open)
         finally:
             self._receiving = False
 
@@ -491,7 +468,7 @@ class MemoryConnection(Connection):
 
     async def _close_flush(self) -> None:
         while self._outbound and self._error is None and not self._peer._is_closed:
-            await self._room.wait()
+            await self._writes.woken.wait()
 
     def _close(self, reset: bool, /) -> None:
         was_closed = self._is_closed and not self._outbound
