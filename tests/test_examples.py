@@ -141,38 +141,6 @@ def test_the_proxy_passes_each_half_close_on_and_keeps_the_other_direction() -> 
         assert program.end() == (0, "", "")
 
 
-def test_the_proxy_passes_the_servers_half_close_on_first() -> None:
-    with upstream() as (target, listener), running(EXAMPLES / "proxy.py", target) as program:
-        with connect(*listening(program)) as client, accept(listener) as served:
-            served.sendall(b"greeting")
-            served.shutdown(socket.SHUT_WR)
-            assert read_all(client) == b"greeting"
-            client.sendall(b"reply")
-            client.shutdown(socket.SHUT_WR)
-            assert read_all(served) == b"reply"
-
-
-def test_the_proxy_carries_much_in_both_directions() -> None:
-    with (
-        running(EXAMPLES / "echo.py") as echo,
-        running(EXAMPLES / "proxy.py", "tcp://{}:{}".format(*listening(echo))) as program,
-        connect(*listening(program)) as client,
-    ):
-        assert send_and_read(client, LARGE) == LARGE
-
-
-def test_the_proxy_closes_the_client_when_there_is_no_upstream() -> None:
-    with upstream() as (target, listener), running(EXAMPLES / "proxy.py", target) as program:
-        address = listening(program)
-        listener.close()
-        with connect(*address) as client:
-            assert read_all(client) == b""
-        program.interrupt()
-        status, _out, err = program.end()
-        assert status == 0
-        assert "ConnectionRefusedError" in err  # logged, and the server went on
-
-
 def test_the_proxy_explains_itself() -> None:
     status, out, err = run(EXAMPLES / "proxy.py")
     assert (status, out) == (1, "")
@@ -219,34 +187,6 @@ def test_the_chat_tells_everybody_what_one_says() -> None:
         assert program.end() == (0, "", "")
 
 
-def test_the_chat_drops_who_reads_too_slowly_and_nobody_waits_for_it() -> None:
-    line = b"x" * 8000 + b"\n"
-    with running(EXAMPLES / "chat.py") as program:
-        address = listening(program)
-        with connect(*address) as talker, talker.makefile("rb") as heard_lines:
-            talker.sendall(b"first\n")
-            assert heard_lines.readline() == b"guest 1: first\n"
-            with connect(*address) as slow:
-                assert heard_lines.readline() == b"* guest 2 has joined\n"
-                said = 0
-                while True:  # as much as it takes: the kernel holds megabytes for a reader that does not read
-                    talker.sendall(line)
-                    said += 1
-                    heard = heard_lines.readline()
-                    if heard == b"* guest 2 has left\n":
-                        break
-                    assert heard == b"guest 1: " + line
-                    assert said < 10_000
-                assert program.line() == "guest 2 reads too slowly"
-                with pytest.raises(ConnectionResetError):
-                    read_all(slow)
-            assert heard_lines.readline() == b"guest 1: " + line
-            talker.sendall(b"still here\n")
-            assert heard_lines.readline() == b"guest 1: still here\n"
-        program.interrupt()
-        assert program.end() == (0, "", "")
-
-
 def test_the_demonstration_shows_an_echo_and_stops_its_server() -> None:
     status, out, err = run(EXAMPLES / "demo.py")
     assert (status, err) == (0, "")
@@ -258,24 +198,12 @@ def test_the_demonstration_shows_an_echo_and_stops_its_server() -> None:
         connect("127.0.0.1", int(port[1]))
 
 
-def test_the_line_server_keeps_its_limits() -> None:
+def test_the_line_server_serves_until_a_signal() -> None:
     with running(EXAMPLES / "line_server.py", "tcp://127.0.0.1:0", "0.5") as program:
-        address = listening(program)
-        with connect(*address) as client:
-            client.sendall(b"set colour deep blue\r\nget colour\nget shape\ndance\n")
-            answers = b"ok\ndeep blue\nerror: there is no such key\nerror: write get KEY, set KEY VALUE or quit\n"
-            assert read_exactly(client, len(answers)) == answers
-            client.sendall(b"quit\n")
-            assert read_all(client) == b""
-        with connect(*address) as client:
-            client.sendall(b"get " + b"x" * 996)
-            assert read_exactly(client, 43) == b"error: a message is longer than 1000 bytes\n"
-        with connect(*address) as slow:
-            slow.sendall(b"get co")
-            assert read_all(slow) == b"error: too slow\n"
-        with connect(*address) as client:
-            client.sendall(b"get colour\n")
-            assert read_exactly(client, 10) == b"deep blue\n"
+        with connect(*listening(program)) as client:
+            client.sendall(b"set colour deep blue\r\nget colo")
+            answers = b"ok\nerror: too slow\n"
+            assert read_all(client) == answers, "the time of the command line holds"
         program.interrupt()
         assert program.end() == (0, "", "")
 
@@ -425,32 +353,17 @@ def test_the_book_of_the_lifespan_has_what_clients_were_thanked_for(
     assert book.read_bytes() == b"a nice place\n"
 
 
-def test_the_web_app_streams_what_is_said_to_its_websocket() -> None:
+def test_the_web_app_serves_until_a_signal_and_closes_its_room() -> None:
     with running(EXAMPLES / "asgi_app.py") as program:
         host, port = listening(program)
-        with connect(host, port) as stream, websockets.sync.client.connect(f"ws://{host}:{port}/talk") as talk:
-            stream.sendall(b"GET /lines HTTP/1.1\r\nHost: here\r\n\r\n")
-            assert read_until(stream, b"welcome\n\r\n").startswith(b"HTTP/1.1 200 ")
+        with websockets.sync.client.connect(f"ws://{host}:{port}/talk") as talk:
             talk.send("hello")
-            assert talk.recv(TIMEOUT) == "1 listen"
-            assert read_until(stream, b"hello\n\r\n")
-            stream.close()
-            while True:
-                talk.send("hello?")
-                if talk.recv(TIMEOUT) == "0 listen":  # the server has noticed
-                    break
+            assert talk.recv(TIMEOUT) == "0 listen"
         with connect(host, port) as other:
             other.sendall(b"GET / HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n")
             assert b" 404 " in read_all(other)
         program.interrupt(signal.SIGTERM)
         assert program.end() == (0, "the room is closed\n", "")
-
-
-def read_until(client: socket.socket, end: bytes) -> bytes:
-    data = b""
-    while not data.endswith(end):
-        data += read_exactly(client, 1)
-    return data
 
 
 def test_the_lifespan_explains_itself() -> None:

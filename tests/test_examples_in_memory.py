@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import trio
 from support.certificates import TLS_1_3, client_context, server_context
 from support.examples import EXAMPLES
-from support.pairs import receive_all
+from support.http_answers import GET, answers
+from support.pairs import MEBIBYTE, pattern, receive_all
+from support.servers import echo
+from support.websocket_frames import TEXT, frame, frames
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio
 from gain_trio import Marks
-from gain_trio.testing import MemoryConnection, serving
+from gain_trio._http._http_handler import REQUEST_TIMEOUT
+from gain_trio._server import Handler
+from gain_trio.testing import MemoryConnection, MemoryServer, serving, serving_app, serving_callbacks
 
 pytestmark = pytest.mark.one_backend
 
@@ -111,26 +119,71 @@ async def test_the_chat_drops_a_client_that_does_not_read(capsys: pytest.Capture
 # --- proxy.py ---
 
 
-async def test_the_proxy_passes_half_closes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def upstream(connection: gain_trio.Connection) -> None:
-        await connection.send(b"got " + await receive_all(connection))
+@contextlib.asynccontextmanager
+async def proxying(
+    monkeypatch: pytest.MonkeyPatch, upstream: Handler | None, **options: Any
+) -> AsyncIterator[MemoryServer[gain_trio.Server]]:
+    """The proxy, in front of a server of this handler, or of none."""
+    module = example("proxy")
 
-    async with serving(upstream, strict=True) as behind:
+    async def proxy(connection: gain_trio.Connection) -> None:
+        await module.proxy("tcp://upstream:80", connection)
+
+    async with serving(upstream or echo, strict=True) as behind:
+        if upstream is None:
+            behind.server.stop_accepting()
 
         async def connect(_address: str) -> MemoryConnection:
             return behind.connect()
 
-        module = example("proxy")
         monkeypatch.setattr(gain_trio, "connect", connect)
+        async with serving(proxy, **options) as server:
+            yield server
 
-        async def proxy(connection: gain_trio.Connection) -> None:
-            await module.proxy("tcp://upstream:80", connection)
 
-        async with serving(proxy, strict=True) as server:
-            client = server.connect()
-            await client.send(b"hello")
-            await client.send_eof()
-            assert await receive_all(client) == b"got hello"
+async def test_the_proxy_passes_half_closes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def upstream(connection: gain_trio.Connection) -> None:
+        await connection.send(b"got " + await receive_all(connection))
+
+    async with proxying(monkeypatch, upstream, strict=True) as server:
+        client = server.connect()
+        await client.send(b"hello")
+        await client.send_eof()
+        assert await receive_all(client) == b"got hello"
+
+
+async def test_the_proxy_passes_the_servers_half_close_on_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    replies: list[bytes] = []
+
+    async def upstream(connection: gain_trio.Connection) -> None:
+        await connection.send(b"greeting")
+        await connection.send_eof()
+        replies.append(await receive_all(connection))
+
+    async with proxying(monkeypatch, upstream, strict=True) as server:
+        client = server.connect()
+        assert await receive_all(client) == b"greeting"
+        await client.send(b"reply")
+        await client.send_eof()
+        await wait_all_tasks_blocked()
+        assert replies == [b"reply"]
+
+
+async def test_the_proxy_carries_much_in_both_directions(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = Marks(receive_high=1000, receive_low=100, send_high=1000)
+    async with proxying(monkeypatch, echo, strict=True, marks=small) as server, trio.open_nursery() as nursery:
+        client = server.connect()
+        nursery.start_soon(client.send, pattern(MEBIBYTE))
+        assert await client.receive_exactly(MEBIBYTE) == pattern(MEBIBYTE)
+
+
+async def test_the_proxy_closes_the_client_when_there_is_no_upstream(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with proxying(monkeypatch, None) as server:
+        assert await server.connect().receive() == b""
+        assert await server.connect().receive() == b"", "the server has gone on"
+    assert caplog.text.count("failed with ConnectionRefusedError") == 2
 
 
 # --- echo.py ---
@@ -226,6 +279,92 @@ async def test_the_protocol_takes_a_line_in_pieces_and_refuses_a_long_one(capsys
         await wait_all_tasks_blocked()
     lines = capsys.readouterr().out.splitlines()
     assert lines == ["hello 127.0.0.1", "hello 127.0.0.1", "goodbye", "lost: [Errno 104] Connection reset by peer"]
+
+
+# --- callback_http.py ---
+
+
+async def test_http_by_callbacks_answers_every_request_in_order(autojump_clock: MockClock) -> None:
+    async with serving_callbacks(example("callback_http").Http(), strict=True) as server:
+        client = server.connect()
+        for path in (b"/plaintext", b"/nothing", b"/"):
+            await client.send(b"GET %b HTTP/1.1\r\nHost: here\r\nContent-Length: 7\r\n\r\nskipped" % path)
+        await client.send(GET * 20 + GET[:10])
+        await client.send(GET[10:-2] + b"Connection: close\r\n\r\n")
+        found = answers(await receive_all(client))
+        assert [answer.status for answer in found] == [200, 404, 200, *[200] * 21]
+        assert [answer.body == b"Hello, World!" for answer in found] == [True, False, True, *[True] * 21]
+
+
+async def test_http_by_callbacks_takes_a_request_in_single_bytes_and_refuses_another() -> None:
+    async with serving_callbacks(example("callback_http").Http(), strict=True) as server:
+        client, other = server.connect(), server.connect()
+        for byte in GET:
+            await client.send(bytes([byte]))
+            await wait_all_tasks_blocked()
+        [answer] = answers(await client.receive())
+        assert answer.body == b"Hello, World!"
+        await other.send(b"nonsense\r\n\r\n")
+        assert (await receive_all(other)).startswith(b"HTTP/1.1 400 ")
+
+
+async def test_a_request_by_callbacks_that_does_not_end_is_too_slow(autojump_clock: MockClock) -> None:
+    async with serving_callbacks(example("callback_http").Http()) as server:
+        client = server.connect()
+        await client.send(GET[:10])
+        start = trio.current_time()
+        assert await receive_all(client) == b""
+        assert trio.current_time() - start == pytest.approx(REQUEST_TIMEOUT)
+
+
+# --- asgi_app.py ---
+
+
+async def opened(client: MemoryConnection) -> MemoryConnection:
+    """The client, which has opened the WebSocket of the app."""
+    await client.send(
+        b"GET /talk HTTP/1.1\r\nHost: here\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    assert (await client.receive_until(b"\r\n\r\n", max_bytes=4096)).startswith(b"HTTP/1.1 101 ")
+    return client
+
+
+async def say(client: MemoryConnection, text: bytes) -> bytes:
+    """Say it by the WebSocket; the answer."""
+    await client.send(frame(TEXT, text))
+    [(_opcode, answer)] = frames(await client.receive())
+    return answer
+
+
+async def test_the_web_app_streams_what_is_said_to_its_websocket(capsys: pytest.CaptureFixture[str]) -> None:
+    async with serving_app(example("asgi_app").app, strict=True) as server:
+        stream, talk, other = server.connect(), await opened(server.connect()), server.connect()
+        await stream.send(b"GET /lines HTTP/1.1\r\nHost: here\r\n\r\n")
+        assert (await stream.receive_until(b"welcome\n\r\n", max_bytes=4096)).startswith(b"HTTP/1.1 200 ")
+        await wait_all_tasks_blocked()
+        assert await say(talk, b"hello") == b"1 listen"
+        assert await stream.receive_until(b"hello\n\r\n", max_bytes=4096)
+        stream.abort()
+        await wait_all_tasks_blocked()
+        assert await say(talk, b"hello?") == b"0 listen"
+        await other.send(b"GET / HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n")
+        assert b" 404 " in await receive_all(other)
+    assert capsys.readouterr().out == "the room is closed\n"
+
+
+async def test_a_stream_of_the_web_app_that_reads_slowly_misses_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    module = example("asgi_app")
+    small = Marks(send_high=1)
+    async with serving_app(module.app, strict=True, marks=small) as server:
+        slow, talk = server.connect(), await opened(server.connect())
+        await slow.send(b"GET /lines HTTP/1.1\r\nHost: here\r\n\r\n")
+        assert await slow.receive_until(b"welcome\n\r\n", max_bytes=4096)
+        slow.incoming.room = 0
+        await wait_all_tasks_blocked()
+        for _ in range(module.MOST_WAITING + 3):
+            assert await say(talk, b"hello") == b"1 listen"
+    assert "a slow stream misses a line\n" in capsys.readouterr().out
 
 
 # --- reactor_balancers.py ---

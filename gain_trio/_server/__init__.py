@@ -19,6 +19,7 @@ from ._listening import serve_listeners
 from ._log_throttle import log_throttle, since_last
 from ._logging import FORMATS, LEVELS, JsonFormatter, LineFormatter, configure_logging
 from ._object_names import check_module_name, has_no, is_missing
+from ._opened import OpenedEndpoint, OpenedListener
 from ._processes import HIGH_PRIORITY, WorkerFailed, take_process_priority
 from ._serve import serve
 from ._server import Server
@@ -57,6 +58,8 @@ __all__ = [
     "Lifespan",
     "LineFormatter",
     "LivingHandler",
+    "OpenedEndpoint",
+    "OpenedListener",
     "RequestInProgress",
     "RequestStatistics",
     "Server",

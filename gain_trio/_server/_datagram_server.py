@@ -43,6 +43,7 @@ from ._checks import check_datagram_handler
 from ._control_socket import ControlSocket
 from ._failures import consists_of, first_of, only_one_of, parted
 from ._handler_tasks import HandlerTasks, slow_handlers
+from ._opened import OpenedEndpoint
 from ._process_usage import cpu_seconds, resident_memory
 from ._server_config import ServerConfig
 from ._server_lifespan import Lifespan, check_lifespan, run_within
@@ -253,7 +254,7 @@ async def serve_datagrams(
         if shards is None:
             if cbpf:
                 raise ValueError("cbpf=True chooses among shards: give shards=, too")
-            endpoints = [await stack.enter_async_context(await open_datagram_endpoint(address, **options))]
+            endpoints = [await stack.enter_async_context(await _open(address, **options))]
         else:
             endpoints = await _open_shards(address, shards, stack, by_cpu=cbpf, **options)
         opened: ControlSocket | None = None
@@ -266,6 +267,11 @@ async def serve_datagrams(
             await server._run(workers, opened, task_status)
         else:
             await run_within(lifespan, functools.partial(server._run, workers, opened, task_status), lambda: -math.inf)
+
+
+async def _open(address: Any, **options: Any) -> DatagramEndpoint:
+    """The endpoint of an address, or of what stands in place of one."""
+    return address.endpoint if isinstance(address, OpenedEndpoint) else await open_datagram_endpoint(address, **options)
 
 
 async def _open_shards(

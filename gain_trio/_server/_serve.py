@@ -37,6 +37,7 @@ from gain_trio._transports import open_sockets
 from ._checks import check_handler
 from ._consumer import Handler
 from ._listening import serve_listeners
+from ._opened import OpenedListener
 from ._privileges import identity_of, socket_options_of
 from ._server import Server
 from ._server_config import ServerConfig
@@ -191,9 +192,13 @@ async def serve(
 
 
 async def _serve_here(
-    handler: Handler, addresses: Sequence[str], config: ServerConfig, task_status: trio.TaskStatus[Server]
+    handler: Handler, addresses: Sequence[Any], config: ServerConfig, task_status: trio.TaskStatus[Server]
 ) -> None:
     """Serve in this process."""
+    if isinstance(addresses[0], OpenedListener):
+        listeners = [opened.listener for opened in addresses]
+        await serve_listeners(handler, [[]], config, listeners=listeners, task_status=task_status)
+        return
     shards = config.workers if config.architecture == "socket_sharding" else None
     identity = None if config.user is None else identity_of(config.user)
     options = socket_options_of(config, identity)

@@ -26,6 +26,7 @@ from gain_trio._server import (
     DatagramServer,
     DatagramServerStatistics,
     DrainLimit,
+    OpenedEndpoint,
     Server,
     ServerStatistics,
     SignalTarget,
@@ -70,7 +71,7 @@ def check_network(address: object) -> bool:
       UnsupportedProtocol: it is of a network that is not served.
     """
     if not isinstance(address, str):
-        return False  # of several, each is looked at by serve()
+        return isinstance(address, OpenedEndpoint)  # of several, each is looked at by serve()
     network, separator, _rest = address.partition("://")
     if separator and network in (*STREAMS, DATAGRAMS):
         return network == DATAGRAMS

@@ -1,140 +1,53 @@
-"""A server without a socket, for tests of handlers: everything between accept and close is the real thing."""
+"""Servers without a socket, for tests: everything between accept and close is the real thing.
+
+Each function here calls the one that a program calls, with a listener in memory in place of the address.
+"""
 
 from __future__ import annotations
 
-import errno
+import functools
 import itertools
 import os
-from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, final
 
-import attrs
 import trio
 
-from gain_trio._server import Handler, Server, ServerConfig, check_handler, merged, serve_listeners
-from gain_trio._transports import Connection, Listener, Marks
+from gain_trio._server import Handler, OpenedListener, Server, ServerConfig, check_handler, merged, serve
+from gain_trio._transports import Marks
+from gain_trio.asgi import AsgiApp, AsgiConfig
+from gain_trio.asgi import serve as serve_asgi
+from gain_trio.callbacks import Config, EventHandler, EventServer
+from gain_trio.callbacks import serve as serve_events
 
 from ._connection_pair import connection_pair
 from ._memory_connection import MemoryConnection
+from ._memory_listener import ADDRESS, MemoryListener
+from ._memory_options import check_config, check_event_config, options_of_servers
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from gain_trio._server import ServerOptions
+    from gain_trio.asgi import AsgiOptions
 
-ADDRESS: Final = ("127.0.0.1", 80)
+T = TypeVar("T")
+
 _FIRST_PORT: Final = 49152
-_OPTIONS: Final = frozenset(
-    {
-        "at_max_connections",
-        "balancer",
-        "close_timeout",
-        "handshake_timeout",
-        "idle_timeout",
-        "lifespan",
-        "marks",
-        "max_connections",
-        "max_connections_per_address",
-        "proxy_protocol",
-        "proxy_timeout",
-        "ssl_context",
-        "strict",
-        "workers",
-    }
-)
-"""The options that make sense without sockets, processes and signals."""
 
 
 @final
-class MemoryListener(Listener):
-    """What a server accepts from."""
+class MemoryServer(Generic[T]):
+    """A server in memory: of :func:`serving`, :func:`serving_callbacks` or :func:`serving_app`."""
 
-    def __init__(self) -> None:
-        self._closed = False
-        self._arrived: deque[MemoryConnection | OSError] = deque()
-        self._changed = trio.Event()
-
-    def put(self, arrived: MemoryConnection | OSError) -> None:
-        """A connection to be accepted, or an error of accept(2).
-
-        Raises:
-          OSError: it listens no more.
-        """
-        if self._closed:
-            raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
-        self._arrived.append(arrived)
-        self._wake()
-
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
-
-    async def accept(self) -> Connection:
-        """See :meth:`Listener.accept`."""
-        await trio.lowlevel.checkpoint()
-        while True:
-            connection = self._accept_ready()
-            if connection is not None:
-                return connection
-            await self._changed.wait()
-
-    def _accept_ready(self) -> Connection | None:
-        if self._arrived:
-            arrived = self._arrived.popleft()
-            if isinstance(arrived, OSError):
-                raise arrived
-            return arrived
-        if self._closed:
-            raise trio.ClosedResourceError("this listener was closed")
-        return None
-
-    async def _wait_acceptable(self) -> None:
-        await trio.lowlevel.checkpoint()
-        while not self._arrived and not self._closed:
-            await self._changed.wait()
-
-    def _stop(self) -> None:
-        self._closed = True
-        self._wake()
-
-    def _close(self) -> None:
-        self._stop()
-        for arrived in self._arrived:
-            if isinstance(arrived, MemoryConnection):
-                arrived.abort()
-        self._arrived.clear()
-
-    async def aclose(self) -> None:
-        """See :meth:`Listener.aclose`."""
-        self._close()
-        await trio.lowlevel.checkpoint()
-
-    @property
-    def local_address(self) -> Any:
-        """An address that is nowhere."""
-        return ADDRESS
-
-    def fileno(self) -> int:
-        """Always -1."""
-        return -1
-
-    @property
-    def _is_released(self) -> bool:
-        return True
-
-
-@final
-class MemoryServer:
-    """A server in memory; see :func:`serving`."""
-
-    def __init__(self, listener: MemoryListener, server: Server, marks: Marks) -> None:
+    def __init__(self, listener: MemoryListener, server: T, marks: Marks) -> None:
         self._listener = listener
         self._marks = marks
         self._ports = itertools.count(_FIRST_PORT)
-        self.server = server
-        """The server, with its statistics and :meth:`gain_trio.Server.drain`."""
+        self.server: T = server
+        """The :class:`gain_trio.Server`, or of callbacks the :class:`gain_trio.callbacks.EventServer`: its statistics, and
+        its end."""
 
     def connect(self, *, source_address: Any = None, marks: Marks | None = None) -> MemoryConnection:
         """Open a client of the server, which is accepted when the server's task runs.
@@ -165,7 +78,7 @@ class MemoryServer:
 @asynccontextmanager
 async def serving(
     handler: Handler, *, config: ServerConfig | None = None, **options: Unpack[ServerOptions]
-) -> AsyncIterator[MemoryServer]:
+) -> AsyncIterator[MemoryServer[Server]]:
     """Serve ``handler`` without a socket, for the length of an ``async with`` block; cancel it at its end.
 
     The server is that of :func:`gain_trio.serve`: it accepts, chooses a consumer, limits, logs, counts and drains.  With
@@ -179,18 +92,85 @@ async def serving(
       ValueError, TypeError: see :func:`gain_trio.serve`; an option is about what there is not.
     """
     check_handler(handler)
-    config = merged(config, **options)
-    for field in attrs.fields(ServerConfig):
-        if field.name not in _OPTIONS and getattr(config, field.name) != getattr(ServerConfig(), field.name):
-            raise ValueError(
-                f"{field.name} is about sockets, processes or signals, and a server in memory has none: leave it out"
-            )
+    whole = merged(config, **options)
+    check_config(whole)
+    async with _listening(functools.partial(serve, handler, config=whole), whole) as server:
+        yield server
+
+
+@asynccontextmanager
+async def serving_callbacks(
+    event_handler: EventHandler, *, config: Config | None = None, **options: Any
+) -> AsyncIterator[MemoryServer[EventServer]]:
+    """Serve callbacks without a socket, for the length of an ``async with`` block; cancel the server at its end.
+
+    The server is that of :func:`gain_trio.callbacks.serve`, and so are the callbacks' order, limits and errors.
+    ``on_start`` has returned when the block begins.  The ``fd`` of each :class:`gain_trio.callbacks.Conn` is -1, and the
+    options of its socket are remembered without effect.
+
+    Args:
+      event_handler: a :class:`gain_trio.callbacks.EventHandler`.
+      config, options: of :func:`gain_trio.callbacks.serve`, but for those about sockets, processes, signals and metrics.
+
+    Raises:
+      ValueError, TypeError: see :class:`gain_trio.callbacks.EventServer`; an option is about what there is not.
+
+    And what leaves ``on_start``.
+    """
+    described = EventServer(event_handler, config, **options)
+    check_event_config(described._config)
+    below = merged(None, **described._others)
+    check_config(below)
+    start = functools.partial(serve_events, event_handler, config=config, **options)
+    async with _listening(start, below) as server:
+        yield server
+
+
+@asynccontextmanager
+async def serving_app(
+    app: AsgiApp | str,
+    *,
+    config: ServerConfig | None = None,
+    asgi: AsgiConfig | None = None,
+    **options: Unpack[AsgiOptions],
+) -> AsyncIterator[MemoryServer[Server]]:
+    """Serve an ASGI app without a socket, for the length of an ``async with`` block; cancel the server at its end.
+
+    The server is that of :func:`gain_trio.asgi.serve`: clients send it HTTP and WebSockets, byte by byte.  The app's
+    lifespan has begun when the block does, and has ended after it.  With ``strict=True`` an exception of the app leaves
+    the block, in an exception group.
+
+    Args:
+      app: an ASGI 3 application, or its name, ``"package.module:app"``.
+      config, asgi, options: of :func:`gain_trio.asgi.serve`, but for those about sockets, processes, signals and metrics.
+
+    Raises:
+      ValueError, TypeError: see :func:`gain_trio.asgi.serve`; an option is about what there is not.
+
+    And what importing the app raises, and its lifespan at its start.
+    """
+    below = merged(config, **options_of_servers(options))
+    check_config(below)
+    start = functools.partial(serve_asgi, app, config=config, asgi=asgi, **options)
+    async with _listening(start, below) as server:
+        yield server
+
+
+@asynccontextmanager
+async def _listening(start: Callable[..., Any], config: ServerConfig) -> AsyncIterator[MemoryServer[Any]]:
+    """Call ``start`` with a listener as its address, for the length of the block.
+
+    What it raises before the block begins is raised as it is; the nursery makes a group of the rest.
+    """
     listener = MemoryListener()
+    failure: Exception | None = None
     async with trio.open_nursery() as nursery:
-
-        async def serve(*, task_status: trio.TaskStatus[Server]) -> None:
-            await serve_listeners(handler, [[]], config, listeners=[listener], task_status=task_status)
-
-        server = await nursery.start(serve)
-        yield MemoryServer(listener, server, config.marks or Marks())
+        try:
+            server = await nursery.start(start, OpenedListener(listener))
+        except Exception as error:  # noqa: BLE001 - raised below, outside the nursery, which would make a group of it
+            failure = error
+        else:
+            yield MemoryServer(listener, server, config.marks or Marks())
         nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
