@@ -326,7 +326,11 @@ def test_what_cannot_be_served_ends_with_status_1_and_one_line(
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("web:app", ANY_PORT, "--nonsense"), "unrecognized arguments: --nonsense"),
+        (
+            ("web:app", ANY_PORT, "--nonsense"),
+            "gain-trio asgi: error: unrecognized arguments: --nonsense (gain-trio asgi --help)\n",
+        ),
+        (("web:app", "--limit-unraed=9"), "--limit-unraed=9; did you mean --limit-unread? ("),
         (("web:app", "--lifespan", "maybe"), "invalid choice: 'maybe'"),
         (("web:app", "--forwarded-allow-ips", "nowhere"), "trusted proxies are named by address or network"),
         (("web:app", "--date-header", "perhaps"), "'perhaps' is neither yes nor no"),
@@ -338,6 +342,7 @@ def test_wrong_arguments_end_with_status_2(arguments: tuple[str, ...], complaint
     status, out, err = command("asgi", *arguments)
     assert (status, out) == (2, "")
     assert complaint in err
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("processes", [(), ("--processes", "1")])

@@ -84,14 +84,14 @@ def test_options_that_contradict_each_other_name_the_cure(options: dict[str, Any
 
 
 def fails(*arguments: object, cwd: Path | None = None) -> str:
-    """Run the command, which must fail, and return its last line, which is the only one but for a usage."""
+    """Run the command, which must fail, and return its only line."""
     status, out, err = command(*map(str, arguments), cwd=cwd)
     assert out == ""
+    assert err.count("\n") == 1, err
     if status == 2:  # of argparse
-        return err.splitlines()[-1]
+        return err[:-1]
     assert status == 1
     assert err.startswith("gain-trio: ")
-    assert err.count("\n") == 1, err
     return err[len("gain-trio: ") : -1]
 
 
