@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from typing import NoReturn, cast
 
@@ -26,7 +25,7 @@ def _parser() -> tuple[Parser, Subparsers]:
     return parser, commands
 
 
-def _refuse(parser: ArgumentParser, unknown: Sequence[str]) -> NoReturn:
+def _refuse(parser: Parser, unknown: Sequence[str]) -> NoReturn:
     """End with status 2, and name what the subcommand's parser does not know, and what was perhaps meant."""
     first = next((argument for argument in unknown if argument.startswith("-")), "")
     near = difflib.get_close_matches(first.partition("=")[0], parser._option_string_actions, n=1, cutoff=0.7)

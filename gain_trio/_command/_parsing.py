@@ -8,11 +8,6 @@ import os
 import sys
 from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
-if TYPE_CHECKING:
-    Subparsers: TypeAlias = argparse._SubParsersAction[argparse.ArgumentParser]  # generic in the stubs only
-else:
-    Subparsers = argparse._SubParsersAction
-
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line.  The usage of a command with fifty options would hide what is wrong."""
@@ -20,6 +15,12 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print what is wrong and how to list what is right, and end with status 2."""
         self.exit(2, f"{self.prog}: error: {message} ({self.prog} --help)\n")
+
+
+if TYPE_CHECKING:
+    Subparsers: TypeAlias = argparse._SubParsersAction[Parser]  # generic in the stubs only
+else:
+    Subparsers = argparse._SubParsersAction
 
 
 def show(text: str) -> None:
