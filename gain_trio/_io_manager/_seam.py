@@ -28,14 +28,11 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import outcome
 import trio
 from trio._core import _run, _traps
-
-if TYPE_CHECKING:
-    from ._manager import UringIOManager
 
 
 def current_runner() -> Any:
@@ -49,7 +46,7 @@ def current_io_manager() -> object | None:
     return None if runner is None else runner.io_manager
 
 
-def replace_io_manager(manager: UringIOManager) -> None:
+def replace_io_manager(manager: object) -> None:
     """Put ``manager`` in the place of the current run's own, and close that.  The run must not have ticked yet."""
     runner = current_runner()
     replaced, runner.io_manager = runner.io_manager, manager

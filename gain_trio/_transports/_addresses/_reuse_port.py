@@ -19,10 +19,7 @@ import errno
 import socket
 import struct
 import sys
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from gain_trio._transports._datagrams import DatagramEndpoint
+from typing import Final, Protocol
 
 SO_ATTACH_REUSEPORT_CBPF: Final = 51  # <asm-generic/socket.h>; Python has no name for it
 
@@ -32,7 +29,14 @@ _RET_A: Final = 0x16
 _CPU: Final = (-0x1000 + 36) & 0xFFFFFFFF  # SKF_AD_OFF + SKF_AD_CPU, <linux/filter.h>
 
 
-def steer_by_cpu(sock: socket.socket | DatagramEndpoint, count: int) -> None:
+class HasOptions(Protocol):
+    """A socket, or what has one and passes its options on."""
+
+    def setsockopt(self, level: int, option: int, value: bytes, /) -> None:
+        """See :meth:`socket.socket.setsockopt`."""
+
+
+def steer_by_cpu(sock: HasOptions, count: int) -> None:
     """Have the kernel choose among the ``count`` sockets of the group of ``sock`` by the CPU that handles the packet.
 
     Raises:
