@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 
 import pytest
 import trio
@@ -44,11 +45,15 @@ async def process_of(client: trio.abc.Stream) -> int:
 
 def children() -> list[int]:
     """The processes that this one has started and that have not been waited for."""
-    found = []
-    for task in os.listdir("/proc/self/task"):
-        with open(f"/proc/self/task/{task}/children") as file:
-            found += [int(number) for number in file.read().split()]
-    return sorted(set(found) - {server_process()})
+    while True:
+        try:
+            lists = [Path(f"/proc/self/task/{task}/children").read_text() for task in os.listdir("/proc/self/task")]
+        except (
+            FileNotFoundError,
+            ProcessLookupError,
+        ):  # a thread has ended, and its children are another's now: read again
+            continue
+        return sorted({int(number) for text in lists for number in text.split()} - {server_process()})
 
 
 def watch(server: Server, pid: int, worker_timeout: float | None = None) -> None:
