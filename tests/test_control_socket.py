@@ -670,7 +670,61 @@ async def test_a_watcher_that_asks_for_nothing_is_sent_away(path: Path, autojump
         assert trio.current_time() - began == pytest.approx(60)
 
 
-async def test_a_watcher_that_asks_without_a_pause_waits_for_its_turn(
+def counted_looks(server: Any, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The times at which a server is looked at from now on."""
+    looks: list[float] = []
+    snapshot = server._snapshot
+
+    async def counted() -> Any:
+        looks.append(trio.current_time())
+        return await snapshot()
+
+    monkeypatch.setattr(server, "_snapshot", counted)
+    return looks
+
+
+async def ask_on_and_on(path: Path, times: list[float]) -> None:
+    """A watcher that never pauses, and notes the time of each look that it gets."""
+    async with await watcher(path) as client:
+        while True:
+            await client.send(ASK)
+            times.append(json.loads(await client.receive_until(b"\n", max_bytes=1 << 20))["time"])
+
+
+async def test_watchers_that_never_pause_get_each_look_once(
+    path: Path, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(echo, control=path) as server:
+        looks = counted_looks(server, monkeypatch)
+        seen: list[list[float]] = [[] for _ in range(_control_socket.MOST_WATCHERS)]
+        with trio.move_on_after(10):
+            async with trio.open_nursery() as nursery:
+                for times in seen:
+                    nursery.start_soon(ask_on_and_on, path, times)
+    assert 15 < len(looks) <= 10 / _control_socket.FRESH + 1
+    for times in seen:
+        assert len(times) > 15, "none of them starves"
+        assert times == sorted(set(times)), "and none gets a look twice"
+        assert set(times) <= set(looks)
+
+
+async def test_watchers_that_connect_anew_for_each_request_wait_for_their_turn(
+    path: Path, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(echo, control=path) as server:
+        looks = counted_looks(server, monkeypatch)
+        answers = 0
+        with trio.move_on_after(10):
+            async with await watcher(path) as other:  # while it is there, the last look is kept
+                await answer_to(other)
+                while True:
+                    await look(path)
+                    answers += 1
+    assert 100 < answers <= 10 / _control_socket.PAUSE + 1
+    assert len(looks) <= 10 / _control_socket.FRESH + 1
+
+
+async def test_a_watcher_that_asks_for_much_at_once_waits_for_each_look(
     path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with serving(echo, control=path):
@@ -679,7 +733,7 @@ async def test_a_watcher_that_asks_without_a_pause_waits_for_its_turn(
             await client.send(20 * ASK)
             for _ in range(20):
                 await client.receive_until(b"\n", max_bytes=1 << 20)
-            assert trio.current_time() - began == pytest.approx(19 * _control_socket.PAUSE, rel=0.01)
+            assert trio.current_time() - began == pytest.approx(19 * _control_socket.FRESH, rel=0.02)
 
 
 async def test_a_watcher_that_does_not_read_holds_one_answer_and_is_cut_off(
@@ -710,22 +764,14 @@ async def test_a_watcher_that_does_not_read_holds_one_answer_and_is_cut_off(
 async def test_watchers_share_a_look(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_control_socket, "FRESH", 3600.0)
     async with serving(echo, control=path) as server:
-        looks = 0
-        snapshot = server._snapshot
-
-        async def counted() -> Any:
-            nonlocal looks
-            looks += 1
-            return await snapshot()
-
-        monkeypatch.setattr(server, "_snapshot", counted)
+        looks = counted_looks(server, monkeypatch)
         async with await watcher(path) as one, await watcher(path) as other:
             first = await answer_to(one)
             assert await answer_to(other) == first
-            assert looks == 1
+            assert len(looks) == 1
         await until_closed(path)
         await look(path)
-        assert looks == 2, "the last watcher takes the answer along"
+        assert len(looks) == 2, "the last watcher takes the answer along"
 
 
 async def until_closed(path: Path) -> None:

@@ -8,8 +8,9 @@ number of times.  Nothing is done between two requests, so a server that is not 
 may be moved, and a descriptor may be passed on.
 
 *What a peer can cost.*  A request is short and has to come in time, an answer has to be read in time, and there are few
-watchers at once.  An answer is made for all of them together, a few times a second at most, and those who ask without a
-pause wait for their turn.  A worker process that does not answer costs one look half a second, and then nothing.
+watchers at once.  A look is made for all of them together, twice a second at most, and a watcher gets each look once: one
+that asks without a pause waits for the next look.  One that connects anew for each request waits for its turn.  A worker
+process that does not answer costs one look half a second, and then nothing.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ MOST_WATCHERS: Final = 8
 """Watchers at once; another one gets a line that says so."""
 MOST_AT_ONCE: Final = 2 * MOST_WATCHERS
 """Connections, those that are sent away included; others wait."""
-PAUSE: Final = 0.0125
-"""Seconds between two answers of the server, refusals included, at least."""
-FRESH: Final = 0.25
+PAUSE: Final = 0.05
+"""Seconds between the answers to two connections, at least, where it is the first answer or a refusal."""
+FRESH: Final = 0.5
 """Seconds for which one look serves all watchers."""
 
 _EXAMPLE: Final = json.dumps({"version": VERSION, "request": "snapshot"})
@@ -149,6 +150,7 @@ class _ControlHandler:
             raise Misuse(f"this server is user {os.geteuid()}'s, and you are user {user}: ask as its user, or as root")
         if self._watchers > MOST_WATCHERS:
             raise Misuse(f"{MOST_WATCHERS} others look at this server already: end one of them, and try again")
+        seen = -math.inf
         while True:
             with trio.move_on_after(REQUEST_TIMEOUT) as scope:
                 try:
@@ -158,8 +160,12 @@ class _ControlHandler:
             if scope.cancelled_caught:
                 raise Misuse(f"no request has come for {REQUEST_TIMEOUT:g} seconds")
             check_request(line)
-            await self._turn()
-            if not await self._send(connection, await self._snapshot()):
+            if seen == -math.inf:
+                await self._turn()
+            elif seen == self._taken_at:
+                await trio.sleep_until(seen + FRESH)
+            answer, seen = await self._snapshot()
+            if not await self._send(connection, answer):
                 return
 
     async def _turn(self) -> None:
@@ -176,14 +182,14 @@ class _ControlHandler:
         connection.abort()
         return False
 
-    async def _snapshot(self) -> bytes:
-        """What the server looks like, or did a moment ago."""
+    async def _snapshot(self) -> tuple[bytes, float]:
+        """What the server looks like, or did a moment ago, and when."""
         async with self._looking:
             if trio.current_time() - self._taken_at >= FRESH:
                 snapshot = await self._server._snapshot()
                 self._taken_at = trio.current_time()
                 self._answer = _line(as_json(snapshot, now=self._taken_at))
-            return self._answer
+            return self._answer, self._taken_at
 
 
 def _line(content: dict[str, Any]) -> bytes:
