@@ -115,7 +115,7 @@ def test_a_flag_that_wants_a_number_says_so(name: str, value: str) -> None:
         (["--idle-timeout=0"], "--idle-timeout is more than 0 seconds, not 0.0"),
         (
             ["--priority=3"],
-            "--cpu-affinity and priority are for worker processes, and there are none: give --processes, too",
+            "--cpu-affinity and --priority are for worker processes, and there are none: give --processes, too",
         ),
         (["--cbpf"], "--cbpf chooses among the listeners of --architecture socket_sharding"),
         (
@@ -134,7 +134,10 @@ def test_a_flag_that_wants_a_number_says_so(name: str, value: str) -> None:
             "--balancer is for --architecture reactor: with socket_sharding the kernel distributes",
         ),
         (["--user=no-such-user"], "--user no-such-user: there is no user 'no-such-user'"),
-        (["--socket-mode=660"], "--socket-mode, owner and group are for the file of a Unix socket, and"),
+        (
+            ["--socket-mode=660"],
+            "--socket-mode, --socket-owner and --socket-group are for the file of a Unix socket, and",
+        ),
         (
             ["--proxy-protocol=x"],
             "--proxy-protocol names who may send a header, by address or network: 'x' does not appear",
@@ -340,6 +343,10 @@ def test_a_variable_that_is_wrong_is_named_and_one_that_is_empty_is_not_set(
         ("--max-connections max_connections", "--max-connections --max-connections"),
         ("app_lifespan is one of 'auto', 'on', 'off', not 'x'", "--lifespan is one of 'auto', 'on', 'off', not 'x'"),
         ("user-defined", "user-defined"),
+        ("workers and user-defined names", "--workers and user-defined names"),
+        ("mode, owner and group are of a file", "--socket-mode, --socket-owner and --socket-group are of a file"),
+        ("cpu_affinity and priority are for it", "--cpu-affinity and --priority are for it"),
+        ("workers and some others", "--workers and some others"),
     ],
 )
 def test_a_message_is_put_in_the_words_of_the_command_line(message: str, in_words: str) -> None:

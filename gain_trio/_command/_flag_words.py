@@ -24,7 +24,7 @@ def _names() -> dict[str, str]:
 
 
 def in_flags(message: str) -> str:
-    """``message`` with flags in place of fields: where a field begins it, has a value, or cannot be a word."""
+    """``message`` with flags in place of fields: where one or several begin it, have a value, or cannot be words."""
     names = _names()
     either = "|".join(sorted(names, key=len, reverse=True))
     message = _NO_VALUES.sub("", message)
@@ -35,4 +35,9 @@ def in_flags(message: str) -> str:
     )
     with_lines = "|".join(name for name in names if "_" in name)
     message = re.sub(rf"(?<![\w-])({with_lines})\b", lambda found: names[found[1]], message)
-    return re.sub(rf"^({either})\b(?!-)", lambda found: names[found[1]], message)
+    one = rf"(?:--[\w-]+|(?:{either})\b(?!-))"
+    return re.sub(
+        rf"^{one}(?:(?:, | and ){one})*",
+        lambda found: re.sub(r"(?<![\w-])\w+", lambda name: names.get(name[0], name[0]), found[0]),
+        message,
+    )
