@@ -282,10 +282,10 @@ async def _open_shards(
         raise ValueError(f"shards must be at least 1, not {count}")
     parsed = parse_address(address, schemes=("udp", "unix"))
     if not isinstance(parsed, UdpAddress):
-        raise ValueError(f"shards share a port, and {parsed} has none")
+        raise ValueError(f"shards share a port, and {parsed} has none: leave shards= out")
     for name in ("remote_address", "multicast_groups"):
         if options.get(name):
-            raise ValueError(f"{name} is not for shards: each of them would get the same")
+            raise ValueError(f"{name} is not for shards: each of them would get the same: leave one of them out")
     options["reuse_port"] = True
     endpoints: list[DatagramEndpoint] = []
     for _ in range(count):

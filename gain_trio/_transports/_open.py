@@ -143,7 +143,7 @@ async def connect(
     if isinstance(parsed, UnixAddress):
         check_unix()
         if source_address is not None:
-            raise ValueError(f"source_address is for TCP, and {parsed} is a Unix socket")
+            raise ValueError(f"source_address is for TCP, and {parsed} is a Unix socket: leave it out")
         hostname = server_hostname or "localhost"
         sock = await connect_unix(parsed, pass_fds=pass_fds)
     else:

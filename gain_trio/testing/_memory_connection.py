@@ -499,4 +499,4 @@ class MemoryConnection(Connection):
 
     def _borrowed_socket(self) -> NoReturn:
         self._check_open()
-        raise OSError(errno.ENOTSOCK, "a connection in memory has no socket")
+        raise OSError(errno.ENOTSOCK, "a connection in memory has no socket: such a test takes a server on port 0")

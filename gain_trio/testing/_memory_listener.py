@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections import deque
 from typing import Any, Final, final
 
@@ -33,7 +32,7 @@ class MemoryListener(Listener):
           OSError: it listens no more.
         """
         if self._closed:
-            raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+            raise OSError(errno.ECONNREFUSED, "the server in memory drains, or has stopped accepting")
         self._arrived.append(arrived)
         self._wake()
 

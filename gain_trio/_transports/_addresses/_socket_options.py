@@ -156,7 +156,7 @@ def options_for(addresses: Sequence[Address], options: SocketOptions) -> list[So
     for name in given:
         refusals = [_refusal(name, address) for address in addresses]
         if all(refusals):
-            raise ValueError(refusals[0])
+            raise ValueError(f"{refusals[0]}: leave {name}= out")
     fitting = [
         SocketOptions(**{name: value for name, value in given.items() if _refusal(name, address) is None})
         for address in addresses

@@ -154,12 +154,15 @@ def _why_not_left_over(path: str, found: os.stat_result) -> str | None:
       OSError: the file is not a left-over socket.
     """
     if not stat.S_ISSOCK(found.st_mode):
-        raise OSError(errno.EADDRINUSE, "there is something of this name that is not a socket, and it is left alone")
+        raise OSError(
+            errno.EADDRINUSE,
+            "there is something of this name that is not a socket, and it is left alone: remove it, or take another path",
+        )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         answer = probe.connect_ex(path)
     if answer in {0, errno.EAGAIN, errno.EPROTOTYPE}:
-        raise OSError(errno.EADDRINUSE, "a server is listening there")
+        raise OSError(errno.EADDRINUSE, "a server is listening there: end it, or take another path")
     if answer == errno.ENOENT:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
     if answer != errno.ECONNREFUSED:

@@ -57,12 +57,14 @@ def check_options(address: UdpAddress | UnixAddress, *, access: Access, reuse_po
     """Raise a :exc:`ValueError` if a given option does not apply to this kind of address."""
     if isinstance(address, UdpAddress):
         if access:
-            raise ValueError(f"mode, owner and group are for the file of a Unix socket, and {address} has none")
+            raise ValueError(
+                f"mode, owner and group are for the file of a Unix socket, and {address} has none: leave them out"
+            )
         return
     check_unix("udp://127.0.0.1:PORT")
     check_access(address, access)
     if reuse_port:
-        raise ValueError(f"reuse_port=True is for UDP, and {address} has no port")
+        raise ValueError(f"reuse_port=True is for UDP, and {address} has no port: leave it out")
     if multicast:
         raise ValueError(f"multicast is for UDP, and {address} is a Unix socket: leave out the multicast options")
 
