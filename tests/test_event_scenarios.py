@@ -11,8 +11,9 @@ from typing import Any
 
 import attrs
 import pytest
-from support.event_servers import AsyncRecorder, Behaviour, Recorder, dial, read_exactly, started
+from support.event_servers import AsyncRecorder, Behaviour, Recorder, dial, started
 from support.pairs import pattern
+from support.processes import read_exactly
 
 from gain_trio.callbacks import Conn, ConnectionClosed, EventServer
 

@@ -132,13 +132,3 @@ def dial(server: EventServer, network: str = "tcp") -> socket.socket:
         client.close()
         raise
     return client
-
-
-def read_exactly(client: socket.socket, count: int) -> bytes:
-    """Read ``count`` bytes of a stream."""
-    received = b""
-    while len(received) < count:
-        data = client.recv(count - len(received))
-        assert data, f"the stream ended after {len(received)} of {count} bytes"
-        received += data
-    return received
