@@ -241,12 +241,15 @@ class SocketEndpoint(DatagramEndpoint):
         )
 
     def _check_address(self, address: Any) -> None:
-        """Check the address before the socket module looks up a name, which would block the run."""
+        """Raise an exception if no datagram can be sent to this address."""
         remote = self._inbox.remote
-        if remote is not None:
-            if address is not None and address != remote:
-                raise ValueError(f"this endpoint is connected to {remote!r}, and sends nowhere else")
-            return
+        if remote is None:
+            self._check_destination(address)
+        elif address is not None and address != remote:
+            raise ValueError(f"this endpoint is connected to {remote!r}, and sends nowhere else")
+
+    def _check_destination(self, address: Any) -> None:
+        """Check the address before the socket module looks up a name, which would block the run."""
         if address is None:
             raise TypeError("send() needs an address: this endpoint is not connected to one")
         if not isinstance(address, tuple):

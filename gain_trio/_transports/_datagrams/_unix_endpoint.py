@@ -178,13 +178,8 @@ class UnixEndpoint(SocketEndpoint):
                 raise BlockingIOError(error.errno, error.strerror) from error
             raise OSError(error.errno, error.strerror, address if self._remote is None else inbox.remote) from error
 
-    def _check_address(self, address: Any) -> None:
+    def _check_destination(self, address: Any) -> None:
         """Raise an :exc:`OSError`, not a mistake of the program, for an address that a sender may have bound on purpose."""
-        remote = self._inbox.remote
-        if remote is not None:
-            if address is not None and address != remote:
-                raise ValueError(f"this endpoint is connected to {remote!r}, and sends nowhere else")
-            return
         if address is None:
             raise OSError(
                 errno.EDESTADDRREQ,
