@@ -106,7 +106,8 @@ class Exchange:
         repeated = self._reader.feed_repeated(data)
         if repeated and not self._reader.has_more:
             known = self._site.known
-            if len(set(repeated)) == 1 and (answer := known.get(repeated[0])) is not None:  # nearly always
+            first = repeated[0]
+            if repeated.count(first) == len(repeated) and (answer := known.get(first)) is not None:  # nearly always
                 self.has_answered = True
                 return answer * len(repeated)
             answers = list(map(known.get, repeated))
