@@ -3,6 +3,7 @@
     python benchmarks/instructions.py
     python benchmarks/instructions.py --servers gain_trio,c --configs 64:64:1,1:64:1 --functions 30
     python benchmarks/instructions.py --http --servers gain_trio,uvloop --configs 64:1,64:16
+    python benchmarks/instructions.py --asgi plain,json,pipelined --servers gain_trio,uvicorn
 
 A server runs under valgrind's callgrind (``apt install valgrind``), which counts the instructions of a process whatever
 else the machine does: the same twice to about a percent, where CPU time differs by ten.  It counts none of the kernel's,
@@ -29,6 +30,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
+import _asgi
 import _http
 import _over
 import _over_load
@@ -67,14 +69,29 @@ def echo_load(text: str) -> Load:
     return Load(config.connections, config.depth, request, lambda answer: answer == request)
 
 
+def request_load(connections: int, depth: int, request: str, body: bytes) -> Load:
+    """A number of requests at a time, each of which is answered with this body."""
+
+    def is_answer(answer: bytes) -> bool:
+        return answer.count(body) == depth and answer.endswith(body)
+
+    return Load(connections, depth, request.encode() * depth, is_answer)
+
+
 def http_load(text: str) -> Load:
     """The load of a configuration, connections : requests at a time."""
     config = _http.HttpConfig.parse(text)
+    return request_load(config.connections, config.depth, _http.fields(), _http.PLAINTEXT)
 
-    def is_answer(answer: bytes) -> bool:
-        return answer.count(_http.PLAINTEXT) == config.depth and answer.endswith(_http.PLAINTEXT)
 
-    return Load(config.connections, config.depth, _http.fields().encode() * config.depth, is_answer)
+def asgi_load(name: str) -> Load:
+    """The load of a row of ``run.py --asgi``."""
+    row = _asgi.ROWS[name]
+    if row.request is None or row.body is None or name == "memory":
+        raise ValueError(
+            f"the instructions of a request are counted for plain, json, fields, pipelined, many, not {name}"
+        )
+    return request_load(row.config.connections, row.config.depth, row.request, row.body)
 
 
 def control(pid: int, command: str) -> None:
@@ -144,7 +161,10 @@ def measure(spec: Spec, load: Load, messages: int, functions: int) -> float:
     prefix = BUILD / f"callgrind.{spec.name}"
     for old in BUILD.glob(f"{prefix.name}.*"):
         old.unlink()
-    under = dataclasses.replace(spec, command=(*VALGRIND, f"--callgrind-out-file={prefix}.out", *spec.command))
+    children = f"--trace-children={'yes' if spec.has_worker else 'no'}"
+    under = dataclasses.replace(
+        spec, command=(*VALGRIND, children, f"--callgrind-out-file={prefix}.out", *spec.command)
+    )
     variables = {"TRANSFER_CERTIFICATE": str(load.certificate)} if load.certificate else {}
     with (
         _servers.running(under, SERVER_CPU, variables=variables, patience=PATIENCE_SECONDS) as server,
@@ -171,8 +191,11 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError("counting instructions needs valgrind (apt install valgrind)")
     programs = build()
     interpreter = Interpreter.probe(arguments.python)
+    configs = arguments.configs.split(",")
     if arguments.tls:
         known = _over.known_servers(arguments.python)
+    elif arguments.asgi:
+        known = _asgi.known_servers(configs, arguments.python)
     elif arguments.http:
         known = _http.known_servers(programs.http_reference, arguments.python)
     else:
@@ -182,8 +205,10 @@ def run(arguments: argparse.Namespace) -> None:
     if not names:
         raise ValueError(f"none of these servers: there are {', '.join(known)}")
     print(_servers.machine_line(interpreter, os.cpu_count() or 0), end="\n\n", flush=True)
-    for text in arguments.configs.split(","):
-        load = (http_load if arguments.http else echo_load)(text)
+    for text in configs:
+        load = (asgi_load if arguments.asgi else http_load if arguments.http else echo_load)(text)
+        if arguments.asgi:
+            known |= _asgi.known_servers([text], arguments.python)
         if arguments.tls:
             load = dataclasses.replace(load, certificate=make_certificate(BUILD))
         rows = []
@@ -198,7 +223,11 @@ def main() -> None:
     """Parse the arguments and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--servers", metavar="NAME,...", help=f"which, of run.py --list (default: {DEFAULT_SERVERS}; with --http all)")
+    add(
+        "--servers",
+        metavar="NAME,...",
+        help=f"which, of run.py --list (default: {DEFAULT_SERVERS}; with --http and --asgi all)",
+    )
     add("--server", action="append", default=[], metavar="'NAME=COMMAND {port}'", help="another server")
     add("--python", default=sys.executable, metavar="PATH", help="the Python that runs the servers (default: this one)")
     add(
@@ -207,13 +236,16 @@ def main() -> None:
         help=f"default: {DEFAULT_CONFIGS}, or {_http.DEFAULT_CONFIGS}",
     )
     add("--http", action="store_true", help="HTTP plaintext; --configs CONNECTIONS:DEPTH,...")
+    add("--asgi", metavar="ROW,...", help="ASGI apps, the rows of run.py: plain, json, fields, pipelined, many")
     add("--tls", action="store_true", help="echo over TLS")
     add("--messages", type=int, default=6400, help="how many are counted (default: %(default)s)")
     add("--functions", type=int, default=0, help="functions of each server that are listed (default: none)")
     arguments = parser.parse_args()
-    if not arguments.http and arguments.servers is None:
+    if arguments.servers is None and not (arguments.http or arguments.asgi):
         arguments.servers = DEFAULT_SERVERS
-    arguments.configs = arguments.configs or (_http.DEFAULT_CONFIGS if arguments.http else DEFAULT_CONFIGS)
+    arguments.configs = (
+        arguments.asgi or arguments.configs or (_http.DEFAULT_CONFIGS if arguments.http else DEFAULT_CONFIGS)
+    )
     try:
         run(arguments)
     except (BuildError, ServerError, LoadError, ValueError) as error:
