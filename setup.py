@@ -102,6 +102,7 @@ if sys.platform == "linux" and platform.python_implementation() == "CPython" and
             Extension(
                 "gain_trio._heads",
                 sources=sources_in("_ffi/heads"),
+                depends=["_ffi/awaitable.h", "_ffi/exceptions.h", "_ffi/heads/heads.h"],
                 extra_compile_args=COMPILE_ARGUMENTS,
                 extra_link_args=LINK_ARGUMENTS,
             ),

@@ -1,6 +1,6 @@
 /* heads.c: gain_trio._heads: the heads of HTTP/1.1 requests, split and recognised.
  *
- * The module does in C what gain_trio/_http/_head_splitting.py does in Python, and nothing else: that file is the
+ * These functions do in C what gain_trio/_http/_head_splitting.py does in Python, and nothing else: that file is the
  * specification.  What a head means, what is remembered and what is answered is decided in Python.  A test compares the two on
  * any bytes, and the fuzzer does.
  *
@@ -14,43 +14,15 @@
  *     read_fields()   looks each line of a head up, and has Python read one that is new.  A client mostly repeats all lines but
  *                     one, so a line is compared with the one that another head had at its place, for the same reason.
  */
-#include <Python.h>
+#include "heads.h"
 
-#include <stdbool.h>
 #include <string.h>
 
 #define MAX_METHOD 32 /* bytes of a method's name: _http_heads.py */
 
-/* What a byte can be a part of. */
-enum { TOKEN = 1, TARGET = 2, VALUE = 4 };
 /* What a field is to the reader: _request_fields.py. */
 enum { PLAIN, FRAMING, SECRET };
 #define MOST_RECENT 32 /* lines that are compared before they are looked up */
-static unsigned char classes[256];
-
-static void fill_classes(void)
-{
-    for (int byte = 0; byte < 256; byte++) {
-        bool visible = byte > 0x20 && byte < 0x7f;
-        bool letter = (byte >= 'A' && byte <= 'Z') || (byte >= 'a' && byte <= 'z') || (byte >= '0' && byte <= '9');
-        int found = 0;
-        if (letter || (byte && strchr("!#$%&'*+-.^_`|~", byte))) /* RFC 9110, 5.6.2 */
-            found |= TOKEN;
-        if (visible && byte != '#') /* a target has no fragment */
-            found |= TARGET;
-        if (visible || byte == ' ' || byte == '\t' || byte >= 0x80) /* RFC 9110, 5.5 */
-            found |= VALUE;
-        classes[byte] = (unsigned char)found;
-    }
-}
-
-/* The first byte from `at` on that is not of the class, or the end. */
-static const char *skip(const char *at, const char *end, int class)
-{
-    while (at < end && classes[(unsigned char)*at] & class)
-        at++;
-    return at;
-}
 
 /* Behind `text`, or NULL if it does not stand at `at`. */
 static const char *behind(const char *at, const char *end, const char *text, size_t length)
@@ -65,11 +37,11 @@ struct head {
 static bool split(const char *at, const char *end, struct head *head)
 {
     head->method = at;
-    head->method_end = at = skip(at, end, TOKEN);
+    head->method_end = at = gt_skip(at, end, GT_TOKEN);
     if (at == head->method || at - head->method > MAX_METHOD || !(at = behind(at, end, " ", 1)))
         return false;
     head->target = at;
-    head->target_end = at = skip(at, end, TARGET);
+    head->target_end = at = gt_skip(at, end, GT_TARGET);
     if (at == head->target || !(at = behind(at, end, " HTTP/1.", 8)) || at == end || (*at != '0' && *at != '1'))
         return false;
     head->minor = at;
@@ -78,8 +50,8 @@ static bool split(const char *at, const char *end, struct head *head)
     head->lines = at;
     while (at < end && *at != '\r') {
         const char *name = at;
-        at = skip(at, end, TOKEN);
-        if (at == name || !(at = behind(at, end, ":", 1)) || !(at = behind(skip(at, end, VALUE), end, "\r\n", 2)))
+        at = gt_skip(at, end, GT_TOKEN);
+        if (at == name || !(at = behind(at, end, ":", 1)) || !(at = behind(gt_skip(at, end, GT_VALUE), end, "\r\n", 2)))
             return false;
     }
     head->lines_end = at;
@@ -319,18 +291,34 @@ static PyMethodDef methods[] = {
     {"read_fields", (PyCFunction)(void (*)(void))read_fields, METH_FASTCALL,
      PyDoc_STR("read_fields($module, lines, known, recent, read, /)\n--\n\n"
                "The pairs of a head's lines, those of them that matter to the framing, and whether any is a secret.")},
+    {"configure", gt_message_configure, METH_VARARGS,
+     PyDoc_STR("configure($module, exchange, connection, stamp, defaults, status_lines, phases, most, /)\n--\n\n"
+               "The classes of an ASGI server whose slots send() uses, and what it needs beside them.")},
     {NULL, NULL, 0, NULL},
 };
 
 static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, .m_name = "gain_trio._heads", .m_doc = PyDoc_STR("The heads of HTTP/1.1 requests."),
-    .m_size = -1,          .m_methods = methods,
+    PyModuleDef_HEAD_INIT,
+    .m_name = "gain_trio._heads",
+    .m_doc = PyDoc_STR("The heads of HTTP/1.1 requests, and the responses of ASGI apps."),
+    .m_size = -1,
+    .m_methods = methods,
 };
+
+static int add_type(PyObject *module, const char *name, PyTypeObject *type)
+{
+    return PyType_Ready(type) < 0 ? -1 : PyModule_AddObjectRef(module, name, (PyObject *)type);
+}
 
 PyMODINIT_FUNC PyInit__heads(void); /* the prototype that Python.h has no way to give */
 
 PyMODINIT_FUNC PyInit__heads(void)
 {
-    fill_classes();
-    return PyModule_Create(&definition);
+    gt_fill_byte_classes();
+    if (gt_message_init() < 0)
+        return NULL;
+    PyObject *module = PyModule_Create(&definition);
+    if (module && (add_type(module, "Exchange", &gt_exchange_type) < 0 || add_type(module, "Send", &gt_send_type) < 0))
+        Py_CLEAR(module);
+    return module;
 }

@@ -20,6 +20,7 @@ import attrs
 import outcome
 import trio
 
+from gain_trio._kernel import heads
 from gain_trio._transports import Connection, shown
 
 MOST_FRAMES: Final = 12
@@ -36,6 +37,8 @@ _KINDS: Final = (CoroutineType, GeneratorType, AsyncGeneratorType)
 """Python's own: the attributes of other awaitables may be code of the program's, which a look does not run."""
 _OPAQUE: Final = frozenset({"async_generator_asend", "async_generator_athrow", "coroutine_wrapper", "anext_awaitable"})
 """Python's own awaitables that do not say what they await; the garbage collector does."""
+_SEND: Final = None if heads is None else heads.Send
+"""An ASGI app's ``send`` in C."""
 
 
 _PACKAGE: Final = str(Path(__file__).parents[1])
@@ -130,6 +133,8 @@ def _awaited_by(awaitable: Any) -> Any:
         awaited = getattr(awaitable, name, None)
         if awaited is not None:
             return awaited
+    if _SEND is not None and type(awaitable) is _SEND:
+        return awaitable.awaited
     if type(awaitable).__name__ in _OPAQUE:
         return next((found for found in gc.get_referents(awaitable) if _has_frame(found)), None)
     if type(awaitable) is GeneratorType:  # it may drive a coroutine by hand, as those that change the context do

@@ -3,6 +3,9 @@
 *The start of a response is held* until its first body, so that a usual response is one send, and its head and body are one
 piece.  The head of a whole response to a usual request is remembered, checked, by what it was made of.
 
+*The usual response is C's* where the compiled modules are there (``_ffi/heads``): one pass over the app's fields checks
+them and writes them before the body.  What is not usual is done here, and here alone what is wrong is refused.
+
 *Nothing here reads beside the app.*  A body is received when the app asks for it, so a client cannot fill memory with one.
 When the app asks for more than the body, it waits for the client to disconnect.  On the ring bytes arrive without a
 task that waits for them, so the first look needs no waiting: an app that asks in a cancelled scope, as Starlette's
@@ -13,13 +16,14 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NoReturn, final
 
 import trio
 
 from gain_trio._http import CONTINUE, Refused, Request
+from gain_trio._kernel import heads
 from gain_trio._server import ungrouped
 from gain_trio._transports import was_reset
 
@@ -33,7 +37,7 @@ if TYPE_CHECKING:
 NOTHING, HELD, BEGUN, AT_TRAILERS, DONE = range(5)
 """The states of a response: nothing was given; its start was, and is held; its head was sent, and its body goes on; only its
 trailers are missing; it is complete."""
-_JOINED: Final = 16 * 1024
+JOINED: Final = 16 * 1024
 """Bytes of the longest body that is copied behind its head."""
 _GONE: Final = (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
 _LAST_CHUNK: Final = b"0\r\n\r\n"
@@ -41,37 +45,82 @@ _LOOKS: Final = 4
 """How often the server looks, in the time that a client may accept nothing, whether it has accepted something."""
 
 
-@final
-class HttpExchange:
-    """One request and its response."""
+EXCHANGE_DEFAULTS: Final[dict[str, object]] = {
+    "phase": NOTHING,
+    "status": 0,
+    "headers": (),
+    "size": 0,
+    "closes": False,
+    "is_incomplete": False,
+    "is_told_gone": False,
+    "is_usual": True,
+    "expects": False,
+    "_told_all": False,
+    "_told_end": False,
+    "_chunked": False,
+    "_left": None,
+    "_wants_trailers": False,
+    "_sends_trailers": False,
+    "_in_trailers": False,
+    "_watching": None,
+}
+"""The state of an exchange that has just begun."""
 
-    phase = NOTHING
-    status = 0
-    headers: Iterable[Any] = ()
-    size = 0
-    """Bytes of the body that were sent."""
-    closes = False
-    """Whether the connection is closed after this exchange."""
-    is_incomplete = False
-    """Whether a send was interrupted, so that the connection cannot go on."""
-    is_told_gone = False
-    """Whether the app knows that the client is gone."""
-    is_usual = True
-    """Whether the usual response keeps the connection, and has a body."""
-    expects = False
-    """Whether the client waits for a 100 before it sends the body."""
-    _told_all = False  # the app has the whole body
-    _told_end = False  # the app has been given a disconnect without a wait
-    _chunked = False
-    _left: int | None = None
-    _wants_trailers = False
-    _sends_trailers = False
-    _in_trailers = False
-    _watching: trio.CancelScope | None = None
+
+class ExchangeInPython:
+    """The base of the class of exchanges where the compiled modules are missing: see ``_ffi/heads/exchange.c``."""
+
+    __slots__ = ()
 
     def __init__(self, http: HttpConnection, request: Request) -> None:
-        self.http = http
-        self.request = request
+        for name, value in (EXCHANGE_DEFAULTS | {"http": http, "request": request}).items():
+            setattr(self, name, value)
+
+    def send(self, message: Message) -> Coroutine[Any, Any, None]:
+        """ASGI's ``send``: see :meth:`HttpExchange.send_in_python`."""
+        return self.send_in_python(message)  # type: ignore[attr-defined, no-any-return]  # of the one class of this base
+
+
+if TYPE_CHECKING or heads is None:
+    _Exchange = ExchangeInPython
+else:
+    _Exchange = heads.Exchange
+
+
+@final
+class HttpExchange(_Exchange):
+    """One request and its response: the ``receive`` and the ``send`` of an app.
+
+    ``send()`` is the base's.  In C it does for the usual response what :meth:`send_in_python` does for any.
+    """
+
+    __slots__ = ("http", "request", *EXCHANGE_DEFAULTS)
+
+    http: HttpConnection
+    request: Request
+    phase: int
+    status: int
+    headers: Iterable[Any]
+    size: int
+    """Bytes of the body that were sent."""
+    closes: bool
+    """Whether the connection is closed after this exchange."""
+    is_incomplete: bool
+    """Whether a send was interrupted, so that the connection cannot go on."""
+    is_told_gone: bool
+    """Whether the app knows that the client is gone."""
+    is_usual: bool
+    """Whether the usual response keeps the connection, and has a body."""
+    expects: bool
+    """Whether the client waits for a 100 before it sends the body."""
+    _told_all: bool  # the app has the whole body
+    _told_end: bool  # the app has been given a disconnect without a wait
+    _chunked: bool
+    _left: int | None
+    _wants_trailers: bool
+    _sends_trailers: bool
+    _in_trailers: bool
+    _watching: trio.CancelScope | None
 
     # --- the request ---
 
@@ -131,8 +180,8 @@ class HttpExchange:
 
     # --- the response ---
 
-    async def send(self, message: Message) -> None:  # noqa: C901, PLR0912 - the usual response in one coroutine: see HttpConnection.run()
-        """ASGI's ``send``.
+    async def send_in_python(self, message: Message) -> None:  # noqa: C901, PLR0912 - the usual response in one coroutine: see HttpConnection.run()
+        """ASGI's ``send``, of any message.
 
         Raises:
           ClientDisconnected: the client is gone.
@@ -159,7 +208,7 @@ class HttpExchange:
                 head = http.heads.get(key)
             except (TypeError, ValueError):  # a field is given as a list or in a buffer, and can change
                 head = key = None
-            if head is None or length > _JOINED or connection._drains or http.is_gone:
+            if head is None or length > JOINED or connection._drains or http.is_gone:
                 await self._send_body(body, False, key)
                 return
             self.phase = DONE
@@ -168,11 +217,11 @@ class HttpExchange:
                 self._watching.cancel()
             try:
                 await connection.send(b"".join((head, stamp.tail, body)))
-            except _GONE as error:
-                raise http.lost(self, error) from error
-            except trio.Cancelled:
-                self.is_incomplete = True
-                raise
+            except BaseException as error:
+                failure = self.send_failed(error)
+                if failure is error:
+                    raise
+                raise failure from error
         elif kind == "http.response.start":
             if self.phase:
                 self._unexpected(kind)
@@ -219,13 +268,21 @@ class HttpExchange:
                 await connection.send(data)
             else:
                 await self._while_accepted(functools.partial(connection.send, data))
-        except _GONE as error:
-            raise http.lost(self, error) from error
-        except trio.BusyResourceError:
-            raise
-        except BaseException:
+        except BaseException as error:
+            failure = self.send_failed(error)
+            if failure is error:
+                raise
+            raise failure from error
+
+    def send_failed(self, error: BaseException) -> BaseException:
+        """The connection has raised this: return what the app's ``send`` raises."""
+        if isinstance(error, _GONE):
+            gone = self.http.lost(self, error)
+            gone.__cause__ = error
+            return gone
+        if not isinstance(error, trio.BusyResourceError):  # then it has sent nothing
             self.is_incomplete = True
-            raise
+        return error
 
     def _check_client(self) -> None:
         if self.http.is_gone:
@@ -306,7 +363,7 @@ class HttpExchange:
                 pieces.append(_LAST_CHUNK)
         else:
             pieces.append(body)
-        return b"".join(pieces) if len(body) <= _JOINED else [piece for piece in pieces if piece]
+        return b"".join(pieces) if len(body) <= JOINED else [piece for piece in pieces if piece]
 
     def _end_body(self) -> None:
         if self._wants_trailers:

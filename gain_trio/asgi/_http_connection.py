@@ -27,14 +27,16 @@ import trio
 
 from gain_trio._http import Refused, Request, RequestReader, linger, response, split_target
 from gain_trio._io_manager import cancel_status_of, leave_open_scopes
+from gain_trio._kernel import heads
 from gain_trio._server import own_fault
 from gain_trio._transports import Connection, was_reset
 
 from ._app_context import call_app, in_context, in_task
 from ._asgi_types import ClientDisconnected, Receive, Scope, Send
 from ._client_watch import ClientWatch
-from ._exchange import BEGUN, DONE, HttpExchange
+from ._exchange import BEGUN, DONE, EXCHANGE_DEFAULTS, HELD, JOINED, NOTHING, HttpExchange
 from ._read_only import ReadOnly
+from ._response_heads import STATUS_LINES, Stamp
 from ._tls_extension import tls_extension
 
 if TYPE_CHECKING:
@@ -455,6 +457,10 @@ class HttpConnection:
         self.renew_at = _NOT_RENEWED
         with contextlib.suppress(trio.BrokenResourceError, trio.TooSlowError):
             await linger(self.connection)
+
+
+if heads is not None:
+    heads.configure(HttpExchange, HttpConnection, Stamp, EXCHANGE_DEFAULTS, STATUS_LINES, (NOTHING, HELD, DONE), JOINED)
 
 
 def _asks_for_websocket(request: Request) -> bool:

@@ -17,6 +17,7 @@ from gain_trio._http import TOKEN
 _NAME: Final = re.compile(TOKEN + rb"+")
 _VALUE: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}")
+_BODILESS: Final = frozenset({204, 304})
 _PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
 _MAX_SHARED: Final = 1024
 """Bytes of the longest head that is remembered."""
@@ -93,6 +94,14 @@ class HeadMemory(dict[Any, bytes]):
         if len(self) >= _MOST_SHARED:
             self.clear()
         self[key] = head.data
+
+
+STATUS_LINES: Final = {
+    status.value: f"HTTP/1.1 {status:d} {status.phrase}\r\n".encode("ascii")
+    for status in HTTPStatus
+    if status >= 200 and status not in _BODILESS
+}
+"""The first lines of usual responses: those with a body, and with a status that has a name."""
 
 
 def status_line(status: object) -> bytes:
@@ -174,7 +183,7 @@ def made_head(
     fields = checked_fields(headers)
     names = {name for name, _value in fields}
     head = Head(b"", closes or _says_close(fields))
-    bodiless = status in {204, 304}
+    bodiless = status in _BODILESS
     given = _given_length(fields)
     wants_chunked = trailers or b"transfer-encoding" in names
     kept = [field for field in fields if field[0] not in {b"connection", b"transfer-encoding"}]
