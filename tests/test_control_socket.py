@@ -23,7 +23,8 @@ from support.datagrams import LOCAL as LOCAL_UDP
 from support.pairs import PATIENCE, receive_all, receive_exactly, until
 from support.processes import ROOT
 from support.servers import LOCAL, connect, echo, serving
-from support.watching import ASK, answer_to, look, look_until, slow_handlers, watcher
+from support.watching import ASK, answer_to, look, look_until, query_database, slow_handlers, watcher
+from support.websocket_servers import peer_of
 from support.workers import ARCHITECTURES, clients_of, soon, watch
 
 import gain_trio
@@ -359,6 +360,22 @@ async def test_a_request_whose_body_does_not_come(path: Path) -> None:
             await client.send(b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n1")
             [slow] = slow_handlers(await look_until(path, slow_handlers))
             assert (slow["request"], slow["waits_for"]) == ("POST /body", "peer")
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_a_websocket_is_shown_by_its_handshake(path: Path) -> None:
+    async def app(_scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await query_database()
+
+    async with serving_app(app, control=path) as server, peer_of(server, path=b"/chat") as peer:
+        await peer.response()
+        assert peer.status == 101
+        seen = await look_until(path, slow_handlers)
+        assert seen["requests"]["in_progress"] == 1
+        [slow] = slow_handlers(seen)
+        assert (slow["request"], slow["waits_for"]) == ("GET /chat", "other")
 
 
 @pytest.mark.slow

@@ -90,7 +90,8 @@ class RequestsInProgress:
     def began(self, scope: dict[str, Any]) -> trio.lowlevel.Task:
         """See :meth:`RequestObserver.began`."""
         task = trio.lowlevel.current_task()
-        self._by_task[task] = (scope["method"], scope["path"], trio.current_time())  # apps may change a scope
+        # Apps may change a scope.  That of a WebSocket has no method: the handshake is a GET.
+        self._by_task[task] = (scope.get("method", "GET"), scope["path"], trio.current_time())
         return task
 
     def ended(
