@@ -21,7 +21,7 @@ from support.websocket_servers import (
     send_back,
     serving_websockets,
 )
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gain_trio.asgi import AsgiConfig
 from gain_trio.asgi._asgi_handler import AsgiHandler
@@ -239,6 +239,8 @@ async def test_a_cancelled_send_leaves_the_next_ones_whole(deflate: bool) -> Non
 
 
 async def test_what_the_app_cannot_send() -> None:
+    is_over = trio.Event()
+
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
         with pytest.raises(RuntimeError, match="connecting"):
@@ -263,6 +265,8 @@ async def test_what_the_app_cannot_send() -> None:
             await send({"type": "websocket.send", "text": None})
         with pytest.raises(TypeError):
             await send({"type": "websocket.send", "bytes": "text"})
+        with pytest.raises(ValueError, match="not both"):
+            await send({"type": "websocket.send", "bytes": b"", "text": "text"})
         with pytest.raises(UnicodeEncodeError):
             await send({"type": "websocket.send", "text": "\ud800"})
         with pytest.raises(ValueError, match="1006"):
@@ -270,13 +274,15 @@ async def test_what_the_app_cannot_send() -> None:
         await send({"type": "websocket.send", "bytes": bytearray(b"array")})
         await send({"type": "websocket.send", "bytes": memoryview(b"view")})
         await send({"type": "websocket.close", "code": 4000, "reason": "done"})
-        with pytest.raises(OSError, match="4000"):
-            await send({"type": "websocket.send", "text": "late"})
+        for kind in ("websocket.send", "websocket.accept", "websocket.http.response.start"):
+            with pytest.raises(OSError, match="4000"):
+                await send({"type": kind, "text": "late"})
         await send({"type": "websocket.close"})
         with pytest.raises(RuntimeError, match="over"):
-            await send({"type": "websocket.accept"})
+            await send({"type": "websocket.nonsense"})
         assert await receive() == disconnect(4000, "done")
         assert await receive() == disconnect(4000, "done")
+        is_over.set()
 
     async with connected(app) as peer:
         assert await peer.message() == b"array"
@@ -284,6 +290,39 @@ async def test_what_the_app_cannot_send() -> None:
         assert await peer.closed() == (4000, "done")
         await peer.answer_close()
         await peer.ended()
+        await is_over.wait()
+
+
+@pytest.mark.parametrize(
+    "message", [{"text": "both", "bytes": None}, {"text": None, "bytes": b"both"}, {"text": "", "bytes": None}]
+)
+async def test_a_message_may_have_both_keys(message: Message) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.send", **message})
+        await send({"type": "websocket.close", "code": None, "reason": None})
+
+    async with connected(app) as peer:
+        assert await peer.message() == (message["text"] if message["bytes"] is None else message["bytes"])
+        assert await peer.closed() == (1000, "")
+
+
+async def test_the_connect_comes_first_to_an_app_that_has_accepted_before(mock_clock: MockClock) -> None:
+    seen: list[Message] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "websocket.accept"})
+        await trio.sleep(1)  # so that a task reads in its place
+        seen.extend([await receive(), await receive()])
+
+    async with connected(app) as peer:
+        await peer.text("early")
+        for _ in range(5):
+            await wait_all_tasks_blocked()
+            mock_clock.jump(0.25)
+        assert await peer.closed() == (1000, "")
+    assert seen == [{"type": "websocket.connect"}, {"type": "websocket.receive", "text": "early"}]
 
 
 # --- the handshake ---
@@ -363,6 +402,9 @@ async def test_a_client_that_goes_before_it_is_accepted() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
         assert await receive() == disconnect(1006)
+        for kind in ("websocket.accept", "websocket.send", "websocket.http.response.start"):
+            with pytest.raises(OSError, match="1006"):
+                await send({"type": kind})
         await send({"type": "websocket.close"})
         ended.set()
 

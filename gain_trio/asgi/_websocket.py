@@ -56,6 +56,10 @@ RESTART: Final = End(1012, "the server restarts")
 FAILED: Final = End(1011)
 DONE: Final = End(1000)
 
+_KINDS: Final = frozenset(
+    {"websocket.accept", "websocket.send", "websocket.http.response.start", "websocket.http.response.body"}
+)
+"""What an app can send but for the close, which does nothing when the WebSocket is over."""
 _GONE: Final = (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
 
 
@@ -177,12 +181,12 @@ class WebSocket:
 
     async def receive(self) -> Message:  # noqa: C901, PLR0912 - a message is one call: each further one costs as much as a branch
         """ASGI's ``receive``.  Cancelling it loses no message."""
-        queue = self._queue
-        if queue and not self._receiving:
-            return self._next_queued()
         if not self._told:
             self._told = True
             return {"type": "websocket.connect"}
+        queue = self._queue
+        if queue and not self._receiving:
+            return self._next_queued()
         if self._receiving:
             raise trio.BusyResourceError("another task of the app is already receiving from this WebSocket")
         self._receiving = True
@@ -337,7 +341,8 @@ class WebSocket:
         if kind != "websocket.send":
             if kind != "websocket.close":
                 raise RuntimeError(f"the WebSocket is open, so the app cannot send {kind!r}")
-            self._close(End(message.get("code", 1000), message.get("reason") or ""))
+            code = message.get("code")
+            self._close(End(1000 if code is None else code, message.get("reason") or ""))
             self._is_gone = False
             return
         payload = message.get("bytes")
@@ -347,6 +352,8 @@ class WebSocket:
                 raise TypeError(f"websocket.send has bytes, or a text that is a str, not {text!r}")
             form, payload = TEXT, text.encode()
         else:
+            if message.get("text") is not None:
+                raise ValueError("websocket.send has bytes or a text, and not both")
             form = BINARY
             if type(payload) is not bytes:
                 payload = bytes(memoryview(payload))
@@ -365,7 +372,7 @@ class WebSocket:
     async def _send_otherwise(self, kind: str, message: Message) -> None:
         """A message of the app to a WebSocket that is not open."""
         if self._state is _OVER:
-            if kind == "websocket.send":
+            if kind in _KINDS:
                 raise self._gone()
             if kind != "websocket.close":
                 raise RuntimeError(f"the WebSocket is over, so the app cannot send {kind!r}")
