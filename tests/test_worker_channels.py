@@ -292,7 +292,7 @@ async def test_an_error_of_the_balancers_spares_no_process_its_end(
     owner.error = ValueError("the balancer's")
     await other.send(HandOffReceived(1, 0))
     with socket_pair() as (one, _peer):
-        process._outbox.append((AcceptedSocket(one), process.consumers[0]))
+        process._pending.post(AcceptedSocket(one), process.consumers[0])
         with raises_alone(ValueError, "the balancer's"):
             await process._see_it_gone()
         assert [connection.fileno() for connection in owner.got_back] == [one.fileno()]

@@ -20,20 +20,18 @@ from __future__ import annotations
 import contextlib
 import enum
 import logging
-import os
 import signal
 import socket
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Final, Protocol, final
+from typing import Protocol, final
 
 import trio
 
 from gain_trio._server._program_metrics import ProgramMetrics
 from gain_trio._server._snapshot import WorkSnapshot
 from gain_trio._server._statistics import ServerStatistics
-from gain_trio._server._time_limits import HAND_OFF_PAUSE, LAST_WORDS, UNWANTED_GRACE, WORKER_GRACE
+from gain_trio._server._time_limits import LAST_WORDS, UNWANTED_GRACE, WORKER_GRACE
 from gain_trio._transports import shown
 
 from . import _hand_off
@@ -58,12 +56,10 @@ from ._control_messages import (
 )
 from ._heartbeat import HeartbeatMonitor
 from ._log_forwarding import log_for
+from ._pending_hand_offs import Pair, PendingHandOffs
 from ._remote_consumer import RemoteConsumer
 from ._worker_launcher import Groups, WorkerLauncher, WorkerSettings
 from ._worker_reports import WorkerReports
-
-WINDOW: Final = 128
-"""Connections that may be on their way to a worker.  One that is busy with something else takes no more; others do."""
 
 logger = logging.getLogger("gain_trio")
 
@@ -144,13 +140,9 @@ class WorkerProcess:
         self._process: trio.Process | None = None
         self._pid: int | None = None
         self._was_killed = False
-        self._retrieval: socket.socket | None = None
-        """A copy of the process's end of the hand-off, by which connections that it has not taken are taken back."""
         self._control: ControlChannel | None = None
         self._scope = trio.CancelScope()
-        self._outbox: deque[tuple[AcceptedSocket, RemoteConsumer]] = deque()
-        self._in_flight: dict[int, list[tuple[AcceptedSocket, RemoteConsumer]]] = {}
-        self._posted = trio.Event()
+        self._pending = PendingHandOffs()
         self._ready = trio.Event()
         self._listeners_to_close = trio.Event()
         self._end_wanted = trio.Event()
@@ -158,9 +150,7 @@ class WorkerProcess:
         """Whose deadline is that of the drain."""
         self._is_overdue = False
         self._grace: float | None = None  # other than WORKER_GRACE
-        self._has_no_room = False
         self._has_served = False
-        self._on_their_way = 0
         self._drain_timeout: float | None = None
 
     @property
@@ -171,7 +161,7 @@ class WorkerProcess:
     @property
     def has_room(self) -> bool:
         """Whether it may be given a connection."""
-        return self.answers and self._on_their_way < WINDOW
+        return self.answers and not self._pending.is_full
 
     @property
     def answers(self) -> bool:
@@ -210,10 +200,8 @@ class WorkerProcess:
 
     def hand_off(self, connection: AcceptedSocket, consumer: RemoteConsumer) -> None:
         """See :meth:`RemoteConsumer.hand_off`."""
-        self._outbox.append((connection, consumer))
-        self._on_their_way += 1
-        self._posted.set()
-        if self._on_their_way == WINDOW:
+        self._pending.post(connection, consumer)
+        if self._pending.is_full:
             self._owner.changed()
 
     def stop_accepting(self) -> None:
@@ -233,7 +221,7 @@ class WorkerProcess:
                 self._become(WorkerState.LEAVING)
             # The message is sent after the connections that were accepted for it.
             self._drain_timeout = timeout
-            self._posted.set()
+            self._pending.wake()
             self._end_scope.deadline = min(self._end_scope.deadline, trio.current_time() + timeout)
             self._end_wanted.set()
 
@@ -289,16 +277,9 @@ class WorkerProcess:
 
     def take_back(self) -> None:
         """Give the owner the connections that this process has not taken, if it is late with them."""
-        if self.state is not WorkerState.READY or not self._heartbeats.is_late or not self._on_their_way:
+        if self.state is not WorkerState.READY or not self._heartbeats.is_late or not self._pending.count:
             return
-        pairs = []
-        while self._retrieval is not None and (arrival := _hand_off.receive_ready(self._retrieval)) is not None:
-            for descriptor in arrival.descriptors:
-                os.close(descriptor)  # a copy of the connection's own
-            pairs += self._in_flight.pop(arrival.sequence, [])
-        pairs += self._outbox
-        self._outbox.clear()
-        self._give_back(pairs)
+        self._give_back(self._pending.take_back())
 
     def _note_heard(self) -> None:
         was_late = self._heartbeats.is_late
@@ -320,12 +301,9 @@ class WorkerProcess:
         self.state = state
         self._owner.changed()
 
-    def _give_back(self, pairs: Sequence[tuple[AcceptedSocket, RemoteConsumer]]) -> None:
-        for _connection, consumer in pairs:
-            consumer.connections -= 1
-        self._on_their_way -= len(pairs)
+    def _give_back(self, pairs: Sequence[Pair]) -> None:
         if pairs:
-            self._owner.given_back([connection for connection, _consumer in pairs])
+            self._owner.given_back(self._pending.release(pairs))
 
     # --- its life ---
 
@@ -354,7 +332,7 @@ class WorkerProcess:
                 own
             )  # first: for want of room there may be none, and then no process is to be there
             own_hand_off, other_hand_off = map(stack.enter_context, _hand_off.open_pair())
-            self._retrieval = other_hand_off
+            self._pending.retrieval = other_hand_off
             # Copies: the others may be closed while a thread starts the process, and their numbers be those of other files.
             groups = tuple(
                 tuple(passed.enter_context(sock.dup()).fileno() for sock in group if sock.fileno() >= 0)
@@ -403,9 +381,7 @@ class WorkerProcess:
         finally:
             if self._control is not None:
                 self._control.close()
-            left = [pair for batch in self._in_flight.values() for pair in batch] + list(self._outbox)
-            self._in_flight.clear()
-            self._outbox.clear()
+            left = self._pending.take_all()
             self.metrics.end()
             self.snapshots.end()
             try:
@@ -503,39 +479,21 @@ class WorkerProcess:
     # --- connections on their way to it ---
 
     def _note_taken(self, sequence: int, count: int) -> None:
-        batch = self._in_flight.pop(sequence, [])
-        for connection, _consumer in batch[:count]:
-            connection.close()
-        self._on_their_way -= count
-        refused = batch[count:]
-        if refused:
-            self._has_no_room = True
-            if self.state is WorkerState.READY:
-                self._outbox.extendleft(reversed(refused))
-                self._posted.set()
-            else:
-                self._give_back(refused)
+        refused = self._pending.confirm(sequence, count)
+        if refused and self.state is WorkerState.READY:
+            self._pending.send_again(refused)
+        else:
+            self._give_back(refused)
         self._owner.changed()
 
     async def _send_connections(self, hand_off: socket.socket) -> None:
-        sequence = 0
         while True:
-            await self._posted.wait()
-            self._posted = trio.Event()
-            while self._outbox:
-                if self._has_no_room:
-                    self._has_no_room = False
-                    await trio.sleep(HAND_OFF_PAUSE)
-                    continue
-                batch = [self._outbox.popleft() for _ in range(min(_hand_off.MOST_AT_ONCE, len(self._outbox)))]
-                sequence += 1
-                self._in_flight[sequence] = batch  # before the first await: from here on they are found
-                connections = [connection for connection, _consumer in batch]
-                try:
-                    await _hand_off.send(hand_off, sequence, [consumer.number for _, consumer in batch], connections)
-                except OSError as error:  # it is gone, and what is on its way goes to others
-                    logger.debug("worker process %s takes no more connections: %s", self.pid, shown(error))
-                    return
+            await self._pending.wait()
+            try:
+                await self._pending.send(hand_off)
+            except OSError as error:  # it is gone, and what is on its way goes to others
+                logger.debug("worker process %s takes no more connections: %s", self.pid, shown(error))
+                return
             if self._drain_timeout is not None:
                 timeout, self._drain_timeout = self._drain_timeout, None
                 await self._send(Drain(timeout))
