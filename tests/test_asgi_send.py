@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Generator
 from types import SimpleNamespace
 from typing import Any
 
@@ -294,6 +295,31 @@ async def test_a_response_that_is_cancelled_is_incomplete() -> None:
     assert scope.cancelled_caught
     assert exchange.is_incomplete
     assert connection.sent == b""
+
+
+@types.coroutine
+def suspended() -> Generator[None, None, None]:
+    """Wait for whoever drives the awaitable by hand."""
+    yield
+
+
+@pytest.mark.parametrize("body", [b"x", bytearray(b"x")], ids=["usual", "not usual"])
+def test_a_response_that_is_closed_while_it_is_sent_is_incomplete(monkeypatch: pytest.MonkeyPatch, body: bytes) -> None:
+    connection = Recorder()
+
+    async def send(_data: bytes) -> None:
+        await suspended()
+
+    monkeypatch.setattr(connection, "send", send)
+    exchange = exchange_over(connection)
+    assert driven(exchange.send(USUAL[0]))[0] == "returned"
+    call = exchange.send({"type": "http.response.body", "body": body})
+    call.send(None)
+    assert not exchange.is_incomplete
+    call.close()
+    assert exchange.is_incomplete
+    call.close()
+    assert driven(call)[0] == "RuntimeError"
 
 
 @pytest.mark.parametrize("body", [b"x", bytearray(b"x")], ids=["usual", "not usual"])

@@ -123,12 +123,17 @@ static int look_at_time(PyObject *state, PyObject *lines)
 /* Does the connection of a usual exchange go on?  1, 0, or -1 with an exception. */
 static int goes_on(PyObject *state)
 {
-    PyObject *below = get(state, &connection);
-    if (!below || get(state, &is_gone) != Py_False)
+    PyObject *below = Py_XNewRef(get(state, &connection));
+    if (!below || get(state, &is_gone) != Py_False) {
+        Py_XDECREF(below);
         return 0;
-    PyObject *drains = PyObject_GetAttr(below, gt_names.drains);
+    }
+    PyObject *drains =
+        PyObject_GetAttr(below, gt_names.drains); /* which may be code, of a connection of the program's */
+    int result = drains ? drains == Py_False && get(state, &connection) == below : -1;
     Py_XDECREF(drains);
-    return drains ? drains == Py_False : -1;
+    Py_DECREF(below);
+    return result;
 }
 
 static PyObject *status_line_of(PyObject *given_status)

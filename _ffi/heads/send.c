@@ -159,13 +159,26 @@ static PyObject *call_throw(gt_send_call *self, PyObject *const *arguments, Py_s
     return result;
 }
 
+/* As a coroutine does: what it awaits gets a GeneratorExit, so that a response that is cut off here counts as incomplete. */
 static PyObject *call_close(gt_send_call *self, PyObject *Py_UNUSED(ignored))
 {
-    PyObject *awaited = Py_XNewRef(self->awaited);
-    finish(self);
-    PyObject *result = awaited ? PyObject_CallMethod(awaited, "close", NULL) : Py_NewRef(Py_None);
-    Py_XDECREF(awaited);
-    return result;
+    PyObject *exit = self->awaited ? PyObject_CallNoArgs(PyExc_GeneratorExit) : NULL;
+    if (!exit) {
+        bool failed = self->awaited != NULL;
+        finish(self);
+        return failed ? NULL : Py_NewRef(Py_None);
+    }
+    PyObject *result = call_throw(self, &exit, 1);
+    Py_DECREF(exit);
+    if (result) {
+        Py_DECREF(result);
+        PyErr_SetString(PyExc_RuntimeError, "send() ignored GeneratorExit");
+        return NULL;
+    }
+    if (!PyErr_ExceptionMatches(PyExc_GeneratorExit) && !PyErr_ExceptionMatches(PyExc_StopIteration))
+        return NULL;
+    PyErr_Clear();
+    Py_RETURN_NONE;
 }
 
 /* --- life --- */
