@@ -208,6 +208,7 @@ enum tc_piece {
 
 /* Is everything that the piece stands for what it was?  Sets no exception, and runs no code. */
 bool tc_intact(enum tc_piece piece);
+int tc_guards_init(void); /* once, before any of it; -1: exception set */
 PyObject *tc_set_guards(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 PyObject *tc_is_intact(PyObject *module, PyObject *name);
 

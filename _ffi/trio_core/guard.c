@@ -7,6 +7,9 @@
  * Looking at all of them takes too long for each call.  A class has a version that changes with its attributes and with those
  * of its bases; so has a dict before Python 3.12, and from there on it reports that it is changed.  So a call compares
  * versions, and the names only when a version is another one.
+ *
+ * In Python 3.10 sys._clear_type_cache() takes all versions of classes away and counts from the beginning again, so that a
+ * class may get the version that it had before it was changed.  A class of this file that has lost its version shows that.
  */
 #include "core.h"
 
@@ -122,9 +125,39 @@ static int watch(PyObject *dict)
 }
 #endif
 
+#if PY_VERSION_HEX < 0x030b0000
+/* No attribute of it is ever looked up but here, so it has no version from the clearing of the cache until here. */
+static PyTypeObject canary = {
+    PyVarObject_HEAD_INIT(NULL, 0) /* the macro brings the comma */
+        .tp_name = "gain_trio._trio_core.Canary",
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+};
+
+static void forget_versions(void)
+{
+    _PyType_Lookup(&canary, tc_names.task); /* gives it a version */
+    for (int i = 0; i < TC_PIECES; i++)
+        for (Py_ssize_t j = 0; j < of_pieces[i].class_count; j++)
+            of_pieces[i].class_versions[j].version = NEVER;
+}
+
+static void notice_clearing(void)
+{
+    if (canary.tp_version_tag == 0)
+        forget_versions();
+}
+
+int tc_guards_init(void) { return PyType_Ready(&canary); }
+#else
+static void notice_clearing(void) {}
+
+int tc_guards_init(void) { return 0; }
+#endif
+
 bool tc_intact(enum tc_piece piece)
 {
     guards *of = &of_pieces[piece];
+    notice_clearing();
     for (Py_ssize_t i = 0; i < of->class_count; i++) {
         class_version *known = &of->class_versions[i];
         if (*known->place != known->version && !look_at_class(&of->classes[i], known))

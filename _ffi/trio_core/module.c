@@ -132,7 +132,8 @@ PyMODINIT_FUNC PyInit__trio_core(void)
                         "Trio's own code runs");
         return NULL;
     }
-    if (tc_names_init() < 0 || PyType_Ready(&tc_wait_type) < 0 || PyType_Ready(&tc_socket_call_type) < 0)
+    if (tc_names_init() < 0 || tc_guards_init() < 0 || PyType_Ready(&tc_wait_type) < 0 ||
+        PyType_Ready(&tc_socket_call_type) < 0)
         return NULL;
     PyObject *module = PyModule_Create(&definition);
     if (module && (PyModule_AddType(module, &tc_socket_method_type) < 0 ||
