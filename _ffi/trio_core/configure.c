@@ -309,7 +309,7 @@ static int take_coroutine_send(PyObject *seam)
     PyObject *closed = send ? PyObject_CallMethodNoArgs(coroutine, tc_names.close) : NULL;
     int result = closed ? 0 : -1;
     if (result == 0 && PyCoro_CheckExact(coroutine) && PyCFunction_CheckExact(send)) {
-        tc_core.coroutine_send = PyCFunction_GET_FUNCTION(send);
+        tc_core.coroutine_send = ((PyCFunctionObject *)send)->m_ml;
     } else if (result == 0) {
         PyErr_SetString(PyExc_TypeError, "the send() of a coroutine is not what it was");
         result = -1;

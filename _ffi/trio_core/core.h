@@ -82,7 +82,7 @@ typedef struct {
     struct {
         bool tick, epoll;
     } in; /* the pieces that other pieces make use of: whether they are in */
-    PyCFunction coroutine_send;
+    PyMethodDef *coroutine_send;
     PyCFunction deque_append, deque_popleft; /* NULL: to be called by name */
     Py_ssize_t prune_threshold;
     bool breaks_lots; /* this Trio knows which task breaks which parking lot */
@@ -173,7 +173,7 @@ static inline int tc_drop(PyObject *result)
     X(current_time) X(expire) X(next_deadline) X(get_events) X(process_events) X(_ALLOW_DETERMINISTIC_SCHEDULING) \
     X(_r) X(_sock) X(_did_shutdown_SHUT_WR) X(socket) X(_send_conflict_detector) X(_held) X(recv) X(receive_some) \
     X(fileno) X(poll) X(_closed) X(_children) X(_cancel_status) X(_check_nursery_closed) X(_nested_child_running) \
-    X(_pending_starts) X(__module__) X(__qualname__) X(cr_frame) X(f_locals) X(__dict__) X(throw) \
+    X(_pending_starts) X(cr_frame) X(f_locals) X(__dict__) X(throw) \
     X(_state) X(_tasks) X(popitem) X(popleft) X(_owner) X(_lot) X(_scope) X(_nursery) X(strict_exception_groups) \
     X(_parent_task) X(_strict_exception_groups) X(cancel_scope) X(_pending_excs) X(_parent_waiting_in_aexit) \
     X(reschedule) X(last) X(family) X(acquire) X(acquire_nowait) X(release) X(receive) X(receive_nowait) \
@@ -221,6 +221,12 @@ double tc_now(PyObject *runner);     /* the time of its clock; -1: an exception 
 /* A number that a method without arguments returns.  -1 with an exception set, and only then an exception is set. */
 double tc_ask(PyObject *object, PyObject *method);
 PyObject *tc_hooks(PyObject *runner); /* the dict of instruments by hook, owned */
+typedef struct {
+    PyObject *runner, *instruments, *hooks;
+} tc_batch;
+/* Between the two tc_hooks() returns the dict that is given here. */
+void tc_enter_batch(tc_batch batch);
+void tc_leave_batch(void);
 int tc_observe(PyObject *runner, PyObject *hooks, PyObject *hook,
                PyObject *task);      /* call instruments, if there are any */
 PyObject *tc_value(PyObject *value); /* outcome.Value(value) */

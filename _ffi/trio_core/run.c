@@ -9,6 +9,14 @@ static _Thread_local struct {
     PyObject *dict;
 } here;
 
+/* The batch that this thread is in, because its steps, the tasks that they spawn and those that end ask for the same dict.
+ * Borrowed from tc_run_batch(). */
+static _Thread_local tc_batch batch_here;
+
+void tc_enter_batch(tc_batch batch) { batch_here = batch; }
+
+void tc_leave_batch(void) { batch_here = (tc_batch){NULL, NULL, NULL}; }
+
 PyObject *tc_context(void)
 {
     uint64_t number = PyThreadState_GetID(PyThreadState_Get());
@@ -97,6 +105,8 @@ double tc_now(PyObject *runner)
 PyObject *tc_hooks(PyObject *runner)
 {
     PyObject *instruments = tc_get(tc_core.runner.instruments, runner);
+    if (batch_here.hooks && batch_here.runner == runner && batch_here.instruments == instruments)
+        return Py_NewRef(batch_here.hooks);
     if (PyDict_Check(instruments)) /* a dict before Trio 0.28, then a UserDict */
         return Py_NewRef(instruments);
     PyObject *hooks = PyObject_GetAttr(instruments, tc_names.data);

@@ -49,19 +49,21 @@ static PyObject *join_name(PyObject *module, PyObject *qualified)
     return name;
 }
 
+/* f"{function.__module__}.{function.__qualname__}", of a function or of a method, which has them from its function. */
 static PyObject *make_name(PyObject *function, PyObject *name)
 {
     if (name != Py_None)
         return Py_NewRef(name);
-    PyObject *module = PyObject_GetAttr(function, tc_names.__module__);
-    PyObject *qualified = module ? PyObject_GetAttr(function, tc_names.__qualname__) : NULL;
-    PyObject *result = NULL;
-    if (qualified && PyUnicode_CheckExact(module) && PyUnicode_CheckExact(qualified))
-        result = join_name(module, qualified);
-    else if (qualified)
-        result = PyUnicode_FromFormat("%S.%S", module, qualified);
-    Py_XDECREF(module);
-    Py_XDECREF(qualified);
+    if (PyMethod_Check(function))
+        function = PyMethod_GET_FUNCTION(function);
+    const PyFunctionObject *plain = (PyFunctionObject *)function;
+    PyObject *module = Py_NewRef(plain->func_module ? plain->func_module : Py_None);
+    PyObject *qualified = Py_NewRef(plain->func_qualname);
+    PyObject *result = PyUnicode_CheckExact(module) && PyUnicode_CheckExact(qualified)
+                           ? join_name(module, qualified)
+                           : PyUnicode_FromFormat("%S.%S", module, qualified);
+    Py_DECREF(module);
+    Py_DECREF(qualified);
     return result;
 }
 

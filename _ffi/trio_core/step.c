@@ -23,6 +23,13 @@
 
 /* --- Runner.reschedule --- */
 
+/* coro.send.  The type of native coroutines cannot be changed, so their methods need no looking up. */
+static PyObject *send_of(PyObject *coro)
+{
+    return PyCoro_CheckExact(coro) ? PyCFunction_NewEx(tc_core.coroutine_send, coro, NULL)
+                                   : PyObject_GetAttr(coro, tc_names.send);
+}
+
 /* Put a task on the run queue that is not on it.  Takes the references to `send` and `outcome`.  0 or -1 */
 static int schedule(PyObject *runner, PyObject *hooks, PyObject *task, PyObject *send, PyObject *outcome)
 {
@@ -58,7 +65,7 @@ int tc_reschedule(PyObject *runner, PyObject *task, PyObject *next_send)
     PyObject *hooks = tc_hooks(runner);
     if (!hooks)
         return -1;
-    PyObject *send = PyObject_GetAttr(tc_get(tc_core.task.coro, task), tc_names.send);
+    PyObject *send = send_of(tc_get(tc_core.task.coro, task));
     PyObject *outcome = !send ? NULL : next_send ? Py_NewRef(next_send) : tc_value(Py_None);
     int result = schedule(runner, hooks, task, send, outcome);
     Py_DECREF(hooks);
@@ -79,7 +86,7 @@ PyObject *tc_step_reschedule(PyObject *Py_UNUSED(module), PyObject *const *argum
 static bool is_send_of(PyObject *function, PyObject *coro)
 {
     return PyCFunction_CheckExact(function) && PyCFunction_GET_SELF(function) == coro && PyCoro_CheckExact(coro) &&
-           PyCFunction_GET_FUNCTION(function) == tc_core.coroutine_send;
+           ((PyCFunctionObject *)function)->m_ml == tc_core.coroutine_send;
 }
 
 /* Call function(message), which is coro.send almost always.  PYGEN_ERROR: exception set. */
@@ -190,7 +197,7 @@ static int task_passes(PyObject *runner, PyObject *hooks, PyObject *task, PyObje
         PyErr_SetString(PyExc_AssertionError, "a task that is to be scheduled is scheduled already");
         return -1;
     }
-    PyObject *send = is_send_of(function, coro) ? Py_NewRef(function) : PyObject_GetAttr(coro, tc_names.send);
+    PyObject *send = is_send_of(function, coro) ? Py_NewRef(function) : send_of(coro);
     return schedule(runner, hooks, task, send, send ? value_of_none(used) : NULL);
 }
 
@@ -302,7 +309,11 @@ int tc_run_batch(PyObject *runner, PyObject *batch)
     if (!hooks)
         return -1;
     Py_INCREF(context);
+    PyObject *instruments = Py_NewRef(tc_get(tc_core.runner.instruments, runner));
+    tc_enter_batch((tc_batch){runner, instruments, hooks});
     int result = run_all(runner, hooks, context, batch);
+    tc_leave_batch();
+    Py_DECREF(instruments);
     Py_DECREF(context);
     Py_DECREF(hooks);
     return result;

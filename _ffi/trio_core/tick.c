@@ -169,13 +169,31 @@ static int expire(PyObject *runner)
     return result;
 }
 
+/* list(queue), and queue.clear(): a new list. */
+static PyObject *empty_queue(PyObject *queue)
+{
+    if (!tc_core.deque_popleft || !Py_IS_TYPE(queue, tc_core.deque_type)) {
+        PyObject *tasks = PySequence_List(queue);
+        if (tasks && tc_drop(PyObject_CallMethodNoArgs(queue, tc_names.clear)) < 0)
+            Py_CLEAR(tasks);
+        return tasks;
+    }
+    PyObject *tasks = PyList_New(Py_SIZE(queue)); /* it may collect garbage, and so wake a task */
+    for (Py_ssize_t i = 0; tasks && i < PyList_GET_SIZE(tasks); i++) {
+        PyObject *task = tc_core.deque_popleft(queue, NULL);
+        if (!task)
+            Py_CLEAR(tasks);
+        else
+            PyList_SET_ITEM(tasks, i, task);
+    }
+    return tasks;
+}
+
 /* What is on the run queue, in the order of the steps: a new list. */
 static PyObject *take_batch(PyObject *runner)
 {
     PyObject *queue = Py_NewRef(tc_get(tc_core.runner.runq, runner));
-    PyObject *batch = PySequence_List(queue);
-    if (batch && tc_drop(PyObject_CallMethodNoArgs(queue, tc_names.clear)) < 0)
-        Py_CLEAR(batch);
+    PyObject *batch = empty_queue(queue);
     Py_DECREF(queue);
     PyObject *random = batch ? PyDict_GetItemWithError(tc_core.run_module, tc_names._r) : NULL;
     if (!random) {
