@@ -322,9 +322,10 @@ static int take_coroutine_send(PyObject *seam)
 
 static int check_kinds(void)
 {
-    if (PyDict_CheckExact(tc_core.run_module) && PyType_Check(tc_core.trap_type) && PyType_Check(tc_core.detach_type) &&
-        PyFloat_CheckExact(tc_core.infinity) && PyLong_CheckExact(tc_core.default_receive_size) &&
-        PyDict_Check(tc_core.lot_breakers) && PyLong_AsSsize_t(tc_core.default_receive_size) > 0)
+    if (tc_core.plain_vectorcall && PyDict_CheckExact(tc_core.run_module) && PyType_Check(tc_core.trap_type) &&
+        PyType_Check(tc_core.detach_type) && PyFloat_CheckExact(tc_core.infinity) &&
+        PyLong_CheckExact(tc_core.default_receive_size) && PyDict_Check(tc_core.lot_breakers) &&
+        PyLong_AsSsize_t(tc_core.default_receive_size) > 0)
         return 0;
     if (!PyErr_Occurred())
         PyErr_SetString(PyExc_TypeError, "Trio's parts are not what they were");
@@ -346,6 +347,8 @@ static PyCFunction function_of(PyTypeObject *type, PyObject *name, int flags)
 
 static int finish_core(PyObject *seam)
 {
+    if (PyFunction_Check(tc_core.unusual_yield)) /* it is any function of Python's */
+        tc_core.plain_vectorcall = ((PyFunctionObject *)tc_core.unusual_yield)->vectorcall;
     tc_core.deque_append = function_of(tc_core.deque_type, tc_names.append, METH_O);
     tc_core.deque_popleft = function_of(tc_core.deque_type, tc_names.popleft, METH_NOARGS);
     PyObject *threshold = PyObject_GetAttrString(seam, "prune_threshold");

@@ -6,6 +6,7 @@
  *     tick.c         what unrolled_run does between two batches, while nothing is unusual
  *     epoll.c        EpollIOManager: get_events, process_events, _epoll_wait
  *     guard.c        whether all of what the others stand for is still there
+ *     shortcut.c     the way to them from C, without a frame of the interpreter
  *     checkpoint.c   checkpoint, cancel_shielded_checkpoint, checkpoint_if_cancelled, wait_task_rescheduled
  *     scope.c        CancelScope: __init__, __enter__, __exit__
  *     spawn.c        Runner.spawn_impl, Runner.task_exited
@@ -84,6 +85,7 @@ typedef struct {
     } in; /* the pieces that other pieces make use of: whether they are in */
     PyMethodDef *coroutine_send;
     PyCFunction deque_append, deque_popleft; /* NULL: to be called by name */
+    vectorcallfunc plain_vectorcall;         /* of a function of Python */
     Py_ssize_t prune_threshold;
     bool breaks_lots; /* this Trio knows which task breaks which parking lot */
     struct {
@@ -179,7 +181,7 @@ static inline int tc_drop(PyObject *result)
     X(reschedule) X(last) X(family) X(acquire) X(acquire_nowait) X(release) X(receive) X(receive_nowait) \
     X(send_nowait) X(perf_counter) X(proactor) X(wait) X(process) X(complete) X(_update_registrations) X(drain) \
     X(read_task) X(write_task) X(_nonblocking_helper) X(_resolve_address_nocp) X(_child_finished) \
-    X(_nested_child_finished) X(Value) X(Error)
+    X(_nested_child_finished) X(Value) X(Error) X(relative_deadline) X(deadline) X(shield)
 /* clang-format on */
 
 typedef struct {
@@ -211,6 +213,11 @@ bool tc_intact(enum tc_piece piece);
 int tc_guards_init(void); /* once, before any of it; -1: exception set */
 PyObject *tc_set_guards(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 PyObject *tc_is_intact(PyObject *module, PyObject *name);
+
+/* --- shortcut.c --- */
+
+PyObject *tc_set_shortcut(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+PyObject *tc_has_shortcut(PyObject *module, PyObject *function);
 
 /* --- run.c: what is asked of a run --- */
 
@@ -262,6 +269,9 @@ PyObject *tc_wait_rescheduled(PyObject *module, PyObject *abort_func);
 PyObject *tc_scope_init(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 PyObject *tc_scope_enter(PyObject *module, PyObject *scope);
 PyObject *tc_scope_exit(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+/* Enter a scope, or leave it without an exception.  1; 0: Trio has to do it; -1: exception set */
+int tc_scope_open(PyObject *scope);
+int tc_scope_close(PyObject *scope);
 
 PyObject *tc_move_on_after(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 

@@ -415,7 +415,7 @@ INTERFACE: Final = 5
 arguments of a function that is there already; a function that is missing is found by its name."""
 
 
-_USED: Final = ("configure", "set_manager", "set_pieces", "set_guards", "check_socket", "check_epoll")
+_USED: Final = ("configure", "set_manager", "set_pieces", "set_guards", "set_shortcut", "check_socket", "check_epoll")
 
 
 def stale_build() -> str | None:

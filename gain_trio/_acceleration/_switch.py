@@ -43,17 +43,17 @@ class _CodeSwap:
     """A function, and the codes that pieces have for it."""
 
     function: Any
-    codes: dict[str, types.CodeType]
-    """By piece, in the order of the pieces: the last one that is in counts."""
+    codes: dict[str, tuple[types.CodeType, str]]
+    """By piece, with what the code calls of the C module, in the order of the pieces: the last one that is in counts."""
     original: types.CodeType
     current: types.CodeType
 
     def choose(self, is_in: Counter[str]) -> None:
         """Give the function the code that it is to have now."""
-        wanted = self.original
-        for name, code in self.codes.items():
+        wanted, call = self.original, ""
+        for name, of_piece in self.codes.items():
             if is_in[name]:
-                wanted = code
+                wanted, call = of_piece
         if wanted is self.current:
             return
         if self.function.__code__ is not self.current:
@@ -61,8 +61,10 @@ class _CodeSwap:
                 "the code of %s was replaced by another library, and stays; gain_trio neither adds nor removes its own",
                 self.function.__qualname__,
             )
+            trio_core.set_shortcut(self.function, "")
             return
         self.function.__code__ = self.current = wanted
+        trio_core.set_shortcut(self.function, call)
 
 
 def _refusal(piece: Piece) -> str | None:
@@ -137,7 +139,7 @@ class Switch:
             function = part.function
             original = function.__code__
             swap = swaps.setdefault(function, _CodeSwap(function, {}, original, original))
-            swap.codes[piece.name] = code
+            swap.codes[piece.name] = code, part.call
 
     def put_in(self, wanted: Iterable[str]) -> tuple[str, ...]:
         """Use these pieces, as far as they are available.  Returns which, for :meth:`take_out`."""
