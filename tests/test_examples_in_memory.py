@@ -25,7 +25,7 @@ import gain_trio
 from gain_trio import Marks
 from gain_trio._http._http_handler import REQUEST_TIMEOUT
 from gain_trio._server import Handler
-from gain_trio.testing import MemoryConnection, MemoryServer, serving, serving_app, serving_callbacks
+from gain_trio.testing import MemoryConnection, MemoryServer, serving, serving_app, serving_callbacks, serving_datagrams
 
 pytestmark = pytest.mark.one_backend
 
@@ -279,6 +279,18 @@ async def test_the_protocol_takes_a_line_in_pieces_and_refuses_a_long_one(capsys
         await wait_all_tasks_blocked()
     lines = capsys.readouterr().out.splitlines()
     assert lines == ["hello 127.0.0.1", "hello 127.0.0.1", "goodbye", "lost: [Errno 104] Connection reset by peer"]
+
+
+# --- udp_echo.py ---
+
+
+async def test_the_udp_echo_does_not_answer_services() -> None:
+    async with serving_datagrams(example("udp_echo").echo, strict=True) as server:
+        client, service = server.connect(), server.connect(source_address=("127.0.0.1", 53))
+        await service.send(b"for ever")
+        await client.send(b"once")
+        assert (await client.receive())[0] == b"once"
+        assert (service.incoming.carried, server.server.statistics().handled) == (0, 2)
 
 
 # --- callback_http.py ---

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import attrs
@@ -44,6 +44,9 @@ _OF_CALLBACKS: Final = frozenset(
 )
 
 
+_OF_DATAGRAMS: Final = frozenset({"lifespan", "strict", "workers"})
+
+
 def options_of_servers(options: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the options that are fields of :class:`ServerConfig`."""
     names = attrs.fields_dict(ServerConfig)
@@ -60,12 +63,22 @@ def check_event_config(config: Config) -> None:
     _check(config, Config(), _OF_CALLBACKS)
 
 
+def check_datagram_options(names: Iterable[str]) -> None:
+    """The same for a server of datagrams."""
+    _refuse(sorted(set(names) - _OF_DATAGRAMS))
+
+
 def _check(config: Any, usual: Any, known: Collection[str]) -> None:
-    wrong = [
-        field.name
-        for field in attrs.fields(type(config))
-        if field.name not in known and getattr(config, field.name) != getattr(usual, field.name)
-    ]
+    _refuse(
+        [
+            field.name
+            for field in attrs.fields(type(config))
+            if field.name not in known and getattr(config, field.name) != getattr(usual, field.name)
+        ]
+    )
+
+
+def _refuse(wrong: Sequence[str]) -> None:
     if wrong:
         verb, them = ("is", "it") if len(wrong) == 1 else ("are", "them")
         raise ValueError(

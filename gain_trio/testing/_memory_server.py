@@ -12,8 +12,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, final
 
-import trio
-
 from gain_trio._server import Handler, OpenedListener, Server, ServerConfig, check_handler, merged, serve
 from gain_trio._transports import Marks
 from gain_trio.asgi import AsgiApp, AsgiConfig
@@ -25,6 +23,7 @@ from ._connection_pair import connection_pair
 from ._memory_connection import MemoryConnection
 from ._memory_listener import ADDRESS, MemoryListener
 from ._memory_options import check_config, check_event_config, options_of_servers
+from ._started import started
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -158,19 +157,7 @@ async def serving_app(
 
 @asynccontextmanager
 async def _listening(start: Callable[..., Any], config: ServerConfig) -> AsyncIterator[MemoryServer[Any]]:
-    """Call ``start`` with a listener as its address, for the length of the block.
-
-    What it raises before the block begins is raised as it is; the nursery makes a group of the rest.
-    """
+    """Call ``start`` with a listener as its address, for the length of the block."""
     listener = MemoryListener()
-    failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
-        try:
-            server = await nursery.start(start, OpenedListener(listener))
-        except Exception as error:  # noqa: BLE001 - raised below, outside the nursery, which would make a group of it
-            failure = error
-        else:
-            yield MemoryServer(listener, server, config.marks or Marks())
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+    async with started(start, OpenedListener(listener)) as server:
+        yield MemoryServer(listener, server, config.marks or Marks())
