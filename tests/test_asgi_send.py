@@ -299,7 +299,7 @@ async def test_a_response_that_is_cancelled_is_incomplete() -> None:
 
 @types.coroutine
 def suspended() -> Generator[None, None, None]:
-    """Wait for whoever drives the awaitable by hand."""
+    """Wait for the test, which drives the awaitable by hand."""
     yield
 
 
