@@ -191,6 +191,14 @@ async def test_the_version_in_the_scope() -> None:
     assert [scope["http_version"] for scope in app.scopes] == ["1.1", "1.0"]
 
 
+async def test_the_method_in_the_scope_is_in_capitals() -> None:
+    app = Recorder()
+    async with serving_app(app) as server:
+        got = answers(await raw_answer(server, request("purge") + request("head") + closing("Get")))
+    assert [scope["method"] for scope in app.scopes] == ["PURGE", "HEAD", "GET"]
+    assert [answer.body for answer in got] == [b"Hello, World!"] * 3, "no proxy takes head for a HEAD"
+
+
 async def test_no_request_has_anything_of_another_in_its_scope() -> None:
     app = Recorder()
 

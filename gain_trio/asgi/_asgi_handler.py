@@ -174,7 +174,7 @@ def load_app(source: AsgiApp | str, *, factory: bool) -> AsgiApp:
         if why_not is not None:
             raise TypeError(f"factory=True calls a function without arguments, which returns the app, and {why_not}")
         app = app()
-    if not callable(app) or isinstance(app, type):
+    if not callable(app) or (isinstance(app, type) and not hasattr(app, "__await__")):
         raise TypeError(f"an ASGI app is an async function of scope, receive and send, and {name} is {app!r}")
     why_not = why_not_called(app, ("scope", "receive", "send"))
     if why_not is not None:

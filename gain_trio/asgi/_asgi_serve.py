@@ -46,8 +46,8 @@ async def serve(
     has got nothing of the response gets a 500.  A client that sends a malformed request gets an answer that says so.
 
     ``receive`` returns the request's body in pieces, as they arrive, and ``http.disconnect`` after it when the client
-    is gone, without waiting if that is known.  ``send`` waits while the client reads too slowly, and raises
-    :exc:`ClientDisconnected`, an :exc:`OSError`, when the client is gone.  A client that ends its side of the
+    is gone, or the response complete, without waiting if that is known.  ``send`` waits while the client reads too slowly,
+    and raises :exc:`ClientDisconnected`, an :exc:`OSError`, when the client is gone.  A client that ends its side of the
     connection counts as gone as soon as the app looks.
 
     Cancelling the server cancels the app.  A drain lets requests in progress end, says ``Connection: close`` in their

@@ -10,6 +10,9 @@ them and writes them before the body.  What is not usual is done here, and here 
 When the app asks for more than the body, it waits for the client to disconnect.  On the ring bytes arrive without a
 task that waits for them, so the first look needs no waiting: an app that asks in a cancelled scope, as Starlette's
 ``is_disconnected`` does, gets its answer.
+
+*Several tasks of an app may send.*  They take turns in the order of their calls, and a file is one turn.  Several may wait
+for the client to disconnect, too.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import functools
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, NoReturn, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 import trio
 
@@ -29,18 +32,20 @@ from gain_trio._transports import was_reset
 
 from ._asgi_types import Message
 from ._opened_file import OpenedFile
-from ._response_heads import Head, checked_fields, checked_value, field_lines, made_head
+from ._response_heads import BODILESS, Head, checked_fields, checked_value, field_lines, made_head
 
 if TYPE_CHECKING:
     from ._http_connection import HttpConnection
 
-NOTHING, HELD, BEGUN, AT_TRAILERS, DONE = range(5)
-"""The states of a response: nothing was given; its start was, and is held; its head was sent, and its body goes on; only its
-trailers are missing; it is complete."""
+NOTHING, HELD, BEGUN, IN_FILE, AT_TRAILERS, DONE = range(6)
+"""The states of a response: nothing was given; its start was, and is held; its head was sent, and its body goes on; a file
+is the rest of it; only its trailers are missing; it is complete."""
 JOINED: Final = 16 * 1024
 """Bytes of the longest body that is copied behind its head."""
 _GONE: Final = (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
 _LAST_CHUNK: Final = b"0\r\n\r\n"
+_KINDS: Final = frozenset("http.response." + kind for kind in ("start", "body", "pathsend", "trailers", "early_hint"))
+"""The messages of an app that have a place in a response."""
 _LOOKS: Final = 4
 """How often the server looks, in the time that a client may accept nothing, whether it has accepted something."""
 
@@ -57,12 +62,15 @@ EXCHANGE_DEFAULTS: Final[dict[str, object]] = {
     "expects": False,
     "_told_all": False,
     "_told_end": False,
+    "_bodiless": False,
     "_chunked": False,
     "_left": None,
     "_wants_trailers": False,
     "_sends_trailers": False,
     "_in_trailers": False,
     "_watching": None,
+    "_sending": False,
+    "_line": None,
 }
 """The state of an exchange that has just begun."""
 
@@ -115,19 +123,22 @@ class HttpExchange(_Exchange):
     """Whether the client waits for a 100 before it sends the body."""
     _told_all: bool  # the app has the whole body
     _told_end: bool  # the app has been given a disconnect without a wait
+    _bodiless: bool
     _chunked: bool
     _left: int | None
     _wants_trailers: bool
     _sends_trailers: bool
     _in_trailers: bool
-    _watching: trio.CancelScope | None
+    _watching: tuple[trio.CancelScope, ...] | None  # of tasks that wait for the client to disconnect
+    _sending: bool  # a task has its turn
+    _line: trio.lowlevel.ParkingLot | None  # of tasks that wait for theirs
 
     # --- the request ---
 
     async def receive(self) -> Message:
         """ASGI's ``receive``: the next piece of the body, or the client's disconnect."""
         http = self.http
-        if not self._told_all and not http.is_gone:
+        if not self._told_all and self.phase != DONE and not http.is_gone:
             reader = http.reader
             if not reader.in_body:
                 self._told_all = True
@@ -141,11 +152,18 @@ class HttpExchange(_Exchange):
         if self.phase == DONE:
             return {"type": "http.disconnect"}
         if not http.is_gone and not await http.look_for_end():
-            with trio.CancelScope() as self._watching:
-                await http.until_gone()
-            self._watching = None
+            await self._watch()
         self.is_told_gone = http.is_gone
         return {"type": "http.disconnect"}
+
+    async def _watch(self) -> None:
+        """Wait until the client is gone, or the response complete."""
+        with trio.CancelScope() as scope:
+            self._watching = (*(self._watching or ()), scope)
+            try:
+                await self.http.until_gone()
+            finally:
+                self._watching = tuple(other for other in self._watching if other is not scope) or None
 
     async def _next_piece(self) -> Message | None:
         """Wait for a piece of the body; None if the client is gone, or sends none."""
@@ -180,8 +198,10 @@ class HttpExchange(_Exchange):
 
     # --- the response ---
 
-    async def send_in_python(self, message: Message) -> None:  # noqa: C901, PLR0912 - the usual response in one coroutine: see HttpConnection.run()
+    async def send_in_python(self, message: Message) -> None:  # noqa: C901 - the usual response in one coroutine: see HttpConnection.run()
         """ASGI's ``send``, of any message.
+
+        Messages that follow a complete response are ignored.
 
         Raises:
           ClientDisconnected: the client is gone.
@@ -213,8 +233,7 @@ class HttpExchange(_Exchange):
                 return
             self.phase = DONE
             self.size = length
-            if self._watching is not None:
-                self._watching.cancel()
+            self._end_watches()
             try:
                 await connection.send(b"".join((head, stamp.tail, body)))
             except BaseException as error:
@@ -224,7 +243,8 @@ class HttpExchange(_Exchange):
                 raise failure from error
         elif kind == "http.response.start":
             if self.phase:
-                self._unexpected(kind)
+                await self._misplaced(kind)
+                return
             self.status = message["status"]
             self.headers = message.get("headers", ())
             if message.get("trailers", False):
@@ -234,11 +254,18 @@ class HttpExchange(_Exchange):
         else:
             await self._send_other(kind, message)
 
-    def _unexpected(self, kind: object) -> NoReturn:
+    async def _misplaced(self, kind: object) -> None:
+        """A message has no place here: it is ignored after a complete response, and an error before."""
+        if kind in _KINDS:
+            if self.phase == DONE:
+                await trio.lowlevel.checkpoint()  # an app that sends on and on keeps no other task from running
+                return
+            self._check_client()
         states = {
             NOTHING: "before the response has been started",
             HELD: "after the response has been started",
             BEGUN: "in the body of the response",
+            IN_FILE: "while a file is sent for the body of the response",
             AT_TRAILERS: "after the body of the response",
             DONE: "after the response is complete",
         }
@@ -255,10 +282,37 @@ class HttpExchange(_Exchange):
                 self._check_client()
                 await self._send(b"HTTP/1.1 103 Early Hints\r\n" + field_lines(links) + b"\r\n")
         else:
-            self._unexpected(kind)
+            await self._misplaced(kind)
 
     async def _send(self, data: bytes | Sequence[bytes]) -> None:
-        """Send to the client, in time."""
+        """Send to the client, in time, when the tasks that have called before have sent theirs."""
+        await self._begin_turn()
+        try:
+            await self._send_now(data)
+        finally:
+            self._end_turn()
+
+    async def _begin_turn(self) -> None:
+        if not self._sending:
+            self._sending = True
+            return
+        if self._line is None:
+            self._line = trio.lowlevel.ParkingLot()
+        try:
+            await self._line.park()  # the task that ends its turn leaves _sending set
+        except trio.Cancelled:
+            self.is_incomplete = True  # what follows counts with what is not sent
+            raise
+
+    def _end_turn(self) -> None:
+        if self._line:
+            self._line.unpark()
+        else:
+            self._sending = False
+
+    async def _send_now(self, data: bytes | Sequence[bytes]) -> None:
+        """The same in this task's turn."""
+        self._check_client()
         http = self.http
         connection = http.connection
         http.renew(http.clock())
@@ -295,7 +349,7 @@ class HttpExchange(_Exchange):
         if now >= http.stamp.until:
             http.stamp.refresh(now)
         head = self._made_head(length)
-        if key is not None and self._left == length:
+        if key is not None and head.left == length:
             http.heads.remember(key, head)
         return head.ended(http.stamp)
 
@@ -313,19 +367,20 @@ class HttpExchange(_Exchange):
             trailers=self._wants_trailers and framing.takes_trailers,
         )
         self.closes = head.closes
+        self._bodiless = is_head or self.status in BODILESS
         self._chunked = head.chunked and not is_head
         self._sends_trailers = self._chunked and self._wants_trailers and framing.takes_trailers
-        self._left = None if is_head else head.left
+        self._left = None if self._bodiless else head.left
         return head
 
     def _checked(self, body: Any, more: bool) -> None:
         """Check a piece of the body against the length that the client knows, before anything of it is sent."""
-        if self.request.method == b"HEAD" or self._left is None:
+        if self._left is None:
             return
         self._left -= len(body)
         if self._left < 0:
             self._tear()
-            raise RuntimeError("the body of the response is longer than its content-length, or has to be empty")
+            raise RuntimeError("the body of the response is longer than its content-length")
         if self._left and not more:
             self._tear()
             raise RuntimeError("the body of the response is shorter than its content-length")
@@ -336,14 +391,15 @@ class HttpExchange(_Exchange):
     async def _send_body(self, body: Any, more: bool, key: object = None) -> None:
         """Send a piece of the body, behind the head if it is the first."""
         if self.phase not in {HELD, BEGUN}:
-            self._unexpected("http.response.body")
+            await self._misplaced("http.response.body")
+            return
         self._check_client()
         if type(body) is not bytes:  # its length may count other things than bytes
             body = bytes(memoryview(body))
         head = self._begin(None if more else len(body), key) if self.phase == HELD else b""
         self._checked(body, more)
         self.phase = BEGUN
-        if self.request.method == b"HEAD":
+        if self._bodiless:
             body = b""
         self.size += len(body)
         ends_here = not more and not self._sends_trailers
@@ -373,8 +429,11 @@ class HttpExchange(_Exchange):
 
     def _complete(self) -> None:
         self.phase = DONE
-        if self._watching is not None:
-            self._watching.cancel()
+        self._end_watches()
+
+    def _end_watches(self) -> None:
+        for scope in self._watching or ():
+            scope.cancel()
 
     async def _send_trailers(self, message: Message) -> None:
         """Send trailers, if the client takes some; others are dropped, as ASGI says."""
@@ -396,23 +455,28 @@ class HttpExchange(_Exchange):
             head = self._begin(file.size)
             if self._left is not None and self._left != file.size:
                 raise RuntimeError(f"the file has {file.size} bytes, and the content-length is {self._left}")
-            content = b"" if self.request.method == b"HEAD" else file.content
+            content = b"" if self._bodiless else file.content
             ends_here = self._chunked and not self._sends_trailers
             if content is not None:
                 self._end_body()
                 self.size = len(content)
                 await self._send(self._framed(head, content, ends_here=ends_here))
                 return
-            self.phase = BEGUN
-            await self._send(b"%b%x\r\n" % (head, file.size) if self._chunked else head)
-            await self._send_opened(file)
-            self._end_body()
-            if self._chunked:
-                await self._send(b"\r\n" + _LAST_CHUNK if ends_here else b"\r\n")
+            self.phase = IN_FILE
+            await self._begin_turn()
+            try:
+                await self._send_now(b"%b%x\r\n" % (head, file.size) if self._chunked else head)
+                await self._send_opened(file)
+                self._end_body()
+                if self._chunked:
+                    await self._send_now(b"\r\n" + _LAST_CHUNK if ends_here else b"\r\n")
+            finally:
+                self._end_turn()
         finally:
             file.close()
 
     async def _send_opened(self, file: OpenedFile) -> None:
+        """The same of an opened file's content, in this task's turn."""
         http = self.http
         try:
             await self._while_accepted(functools.partial(http.connection.send_file, file.descriptor, 0, file.size))

@@ -58,6 +58,7 @@ class HttpConnection:
         "_ahead_size",
         "_extensions",
         "_last",
+        "_line",
         "_template",
         "_watch",
         "clock",
@@ -95,6 +96,7 @@ class HttpConnection:
         self._watch: ClientWatch | None = None  # while it receives beside the app
         self._ahead: list[bytes] | None = None  # what was received behind the request in progress
         self._ahead_size = 0
+        self._line: trio.lowlevel.ParkingLot | None = None  # of tasks that wait for the one that receives
         self._extensions: dict[str, ReadOnly] = self.handler.extensions
         self._template = self._base_scope()
         self._last: Request | None = None  # the one whose scope the template is of
@@ -155,13 +157,15 @@ class HttpConnection:
         finally:
             self.is_receiving = False
             self.renew_at = _NOT_RENEWED
+            if self._line is not None:
+                self._line.unpark_all()
 
     async def look_for_end(self) -> bool:
         """Return whether the client is gone, without waiting for it.
 
         It is shielded, because apps ask in a cancelled scope.
         """
-        if self._watch is not None:
+        if self._watch is not None or self.is_receiving:
             return self.is_gone
         with trio.CancelScope(shield=True):
             while not self.is_gone and self._ahead_size < self.config.limit_ahead:
@@ -177,7 +181,12 @@ class HttpConnection:
         while not self.is_gone:
             if self._ahead_size >= self.config.limit_ahead:
                 await trio.sleep_forever()
-            await self._receive_ahead(math.inf)
+            if self.is_receiving:  # another task waits for the same
+                if self._line is None:
+                    self._line = trio.lowlevel.ParkingLot()
+                await self._line.park()
+            else:
+                await self._receive_ahead(math.inf)
 
     async def _receive_ahead(self, deadline: float) -> bool:
         """Receive what comes behind the request in progress; False if nothing came by the deadline."""
@@ -320,7 +329,8 @@ class HttpConnection:
             path = raw.decode("ascii")
             root = self.config.root_path
             parts = {
-                "method": request.method.decode("ascii"),
+                # ASGI wants capitals.  The framing goes by what the client has sent: "head" is no HEAD to a proxy.
+                "method": request.method.decode("ascii").upper(),
                 "path": root + (unquote(path) if "%" in path else path),
                 "raw_path": root.encode("utf-8") + raw,
                 "query_string": query,

@@ -17,7 +17,8 @@ from gain_trio._http import TOKEN
 _NAME: Final = re.compile(TOKEN + rb"+")
 _VALUE: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}")
-_BODILESS: Final = frozenset({204, 304})
+BODILESS: Final = frozenset({204, 304})
+"""The statuses of responses without a body (RFC 9110, 6.4.1)."""
 _PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
 _MAX_SHARED: Final = 1024
 """Bytes of the longest head that is remembered."""
@@ -99,7 +100,7 @@ class HeadMemory(dict[Any, bytes]):
 STATUS_LINES: Final = {
     status.value: f"HTTP/1.1 {status:d} {status.phrase}\r\n".encode("ascii")
     for status in HTTPStatus
-    if status >= 200 and status not in _BODILESS
+    if status >= 200 and status not in BODILESS
 }
 """The first lines of usual responses: those with a body, and with a status that has a name."""
 
@@ -169,6 +170,8 @@ def made_head(
 ) -> Head:
     """Make the head of a response, and decide how its body is framed (RFC 9112, 6).
 
+    The app's Transfer-Encoding is left out, as ASGI wants it.  ``chunked`` without a length is a wish all the same.
+
     Args:
       status, headers: the app's.
       minor: of the request's version.
@@ -183,9 +186,9 @@ def made_head(
     fields = checked_fields(headers)
     names = {name for name, _value in fields}
     head = Head(b"", closes or _says_close(fields))
-    bodiless = status in _BODILESS
+    bodiless = status in BODILESS
     given = _given_length(fields)
-    wants_chunked = trailers or b"transfer-encoding" in names
+    wants_chunked = trailers or (minor and _says_chunked(fields))
     kept = [field for field in fields if field[0] not in {b"connection", b"transfer-encoding"}]
     if status == 204:  # RFC 9110, 8.6
         kept = [field for field in kept if field[0] != b"content-length"]
@@ -221,15 +224,14 @@ def _says_close(fields: Iterable[tuple[bytes, bytes]]) -> bool:
     )
 
 
+def _says_chunked(fields: Iterable[tuple[bytes, bytes]]) -> bool:
+    return any(name == b"transfer-encoding" and value.lower() == b"chunked" for name, value in fields)
+
+
 def _given_length(fields: Iterable[tuple[bytes, bytes]]) -> int | None:
     lengths = [value for name, value in fields if name == b"content-length"]
-    for name, value in fields:
-        if name == b"transfer-encoding" and value.lower() != b"chunked":
-            raise ValueError(f"the only transfer coding of a response here is chunked, not {value!r}")
     if not lengths:
         return None
-    if any(name == b"transfer-encoding" for name, _value in fields):
-        raise ValueError("a response has a content-length or a transfer-encoding, and not both")
     if len(lengths) > 1 or not _LENGTH.fullmatch(lengths[0]):
         raise ValueError(f"a response has one content-length, which is a number, and not {lengths!r}")
     return int(lengths[0])
