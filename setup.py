@@ -79,6 +79,7 @@ if sys.platform == "linux" and platform.python_implementation() == "CPython" and
                     "_ffi/fastpath/fastpath.h",
                     "_ffi/fastpath/field.h",
                     "_ffi/fastpath/endpoint.h",
+                    "_ffi/fastpath/tls.h",
                 ],
                 extra_compile_args=COMPILE_ARGUMENTS,
                 extra_link_args=LINK_ARGUMENTS,

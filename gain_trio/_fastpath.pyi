@@ -7,6 +7,9 @@ from typing_extensions import Buffer, Self
 RING_LAYOUT: int
 
 def hasten(cls: type[Any], /) -> None: ...
+def hasten_tls(
+    connection: type[Any], engine: type[Any], exclusive: type[Any], changes: type[Any], chunk: int, answers: int, /
+) -> None: ...
 
 @final
 class Proactor:

@@ -14,8 +14,8 @@
  * proactor's lists; call.c is what `await` does; inbound.c and outbound.c are the two byte queues; stream.c has the state of a
  * connection, stream_prepare.c turns it into SQEs, and stream_complete.c CQEs into state; deadline.c has a connection's
  * deadlines, stream_calls.c its calls, send_parts.c the data of a send, nowait.c the calls that never wait, connection.c the
- * Python type; callback_conn.c is for callbacks; poll.c waits for readiness; reaping.c is the two phases of a tick; proactor.c ties them together.  All this is
- * mechanism; policy (what to do about an error, when to close) is Python's.
+ * Python type; callback_conn.c is for callbacks, and tls_*.c (tls.h) are for TLS; poll.c waits for readiness;
+ * reaping.c is the two phases of a tick; proactor.c ties them together.  All this is mechanism; policy (what to do about an error, when to close) is Python's.
  *
  * All of it runs under the GIL, in the thread of the run.
  */

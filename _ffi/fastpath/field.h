@@ -33,7 +33,9 @@ static inline int gt_field_resolve(gt_field *field, PyObject *type, const char *
     }
     if (Py_IS_TYPE(descriptor, &PyMemberDescr_Type)) {
         PyMemberDef *member = ((PyMemberDescrObject *)descriptor)->d_member;
-        if (member->type == T_OBJECT_EX && ((PyDescrObject *)descriptor)->d_type == (PyTypeObject *)type)
+        /* Of this class, or of one that it is made of: there it lies at the same place. */
+        if (member->type == T_OBJECT_EX &&
+            PyType_IsSubtype((PyTypeObject *)type, ((PyDescrObject *)descriptor)->d_type))
             field->offset = member->offset;
     }
     Py_DECREF(descriptor);

@@ -1,9 +1,14 @@
 /* module.c: gain_trio._fastpath.  The types are static and hold no state of their own: all of it hangs on a Proactor. */
 #include "endpoint.h"
+#include "tls.h"
 
 static PyMethodDef functions[] = {
     {"hasten", gt_hasten, METH_O,
      PyDoc_STR("hasten($module, cls, /)\n--\n\nMake next() and write() of a class of conns fast, of the first one.")},
+    {"hasten_tls", gt_hasten_tls, METH_VARARGS,
+     PyDoc_STR(
+         "hasten_tls($module, connection, engine, exclusive, changes, chunk, answers, /)\n--\n\nMake receive() and "
+         "send() of the first class of TLS connections fast.")},
     {NULL, NULL, 0, NULL},
 };
 
@@ -32,7 +37,7 @@ PyMODINIT_FUNC PyInit__fastpath(void)
     if (add_type(module, "Proactor", &gt_proactor_type) < 0 ||
         add_type(module, "Connection", &gt_connection_type) < 0 ||
         add_type(module, "Endpoint", &gt_endpoint_type) < 0 || add_type(module, "Call", &gt_call_type) < 0 ||
-        add_type(module, "Waiter", &gt_waiter_type) < 0 ||
+        add_type(module, "Waiter", &gt_waiter_type) < 0 || add_type(module, "TlsCall", &gt_tls_call_type) < 0 ||
         PyModule_AddIntConstant(module, "RING_LAYOUT", (long)(sizeof(struct gt_ring))) < 0) {
         Py_DECREF(module);
         return NULL;

@@ -17,6 +17,9 @@ when a chunk of them has been decrypted, so this connection counts them.  Bytes 
 when they were none of the program's.  :meth:`TlsConnection.payload_sent` counts the program's: for each piece it keeps where
 the piece ends among all that was sent below, so a piece counts as sent when the kernel has got that far.
 
+*In C.*  Over a connection on the ring ``receive`` and ``send`` are methods in C while nothing is unusual
+(``_ffi/fastpath/tls_calls.c``).  They read and write the slots of these classes, and leave everything else to Python.
+
 *Ending.*  TLS has an end of its own, close_notify, and without it the end of the stream is an error: any machine on the way
 can cut a TCP stream off.  So a close that is cancelled, or that resets, does not send it.
 """
@@ -30,6 +33,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import trio
 
+from gain_trio._kernel import fastpath
 from gain_trio._transports._backends import as_size, current_thread
 from gain_trio._transports._connections import (
     NOTHING,
@@ -48,7 +52,7 @@ from gain_trio._transports._peer_progress import STALL
 
 from ._tls_changes import TlsChanges
 from ._tls_engine import Engine
-from ._tls_traffic import CHUNK, PIECE, TlsTraffic
+from ._tls_traffic import ANSWERS, CHUNK, PIECE, Exclusive, TlsTraffic
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -274,6 +278,13 @@ class TlsConnection(TlsTraffic):
                     await self._wait_outbound(self._marks.send_high, own_half=True)
             else:
                 await self._send_pieces(data if isinstance(data, (list, tuple)) else (data,))
+        finally:
+            self._sending = False
+
+    async def _finish_send(self) -> None:
+        """The rest of a send that has handed its data down: what it has to wait for, or to raise."""
+        try:
+            await self._wait_behind()
         finally:
             self._sending = False
 
@@ -554,3 +565,7 @@ class TlsConnection(TlsTraffic):
         """See :meth:`Connection.getsockopt`."""
         self._check_open()
         return self._below.getsockopt(level, option, buffersize)
+
+
+if fastpath is not None:
+    fastpath.hasten_tls(TlsConnection, Engine, Exclusive, TlsChanges, CHUNK, ANSWERS)

@@ -11,14 +11,14 @@ queue of the connection below, up to its mark.
 *Sending.*  A task waits until less than the mark is queued below, and then has a piece encrypted and handed down.  Both
 connections have the same marks.  More than the mark can be queued below: by a piece, by what a server of callbacks sends
 without waiting, and by TLS's own answers.  A peer that has us answer for ever and does not read is stopped: with a lot of
-them above the mark (:data:`_ANSWERS`) nothing more is decrypted.
+them above the mark (:data:`ANSWERS`) nothing more is decrypted.
 
 *Both at once.*  In a renegotiation of TLS 1.2 nothing can be encrypted before the peer has answered.  Then the data to send
 is kept as it is, and encrypted when the answer allows it, which a task that receives has got, or the task that sends, which
 receives if no other task does.  As it may receive bytes that the program does not want yet, it stops at the mark.
 
 *One at a time.*  Below, one task receives and one waits for room.  Here any of them may have to do either, so each of the
-two is a :class:`_Exclusive`: a task that finds it in use waits until that is over, and then looks again.
+two is a :class:`Exclusive`: a task that finds it in use waits until that is over, and then looks again.
 
 *Deadlines.*  The connection below keeps them, but it knows of no call that does not wait for it.  One that waits for its
 other direction, or for another task's turn, has a cancel scope with the deadline of its own direction, and a direction that
@@ -35,7 +35,7 @@ import errno
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import trio
 
@@ -53,13 +53,16 @@ from gain_trio._transports._time_slices import TimeSlice
 
 from ._tls_engine import Engine, error_of_a_cut, is_cut_off
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 CHUNK = 65536
 """The most that is decrypted at once."""
 PIECE = 262144
 """The most that is encrypted at once: what is done for each piece costs a tenth of encrypting 64 KiB."""
-_ANSWERS = 65536
+ANSWERS = 65536
 """The most bytes of TLS's own that may be queued above the mark."""
-CONTROL_ROOM = PIECE + _ANSWERS
+CONTROL_ROOM = PIECE + ANSWERS
 """Above the mark: a piece encrypted just below the mark, and TLS's own messages."""
 _SMALLEST_PIECE = 4096
 
@@ -79,7 +82,7 @@ def broken_tls(error: OSError) -> trio.BrokenResourceError:
 
 
 @final
-class _Exclusive:
+class Exclusive:
     """An activity of one task at a time."""
 
     __slots__ = ("_over", "is_taken")
@@ -161,8 +164,8 @@ class TlsTraffic(Connection):
         self._time_slice = TimeSlice()  # of calls that are answered by what is queued here
         self._unyielded = 0  # bytes sent since a task did so in a turn of its own
         self._answered = 0  # bytes of TLS's own handed down since it was known that less than the mark was there
-        self._feeding = _Exclusive()
-        self._making_room = _Exclusive()
+        self._feeding = Exclusive()
+        self._making_room = Exclusive()
         self._room_inbound: trio.Event | None = None  # for a sender that has received more than was asked for
         self._read_deadline = below.read_deadline
         self._write_deadline = below.write_deadline
@@ -253,7 +256,7 @@ class TlsTraffic(Connection):
     def _is_held_up(self) -> bool:
         """Whether there is something else to wait for before anything can be received."""
         return self._feeding.is_taken or (
-            self._answered >= _ANSWERS and self._below.outbound_buffered >= self._marks.send_high
+            self._answered >= ANSWERS and self._below.outbound_buffered >= self._marks.send_high
         )
 
     @trio.lowlevel.enable_ki_protection  # bytes received from below have no owner for a moment
@@ -264,7 +267,7 @@ class TlsTraffic(Connection):
             return
         self._feeding.is_taken = True
         try:
-            while self._answered >= _ANSWERS and self._send_error is None:
+            while self._answered >= ANSWERS and self._send_error is None:
                 if self._below.outbound_buffered < self._marks.send_high:
                     self._answered = 0
                 else:
@@ -278,8 +281,9 @@ class TlsTraffic(Connection):
     @property
     def _receives_at_once(self) -> bool:
         """Whether the next step is to receive from below, and there is nothing to look at before."""
-        return not (self._feeding.is_taken or self._answered >= _ANSWERS or self._ended or self._error is not None)
+        return not (self._feeding.is_taken or self._answered >= ANSWERS or self._ended or self._error is not None)
 
+    @trio.lowlevel.enable_ki_protection  # see _feed()
     def _decrypt_received(self, data: bytes) -> None:
         """Have what has come from below decrypted."""
         if not self._is_closed or self._unencrypted:  # a close may wait for these to be
@@ -300,8 +304,12 @@ class TlsTraffic(Connection):
 
     def _decrypt_fed(self) -> None:
         """Queue what can be decrypted, and hand down what TLS says to it."""
+        self._decrypted(self._engine.read())
+
+    @trio.lowlevel.enable_ki_protection  # see _feed()
+    def _decrypted(self, data: bytes) -> None:
+        """The engine has decrypted this, and may have ended."""
         engine = self._engine
-        data = engine.read()
         if data:
             self._arrived(data)
         if engine.ended:
@@ -358,26 +366,37 @@ class TlsTraffic(Connection):
     def _put(self, data: bytes | memoryview) -> None:
         """Encrypt it and hand it down, or keep it until the peer allows that."""
         self._unyielded += len(data)
-        done = 0 if self._unencrypted else self._encrypt(data)
-        if done < len(data) and self._error is None:
-            self._unencrypted.append(bytes(data[done:]))
-            self._unencrypted_size += len(data) - done
+        if self._unencrypted:
+            self._keep(data)
+        else:
+            self._encrypted(data, self._engine.write(data))
 
-    def _encrypt(self, data: bytes | memoryview) -> int:
-        """How much of it could be; it was handed down."""
-        done = self._engine.write(data)
+    @trio.lowlevel.enable_ki_protection  # see _feed()
+    def _encrypted(self, data: Buffer, done: int) -> None:
+        """The engine has encrypted ``done`` bytes of it, which are handed down, or has failed."""
+        self._hand_down_encrypted(done)
+        with memoryview(data).cast("B") as whole:
+            if done < len(whole) and self._error is None:
+                self._keep(whole[done:])
+
+    def _keep(self, data: bytes | memoryview) -> None:
+        """Keep it as it is, to be encrypted when the peer allows that."""
+        self._unencrypted.append(bytes(data))
+        self._unencrypted_size += len(data)
+
+    def _hand_down_encrypted(self, done: int) -> None:
         if self._engine.error is not None:
             self._fail(self._engine.error)
         if done or self._engine.has_outgoing:
             self._hand_down()
         if done:
             self._handed_down(done)
-        return done
 
     def _encrypt_kept(self) -> None:
         while self._unencrypted:
             data = self._unencrypted[0]
-            done = self._encrypt(data)
+            done = self._engine.write(data)
+            self._hand_down_encrypted(done)
             if not self._unencrypted:
                 return  # it has failed
             self._unencrypted_size -= done
@@ -393,12 +412,16 @@ class TlsTraffic(Connection):
         That never waits, and no task is in a call below that it could disturb.
         """
         data = self._engine.take_outgoing()
+        self._send_below(data)
+        return len(data)
+
+    @trio.lowlevel.enable_ki_protection  # see _feed()
+    def _send_below(self, data: bytes) -> None:
         if self._send_error is None:
             try:
                 self._below._send_nowait(data)
             except trio.BrokenResourceError as error:
                 self._send_failed(error)
-        return len(data)
 
     def _send_failed(self, error: trio.BrokenResourceError) -> None:
         assert isinstance(error.__cause__, OSError)

@@ -1,0 +1,201 @@
+/* tls_methods.c: the awaitable of tls_calls.c as a Python object, and the methods of the class of TLS connections that make one.
+ *
+ * The class asks for them by hasten_tls().  The offsets of its slots are the process's, so it has to be the first to do so: the
+ * class of a package that was imported anew stays as it is, in Python.
+ */
+#include "tls.h"
+
+static gt_tls_classes python; /* owned: as they were before */
+
+/* --- the awaitable --- */
+
+static PyObject *drive_by_method(PyObject *self, PyObject *message)
+{
+    return gt_drive_by_method(gt_tls_drive, self, message);
+}
+
+static PyObject *call_next(PyObject *self) { return gt_drive_by_method(gt_tls_drive, self, Py_None); }
+
+/* End what is awaited, by its method of this name. */
+static PyObject *end_awaited(const gt_tls_call *self, const char *name, PyObject *const *arguments, Py_ssize_t count)
+{
+    PyObject *awaited = Py_NewRef(self->awaited);
+    PyObject *method = PyObject_GetAttrString(awaited, name);
+    PyObject *returned = method ? PyObject_Vectorcall(method, arguments, (size_t)count, NULL) : NULL;
+    Py_XDECREF(method);
+    Py_DECREF(awaited);
+    return returned;
+}
+
+static PyObject *call_throw(gt_tls_call *self, PyObject *const *arguments, Py_ssize_t count)
+{
+    if (self->state == TLS_NEW || self->state == TLS_DONE) {
+        self->state = TLS_DONE;
+        return gt_raise_thrown(arguments, count);
+    }
+    PyObject *yielded = end_awaited(self, "throw", arguments, count);
+    if (!yielded) /* a coroutine that has returned raises StopIteration, which is this call's, too */
+        gt_tls_leave(self);
+    return yielded;
+}
+
+static PyObject *call_close(gt_tls_call *self, PyObject *Py_UNUSED(ignored))
+{
+    const bool awaits = self->state == TLS_WAITS || self->state == TLS_FOLLOWS;
+    PyObject *closed = awaits ? end_awaited(self, "close", NULL, 0) : Py_NewRef(Py_None);
+    if (gt_tls_leave(self) < 0)
+        Py_CLEAR(closed);
+    return closed;
+}
+
+/* As the interpreter does for a coroutine, which ends with the last reference to it. */
+static void call_finalize(gt_tls_call *self)
+{
+    if (self->state == TLS_DONE)
+        return;
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    const char *name = self->sends ? "TlsConnection.send" : "TlsConnection.receive";
+    if (self->state == TLS_NEW) {
+        if (PyErr_WarnFormat(PyExc_RuntimeWarning, 1, "coroutine '%s' was never awaited", name) < 0)
+            PyErr_WriteUnraisable((PyObject *)self);
+    } else {
+        PyObject *closed = call_close(self, NULL);
+        if (!closed)
+            PyErr_WriteUnraisable((PyObject *)self);
+        Py_XDECREF(closed);
+    }
+    PyErr_Restore(type, value, traceback);
+}
+
+static int call_traverse(gt_tls_call *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->connection);
+    Py_VISIT(self->awaited);
+    Py_VISIT(self->argument);
+    return 0;
+}
+
+static void call_dealloc(gt_tls_call *self)
+{
+    if (self->state != TLS_DONE && PyObject_CallFinalizerFromDealloc((PyObject *)self) < 0)
+        return; /* a hook for warnings has kept it */
+    PyObject_GC_UnTrack(self);
+    Py_CLEAR(self->awaited);
+    Py_CLEAR(self->argument);
+    Py_CLEAR(self->connection);
+    PyObject_GC_Del(self);
+}
+
+/* __await__(): as the interpreter does with a coroutine, it refuses a second task while the first one waits. */
+static PyObject *call_await(gt_tls_call *self)
+{
+    if (self->state != TLS_WAITS && self->state != TLS_FOLLOWS)
+        return Py_NewRef(self);
+    PyErr_SetString(PyExc_RuntimeError, "this receive() or send() is being awaited by another task already");
+    return NULL;
+}
+
+static PyMethodDef call_methods[] = {
+    {"send", drive_by_method, METH_O, PyDoc_STR("Resume with a message from Trio.")},
+    {"throw", (PyCFunction)(void (*)(void))call_throw, METH_FASTCALL, PyDoc_STR("End the call with an exception.")},
+    {"close", (PyCFunction)call_close, METH_NOARGS, PyDoc_STR("End the call.")},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyAsyncMethods call_async = {
+    .am_await = (unaryfunc)call_await,
+    .am_send = gt_tls_drive,
+};
+
+PyTypeObject gt_tls_call_type = {
+    PyVarObject_HEAD_INIT(NULL, 0) /* the macro brings the comma */
+        .tp_name = "gain_trio._fastpath.TlsCall",
+    .tp_basicsize = sizeof(gt_tls_call),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_doc = PyDoc_STR("A call of a TLS connection in progress."),
+    .tp_dealloc = (destructor)call_dealloc,
+    .tp_finalize = (destructor)call_finalize,
+    .tp_traverse = (traverseproc)call_traverse,
+    .tp_as_async = &call_async,
+    .tp_iter = gt_self,
+    .tp_iternext = call_next,
+    .tp_methods = call_methods,
+};
+
+/* --- the connection's methods --- */
+
+static PyObject *new_call(PyObject *connection, PyObject *argument, bool sends)
+{
+    gt_tls_call *self = PyObject_GC_New(gt_tls_call, &gt_tls_call_type);
+    if (!self)
+        return NULL;
+    self->connection = Py_NewRef(connection);
+    self->awaited = NULL;
+    self->argument = Py_NewRef(argument);
+    self->state = TLS_NEW;
+    self->sends = sends;
+    PyObject_GC_Track(self);
+    return (PyObject *)self;
+}
+
+static PyObject *connection_send(PyObject *self, PyObject *data) { return new_call(self, data, true); }
+
+/* Arguments that are not plain are Python's to judge. */
+static PyObject *connection_receive(PyObject *self, PyObject *const *args, Py_ssize_t given, PyObject *names)
+{
+    PyObject *max = given > 0 ? args[0] : Py_None;
+    bool plain = given <= 1 && !names && (max == Py_None || PyLong_CheckExact(max));
+    if (plain && max != Py_None) {
+        const Py_ssize_t value = PyLong_AsSsize_t(max);
+        plain = value >= 1;
+        if (value == -1)
+            PyErr_Clear();
+    }
+    if (plain)
+        return new_call(self, max, false);
+    PyObject *bound = PyObject_CallMethod(python.receive, "__get__", "O", self);
+    PyObject *coroutine = bound ? PyObject_Vectorcall(bound, args, (size_t)given, names) : NULL;
+    Py_XDECREF(bound);
+    return coroutine;
+}
+
+static PyMethodDef receive_method = {"receive", (PyCFunction)(void (*)(void))connection_receive,
+                                     METH_FASTCALL | METH_KEYWORDS,
+                                     PyDoc_STR("receive($self, /, max_bytes=None)\n--\n\nSee Connection.receive().")};
+static PyMethodDef send_method = {"send", connection_send, METH_O,
+                                  PyDoc_STR("send($self, data, /)\n--\n\nSee Connection.send().")};
+
+static int replace(PyTypeObject *type, PyMethodDef *method)
+{
+    PyObject *descriptor = PyDescr_NewMethod(type, method);
+    const int result = descriptor ? PyObject_SetAttrString((PyObject *)type, method->ml_name, descriptor) : -1;
+    Py_XDECREF(descriptor);
+    return result;
+}
+
+PyObject *gt_hasten_tls(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    gt_tls_classes given;
+    PyTypeObject *engine;
+    if (!PyArg_ParseTuple(args, "O!O!O!O!nl:hasten_tls", &PyType_Type, &given.connection, &PyType_Type, &engine,
+                          &PyType_Type, &given.exclusive, &PyType_Type, &given.changes, &given.chunk,
+                          &given.most_answered))
+        return NULL;
+    if (python.connection)
+        Py_RETURN_NONE;
+    given.receive = PyObject_GetAttrString((PyObject *)given.connection, "receive");
+    given.send = given.receive ? PyObject_GetAttrString((PyObject *)given.connection, "send") : NULL;
+    if (!given.send) {
+        Py_XDECREF(given.receive);
+        return NULL;
+    }
+    python = given;
+    Py_INCREF(python.connection);
+    Py_INCREF(python.exclusive);
+    Py_INCREF(python.changes);
+    if (gt_tls_calls_configure(&python) < 0 || gt_tls_engine_replace(engine) < 0 ||
+        replace(python.connection, &receive_method) < 0 || replace(python.connection, &send_method) < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
