@@ -120,7 +120,10 @@ bool gt_slot_complete(struct gt_ring *ring, const struct io_uring_cqe *cqe, stru
 
 static bool grow_quiet(struct gt_ring *ring)
 {
-    const uint32_t old = ring->quiet_capacity, capacity = old ? old * 2 : 64;
+    const uint32_t old = ring->quiet_capacity;
+    if (old == ring->cq_entries)
+        return false;
+    const uint32_t wanted = old ? old * 2 : 64, capacity = wanted < ring->cq_entries ? wanted : ring->cq_entries;
     struct gt_quiet *quiet = malloc(capacity * sizeof *quiet);
     if (!quiet)
         return false;

@@ -171,7 +171,7 @@ struct gt_ring {
         *quiet; /* a circle of `quiet_capacity` places (a power of two): quiet sends that were not reaped yet */
     uint32_t quiet_head;
     uint32_t quiet_count;
-    uint32_t quiet_capacity;
+    uint32_t quiet_capacity; /* at most `cq_entries` */
 
     uint64_t *delayed_cancels; /* keys whose cancel found no SQE */
     uint32_t delayed_count;
@@ -286,8 +286,9 @@ bool gt_slot_complete(struct gt_ring *ring, const struct io_uring_cqe *cqe, stru
  * CQE reports how much was sent, as ever.  When all CQEs have been reaped, a quiet send that has none and whose SQE is taken
  * has succeeded, and gt_ring_reap() makes the CQE that it would have had.
  *
- * Needs CQE_SKIP and Linux 6.1 (of which DEFER_TASKRUN is a sign): before, a short send that fails loses its count.  Elsewhere,
- * and without memory, the send stays what it is. */
+ * There are as many quiet sends between two reaps as the completion queue has places.  Needs CQE_SKIP and Linux 6.1 (of which
+ * DEFER_TASKRUN is a sign): before, a short send that fails loses its count.  Elsewhere, without memory, and behind that many,
+ * the send stays what it is: its CQE is the kernel's, and ends the wait. */
 void gt_send_quietly(struct gt_ring *ring, struct io_uring_sqe *sqe);
 
 /* For gt_ring_reap(), when it has reaped all CQEs. */

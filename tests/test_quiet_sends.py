@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 import trio
 from support.pairs import PATIENCE, open_trio_pair, pattern, receive_exactly, until
+from support.runs import ring_run, statistics
 from trio.testing import wait_all_tasks_blocked
 
 import gain_trio
@@ -20,17 +21,11 @@ pytestmark = [pytest.mark.connections, pytest.mark.features, pytest.mark.full_ri
 NEEDED = {"cqe_skip", "defer_taskrun"}
 
 
-def enter_calls() -> int:
-    statistics: object = trio.lowlevel.current_statistics().io_statistics
-    assert isinstance(statistics, gain_trio.UringStatistics)
-    return statistics.enter_calls
-
-
 def sends_quietly() -> bool:
     return set(gain_trio.backend_info().features) >= NEEDED
 
 
-@contextmanager
+@contextlib.contextmanager
 def asking(port: int, count: int) -> Iterator[list[bytes]]:
     """A client in a thread, which sends one message after the other and receives each again."""
     answers: list[bytes] = []
@@ -57,10 +52,10 @@ async def test_an_echo_enters_the_kernel_once() -> None:
         with asking(listener.local_address[1], count) as answers:
             served = await listener.accept()
             async with served:
-                before = enter_calls()
+                before = statistics().enter_calls
                 while data := await served.receive():
                     await served.send(data)
-                entered = enter_calls() - before
+                entered = statistics().enter_calls - before
     assert answers == [number.to_bytes(4, "big") for number in range(count)]
     if sends_quietly():
         assert entered < count * 3 // 2
@@ -127,6 +122,27 @@ async def test_a_reset_is_noticed() -> None:
             while True:
                 await served.send(b"next")
                 await wait_all_tasks_blocked()
+
+
+def test_there_are_as_many_as_the_completion_queue_has_places() -> None:
+    """The others have completions of the kernel's, which overflow this queue, and nothing is lost."""
+
+    async def main() -> None:
+        pairs = [await open_trio_pair() for _ in range(16)]
+        async with contextlib.AsyncExitStack() as stack:
+            for client, served in pairs:
+                await stack.enter_async_context(client)
+                await stack.enter_async_context(served)
+            before = statistics().overflows
+            for number, (_client, served) in enumerate(pairs):
+                await served.send(bytes([number]))  # answered from memory: the next tick submits all of them
+            for number, (client, served) in enumerate(pairs):
+                assert await receive_exactly(client, 1) == bytes([number])
+                await served.flush()
+                assert (served.bytes_sent, served.outbound_buffered) == (1, 0)
+            assert statistics().overflows > before
+
+    ring_run(main, entries=4, completion_entries=4)
 
 
 async def test_a_run_may_end_with_some_under_way() -> None:
