@@ -28,7 +28,8 @@ c_files = $(wildcard _ffi/*.[ch] _ffi/*/*.[ch] benchmarks/c/*.[ch])
 # Hundreds of tests start a Python of their own, which shall not compile its modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 # Named by the interpreter and by what the build depends on, so that another PYTHON does not get the old environment.
-identity := $(shell $(PYTHON) -c 'import sys; print(sys.executable, sys.version.split()[0])' 2>/dev/null) $(WITH)
+interpreter := $(shell $(PYTHON) -c 'import sys; print(sys.executable, sys.version.split()[0])' 2>/dev/null)
+identity := $(interpreter) $(WITH)
 c_sources := $(wildcard _ffi/*.[ch] _ffi/*.py _ffi/*/*.[ch])
 build_inputs := pyproject.toml setup.py $(c_sources)
 packaged := $(build_inputs) MANIFEST.in README.md LICENSE $(shell find gain_trio -name '*.py' -o -name '*.pyi' -o -name py.typed 2>/dev/null)
@@ -59,27 +60,33 @@ $(VENV)/python: FORCE
 FORCE:
 
 # An editable install: the extensions are built beside the sources.  The objects go first, because setuptools does not
-# notice that they were compiled with other flags.
+# notice that they were compiled with other flags.  The compiler works beside pip, which takes longer to find and unpack all
+# that the tests need.
+extras := test
+build_requires := $(shell sed -n 's/^requires = \[\(.*\)\]$$/\1/p' pyproject.toml | tr -d ,)
 define install
 rm -rf build/temp.* build/lib.*
-$(pip) --editable '.[test]' $(WITH)
-touch $@
+$(pip) $(build_requires)
+$(bin)/python setup.py --quiet build_ext --inplace & compiler=$$!; status=0; \
+GAIN_TRIO_NO_EXTENSIONS=1 $(pip) --no-build-isolation --editable '.[$(extras)]' $(WITH) || status=$$?; \
+wait $$compiler || status=$$?; exit $$status
 endef
 
 $(VENV)/built: $(VENV)/python $(build_inputs)
 	$(install)
+	touch $@
 
 $(VENV)/built-strict: export GAIN_TRIO_WERROR := 1
 $(VENV)/built-strict: $(VENV)/python $(build_inputs)
 	$(install)
-	@touch $(VENV)/built
+	touch $@ $(VENV)/built
 
 # All of it in one installation, for a run of many targets.
 everything: export GAIN_TRIO_WERROR := 1
+everything: extras := test,lint,docs
 everything: $(VENV)/python
-	rm -rf build/temp.* build/lib.*
-	$(pip) --editable '.[test,lint,docs]' $(WITH)
-	cd $(VENV) && touch built built-strict lint docs
+	$(install)
+	@cd $(VENV) && touch built built-strict lint docs
 
 # pip builds again to add an extra to an editable install, but finds the objects made.
 $(VENV)/lint: $(VENV)/built pyproject.toml
@@ -225,7 +232,7 @@ package: dist/made
 	cp examples/demo.py "$$scratch"; cd "$$scratch"; venv/bin/python demo.py
 
 # The same without the compiled modules, as they are missing on other systems: the wheel is pure, and passes the suite.
-package-pure: dist/made
+package-pure: dist/source
 	$(call unpack,build/trees/pure)
 	cd build/trees/pure; \
 	$(PYTHON) -m venv .venv; \
@@ -234,15 +241,35 @@ package-pure: dist/made
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check "$$(ls pure/*.whl)[test]"; \
 	GAIN_TRIO_BACKEND=trio .venv/bin/python $(pytest)
 
-dist/made: $(packaged)
+# The sdist is the same whichever Python makes it, and is all that a tree of its own needs.
+dist/source: $(packaged)
 	@$(PYTHON) tools/preflight.py
-	rm -rf dist .venv-package; mkdir -p build
-	$(PYTHON) -m venv .venv-package
-	.venv-package/bin/python -m pip install --quiet --disable-pip-version-check build twine
-	.venv-package/bin/python -m build --outdir dist . > build/package.log 2>&1 || { cat build/package.log >&2; exit 1; }
+	rm -rf dist; mkdir -p build
+	$(packaging_environment)
+	.venv-package/bin/python -m build --sdist --outdir dist . > build/sdist.log 2>&1 || { cat build/sdist.log >&2; exit 1; }
+	touch $@
+
+# Changes when the interpreter does: a wheel is for one.
+dist/python: dist/source FORCE
+	@if [ "$$(cat $@ 2>/dev/null)" != '$(interpreter)' ]; then echo '$(interpreter)' > $@; fi
+
+dist/made: dist/python
+	rm -f dist/*.whl
+	$(packaging_environment)
+	.venv-package/bin/python -m pip wheel --disable-pip-version-check --no-deps --wheel-dir dist dist/*.tar.gz \
+		> build/wheel.log 2>&1 || { cat build/wheel.log >&2; exit 1; }
 	.venv-package/bin/python -m twine check --strict dist/*.tar.gz dist/*.whl
 	.venv-package/bin/python tools/check_package.py dist
 	touch $@
+
+define packaging_environment
+if [ "$$(cat .venv-package/python 2>/dev/null)" != '$(interpreter)' ]; then \
+	rm -rf .venv-package; \
+	$(PYTHON) -m venv .venv-package; \
+	.venv-package/bin/python -m pip install --quiet --disable-pip-version-check build twine; \
+	echo '$(interpreter)' > .venv-package/python; \
+fi
+endef
 
 # The tests on extensions built with AddressSanitizer and UndefinedBehaviorSanitizer, in a tree of their own.  Python is
 # not built with them, so their runtime comes first by LD_PRELOAD; what Python itself leaks is not looked at; and
@@ -250,7 +277,7 @@ dist/made: $(packaged)
 # quarantine, 256 MB of it, so the tests that watch the process's memory run by themselves with a small one.
 # SANITIZED chooses the tests by their markers: make sanitize SANITIZED='connections or not connections' has all.
 SANITIZED ?= connections and not slow
-sanitize: dist/made
+sanitize: dist/source
 	$(call unpack,build/trees/sanitize)
 	GAIN_TRIO_SANITIZE=1 $(MAKE) --no-print-directory -C build/trees/sanitize PYTHON='$(PYTHON)' WITH='$(WITH)' .venv/built-strict
 	cd build/trees/sanitize; \
@@ -264,7 +291,7 @@ sanitize: dist/made
 
 # The tests with another Python, in a tree of their own: make test-in-tree PYTHON=python3.13 SUITE=test-ring
 SUITE ?= test
-test-in-tree: dist/made
+test-in-tree: dist/source
 	$(call unpack,build/trees/$(notdir $(PYTHON)))
 	$(MAKE) --no-print-directory -C build/trees/$(notdir $(PYTHON)) PYTHON='$(PYTHON)' WITH='$(WITH)' $(SUITE)
 
