@@ -39,6 +39,56 @@ def start(status: Any = 200, headers: Any = ()) -> dict[str, Any]:
 # --- the start of a response ---
 
 
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [
+        (start(headers=[("x", b"y")]), TypeError),
+        (start(headers=[(b"x", "y")]), TypeError),
+        (start(headers=[(b"x", None)]), TypeError),
+        (start(headers=[[b"x", b"y\r\nz: 1"]]), ValueError),
+        (start(headers=[(b"x y", b"z")]), ValueError),
+        (start(headers=[(b":status", b"200")]), ValueError),
+        (start(headers=[(b"x",)]), ValueError),
+        (start(headers=5), TypeError),
+        (start(headers=[(b"content-length", b"5")] * 2), ValueError),
+        (start(headers=[(b"content-length", b"-5")]), ValueError),
+        (start(status="200"), ValueError),
+        (start(status=200.0), ValueError),
+        (start(status=101), ValueError),
+        ({"type": "http.response.start"}, KeyError),
+    ],
+)
+async def test_a_start_that_makes_no_sense_is_refused_at_once(message: Any, error: type[Exception]) -> None:
+    refused = 0
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        nonlocal refused
+        with pytest.raises(error):
+            await send(message)
+        refused += 1
+        await send(TEXT)
+        await send(BODY)
+
+    async with serving_app(app) as server:
+        got = await ask(server, request() + closing())
+    assert [answer.status for answer in got] == [200, 200]
+    assert refused == 2
+
+
+async def test_fields_are_those_that_the_app_had_when_it_sent_them() -> None:
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        headers = [[b"x-name", b"then"]]
+        await send(start(headers=headers))
+        headers[0][1] = b"now"
+        headers.append([b"x-more", b"now"])
+        await send(BODY)
+
+    async with serving_app(app) as server:
+        for answer in await ask(server, request() + closing()):
+            assert answer.fields["x-name"] == "then"
+            assert "x-more" not in answer.fields
+
+
 async def test_a_status_of_an_enumeration_is_a_status() -> None:
     async def app(_scope: Any, _receive: Any, send: Any) -> None:
         await send(start(http.HTTPStatus.CREATED))
@@ -160,8 +210,7 @@ async def test_every_message_to_a_client_that_is_gone_raises_an_os_error(caplog:
         nonlocal raised
         while (await receive())["type"] != "http.disconnect":
             pass
-        await send(TEXT)  # it is held
-        for message in (BODY, PIECE, TEXT, BODY, {"type": "http.response.early_hint", "links": []}):
+        for message in (TEXT, BODY, PIECE, TEXT, {"type": "http.response.early_hint", "links": []}):
             with pytest.raises(ClientDisconnected):
                 await send(message)
             raised += 1

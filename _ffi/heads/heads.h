@@ -33,6 +33,9 @@ typedef struct {
     PyObject *body;
 } gt_response;
 
+/* The fields that an app gives, checked, in a tuple of its own, so that the app cannot change them.  NULL, perhaps with an
+ * exception: they are not the usual ones, or no right ones. */
+PyObject *gt_headers_keep(PyObject *headers);
 /* The bytes of a response.  NULL without an exception: it is not the usual one, or no right one. */
 PyObject *gt_response_write(const gt_response *response);
 

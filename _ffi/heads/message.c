@@ -1,7 +1,7 @@
 /* message.c: what a message means that an ASGI app sends.
  *
- * An app sends a usual response by two messages.  The first one is kept, and the second one becomes the bytes of the whole
- * response (response.c).  send_in_python() of gain_trio/asgi/_exchange.py does the same, and does everything else: it is the
+ * An app sends a usual response by two messages.  The first one is checked and kept, and the second one becomes the bytes of
+ * the whole response (response.c).  send_in_python() of gain_trio/asgi/_exchange.py does the same, and does everything else: it is the
  * specification, and it gets any message that is not usual.
  *
  * The state of a request is in the slots of Python's classes, which configure() looks up.  An object of another class, as
@@ -64,22 +64,41 @@ static PyObject *value_of(PyObject *message, PyObject *key, PyObject *otherwise)
     return Py_NewRef(value ? value : otherwise);
 }
 
+static PyObject *status_line_of(PyObject *given_status)
+{
+    if (!given_status || !PyLong_Check(given_status))
+        return NULL;
+    int overflow;
+    long number = PyLong_AsLongAndOverflow(given_status, &overflow);
+    return number >= 0 && number < 1000 ? status_lines[number] : NULL;
+}
+
+/* May a response begin, as far as is known? */
+static bool may_begin(PyObject *exchange)
+{
+    PyObject *state = get(exchange, &http);
+    return state && Py_IS_TYPE(state, connection_type) && get(state, &is_gone) == Py_False &&
+           get(exchange, &phase) == nothing;
+}
+
 /* 1: the start is kept; 0: it is for Python; -1 with an exception. */
 static int keep_start(PyObject *exchange, PyObject *message)
 {
     PyObject *given_status = value_of(message, gt_names.status, Py_None);
     PyObject *given_headers = given_status ? value_of(message, gt_names.headers, no_headers) : NULL;
     PyObject *trailers = given_headers ? value_of(message, gt_names.trailers, Py_False) : NULL;
-    int kept = trailers ? given_status != Py_None && trailers == Py_False && get(exchange, &phase) == nothing : -1;
-    if (kept > 0) {
+    PyObject *kept = trailers == Py_False && status_line_of(given_status) ? gt_headers_keep(given_headers) : NULL;
+    int result = PyErr_Occurred() ? -1 : kept && may_begin(exchange);
+    if (result > 0) {
         set(exchange, &status, given_status);
-        set(exchange, &headers, given_headers);
+        set(exchange, &headers, kept);
         set(exchange, &phase, held);
     }
     Py_XDECREF(given_status);
     Py_XDECREF(given_headers);
     Py_XDECREF(trailers);
-    return kept;
+    Py_XDECREF(kept);
+    return result;
 }
 
 /* Is the time `now`, or was it before?  1, 0, or -1 with an exception. */
@@ -134,15 +153,6 @@ static int goes_on(PyObject *state)
     Py_XDECREF(drains);
     Py_DECREF(below);
     return result;
-}
-
-static PyObject *status_line_of(PyObject *given_status)
-{
-    if (!given_status || !PyLong_Check(given_status))
-        return NULL;
-    int overflow;
-    long number = PyLong_AsLongAndOverflow(given_status, &overflow);
-    return number >= 0 && number < 1000 ? status_lines[number] : NULL;
 }
 
 /* The usual response with this body, or NULL, perhaps with an exception. */

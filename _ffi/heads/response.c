@@ -112,6 +112,15 @@ static char *put(char *to, const char *from, Py_ssize_t size)
 
 static char *put_bytes(char *to, PyObject *bytes) { return put(to, PyBytes_AS_STRING(bytes), PyBytes_GET_SIZE(bytes)); }
 
+/* The value without white space around it. */
+static void strip(const char **at, const char **end)
+{
+    while (*at < *end && (**at == ' ' || **at == '\t'))
+        (*at)++;
+    while (*at < *end && ((*end)[-1] == ' ' || (*end)[-1] == '\t'))
+        (*end)--;
+}
+
 /* Write the line of a field; NULL if it is no right one. */
 static char *put_field(char *to, PyObject *field, given *found)
 {
@@ -129,10 +138,7 @@ static char *put_field(char *to, PyObject *field, given *found)
         *to++ = (char)(byte >= 'A' && byte <= 'Z' ? byte | 0x20 : byte);
     }
     const char *at = PyBytes_AS_STRING(value), *end = at + PyBytes_GET_SIZE(value);
-    while (at < end && (*at == ' ' || *at == '\t'))
-        at++;
-    while (at < end && (end[-1] == ' ' || end[-1] == '\t'))
-        end--;
+    strip(&at, &end);
     if (gt_skip(at, end, GT_VALUE) != end || !note_meaning(line, size, at, end, found))
         return NULL;
     to = put(to, ": ", 2);
@@ -173,6 +179,66 @@ static char *put_all(char *to, const gt_response *response, PyObject *const *fie
     to = put(to, "\r\n", 2);
     return put_bytes(to, response->body);
 }
+
+/* --- the start, which is checked before there is a body --- */
+
+/* The fields in a new tuple, pairs that are lists as tuples, too.  Making it may collect garbage, and so run code that changes
+ * a list.  NULL with an exception. */
+static PyObject *freeze(PyObject *headers)
+{
+    Py_ssize_t count = PySequence_Fast_GET_SIZE(headers);
+    PyObject *kept = PyTuple_New(count);
+    for (Py_ssize_t place = 0; kept && place < count; place++) {
+        PyObject *field =
+            place < PySequence_Fast_GET_SIZE(headers) ? PySequence_Fast_GET_ITEM(headers, place) : Py_None;
+        Py_INCREF(field);
+        if (PyList_CheckExact(field))
+            Py_SETREF(field, PyList_AsTuple(field));
+        if (field)
+            PyTuple_SET_ITEM(kept, place, field);
+        else
+            Py_CLEAR(kept);
+    }
+    return kept;
+}
+
+/* Is it a right field, of the usual types? */
+static bool is_right(PyObject *field, given *found)
+{
+    PyObject *name, *value;
+    char lower[sizeof LENGTH_NAME]; /* the only name whose value has a meaning here */
+    if (!unpack(field, &name, &value) || PyBytes_GET_SIZE(name) == 0)
+        return false;
+    const char *from = PyBytes_AS_STRING(name), *name_end = from + PyBytes_GET_SIZE(name);
+    const char *at = PyBytes_AS_STRING(value), *end = at + PyBytes_GET_SIZE(value);
+    strip(&at, &end);
+    if (gt_skip(from, name_end, GT_TOKEN) != name_end || gt_skip(at, end, GT_VALUE) != end)
+        return false;
+    if (name_end - from != sizeof LENGTH_NAME - 1)
+        return true;
+    for (Py_ssize_t place = 0; place < name_end - from; place++)
+        lower[place] = (char)(from[place] >= 'A' && from[place] <= 'Z' ? from[place] | 0x20 : from[place]);
+    return note_meaning(lower, name_end - from, at, end, found);
+}
+
+PyObject *gt_headers_keep(PyObject *headers)
+{
+    if (!PyList_CheckExact(headers) && !PyTuple_CheckExact(headers))
+        return NULL;
+    PyObject *kept = freeze(headers);
+    if (!kept)
+        return NULL;
+    given found = {.length = 0};
+    Py_ssize_t count = PyTuple_GET_SIZE(kept);
+    bool right = measure(PySequence_Fast_ITEMS(kept), count) >= 0;
+    for (Py_ssize_t place = 0; right && place < count; place++)
+        right = is_right(PyTuple_GET_ITEM(kept, place), &found);
+    if (!right)
+        Py_CLEAR(kept);
+    return kept;
+}
+
+/* --- the whole --- */
 
 static bool is_bytes(PyObject *object) { return object && PyBytes_CheckExact(object); }
 

@@ -1,7 +1,8 @@
 """One request and its response: the ``receive`` and ``send`` that an app is called with.
 
 *The start of a response is held* until its first body, so that a usual response is one send, and its head and body are one
-piece.  The head of a whole response to a usual request is remembered, checked, by what it was made of.
+piece.  It is checked at once, so that an app's mistake is raised where the app has made it.  The head of a whole response to
+a usual request is remembered by what it was made of.
 
 *The usual response is C's* where the compiled modules are there (``_ffi/heads``): one pass over the app's fields checks
 them and writes them before the body.  What is not usual is done here, and here alone what is wrong is refused.
@@ -32,7 +33,7 @@ from gain_trio._transports import was_reset
 
 from ._asgi_types import Message
 from ._opened_file import OpenedFile
-from ._response_heads import BODILESS, Head, checked_fields, checked_value, field_lines, made_head
+from ._response_heads import BODILESS, Head, checked_fields, checked_start, checked_value, field_lines, made_head
 
 if TYPE_CHECKING:
     from ._http_connection import HttpConnection
@@ -245,8 +246,10 @@ class HttpExchange(_Exchange):
             if self.phase:
                 await self._misplaced(kind)
                 return
-            self.status = message["status"]
-            self.headers = message.get("headers", ())
+            self._check_client()
+            status = message["status"]
+            self.headers = checked_start(status, message.get("headers", ()))
+            self.status = status
             if message.get("trailers", False):
                 self._wants_trailers = True
                 self.is_usual = False

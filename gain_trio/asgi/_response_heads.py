@@ -153,6 +153,18 @@ def checked_fields(headers: Iterable[Any]) -> list[tuple[bytes, bytes]]:
     return [(checked_name(name), checked_value(value)) for name, value in headers]
 
 
+def checked_start(status: object, headers: Iterable[Any]) -> tuple[tuple[bytes, bytes], ...]:
+    """The fields of the start of a response, with names in lower case.
+
+    Raises:
+      ValueError, TypeError: the status or a field is none.
+    """
+    status_line(status)
+    fields = checked_fields(headers)
+    _given_length(fields)
+    return tuple(fields)
+
+
 def field_lines(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
     """The same as lines."""
     return b"".join([b"%b: %b\r\n" % field for field in fields])
