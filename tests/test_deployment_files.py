@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from support.examples import EXAMPLES
 
-from gain_trio._command._cli import _parser
+from gain_trio._command._cli import _parsers
 from gain_trio._command._serve_options import config_of
 
 pytestmark = pytest.mark.one_backend
@@ -46,7 +46,7 @@ def kubernetes() -> dict[str, Any]:
 
 def graceful_timeout(arguments: list[str]) -> float:
     """What the command makes of the arguments; argparse ends the process for one that it does not know."""
-    return config_of(_parser().parse_args(arguments)).graceful_timeout
+    return config_of(_parsers()[0].parse_args(arguments)).graceful_timeout
 
 
 def test_the_unit_starts_the_command_and_waits_for_its_end() -> None:

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import trio
 from support.event_runs import write_back
-from support.event_servers import Recorder, dial, read_exactly, started
+from support.event_servers import Recorder, dial, started
 from support.pairs import PATIENCE
-from support.processes import connect, running
+from support.processes import connect, read_exactly, running
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio

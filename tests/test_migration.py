@@ -18,7 +18,7 @@ import pytest
 from support.processes import ROOT
 
 from gain_trio import ServerConfig
-from gain_trio._command._cli import _parser
+from gain_trio._command._cli import _parsers
 from gain_trio.asgi import AsgiConfig
 
 pytestmark = pytest.mark.one_backend
@@ -73,7 +73,5 @@ def test_what_they_become_exists(server: str) -> None:
 
 
 def asgi_parser() -> argparse.ArgumentParser:
-    [commands] = [action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction)]
-    parser = commands.choices["asgi"]
-    assert isinstance(parser, argparse.ArgumentParser)
-    return parser
+    _parser, commands = _parsers()
+    return commands.choices["asgi"]

@@ -12,7 +12,7 @@ from . import _asgi_command, _doctor_command, _locality_command, _seccomp_comman
 from ._parsing import Parser, Subparsers
 
 
-def _parser() -> tuple[Parser, Subparsers]:
+def _parsers() -> tuple[Parser, Subparsers]:
     parser = Parser(prog="gain-trio", description="Trio servers at the speed of io_uring.")
     parser.add_argument("--version", action="version", version=f"gain-trio {gain_trio.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     ``doctor``, whose 1 means something else, returns 2 for every failure.
     """
-    parser, commands = _parser()
+    parser, commands = _parsers()
     options, more = parser.parse_known_args(arguments)
     if more:
         # argparse looks for all positional arguments in one place, and people write some of them behind options.
