@@ -126,7 +126,7 @@ async def test_what_is_no_data_is_refused(tls_pair: TlsPair, data: Any) -> None:
 async def test_a_send_of_nothing_sends_nothing(tls_pair: TlsPair) -> None:
     client, _ = tls_pair
     sent = client.bytes_sent
-    for nothing in (b"", bytearray(), []):
+    for nothing in tuple[Any, ...]((b"", bytearray(), [])):
         with assert_checkpoints():
             await client.send(nothing)
     await client.flush()
@@ -349,13 +349,13 @@ async def test_a_program_may_have_an_ssl_object_of_its_own() -> None:
     calls: list[str] = []
 
     class Counted(ssl.SSLObject):
-        def read(self, len: int = 1024, buffer: bytearray | None = None) -> Any:  # noqa: A002 - ssl's name
+        def read(self, *arguments: Any) -> Any:
             calls.append("read")
-            return super().read(len, buffer)
+            return super().read(*arguments)
 
-        def write(self, data: Any) -> int:
+        def write(self, *arguments: Any) -> int:
             calls.append("write")
-            return super().write(data)
+            return super().write(*arguments)
 
     context = client_context()
     context.sslobject_class = Counted
