@@ -54,8 +54,20 @@ static inline PyObject *gt_send(PyObject *self, PyObject *message)
 
 static inline PyObject *gt_next(PyObject *self) { return gt_send(self, Py_None); }
 
-/* Raise the exception that throw() was given, in one of its two forms, with its traceback.  Returns NULL.  A StopIteration would
- * say that the awaitable has returned: as in Python's coroutines a RuntimeError stands for it. */
+/* An exception that an awaitable may raise.  A StopIteration would say that it has returned: as in Python's coroutines a
+ * RuntimeError stands for it.  Takes the caller's reference. */
+static inline PyObject *gt_never_stop(PyObject *exception)
+{
+    if (!PyErr_GivenExceptionMatches(exception, PyExc_StopIteration))
+        return exception;
+    PyErr_SetString(PyExc_RuntimeError, "coroutine raised StopIteration");
+    PyObject *error = gt_take_exception();
+    PyException_SetCause(error, Py_NewRef(exception));
+    PyException_SetContext(error, exception);
+    return error;
+}
+
+/* Raise the exception that throw() was given, in one of its two forms, with its traceback.  Returns NULL. */
 static inline PyObject *gt_raise_thrown(PyObject *const *arguments, Py_ssize_t count)
 {
     if (count < 1 || count > 3) {
@@ -79,14 +91,7 @@ static inline PyObject *gt_raise_thrown(PyObject *const *arguments, Py_ssize_t c
     PyObject *exception = gt_take_exception();
     if (traceback != Py_None)
         PyException_SetTraceback(exception, traceback);
-    if (PyErr_GivenExceptionMatches(exception, PyExc_StopIteration)) {
-        PyErr_SetString(PyExc_RuntimeError, "coroutine raised StopIteration");
-        PyObject *error = gt_take_exception();
-        PyException_SetCause(error, Py_NewRef(exception));
-        PyException_SetContext(error, exception);
-        exception = error;
-    }
-    gt_restore_exception(exception);
+    gt_restore_exception(gt_never_stop(exception));
     return NULL;
 }
 

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import gc
-import math
-import types
-from collections.abc import Callable, Generator
-from types import SimpleNamespace
+from http import HTTPStatus
 from typing import Any
 
 import pytest
 import trio
+from support.exchanges import USUAL, Recorder, driven, exchange_over, requested
 from support.fuzz import example, examples, given, st
 
-from gain_trio._http import Limits, Request, RequestMemory, RequestReader
+from gain_trio._http import Request
 from gain_trio._kernel import heads
-from gain_trio._server._task_frames import waiting_place
-from gain_trio.asgi._asgi_config import AsgiConfig
 from gain_trio.asgi._asgi_types import ClientDisconnected
 from gain_trio.asgi._exchange import DONE, EXCHANGE_DEFAULTS, HELD, JOINED, NOTHING, HttpExchange
 from gain_trio.asgi._http_connection import HttpConnection
-from gain_trio.asgi._response_heads import STATUS_LINES, HeadMemory, Stamp
+from gain_trio.asgi._response_heads import STATUS_LINES, Stamp
 
 pytestmark = [
     pytest.mark.skipif(heads is None, reason="the compiled modules are not built here"),
@@ -28,75 +23,6 @@ pytestmark = [
 ]
 
 Message = dict[str, Any]
-
-
-class Recorder:
-    """A connection that keeps what is sent."""
-
-    outbound_buffered = 0
-    read_deadline = write_deadline = math.inf
-    _marks = SimpleNamespace(send_high=1 << 20)
-
-    def __init__(self, *, drains: bool = False, failure: BaseException | None = None) -> None:
-        self._drains = drains
-        self._failure = failure
-        self.sent = b""
-        self.block: trio.Event | None = None
-
-    async def send(self, data: Any) -> None:
-        """Keep it, or fail."""
-        if self.block is not None:
-            await self.block.wait()
-        if self._failure is not None:
-            raise self._failure
-        self.sent += data if isinstance(data, bytes) else b"".join(data)
-
-    def abort(self) -> None:
-        """Nothing: there is no peer."""
-
-
-def requested(first: bytes = b"GET / HTTP/1.1", *fields: bytes) -> Request:
-    """A request with these fields."""
-    reader = RequestReader(RequestMemory(), Limits())
-    request = reader.feed_request(b"\r\n".join([first, b"Host: here", *fields, b"", b""]))
-    assert request is not None
-    return request
-
-
-def exchange_over(
-    connection: Recorder,
-    request: Request | None = None,
-    *,
-    usual: bool = True,
-    gone: bool = False,
-    clock: Callable[[], float] = lambda: 5.0,
-    server: str = "test",
-    date: bool = True,
-) -> HttpExchange:
-    """An exchange whose connection has just received a request."""
-    http = object.__new__(HttpConnection)
-    http.connection = connection  # type: ignore[assignment]
-    http.config = AsgiConfig()
-    http.heads = HeadMemory()
-    http.stamp = Stamp(date=date, server=server, wall=lambda: 0.25)
-    http.clock = clock
-    http.renew_at = -math.inf
-    http.is_gone = gone
-    http.is_ended = http.is_receiving = False
-    exchange = HttpExchange(http, requested() if request is None else request)
-    exchange.is_usual = usual
-    return exchange
-
-
-def driven(awaitable: Any) -> tuple[str, ...]:
-    """What comes of an awaitable that does not wait."""
-    try:
-        awaitable.send(None)
-    except StopIteration as stop:
-        return ("returned", repr(stop.value))
-    except Exception as error:
-        return (type(error).__name__, str(error))
-    raise AssertionError("it waits")
 
 
 def state_of(exchange: HttpExchange) -> dict[str, object]:
@@ -137,7 +63,9 @@ HEADERS = (
     | st.lists(FIELD | ODD_FIELD, max_size=3)
     | st.sampled_from([None, 5, {b"x": b"y"}, [(b"x", b"y" * 70_000)]])
 )
-STATUS = st.sampled_from([200, 200, 200, 404, 299, 204, 304, 199, 1000, 600, -5, True, "200", 2.5, None, 1 << 70])
+STATUS = st.sampled_from(
+    [200, 200, HTTPStatus.OK, 404, 205, 0, 299, 204, 304, 199, 1000, -5, True, "200", 2.5, None, 1 << 70]
+)
 BODY = st.sampled_from(
     [b"", b"hello", b"x" * (JOINED + 1), bytearray(b"hello"), memoryview(b"hello"), "hello", None, 5]
 )
@@ -152,7 +80,6 @@ BODIES = st.fixed_dictionaries(
 OTHERS = st.sampled_from(
     [{}, {"type": None}, {"type": 5}, {"type": "x"}, {"type": "http.response.trailers", "headers": []}]
 )
-USUAL = [{"type": "http.response.start", "status": 200, "headers": [(b"X", b"y")]}, {"type": "http.response.body"}]
 
 
 @examples(800)
@@ -225,33 +152,6 @@ def test_date_and_deadlines_are_renewed_on_the_way() -> None:
         now = 7
 
 
-def test_nothing_happens_before_it_is_awaited() -> None:
-    connection = Recorder()
-    exchange = exchange_over(connection)
-    first, second = map(exchange.send, USUAL)
-    assert driven(second)[0] == "RuntimeError"  # there is no response yet
-    assert driven(first)[0] == "returned"
-    assert driven(exchange.send(USUAL[1]))[0] == "returned"
-    assert connection.sent.startswith(b"HTTP/1.1 200 OK\r\n")
-
-
-def test_a_call_that_is_never_awaited_warns_and_others_do_not() -> None:
-    exchange = exchange_over(Recorder())
-    with pytest.warns(RuntimeWarning, match=r"coroutine 'HttpExchange.send' was never awaited"):
-        exchange.send(USUAL[0])
-    exchange.send(USUAL[0]).close()
-    with pytest.raises(KeyError):
-        exchange.send(USUAL[0]).throw(KeyError("x"))
-    assert exchange.phase == NOTHING
-    gc.collect()
-
-
-def test_a_call_is_awaited_once() -> None:
-    call = exchange_over(Recorder()).send(USUAL[0])
-    assert driven(call)[0] == "returned"
-    assert driven(call) == ("RuntimeError", "cannot reuse an awaited send(): call it again")
-
-
 @pytest.mark.parametrize("error", [trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError])
 def test_a_client_that_is_gone_is_an_oserror_with_its_cause(error: type[Exception]) -> None:
     cause = error("x")
@@ -295,49 +195,6 @@ async def test_a_response_that_is_cancelled_is_incomplete() -> None:
     assert scope.cancelled_caught
     assert exchange.is_incomplete
     assert connection.sent == b""
-
-
-@types.coroutine
-def suspended() -> Generator[None, None, None]:
-    """Wait for the test, which drives the awaitable by hand."""
-    yield
-
-
-@pytest.mark.parametrize("body", [b"x", bytearray(b"x")], ids=["usual", "not usual"])
-def test_a_response_that_is_closed_while_it_is_sent_is_incomplete(monkeypatch: pytest.MonkeyPatch, body: bytes) -> None:
-    connection = Recorder()
-
-    async def send(_data: bytes) -> None:
-        await suspended()
-
-    monkeypatch.setattr(connection, "send", send)
-    exchange = exchange_over(connection)
-    assert driven(exchange.send(USUAL[0]))[0] == "returned"
-    call = exchange.send({"type": "http.response.body", "body": body})
-    call.send(None)
-    assert not exchange.is_incomplete
-    call.close()
-    assert exchange.is_incomplete
-    call.close()
-    assert driven(call)[0] == "RuntimeError"
-
-
-@pytest.mark.parametrize("body", [b"x", bytearray(b"x")], ids=["usual", "not usual"])
-async def test_it_waits_as_long_as_the_connection_does_and_shows_where(body: bytes) -> None:
-    connection = Recorder()
-    connection.block = trio.Event()
-    exchange = exchange_over(connection)
-    await exchange.send(USUAL[0])
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(exchange.send, {"type": "http.response.body", "body": body})
-        await trio.testing.wait_all_tasks_blocked()
-        (task,) = nursery.child_tasks
-        assert any(
-            "test_asgi_send.py" in frame and frame.endswith("send") for frame in waiting_place(task, None).frames
-        )
-        assert connection.sent == b""
-        connection.block.set()
-    assert connection.sent.endswith(b"\r\n\r\nx")
 
 
 def test_configuring_refuses_classes_without_the_slots() -> None:

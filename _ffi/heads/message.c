@@ -168,7 +168,8 @@ static PyObject *write_whole(PyObject *exchange, PyObject *body)
     Py_INCREF(state);
     Py_INCREF(lines);
     PyObject *written = NULL;
-    if (look_at_time(state, lines) == 0 && goes_on(state) > 0 && get(exchange, &phase) == held) {
+    if (look_at_time(state, lines) == 0 && goes_on(state) > 0 && get(exchange, &http) == state &&
+        get(exchange, &phase) == held) {
         const gt_response response = {
             .status_line = status_line_of(get(exchange, &status)),
             .date_line = get(lines, &date_line),

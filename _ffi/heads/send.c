@@ -4,7 +4,8 @@
  *      └────drive──> BEGUN ──drive──> DONE      the connection, or Python's coroutine, waits
  *                      └──throw/close──> DONE
  *
- * Nothing is done before the awaitable is driven, as in a coroutine: an app may make two of them and await them in any order.
+ * It is as a coroutine is: nothing is done before it is driven, so an app may make two of them and await them in any order; one
+ * task at a time awaits it, and code that runs in it cannot end it; and it ends its response where it is closed, or dropped.
  */
 #include "heads.h"
 
@@ -18,8 +19,8 @@ typedef struct {
     PyObject *exchange, *message; /* until it is done */
     PyObject *awaited;            /* while it waits */
     enum { NEW, BEGUN, DONE } state;
-    bool is_usual; /* the connection is what is awaited, and not Python's coroutine */
-    bool is_finalized;
+    bool is_usual;  /* the connection is what is awaited, and not Python's coroutine */
+    bool is_driven; /* its code runs, or that of what it awaits */
 } gt_send_call;
 
 /* --- driving --- */
@@ -50,26 +51,36 @@ static void exchange_error(const gt_send_call *self)
     Py_XDECREF(raised);
 }
 
-/* It is over, by an exception; code that ran may have closed it. */
+/* It is over, by an exception. */
 static void fail(gt_send_call *self)
 {
-    if (self->state == DONE)
-        return;
     if (self->is_usual)
         exchange_error(self);
-    PyObject *error = gt_take_exception();
+    PyObject *error = gt_never_stop(gt_take_exception());
     finish(self);
     gt_restore_exception(error);
+}
+
+/* A generator that @types.coroutine made; -1 with an exception. */
+static int is_generator_to_await(PyObject *object)
+{
+    if (!PyGen_CheckExact(object))
+        return 0;
+    PyObject *code = PyObject_GetAttrString(object, "gi_code");
+    int found = code ? (((PyCodeObject *)code)->co_flags & CO_ITERABLE_COROUTINE) != 0 : -1;
+    Py_XDECREF(code);
+    return found;
 }
 
 /* What `await` drives; takes the caller's reference.  NULL with an exception. */
 static PyObject *iterator_of(PyObject *awaitable)
 {
-    if (PyCoro_CheckExact(awaitable))
+    int is_iterator = PyCoro_CheckExact(awaitable) ? 1 : is_generator_to_await(awaitable);
+    if (is_iterator > 0)
         return awaitable;
     unaryfunc get_iterator = Py_TYPE(awaitable)->tp_as_async ? Py_TYPE(awaitable)->tp_as_async->am_await : NULL;
-    PyObject *iterator = get_iterator ? get_iterator(awaitable) : NULL;
-    if (!get_iterator)
+    PyObject *iterator = get_iterator && is_iterator == 0 ? get_iterator(awaitable) : NULL;
+    if (!get_iterator && is_iterator == 0)
         PyErr_Format(PyExc_TypeError, "%s cannot be awaited", Py_TYPE(awaitable)->tp_name);
     Py_DECREF(awaitable);
     return iterator;
@@ -95,86 +106,111 @@ static PyObject *awaitable_for(gt_send_call *self, PyObject *exchange, PyObject 
 /* 1: it is done; 0: there is something to drive; -1 with an exception. */
 static int begin(gt_send_call *self)
 {
-    PyObject *exchange = Py_NewRef(self->exchange), *message = Py_NewRef(self->message);
     self->state = BEGUN;
-    PyObject *awaitable = awaitable_for(self, exchange, message);
-    Py_DECREF(message);
-    Py_DECREF(exchange);
+    PyObject *awaitable = awaitable_for(self, self->exchange, self->message);
     if (!awaitable)
         return PyErr_Occurred() ? -1 : 1;
-    PyObject *iterator = iterator_of(awaitable);
-    if (!iterator || self->state != BEGUN) { /* it may have been closed meanwhile, by code of the program's */
-        if (iterator)
-            PyErr_SetString(PyExc_RuntimeError, "this send() was ended while it began");
-        Py_XDECREF(iterator);
-        return -1;
-    }
-    self->awaited = iterator;
-    return 0;
+    self->awaited = iterator_of(awaitable);
+    return self->awaited ? 0 : -1;
+}
+
+static PySendResult resume(gt_send_call *self, PyObject *message, PyObject **result)
+{
+    int begun = self->state == NEW ? begin(self) : 0;
+    PySendResult sent = begun < 0 ? PYGEN_ERROR : PYGEN_RETURN;
+    if (begun == 0)
+        sent = PyIter_Send(self->awaited, message, result);
+    if (sent == PYGEN_ERROR)
+        fail(self);
+    if (sent != PYGEN_RETURN)
+        return sent;
+    Py_XSETREF(*result, Py_NewRef(Py_None)); /* whatever the connection answers */
+    finish(self);
+    return PYGEN_RETURN;
+}
+
+/* Code that runs in it neither resumes nor ends it.  False with an exception. */
+static bool is_at_rest(const gt_send_call *self)
+{
+    if (self->is_driven)
+        PyErr_SetString(PyExc_ValueError, "this send() is being driven already");
+    return !self->is_driven;
 }
 
 static PySendResult drive(PyObject *object, PyObject *message, PyObject **result)
 {
     gt_send_call *self = (gt_send_call *)object;
     *result = NULL;
-    if (self->state == DONE || (self->state == BEGUN && !self->awaited)) {
+    if (!is_at_rest(self))
+        return PYGEN_ERROR;
+    if (self->state == DONE) {
         PyErr_SetString(PyExc_RuntimeError, "cannot reuse an awaited send(): call it again");
         return PYGEN_ERROR;
     }
-    int begun = self->state == NEW ? begin(self) : 0;
-    if (begun > 0) {
-        finish(self);
-        *result = Py_NewRef(Py_None);
-        return PYGEN_RETURN;
-    }
-    if (begun < 0) {
-        fail(self);
-        return PYGEN_ERROR;
-    }
-    PyObject *awaited = Py_NewRef(self->awaited);
-    PySendResult sent = PyIter_Send(awaited, message, result);
-    Py_DECREF(awaited);
-    if (sent == PYGEN_RETURN)
-        finish(self);
-    else if (sent == PYGEN_ERROR)
-        fail(self);
+    self->is_driven = true;
+    PySendResult sent = resume(self, message, result);
+    self->is_driven = false;
     return sent;
+}
+
+static PyObject *call_await(PyObject *object)
+{
+    const gt_send_call *self = (gt_send_call *)object;
+    if (self->state == BEGUN) {
+        PyErr_SetString(PyExc_RuntimeError, "this send() is being awaited already");
+        return NULL;
+    }
+    return Py_NewRef(object);
+}
+
+/* Raise an exception in what is awaited, as a coroutine does: a GeneratorExit closes it, and an iterator may lack the method. */
+static PyObject *throw_below(PyObject *awaited, PyObject *const *arguments, Py_ssize_t count)
+{
+    bool closes = count > 0 && PyErr_GivenExceptionMatches(arguments[0], PyExc_GeneratorExit);
+    PyObject *method = PyObject_GetAttrString(awaited, closes ? "close" : "throw");
+    if (!method && PyErr_ExceptionMatches(PyExc_AttributeError)) {
+        PyErr_Clear();
+        return gt_raise_thrown(arguments, count);
+    }
+    PyObject *result = method ? PyObject_Vectorcall(method, arguments, closes ? 0 : (size_t)count, NULL) : NULL;
+    Py_XDECREF(method);
+    if (!result || !closes)
+        return result;
+    Py_DECREF(result);
+    return gt_raise_thrown(arguments, count);
 }
 
 static PyObject *call_throw(gt_send_call *self, PyObject *const *arguments, Py_ssize_t count)
 {
+    if (!is_at_rest(self))
+        return NULL;
     if (!self->awaited) {
         finish(self);
         return gt_raise_thrown(arguments, count);
     }
-    PyObject *awaited = Py_NewRef(self->awaited), *throw = PyObject_GetAttrString(awaited, "throw");
-    PyObject *result = throw ? PyObject_Vectorcall(throw, arguments, (size_t)count, NULL) : NULL;
-    Py_XDECREF(throw);
-    Py_DECREF(awaited);
-    if (!result) {
-        if (PyErr_ExceptionMatches(PyExc_StopIteration))
-            self->is_usual = false; /* it has returned */
+    self->is_driven = true;
+    PyObject *result = throw_below(self->awaited, arguments, count);
+    if (!result && PyErr_ExceptionMatches(PyExc_StopIteration)) { /* it has returned */
+        PyErr_Clear();
+        finish(self);
+        PyErr_SetNone(PyExc_StopIteration);
+    } else if (!result) {
         fail(self);
     }
+    self->is_driven = false;
     return result;
 }
 
 /* As a coroutine does: what it awaits gets a GeneratorExit, so that a response that is cut off here counts as incomplete. */
 static PyObject *call_close(gt_send_call *self, PyObject *Py_UNUSED(ignored))
 {
-    PyObject *exit = self->awaited ? PyObject_CallNoArgs(PyExc_GeneratorExit) : NULL;
-    if (!exit) {
-        bool failed = self->awaited != NULL;
-        finish(self);
-        return failed ? NULL : Py_NewRef(Py_None);
-    }
-    PyObject *result = call_throw(self, &exit, 1);
-    Py_DECREF(exit);
-    if (result) {
-        Py_DECREF(result);
-        PyErr_SetString(PyExc_RuntimeError, "send() ignored GeneratorExit");
+    if (!is_at_rest(self))
         return NULL;
+    if (!self->awaited) {
+        finish(self);
+        Py_RETURN_NONE;
     }
+    (void)call_throw(self, &PyExc_GeneratorExit, 1); /* always NULL: nothing goes on behind a GeneratorExit */
     if (!PyErr_ExceptionMatches(PyExc_GeneratorExit) && !PyErr_ExceptionMatches(PyExc_StopIteration))
         return NULL;
     PyErr_Clear();
@@ -192,7 +228,7 @@ PyObject *gt_send_new(PyObject *exchange, PyObject *message)
     self->message = Py_NewRef(message);
     self->awaited = NULL;
     self->state = NEW;
-    self->is_usual = self->is_finalized = false;
+    self->is_usual = self->is_driven = false;
     PyObject_GC_Track(self);
     return (PyObject *)self;
 }
@@ -214,19 +250,27 @@ static int call_clear(gt_send_call *self)
 /* As the interpreter does for a coroutine; where warnings are errors, no caller could catch one. */
 static void call_finalize(PyObject *object)
 {
+    gt_send_call *self = (gt_send_call *)object;
     PyObject *type, *value, *traceback;
-    if (((gt_send_call *)object)->state != NEW)
+    if (self->state == DONE)
         return;
     PyErr_Fetch(&type, &value, &traceback);
-    if (PyErr_WarnEx(PyExc_RuntimeWarning, "coroutine 'HttpExchange.send' was never awaited", 1) < 0)
-        PyErr_WriteUnraisable(object);
+    if (self->state == NEW) {
+        if (PyErr_WarnEx(PyExc_RuntimeWarning, "coroutine 'HttpExchange.send' was never awaited", 1) < 0)
+            PyErr_WriteUnraisable(object);
+    } else {
+        PyObject *closed = call_close(self, NULL);
+        if (!closed)
+            PyErr_WriteUnraisable(object);
+        Py_XDECREF(closed);
+    }
     PyErr_Restore(type, value, traceback);
 }
 
 static void call_dealloc(gt_send_call *self)
 {
-    if (self->state == NEW && PyObject_CallFinalizerFromDealloc((PyObject *)self) < 0)
-        return; /* a hook for warnings has kept it */
+    if (self->state != DONE && PyObject_CallFinalizerFromDealloc((PyObject *)self) < 0)
+        return; /* a hook for warnings, or what was closed, has kept it */
     PyObject_GC_UnTrack(self);
     finish(self);
     PyObject_GC_Del(self);
@@ -245,7 +289,7 @@ static PyMemberDef call_members[] = {
 };
 
 static PyAsyncMethods call_async = {
-    .am_await = gt_self,
+    .am_await = call_await,
     .am_send = drive,
 };
 
