@@ -8,7 +8,14 @@ RING_LAYOUT: int
 
 def hasten(cls: type[Any], /) -> None: ...
 def hasten_tls(
-    connection: type[Any], engine: type[Any], exclusive: type[Any], changes: type[Any], chunk: int, answers: int, /
+    connection: type[Any],
+    engine: type[Any],
+    exclusive: type[Any],
+    changes: type[Any],
+    out_of_memory: OSError,
+    chunk: int,
+    answers: int,
+    /,
 ) -> None: ...
 
 @final

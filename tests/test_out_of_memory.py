@@ -1,7 +1,8 @@
-"""A call that runs out of memory, at whichever allocation, has moved nothing."""
+"""A call that runs out of memory, at whichever allocation, has moved nothing, or has broken the connection."""
 
 from __future__ import annotations
 
+import errno
 import socket
 import sys
 from collections.abc import Awaitable, Callable
@@ -10,9 +11,11 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from support.certificates import open_tls_pair
 from support.pairs import open_pair, until_queued
 
 from gain_trio import Connection, open_datagram_endpoint
+from gain_trio._transports._tls._tls_connection import TlsConnection
 
 pytestmark = [pytest.mark.connections, pytest.mark.full_ring]
 
@@ -64,6 +67,51 @@ async def test_receive(name: str) -> None:
                 assert served.peek() == MESSAGE
             served.discard()
         assert failed or (MAY_NEED_NONE and name != "part")
+
+
+TLS_MESSAGES: dict[str, tuple[list[bytes], int | None]] = {
+    "one record": ([MESSAGE], None),
+    "a part of it": ([MESSAGE], 200),
+    "three records": ([MESSAGE, bytes(17000), MESSAGE], None),
+}
+
+
+@pytest.mark.parametrize("name", TLS_MESSAGES)
+async def test_a_receive_over_tls_leaves_no_hole(name: str) -> None:
+    """What it has taken from below it cannot give back: either nothing is lost, or the connection is broken."""
+    messages, max_bytes = TLS_MESSAGES[name]
+    await count_to_large_numbers()
+    ends = []
+    for failing in range(60):
+        client, served = await open_tls_pair()
+        async with client, served:
+            for message in messages:
+                client._engine.write(message)
+            sent = client._engine.take_outgoing()
+            client._below._send_nowait(sent)
+            await until_queued(served._below, len(sent))
+            call = served.receive(max_bytes)
+            try:
+                await answered(call, failing)
+            except MemoryError:
+                ends.append(await end_of(client, served, b"".join(messages)))
+            finally:
+                call.close()
+            client.abort()
+    assert set(ends) == {None, errno.ENOMEM}
+
+
+async def end_of(client: TlsConnection, served: TlsConnection, message: bytes) -> int | None:
+    """The error that a connection is broken by; None: a message of which nothing had been received is whole."""
+    await client.send(b"last")
+    received = b""
+    try:
+        while len(received) < len(message) + len(b"last"):
+            received += await served.receive()
+            assert received == (message + b"last")[: len(received)]
+    except trio.BrokenResourceError as error:
+        return getattr(error.__cause__, "errno", None) or -1
+    return None
 
 
 async def test_a_datagram() -> None:

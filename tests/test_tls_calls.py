@@ -341,6 +341,33 @@ async def test_a_call_ends_before_it_begins(tls_pair: TlsPair, end: str) -> None
     assert await client.receive() == b"y"
 
 
+@pytest.mark.parametrize("end", ["send", "throw", "close"])
+async def test_a_call_is_not_driven_from_inside_itself(end: str) -> None:
+    context: Any = client_context()
+    calls: list[Any] = []
+    refused = []
+
+    def called_back(*_: object) -> None:
+        while calls:
+            call = calls.pop()
+            with pytest.raises((RuntimeError, ValueError)) as caught:
+                call.close() if end == "close" else getattr(call, end)(None if end == "send" else KeyError("thrown"))
+            refused.append(caught.type)
+
+    async def echo(connection: Connection) -> None:
+        await connection.send(await connection.receive())
+
+    context._msg_callback = called_back  # OpenSSL calls it for each record
+    async with serving_tls(echo) as server:
+        client = await gain_trio.connect(where(server), ssl_context=context)
+        async with client:
+            call = client.send(b"once")
+            calls.append(call)
+            await call
+            assert len(refused) == 1
+            assert await client.receive() == b"once"
+
+
 # --- another engine ---
 
 

@@ -65,18 +65,22 @@ typedef struct {
     PyObject *argument;   /* the data of a send, the most bytes of a receive */
     uint8_t state;
     bool sends;
+    bool runs; /* one step of it, which may run the program's code */
 } gt_tls_call;
 
 /* Python's classes and functions, and the bounds that they have. */
 typedef struct {
     PyTypeObject *connection, *exclusive, *changes;
     PyObject *receive, *send;
-    Py_ssize_t chunk;   /* the most that is received at once */
-    long most_answered; /* by TLS itself, before a receive looks whether the peer reads that */
+    PyObject *out_of_memory; /* the error of a connection that has lost bytes */
+    Py_ssize_t chunk;        /* the most that is received at once */
+    long most_answered;      /* by TLS itself, before a receive looks whether the peer reads that */
 } gt_tls_classes;
 
 int gt_tls_calls_configure(const gt_tls_classes *classes); /* -1: exception set */
 PySendResult gt_tls_drive(PyObject *call, PyObject *message, PyObject **result);
+/* Whether the call can be driven or ended: a step of it is not in progress.  false: exception set. */
+bool gt_tls_can_step(const gt_tls_call *call);
 /* The call has no part in the connection any more.  An exception that is set stays set; one of its own is raised where there is
  * none.  -1: one is set. */
 int gt_tls_leave(gt_tls_call *call);

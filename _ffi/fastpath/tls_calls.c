@@ -27,6 +27,7 @@
 
 static struct {
     PyObject *receive, *send; /* Python's functions; owned, as are all of these */
+    PyObject *out_of_memory;
     PyObject *finish_send, *decrypted, *decrypt_received, *encrypted, *send_below, *arrived, *taken, *check_open, *end;
     gt_field is_closed, below, engine, error, send_error;
     gt_field receiving, inbound, ended, answered, feeding, has_received_nothing;
@@ -159,6 +160,15 @@ static int call_python(const gt_tls_call *self, PyObject *name, PyObject *first,
     return returned ? 0 : -1;
 }
 
+/* Bytes that a queue has given away are lost, if it is for want of memory that the exception is set.  What comes behind them
+ * would follow on what came before, so the connection is broken from now on.  Returns -1. */
+static int lose(const gt_tls_call *self, const gt_field *error)
+{
+    if (PyErr_ExceptionMatches(PyExc_MemoryError) && is(error, self, Py_None))
+        set(error, self, tls.out_of_memory); /* where it lies: that allocates nothing */
+    return -1;
+}
+
 /* --- receiving --- */
 
 static bool can_receive(const gt_tls_call *self)
@@ -242,12 +252,15 @@ static PySendResult go_on_receiving(gt_tls_call *self, PyObject *message, PyObje
             return receive_failed(self, below);
         const int decrypted = decrypt(self, received, result);
         Py_DECREF(received);
-        if (decrypted < 0)
+        if (decrypted < 0) {
+            lose(self, &tls.error);
             return fail(self);
+        }
         if (decrypted == 1) {
             if (gt_tls_leave(self) == 0)
                 return PYGEN_RETURN;
             Py_CLEAR(*result);
+            lose(self, &tls.error);
             return PYGEN_ERROR;
         }
         gt_connection *next = connection_below(self);
@@ -302,7 +315,7 @@ static int send_below(const gt_tls_call *self, gt_connection *below, PyObject *e
         behind = call_python(self, tls.send_below, outgoing, NULL) < 0 ? -1 : 1;
     }
     Py_DECREF(outgoing);
-    return behind;
+    return behind < 0 ? lose(self, &tls.send_error) : behind;
 }
 
 /* Encrypt and send.  0: done, 1: there is something to wait for, or to raise; -1: exception set. */
@@ -402,10 +415,15 @@ static PySendResult start_send(gt_tls_call *self, PyObject **result)
 
 /* --- both --- */
 
-PySendResult gt_tls_drive(PyObject *object, PyObject *message, PyObject **result)
+bool gt_tls_can_step(const gt_tls_call *self)
 {
-    gt_tls_call *self = (gt_tls_call *)object;
-    *result = NULL;
+    if (self->runs)
+        PyErr_SetString(PyExc_RuntimeError, "a step of this receive() or send() is in progress");
+    return !self->runs;
+}
+
+static PySendResult step(gt_tls_call *self, PyObject *message, PyObject **result)
+{
     switch (self->state) {
     case TLS_NEW:
         return self->sends ? start_send(self, result) : start_receive(self, result);
@@ -428,6 +446,18 @@ PySendResult gt_tls_drive(PyObject *object, PyObject *message, PyObject **result
         PyErr_SetString(PyExc_RuntimeError, "cannot reuse an awaited receive() or send(): call it again");
         return PYGEN_ERROR;
     }
+}
+
+PySendResult gt_tls_drive(PyObject *object, PyObject *message, PyObject **result)
+{
+    gt_tls_call *self = (gt_tls_call *)object;
+    *result = NULL;
+    if (!gt_tls_can_step(self))
+        return PYGEN_ERROR;
+    self->runs = true;
+    const PySendResult sent = step(self, message, result);
+    self->runs = false;
+    return sent;
 }
 
 /* --- what is Python's --- */
@@ -491,6 +521,7 @@ int gt_tls_calls_configure(const gt_tls_classes *classes)
 {
     tls.receive = Py_NewRef(classes->receive);
     tls.send = Py_NewRef(classes->send);
+    tls.out_of_memory = Py_NewRef(classes->out_of_memory);
     tls.chunk = (size_t)classes->chunk;
     tls.most_answered = classes->most_answered;
     return find_names() < 0 ? -1 : find_slots(classes->connection, classes->exclusive, classes->changes);

@@ -29,6 +29,8 @@ static PyObject *end_awaited(const gt_tls_call *self, const char *name, PyObject
 
 static PyObject *call_throw(gt_tls_call *self, PyObject *const *arguments, Py_ssize_t count)
 {
+    if (!gt_tls_can_step(self))
+        return NULL;
     if (self->state == TLS_NEW || self->state == TLS_DONE) {
         self->state = TLS_DONE;
         return gt_raise_thrown(arguments, count);
@@ -41,6 +43,8 @@ static PyObject *call_throw(gt_tls_call *self, PyObject *const *arguments, Py_ss
 
 static PyObject *call_close(gt_tls_call *self, PyObject *Py_UNUSED(ignored))
 {
+    if (!gt_tls_can_step(self))
+        return NULL;
     const bool awaits = self->state == TLS_WAITS || self->state == TLS_FOLLOWS;
     PyObject *closed = awaits ? end_awaited(self, "close", NULL, 0) : Py_NewRef(Py_None);
     if (gt_tls_leave(self) < 0)
@@ -135,6 +139,7 @@ static PyObject *new_call(PyObject *connection, PyObject *argument, bool sends)
     self->argument = Py_NewRef(argument);
     self->state = TLS_NEW;
     self->sends = sends;
+    self->runs = false;
     PyObject_GC_Track(self);
     return (PyObject *)self;
 }
@@ -178,9 +183,9 @@ PyObject *gt_hasten_tls(PyObject *Py_UNUSED(module), PyObject *args)
 {
     gt_tls_classes given;
     PyTypeObject *engine;
-    if (!PyArg_ParseTuple(args, "O!O!O!O!nl:hasten_tls", &PyType_Type, &given.connection, &PyType_Type, &engine,
-                          &PyType_Type, &given.exclusive, &PyType_Type, &given.changes, &given.chunk,
-                          &given.most_answered))
+    if (!PyArg_ParseTuple(args, "O!O!O!O!Onl:hasten_tls", &PyType_Type, &given.connection, &PyType_Type, &engine,
+                          &PyType_Type, &given.exclusive, &PyType_Type, &given.changes, &given.out_of_memory,
+                          &given.chunk, &given.most_answered))
         return NULL;
     if (python.connection)
         Py_RETURN_NONE;
@@ -194,6 +199,7 @@ PyObject *gt_hasten_tls(PyObject *Py_UNUSED(module), PyObject *args)
     Py_INCREF(python.connection);
     Py_INCREF(python.exclusive);
     Py_INCREF(python.changes);
+    Py_INCREF(python.out_of_memory);
     if (gt_tls_calls_configure(&python) < 0 || gt_tls_engine_replace(engine) < 0 ||
         replace(python.connection, &receive_method) < 0 || replace(python.connection, &send_method) < 0)
         return NULL;

@@ -51,7 +51,7 @@ from gain_trio._transports._connections import (
 from gain_trio._transports._peer_progress import STALL
 
 from ._tls_changes import TlsChanges
-from ._tls_engine import Engine
+from ._tls_engine import OUT_OF_MEMORY, Engine
 from ._tls_traffic import ANSWERS, CHUNK, PIECE, Exclusive, TlsTraffic
 
 if TYPE_CHECKING:
@@ -568,4 +568,4 @@ class TlsConnection(TlsTraffic):
 
 
 if fastpath is not None:
-    fastpath.hasten_tls(TlsConnection, Engine, Exclusive, TlsChanges, CHUNK, ANSWERS)
+    fastpath.hasten_tls(TlsConnection, Engine, Exclusive, TlsChanges, OUT_OF_MEMORY, CHUNK, ANSWERS)

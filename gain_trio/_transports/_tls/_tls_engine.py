@@ -8,11 +8,15 @@ the compiled modules are there, :meth:`Engine.read` is a method in C, which does
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import ssl
-from typing import Any, final
+from typing import Any, Final, final
 
 _RECORD = 16384
 """The most bytes of data in one record."""
+OUT_OF_MEMORY: Final = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+"""The error of a connection that has lost bytes for want of memory: it is made while there is some."""
 
 
 def is_cut_off(error: BaseException | None) -> bool:

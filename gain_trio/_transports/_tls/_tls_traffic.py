@@ -51,7 +51,7 @@ from gain_trio._transports._connections import (
 )
 from gain_trio._transports._time_slices import TimeSlice
 
-from ._tls_engine import Engine, error_of_a_cut, is_cut_off
+from ._tls_engine import OUT_OF_MEMORY, Engine, error_of_a_cut, is_cut_off
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -287,8 +287,12 @@ class TlsTraffic(Connection):
     def _decrypt_received(self, data: bytes) -> None:
         """Have what has come from below decrypted."""
         if not self._is_closed or self._unencrypted:  # a close may wait for these to be
-            self._engine.feed(data)
-            self._decrypt_fed()
+            try:
+                self._engine.feed(data)
+                self._decrypt_fed()
+            except MemoryError:  # what is lost would be missing in the midst of the stream
+                self._fail(OUT_OF_MEMORY)
+                raise
 
     async def _receive_below(self) -> bytes:
         return await self._below.receive(CHUNK)
@@ -422,6 +426,9 @@ class TlsTraffic(Connection):
                 self._below._send_nowait(data)
             except trio.BrokenResourceError as error:
                 self._send_failed(error)
+            except MemoryError:  # the records that follow would not fit to those before
+                self._send_error = OUT_OF_MEMORY
+                raise
 
     def _send_failed(self, error: trio.BrokenResourceError) -> None:
         assert isinstance(error.__cause__, OSError)
