@@ -1,9 +1,9 @@
 /* tls_engine.c: what the engine of a TLS connection (gain_trio/_transports/_tls/_tls_engine.py) does for each message.
  *
  * OpenSSL is reached as Python's ssl module reaches it, by the methods of _ssl's objects, of which the engine holds three: the
- * SSL object, and the two buffers on its other side.  They are C, keep nothing of what they are passed, and run no code of the
- * program's after the handshake.  They release the GIL, so other threads may run, and a garbage collection may, with its
- * finalizers: what a caller here knows of a connection it looks at again.
+ * SSL object, and the two buffers on its other side.  They are C, and keep nothing of what they are passed.  They may run the
+ * program's code, in callbacks of its context, and release the GIL, so other threads may run, and a garbage collection may,
+ * with its finalizers: what a caller here knows of a connection it looks at again.
  *
  * Decrypting.  OpenSSL decrypts a record a call.  A small message is one record, and the bytes object that the call returns is
  * the answer.  More of them are decrypted into one bytes object, which is made as large as the encrypted bytes are, one behind

@@ -17,7 +17,7 @@ from ._top_view import UnknownAnswer, as_text, view_of
 
 VARIABLE: Final = "GAIN_TRIO_CONTROL"
 """The variable of the environment that has the path, where no argument has it."""
-_SHORTEST: Final = 0.5
+_SHORTEST: Final = 1.0
 _LONGEST: Final = 30.0
 
 _DESCRIPTION: Final = """\

@@ -8,7 +8,7 @@ number of times.  Nothing is done between two requests, so a server that is not 
 may be moved, and a descriptor may be passed on.
 
 *What a peer can cost.*  A request is short and has to come in time, an answer has to be read in time, and there are few
-watchers at once.  A look is made for all of them together, twice a second at most, and a watcher gets each look once: one
+watchers at once.  A look is made for all of them together, once a second at most, and a watcher gets each look once: one
 that asks without a pause waits for the next look.  One that connects anew for each request waits for its turn.  A worker
 process that does not answer costs one look half a second, and then nothing.
 """
@@ -51,7 +51,7 @@ MOST_AT_ONCE: Final = 2 * MOST_WATCHERS
 """Connections, those that are sent away included; others wait."""
 PAUSE: Final = 0.05
 """Seconds between the answers to two connections, at least, where it is the first answer or a refusal."""
-FRESH: Final = 0.5
+FRESH: Final = 1.0
 """Seconds for which one look serves all watchers."""
 
 _EXAMPLE: Final = json.dumps({"version": VERSION, "request": "snapshot"})
