@@ -98,7 +98,9 @@ async def test_a_receive_over_tls_leaves_no_hole(name: str) -> None:
             finally:
                 call.close()
             client.abort()
-    assert set(ends) == {None, errno.ENOMEM}
+    assert set(ends) <= {None, errno.ENOMEM}
+    assert errno.ENOMEM in ends
+    assert None in ends or MAY_NEED_NONE
 
 
 async def end_of(client: TlsConnection, served: TlsConnection, message: bytes) -> int | None:
