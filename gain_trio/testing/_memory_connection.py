@@ -15,7 +15,7 @@ import os
 import threading
 from collections.abc import Sequence
 from operator import index
-from typing import TYPE_CHECKING, Any, NoReturn, final
+from typing import TYPE_CHECKING, Any, final
 
 import trio
 
@@ -40,13 +40,14 @@ from gain_trio._transports import (
 
 from ._route import Route
 from ._timed_wait import TimedWait
+from ._without_socket import WithoutSocket
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
 @final
-class MemoryConnection(Connection):
+class MemoryConnection(WithoutSocket, Connection):
     """See :func:`connection_pair`.
 
     ``incoming`` and ``outgoing`` are the two directions between it and its peer, for a test to disturb.
@@ -95,6 +96,8 @@ class MemoryConnection(Connection):
         "outgoing",
     )
 
+    _KIND = "a connection"
+
     _transfer_type = FileTransfer
     context: Any
     bytes_received: int
@@ -125,7 +128,7 @@ class MemoryConnection(Connection):
         self._thread = threading.get_ident()  # the run's
         self._change_noted = self._full_seen = False
         self._unseen = self._sent_seen = 0
-        self._options: dict[tuple[int, int], Any] = {}
+        self._options = {}
         self.bytes_received = self.bytes_sent = 0
         self.context = None
         self._active_at = trio.current_time()
@@ -479,24 +482,3 @@ class MemoryConnection(Connection):
         self._outbound.clear()
         self._peer._wake_receiver()
         self._peer._wake_sender()
-
-    # --- what only a socket has ---
-
-    def fileno(self) -> int:
-        """Always -1."""
-        return -1
-
-    def setsockopt(self, level: int, option: int, value: int | Buffer) -> None:
-        """Remember the value."""
-        self._check_open()
-        self._options[level, option] = value
-
-    def getsockopt(self, level: int, option: int, buffersize: int = 0) -> int | bytes:
-        """Return the value that was set, or zeros."""
-        self._check_open()
-        found: int | bytes = self._options.get((level, option), bytes(buffersize) if buffersize else 0)
-        return found
-
-    def _borrowed_socket(self) -> NoReturn:
-        self._check_open()
-        raise OSError(errno.ENOTSOCK, "a connection in memory has no socket: such a test takes a server on port 0")

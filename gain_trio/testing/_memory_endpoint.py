@@ -10,11 +10,13 @@ from __future__ import annotations
 import errno
 import os
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, final
 
 import trio
 
 from gain_trio._transports import DatagramEndpoint, DatagramStatistics, whole_of
+
+from ._without_socket import WithoutSocket
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -90,7 +92,7 @@ def _checked(name: str, count: Any) -> int:
 
 
 @final
-class MemoryEndpoint(DatagramEndpoint):
+class MemoryEndpoint(WithoutSocket, DatagramEndpoint):
     """See :meth:`MemoryDatagramServer.connect`.
 
     ``incoming`` and ``outgoing`` are the two directions between a client and its server, for a test to disturb.
@@ -113,6 +115,8 @@ class MemoryEndpoint(DatagramEndpoint):
         "outgoing",
     )
 
+    _KIND = "an endpoint"
+
     context: Any
     incoming: DatagramRoute
     """From the server to this client."""
@@ -128,7 +132,7 @@ class MemoryEndpoint(DatagramEndpoint):
         self._queue_bytes = queue_bytes
         self._queued_bytes = 0
         self._waiting = trio.lowlevel.ParkingLot()
-        self._options: dict[tuple[int, int], Any] = {}
+        self._options = {}
         self._counts = dict.fromkeys(("received", "received_bytes", "sent", "sent_bytes", "failed", "dropped"), 0)
         self._closed = False
         self.context = None
@@ -217,7 +221,7 @@ class MemoryEndpoint(DatagramEndpoint):
             self._queue.clear()
             self._waiting.unpark_all()
 
-    # --- what only a socket has ---
+    # --- addresses ---
 
     @property
     def local_address(self) -> Any:
@@ -228,22 +232,3 @@ class MemoryEndpoint(DatagramEndpoint):
     def remote_address(self) -> Any:
         """See :attr:`DatagramEndpoint.remote_address`."""
         return self._remote
-
-    def fileno(self) -> int:
-        """Always -1."""
-        return -1
-
-    def setsockopt(self, level: int, option: int, value: int | Buffer) -> None:
-        """Remember the value."""
-        self._check_open()
-        self._options[level, option] = value
-
-    def getsockopt(self, level: int, option: int, buffersize: int = 0) -> int | bytes:
-        """Return the value that was set, or zeros."""
-        self._check_open()
-        found: int | bytes = self._options.get((level, option), bytes(buffersize) if buffersize else 0)
-        return found
-
-    def _borrowed_socket(self) -> NoReturn:
-        self._check_open()
-        raise OSError(errno.ENOTSOCK, "an endpoint in memory has no socket: such a test takes a server on port 0")
