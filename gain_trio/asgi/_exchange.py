@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -109,7 +109,7 @@ class HttpExchange(_Exchange):
     request: Request
     phase: int
     status: int
-    headers: Iterable[Any]
+    headers: tuple[tuple[bytes, bytes], ...]
     size: int
     """Bytes of the body that were sent."""
     closes: bool
@@ -223,12 +223,8 @@ class HttpExchange(_Exchange):
             if now >= http.renew_at:
                 http.renew(now)
             length = len(body)
-            key: Any = (self.status, length, *self.headers)
-            self.headers = key[2:]
-            try:
-                head = http.heads.get(key)
-            except (TypeError, ValueError):  # a field is given as a list or in a buffer, and can change
-                head = key = None
+            key = (self.status, length, *self.headers)
+            head = http.heads.get(key)
             if head is None or length > JOINED or connection._drains or http.is_gone:
                 await self._send_body(body, False, key)
                 return
