@@ -75,6 +75,16 @@ def make_scheduling_usual() -> None:
     trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING = False
 
 
+def make_interrupts_usual() -> None:
+    """Have SIGINT raise a KeyboardInterrupt, here and in what the tests start.
+
+    A shell without job control starts what runs in the background with the signal ignored, and the tests of Ctrl-C would
+    wait for what never comes.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 async def ask_for_backend() -> BackendInfo:
     return gain_trio.backend_info()
 
@@ -95,6 +105,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "one_backend: tests what lies above the backends")
     config.addinivalue_line("markers", "slow: starts many processes, fills large tables, or computes for seconds")
     make_scheduling_usual()
+    make_interrupts_usual()
     choose_backend()
     config.stash[session_backend] = trio.run(ask_for_backend)
 
