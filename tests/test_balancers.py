@@ -197,6 +197,21 @@ async def test_a_balancer_of_ones_own() -> None:
         assert server.statistics().connections_by_consumer == (0, 0, 2)
 
 
+async def test_a_balancer_of_ones_own_is_asked_where_there_is_one_consumer() -> None:
+    asked: list[int] = []
+
+    class Only:
+        def pick(self, _peer: object, consumers: Sequence[ConsumerView], /) -> ConsumerView:
+            asked.append(len(consumers))
+            return consumers[0]
+
+    async with serving(echo, workers=1, balancer=Only()) as server:
+        for _ in range(2):
+            await (await connect(server)).aclose()
+        await until(lambda: len(asked) == 2)
+    assert asked == [1, 1]
+
+
 async def test_the_proxys_address_is_what_a_balancer_sees() -> None:
     balancer = Remembering()
     async with serving(echo, balancer=balancer, proxy_protocol=True) as server:

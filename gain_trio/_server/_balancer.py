@@ -115,6 +115,9 @@ BALANCERS: Final[dict[BalancerName, Callable[[], Balancer]]] = {
     "source_ip_hash": SourceIpHash,
 }
 
+OWN_BALANCERS: Final = (RoundRobin, LeastConnections, SourceIpHash)
+"""Whose choice is all that they do."""
+
 
 def balancer_of(choice: BalancerName | Balancer) -> Balancer:
     """The balancer that an option stands for."""

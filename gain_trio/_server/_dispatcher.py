@@ -9,7 +9,7 @@ import trio
 
 from gain_trio._transports import Connection
 
-from ._balancer import Balancer, RoundRobin, asks_for_peer
+from ._balancer import OWN_BALANCERS, Balancer, RoundRobin, asks_for_peer
 from ._consumer import Consumer
 
 
@@ -25,6 +25,8 @@ class Dispatcher:
         self._fallback = RoundRobin()
         self.only = self._consumers[0] if len(self._consumers) == 1 else None
         """The consumer, if there is but one."""
+        # A balancer of the program's is asked also where there is no choice: it may count, or log.
+        self._unchosen = self.only if isinstance(balancer, OWN_BALANCERS) else None
 
     def hand_off(self, connection: Connection) -> None:
         """Give a connection, and the place that was taken for it, to a consumer.
@@ -35,7 +37,7 @@ class Dispatcher:
         What the balancer raises is raised, too.  Either way the connection is closed then.
         """
         try:
-            self._pick(connection).hand_off(connection)
+            (self._unchosen or self._pick(connection)).hand_off(connection)
         except BaseException:
             connection._close_now()
             raise
