@@ -107,6 +107,11 @@ class Changes:
 
     # --- what the kernel has taken ---
 
+    @property
+    def watches_written(self) -> bool:
+        """Whether it is reported that the kernel has taken bytes."""
+        return bool(self.watched & WATCH_SENT)
+
     def watch_written(self, wanted: bool, /) -> None:
         """Report when the kernel has taken bytes, whenever they were sent, or do not.  Counting begins at 0.
 

@@ -244,6 +244,8 @@ class StreamConn(Conn):
         with self._lock:
             handed_over, self._handed_over = self._handed_over, []
             self._handed = 0
+        if not handed_over:
+            return
         # If it is closed or broken by now, the task of the connection knows better why than this write does.
         with contextlib.suppress(trio.ClosedResourceError, trio.BrokenResourceError):
             for data in handed_over:
@@ -317,12 +319,13 @@ class StreamConn(Conn):
 
     def _over(self) -> None:
         """The connection is gone; ``on_close`` is next."""
-        with self._lock:
-            self._is_closed = True
-            self._take_exactly = self._send = _refuse
-        watch, self._watch = self._watch, None  # which knows this object: a cycle
-        if watch is not None:
-            keeper, entry = watch
+        if not self._is_closed:
+            with self._lock:
+                self._is_closed = True
+                self._take_exactly = self._send = _refuse
+        if self._watch is not None:
+            keeper, entry = self._watch
+            self._watch = None  # which knows this object: a cycle
             keeper.forget(entry)
 
     # --- the socket ---

@@ -89,6 +89,7 @@ class StreamDriver(AttendingHandler):
         self._settings: ConnSettings | None = None
         self._threads: WorkerThreads | None = None
         self._drains = False
+        self._is_told_of_beginning = self.callbacks.on_accept.is_overridden or self.callbacks.on_write.is_overridden
 
     def __reduce__(self) -> tuple[Any, ...]:
         return StreamDriver, (self.callbacks.handler, self._config, self._marks)
@@ -118,7 +119,8 @@ class StreamDriver(AttendingHandler):
         if is_late:
             conn._end_wait()
         try:
-            await self._accept(conn)
+            if self._is_told_of_beginning:
+                await self._accept(conn)
             await self._reading(conn, connection)
             if self._drains:
                 await self._deliver_the_rest(conn, connection, FIRST_SECONDS if is_late else 0)
@@ -132,8 +134,9 @@ class StreamDriver(AttendingHandler):
                 await self._report_written_at_the_end(conn)
             raise
         finally:
-            conn._linger_no_more()
-            connection._close_now()
+            if not connection._is_closed:
+                conn._linger_no_more()
+                connection._close_now()
             conn._over()
             if self.callbacks.on_close.is_overridden:
                 try:
@@ -359,6 +362,14 @@ class StreamDriver(AttendingHandler):
         if conn._flush_seconds == 0:
             connection.abort()
             return
+        if connection.outbound_buffered or conn._changes.watches_written or not conn._refuse_all():
+            await self._flush(conn, connection)
+        conn._linger_no_more()
+        if not connection._close_soon():
+            await connection.aclose()
+
+    async def _flush(self, conn: StreamConn, connection: Connection) -> None:
+        """Until everything is sent, also what callbacks and other threads write meanwhile."""
         begun = trio.current_time()
         patience = CloseWait(connection, conn._flush_seconds)
         while await self._has_unsent(conn, connection) or not conn._refuse_all():
@@ -367,9 +378,6 @@ class StreamDriver(AttendingHandler):
             if not await patience.wait(connection.flush):
                 seconds = trio.current_time() - begun
                 raise SlowReader(f"{connection.outbound_buffered} bytes were unsent {seconds:g} seconds after the end")
-        conn._linger_no_more()
-        if not connection._close_soon():
-            await connection.aclose()
 
     async def _has_unsent(self, conn: StreamConn, connection: Connection) -> bool:
         conn._write_handed()
