@@ -396,6 +396,38 @@ async def test_a_reset_behind_a_full_queue_is_not_told_to_who_will_take_it(both:
     assert taken > queued
 
 
+@pytest.mark.parametrize("more", [False, True], ids=["nothing behind it", "more in the kernel"])
+async def test_a_send_that_fails_is_told_though_the_queue_is_full(both: Pair, more: bool) -> None:
+    """A reset is not; but a program whose sends fail has learnt of it, and may take nothing any more."""
+    client, served = both
+    changes = Changes(served)
+    if more:
+        await stall(client, changes)
+    else:
+        await client.send(bytes(8192))
+        while await changes.next() != STALLED:
+            pass
+    async with trio.open_nursery() as nursery:
+        told = trio.Event()
+
+        async def wait() -> None:
+            with pytest.raises(trio.BrokenResourceError):
+                await changes.next()
+            told.set()
+
+        nursery.start_soon(wait)
+        await wait_all_tasks_blocked()
+        client.abort()
+        with trio.fail_after(PATIENCE):
+            while True:
+                try:
+                    served._send_nowait(b"one more")
+                except trio.BrokenResourceError:
+                    break
+                await wait_all_tasks_blocked(0.001)
+            await told.wait()
+
+
 async def test_the_end_of_both_sides_is_no_error_while_the_queue_is_full() -> None:
     """The socket has something to tell then, for ever, and that must neither end the wait nor keep the run busy."""
     client, served = await open_pair(marks=SMALL)

@@ -49,6 +49,7 @@ int gt_stream_check_sending(gt_stream *stream)
     if (stream->broken && !stream->send_error) {
         int known = stream->socket_error ? stream->socket_error : stream->receive_error;
         stream->send_error = known ? known : EPIPE;
+        wake_receiver(stream); /* a GT_CHANGE reports it, be the queue full or not */
     }
     if (stream->send_error)
         return stream->send_error;

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, final
+from typing import final
 
 import trio
 
@@ -11,10 +11,7 @@ from gain_trio._io_manager import broken_by
 from gain_trio._transports._backends import kept
 from gain_trio._transports._connections import CHANGED, ENDED, FULL, MOST_SEEN, WATCH_RESETS, WATCH_SENT
 
-from ._tls_traffic import CHUNK, broken_tls
-
-if TYPE_CHECKING:
-    from ._tls_connection import TlsConnection
+from ._tls_traffic import CHUNK, TlsTraffic, broken_tls
 
 
 @final
@@ -51,7 +48,7 @@ class TlsChanges:
         self._unseen_below = 0  # bytes that were reported below, and may be in the queue there
         self._below_is_over = False  # nothing is left to report below but its end
 
-    async def wait_change(self, connection: TlsConnection, watched: int) -> int:
+    async def wait_change(self, connection: TlsTraffic, watched: int) -> int:
         """See :meth:`Connection._wait_change`."""
         connection._begin_receiving()
         self._watched = watched
@@ -78,7 +75,7 @@ class TlsChanges:
             self._watched = 0
             self._scope = None
 
-    def _next(self, connection: TlsConnection) -> int | None:
+    def _next(self, connection: TlsTraffic) -> int | None:
         if self._is_noted or (self._watched & WATCH_SENT and self.sent):
             self._is_noted = self.sent = False
             return CHANGED
@@ -101,7 +98,7 @@ class TlsChanges:
 
     # --- waiting ---
 
-    async def _receive_below(self, connection: TlsConnection) -> bytes | None:
+    async def _receive_below(self, connection: TlsTraffic) -> bytes | None:
         """A chunk from below, ``b""`` at the end, None when something else has changed."""
         if not self._unseen_below:
             if await self._wait_change_below(connection) == ENDED:
@@ -112,7 +109,7 @@ class TlsChanges:
         self._unseen_below -= count
         return connection._below.next(count) or None  # a receive may have had it
 
-    async def _wait_change_below(self, connection: TlsConnection) -> int:
+    async def _wait_change_below(self, connection: TlsTraffic) -> int:
         change = await connection._below._wait_change(self._watched)
         if change > 0:
             self._unseen_below += change
@@ -120,7 +117,7 @@ class TlsChanges:
             self.sent = True
         return change
 
-    async def _wait_while_full(self, connection: TlsConnection) -> None:
+    async def _wait_while_full(self, connection: TlsTraffic) -> None:
         """Wait for other changes than bytes."""
         feeding = connection._feeding
         if feeding.is_taken:
@@ -153,7 +150,7 @@ class TlsChanges:
         self._is_noted = True
         self.wake()
 
-    def note_room(self, connection: TlsConnection) -> None:
+    def note_room(self, connection: TlsTraffic) -> None:
         """Some of the queue was taken."""
         if self._is_full and len(connection._inbound) <= connection._marks.receive_low:
             self.wake()

@@ -68,7 +68,6 @@ class TlsConnection(TlsTraffic):
         "_flushing",
         "_payload_sent",
         "_pieces",
-        "_receiving",
         "_sending",
         "_thread",
         "_transfer",
@@ -86,9 +85,8 @@ class TlsConnection(TlsTraffic):
             None  # where below each ends, and how much of the program's it has
         )
         self._payload_sent = 0
-        self._receiving = False  # a call of this direction is in progress
-        self._sending = False
-        self._flushing = False  # the one of the sending direction has nothing to send
+        self._sending = False  # a call of this direction is in progress
+        self._flushing = False  # it has nothing to send
         self._thread = current_thread()  # the run's
         super().__init__(engine, below, marks, https_compatible=https_compatible)
         self.context = None
@@ -168,13 +166,6 @@ class TlsConnection(TlsTraffic):
         return self._below.socket
 
     # --- receiving ---
-
-    def _begin_receiving(self) -> None:
-        if self._is_closed:
-            self._check_open()
-        if self._receiving:
-            raise trio.BusyResourceError("another task is already receiving on this connection")
-        self._receiving = True
 
     @trio.lowlevel.enable_ki_protection  # see _feed()
     async def receive(self, max_bytes: int | None = None) -> bytes:
@@ -365,6 +356,10 @@ class TlsConnection(TlsTraffic):
         """See :meth:`Connection._note_change`."""
         if not self._is_closed:
             self._changes.note()
+
+    def _wake_for_change(self) -> None:
+        """See :meth:`TlsTraffic._wake_for_change`."""
+        self._changes.wake()
 
     def _let_go_on(self) -> None:
         """Some of the queue was taken."""

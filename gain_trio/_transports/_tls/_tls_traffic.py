@@ -31,6 +31,7 @@ ssl's stops both.
 
 from __future__ import annotations
 
+import abc
 import errno
 import math
 from collections import deque
@@ -128,6 +129,7 @@ class TlsTraffic(Connection):
         "_read_deadline",
         "_read_scope",
         "_reading_is_lent",
+        "_receiving",
         "_room_inbound",
         "_send_error",
         "_time_slice",
@@ -150,6 +152,7 @@ class TlsTraffic(Connection):
         self._marks = marks
         self._expects_close_notify = not https_compatible
         self._piece = max(min(PIECE, marks.send_high), _SMALLEST_PIECE)
+        self._receiving = False  # a call of this direction is in progress
         self._inbound: Inbound = NOTHING
         self._ended = False
         self._error: OSError | None = None  # of ssl's: nothing goes in either direction after it
@@ -177,12 +180,15 @@ class TlsTraffic(Connection):
 
     # --- what the rest of the connection brings ---
 
+    @abc.abstractmethod
     def _arrived(self, data: bytes) -> None:
         """Queue it."""
 
+    @abc.abstractmethod
     def _handed_down(self, count: int) -> None:
         """So much of the program's data was encrypted, and is outbound below."""
 
+    @abc.abstractmethod
     def _wake_for_change(self) -> None:
         """Have the task in :meth:`_wait_change` look again."""
 
@@ -251,6 +257,13 @@ class TlsTraffic(Connection):
             self._below.read_deadline = -math.inf
 
     # --- receiving ---
+
+    def _begin_receiving(self) -> None:
+        if self._is_closed:
+            self._check_open()
+        if self._receiving:
+            raise trio.BusyResourceError("another task is already receiving on this connection")
+        self._receiving = True
 
     @property
     def _is_held_up(self) -> bool:
