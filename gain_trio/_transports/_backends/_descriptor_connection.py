@@ -181,7 +181,7 @@ class DescriptorConnection(SocketConnection):
         receiver.read(self, 1)
         return False
 
-    async def receive_fds(self, max_bytes: int, max_fds: int) -> tuple[bytes, list[int]]:
+    async def _receive_fds(self, max_bytes: int, max_fds: int, /) -> tuple[bytes, list[int]]:
         """See :meth:`Connection.receive_fds`."""
         if as_size(max_bytes) < 1 or as_size(max_fds) < 1:
             raise ValueError(f"max_bytes and max_fds must be >= 1, not {max_bytes} and {max_fds}")
@@ -199,7 +199,7 @@ class DescriptorConnection(SocketConnection):
             self._unwaited += len(data)
         return data, self._socket.take(max_fds)
 
-    async def send_fds(self, data: Buffer, fds: Sequence[int | HasFileno]) -> None:
+    async def _send_fds(self, data: Buffer, fds: Sequence[int | HasFileno], /) -> None:
         """See :meth:`Connection.send_fds`."""
         with memoryview(data) as view:
             content = bytes(view)

@@ -1,6 +1,6 @@
 """The contract of connections and listeners, and what all of their implementations share."""
 
-from ._change_codes import CHANGED, ENDED, FULL, MOST_SEEN, WATCH_RESETS, WATCH_SENT
+from ._change_wait import CHANGED, ENDED, FULL, MOST_SEEN, WATCH_RESETS, WATCH_SENT
 from ._connection import Connection
 from ._deadlines import ConnectionDeadlines, DeadlineEntry, DeadlineKeeper, current_keeper
 from ._file_sending import FileTransfer

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import abc
-import contextlib
 import math
-import socket
 import ssl
-import sys
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, SupportsIndex
 
@@ -15,16 +12,17 @@ import trio
 
 from gain_trio._io_manager import broken_by
 from gain_trio._transports._addresses import PeerCredentials, peer_credentials
-from gain_trio._transports._peer import UNNAMED, endpoint_text, peer_of, shared_address, unnamed_text
-from gain_trio._transports._peer_progress import CloseWait
+from gain_trio._transports._peer import shared_address
 
-from ._deadlines import ConnectionDeadlines
-from ._file_sending import FileTransfer, KernelFileTransfer
-from ._files import File, opened
+from ._change_wait import ChangeWait
+from ._closing import Closing
+from ._deadlines import ConnectionDeadlines, HasDeadlines
+from ._descriptor_passing import DescriptorPassing
+from ._file_sending import FileSending, FileTransfer, KernelFileTransfer
 from ._framing import Framing
-from ._has_fileno import HasFileno
 from ._marks import Marks, checked_close_timeout, checked_idle_timeout
 from ._messages import DrainDeadline, MessageLoop
+from ._peer_naming import PeerNaming
 from ._proxy_protocol import ProxyHeader
 from ._queues import receive_into
 from ._read_only_socket import PlainSocket, ReadOnlySocket
@@ -90,91 +88,43 @@ class Connection(trio.abc.HalfCloseableStream):
     """The deadline of the wait in progress, if the server drains."""
 
     if TYPE_CHECKING:
-        # An implementation over a socket has these, for what is done here for all such; one over another connection has it
-        # done there.
+        # An implementation over a socket has these, for the classes that are named here and say what each of them is; one
+        # over another connection has it done there.
 
         @property
-        def _is_closed(self) -> bool:
-            """Whether calls are refused."""
+        def _is_closed(self) -> bool: ...
 
         @property
-        def _is_send_eof(self) -> bool:
-            """Whether sends are refused."""
+        def _is_send_eof(self) -> bool: ...
 
         @property
-        def _is_send_incomplete(self) -> bool:
-            """Whether a send ended with only a part of its data sent."""
+        def _is_send_incomplete(self) -> bool: ...
+
+        @property
+        def _active_at(self) -> float: ...
+
+        _borrowed_socket = Closing._borrowed_socket
+        _close_flush = Closing._close_flush
+        _refuse_calls = Closing._refuse_calls
+        _refuse_sends = Closing._refuse_sends
+        _close = Closing._close
+
+        _timed = HasDeadlines._timed
+        _deadline_passed = HasDeadlines._deadline_passed
+        _break = HasDeadlines._break
+
+        _hold_sends = FileSending._hold_sends
+        _mark_send_incomplete = FileSending._mark_send_incomplete
+        _wait_for_room = FileSending._wait_for_room
+        _fail_sends = FileSending._fail_sends
+        _has_sent = FileSending._has_sent
 
         def _wait_writable(self) -> Coroutine[Any, Any, None]:
             """Wait until less than the high mark is outbound."""
 
-        def _close_flush(self) -> Coroutine[Any, Any, None]:
-            """:meth:`flush` after :meth:`_refuse_calls`."""
-
-        def _refuse_calls(self) -> None:
-            """Closed for the program: calls in progress and new ones fail."""
-
-        def _refuse_sends(self) -> None:
-            """No more sends: :meth:`send_eof` was called."""
-
-        def _close(self, reset: bool, /) -> None:
-            """Close the descriptor, with RST if asked for or if a send is incomplete.  A second call does nothing."""
-
-        def _borrowed_socket(self) -> contextlib.AbstractContextManager[PlainSocket]:
-            """The socket, for the length of a with statement.  Raises :exc:`trio.ClosedResourceError` when closed."""
-
-        @property
-        def _active_at(self) -> float:
-            """When a byte was moved last, on Trio's clock; kept while :meth:`_timed`."""
-
-        def _timed(self, wanted: bool, /) -> None:
-            """Keep :attr:`_active_at`, or do not."""
-
-        def _deadline_passed(self, sending: bool, now: float, /) -> float:
-            """The keeper's visit: have a call in progress that is past its deadline raise.  Returns when to come again."""
-
-        def _break(self, errno: int, /) -> None:
-            """Shut both directions down; calls raise the errno until the connection is closed."""
-
-        def _hold_sends(self, held: bool, /) -> None:
-            """Whether there is a transfer, and other calls of the sending side are busy."""
-
-        def _mark_send_incomplete(self) -> None:
-            """What was sent is a part of something, and no whole."""
-
-        def _wait_for_room(self) -> Coroutine[Any, Any, None]:
-            """Wait until the kernel would take something.  Raises what :meth:`send` raises, and keeps its deadline."""
-
-        def _fail_sends(self, number: int, /) -> int:
-            """What was sent past this object has failed with this errno.  Returns why the first of all sends failed."""
-
-        def _has_sent(self, count: int, /) -> None:
-            """Count ``count`` bytes that were sent past this object."""
-
-        # Every implementation has these two.  They are the one wait of code that is called back, and so does not wait in
-        # receive() and send(), but looks at the connection whenever something has changed.
-
-        def _wait_change(self, watched: int, /) -> Coroutine[Any, Any, int]:
-            """Wait until something has changed since the last answer.  It is a receiving call, and takes nothing.
-
-            Args:
-              watched: :data:`WATCH_SENT` and :data:`WATCH_RESETS`, both or neither.
-
-            Returns:
-              How many bytes have arrived that no answer has reported before and that are still queued, at most
-              :data:`MOST_SEEN`; or :data:`CHANGED`, before such bytes; or :data:`ENDED` or :data:`FULL`, after them.
-
-            Raises:
-              trio.BusyResourceError, trio.ClosedResourceError, trio.TooSlowError: see :meth:`receive`.
-              trio.BrokenResourceError: it broke, in either direction; all that arrived before was reported, unless the
-                queue is at its high mark: then the kernel's bytes are reported when the program has taken some, and this is
-                raised again after them.
-
-            Cancelling it loses nothing.
-            """
-
-        def _note_change(self) -> None:
-            """Have :meth:`_wait_change` return :data:`CHANGED`: the call in progress, otherwise the next one."""
+        # Every implementation has these two.
+        _wait_change = ChangeWait._wait_change
+        _note_change = ChangeWait._note_change
 
     def __reduce_ex__(self, _protocol: SupportsIndex, /) -> NoReturn:
         # A copy would be a second owner of the descriptor: the first to close it closes the other's, or a stranger's.
@@ -392,40 +342,8 @@ class Connection(trio.abc.HalfCloseableStream):
         is less), bytes objects and lists of them included.
         """
 
-    async def send_file(self, file: File, offset: int = 0, count: int | None = None, /) -> int:
-        """Send ``count`` bytes of a file from ``offset`` on (None: up to where it ends now), after what was sent before.
-
-        Returns when the kernel has accepted all of them.  Without TLS the kernel sends the file itself (sendfile(2)), and
-        no byte of it passes through the program: bytes written to the file meanwhile may or may not be sent.  A worker
-        thread does all of it (:func:`trio.to_thread.run_sync`), so a slow disk keeps no other task waiting, in slices of
-        some 20 milliseconds.
-
-        Args:
-          file: a path, which is opened and closed; or a descriptor, or anything with a ``fileno()``, which must stay open
-            meanwhile.  Its position does not matter, and does not change.
-          offset, count: of the bytes to send.
-
-        Returns:
-          How many bytes were sent: ``count``.
-
-        Raises:
-          ValueError: it is not a regular file (but a pipe, a device, a directory), or is too short; nothing is sent.
-          EOFError: it was shortened meanwhile; the message says how much was sent.
-          OSError: it cannot be opened or read.
-          trio.BusyResourceError, trio.ClosedResourceError, trio.BrokenResourceError, trio.TooSlowError: see :meth:`send`.
-
-        An error, :attr:`write_deadline` or a cancellation (which takes effect after the current slice) ends it early, with
-        a part of the file sent: then the connection cannot send any more, and closing it resets it, as with :meth:`send`.
-        Unix sockets have no reset: there the peer sees the end of the stream.
-        """
-        async with opened(file, offset, count) as source:
-            return await self._transfer_type(self, source).run()
-
-    def _end_transfer(self) -> None:
-        """End a transfer in progress, because the connection is to be closed: its data is incomplete."""
-        if self._transfer is not None:
-            self._mark_send_incomplete()
-            self._transfer.cancel()
+    send_file: Final = FileSending.send_file
+    _end_transfer = FileSending._end_transfer
 
     @abc.abstractmethod
     def flush(self) -> Coroutine[Any, Any, None]:
@@ -521,22 +439,7 @@ class Connection(trio.abc.HalfCloseableStream):
         await self.flush()
         self._end_sending()
 
-    async def aclose(self) -> None:
-        """Close the connection: flush what was sent, then close.
-
-        Calls in progress raise :exc:`trio.ClosedResourceError` at once.  The flush goes on while the peer accepts bytes, for
-        :attr:`close_timeout` at most.  When the peer has accepted nothing for 5 seconds, when that time is over, or when
-        this is cancelled, the connection is reset, so that the peer does not take a part for the whole.
-
-        A Unix socket has no reset: the peer receives what the kernel has accepted and then the end of the stream, or
-        ``ECONNRESET`` if it has sent something that is unread here (unix(7)).  A protocol that has to distinguish a part
-        from the whole there marks the end of its messages itself, by a length or a separator.
-
-        With nothing left to send it ends with FIN, unless unread bytes are in the kernel: then the kernel resets it
-        (RFC 1122, 4.2.2.13).  On the ring they may be in the connection's queue already, and it does not.  Receive until
-        the end of the stream first where that matters.  Closing twice is fine.
-        """
-        await self._close_flushing()
+    aclose: Final = Closing.aclose
 
     @trio.lowlevel.enable_ki_protection
     def abort(self) -> None:
@@ -551,6 +454,11 @@ class Connection(trio.abc.HalfCloseableStream):
         self._end_transfer()
         self._remember_peer()
         self._close(True)
+
+    _end_sending = Closing._end_sending
+    _close_flushing = Closing._close_flushing
+    _close_soon = Closing._close_soon
+    _close_now = Closing._close_now
 
     # --- the socket ---
 
@@ -652,60 +560,10 @@ class Connection(trio.abc.HalfCloseableStream):
         """
         return peer_credentials(self)
 
-    async def send_fds(self, data: Buffer, fds: Sequence[int | HasFileno]) -> None:  # noqa: ARG002 - refused here
-        """Send ``data`` as :meth:`Connection.send` does, and pass descriptors with its first byte (``SCM_RIGHTS``).
-
-        The receiver has descriptors of its own for the same open files afterwards.  Those here stay the caller's, who
-        can close them when this has returned.
-
-        Args:
-          data: at least one byte.
-          fds: descriptors, or objects with a ``fileno()``; at most 253.
-
-        Raises:
-          ValueError: there is no data, or more descriptors than go with one.
-          OSError: one of them is closed (``EBADF``), or too many are in flight (``ETOOMANYREFS``); nothing was sent.
-          RuntimeError: the connection was not opened with ``pass_fds=True``.
-
-        And what :meth:`Connection.send` raises.  Cancelled while it waits, it has sent nothing.
-        """
-        self._refuse_descriptors("send_fds()")
-
-    async def receive_fds(self, max_bytes: int, max_fds: int) -> tuple[bytes, list[int]]:  # noqa: ARG002 - the same
-        """:meth:`Connection.receive` at most ``max_bytes``, and the descriptors that came with them.
-
-        Descriptors arrive with the first byte of what they were sent with.  In one call the kernel may put bytes that
-        were sent before in front of those, but none behind that were sent afterwards.  More than ``max_fds`` wait, in
-        order, for the next call, as do those that came with bytes that another call has taken: then ``data`` may be
-        ``b""`` though the stream has not ended.  ``peek``, ``next``, ``discard`` and ``inbound_buffered`` look ahead,
-        so after them descriptors may be returned before their bytes.
-
-        Closing a descriptor that a peer has passed may wait: for ``SO_LINGER`` seconds if it is a TCP socket with unsent
-        data and the peer has closed its own copies, for a file server if it is a file of FUSE or NFS, for a terminal to
-        drain.  A handler that does not trust its peer closes it in a thread,
-        ``await trio.to_thread.run_sync(os.close, fd)``.  Descriptors that no call has taken are closed in threads, with
-        the connection at the latest.
-
-        Returns:
-          The bytes, and the descriptors: close-on-exec, and the caller's to close.  ``(b"", [])`` at the end of the
-          stream.
-
-        Raises:
-          ValueError: ``max_bytes`` or ``max_fds`` is less than 1.
-          trio.BrokenResourceError: the connection broke; also when descriptors came that could not be had, because the
-            process has too many open files, or because too many wait already: a quarter of RLIMIT_NOFILE, at most
-            1,024, for a connection, and half of RLIMIT_NOFILE for all of them.  They are closed.
-          RuntimeError: the connection was not opened with ``pass_fds=True``.
-
-        And what :meth:`Connection.receive` raises.  Cancelling it loses nothing.
-        """
-        self._refuse_descriptors("receive_fds()")
-
-    def _refuse_descriptors(self, call: str) -> NoReturn:
-        raise RuntimeError(
-            f"{call} needs a Unix connection that was opened for it: pass_fds=True in connect(), open_listeners(), "
-            "serve() or Connection.from_socket()"
-        )
+    send_fds: Final = DescriptorPassing.send_fds
+    receive_fds: Final = DescriptorPassing.receive_fds
+    _send_fds = DescriptorPassing._send_fds
+    _receive_fds = DescriptorPassing._receive_fds
 
     # --- behind a proxy ---
 
@@ -826,89 +684,11 @@ class Connection(trio.abc.HalfCloseableStream):
             self._borrowed_socket, lambda: self.direct_local_address, lambda: self.direct_remote_address
         )
 
-    # --- for the server ---
+    # --- for the log ---
 
-    def _peer_text(self) -> str | None:
-        """The other end for a person to read, escaped, also after a reset; None if it is not known any more."""
-        header = self._proxy_header
-        if header is not None and header.source is not None:
-            return endpoint_text(header.source)
-        if self._remote_address:
-            return endpoint_text(self._remote_address)
-        try:
-            with self._borrowed_socket() as sock:
-                if self._remote_address is None:
-                    self._remote_address = peer_of(sock)
-                if self._remote_address in ("", b""):
-                    return unnamed_text(sock)
-        except (trio.ClosedResourceError, OSError):
-            return None if self._remote_address is None else UNNAMED
-        return None if self._remote_address is None else endpoint_text(self._remote_address)
-
-    def _remember_peer(self) -> None:
-        """It is about to be closed because of an error, which a line of the log will be about."""
-        if self._remote_address is None and isinstance(sys.exc_info()[1], Exception):
-            self._peer_text()
-
-    def _described(self, state: str) -> str:
-        """What :func:`repr` returns."""
-        peer = self._peer_text()
-        return f"<gain_trio.Connection {state}{f' with {peer}' if peer is not None else ''} at {id(self):#x}>"
-
-    def _end_sending(self) -> None:
-        """What :meth:`send_eof` does when all is flushed, without a checkpoint."""
-        self._refuse_sends()
-        with self._borrowed_socket() as sock:
-            try:
-                sock.shutdown(socket.SHUT_WR)
-            except OSError as error:
-                raise broken_by(error) from error
-
-    @trio.lowlevel.enable_ki_protection
-    async def _close_flushing(self) -> bool:
-        """:meth:`aclose`.  False when it gave up on the peer, and has reset the connection with something unsent."""
-        if self._successor is not None:
-            return await self._successor._close_flushing()
-        self._end_transfer()
-        if self._is_closed:
-            await trio.lowlevel.checkpoint()
-            return True
-        self._remember_peer()
-        self._refuse_calls()
-        flushed = False
-        try:
-            patience = CloseWait(self)
-            await trio.lowlevel.checkpoint()
-            if self.outbound_buffered and not self._is_send_incomplete:
-                flushed = await patience.wait(self._close_flush)
-            else:
-                flushed = True
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            flushed = True  # the peer is gone, or abort() was called: there is nothing to reset
-        finally:
-            self._close(not flushed and self.outbound_buffered > 0)
-        return flushed
-
-    @trio.lowlevel.enable_ki_protection
-    def _close_soon(self) -> bool:
-        """Close now if that loses nothing, without a checkpoint.  False when something is left to send."""
-        if self._successor is not None:
-            return self._successor._close_soon()
-        self._end_transfer()
-        if not self._is_closed and self.outbound_buffered:
-            return False
-        self._close(False)
-        return True
-
-    @trio.lowlevel.enable_ki_protection
-    def _close_now(self) -> None:
-        """What a cancelled :meth:`aclose` does, without a checkpoint."""
-        if self._successor is not None:
-            self._successor._close_now()
-            return
-        self._end_transfer()
-        self._remember_peer()
-        self._close(not self._is_closed and self.outbound_buffered > 0)
+    _peer_text = PeerNaming._peer_text
+    _remember_peer = PeerNaming._remember_peer
+    _described = PeerNaming._described
 
     # --- iteration ---
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import errno
 import os
 import select
 import signal
+import socket
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, NoReturn, final
+from collections.abc import Coroutine, Iterator
+from typing import Any, ClassVar, NoReturn, Protocol, final
 
 import attrs
 import trio
@@ -17,15 +19,116 @@ import trio
 from gain_trio._io_manager import broken_by
 from gain_trio._transports._addresses import errnos
 
-from ._files import CACHED_PIECE, MOST_AT_ONCE, PIECE, QUICK, ROOM_SECONDS, SLICE, FileSource
-
-if TYPE_CHECKING:
-    from ._connection import Connection
+from ._files import CACHED_PIECE, MOST_AT_ONCE, PIECE, QUICK, ROOM_SECONDS, SLICE, File, FileSource, opened
 
 _NOT_THIS_FILE = errnos("EINVAL", "ENOSYS", "ENOTSUP", "EOPNOTSUPP")
 """From the first call: sendfile(2) cannot read files of this file system."""
 _OF_THE_FILE = errnos("EIO", "ESTALE", "EUCLEAN", "EBADMSG", "ENOMEM", "EOVERFLOW", "EACCES", "EPERM")
 """Errors of the file, or of the machine: the connection itself is sound."""
+
+
+class FileSending(Protocol):
+    """The call that sends a file: a connection has it by its name."""
+
+    __slots__ = ()
+
+    # --- what a connection brings ---
+
+    _transfer_type: ClassVar[type[FileTransfer]]
+    """How :meth:`send_file` sends."""
+    _transfer: trio.CancelScope | None
+    """The scope of the :meth:`send_file` in progress."""
+
+    @property
+    @abc.abstractmethod
+    def bytes_sent(self) -> int:
+        """See :attr:`Connection.bytes_sent`."""
+
+    @property
+    @abc.abstractmethod
+    def outbound_buffered(self) -> int:
+        """See :attr:`Connection.outbound_buffered`."""
+
+    @property
+    @abc.abstractmethod
+    def _is_closed(self) -> bool:
+        """Whether calls are refused."""
+
+    @property
+    @abc.abstractmethod
+    def _is_send_eof(self) -> bool:
+        """Whether sends are refused."""
+
+    @abc.abstractmethod
+    def send(self, data: bytes | memoryview, /) -> Coroutine[Any, Any, None]:
+        """See :meth:`Connection.send`."""
+
+    @abc.abstractmethod
+    def flush(self) -> Coroutine[Any, Any, None]:
+        """See :meth:`Connection.flush`."""
+
+    @abc.abstractmethod
+    def _hold_sends(self, held: bool, /) -> None:
+        """Whether there is a transfer, and other calls of the sending side are busy."""
+
+    @abc.abstractmethod
+    def _mark_send_incomplete(self) -> None:
+        """What was sent is a part of something, and no whole."""
+
+    # These are for KernelFileTransfer only, so a connection without a socket of its own need not have them.
+
+    @abc.abstractmethod
+    def _borrowed_socket(self) -> contextlib.AbstractContextManager[socket.socket]:
+        """The socket, for the length of a with statement.  Raises :exc:`trio.ClosedResourceError` when closed."""
+
+    @abc.abstractmethod
+    def _wait_for_room(self) -> Coroutine[Any, Any, None]:
+        """Wait until the kernel would take something.  Raises what :meth:`send` raises, and keeps its deadline."""
+
+    @abc.abstractmethod
+    def _fail_sends(self, number: int, /) -> int:
+        """What was sent past this object has failed with this errno.  Returns why the first of all sends failed."""
+
+    @abc.abstractmethod
+    def _has_sent(self, count: int, /) -> None:
+        """Count ``count`` bytes that were sent past this object."""
+
+    # --- what a program calls ---
+
+    async def send_file(self, file: File, offset: int = 0, count: int | None = None, /) -> int:
+        """Send ``count`` bytes of a file from ``offset`` on (None: up to where it ends now), after what was sent before.
+
+        Returns when the kernel has accepted all of them.  Without TLS the kernel sends the file itself (sendfile(2)), and
+        no byte of it passes through the program: bytes written to the file meanwhile may or may not be sent.  A worker
+        thread does all of it (:func:`trio.to_thread.run_sync`), so a slow disk keeps no other task waiting, in slices of
+        some 20 milliseconds.
+
+        Args:
+          file: a path, which is opened and closed; or a descriptor, or anything with a ``fileno()``, which must stay open
+            meanwhile.  Its position does not matter, and does not change.
+          offset, count: of the bytes to send.
+
+        Returns:
+          How many bytes were sent: ``count``.
+
+        Raises:
+          ValueError: it is not a regular file (but a pipe, a device, a directory), or is too short; nothing is sent.
+          EOFError: it was shortened meanwhile; the message says how much was sent.
+          OSError: it cannot be opened or read.
+          trio.BusyResourceError, trio.ClosedResourceError, trio.BrokenResourceError, trio.TooSlowError: see :meth:`send`.
+
+        An error, :attr:`write_deadline` or a cancellation (which takes effect after the current slice) ends it early, with
+        a part of the file sent: then the connection cannot send any more, and closing it resets it, as with :meth:`send`.
+        Unix sockets have no reset: there the peer sees the end of the stream.
+        """
+        async with opened(file, offset, count) as source:
+            return await self._transfer_type(self, source).run()
+
+    def _end_transfer(self) -> None:
+        """End a transfer in progress, because the connection is to be closed: its data is incomplete."""
+        if self._transfer is not None:
+            self._mark_send_incomplete()
+            self._transfer.cancel()
 
 
 class FileTransfer:
@@ -37,7 +140,7 @@ class FileTransfer:
 
     __slots__ = ("_connection", "_sent", "_source")
 
-    def __init__(self, connection: Connection, source: FileSource) -> None:
+    def __init__(self, connection: FileSending, source: FileSource) -> None:
         self._connection = connection
         self._source = source
         self._sent = 0
