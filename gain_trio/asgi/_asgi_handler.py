@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager
-from typing import Any, Final, TypeAlias, final
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, final
 
 import trio
 
-from gain_trio._http import Limits, Memory, Request, RequestMemory
 from gain_trio._server import (
     LivingHandler,
     RequestInProgress,
@@ -22,26 +21,25 @@ from gain_trio._server import (
 )
 from gain_trio._transports import Connection
 
+from ._access_log import AccessLog, log_access
 from ._asgi_config import AsgiConfig
 from ._asgi_types import AsgiApp
-from ._exchange import HttpExchange
-from ._http_connection import HttpConnection
+from ._http_connection import HttpConnection, WebSocketHandler
+from ._lifespan import app_lifespan
 from ._proxy_headers import TrustedProxies, proxied
-from ._read_only import ReadOnly
-from ._request_observers import RequestCounter, RequestLimit, RequestObserver, RequestsInProgress, serving
-from ._response_heads import HeadMemory, Stamp
-
-_EXTENSIONS: Final = ("http.response.pathsend", "http.response.trailers", "http.response.early_hint")
-SPEC_VERSION: Final = "2.4"
-"""The version of ASGI's HTTP specification: ``send`` raises an :exc:`OSError` when the client is gone."""
-
-WebSocketHandler: TypeAlias = Callable[[HttpConnection, Request, dict[str, Any], HttpExchange], Awaitable[None]]
-"""An async function that takes a connection over with the request that asks for it, the scope, and the exchange by which to
-answer as HTTP.  The connection is over when it returns."""
+from ._request_observers import (
+    AccessLines,
+    RequestCounter,
+    RequestLimit,
+    RequestObserver,
+    RequestsInProgress,
+    joined,
+)
+from ._served_app import ServedApp
 
 
 @final
-class AsgiHandler(LivingHandler):
+class AsgiHandler(ServedApp, LivingHandler):
     """Serves an app on a connection.
 
     A worker process gets the handler pickled: with the name of the app, which it imports, or with the app itself.
@@ -58,11 +56,6 @@ class AsgiHandler(LivingHandler):
 
     websocket: WebSocketHandler | None = None
     """What serves WebSockets; without it a request to upgrade is an ordinary one."""
-    observer: RequestObserver | None = None
-    """The object that is called for each request."""
-    state: dict[str, Any] | None = None
-    """What the app's lifespan has left for requests: each gets a copy as ``scope["state"]``.  None without one."""
-
     counter: RequestCounter | None = None
     """What counts requests."""
     in_progress: RequestsInProgress | None = None
@@ -72,35 +65,16 @@ class AsgiHandler(LivingHandler):
 
     def __init__(self, app: AsgiApp | str, config: AsgiConfig, *, counts: bool = False, notes: bool = False) -> None:
         self.source = app
-        self.config = config
         self.counts = counts
         self.notes = notes
-        self.app: AsgiApp = load_app(app, factory=config.factory)
+        loaded = load_app(app, factory=config.factory)
         if config.proxy_headers is not None:
             proxies = TrustedProxies(config.forwarded_allow_ips, fields=config.proxy_headers, host=config.proxy_host)
-            self.app = proxied(self.app, proxies)
-        self.__qualname__ = app if isinstance(app, str) else getattr(app, "__qualname__", type(app).__qualname__)
-        self.is_plain = not (config.task_per_request or config.cancel_on_disconnect)
-        """Whether an app runs in its connection's task, with nothing around it."""
-        self.sets_variables = False
-        """Whether a call of the app has left a context variable changed."""
-        self._clock: tuple[object, Callable[[], float]] | None = None  # of the last run, and its current_time()
-        self.limits = Limits(head=config.limit_head)
-        self.memory = RequestMemory()
-        self.targets: Memory[tuple[bytes, bytes, int], dict[str, Any]] = Memory(256)
-        """What scopes have of the method, the target and the minor version."""
-        self.heads = HeadMemory()
-        self.stamp = Stamp(date=config.date_header, server=config.server_header)
+            loaded = proxied(loaded, proxies)
+        name = app if isinstance(app, str) else getattr(app, "__qualname__", type(app).__qualname__)
+        super().__init__(loaded, name, config)
         if config.websockets is not False:
             self.websocket = _websockets(config)
-        self.extensions = {name: ReadOnly() for name in _EXTENSIONS}
-        self.base_scope: dict[str, Any] = {
-            "type": "http",
-            "asgi": ReadOnly(version="3.0", spec_version=SPEC_VERSION),
-            "http_version": "1.1",
-            "scheme": "http",
-            "root_path": config.root_path,
-        }
 
     def __repr__(self) -> str:
         return f"<ASGI app {self.__qualname__}>"
@@ -110,7 +84,52 @@ class AsgiHandler(LivingHandler):
 
     def lifespan(self) -> AbstractAsyncContextManager[object]:
         """See :meth:`LivingHandler.lifespan`: the app's, and what looks on while it serves."""
-        return serving(self)
+        return self._lifespan()
+
+    @asynccontextmanager
+    async def _lifespan(self) -> AsyncIterator[None]:
+        lines = self._make_observers()
+        if lines is None:
+            async with self._app_lifespan():
+                yield
+        else:
+            async with lines.flushed(), self._app_lifespan():
+                yield
+
+    def _make_observers(self) -> AccessLines | None:
+        """Those of one process, from its start to its end; returns the lines of the access log that are to be flushed."""
+        config = self.config
+        observers: list[RequestObserver] = []
+        lines: AccessLines | None = None
+        self.counter = self.limit = self.in_progress = None
+        if self.counts:
+            self.counter = RequestCounter()
+            observers.append(self.counter)
+        if self.notes:
+            self.in_progress = RequestsInProgress()
+            observers.append(self.in_progress)
+        if config.max_requests is not None:
+            self.limit = RequestLimit(config.max_requests, config.max_requests_jitter)
+            observers.append(self.limit)
+        if config.access_log is not None:
+            descriptor = config.access_log_descriptor
+            lines = None if descriptor is None else AccessLines(descriptor)
+            observers.append(AccessLog(log_access if lines is None else lines.write, form=config.access_log))
+        if observers:
+            self.observer = joined(observers)
+        return lines
+
+    @asynccontextmanager
+    async def _app_lifespan(self) -> AsyncIterator[None]:
+        async with app_lifespan(self.app, self.__qualname__, self.config.app_lifespan) as state:
+            if state is None:
+                yield
+                return
+            self.state = state
+            try:
+                yield
+            finally:
+                self.state = None
 
     async def until_retired(self) -> None:
         """See :meth:`LivingHandler.until_retired`: ``max_requests``."""
@@ -127,17 +146,9 @@ class AsgiHandler(LivingHandler):
         """See :meth:`LivingHandler.request_in_progress`."""
         return None if self.in_progress is None else self.in_progress.of_task(task)
 
-    def clock(self) -> Callable[[], float]:
-        """The method that returns the time of the current run: one object for all connections."""
-        clock = trio.lowlevel.current_clock()
-        found = self._clock
-        if found is None or found[0] is not clock:
-            found = self._clock = clock, clock.current_time
-        return found[1]
-
     def __call__(self, connection: Connection) -> Coroutine[Any, Any, None]:
         """Serve a connection until it is over."""
-        return HttpConnection(self, connection).run()
+        return HttpConnection(self, connection, self.websocket).run()
 
 
 def _websockets(config: AsgiConfig) -> WebSocketHandler | None:

@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, final
+from typing import final
 
 import trio
 
 from gain_trio._server import ungrouped
 
+from ._client_side import ClientSide
 from ._exchange import DONE, HttpExchange
-
-if TYPE_CHECKING:
-    from ._http_connection import HttpConnection
 
 
 @final
 class ClientWatch:
     """The watch during one request."""
 
-    def __init__(self, http: HttpConnection, exchange: HttpExchange) -> None:
+    def __init__(self, http: ClientSide, exchange: HttpExchange) -> None:
         self._http = http
         self._exchange = exchange
         self._arrival = trio.Event()  # bytes were given to the reader, or the client is gone; one for each time

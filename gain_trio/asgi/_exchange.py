@@ -32,11 +32,9 @@ from gain_trio._server import ungrouped
 from gain_trio._transports import was_reset
 
 from ._asgi_types import Message
+from ._client_side import ClientSide
 from ._opened_file import OpenedFile
 from ._response_heads import BODILESS, Head, checked_fields, checked_start, checked_value, field_lines, made_head
-
-if TYPE_CHECKING:
-    from ._http_connection import HttpConnection
 
 NOTHING, HELD, BEGUN, IN_FILE, AT_TRAILERS, DONE = range(6)
 """The states of a response: nothing was given; its start was, and is held; its head was sent, and its body goes on; a file
@@ -81,7 +79,7 @@ class ExchangeInPython:
 
     __slots__ = ()
 
-    def __init__(self, http: HttpConnection, request: Request) -> None:
+    def __init__(self, http: ClientSide, request: Request) -> None:
         for name, value in (EXCHANGE_DEFAULTS | {"http": http, "request": request}).items():
             setattr(self, name, value)
 
@@ -105,7 +103,7 @@ class HttpExchange(_Exchange):
 
     __slots__ = ("http", "request", *EXCHANGE_DEFAULTS)
 
-    http: HttpConnection
+    http: ClientSide
     request: Request
     phase: int
     status: int

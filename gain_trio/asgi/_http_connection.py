@@ -18,9 +18,10 @@ import contextvars
 import functools
 import math
 import os
+from collections.abc import Awaitable, Callable
 from contextvars import copy_context
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import Any, Final, TypeAlias, final
 from urllib.parse import unquote
 
 import trio
@@ -33,14 +34,13 @@ from gain_trio._transports import Connection, was_reset
 
 from ._app_context import call_app, in_context, in_task
 from ._asgi_types import ClientDisconnected, Receive, Scope, Send
+from ._client_side import Response
 from ._client_watch import ClientWatch
 from ._exchange import BEGUN, DONE, EXCHANGE_DEFAULTS, HELD, JOINED, NOTHING, HttpExchange
 from ._read_only import ReadOnly
 from ._response_heads import STATUS_LINES, Stamp
+from ._served_app import ServedApp
 from ._tls_extension import tls_extension
-
-if TYPE_CHECKING:
-    from ._asgi_handler import AsgiHandler, WebSocketHandler
 
 _RENEWED: Final = 1.0
 """Seconds for which deadlines are not moved again."""
@@ -51,7 +51,13 @@ _MAX_TARGET: Final = 256
 
 @final
 class HttpConnection:
-    """One connection of a server of an ASGI app."""
+    """One connection of a server of an ASGI app.
+
+    Args:
+      handler: what the connection shares with the others of its process.
+      connection: its socket.
+      websocket: what serves WebSockets; without it a request to upgrade is an ordinary one.
+    """
 
     __slots__ = (
         "_ahead",
@@ -61,6 +67,7 @@ class HttpConnection:
         "_line",
         "_template",
         "_watch",
+        "_websocket",
         "clock",
         "config",
         "connection",
@@ -75,8 +82,9 @@ class HttpConnection:
         "stamp",
     )
 
-    def __init__(self, handler: AsgiHandler, connection: Connection) -> None:
+    def __init__(self, handler: ServedApp, connection: Connection, websocket: WebSocketHandler | None) -> None:
         self.handler = handler
+        self._websocket = websocket
         self.connection = connection
         self.config = handler.config
         self.heads = handler.heads
@@ -202,10 +210,10 @@ class HttpConnection:
             self.is_ended = self.is_gone = True
         return True
 
-    def lost(self, exchange: HttpExchange, error: BaseException | None) -> ClientDisconnected:
+    def lost(self, response: Response, error: BaseException | None) -> ClientDisconnected:
         """The client is gone, or too slow: return what ``send`` raises, with the reset done that this takes."""
         self.is_ended = self.is_gone = True
-        exchange.is_told_gone = exchange.is_incomplete = True
+        response.is_told_gone = response.is_incomplete = True
         if isinstance(error, trio.TooSlowError):
             self.connection.abort()
             return ClientDisconnected("the client reads too slowly")
@@ -259,8 +267,8 @@ class HttpConnection:
                 exchange = HttpExchange(self, request)
                 if not request.derived[1]:
                     exchange.is_usual, exchange.expects = False, request.framing.expects
-                    if handler.websocket is not None and _asks_for_websocket(request):
-                        await self._hand_over(handler.websocket, request, scope, exchange)
+                    if self._websocket is not None and _asks_for_websocket(request):
+                        await self._hand_over(self._websocket, request, scope, exchange)
                         return
                 observer = handler.observer
                 token = None if observer is None else observer.began(scope)
@@ -468,6 +476,10 @@ class HttpConnection:
         with contextlib.suppress(trio.BrokenResourceError, trio.TooSlowError):
             await linger(self.connection)
 
+
+WebSocketHandler: TypeAlias = Callable[[HttpConnection, Request, dict[str, Any], HttpExchange], Awaitable[None]]
+"""An async function that takes a connection over with the request that asks for it, the scope, and the exchange by which to
+answer as HTTP.  The connection is over when it returns."""
 
 if heads is not None:
     heads.configure(HttpExchange, HttpConnection, Stamp, EXCHANGE_DEFAULTS, STATUS_LINES, (NOTHING, HELD, DONE), JOINED)

@@ -32,17 +32,14 @@ import logging
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, final
+from typing import Any, Final, Literal, TypeAlias, final
 
 import trio
 
 from gain_trio._server import ungrouped
 from gain_trio._transports import shown
 
-from ._asgi_types import Message
-
-if TYPE_CHECKING:
-    from ._asgi_handler import AsgiHandler
+from ._asgi_types import AsgiApp, Message
 
 AppLifespan: TypeAlias = Literal["auto", "on", "off"]
 """``"auto"``: apps that have a lifespan get it.  ``"on"``: an app without one is an error.  ``"off"``: none has one."""
@@ -77,28 +74,25 @@ _ANSWERS: Final = {
 
 
 @asynccontextmanager
-async def app_lifespan(handler: AsgiHandler) -> AsyncIterator[None]:
-    """Start the app of a handler, give the handler the state for its requests, and end the app.
+async def app_lifespan(app: AsgiApp, name: str, mode: AppLifespan) -> AsyncIterator[dict[str, Any] | None]:
+    """Start an app, and end it.  What it yields is the state for the app's requests, None of an app without a lifespan.
 
     Raises:
       RuntimeError: the app says that it has failed, or with ``"on"`` that it has no lifespan.
 
     And what the app raises.
     """
-    mode: AppLifespan = handler.config.app_lifespan
     if mode == "off":
-        yield
+        yield None
         return
-    call = _LifespanCall(handler)
+    call = _LifespanCall(app, name)
     with ungrouped():
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(call.run, name=f"gain_trio lifespan of {handler.__qualname__}")
+            nursery.start_soon(call.run, name=f"gain_trio lifespan of {name}")
             await call.until_started(mode)
-            handler.state = call.state
             try:
-                yield
+                yield call.state
             finally:
-                handler.state = None
                 await call.end()
 
 
@@ -106,9 +100,9 @@ async def app_lifespan(handler: AsgiHandler) -> AsyncIterator[None]:
 class _LifespanCall:
     """The app's call, and the messages that it gets and sends."""
 
-    def __init__(self, handler: AsgiHandler) -> None:
-        self._app = handler.app
-        self._name = handler.__qualname__
+    def __init__(self, app: AsgiApp, name: str) -> None:
+        self._app = app
+        self._name = name
         self._state: dict[str, Any] = {}
         self._phase = _Phase.STARTING
         self._says_why = ""  # what the app says of a failure

@@ -1,4 +1,4 @@
-"""What looks on while requests are served: the count of requests, their limit, the access log; and the tasks for that.
+"""What looks on while requests are served: the count of requests, their limit, and the lines of the access log.
 
 A server without any of them has no observer, and its requests pay one comparison.
 """
@@ -11,18 +11,14 @@ import time
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final, Protocol, final
+from typing import Any, Final, Protocol, final
 
 import trio
 
 from gain_trio._server import BUCKETS, RequestInProgress, RequestStatistics, log_throttle, since_last, ungrouped
 from gain_trio._transports import shown
 
-from ._access_log import AccessLog, BufferedLines, log_access
-from ._lifespan import app_lifespan
-
-if TYPE_CHECKING:
-    from ._asgi_handler import AsgiHandler
+from ._access_log import BufferedLines
 
 FLUSH_SECONDS: Final = 1.0
 """Seconds that a line of the access log may wait for others."""
@@ -204,33 +200,3 @@ class AccessLines:
         while True:
             await trio.sleep(FLUSH_SECONDS)
             self.flush()
-
-
-@asynccontextmanager
-async def serving(handler: AsgiHandler) -> AsyncIterator[None]:
-    """All that is around the connections of a process: the observers, and the app's own lifespan within."""
-    config = handler.config
-    observers: list[RequestObserver] = []
-    lines: AccessLines | None = None
-    handler.counter = handler.limit = handler.in_progress = None
-    if handler.counts:
-        handler.counter = RequestCounter()
-        observers.append(handler.counter)
-    if handler.notes:
-        handler.in_progress = RequestsInProgress()
-        observers.append(handler.in_progress)
-    if config.max_requests is not None:
-        handler.limit = RequestLimit(config.max_requests, config.max_requests_jitter)
-        observers.append(handler.limit)
-    if config.access_log is not None:
-        descriptor = config.access_log_descriptor
-        lines = None if descriptor is None else AccessLines(descriptor)
-        observers.append(AccessLog(log_access if lines is None else lines.write, form=config.access_log))
-    if observers:
-        handler.observer = joined(observers)
-    if lines is None:
-        async with app_lifespan(handler):
-            yield
-    else:
-        async with lines.flushed(), app_lifespan(handler):
-            yield

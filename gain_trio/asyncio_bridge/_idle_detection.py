@@ -16,14 +16,11 @@ A protocol with a state of its own has a method ``server_draining()``; see :clas
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Final, final
+from typing import Final, final
 
 import trio
 
 from gain_trio._transports import Connection
-
-if TYPE_CHECKING:
-    from ._transport import ProtocolTransport
 
 QUIET: Final = 0.25
 """Seconds without a byte in either direction after which an answer counts as complete."""
@@ -57,10 +54,3 @@ class IdleDetector:
             return math.inf
         end = self._since + QUIET
         return end if has_heard else max(end, self._made_at + FIRST_WORDS)
-
-
-async def watch(draining: trio.Event, transport: ProtocolTransport, scope: trio.CancelScope) -> None:
-    """Have one transport drain with its server: a system task."""
-    with scope:
-        await draining.wait()
-        transport._drain()

@@ -14,8 +14,6 @@ from gain_trio._callback_base import Pace
 from gain_trio._server import AttendingHandler, why_not_called
 from gain_trio._transports import Connection, shown
 
-from ._idle_detection import watch
-
 if TYPE_CHECKING:
     import asyncio
 
@@ -171,7 +169,7 @@ class ProtocolHandler(AttendingHandler):
         scope = None
         if draining not in self._attended:  # it drains already, or another handler has called this one
             scope = trio.CancelScope()
-            trio.lowlevel.spawn_system_task(watch, draining, transport, scope, name="gain_trio watch for a drain")
+            trio.lowlevel.spawn_system_task(_watch, draining, transport, scope, name="gain_trio watch for a drain")
         self._running.add(transport)
         try:
             await transport.run()
@@ -179,3 +177,10 @@ class ProtocolHandler(AttendingHandler):
             self._running.discard(transport)
             if scope is not None:
                 scope.cancel()
+
+
+async def _watch(draining: trio.Event, transport: ProtocolTransport, scope: trio.CancelScope) -> None:
+    """Have one transport drain with its server: a system task."""
+    with scope:
+        await draining.wait()
+        transport._drain()

@@ -18,29 +18,32 @@ import os
 import select
 import socket
 import sys
-from typing import TYPE_CHECKING, final
+from typing import Protocol, final
 
 import trio
 
 from gain_trio._io_manager import broken_by
 from gain_trio._transports._connections import CHANGED, ENDED, FULL, MOST_SEEN, WATCH_RESETS, WATCH_SENT
 
-from ._socket_base import closed_error, current_thread, kept
-
-if TYPE_CHECKING:
-    from ._socket_connection import SocketConnection
+from ._socket_base import SocketOwner, closed_error, current_thread, kept
+from ._socket_receiving import ReceivingOwner, SocketReceiver
 
 STEP = 4096
 """The least that a CHANGED counts for, in bytes, where it is counted how long a task goes on without waiting.  A callback
 that writes a byte whenever one was taken would otherwise have the thread for as many turns as the mark has bytes."""
 
 
+class WaitingOwner(ReceivingOwner, Protocol):
+    """The connection as the wait for a change sees it."""
+
+    @property
+    def _receiver(self) -> SocketReceiver:
+        """The receiving half."""
+
+
 @final
 class SocketChanges:
-    """What the answers have reported, and the task that waits for one.
-
-    It is a part of one connection, which each call names: the part holds no reference to the whole, so that a connection
-    that the program drops is closed at once.
+    """What the answers have reported, and the task that waits for one: a part of one connection, see :class:`SocketOwner`.
 
     Args:
       unseen: bytes that are queued already.
@@ -68,7 +71,7 @@ class SocketChanges:
         self._waits_for_descriptor = False
         self._room: trio.CancelScope | None = None  # of the task, while it waits for the queue to be taken from
 
-    async def wait_change(self, connection: SocketConnection, watched: int) -> int:
+    async def wait_change(self, connection: WaitingOwner, watched: int) -> int:
         """See :meth:`Connection._wait_change`."""
         receiver = connection._receiver
         if connection._is_closed or receiver.is_busy or current_thread() != connection._run.thread:
@@ -97,11 +100,11 @@ class SocketChanges:
 
     # --- what the answer is ---
 
-    def _has_sent(self, connection: SocketConnection) -> bool:
+    def _has_sent(self, connection: WaitingOwner) -> bool:
         """Whether the kernel has taken bytes that are to be reported."""
         return bool(self._watched & WATCH_SENT) and self._sent_seen != connection.bytes_sent
 
-    def _next(self, connection: SocketConnection) -> int | None:
+    def _next(self, connection: WaitingOwner) -> int | None:
         if self._is_noted:
             return self._changed(connection)
         # The kernel may take bytes at once.  A program that then writes again would never wait, and never hear of the peer:
@@ -118,12 +121,12 @@ class SocketChanges:
         self._yields_to_peer = change == CHANGED
         return self._changed(connection) if change == CHANGED else change
 
-    def _changed(self, connection: SocketConnection) -> int:
+    def _changed(self, connection: WaitingOwner) -> int:
         self._is_noted = False
         self._sent_seen = connection.bytes_sent
         return CHANGED
 
-    def _next_of_peer(self, connection: SocketConnection) -> int | None:
+    def _next_of_peer(self, connection: WaitingOwner) -> int | None:
         receiver = connection._receiver
         unseen = min(self.unseen, len(receiver.inbound))
         seen = min(unseen, MOST_SEEN)
@@ -138,17 +141,17 @@ class SocketChanges:
         was_seen, self._full_seen = self._full_seen, receiver.check_full()
         return FULL if self._full_seen and not was_seen else None
 
-    def _receive(self, connection: SocketConnection) -> bytes:
+    def _receive(self, connection: WaitingOwner) -> bytes:
         """Queue what the kernel has, and return it."""
         receiver = connection._receiver
         data = receiver.read(connection, receiver.chunk)
-        receiver.enqueue(data)
+        receiver.enqueue(connection, data)
         connection._unwaited += len(data)
         return data
 
     # --- waiting ---
 
-    async def _park(self, connection: SocketConnection) -> None:
+    async def _park(self, connection: WaitingOwner) -> None:
         """Wait, and queue what there is then."""
         receiver = connection._receiver
         if receiver.deadline < receiver.looked_at:
@@ -172,7 +175,7 @@ class SocketChanges:
         if receiver.is_late:
             raise trio.TooSlowError("the connection's read deadline has passed")
 
-    async def _wait_while_full(self, connection: SocketConnection) -> None:
+    async def _wait_while_full(self, connection: WaitingOwner) -> None:
         """Wait until :attr:`_room` is cancelled.
 
         Raises the socket's error.  What the kernel has received before it can still be read.
@@ -191,19 +194,19 @@ class SocketChanges:
 
     # --- waking ---
 
-    def wake(self, connection: SocketConnection) -> None:
+    def wake(self, connection: SocketOwner, /) -> None:
         """Have the task look again."""
         if self._room is not None:
             self._room.cancel()
         elif self._waits_for_descriptor and connection._descriptor >= 0:
             trio.lowlevel.notify_closing(connection._descriptor)  # the writer, if there is one, waits again
 
-    def note(self, connection: SocketConnection) -> None:
+    def note(self, connection: SocketOwner) -> None:
         """See :meth:`Connection._note_change`."""
         self._is_noted = True
         self.wake(connection)
 
-    def note_sent(self, connection: SocketConnection) -> None:
+    def note_sent(self, connection: SocketOwner) -> None:
         """The kernel has taken bytes."""
         if self._watched & WATCH_SENT:
             self.wake(connection)
@@ -214,7 +217,7 @@ class SocketChanges:
             self._room.cancel()
 
 
-async def _wait_for_error(connection: SocketConnection) -> None:
+async def _wait_for_error(connection: WaitingOwner) -> None:
     """Wait for an error of the socket, and keep it: a socket reports its error once."""
     watch = _watch_for_errors(connection._descriptor)
     if watch is None:

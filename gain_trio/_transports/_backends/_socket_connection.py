@@ -51,6 +51,7 @@ from gain_trio._transports._connections import (
 from gain_trio._transports._peer_progress import DEFAULT_CLOSE_TIMEOUT, unacknowledged
 
 from ._socket_base import closed_error, current_socket_run, current_thread, kept
+from ._socket_changes import SocketChanges
 from ._socket_receiving import SocketReceiver
 from ._socket_sending import SocketSender
 
@@ -65,6 +66,7 @@ class SocketConnection(Connection):
         "__weakref__",
         "_active_at",
         "_between",
+        "_changes",
         "_close_timeout",
         "_deadlines_kept",
         "_descriptor",
@@ -126,6 +128,7 @@ class SocketConnection(Connection):
         self.context = None
         self._receiver = SocketReceiver(marks, reads_ahead=self._reads_ahead)
         self._sender = SocketSender()
+        self._changes: SocketChanges | None = None
         self._flushing = False  # the call of the sending direction has nothing to send
         self._run.connections.add(self)
 
@@ -181,8 +184,8 @@ class SocketConnection(Connection):
         self._unwaited += count
         if self._is_timed:
             self._active_at = trio.current_time()
-        if self._receiver.changes is not None:
-            self._receiver.changes.note_sent(self)
+        if self._changes is not None:
+            self._changes.note_sent(self)
 
     async def _pass(self, mark: int) -> None:
         """A cancellation point, before anything is moved.
@@ -267,15 +270,20 @@ class SocketConnection(Connection):
 
     # --- changes ---
 
+    def _own_changes(self) -> SocketChanges:
+        if self._changes is None:
+            self._changes = SocketChanges(len(self._receiver.inbound))
+        return self._changes
+
     def _wait_change(self, watched: int, /) -> Coroutine[Any, Any, int]:
         """See :meth:`Connection._wait_change`."""
-        return self._receiver.own_changes().wait_change(self, watched)
+        return self._own_changes().wait_change(self, watched)
 
     def _note_change(self) -> None:
         """See :meth:`Connection._note_change`."""
         if not self._is_closed:
             self._check_thread()
-            self._receiver.own_changes().note(self)
+            self._own_changes().note(self)
 
     # --- sending ---
 
@@ -335,8 +343,8 @@ class SocketConnection(Connection):
     def _send_failed(self, error: OSError) -> None:
         """The sender has failed, or is to."""
         self._sender.fail(error)
-        if self._receiver.changes is not None:
-            self._receiver.changes.wake(self)
+        if self._changes is not None:
+            self._changes.wake(self)
 
     def _refuse_sends(self) -> None:
         self._check_thread()
@@ -416,8 +424,8 @@ class SocketConnection(Connection):
         self._unwatch()
         if self._receiver.is_busy and self._descriptor >= 0:
             trio.lowlevel.notify_closing(self._descriptor)
-            if self._receiver.changes is not None:
-                self._receiver.changes.wake(self)
+            if self._changes is not None:
+                self._changes.wake(self)
         self._sender.wake()
 
     def _close(self, reset: bool, /) -> None:

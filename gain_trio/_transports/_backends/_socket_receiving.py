@@ -5,18 +5,15 @@ from __future__ import annotations
 import errno
 import math
 import time
-from typing import TYPE_CHECKING, final
+from typing import Protocol, final
 
 import trio
 
 from gain_trio._io_manager import broken_by
 from gain_trio._transports._connections import NOTHING, Inbound, Marks, head_of, joined, without_head
 
-from ._socket_base import as_size, closed_error, current_thread, kept
-from ._socket_changes import SocketChanges
-
-if TYPE_CHECKING:
-    from ._socket_connection import SocketConnection
+from ._socket_base import SocketOwner, as_size, closed_error, current_thread, kept
+from ._socket_sending import SocketSender
 
 CHUNK = 65536
 """The most bytes that one receive brings, but for:"""
@@ -29,12 +26,34 @@ PAGE = 4096
 """A queue is filled by no less at a time, though it may have its high mark in the middle: small marks are no small calls."""
 
 
+class QueueObserver(Protocol):
+    """What a connection has for code that is called back: it wants to know what happens to the queue."""
+
+    unseen: int
+    """Bytes that have arrived, and were not reported; the program may have taken some of them."""
+
+    def wake(self, connection: SocketOwner, /) -> None:
+        """Have the task that waits for a change look again."""
+
+    def note_room(self) -> None:
+        """The queue is at its low mark."""
+
+
+class ReceivingOwner(SocketOwner, Protocol):
+    """The connection as its receiving half sees it."""
+
+    @property
+    def _sender(self) -> SocketSender:
+        """The sending half, which may have got the socket's error."""
+
+    @property
+    def _changes(self) -> QueueObserver | None:
+        """What was made for the first ``_wait_change()``."""
+
+
 @final
 class SocketReceiver:
-    """Receives, and the queue of what was received and not taken.
-
-    It is a part of one connection, which each call names: the part holds no reference to the whole, so that a connection
-    that the program drops is closed at once.
+    """Receives, and the queue of what was received and not taken: a part of one connection, see :class:`SocketOwner`.
 
     Args:
       marks: of the connection.
@@ -44,7 +63,6 @@ class SocketReceiver:
     __slots__ = (
         "_marks",
         "_reads_ahead",
-        "changes",
         "chunk",
         "deadline",
         "end_told",
@@ -75,11 +93,10 @@ class SocketReceiver:
         self.is_busy = False  # a call of this direction is in progress
         self.is_late = False  # it was woken because its deadline has passed
         self.deadline = self.looked_at = math.inf  # when the keeper of deadlines comes
-        self.changes: SocketChanges | None = None  # made for the first _wait_change()
         self.socket_error: OSError | None = None  # read while the queue was full; the receive raises it, too
         self.is_paused = False  # the queue was at its high mark, and has not been at its low one since
 
-    async def receive(self, connection: SocketConnection, max_bytes: int | None) -> bytes:  # noqa: C901  # taken apart it costs a call a message
+    async def receive(self, connection: ReceivingOwner, max_bytes: int | None) -> bytes:  # noqa: C901  # taken apart it costs a call a message
         """See :meth:`Connection.receive`."""
         size = self.chunk if max_bytes is None else self._size_for(max_bytes)
         if connection._is_closed or self.is_busy or current_thread() != connection._run.thread:
@@ -111,7 +128,7 @@ class SocketReceiver:
         finally:
             self.is_busy = False
 
-    def _read_late(self, connection: SocketConnection, size: int, max_bytes: int | None) -> bytes:
+    def _read_late(self, connection: ReceivingOwner, size: int, max_bytes: int | None) -> bytes:
         """The deadline has passed: what has come at the last moment is the answer, or the error, all the same."""
         data = self.read(connection, size)
         if data:
@@ -119,7 +136,7 @@ class SocketReceiver:
         self.check_dry()
         return b""
 
-    async def begin(self, connection: SocketConnection) -> None:
+    async def begin(self, connection: ReceivingOwner) -> None:
         """The cancellation point of a receive that may be answered at once."""
         if self.end_told:
             await trio.lowlevel.checkpoint()
@@ -133,7 +150,7 @@ class SocketReceiver:
         size = min(CHUNK, max(max_bytes, self._marks.receive_high, PAGE))
         return size if self._reads_ahead else min(size, max_bytes)
 
-    def read(self, connection: SocketConnection, size: int) -> bytes:
+    def read(self, connection: ReceivingOwner, size: int) -> bytes:
         """What the kernel has.  Nothing: for now if the connection is dry then, otherwise for good."""
         if self.ended or self.error is not None:
             return b""
@@ -169,7 +186,7 @@ class SocketReceiver:
         self.filled_at = now
         return LARGE_CHUNK if now - before < QUICK else CHUNK
 
-    def _take(self, connection: SocketConnection, data: Inbound, max_bytes: int | None) -> bytes:
+    def _take(self, connection: ReceivingOwner, data: Inbound, max_bytes: int | None) -> bytes:
         """Of ``data``, which is all that is here, as much as may be; the rest stays, or becomes, the queue."""
         if max_bytes is None or len(data) <= max_bytes:
             connection._unwaited += len(data)
@@ -177,8 +194,8 @@ class SocketReceiver:
             if self.is_kernel_dry:
                 self._emptied()
             return bytes(data)  # of bytes this is the object itself
-        if self.changes is not None and not self.inbound:  # it is fresh
-            self.changes.unseen += len(data)
+        if connection._changes is not None and not self.inbound:  # it is fresh
+            connection._changes.unseen += len(data)
         connection._unwaited += max_bytes
         self.is_dry = False
         head = head_of(data, max_bytes)
@@ -195,7 +212,7 @@ class SocketReceiver:
         else:
             self.end_told = True
 
-    async def receive_some(self, connection: SocketConnection, max_bytes: int | None) -> bytes:
+    async def receive_some(self, connection: ReceivingOwner, max_bytes: int | None) -> bytes:
         """:meth:`Connection.receive` as a full checkpoint."""
         if self.inbound or self.ended or self.error is not None or connection._is_closed or self.is_busy:
             await trio.lowlevel.checkpoint()
@@ -203,7 +220,7 @@ class SocketReceiver:
             self.is_dry = True  # so that it waits, which is a full checkpoint, and finds out what there is
         return await self.receive(connection, max_bytes)
 
-    async def fill(self, connection: SocketConnection, count: int, /) -> int:
+    async def fill(self, connection: ReceivingOwner, count: int, /) -> int:
         """See :meth:`Framing._fill`."""
         if as_size(count) < 0:
             raise ValueError("the number of bytes to wait for must be >= 0")
@@ -224,17 +241,17 @@ class SocketReceiver:
         finally:
             self.end()
 
-    async def _read_more(self, connection: SocketConnection, wanted: int) -> bool:
+    async def _read_more(self, connection: ReceivingOwner, wanted: int) -> bool:
         """Queue what there is next, waiting for it; False at the end of the stream."""
         await self.wait_until_wet(connection)
         data = self.read(connection, self._size_for(wanted))
         if data:
-            self.enqueue(data)
+            self.enqueue(connection, data)
             return True
         self.check_dry()
         return self.is_dry
 
-    async def wait_until_wet(self, connection: SocketConnection) -> None:
+    async def wait_until_wet(self, connection: ReceivingOwner) -> None:
         """Wait for the socket to become readable, if it had nothing left."""
         if self.is_dry:
             if self.deadline < self.looked_at:
@@ -261,23 +278,23 @@ class SocketReceiver:
 
     # --- deadline ---
 
-    def set_deadline(self, connection: SocketConnection, deadline: float) -> None:
+    def set_deadline(self, connection: ReceivingOwner, deadline: float) -> None:
         """Move the deadline, also of the call in progress."""
         self.deadline = deadline
         if self.is_busy and not connection._is_closed and deadline < self.looked_at:
             self.watch_deadline(connection)
 
-    def watch_deadline(self, connection: SocketConnection) -> None:
+    def watch_deadline(self, connection: ReceivingOwner) -> None:
         """The call in progress has a deadline that the keeper does not know of."""
         connection._watch(False, self.deadline)
         self.looked_at = self.deadline
 
-    def _check_late(self, connection: SocketConnection) -> None:
+    def _check_late(self, connection: ReceivingOwner) -> None:
         """The wait was ended by notify_closing(): by a close, or because the deadline has passed."""
         if connection._is_closed or not self.is_late:
             raise closed_error(connection) from None
 
-    def deadline_passed(self, connection: SocketConnection, now: float) -> float:
+    def deadline_passed(self, connection: ReceivingOwner, now: float) -> float:
         """See :meth:`Connection._deadline_passed`."""
         self.looked_at = math.inf
         if self.is_busy and not connection._is_closed:
@@ -287,19 +304,19 @@ class SocketReceiver:
                 self.is_late = True
                 # Ends the wait; the writer, if there is one, waits again.
                 trio.lowlevel.notify_closing(connection._descriptor)
-                if self.changes is not None:
-                    self.changes.wake(connection)
+                if connection._changes is not None:
+                    connection._changes.wake(connection)
         return self.looked_at
 
     # --- what has been received, without waiting ---
 
-    def find(self, connection: SocketConnection, separator: bytes, start: int) -> int:
+    def find(self, connection: ReceivingOwner, separator: bytes, start: int) -> int:
         """See :meth:`Framing._find`."""
         if connection._is_closed:
             raise closed_error(connection)
         return self.inbound.find(separator, start)
 
-    def pump(self, connection: SocketConnection) -> None:
+    def pump(self, connection: ReceivingOwner) -> None:
         """Move what the kernel has into the queue, up to the high mark.
 
         Not while a task waits to receive: the bytes are its, and nothing would wake it for those that are in the queue.
@@ -314,7 +331,7 @@ class SocketReceiver:
             data = self.read(connection, min(CHUNK, max(high - len(self.inbound), PAGE)))
             if not data:
                 break
-            self.enqueue(data)
+            self.enqueue(connection, data)
             if self.is_dry:
                 break
         self.check_full()
@@ -327,7 +344,7 @@ class SocketReceiver:
         self.is_paused = queued >= self._marks.receive_high or (self.is_paused and queued > self._marks.receive_low)
         return self.is_paused
 
-    def _counted(self, connection: SocketConnection, name: str, count: int | None) -> int:
+    def _counted(self, connection: ReceivingOwner, name: str, count: int | None) -> int:
         """``count`` bytes, or all there are for None, of a queue that is up to date, or long enough as it is."""
         if count is None:
             self.pump(connection)
@@ -339,25 +356,25 @@ class SocketReceiver:
             self.pump(connection)
         return min(count, len(self.inbound))
 
-    def peek(self, connection: SocketConnection, count: int | None) -> bytes:
+    def peek(self, connection: ReceivingOwner, count: int | None) -> bytes:
         """See :meth:`Connection.peek`."""
         count = self._counted(connection, "peek", count)  # which may move the queue
         return head_of(self.inbound, count)
 
-    def next(self, connection: SocketConnection, count: int | None) -> bytes:
+    def next(self, connection: ReceivingOwner, count: int | None) -> bytes:
         """See :meth:`Connection.next`."""
         count = self._counted(connection, "next", count)
         return self._dequeue(connection, count)
 
-    def discard(self, connection: SocketConnection, count: int | None) -> int:
+    def discard(self, connection: ReceivingOwner, count: int | None) -> int:
         """See :meth:`Connection.discard`."""
         count = self._counted(connection, "discard", count)
         connection._unwaited += count
         self.inbound = without_head(self.inbound, count)
-        self._let_go_on()
+        self._let_go_on(connection)
         return count
 
-    def buffered(self, connection: SocketConnection) -> int:
+    def buffered(self, connection: ReceivingOwner) -> int:
         """See :attr:`Connection.inbound_buffered`."""
         if not connection._is_closed:
             self.pump(connection)
@@ -365,14 +382,14 @@ class SocketReceiver:
 
     # --- taking ---
 
-    def _dequeue(self, connection: SocketConnection, count: int) -> bytes:
+    def _dequeue(self, connection: ReceivingOwner, count: int) -> bytes:
         """Remove ``count`` bytes, which are queued."""
         connection._unwaited += count
         taken = head_of(self.inbound, count)
         self.inbound = without_head(self.inbound, count)
         if not self.inbound and self.is_kernel_dry:
             self._emptied()
-        self._let_go_on()
+        self._let_go_on(connection)
         return taken
 
     def _emptied(self) -> None:
@@ -380,12 +397,12 @@ class SocketReceiver:
         self.is_kernel_dry = False
         self.is_dry = not self.ended and self.error is None
 
-    def _let_go_on(self) -> None:
+    def _let_go_on(self, connection: ReceivingOwner) -> None:
         """Some of the queue was taken."""
-        if self.changes is not None and len(self.inbound) <= self._marks.receive_low:
-            self.changes.note_room()
+        if connection._changes is not None and len(self.inbound) <= self._marks.receive_low:
+            connection._changes.note_room()
 
-    def take_exactly(self, connection: SocketConnection, count: int, /) -> bytes | None:
+    def take_exactly(self, connection: ReceivingOwner, count: int, /) -> bytes | None:
         """See :meth:`Connection._take_exactly`."""
         count = as_size(count)
         if connection._is_closed or current_thread() != connection._run.thread:
@@ -397,15 +414,8 @@ class SocketReceiver:
             queued = len(self.inbound)
         return None if count > queued else self._dequeue(connection, count if count >= 0 else queued)
 
-    def enqueue(self, data: bytes) -> None:
+    def enqueue(self, connection: ReceivingOwner, data: bytes) -> None:
         """What was received, and not taken at once."""
         self.inbound = joined(self.inbound, data)
-        if self.changes is not None:
-            self.changes.unseen += len(data)
-
-    # --- changes ---
-
-    def own_changes(self) -> SocketChanges:
-        if self.changes is None:
-            self.changes = SocketChanges(len(self.inbound))
-        return self.changes
+        if connection._changes is not None:
+            connection._changes.unseen += len(data)

@@ -20,23 +20,17 @@ from gain_trio._transports._connections import (
     message_of,
 )
 
-from ._socket_base import closed_error, current_thread, kept
+from ._socket_base import SocketOwner, closed_error, current_thread, kept
 
 checkpoint_if_cancelled = trio.lowlevel.checkpoint_if_cancelled
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-    from ._socket_connection import SocketConnection
-
 
 @final
 class SocketSender:
-    """Sends, and a writer that finishes them.
-
-    It is a part of one connection, which each call names: the part holds no reference to the whole, so that a connection
-    that the program drops is closed at once.
-    """
+    """Sends, and a writer that finishes them: a part of one connection, see :class:`SocketOwner`."""
 
     __slots__ = (
         "_is_late",
@@ -71,13 +65,13 @@ class SocketSender:
         """Bytes sent and not yet taken by the kernel."""
         return 0 if self.outbound is None else self.outbound.size
 
-    def set_deadline(self, connection: SocketConnection, deadline: float) -> None:
+    def set_deadline(self, connection: SocketOwner, deadline: float) -> None:
         """Move the deadline, also of the call in progress."""
         self.deadline = deadline
         if self._task is not None and not connection._is_closed and deadline < self.looked_at:
             self.watch_deadline(connection)
 
-    async def send(self, connection: SocketConnection, data: Buffer | Sequence[Buffer], /) -> None:
+    async def send(self, connection: SocketOwner, data: Buffer | Sequence[Buffer], /) -> None:
         """See :meth:`Connection.send`."""
         if type(data) is not bytes:
             if isinstance(data, (list, tuple)):
@@ -100,7 +94,7 @@ class SocketSender:
                 return
         await self.send_rest(connection, data, sent)
 
-    async def _take_turn(self, connection: SocketConnection) -> None:
+    async def _take_turn(self, connection: SocketOwner) -> None:
         """Much was moved without one, or for long."""
         self.is_busy = True
         try:
@@ -108,7 +102,7 @@ class SocketSender:
         finally:
             self.is_busy = False
 
-    async def _send_buffer(self, connection: SocketConnection, data: Buffer) -> None:
+    async def _send_buffer(self, connection: SocketOwner, data: Buffer) -> None:
         with memoryview(data) as view:
             if not view.c_contiguous:
                 raise BufferError("send() needs a buffer in one piece")
@@ -117,13 +111,13 @@ class SocketSender:
                     connection._refuse("sending")
                 await self.send_rest(connection, flat, 0)
 
-    async def _send_parts(self, connection: SocketConnection, data: Sequence[Buffer]) -> None:
+    async def _send_parts(self, connection: SocketOwner, data: Sequence[Buffer]) -> None:
         with message_of(data) as message:
             if connection._is_closed or self.is_busy or current_thread() != connection._run.thread:
                 connection._refuse("sending")
             await self._send_message(connection, message)
 
-    async def _send_message(self, connection: SocketConnection, message: Message) -> None:
+    async def _send_message(self, connection: SocketOwner, message: Message) -> None:
         """As :meth:`send_rest`, of a message in several parts."""
         high = connection._marks.send_high
         begun = False
@@ -147,7 +141,7 @@ class SocketSender:
         finally:
             self.is_busy = False
 
-    def _put_message(self, connection: SocketConnection, message: Message) -> bool:
+    def _put_message(self, connection: SocketOwner, message: Message) -> bool:
         """Send of it what the kernel takes, queue of the rest what the mark allows; whether any of it is done now."""
         begun = False
         while self.outbound is None and message.parts:
@@ -168,13 +162,13 @@ class SocketSender:
                 break
         return begun
 
-    def _write_parts(self, connection: SocketConnection, parts: Sequence[memoryview]) -> int:
+    def _write_parts(self, connection: SocketOwner, parts: Sequence[memoryview]) -> int:
         """How much the kernel takes of all of them together."""
         if len(parts) == 1 or not hasattr(connection._socket, "sendmsg"):  # Windows has none
             return self.write(connection, parts[0])
         return self._sent_by(connection, connection._socket.sendmsg, parts, ())
 
-    async def send_rest(self, connection: SocketConnection, data: bytes | memoryview, done: int) -> None:
+    async def send_rest(self, connection: SocketOwner, data: bytes | memoryview, done: int) -> None:
         """Send what follows the first ``done`` bytes, which the kernel has taken: from then on there is no way back."""
         high = connection._marks.send_high
         self.is_busy = True
@@ -197,7 +191,7 @@ class SocketSender:
         finally:
             self.is_busy = False
 
-    def finish_late(self, connection: SocketConnection, parts: Collection[bytes | memoryview], done: int) -> None:
+    def finish_late(self, connection: SocketOwner, parts: Collection[bytes | memoryview], done: int) -> None:
         """The deadline has passed.  The connection stays good: the rest of a send that was begun is queued.
 
         The rest is ``parts``, less the first ``done`` bytes.
@@ -211,7 +205,7 @@ class SocketSender:
                 self.is_incomplete = False
             raise trio.TooSlowError("the connection's write deadline has passed")
 
-    def check(self, connection: SocketConnection, *, own_half: bool = False) -> None:
+    def check(self, connection: SocketOwner, *, own_half: bool = False) -> None:
         """Raise why nothing can be sent any more.  ``own_half``: the caller has sent a part itself, and goes on."""
         if connection._is_closed:
             raise closed_error(connection)
@@ -224,7 +218,7 @@ class SocketSender:
         if self.is_eof:
             raise trio.ClosedResourceError("send_eof() was called on this connection")
 
-    def _put(self, connection: SocketConnection, data: bytes | memoryview, done: int) -> int:
+    def _put(self, connection: SocketOwner, data: bytes | memoryview, done: int) -> int:
         """Give the kernel what it takes of the rest of ``data``, and queue as much as the mark allows of what it does not.
 
         A bytes object cannot change, so all of it is queued by reference.  Returns how much is done in all.
@@ -234,7 +228,7 @@ class SocketSender:
                 done += self.write(connection, rest)
         return self._queue(connection, data, done)
 
-    def _queue(self, connection: SocketConnection, data: bytes | memoryview, done: int) -> int:
+    def _queue(self, connection: SocketOwner, data: bytes | memoryview, done: int) -> int:
         """Queue as much of what follows the first ``done`` bytes as the mark allows; returns how much is done in all."""
         left = len(data) - done
         if not left:
@@ -250,24 +244,24 @@ class SocketSender:
         connection._unwaited += left
         return done + left
 
-    def enqueue(self, connection: SocketConnection, data: bytes, start: int = 0) -> None:
+    def enqueue(self, connection: SocketOwner, data: bytes, start: int = 0) -> None:
         """Leave ``data``, from ``start`` on, to the writer."""
         outbound = self.outbound or Outbound()
         outbound.add(data, start)
         self._start_writer(connection)
         self.outbound = outbound
 
-    def _start_writer(self, connection: SocketConnection) -> None:
+    def _start_writer(self, connection: SocketOwner) -> None:
         if not self.is_writing:
             trio.lowlevel.spawn_system_task(self._drain, connection, name="gain_trio writer")
             self.is_writing = True
 
-    def write(self, connection: SocketConnection, data: bytes | memoryview) -> int:
+    def write(self, connection: SocketOwner, data: bytes | memoryview) -> int:
         """How much the kernel takes."""
         return self._sent_by(connection, connection._socket.send, data)
 
     @staticmethod
-    def _sent_by(connection: SocketConnection, send: Callable[..., int], *what: object) -> int:
+    def _sent_by(connection: SocketOwner, send: Callable[..., int], *what: object) -> int:
         """How many bytes a method of the socket sends; 0 if there is no room."""
         try:
             sent = send(*what, NO_SIGNAL)
@@ -279,7 +273,7 @@ class SocketSender:
         connection._has_sent(sent)
         return sent
 
-    async def wait_for_room(self, connection: SocketConnection) -> None:
+    async def wait_for_room(self, connection: SocketOwner) -> None:
         """See :meth:`Connection._wait_for_room`."""
         if connection._is_closed or self.is_busy or current_thread() != connection._run.thread:
             connection._refuse("sending")
@@ -289,7 +283,7 @@ class SocketSender:
         finally:
             self.is_busy = False
 
-    async def until_room(self, connection: SocketConnection) -> None:
+    async def until_room(self, connection: SocketOwner) -> None:
         """:meth:`wait_for_room` for a call that holds the sending side already.
 
         The writer waits for it: what ends a wait for the descriptor need not be meant for this call, and a deadline is.
@@ -306,7 +300,7 @@ class SocketSender:
         finally:
             self.room_wanted = False
 
-    async def _drain(self, connection: SocketConnection) -> None:
+    async def _drain(self, connection: SocketOwner) -> None:
         """The writer.  Nothing but the end of the run may end it before the queue is empty, and no error may leave it."""
         try:
             while self.outbound is not None or self.room_wanted:
@@ -326,7 +320,7 @@ class SocketSender:
         finally:
             self.is_writing = False
 
-    def write_queued(self, connection: SocketConnection) -> None:
+    def write_queued(self, connection: SocketOwner) -> None:
         """Send what is queued until the kernel takes no more."""
         while (outbound := self.outbound) is not None:
             head = outbound.head()
@@ -348,7 +342,7 @@ class SocketSender:
         self.outbound = None
         self.wake()
 
-    async def park(self, connection: SocketConnection, mark: int) -> bool:
+    async def park(self, connection: SocketOwner, mark: int) -> bool:
         """Wait until less than ``mark`` is outbound, or something happened that the caller finds out.
 
         Returns whether it was woken because the deadline has passed, and nothing else has happened.
@@ -367,12 +361,12 @@ class SocketSender:
         connection._has_waited()
         return self._is_late and self.size >= mark
 
-    def watch_deadline(self, connection: SocketConnection) -> None:
+    def watch_deadline(self, connection: SocketOwner) -> None:
         """The call in progress has a deadline that the keeper does not know of."""
         connection._watch(True, self.deadline)
         self.looked_at = self.deadline
 
-    def deadline_passed(self, connection: SocketConnection, now: float) -> float:
+    def deadline_passed(self, connection: SocketOwner, now: float) -> float:
         self.looked_at = math.inf
         if self._task is not None and not connection._is_closed:
             if self.deadline > now:
@@ -387,7 +381,7 @@ class SocketSender:
         if task is not None:
             trio.lowlevel.reschedule(task, outcome.Value(None))
 
-    async def wait_below(self, connection: SocketConnection, mark: int) -> None:
+    async def wait_below(self, connection: SocketOwner, mark: int) -> None:
         if connection._is_closed or self.is_busy or current_thread() != connection._run.thread:
             connection._refuse("sending")
         self.is_busy = True
@@ -402,7 +396,7 @@ class SocketSender:
         finally:
             self.is_busy = False
 
-    async def flush_closing(self, connection: SocketConnection) -> None:
+    async def flush_closing(self, connection: SocketOwner) -> None:
         while self.outbound is not None:
             await self.park(connection, 1)
         if self.error is not None:
