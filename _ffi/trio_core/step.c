@@ -282,15 +282,22 @@ static int step(PyObject *runner, PyObject *hooks, PyObject *context, PyObject *
     return result;
 }
 
+/* list.pop(), for which there is no function.  The list keeps its room, as it does there. */
+static PyObject *take_last(PyObject *list)
+{
+    Py_ssize_t last = PyList_GET_SIZE(list) - 1;
+    PyObject *item = PyList_GET_ITEM(list, last);
+    Py_SET_SIZE((PyVarObject *)list, last);
+    return item; /* its reference was the list's */
+}
+
 /* Step the tasks of `batch`, a list that only the caller refers to, from its end.  0 or -1 */
 static int run_all(PyObject *runner, PyObject *hooks, PyObject *context, PyObject *batch)
 {
     int result = PyErr_CheckSignals();
     while (result == 0 && PyList_GET_SIZE(batch) > 0 && tc_intact(TC_step)) {
-        Py_ssize_t last = PyList_GET_SIZE(batch) - 1;
-        PyObject *task = Py_NewRef(PyList_GET_ITEM(batch, last));
-        result = PyList_SetSlice(batch, last, last + 1, NULL); /* the list does not keep a task that exits */
-        if (result == 0 && !Py_IS_TYPE(task, tc_core.task_type)) {
+        PyObject *task = take_last(batch); /* the list does not keep a task that exits */
+        if (!Py_IS_TYPE(task, tc_core.task_type)) {
             PyErr_SetString(PyExc_TypeError, "what is on the run queue is not a Trio task");
             result = -1;
         }
