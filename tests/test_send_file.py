@@ -33,7 +33,7 @@ from support.pairs import (
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gain_trio import Connection
-from gain_trio._transports._connections import _file_sending
+from gain_trio._transports._connections import _file_sending, _files
 from gain_trio._transports._connections._files import FileSource
 
 pytestmark = [pytest.mark.connections, pytest.mark.features]
@@ -444,7 +444,7 @@ async def test_a_file_that_the_kernel_does_not_send_is_read(
 
 @pytest.mark.parametrize(
     ("seconds", "sizes"),
-    [(0.0, [1, 2, 4, 8, 8, 8]), (0.0019, [1, 2, 4, 8, 8, 8]), (0.004, [1] * 5), (0.3, [1])],
+    [(0.0, [1, 2, 4, 8, 8, 8]), (0.0019, [1, 2, 4, 8, 8, 8]), (0.004, [1] * 25), (0.3, [1])],
     ids=["memory", "quick", "slow", "very slow"],
 )
 def test_a_disk_that_is_quick_is_asked_for_more_at_a_time(
@@ -463,9 +463,31 @@ def test_a_disk_that_is_quick_is_asked_for_more_at_a_time(
     monkeypatch.setattr(_file_sending, "time", SimpleNamespace(monotonic=lambda: now))
     one, other = socket.socketpair()
     with one, other:
-        part = _file_sending._send_slice(one.fileno(), FileSource("a file", -1, 0, sum(sizes) << 20), 0)
+        part = _file_sending._send_slice(one.fileno(), FileSource("a file", -1, 0, sum(sizes) << 20), 0, 0)
     assert asked == sizes
     assert part.sent == sum(sizes) << 20
+
+
+@pytest.mark.skipif(not hasattr(os, "sendfile"), reason="this system has no sendfile")
+@pytest.mark.parametrize("any_pair", ["TCP", "Unix"], indirect=True)  # the kernel does not send a file over TLS
+@pytest.mark.parametrize(("borrowed", "is_patient"), [(0, True), (20, True), (21, False), (39, False)])
+async def test_a_thread_is_patient_while_half_of_them_are_free(
+    pair: Pair, path: Path, monkeypatch: pytest.MonkeyPatch, borrowed: int, is_patient: bool
+) -> None:
+    client, _served = pair
+    path.write_bytes(b"x" * 1000)
+    threads = trio.to_thread.current_default_thread_limiter()
+    for _ in range(borrowed):
+        threads.acquire_on_behalf_of_nowait(object())
+    asked: list[float] = []
+
+    def send(_descriptor: int, source: FileSource, _done: int, patience: float) -> _file_sending._SendfileSlice:
+        asked.append(patience)
+        return _file_sending._SendfileSlice(sent=source.count)
+
+    monkeypatch.setattr(_file_sending, "_send_for_a_while", send)
+    assert await client.send_file(path) == 1000
+    assert asked == [_files.PATIENCE if is_patient else _files.ROOM_SECONDS]
 
 
 @pytest.mark.usefixtures("way")
@@ -519,14 +541,19 @@ async def test_a_deadline_that_has_passed_is_of_no_consequence_to_one_that_need_
 
 
 @pytest.mark.usefixtures("way")
-async def test_its_bytes_are_no_idleness(pair: Pair, path: Path, mock_clock: MockClock) -> None:
+async def test_its_bytes_are_no_idleness(
+    pair: Pair, path: Path, mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client, served = pair
     path.write_bytes(pattern(LARGEST))
     client.idle_timeout = 10
+    monkeypatch.setattr(_file_sending, "SLICE", 0.001)  # the bytes of a slice count when it is over
     async with trio.open_nursery() as nursery:
         nursery.start_soon(client.send_file, path)
         for _ in range(LARGEST // MEBIBYTE):
+            before = client.bytes_sent
             await receive_exactly(served, MEBIBYTE)
+            await until(lambda before=before: client.bytes_sent > before or not nursery.child_tasks)
             mock_clock.jump(0.5)  # in ten seconds 20 MiB, which the kernel does not hold
             await wait_all_tasks_blocked(0.001)
 

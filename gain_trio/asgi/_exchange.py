@@ -476,7 +476,7 @@ class HttpExchange(_Exchange):
         """The same of an opened file's content, in this task's turn."""
         http = self.http
         try:
-            await self._while_accepted(functools.partial(http.connection.send_file, file.descriptor, 0, file.size))
+            await self._while_accepted(functools.partial(http.connection._send_source, file.source))
         except _GONE as error:
             raise http.lost(self, error) from error
         except BaseException:

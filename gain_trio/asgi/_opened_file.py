@@ -6,6 +6,8 @@ import os
 import stat
 from typing import Final, final
 
+from gain_trio._transports import FileSource
+
 SMALL: Final = 64 * 1024
 """Bytes of the largest file that is read when it is opened: that takes less time than another visit to a thread."""
 
@@ -19,12 +21,13 @@ class OpenedFile:
       ValueError: it is not a regular file.
     """
 
-    __slots__ = ("content", "descriptor", "size")
+    __slots__ = ("_descriptor", "content", "size", "source")
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # so that a pipe does not wait for its other end
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # so that a pipe does not wait for its other end
         try:
-            self.size = _checked(os.fstat(self.descriptor), path)
+            self.size = _checked(os.fstat(self._descriptor), path)
+            self.source = FileSource(repr(os.fspath(path)), self._descriptor, 0, self.size)
             self.content = self._whole() if self.size <= SMALL else None
             """All of a small file."""
         except BaseException:
@@ -32,14 +35,14 @@ class OpenedFile:
             raise
 
     def _whole(self) -> bytes:
-        content = os.pread(self.descriptor, self.size, 0)
+        content = os.pread(self._descriptor, self.size, 0)
         if len(content) != self.size:
             raise OSError("the file was shortened while it was read")
         return content
 
     def close(self) -> None:
         """Close the descriptor."""
-        os.close(self.descriptor)
+        os.close(self._descriptor)
 
 
 def _checked(status: os.stat_result, path: str | os.PathLike[str]) -> int:

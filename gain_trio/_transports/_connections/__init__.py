@@ -4,6 +4,7 @@ from ._change_wait import CHANGED, ENDED, FULL, MOST_SEEN, WATCH_RESETS, WATCH_S
 from ._connection import Connection
 from ._deadlines import ConnectionDeadlines, DeadlineEntry, DeadlineKeeper, current_keeper
 from ._file_sending import FileTransfer
+from ._files import FileSource
 from ._framing import IncompleteMessage, MessageTooLong
 from ._has_fileno import HasFileno
 from ._listener import CONNECTION_ERRNOS, RESOURCE_ERRNOS, Listener, close_all
@@ -44,6 +45,7 @@ __all__ = [
     "ConnectionDeadlines",
     "DeadlineEntry",
     "DeadlineKeeper",
+    "FileSource",
     "FileTransfer",
     "HasFileno",
     "Inbound",

@@ -343,6 +343,7 @@ class Connection(trio.abc.HalfCloseableStream):
         """
 
     send_file: Final = FileSending.send_file
+    _send_source = FileSending._send_source
     _end_transfer = FileSending._end_transfer
 
     @abc.abstractmethod

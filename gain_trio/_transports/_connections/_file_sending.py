@@ -19,7 +19,7 @@ import trio
 from gain_trio._io_manager import broken_by
 from gain_trio._transports._addresses import errnos
 
-from ._files import CACHED_PIECE, MOST_AT_ONCE, PIECE, QUICK, ROOM_SECONDS, SLICE, File, FileSource, opened
+from ._files import CACHED_PIECE, MOST_AT_ONCE, PATIENCE, PIECE, QUICK, ROOM_SECONDS, SLICE, File, FileSource, opened
 
 _NOT_THIS_FILE = errnos("EINVAL", "ENOSYS", "ENOTSUP", "EOPNOTSUPP")
 """From the first call: sendfile(2) cannot read files of this file system."""
@@ -101,7 +101,7 @@ class FileSending(Protocol):
         Returns when the kernel has accepted all of them.  Without TLS the kernel sends the file itself (sendfile(2)), and
         no byte of it passes through the program: bytes written to the file meanwhile may or may not be sent.  A worker
         thread does all of it (:func:`trio.to_thread.run_sync`), so a slow disk keeps no other task waiting, in slices of
-        some 20 milliseconds.
+        at most a tenth of a second.
 
         Args:
           file: a path, which is opened and closed; or a descriptor, or anything with a ``fileno()``, which must stay open
@@ -122,7 +122,11 @@ class FileSending(Protocol):
         Unix sockets have no reset: there the peer sees the end of the stream.
         """
         async with opened(file, offset, count) as source:
-            return await self._transfer_type(self, source).run()
+            return await self._send_source(source)
+
+    async def _send_source(self, source: FileSource, /) -> int:
+        """:meth:`send_file` of a file that is open, and whose size is known."""
+        return await self._transfer_type(self, source).run()
 
     def _end_transfer(self) -> None:
         """End a transfer in progress, because the connection is to be closed: its data is incomplete."""
@@ -212,9 +216,11 @@ class KernelFileTransfer(FileTransfer):
         connection, source = self._connection, self._source
         with connection._borrowed_socket() as sock:
             descriptor = os.dup(sock.fileno())
+        threads = trio.to_thread.current_default_thread_limiter()
         try:
             while self._sent < source.count:
-                part = await trio.to_thread.run_sync(_send_for_a_while, descriptor, source, self._sent)
+                patience = PATIENCE if 2 * threads.borrowed_tokens <= threads.total_tokens else ROOM_SECONDS
+                part = await trio.to_thread.run_sync(_send_for_a_while, descriptor, source, self._sent, patience)
                 if part.sent:
                     self._sent += part.sent
                     connection._has_sent(part.sent)
@@ -272,13 +278,13 @@ def _sigpipe_taken() -> Iterator[None]:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
-def _send_for_a_while(descriptor: int, source: FileSource, done: int) -> _SendfileSlice:
-    """For a worker thread."""
+def _send_for_a_while(descriptor: int, source: FileSource, done: int, patience: float) -> _SendfileSlice:
+    """For a worker thread, which waits for room for at most ``patience`` seconds at a time."""
     with _sigpipe_taken():
-        return _send_slice(descriptor, source, done)
+        return _send_slice(descriptor, source, done, patience)
 
 
-def _send_slice(descriptor: int, source: FileSource, done: int) -> _SendfileSlice:
+def _send_slice(descriptor: int, source: FileSource, done: int, patience: float) -> _SendfileSlice:
     part = _SendfileSlice()
     until = time.monotonic() + SLICE
     room = select.poll()
@@ -289,7 +295,7 @@ def _send_slice(descriptor: int, source: FileSource, done: int) -> _SendfileSlic
         try:
             sent = _send_piece(descriptor, source, done + part.sent, min(size, left - part.sent))
         except BlockingIOError:
-            part.is_full = not room.poll(ROOM_SECONDS * 1000)
+            part.is_full = not room.poll(patience * 1000)
             if part.is_full:
                 break
         except OSError as error:

@@ -5,12 +5,16 @@ less than reading and sending, but it blocks while the disk is read, and io_urin
 its place: its splice needs a pipe, so two operations where this is one call, and hands both to the kernel's own worker
 threads, because they may block.  So sendfile runs in a worker thread of Trio's.
 
-To hand something to a thread takes longer than to send a few hundred KiB, and that is what a socket's buffer has room for.
-So a thread that finds it full waits a moment (ROOM_SECONDS) for room, and goes on while there is some, but no longer than
-SLICE: then other tasks have their turn, and the task can be cancelled.  A peer that reads slowly has no thread waiting for
-it: the task waits for room, in a call of the connection's sending side like any other (``_wait_for_room``), so the write
-deadline, an idle timeout and a close do to it what they do to a send.  The connection counts the bytes that went past it,
-or a transfer would look idle.
+To hand something to a thread takes longer than to send a few hundred KiB, and a socket's buffer has room for one or two MiB
+again when the kernel reports any.  So a thread that finds it full waits for room, and goes on while there is some, but no
+longer than SLICE: then the connection counts the bytes that went past it, or a transfer would look idle, and the task can
+be cancelled.  A transfer beside three others finds room every 5 to 10 milliseconds, so a thread is patient for longer than
+that; with 2 milliseconds a file of 64 MiB took 24 visits to threads, and they cost as much as the kernel's work.
+
+Threads are for others, too: the limiter is the program's, of which Trio has 40.  So a thread is patient while half of them
+are free, and otherwise waits a moment only.  A peer that reads slowly has no thread waiting for it: the task waits for room,
+in a call of the connection's sending side like any other (``_wait_for_room``), so the write deadline, an idle timeout and a
+close do to it what they do to a send.
 
 A thread cannot be interrupted, and the connection may be closed while one is at work.  Therefore it works on a duplicate
 of the descriptor: the number of the original may belong to another file by then.  Closing sets SO_LINGER, which belongs to
@@ -42,10 +46,12 @@ QUICK = 0.002
 """Seconds in which the kernel sends a piece that it has in memory."""
 CACHED_PIECE = 1 << 18
 """Bytes read of the page cache at a time, in the run's own thread: copying them takes less than a tenth of a millisecond."""
-SLICE = 0.02
+SLICE = 0.1
 """Seconds after which a thread takes on no further piece."""
+PATIENCE = 0.02
+"""Seconds that a thread waits for room at a time, while there are threads to spare."""
 ROOM_SECONDS = 0.002
-"""Seconds that a thread waits for room at a time.  A peer that reads at full speed makes some in a tenth of that."""
+"""The same when there are none.  A peer that reads at full speed, and alone, makes some in a tenth of that."""
 
 
 File: TypeAlias = "int | str | bytes | os.PathLike[str] | os.PathLike[bytes] | HasFileno"
