@@ -73,7 +73,7 @@ async def test_the_scope_of_a_request() -> None:
     [scope] = app.scopes
     assert scope == {
         "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.4"},
+        "asgi": {"version": "3.0", "spec_version": "2.5"},
         "http_version": "1.1",
         "method": "GET",
         "scheme": "http",
@@ -116,7 +116,7 @@ async def test_what_an_app_writes_to_a_scope_is_not_seen_by_others() -> None:
                 refused += 1
         own = copy.deepcopy({"asgi": scope["asgi"], "again": pickle.loads(pickle.dumps(scope["asgi"]))})
         own["asgi"]["mine"] = own["again"]["mine"] = 1
-        assert scope["asgi"] == {"version": "3.0", "spec_version": "2.4"}
+        assert scope["asgi"] == {"version": "3.0", "spec_version": "2.5"}
         await hello(scope, receive, send)
 
     async with serving_app(app) as server:
@@ -453,6 +453,43 @@ async def test_head_has_the_fields_and_no_body(app: Any) -> None:
     assert head.fields.get("content-length") == whole.fields.get("content-length")
 
 
+async def test_an_error_in_answer_to_a_head_has_no_body_either() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/fails":
+            raise LookupError("of the app")
+        while (await receive()).get("more_body"):
+            pass
+        await hello(scope, receive, send)
+
+    chunked = request("HEAD", "/", "Transfer-Encoding: chunked", body=b"nonsense\r\n")
+    async with serving_app(app) as server:
+        for sent, status in ((request("HEAD", "/fails"), 500), (chunked, 400)):
+            received = await raw_answer(server, sent)
+            assert received.startswith(b"HTTP/1.1 %d " % status)
+            assert received.endswith(b"\r\n\r\n")
+            assert b"\r\nContent-Length: 22\r\n" in received
+        fine, malformed = await ask(server, request("HEAD") + b"nonsense\r\n\r\n", "HEAD")  # its method is not known
+    assert (fine.status, malformed.status, malformed.body) == (200, 400, b"this is no HTTP request\n")
+
+
+async def test_an_upgrade_that_an_app_offers_is_in_the_field_connection_too() -> None:
+    """RFC 9110, 7.8: without that a proxy would pass the offer on."""
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        offer = [(b"upgrade", b"example/2"), (b"connection", b"upgrade")]
+        await send({"type": "http.response.start", "status": 426, "headers": offer})
+        await send({"type": "http.response.body"})
+
+    async with serving_app(app) as server:
+        kept, again, closed = await ask(server, request() * 2 + closing())
+    assert [kept.fields["upgrade"], kept.fields["connection"], again.fields["connection"]] == [
+        "example/2",
+        "upgrade",
+        "upgrade",
+    ]
+    assert closed.fields["connection"] == "close, upgrade"
+
+
 @pytest.mark.parametrize("status", [204, 304])
 async def test_a_status_without_a_body_has_none(status: int) -> None:
     async def app(_scope: Any, _receive: Any, send: Any) -> None:
@@ -598,7 +635,8 @@ async def test_requests_behind_one_whose_app_watches_its_client_are_kept() -> No
         (400, b"GET / HTTP/1.1\r\n\r\n"),
         (414, b"GET /" + b"x" * 20_000),
         (431, request("GET", "/", "X: " + "y" * 20_000)),
-        (501, request("POST", "/", "Transfer-Encoding: gzip")),
+        (501, request("POST", "/", "Transfer-Encoding: gzip, chunked")),
+        (400, request("POST", "/", "Transfer-Encoding: gzip")),
         (505, request(version="2.0")),
         (417, request("POST", "/", "Content-Length: 5", "Expect: more")),
     ],

@@ -52,6 +52,7 @@ async def test_a_client_closes(data: bytes, message: Message) -> None:
         await peer.ended()
         await app.over.wait()
     assert app.messages == [{"type": "websocket.receive", "text": "last"}, message]
+    assert type(app.messages[-1]["code"]) is int  # and no member of an enumeration
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,9 @@ static bool note_meaning(const char *name, Py_ssize_t size, const char *value, c
     case 6:
         found->has_server |= is_name(name, size, "server");
         return true;
+    case 7:
+        found->decides_framing |= is_name(name, size, "upgrade"); /* of which the field Connection speaks, too */
+        return true;
     case 10:
         found->decides_framing |= is_name(name, size, "connection");
         return true;

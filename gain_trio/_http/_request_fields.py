@@ -207,7 +207,10 @@ def _read_length(found: dict[bytes, list[bytes]], max_body: int | None, *, is_1_
     if codings is not None:
         if is_1_0 or lengths is not None:
             raise Refused(HTTPStatus.BAD_REQUEST, "Transfer-Encoding in HTTP/1.0, or beside Content-Length")
-        if members(codings) != [b"chunked"]:
+        *others, last = members(codings)
+        if last != b"chunked" or b"chunked" in others:  # RFC 9112, 6.3: where the body ends is not certain
+            raise Refused(HTTPStatus.BAD_REQUEST, "the last transfer coding is chunked, which is applied once")
+        if others:
             raise Refused(HTTPStatus.NOT_IMPLEMENTED, "the only transfer coding here is chunked")
         return CHUNKED
     if lengths is None:

@@ -229,6 +229,7 @@ class HttpConnection:
         status, nurseries = cancel_status_of(task), len(task.child_nurseries)
         context = task.context.copy()
         has_begun = False
+        exchange = None
         connection.read_deadline = clock() + self.config.timeout_head
         try:
             while True:
@@ -305,7 +306,7 @@ class HttpConnection:
                     if observer is not None:
                         observer.ended(token, scope, exchange.status, exchange.size, failure)
         except Refused as refusal:
-            await self._refuse(refusal.status, str(refusal))
+            await self._refuse(refusal.status, str(refusal), exchange if refusal is self.refusal else None)
 
     def _scope_of(self, request: Request) -> dict[str, Any]:
         """The scope of a request."""
@@ -429,7 +430,7 @@ class HttpConnection:
                 await self.connection.flush()
         elif exchange.phase < BEGUN:
             exchange.status = HTTPStatus.INTERNAL_SERVER_ERROR
-            await self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.INTERNAL_SERVER_ERROR.phrase)
+            await self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.INTERNAL_SERVER_ERROR.phrase, exchange)
         else:
             self.connection.abort()
 
@@ -454,8 +455,11 @@ class HttpConnection:
         except Refused:  # the response has been sent
             return False
 
-    async def _refuse(self, status: HTTPStatus, reason: str) -> None:
-        """Answer with an error, and end the connection so that the answer arrives."""
+    async def _refuse(self, status: HTTPStatus, reason: str, exchange: HttpExchange | None) -> None:
+        """Answer with an error, and end the connection so that the answer arrives.
+
+        ``exchange`` is that of the request, or None if its head was refused.
+        """
         now = self.clock()
         stamp = self.stamp
         if now >= stamp.until:
@@ -466,6 +470,7 @@ class HttpConnection:
             reason.encode("ascii") + b"\n",
             first=stamp.server_line + stamp.date_line,
             last=b"connection: close\r\n",
+            with_content=exchange is None or exchange.request.method != b"HEAD",
         )
         with contextlib.suppress(trio.BrokenResourceError, trio.TooSlowError):
             await self.connection.send(data)

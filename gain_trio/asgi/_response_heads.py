@@ -17,8 +17,12 @@ from gain_trio._http import TOKEN
 _NAME: Final = re.compile(TOKEN + rb"+")
 _VALUE: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}")
-BODILESS: Final = frozenset({204, 304})
-"""The statuses of responses without a body (RFC 9110, 6.4.1)."""
+_UNFRAMED: Final = frozenset({204, 304})
+"""The statuses of responses that end with their heads (RFC 9112, 6.3)."""
+_RESET_CONTENT: Final = 205
+"""The one of responses that end with an empty body (RFC 9110, 15.3.6)."""
+BODILESS: Final = _UNFRAMED | {_RESET_CONTENT}
+"""All of them: what an app sends as their body is left out."""
 _PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
 _MAX_SHARED: Final = 1024
 """Bytes of the longest head that is remembered."""
@@ -198,16 +202,18 @@ def made_head(
     fields = checked_fields(headers)
     names = {name for name, _value in fields}
     head = Head(b"", closes or _says_close(fields))
-    bodiless = status in BODILESS
     given = _given_length(fields)
     wants_chunked = trailers or (minor and _says_chunked(fields))
     kept = [field for field in fields if field[0] not in {b"connection", b"transfer-encoding"}]
-    if status == 204:  # RFC 9110, 8.6
+    if status in {204, _RESET_CONTENT}:  # RFC 9110, 8.6
         kept = [field for field in kept if field[0] != b"content-length"]
     head.has_date, head.has_server = b"date" in names, b"server" in names
     lines = [status_line(status), field_lines(kept)]
-    if bodiless:
+    if status in _UNFRAMED:
         head.left = 0
+    elif status == _RESET_CONTENT:
+        head.left = 0
+        lines.append(b"content-length: 0\r\n")
     elif given is not None:
         head.left = given
     elif length is not None and not wants_chunked:
@@ -218,10 +224,11 @@ def made_head(
         lines.append(b"transfer-encoding: chunked\r\n")
     else:
         head.closes = True  # the end of the body is that of the stream
-    if head.closes:
-        lines.append(b"connection: close\r\n")
-    elif not minor:
-        lines.append(b"connection: keep-alive\r\n")
+    options = [b"close"] if head.closes else [] if minor else [b"keep-alive"]
+    if b"upgrade" in names:  # of a 426 for example: RFC 9110, 7.8
+        options.append(b"upgrade")
+    if options:
+        lines.append(b"connection: %b\r\n" % b", ".join(options))
     head.data = b"".join(lines)
     head.is_shared = not (head.closes or head.has_date or head.has_server or is_head or names & _NOT_SHARED)
     return head

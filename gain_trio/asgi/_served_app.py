@@ -16,8 +16,9 @@ from ._request_observers import RequestObserver
 from ._response_heads import HeadMemory, Stamp
 
 _EXTENSIONS: Final = ("http.response.pathsend", "http.response.trailers", "http.response.early_hint")
-SPEC_VERSION: Final = "2.4"
-"""The version of ASGI's HTTP specification: ``send`` raises an :exc:`OSError` when the client is gone."""
+SPEC_VERSION: Final = "2.5"
+"""The version of ASGI's specification of HTTP and WebSocket: ``send`` raises an :exc:`OSError` when the client is gone
+(2.4), and ``websocket.disconnect`` has a reason (2.5)."""
 
 
 class ServedApp:

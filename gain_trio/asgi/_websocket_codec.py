@@ -269,7 +269,7 @@ class WebSocketCodec:
         assert sent is not None
         self.has_failed = received is None or sent.code != received.code
         said = sent if self.has_failed or received is None else received
-        self.end = End(said.code, said.reason)
+        self.end = End(int(said.code), said.reason)  # a member of an enumeration shows its name in some texts
 
     def _take_control(self) -> None:
         frames = [data for data in self._protocol.data_to_send() if data]  # empty: the connection is to be closed
