@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import trio
-from support.pairs import Pair
+from support.pairs import Pair, until_queued
 from trio.testing import wait_all_tasks_blocked
 
 from gain_trio._callback_base import deliver_by
+from gain_trio._io_manager import current_manager
 from gain_trio._transports import CHANGED, ENDED
 
 pytestmark = pytest.mark.connections
@@ -40,13 +41,13 @@ async def test_the_callback_gets_bytes_and_the_caller_the_rest(pair: Pair) -> No
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(talk)
-        assert await deliver_by(served)(callback, "first", 0, 100) == 101
+        assert await deliver_by(served)(callback, "first", 0, 100, 0, None) == 101
     assert b"".join(got) == b"onetwothree"
     assert served._take_exactly(101) == b"x" * 101
     served._note_change()
-    assert await deliver_by(served)(callback, "first", 0, 100) == CHANGED
+    assert await deliver_by(served)(callback, "first", 0, 100, 0, None) == CHANGED
     await client.aclose()
-    assert await deliver_by(served)(callback, "first", 0, 100) == ENDED
+    assert await deliver_by(served)(callback, "first", 0, 100, 0, None) == ENDED
 
 
 async def test_what_the_callback_raises_ends_the_wait_and_nothing_else(pair: Pair) -> None:
@@ -57,7 +58,7 @@ async def test_what_the_callback_raises_ends_the_wait_and_nothing_else(pair: Pai
 
     await client.send(b"12345")
     with pytest.raises(ZeroDivisionError, match="5"):
-        await deliver_by(served)(fail, None, 0, 100)
+        await deliver_by(served)(fail, None, 0, 100, 0, None)
     assert await served.receive() == b"12345"
     await served.send(b"sound")
     assert await client.receive_exactly(5) == b"sound"
@@ -67,12 +68,12 @@ async def test_a_callback_may_cancel_its_task_or_close_the_connection(pair: Pair
     client, served = pair
     await client.send(b"1")
     with trio.CancelScope() as scope:
-        await deliver_by(served)(lambda _first, _count: scope.cancel(), None, 0, 100)
+        await deliver_by(served)(lambda _first, _count: scope.cancel(), None, 0, 100, 0, None)
     assert scope.cancelled_caught
     assert served._take_exactly(1) == b"1"
     await client.send(b"2")
     with pytest.raises(trio.ClosedResourceError):
-        await deliver_by(served)(lambda _first, _count: served.abort(), None, 0, 100)
+        await deliver_by(served)(lambda _first, _count: served.abort(), None, 0, 100, 0, None)
 
 
 async def test_a_wait_that_is_cancelled_loses_nothing(pair: Pair) -> None:
@@ -80,7 +81,7 @@ async def test_a_wait_that_is_cancelled_loses_nothing(pair: Pair) -> None:
     got: list[int] = []
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(deliver_by(served), lambda _first, count: got.append(count), None, 0, 100)
+            nursery.start_soon(deliver_by(served), lambda _first, count: got.append(count), None, 0, 100, 0, None)
             await wait_all_tasks_blocked()
             with pytest.raises(trio.BusyResourceError):
                 await served.receive()
@@ -108,7 +109,7 @@ async def test_the_wait_itself_is_no_hindrance_to_its_callback(pair: Pair) -> No
         served._note_change()
 
     await client.send(b"1")
-    assert await deliver_by(served)(callback, None, 0, 100) == CHANGED
+    assert await deliver_by(served)(callback, None, 0, 100, 0, None) == CHANGED
     assert refused == [False]
 
 
@@ -130,10 +131,98 @@ async def test_others_have_a_turn_amidst_bytes_without_end(pair: Pair) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(others)
         nursery.start_soon(send)
-        answer = await deliver_by(served)(lambda _first, count: served._take_exactly(count), None, 0, 1 << 20)
+        answer = await deliver_by(served)(lambda _first, count: served._take_exactly(count), None, 0, 1 << 20, 0, None)
         nursery.cancel_scope.cancel()
     assert answer == ENDED
     assert turns > 0
+
+
+# --- callbacks that are timed ---
+
+
+def never_slow() -> None:
+    """On the ring no callback takes longer than a time slice from now on."""
+    manager = current_manager("a test")
+    if manager is not None:
+        manager.proactor.slice_ns = 1 << 60
+
+
+def always_slow() -> None:
+    """On the ring every callback takes longer than a time slice from now on."""
+    manager = current_manager("a test")
+    if manager is not None:
+        manager.proactor.slice_ns = 0
+
+
+async def test_every_large_piece_is_delivered_once_by_the_callback_or_the_caller(pair: Pair) -> None:
+    client, served = pair
+    never_slow()
+    delivered: list[int] = []
+
+    def callback(_first: object, count: int) -> None:
+        assert served._take_exactly(count) == b"x" * count
+        delivered.append(count)
+        served._send_nowait(b"go on")
+
+    async def serve() -> None:
+        while (n := await deliver_by(served)(callback, None, 0, 10, 1000, lambda *_piece: pytest.fail("quick"))) > 0:
+            callback(None, n)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        for size in (5, 900, 1000, 2000):
+            await client.send(b"x" * size)
+            await client.receive_exactly(5)
+        await client.aclose()
+    assert sum(delivered) == 3905
+
+
+@pytest.mark.full_ring
+async def test_a_slow_callback_ends_the_wait_when_the_caller_has_learned_that(pair: Pair) -> None:
+    client, served = pair
+    if not hasattr(served, "_deliver"):
+        pytest.skip("this connection has no loop in C")
+    always_slow()
+    learned: list[tuple[int, int]] = []
+
+    def callback(_first: object, count: int) -> None:
+        assert served._take_exactly(count) is not None
+
+    def learn(count: int, nanoseconds: int) -> None:
+        learned.append((count, nanoseconds))
+
+    await client.send(b"x" * 10)  # is not timed
+    await client.send(b"x" * 11)
+    await until_queued(served, 21)
+    assert await served._deliver(callback, None, 0, 10, 100, learn) == CHANGED
+    assert [count for count, _ in learned] == [21]
+    assert learned[0][1] > 0
+    await client.send(b"x" * 10)
+    await client.aclose()
+    assert await served._deliver(callback, None, 0, 10, 100, learn) == ENDED
+    assert len(learned) == 1
+
+
+@pytest.mark.full_ring
+async def test_an_end_amidst_a_slow_callback_is_an_error(pair: Pair) -> None:
+    client, served = pair
+    if not hasattr(served, "_deliver"):
+        pytest.skip("this connection has no loop in C")
+    always_slow()
+    calls: list[Any] = []
+
+    def learn(_count: int, _nanoseconds: int) -> None:
+        raise ZeroDivisionError
+
+    await client.send(b"x" * 11)
+    with pytest.raises(ZeroDivisionError):
+        await served._deliver(lambda _first, _count: None, None, 0, 10, 100, learn)
+    await client.send(b"x")
+    calls.append(served._deliver(lambda _first, _count: None, None, 0, 0, 100, lambda *_piece: calls[0].close()))
+    with pytest.raises(RuntimeError, match="ended by the callback"):
+        await calls[0]
+    calls.clear()
+    assert await served.receive_exactly(12) == b"x" * 12
 
 
 @pytest.mark.full_ring
@@ -149,12 +238,12 @@ async def test_a_wait_in_c_is_awaited_once_and_ended_once(pair: Pair) -> None:
         served._note_change()
 
     await client.send(b"1")
-    calls.append(served._deliver(awaits_it_again, None, 0, 100))
+    calls.append(served._deliver(awaits_it_again, None, 0, 100, 0, None))
     assert await calls[0] == CHANGED
     calls.clear()
 
     await client.send(b"2")
-    calls.append(served._deliver(lambda _first, _count: calls[0].close(), object(), 0, 100))
+    calls.append(served._deliver(lambda _first, _count: calls[0].close(), object(), 0, 100, 0, None))
     with pytest.raises(RuntimeError, match="ended by the callback"):
         await calls[0]
     with pytest.raises(RuntimeError, match="cannot reuse"):
@@ -163,9 +252,11 @@ async def test_a_wait_in_c_is_awaited_once_and_ended_once(pair: Pair) -> None:
 
     with pytest.raises(TypeError, match="not 1 arguments"):
         served._deliver(print)
-    with pytest.raises(ValueError, match="number of bytes"):
-        served._deliver(print, None, 0, -1)
+    with pytest.raises(ValueError, match="numbers of bytes"):
+        served._deliver(print, None, 0, -1, 0, None)
+    with pytest.raises(ValueError, match="numbers of bytes"):
+        served._deliver(print, None, 0, 0, -1, None)
     with pytest.raises(TypeError):
-        served._deliver(print, None, "0", 1)
+        served._deliver(print, None, "0", 1, 0, None)
     with pytest.warns(RuntimeWarning, match="never awaited"):
-        served._deliver(print, None, 0, 1)
+        served._deliver(print, None, 0, 1, 0, None)

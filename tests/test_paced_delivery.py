@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import trio
+from support.fuzz import given, st
 
 import gain_trio
 from gain_trio._callback_base import Pace, PacedDelivery
 from gain_trio._io_manager import waits_of
+from gain_trio._transports import SLICE_NS
 from gain_trio.asyncio_bridge import ProtocolHandler
 from gain_trio.callbacks import Conn, EventHandler
 
@@ -111,6 +113,27 @@ def test_a_busy_machine_makes_no_piece_smaller() -> None:
     sizes = [delivery.deliver(callback, 1 << 20) for _ in range(10)]
     assert sizes == sorted(sizes)
     assert sizes[-1] == PacedDelivery.LARGEST
+
+
+@given(st.lists(st.tuples(st.integers(1, 1 << 16), st.integers(0, 20 * SLICE_NS)), max_size=30))
+def test_what_is_quick_by_its_size_teaches_nothing(pieces: list[tuple[int, int]]) -> None:
+    """A connection on the ring delivers such pieces by itself, and has nothing to report of those within a turn."""
+    delivery = PacedDelivery(Pace())
+    for delivered, elapsed in pieces:
+        delivery.learn(min(delivered, delivery.size), elapsed)
+        before = (delivery.size, delivery.quick_size, delivery._clock, delivery._first_slow)
+        assert before[1] <= delivery.size
+        if delivery._clock is delivery._cpu_clock:
+            assert delivery.quick_size == 0
+        for quick in {1, delivery.quick_size // 2, delivery.quick_size} if delivery.quick_size else ():
+            for time in (0, SLICE_NS // 2, SLICE_NS):
+                delivery.learn(quick, time)
+                assert (delivery.size, delivery.quick_size, delivery._clock, delivery._first_slow) == before
+
+
+def test_another_clock_than_the_monotonic_one_leaves_nothing_to_the_connection() -> None:
+    assert PacedDelivery(Pace(), lambda: 0).quick_size == 0
+    assert PacedDelivery(Pace()).quick_size == PacedDelivery.FIRST - 1
 
 
 async def test_the_time_of_a_callback_that_waits_is_that_of_others() -> None:

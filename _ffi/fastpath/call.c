@@ -15,7 +15,9 @@
  *
  * A call that delivers (GT_DELIVER in stream_calls.c) is one wait after the other, each with the states above.  When a wait is
  * over, the callback runs that it is for, in the step of the task and before the next wait begins, as it would in a loop in
- * Python; the caller gets the first answer that is not for the callback, or the callback's exception.
+ * Python; the caller gets the first answer that is not for the callback, or the callback's exception.  A callback that gets many
+ * bytes is timed: when it has taken longer than a time slice, the caller learns the time, and decides anew how many bytes the
+ * callback gets at once.
  *
  * The turn of the scheduler is for a task that has gone on without one for a millisecond ("time slices" in worklists.c), and for
  * answers that move no bytes: the end of the stream once more, a send of nothing.  With these a task could go on for ever,
@@ -225,7 +227,7 @@ gt_call *gt_call_new(const gt_kind *kind, gt_proactor *proactor, PyObject *owner
     return self;
 }
 _Static_assert(sizeof(((gt_call *)NULL)->datagram) >= sizeof(((gt_call *)NULL)->poll) &&
-                   sizeof(((gt_call *)NULL)->datagram) >= 6 * sizeof(size_t),
+                   sizeof(((gt_call *)NULL)->datagram) >= 7 * sizeof(size_t),
                "gt_call_new() clears all of the union");
 
 bool gt_call_set_view(gt_call *self, PyObject *buffer, int flags)
@@ -389,6 +391,37 @@ static PySendResult resume(gt_call *self, PyObject *task, PyObject *message, PyO
     return self->state == GT_CALL_YIELDED ? start(self, task, result) : answer(self, task, result);
 }
 
+/* Call back with the number of bytes.  How long that took, or 0 where it is not timed; -1: exception set. */
+static int64_t call_back(PyObject *parts, PyObject *count, bool timed)
+{
+    const int64_t began = timed ? gt_monotonic_ns() : 0;
+    PyObject *arguments[] = {PyTuple_GET_ITEM(parts, 1), count};
+    PyObject *returned = PyObject_Vectorcall(PyTuple_GET_ITEM(parts, 0), arguments, 2, NULL);
+    Py_XDECREF(returned);
+    if (!returned)
+        return -1;
+    return timed ? gt_monotonic_ns() - began : 0;
+}
+
+/* A callback has taken its time for these bytes: who has asked for the wait learns from that, and asks again. */
+static PyObject *learn(PyObject *parts, PyObject *count, int64_t elapsed)
+{
+    PyObject *time = PyLong_FromLongLong(elapsed);
+    PyObject *learned = time ? PyObject_CallFunctionObjArgs(PyTuple_GET_ITEM(parts, 2), count, time, NULL) : NULL;
+    Py_XDECREF(time);
+    Py_XDECREF(learned);
+    return learned ? PyLong_FromLong(GT_CHANGED) : NULL;
+}
+
+/* After a callback, which may have done anything.  false: exception set. */
+static bool can_go_on(const gt_call *self)
+{
+    if (self->state == GT_CALL_DELIVERS)
+        return gt_proactor_check_thread(self->proactor); /* it may have forked, and this may be the child */
+    PyErr_SetString(PyExc_RuntimeError, "this wait was ended by the callback that it delivers to");
+    return false;
+}
+
 /* *result is the answer of a wait. */
 static PySendResult deliver(gt_call *self, PyObject *task, PyObject **result)
 {
@@ -398,20 +431,19 @@ static PySendResult deliver(gt_call *self, PyObject *task, PyObject **result)
             return PYGEN_RETURN;
         self->kind->end(self); /* of the wait: to the callback none is in progress */
         self->state = GT_CALL_DELIVERS;
-        PyObject *parts = Py_NewRef(self->parts); /* the callback may end the call */
-        PyObject *arguments[] = {PyTuple_GET_ITEM(parts, 1), *result};
-        PyObject *returned = PyObject_Vectorcall(PyTuple_GET_ITEM(parts, 0), arguments, 2, NULL);
+        PyObject *parts = Py_NewRef(self->parts), *bytes = *result; /* the callback may end the call */
+        const bool timed = (size_t)count > self->most_untimed;
+        const int64_t elapsed = call_back(parts, bytes, timed);
+        const bool slow = timed && elapsed >= 0 && elapsed >= self->proactor->slice_ns;
+        *result = slow ? learn(parts, bytes, elapsed) : NULL;
         Py_DECREF(parts);
-        Py_CLEAR(*result);
-        if (!returned)
-            return PYGEN_ERROR;
-        Py_DECREF(returned);
-        if (self->state != GT_CALL_DELIVERS) {
-            PyErr_SetString(PyExc_RuntimeError, "this wait was ended by the callback that it delivers to");
+        Py_DECREF(bytes);
+        if (elapsed < 0 || (slow && !*result) || !can_go_on(self)) {
+            Py_CLEAR(*result);
             return PYGEN_ERROR;
         }
-        if (!gt_proactor_check_thread(self->proactor)) /* the callback may have forked, and this may be the child */
-            return PYGEN_ERROR;
+        if (slow)
+            return PYGEN_RETURN;
         self->state = GT_CALL_NEW;
         PySendResult sent = start(self, task, result);
         if (sent != PYGEN_RETURN)

@@ -81,7 +81,7 @@ struct gt_call {
     PyObject *data;        /* the argument, if it is bytes */
     PyObject
         *parts; /* the same of several: a tuple of bytes and memoryviews, of which `data` or `view` is the current one;
-                * of a call that delivers: the callback, and its first argument */
+                * of a call that delivers: the callback, its first argument, and what learns from a slow one */
     Py_buffer view; /* the argument, if it is any other buffer */
     uint8_t state;  /* enum gt_call_state */
     bool has_view;
@@ -90,10 +90,11 @@ struct gt_call {
         struct {
             size_t offset; /* a send: how much of the current part has been queued */
             Py_ssize_t next_part;
-            size_t before; /* a send: bytes in the parts before the current one */
-            size_t length; /* a send: bytes in all */
-            size_t max;    /* a receive: at most; a fill: at least; a wait for a change: what it watches */
-            size_t most;   /* a call that delivers: the most bytes that its callback gets */
+            size_t before;       /* a send: bytes in the parts before the current one */
+            size_t length;       /* a send: bytes in all */
+            size_t max;          /* a receive: at most; a fill: at least; a wait for a change: what it watches */
+            size_t most;         /* a call that delivers: the most bytes that its callback gets */
+            size_t most_untimed; /* of them: a callback that gets more is timed */
         };
         struct {
             gt_wait_queue *queue; /* of the endpoint; NULL: the call has not waited in it yet */

@@ -190,26 +190,32 @@ static PyObject *connection_wait_change(gt_connection *self, PyObject *watched)
 
 static PyObject *connection_deliver(gt_connection *self, PyObject *const *args, Py_ssize_t given)
 {
-    if (given != 4) {
+    if (given != 6) {
         PyErr_Format(PyExc_TypeError,
-                     "_deliver() takes a callback, its first argument, what is watched and the most bytes, "
-                     "not %zd arguments",
+                     "_deliver() takes a callback, its first argument, what is watched, the most bytes untimed and in "
+                     "all, and what learns from the time, not %zd arguments",
                      given);
         return NULL;
     }
-    long watched = PyLong_AsLong(args[2]);
-    Py_ssize_t most = watched == -1 && PyErr_Occurred() ? -1 : PyNumber_AsSsize_t(args[3], PyExc_OverflowError);
-    if (most < 0) {
+    const long watched = PyLong_AsLong(args[2]);
+    if (watched == -1 && PyErr_Occurred())
+        return NULL;
+    Py_ssize_t most[2]; /* untimed, and in all */
+    for (int i = 0; i < 2; i++) {
+        most[i] = PyNumber_AsSsize_t(args[3 + i], PyExc_OverflowError);
+        if (most[i] >= 0)
+            continue;
         if (!PyErr_Occurred())
-            PyErr_SetString(PyExc_ValueError, "_deliver() takes a number of bytes >= 0");
+            PyErr_SetString(PyExc_ValueError, "_deliver() takes numbers of bytes >= 0");
         return NULL;
     }
     gt_call *call = new_call(self, GT_DELIVER);
     if (!call)
         return NULL;
     call->max = (size_t)watched;
-    call->most = (size_t)most;
-    call->parts = PyTuple_Pack(2, args[0], args[1]);
+    call->most_untimed = (size_t)most[0];
+    call->most = (size_t)(most[0] > most[1] ? most[0] : most[1]);
+    call->parts = PyTuple_Pack(3, args[0], args[1], args[5]);
     return (PyObject *)(call->parts ? call : gt_call_withdraw(call));
 }
 
@@ -535,9 +541,8 @@ static PyMethodDef connection_methods[] = {
     {"discard", (PyCFunction)(void (*)(void))connection_discard, METH_FASTCALL,
      PyDoc_STR("discard($self, count=None, /)\n--\n\nRemove up to count queued bytes: how many.")},
     {"_deliver", (PyCFunction)(void (*)(void))connection_deliver, METH_FASTCALL,
-     PyDoc_STR("_deliver($self, callback, first, watched, most, /)\n--\n\nWait for changes, and call back for bytes: "
-               "the first "
-               "answer that is for no callback.")},
+     PyDoc_STR("_deliver($self, callback, first, watched, most_untimed, most, learn, /)\n--\n\nWait for changes, and "
+               "call back for bytes: the first answer that is for no callback.")},
     {"_wait_change", (PyCFunction)connection_wait_change, METH_O,
      PyDoc_STR(
          "_wait_change($self, watched, /)\n--\n\nWait until something has changed: how many bytes have arrived, or "

@@ -7,9 +7,15 @@ from typing import Any, TypeAlias
 
 from gain_trio._transports import Connection
 
-Deliver: TypeAlias = Callable[[Callable[[Any, int], object], Any, int, int], Awaitable[int]]
-"""Takes a callback and its first argument, what ``Connection._wait_change`` is to watch, and the most bytes for one call.
-Calls back with each number of bytes up to that, and returns the first other answer of the wait."""
+Learn: TypeAlias = Callable[[int, int], None]
+"""Takes the bytes that a callback was given, and the nanoseconds that it took."""
+Deliver: TypeAlias = Callable[[Callable[[Any, int], object], Any, int, int, int, Learn | None], Awaitable[int]]
+"""Takes a callback and its first argument, what ``Connection._wait_change`` is to watch, the most bytes for one call, the
+most for one that is timed, and what learns from the time.
+
+Calls back with each number of bytes up to the first of the two, and returns the first other answer of the wait.  It may also
+call back with numbers up to the second one, and time these calls.  When one has taken longer than a time slice, it
+reports the number and the time to what learns, and returns CHANGED."""
 
 
 def deliver_by(connection: Connection) -> Deliver:
@@ -19,7 +25,9 @@ def deliver_by(connection: Connection) -> Deliver:
         return own
     wait = connection._wait_change
 
-    async def deliver(callback: Callable[[Any, int], object], first: Any, watched: int, most: int) -> int:
+    async def deliver(
+        callback: Callable[[Any, int], object], first: Any, watched: int, most: int, _timed: int, _learn: Learn | None
+    ) -> int:
         while True:
             n = await wait(watched)
             if not 0 < n <= most:

@@ -78,8 +78,18 @@ class PacedDelivery:
         """
         began = self._clock()
         delivered = callback(min(count, self.size))
-        self._learn(delivered, self._clock() - began)
+        self.learn(delivered, self._clock() - began)
         return delivered
+
+    @property
+    def quick_size(self) -> int:
+        """Up to how many bytes a piece teaches nothing, unless it takes longer than a time slice of the monotonic clock.
+
+        It is 0 while pieces are measured by another clock.
+        """
+        if self._clock is not time.monotonic_ns:
+            return 0
+        return self.size if self.size == self.LARGEST and self._first_slow is None else self.size - 1
 
     def deliver_whole(self, callback: Callable[[T, int], object], receiver: T, count: int) -> None:
         """Call ``callback(receiver, count)`` and learn from the time that it takes.
@@ -89,7 +99,7 @@ class PacedDelivery:
         """
         began = self._clock()
         callback(receiver, count)
-        self._learn(count, self._clock() - began)
+        self.learn(count, self._clock() - began)
 
     async def deliver_async(
         self, callback: Callable[[int], Awaitable[object]], count: int, waits: Callable[[], int]
@@ -107,10 +117,16 @@ class PacedDelivery:
         before = waits()
         began = self._clock()
         await callback(size)
-        self._learn(size, self._clock() - began if waits() == before else 0)
+        self.learn(size, self._clock() - began if waits() == before else 0)
         return size
 
-    def _learn(self, delivered: int, elapsed: int) -> None:
+    def learn(self, delivered: int, elapsed: int) -> None:
+        """Draw the conclusion from a piece.
+
+        Args:
+          delivered: its bytes.
+          elapsed: nanoseconds that the callback took, by the clock that pieces are measured by at the moment.
+        """
         if elapsed > SLICE_NS:
             if self._clock is self._wall_clock:
                 self._clock = self._cpu_clock

@@ -206,9 +206,12 @@ class StreamDriver(AttendingHandler):
         deliver = deliver_by(connection)
         watched = conn._changes.watched
         while True:
-            n = await deliver(on_read, conn, watched, conn._whole)
+            delivery = conn._delivery
+            if delivery is None:
+                n = await deliver(on_read, conn, watched, conn._whole, 0, None)
+            else:
+                n = await deliver(on_read, conn, watched, conn._whole, delivery.quick_size, delivery.learn)
             if n > 0:
-                delivery = conn._delivery
                 if delivery is not None and n <= delivery.size:
                     delivery.deliver_whole(on_read, conn, n)
                     if delivery.size < n:
@@ -222,10 +225,16 @@ class StreamDriver(AttendingHandler):
         on_read = self.callbacks.on_read.function
         wait = connection._wait_change
         watched = conn._changes.watched
+        callback = functools.partial(on_read, conn)
+        waits = functools.partial(waits_of, trio.lowlevel.current_task())
         while True:
             n = await wait(watched)
+            delivery = conn._delivery
             if 0 < n <= conn._whole:
                 await on_read(conn, n)
+            elif delivery is not None and 0 < n <= delivery.size:
+                await delivery.deliver_async(callback, n, waits)
+                conn._whole = min(delivery.size, PacedDelivery.WHOLE)
             elif n > 0:
                 await self._read_in_pieces(conn, connection, n)
             elif not await self._goes_on(n, conn):
