@@ -7,8 +7,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGUMENTS ?=
-# How many processes pytest has; 0 for none beside itself, as a debugger wants it.
-WORKERS ?= auto
+# How many processes pytest has; 0 for none beside itself, as a debugger wants it.  One more than there are CPUs, because a test
+# that has started another process waits for it.
+WORKERS ?= $(shell echo $$(( $$(nproc) + 1 )))
 # More for pip to install into the environment: make test WITH=trio==0.25.0
 WITH ?=
 SHELL := /bin/bash
@@ -102,10 +103,17 @@ check: lint types test-fast
 
 # One suite, on both backends.  The halves run side by side, because one computes while the other waits; what is said over
 # sockets comes at the end, in one piece.
-test: $(VENV)/built-strict
+test: $(VENV)/compiled-tests
 	@mkdir -p build; status=0; \
 	$(MAKE) --no-print-directory --keep-going --jobs=2 half-ring half-trio-aside || status=$$?; \
 	cat build/half-trio.log; exit $$status
+
+# pytest compiles the modules of tests with asserts of its own.  Two processes do it here, with half of the modules each: the
+# workers of both halves begin at once, and each of them would compile all.
+$(VENV)/compiled-tests: $(VENV)/built-strict
+	@printf '%s\n' tests/test_*.py | GAIN_TRIO_BACKEND=trio xargs -P 2 -n $$(( ($$(ls tests/test_*.py | wc -l) + 1) / 2 )) \
+		$(bin)/python -m pytest -p no:cacheprovider -qq --collect-only > $(VENV)/collected.log || { cat $(VENV)/collected.log; exit 1; }
+	@touch $@
 
 # What no backend makes a difference to runs once: in the one half the tests that start no run, in the other those of what
 # lies above the backends, unless there is no ring for them.

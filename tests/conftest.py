@@ -51,6 +51,8 @@ from gain_trio._server._processes._heartbeat import HeartbeatMonitor
 from gain_trio._transports._addresses._passed_descriptors import descriptor_closer
 
 BACKEND_VARIABLE = "GAIN_TRIO_BACKEND"
+FEATURES = {name.lower() for name in Feature.__members__}
+"""The words that ``needs`` takes."""
 
 session_backend: pytest.StashKey[BackendInfo] = pytest.StashKey()
 
@@ -126,7 +128,7 @@ def why_not(item: pytest.Item, info: BackendInfo) -> str | None:
     if item.get_closest_marker("full_ring") and info.tier != "full":
         return f"needs connections on the ring; in this session they go over sockets (tier {info.tier})"
     wanted = {name for marker in item.iter_markers("needs") for name in marker.args}
-    unknown = wanted - {name.lower() for name in Feature.__members__}
+    unknown = wanted - FEATURES
     if unknown:
         raise pytest.UsageError(f"{item.nodeid} needs features that do not exist: {', '.join(sorted(unknown))}")
     missing = wanted - set(info.features)
