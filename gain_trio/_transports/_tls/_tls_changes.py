@@ -9,7 +9,7 @@ import trio
 
 from gain_trio._io_manager import broken_by
 from gain_trio._transports._backends import kept
-from gain_trio._transports._connections import CHANGED, ENDED, FULL, MOST_SEEN, WATCH_RESETS, WATCH_SENT
+from gain_trio._transports._connections import CHANGED, ENDED, FULL, MOST_SEEN, WATCH_RESETS, WATCH_SENT, Connection
 
 from ._tls_traffic import CHUNK, TlsTraffic, broken_tls
 
@@ -29,6 +29,7 @@ class TlsChanges:
         "_is_noted",
         "_scope",
         "_unseen_below",
+        "_waited_for",
         "_watched",
         "sent",
         "unseen",
@@ -36,7 +37,8 @@ class TlsChanges:
 
     def __init__(self) -> None:
         self._watched = 0  # by the wait in progress
-        self._scope: trio.CancelScope | None = None  # of its task
+        self._waited_for: Connection | None = None  # by its task, and nothing else: the connection below
+        self._scope: trio.CancelScope | None = None  # of its task, while it waits for anything else, too
         # What the answers have not reported yet: note(),
         self._is_noted = False
         # that the kernel has taken bytes,
@@ -48,32 +50,57 @@ class TlsChanges:
         self._unseen_below = 0  # bytes that were reported below, and may be in the queue there
         self._below_is_over = False  # nothing is left to report below but its end
 
+    @trio.lowlevel.enable_ki_protection  # what below has reported it reports to nobody else
     async def wait_change(self, connection: TlsTraffic, watched: int) -> int:
         """See :meth:`Connection._wait_change`."""
         connection._begin_receiving()
         self._watched = watched
-        receive = functools.partial(self._receive_below, connection)
         try:
-            await connection._pass()
+            if not self._is_quiet(connection):
+                await connection._pass()
             while True:
+                if self._is_quiet(connection):
+                    feeding = connection._feeding
+                    feeding.is_taken = True
+                    self._waited_for = connection._below
+                    try:
+                        below = await connection._below._wait_change(watched)
+                        if below > 0:
+                            connection._decrypt_below(below)
+                        elif below == ENDED:
+                            connection._decrypt_received(b"")
+                        elif below == CHANGED and watched & WATCH_SENT and not self._is_noted:
+                            self.sent = True
+                    finally:
+                        self._waited_for = None
+                        feeding.end()
                 connection._check_open()
                 change = self._next(connection)
                 if change is not None:
                     if change == ENDED:
                         await trio.lowlevel.checkpoint()
                     return change
-                with trio.CancelScope() as self._scope:
-                    if self._is_full:
-                        await connection._to_receive_in_time(self._wait_while_full(connection))
-                    elif connection._is_held_up:
-                        await connection._to_receive_in_time(connection._feed(receive))
-                    else:
-                        await connection._feed(receive)
-                self._scope = None
+                if not self._is_quiet(connection):
+                    await self._wait_for_any(connection)
         finally:
             connection._receiving = False
             self._watched = 0
             self._scope = None
+
+    def _is_quiet(self, connection: TlsTraffic) -> bool:
+        """Whether there is nothing to report, and nothing to wait for but the connection below: nearly always."""
+        return (
+            not (
+                self._is_noted
+                or self.sent
+                or self.unseen
+                or self._unseen_below
+                or self._is_full
+                or connection._inbound
+                or connection._send_error is not None
+            )
+            and connection._receives_at_once
+        )
 
     def _next(self, connection: TlsTraffic) -> int | None:
         if self._is_noted or (self._watched & WATCH_SENT and self.sent):
@@ -97,6 +124,18 @@ class TlsChanges:
         return FULL if self._is_full and not was_seen else None
 
     # --- waiting ---
+
+    async def _wait_for_any(self, connection: TlsTraffic) -> None:
+        """Wait until there is perhaps something to report."""
+        receive = functools.partial(self._receive_below, connection)
+        with trio.CancelScope() as self._scope:
+            if self._is_full:
+                await connection._to_receive_in_time(self._wait_while_full(connection))
+            elif connection._is_held_up:
+                await connection._to_receive_in_time(connection._feed(receive))
+            else:
+                await connection._feed(receive)
+        self._scope = None
 
     async def _receive_below(self, connection: TlsTraffic) -> bytes | None:
         """A chunk from below, ``b""`` at the end, None when something else has changed."""
@@ -142,7 +181,9 @@ class TlsChanges:
 
     def wake(self) -> None:
         """Have the task look again."""
-        if self._scope is not None:
+        if self._waited_for is not None:
+            self._waited_for._note_change()
+        elif self._scope is not None:
             self._scope.cancel()
 
     def note(self) -> None:

@@ -307,6 +307,13 @@ class TlsTraffic(Connection):
                 self._fail(OUT_OF_MEMORY)
                 raise
 
+    @trio.lowlevel.enable_ki_protection  # see _feed()
+    def _decrypt_below(self, count: int) -> None:
+        """Have so many of the bytes that are queued below decrypted."""
+        data = self._below.next(count)
+        if data:  # a receive may have had them
+            self._decrypt_received(data)
+
     async def _receive_below(self) -> bytes:
         return await self._below.receive(CHUNK)
 
