@@ -2,8 +2,9 @@
  *
  * A TLS connection is Python's (_tls_connection.py, _tls_traffic.py), with all that is rare: handshakes, renegotiations, changes
  * of keys, deadlines of calls that wait for each other, closing.  Its state lies in slots, which are read here where they lie.
- * tls_engine.c decrypts and encrypts, tls_calls.c is receive() and send() in the plain case, and tls_methods.c makes them methods
- * of Python's class.
+ * tls_state.c has where.  tls_engine.c decrypts and encrypts; tls_traffic.c does so between a connection and the one below, for
+ * receive() and send() (tls_calls.c), which wait, and for what serves callbacks (tls_nowait.c), which does not; all of that in the
+ * plain case.  tls_methods.c makes methods of Python's class of them.
  */
 #ifndef GAIN_TRIO_TLS_H
 #define GAIN_TRIO_TLS_H
@@ -54,6 +55,56 @@ static inline long gt_slot_number(const gt_field *field, PyObject *object)
     return overflow ? -1 : number;
 }
 
+/* --- tls_state.c: what Python's object says of itself --- */
+
+/* Its functions by name, and its slots. */
+typedef struct {
+    PyObject *out_of_memory; /* owned, as are all of these */
+    PyObject *finish_send, *decrypted, *decrypt_received, *encrypted, *send_below, *arrived, *taken, *check_open, *end;
+    PyObject *outbound_after_send;
+    gt_field is_closed, below, engine, error, send_error;
+    gt_field receiving, inbound, ended, answered, feeding, has_received_nothing, room_inbound;
+    gt_field sending, unencrypted, making_room, is_send_incomplete, piece, pieces, changes;
+    gt_field is_taken, over;           /* of an Exclusive */
+    gt_field watched, unseen, is_full; /* of the changes */
+    size_t chunk;
+    long most_answered;
+} gt_tls_python;
+
+extern gt_tls_python gt_tls;
+
+/* Python's classes, and the bounds that they have. */
+typedef struct {
+    PyTypeObject *connection, *exclusive, *changes;
+    PyObject *out_of_memory; /* the error of a connection that has lost bytes */
+    Py_ssize_t chunk;        /* the most that is received at once */
+    long most_answered;      /* by TLS itself, before a receive looks whether the peer reads that */
+} gt_tls_classes;
+
+int gt_tls_configure(const gt_tls_classes *classes); /* -1: exception set */
+
+bool gt_tls_is_taken(const gt_field *exclusive, PyObject *connection); /* or is none */
+/* The connection below, if it is one on the ring of this thread's run, or NULL. */
+gt_connection *gt_tls_below(PyObject *connection);
+bool gt_tls_can_receive(PyObject *connection); /* plainly: nothing is queued, and nothing is to be looked at */
+bool gt_tls_can_send(PyObject *connection, const gt_connection *below); /* likewise */
+/* Call a function of the connection's that returns nothing.  Takes the reference of `second`, which may be NULL.  -1: exception
+ * set. */
+int gt_tls_call_python(PyObject *connection, PyObject *name, PyObject *first, PyObject *second);
+/* Bytes that a queue has given away are lost, if it is for want of memory that the exception is set.  What comes behind them
+ * would follow on what came before, so the connection is broken from now on.  Returns -1. */
+int gt_tls_lose(PyObject *connection, const gt_field *error);
+
+/* --- tls_traffic.c: decrypted and encrypted bytes --- */
+
+/* Bytes have come from below.  1: *data has what they are; 0: they were no data, or a part of it; 2: Python has seen to them; -1:
+ * exception set. */
+int gt_tls_decrypt(PyObject *connection, PyObject *received, PyObject **data);
+/* Encrypt and send.  0: done, 1: there is something to wait for, or to raise; -1: exception set. */
+int gt_tls_encrypt(PyObject *connection, gt_connection *below, PyObject *data, Py_ssize_t length);
+/* The length of what is to be sent, in one piece; -1: it is Python's to send, in pieces or not at all. */
+Py_ssize_t gt_tls_length_of(PyObject *connection, PyObject *data);
+
 /* --- tls_calls.c: receive() and send() --- */
 
 enum { TLS_NEW, TLS_WAITS, TLS_FOLLOWS, TLS_DONE };
@@ -68,16 +119,12 @@ typedef struct {
     bool runs; /* one step of it, which may run the program's code */
 } gt_tls_call;
 
-/* Python's classes and functions, and the bounds that they have. */
+/* Python's functions, which do what is not plain; borrowed. */
 typedef struct {
-    PyTypeObject *connection, *exclusive, *changes;
     PyObject *receive, *send;
-    PyObject *out_of_memory; /* the error of a connection that has lost bytes */
-    Py_ssize_t chunk;        /* the most that is received at once */
-    long most_answered;      /* by TLS itself, before a receive looks whether the peer reads that */
-} gt_tls_classes;
+} gt_tls_functions;
 
-int gt_tls_calls_configure(const gt_tls_classes *classes); /* -1: exception set */
+void gt_tls_calls_configure(const gt_tls_functions *functions);
 PySendResult gt_tls_drive(PyObject *call, PyObject *message, PyObject **result);
 /* Whether the call can be driven or ended: a step of it is not in progress.  false: exception set. */
 bool gt_tls_can_step(const gt_tls_call *call);
@@ -85,9 +132,15 @@ bool gt_tls_can_step(const gt_tls_call *call);
  * none.  -1: one is set. */
 int gt_tls_leave(gt_tls_call *call);
 
+/* --- tls_nowait.c: methods that wait for nothing --- */
+
+int gt_tls_nowait_replace(PyTypeObject *type); /* Python's, by those; -1: exception set */
+
 /* --- tls_methods.c: the awaitable, and the methods that make one --- */
 
 extern PyTypeObject gt_tls_call_type;
+/* Put the method in the place of Python's of the same name, which is returned.  NULL: exception set. */
+PyObject *gt_tls_replace(PyTypeObject *type, PyMethodDef *method);
 PyObject *gt_hasten_tls(PyObject *module, PyObject *args);
 
 #endif

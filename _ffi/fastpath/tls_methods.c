@@ -5,7 +5,7 @@
  */
 #include "tls.h"
 
-static gt_tls_classes python; /* owned: as they were before */
+static gt_tls_functions python; /* owned: as they were before */
 
 /* --- the awaitable --- */
 
@@ -171,12 +171,14 @@ static PyMethodDef receive_method = {"receive", (PyCFunction)(void (*)(void))con
 static PyMethodDef send_method = {"send", connection_send, METH_O,
                                   PyDoc_STR("send($self, data, /)\n--\n\nSee Connection.send().")};
 
-static int replace(PyTypeObject *type, PyMethodDef *method)
+PyObject *gt_tls_replace(PyTypeObject *type, PyMethodDef *method)
 {
-    PyObject *descriptor = PyDescr_NewMethod(type, method);
-    const int result = descriptor ? PyObject_SetAttrString((PyObject *)type, method->ml_name, descriptor) : -1;
+    PyObject *function = PyObject_GetAttrString((PyObject *)type, method->ml_name);
+    PyObject *descriptor = function ? PyDescr_NewMethod(type, method) : NULL;
+    if (!descriptor || PyObject_SetAttrString((PyObject *)type, method->ml_name, descriptor) < 0)
+        Py_CLEAR(function);
     Py_XDECREF(descriptor);
-    return result;
+    return function;
 }
 
 PyObject *gt_hasten_tls(PyObject *Py_UNUSED(module), PyObject *args)
@@ -187,21 +189,15 @@ PyObject *gt_hasten_tls(PyObject *Py_UNUSED(module), PyObject *args)
                           &PyType_Type, &given.exclusive, &PyType_Type, &given.changes, &given.out_of_memory,
                           &given.chunk, &given.most_answered))
         return NULL;
-    if (python.connection)
+    if (python.receive)
         Py_RETURN_NONE;
-    given.receive = PyObject_GetAttrString((PyObject *)given.connection, "receive");
-    given.send = given.receive ? PyObject_GetAttrString((PyObject *)given.connection, "send") : NULL;
-    if (!given.send) {
-        Py_XDECREF(given.receive);
+    if (gt_tls_configure(&given) < 0 || gt_tls_engine_replace(engine) < 0 ||
+        gt_tls_nowait_replace(given.connection) < 0)
         return NULL;
-    }
-    python = given;
-    Py_INCREF(python.connection);
-    Py_INCREF(python.exclusive);
-    Py_INCREF(python.changes);
-    Py_INCREF(python.out_of_memory);
-    if (gt_tls_calls_configure(&python) < 0 || gt_tls_engine_replace(engine) < 0 ||
-        replace(python.connection, &receive_method) < 0 || replace(python.connection, &send_method) < 0)
+    python.receive = gt_tls_replace(given.connection, &receive_method);
+    python.send = python.receive ? gt_tls_replace(given.connection, &send_method) : NULL;
+    if (!python.send)
         return NULL;
+    gt_tls_calls_configure(&python);
     Py_RETURN_NONE;
 }

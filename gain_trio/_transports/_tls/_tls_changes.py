@@ -56,10 +56,11 @@ class TlsChanges:
         connection._begin_receiving()
         self._watched = watched
         try:
-            if not self._is_quiet(connection):
+            is_quiet = self._is_quiet(connection)
+            if not is_quiet:
                 await connection._pass()
             while True:
-                if self._is_quiet(connection):
+                if is_quiet:
                     feeding = connection._feeding
                     feeding.is_taken = True
                     self._waited_for = connection._below
@@ -80,7 +81,8 @@ class TlsChanges:
                     if change == ENDED:
                         await trio.lowlevel.checkpoint()
                     return change
-                if not self._is_quiet(connection):
+                is_quiet = self._is_quiet(connection)
+                if not is_quiet:
                     await self._wait_for_any(connection)
         finally:
             connection._receiving = False

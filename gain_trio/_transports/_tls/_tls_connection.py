@@ -418,6 +418,10 @@ class TlsConnection(TlsTraffic):
             view = memoryview(whole)
             for start in range(0, len(whole), PIECE):
                 self._put(view[start : start + PIECE])
+        return self._outbound_after_send()
+
+    def _outbound_after_send(self) -> int:
+        """How much is outbound, if sending has not failed."""
         if self._error is not None or self._send_error is not None:
             self._check_sendable()
         return self.outbound_buffered
