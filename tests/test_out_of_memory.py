@@ -103,6 +103,32 @@ async def test_a_receive_over_tls_leaves_no_hole(name: str) -> None:
     assert None in ends or MAY_NEED_NONE
 
 
+async def test_a_wait_for_a_change_over_tls_leaves_no_hole() -> None:
+    """The same of what code that is called back waits for, and takes then."""
+    await count_to_large_numbers()
+    ends = []
+    for failing in range(60):
+        client, served = await open_tls_pair()
+        async with client, served:
+            client._engine.write(MESSAGE)
+            sent = client._engine.take_outgoing()
+            client._below._send_nowait(sent)
+            await until_queued(served._below, len(sent))
+            wait = served._wait_change(0)
+            try:
+                assert await answered(wait, failing) == len(MESSAGE)
+            except MemoryError:
+                ends.append(await end_of(client, served, MESSAGE))
+            else:
+                assert served._take_exactly(-1) == MESSAGE
+            finally:
+                wait.close()
+            client.abort()
+    assert set(ends) <= {None, errno.ENOMEM}
+    assert errno.ENOMEM in ends
+    assert None in ends
+
+
 async def end_of(client: TlsConnection, served: TlsConnection, message: bytes) -> int | None:
     """The error that a connection is broken by; None: a message of which nothing had been received is whole."""
     await client.send(b"last")

@@ -36,6 +36,8 @@ async def test_the_calls_are_in_c(tls_pair: TlsPair) -> None:
     for call in (client.receive(), client.send(b"x")):
         assert type(call).__module__ == "gain_trio._fastpath"
         call.close()
+    for name in ("_decrypt_below", "_take_exactly", "_send_nowait"):  # what callbacks need
+        assert type(vars(TlsConnection)[name]).__name__ == "method_descriptor"
 
 
 # --- data ---
@@ -398,6 +400,42 @@ async def test_a_program_may_have_an_ssl_object_of_its_own() -> None:
             assert await client.receive() == b"through an object of the program's own"
     assert calls.count("write") == 1
     assert "read" in calls
+
+
+async def test_what_is_written_while_another_task_waits_for_a_change_is_sent() -> None:
+    client, served = await open_tls_pair(marks=Marks(receive_high=65536, receive_low=4096, send_high=8192))
+    async with client, served, trio.open_nursery() as nursery:
+        changes: list[int] = []
+
+        async def wait() -> None:
+            changes.append(await served._wait_change(0))
+
+        nursery.start_soon(wait)
+        await wait_all_tasks_blocked()
+        for data in (b"bytes", bytearray(b"bytearray"), memoryview(b"view"), b"", bytes(PIECE + 1)):
+            assert (served._send_nowait(data) > 0) == (len(data) > 0)
+            assert await client.receive_exactly(len(data)) == bytes(data)
+            await served.flush()
+        for wrong in ("text", 1):
+            with pytest.raises(TypeError):
+                served._send_nowait(wrong)  # type: ignore[arg-type]  # a mistake
+        assert changes == []
+        await client.send(b"end")
+    assert changes == [3]
+
+
+async def test_a_part_of_what_has_arrived_is_taken() -> None:
+    client, served = await open_tls_pair()
+    async with client, served:
+        await client.send(b"abcdef")
+        assert await served._wait_change(0) == 6
+        assert served._take_exactly(7) is None
+        assert served._take_exactly(2) == b"ab"
+        assert served._take_exactly(4) == b"cdef"
+        assert served._take_exactly(0) == b""
+        assert served._take_exactly(-1) == b""
+        with pytest.raises(TypeError):
+            served._take_exactly("2")  # type: ignore[arg-type]  # a mistake
 
 
 async def test_plain_calls_and_others_go_on_from_each_other() -> None:

@@ -67,7 +67,9 @@ class TlsChanges:
                     try:
                         below = await connection._below._wait_change(watched)
                         if below > 0:
+                            self._unseen_below = below  # until that is done: it may run out of memory
                             connection._decrypt_below(below)
+                            self._unseen_below = 0
                         elif below == ENDED:
                             connection._decrypt_received(b"")
                         elif below == CHANGED and watched & WATCH_SENT and not self._is_noted:
