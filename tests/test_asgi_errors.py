@@ -11,6 +11,7 @@ import trio
 import trio.testing
 from support.asgi_serving import (
     BODY,
+    FEW,
     PIECE,
     TEXT,
     Broken,
@@ -24,9 +25,9 @@ from support.asgi_serving import (
     tracebacks,
 )
 from support.http_answers import answers
-from support.pairs import receive_all, until
+from support.pairs import MEBIBYTE, QUIET, receive_all, until
 
-from gain_trio import IncompleteMessage, MessageTooLong
+from gain_trio import IncompleteMessage, Marks, MessageTooLong
 from gain_trio._server import only_one_of
 
 pytestmark = pytest.mark.connections
@@ -167,10 +168,47 @@ async def test_an_error_in_the_body_cuts_the_response(too_long: bool, caplog: py
 
     async with serving_app(app) as server, client_of(server) as client:
         await client.send(request())
+        received = b""
         with pytest.raises(trio.BrokenResourceError):
-            await receive_all(client)
+            while True:
+                received += await client.receive()
+        # What the app has sent arrives, in front of the reset.
+        assert received.startswith(b"HTTP/1.1 200 ")
+        assert received.count(b"x" * 1000) == 1
         await until(lambda: server.statistics().handler_errors == 1)
     assert len(tracebacks(caplog)) == 1
+
+
+async def test_an_error_cuts_the_response_of_a_client_that_does_not_read(mock_clock: trio.testing.MockClock) -> None:
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send(TEXT)
+        await send({"type": "http.response.body", "body": bytes(24 * MEBIBYTE), "more_body": True})
+        raise Broken
+
+    room = Marks(send_high=32 * MEBIBYTE)  # so that the app's send() does not wait
+    async with serving_app(app, marks=room, timeout_send=10, patience=1000) as server:
+        async with client_of(server, marks=FEW) as client:
+            await client.send(request())
+            assert await client.receive()
+            while not server.statistics().handler_errors:
+                await trio.testing.wait_all_tasks_blocked(QUIET)
+                mock_clock.jump(1)
+            assert 10 <= mock_clock.current_time() < 20
+
+
+async def test_a_response_that_an_error_follows_arrives_though_the_body_is_unread() -> None:
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await hello(_scope, _receive, send)
+        raise Broken
+
+    body = bytes(2_000_000)
+    async with serving_app(app) as server, client_of(server) as client:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.send, request("POST", "/", f"Content-Length: {len(body)}", body=body))
+            [answer] = answers(await receive_all(client))
+        assert (answer.status, answer.body) == (200, b"Hello, World!")
+        await client.aclose()
+        await until(lambda: server.statistics().handler_errors == 1)
 
 
 async def test_an_error_after_the_response_leaves_the_response_whole(caplog: pytest.LogCaptureFixture) -> None:
@@ -181,6 +219,7 @@ async def test_an_error_after_the_response_leaves_the_response_whole(caplog: pyt
     async with serving_app(app) as server:
         [answer] = await ask(server, request() + request())
         assert (answer.status, answer.body) == (200, b"Hello, World!")
+        await until(lambda: server.statistics().handler_errors == 1)
     assert len(tracebacks(caplog)) == 1
 
 

@@ -41,7 +41,8 @@ NOTHING, HELD, BEGUN, IN_FILE, AT_TRAILERS, DONE = range(6)
 is the rest of it; only its trailers are missing; it is complete."""
 JOINED: Final = 16 * 1024
 """Bytes of the longest body that is copied behind its head."""
-_GONE: Final = (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
+GONE: Final = (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError)
+"""What a connection raises whose client is gone, or too slow."""
 _LAST_CHUNK: Final = b"0\r\n\r\n"
 _KINDS: Final = frozenset("http.response." + kind for kind in ("start", "body", "pathsend", "trailers", "early_hint"))
 """The messages of an app that have a place in a response."""
@@ -327,7 +328,7 @@ class HttpExchange(_Exchange):
 
     def send_failed(self, error: BaseException) -> BaseException:
         """The connection has raised this: return what the app's ``send`` raises."""
-        if isinstance(error, _GONE):
+        if isinstance(error, GONE):
             gone = self.http.lost(self, error)
             gone.__cause__ = error
             return gone
@@ -477,7 +478,7 @@ class HttpExchange(_Exchange):
         http = self.http
         try:
             await self._while_accepted(functools.partial(http.connection._send_source, file.source))
-        except _GONE as error:
+        except GONE as error:
             raise http.lost(self, error) from error
         except BaseException:
             self.is_incomplete = True

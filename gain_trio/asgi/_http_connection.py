@@ -36,7 +36,7 @@ from ._app_context import call_app, in_context, in_task
 from ._asgi_types import ClientDisconnected, Receive, Scope, Send
 from ._client_side import Response
 from ._client_watch import ClientWatch
-from ._exchange import BEGUN, DONE, EXCHANGE_DEFAULTS, HELD, JOINED, NOTHING, HttpExchange
+from ._exchange import BEGUN, DONE, EXCHANGE_DEFAULTS, GONE, HELD, JOINED, NOTHING, HttpExchange
 from ._read_only import ReadOnly
 from ._response_heads import STATUS_LINES, Stamp
 from ._served_app import ServedApp
@@ -426,12 +426,13 @@ class HttpConnection:
     async def _answer_failure(self, exchange: HttpExchange) -> None:
         """Tell the client that the app has failed: by an answer, or by the end of the connection in the middle of one."""
         if exchange.phase == DONE and not exchange.is_incomplete:
-            with contextlib.suppress(trio.BrokenResourceError, trio.TooSlowError):
-                await self.connection.flush()
+            await self._linger()  # the app may have left a body unread, whose reset would overtake the response
         elif exchange.phase < BEGUN:
             exchange.status = HTTPStatus.INTERNAL_SERVER_ERROR
             await self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.INTERNAL_SERVER_ERROR.phrase, exchange)
-        else:
+        else:  # the client gets what the app has sent before, as far as it accepts it in time
+            with contextlib.suppress(*GONE, trio.BusyResourceError):
+                await self.connection.flush()
             self.connection.abort()
 
     async def _skip_body(self) -> bool:
