@@ -80,6 +80,43 @@ async def test_what_is_no_app_is_refused(app: Any, kind: type[Exception], text: 
         await gain_trio.asgi.serve(app, "tcp://127.0.0.1:0")
 
 
+class OfAsgi2:
+    """An app of ASGI 2: an object of it is called for each scope."""
+
+    def __init__(self, scope: Any) -> None: ...
+
+    async def __call__(self, receive: Any, send: Any) -> None: ...
+
+
+class MadeOnce:
+    """A class whose object is an app."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None: ...
+
+
+def function_of_asgi2(scope: Any) -> Any: ...
+
+
+def of_wsgi(environ: Any, start_response: Any) -> Any: ...
+
+
+@pytest.mark.parametrize(
+    ("app", "cure"),
+    [
+        (OfAsgi2, "of ASGI 2, wrap it in asgiref"),
+        (OfAsgi2({}), "of ASGI 2, wrap it in asgiref"),
+        (function_of_asgi2, "of ASGI 2, wrap it in asgiref"),
+        (of_wsgi, "a WSGI app, wrap it in"),
+        (MadeOnce, "if an object of this class is the app, give the object"),
+        (asgi_apps.made, "give factory=True"),
+    ],
+    ids=["class", "object", "function", "WSGI", "class of an app", "factory"],
+)
+async def test_an_app_of_another_kind_is_refused_with_a_cure(app: Any, cure: str) -> None:
+    with pytest.raises(TypeError, match=cure):
+        await gain_trio.asgi.serve(app, "tcp://127.0.0.1:0")
+
+
 class AwaitedApp:
     """An app that is a class, as Starlette's endpoints are: each call of it is awaited."""
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, final
+from typing import Any, Final, final
 
 import trio
 
@@ -186,12 +187,39 @@ def load_app(source: AsgiApp | str, *, factory: bool) -> AsgiApp:
             raise TypeError(f"factory=True calls a function without arguments, which returns the app, and {why_not}")
         app = app()
     if not callable(app) or (isinstance(app, type) and not hasattr(app, "__await__")):
-        raise TypeError(f"an ASGI app is an async function of scope, receive and send, and {name} is {app!r}")
+        raise TypeError(f"{_WANTED}, and {name} is {app!r}{_cure(app, factory=factory)}")
     why_not = why_not_called(app, ("scope", "receive", "send"))
     if why_not is not None:
-        cure = "" if factory or why_not_called(app, ()) is not None else "; if it returns the app, give factory=True"
-        raise TypeError(f"an ASGI app is an async function of scope, receive and send, and {why_not}{cure}")
+        raise TypeError(f"{_WANTED}, and {why_not}{_cure(app, factory=factory)}")
     return app  # type: ignore[no-any-return]  # what it returns is seen when it is called
+
+
+_WANTED: Final = "an ASGI app is an async function of scope, receive and send"
+
+
+def _cure(app: Any, *, factory: bool) -> str:
+    """What may help with an object that is no app."""
+    if not callable(app):
+        return ""
+    parameters = _parameters(app)
+    if parameters == ["environ", "start_response"]:
+        return "; if it is a WSGI app, wrap it in asgiref.wsgi.WsgiToAsgi or a2wsgi.WSGIMiddleware"
+    if parameters in (["scope"], ["receive", "send"]):
+        return "; if it is an app of ASGI 2, wrap it in asgiref.compatibility.guarantee_single_callable"
+    if isinstance(app, type):
+        return "; if an object of this class is the app, give the object"
+    if not factory and why_not_called(app, ()) is None:
+        return "; if it returns the app, give factory=True"
+    return ""
+
+
+def _parameters(app: Any) -> list[str]:
+    """The names of those without defaults."""
+    try:
+        signature = inspect.signature(app)
+    except (ValueError, TypeError):  # a function of an extension module need not have one
+        return []
+    return [name for name, found in signature.parameters.items() if found.default is found.empty]
 
 
 def _imported(name: str) -> Any:
