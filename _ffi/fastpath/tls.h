@@ -82,6 +82,8 @@ typedef struct {
 } gt_tls_classes;
 
 int gt_tls_configure(const gt_tls_classes *classes); /* -1: exception set */
+/* Put the method in the place of Python's of the same name, which is returned.  NULL: exception set. */
+PyObject *gt_tls_replace(PyTypeObject *type, PyMethodDef *method);
 
 bool gt_tls_is_taken(const gt_field *exclusive, PyObject *connection); /* or is none */
 /* The connection below, if it is one on the ring of this thread's run, or NULL. */
@@ -139,8 +141,6 @@ int gt_tls_nowait_replace(PyTypeObject *type); /* Python's, by those; -1: except
 /* --- tls_methods.c: the awaitable, and the methods that make one --- */
 
 extern PyTypeObject gt_tls_call_type;
-/* Put the method in the place of Python's of the same name, which is returned.  NULL: exception set. */
-PyObject *gt_tls_replace(PyTypeObject *type, PyMethodDef *method);
 PyObject *gt_hasten_tls(PyObject *module, PyObject *args);
 
 #endif

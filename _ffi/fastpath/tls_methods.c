@@ -171,16 +171,6 @@ static PyMethodDef receive_method = {"receive", (PyCFunction)(void (*)(void))con
 static PyMethodDef send_method = {"send", connection_send, METH_O,
                                   PyDoc_STR("send($self, data, /)\n--\n\nSee Connection.send().")};
 
-PyObject *gt_tls_replace(PyTypeObject *type, PyMethodDef *method)
-{
-    PyObject *function = PyObject_GetAttrString((PyObject *)type, method->ml_name);
-    PyObject *descriptor = function ? PyDescr_NewMethod(type, method) : NULL;
-    if (!descriptor || PyObject_SetAttrString((PyObject *)type, method->ml_name, descriptor) < 0)
-        Py_CLEAR(function);
-    Py_XDECREF(descriptor);
-    return function;
-}
-
 PyObject *gt_hasten_tls(PyObject *Py_UNUSED(module), PyObject *args)
 {
     gt_tls_classes given;

@@ -114,7 +114,7 @@ static PyObject *connection_send_nowait(PyObject *self, PyObject *data)
 
 static PyMethodDef methods[] = {
     {"_decrypt_below", connection_decrypt_below, METH_O,
-     PyDoc_STR("_decrypt_below($self, count, /)\n--\n\nHave so many of the bytes that are queued below decrypted.")},
+     PyDoc_STR("_decrypt_below($self, count, /)\n--\n\nHave count of the bytes that are queued below decrypted.")},
     {"_take_exactly", connection_take_exactly, METH_O,
      PyDoc_STR("_take_exactly($self, count, /)\n--\n\nSee Connection._take_exactly().")},
     {"_send_nowait", connection_send_nowait, METH_O,

@@ -38,7 +38,7 @@ bool gt_tls_can_receive(PyObject *self)
            PyBytes_GET_SIZE(inbound) == 0 && answered >= 0 && answered < gt_tls.most_answered;
 }
 
-/* A wait for a change that watches what is sent is told of each send, and that is Python's. */
+/* A wait for a change that watches what is sent looks at each send, and that is Python's. */
 static bool is_watched(PyObject *self)
 {
     PyObject *changes = gt_field_peek(&gt_tls.changes, self);
@@ -139,4 +139,14 @@ int gt_tls_configure(const gt_tls_classes *classes)
     gt_tls.chunk = (size_t)classes->chunk;
     gt_tls.most_answered = classes->most_answered;
     return find_names() < 0 ? -1 : find_slots(classes->connection, classes->exclusive, classes->changes);
+}
+
+PyObject *gt_tls_replace(PyTypeObject *type, PyMethodDef *method)
+{
+    PyObject *function = PyObject_GetAttrString((PyObject *)type, method->ml_name);
+    PyObject *descriptor = function ? PyDescr_NewMethod(type, method) : NULL;
+    if (!descriptor || PyObject_SetAttrString((PyObject *)type, method->ml_name, descriptor) < 0)
+        Py_CLEAR(function);
+    Py_XDECREF(descriptor);
+    return function;
 }

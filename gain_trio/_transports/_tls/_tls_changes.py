@@ -50,7 +50,7 @@ class TlsChanges:
         self._unseen_below = 0  # bytes that were reported below, and may be in the queue there
         self._below_is_over = False  # nothing is left to report below but its end
 
-    @trio.lowlevel.enable_ki_protection  # what below has reported it reports to nobody else
+    @trio.lowlevel.enable_ki_protection  # the connection below reports each byte once
     async def wait_change(self, connection: TlsTraffic, watched: int) -> int:
         """See :meth:`Connection._wait_change`."""
         connection._begin_receiving()

@@ -309,7 +309,7 @@ class TlsTraffic(Connection):
 
     @trio.lowlevel.enable_ki_protection  # see _feed()
     def _decrypt_below(self, count: int) -> None:
-        """Have so many of the bytes that are queued below decrypted."""
+        """Have ``count`` of the bytes that are queued below decrypted."""
         data = self._below.next(count)
         if data:  # a receive may have had them
             self._decrypt_received(data)
