@@ -162,13 +162,18 @@ async def test_an_answer_that_is_being_worked_on_is_waited_for(transport: dict[s
             assert await receive_all(client) == b"answer"
 
 
-async def test_an_answer_in_pieces_is_complete(transport: dict[str, Any]) -> None:
+async def test_an_answer_in_pieces_is_complete(transport: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     async with asked(Recorder, transport, b"question") as (server, client):
-        async with draining(server):
-            for number in range(10):
-                made[0].transport.write(b"%d" % number)
-                await trio.sleep(_idle_detection.QUIET / 5)
-            assert await receive_all(client) == b"0123456789"
+        async with draining(server) as over:
+            with monkeypatch.context() as patch:  # no pause of this machine's is too long
+                patch.setattr(_idle_detection, "QUIET", FOREVER)
+                for number in range(9):
+                    made[0].transport.write(b"%d" % number)
+                    assert await receive_exactly(client, 1) == b"%d" % number
+                    await wait_all_tasks_blocked()
+                    assert not over.is_set()
+            made[0].transport.write(b"9")
+            assert await receive_all(client) == b"9"
 
 
 async def test_half_a_request_is_waited_for(transport: dict[str, Any]) -> None:
