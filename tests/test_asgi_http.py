@@ -176,12 +176,16 @@ async def test_the_target_in_the_scope(line: bytes, path: str, raw_path: bytes, 
     assert [value for name, value in scope["headers"] if name == b"host"] == [host]
 
 
-async def test_a_root_path_is_in_front_of_the_path() -> None:
+@pytest.mark.parametrize(
+    ("root", "raw"), [("/api", b"/api"), ("/a:p@i(1)", b"/a:p@i(1)"), ("/\xe4 50%", b"/%C3%A4%2050%25")]
+)
+async def test_a_root_path_is_in_front_of_the_path(root: str, raw: bytes) -> None:
     app = Recorder()
-    async with serving_app(app, root_path="/api") as server:
-        await raw_answer(server, closing("GET", "/x"))
-    [scope] = app.scopes
-    assert (scope["root_path"], scope["path"], scope["raw_path"]) == ("/api", "/api/x", b"/api/x")
+    async with serving_app(app, root_path=root) as server:
+        await raw_answer(server, request("GET", "/x%20y") + request("OPTIONS", "*") + closing("GET", "/"))
+    assert [scope["root_path"] for scope in app.scopes] == [root] * 3
+    assert [scope["path"] for scope in app.scopes] == [root + "/x y", "*", root + "/"]
+    assert [scope["raw_path"] for scope in app.scopes] == [raw + b"/x%20y", b"*", raw + b"/"]
 
 
 async def test_the_version_in_the_scope() -> None:

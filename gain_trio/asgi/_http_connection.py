@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable
 from contextvars import copy_context
 from http import HTTPStatus
 from typing import Any, Final, TypeAlias, final
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import trio
 
@@ -45,6 +45,8 @@ from ._tls_extension import tls_extension
 _RENEWED: Final = 1.0
 """Seconds for which deadlines are not moved again."""
 _NOT_RENEWED: Final = -math.inf
+_SAFE: Final = "/:@!$&'()*+,;="
+"""What a path may have as it is, beside letters, digits and the like (RFC 3986, 3.3)."""
 _MAX_TARGET: Final = 256
 """Bytes of the longest target whose meaning is remembered: none with a query, which may carry a secret."""
 
@@ -336,12 +338,12 @@ class HttpConnection:
         if parts is None:
             raw, query = split_target(request.target)
             path = raw.decode("ascii")
-            root = self.config.root_path
+            root = "" if path == "*" else self.config.root_path  # OPTIONS * asks about the whole server
             parts = {
                 # ASGI wants capitals.  The framing goes by what the client has sent: "head" is no HEAD to a proxy.
                 "method": request.method.decode("ascii").upper(),
                 "path": root + (unquote(path) if "%" in path else path),
-                "raw_path": root.encode("utf-8") + raw,
+                "raw_path": quote(root, safe=_SAFE).encode("ascii") + raw,
                 "query_string": query,
                 "http_version": "1.1" if framing.minor else "1.0",
             }
