@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import trio
 from support.certificates import client_context, open_tls_pair
+from support.fuzz import cut, examples, given, st
 from support.pairs import pattern, receive_all, until
 from support.tls_pairs import SMALL, TlsPair, serving_tls, where
 from trio.testing import assert_checkpoints, wait_all_tasks_blocked
@@ -87,6 +88,91 @@ async def test_a_record_may_come_in_parts(tls_pair: TlsPair, size: int, cut: int
         await wait_all_tasks_blocked(0.01)
         await client._below.send(sent[cut:])
     assert received == message
+
+
+async def exchange(client: Connection, served: Connection) -> None:
+    """From the next record on the receiver in C knows where records end."""
+    await client.send(b"first")
+    assert await served.receive() == b"first"
+
+
+@pytest.mark.full_ring
+@pytest.mark.parametrize("size", [1, 100, RECORD, 2 * RECORD, 4 * RECORD + 1])
+@pytest.mark.parametrize("place", [1, 2, 3, 4, 5, 6, 29, 16406, -1])
+async def test_openssl_is_not_asked_for_a_part_of_a_record(tls_pair: TlsPair, size: int, place: int) -> None:
+    client, served = tls_pair
+    await exchange(client, served)
+    message = pattern(size)
+    sent = encrypted(client, message)
+    arrives = min(place, len(sent) - 1) if place > 0 else len(sent) + place
+    whole = 0  # bytes of whole records before the cut, by their headers
+    while whole + 5 <= arrives and (end := whole + 5 + int.from_bytes(sent[whole + 3 : whole + 5], "big")) <= arrives:
+        whole = end
+    received = bytearray()
+
+    async def receive() -> None:
+        while len(received) < size:
+            received.extend(await served.receive())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(receive)
+        await client._below.send(sent[:arrives])
+        await until(lambda: served._engine._incoming.pending == arrives - whole)
+        await wait_all_tasks_blocked()
+        assert served._engine._incoming.pending == arrives - whole
+        await client._below.send(sent[arrives:])
+    assert received == message
+    assert not served._engine._incoming.pending
+
+
+@given(
+    st.lists(st.integers(0, 3 * RECORD), min_size=1, max_size=5),
+    st.lists(st.integers(1, 160_000), max_size=8),
+)
+@examples(100)
+def test_records_may_be_cut_anywhere(sizes: list[int], places: list[int]) -> None:
+    async def main() -> None:
+        client, served = await open_tls_pair()
+        async with client, served:
+            await exchange(client, served)
+            messages = [pattern(size) for size in sizes]
+            sent = encrypted(client, *(message for message in messages if message))
+            received = bytearray()
+
+            async def send() -> None:
+                for piece in cut(sent, places) if sent else ():
+                    await client._below.send(piece)
+                    await trio.lowlevel.checkpoint()
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(send)
+                while len(received) < sum(sizes):
+                    data = await served.receive()
+                    assert data
+                    received += data
+            assert received == b"".join(messages)
+
+    gain_trio.run(main)
+
+
+@pytest.mark.parametrize("junk", [b"j", b"\x17\x02", b"\x17\x03\x03\xff\xff", b"\x17\x03\x03\x00\x05short"], ids=repr)
+async def test_what_is_no_record_is_an_error_behind_the_data(tls_pair: TlsPair, junk: bytes) -> None:
+    client, served = tls_pair
+    await exchange(client, served)
+    await client._below.send(encrypted(client, b"last") + junk.ljust(5, b"\0"))
+    assert await served.receive() == b"last"
+    with pytest.raises(trio.BrokenResourceError) as caught:
+        await served.receive()
+    assert isinstance(caught.value.__cause__, ssl.SSLError)
+
+
+async def test_an_end_amidst_a_record_is_an_error(tls_pair: TlsPair) -> None:
+    client, served = tls_pair
+    await exchange(client, served)
+    await client._below.send(encrypted(client, b"in two parts")[:-1])
+    await client._below.send_eof()
+    with pytest.raises(trio.BrokenResourceError, match="close_notify"):
+        await served.receive()
 
 
 async def test_a_receive_that_is_cancelled_amidst_a_record_loses_nothing(tls_pair: TlsPair) -> None:

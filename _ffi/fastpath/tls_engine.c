@@ -8,10 +8,15 @@
  * Decrypting.  OpenSSL decrypts a record a call.  A small message is one record, and the bytes object that the call returns is
  * the answer.  More of them are decrypted into one bytes object, which is made as large as the encrypted bytes are, one behind
  * the other: pieces would have to be joined, which copies all of a large transfer once more.
+ *
+ * The engine follows where records end (tls_records.h), and asks OpenSSL for none of which a part is missing.  It knows that from
+ * the first read on that has left nothing behind, unless Python's code has passed bytes in since.
  */
 #include "tls.h"
 
-#define RECORD 16384 /* the most bytes of data in one record */
+#include "tls_records.h"
+
+#define PARTIAL_BITS 16 /* the bits of `partial_record` that have the bytes which are there */
 
 static struct {
     PyTypeObject *type; /* owned, as are all of these */
@@ -19,7 +24,7 @@ static struct {
     PyObject *want_read;                    /* ssl.SSLWantReadError */
     PyObject *python_read;                  /* the engine's method */
     PyObject *read, *write, *pending, *eof; /* names */
-    gt_field records, incoming, outgoing, withheld, ended, error;
+    gt_field records, incoming, outgoing, withheld, ended, error, partial_record;
 } engine;
 
 static PyObject *records_of(PyObject *self) { return gt_field_peek(&engine.records, self); }
@@ -50,12 +55,41 @@ static Py_ssize_t pending_in(PyObject *buffer)
     return count;
 }
 
+/* Where the engine knows it: how many bytes of a record of which a part is missing have arrived; -1: it does not. */
+static Py_ssize_t partial_in(PyObject *self)
+{
+    const long partial = gt_slot_number(&engine.partial_record, self);
+    return partial < 0 ? -1 : partial & ((1L << PARTIAL_BITS) - 1);
+}
+
+static int note_partial(PyObject *self, const gt_partial_record *record)
+{
+    PyObject *partial = PyLong_FromLong((long)record->length << PARTIAL_BITS | (long)record->given);
+    const int result = partial ? gt_field_set(&engine.partial_record, self, partial) : -1;
+    Py_XDECREF(partial);
+    return result;
+}
+
+/* These bytes have been passed in.  -1: exception set. */
+static int follow_records(PyObject *self, PyObject *data)
+{
+    const long partial = gt_slot_number(&engine.partial_record, self);
+    if (partial < 0)
+        return 0;
+    gt_partial_record record = {.given = (uint32_t)(partial & ((1L << PARTIAL_BITS) - 1)),
+                                .length = (uint32_t)(partial >> PARTIAL_BITS)};
+    const unsigned char *bytes = (const unsigned char *)PyBytes_AS_STRING(data);
+    if (gt_records_advance(&record, bytes, (size_t)PyBytes_GET_SIZE(data)))
+        return note_partial(self, &record);
+    return gt_field_set(&engine.partial_record, self, Py_None);
+}
+
 int gt_tls_feed(PyObject *self, PyObject *data)
 {
     PyObject *incoming = gt_field_peek(&engine.incoming, self);
     PyObject *written = PyObject_CallMethodOneArg(incoming, engine.write, data);
     Py_XDECREF(written);
-    return written ? 0 : -1;
+    return written ? follow_records(self, data) : -1;
 }
 
 /* The exception that is set has ended a call of OpenSSL's.  0: it only wants more, or is the engine's error now.  -1: it is set
@@ -75,23 +109,30 @@ static int note_error(PyObject *self)
     return result;
 }
 
-/* Whether there is something left to decrypt: where there is not, one more read would cost an exception.  -1: exception set. */
-static int has_more(PyObject *records, PyObject *incoming, bool drained)
+/* Whether OpenSSL has decrypted bytes that were not read.  -1: exception set. */
+static int has_decrypted(PyObject *records)
 {
-    const Py_ssize_t encrypted = pending_in(incoming);
-    if (encrypted != 0)
+    PyObject *decrypted = PyObject_CallMethodNoArgs(records, engine.pending);
+    const int waits = decrypted ? PyObject_IsTrue(decrypted) : -1;
+    Py_XDECREF(decrypted);
+    return waits;
+}
+
+/* Behind a read of data, whether there is something left to decrypt: where there is not, one more read would cost an exception.
+ * -1: exception set. */
+static int has_more(PyObject *self, PyObject *records, PyObject *incoming, bool drained)
+{
+    const Py_ssize_t encrypted = pending_in(incoming), partial = partial_in(self);
+    if (encrypted < 0 || encrypted > (partial > 0 ? partial : 0))
         return encrypted < 0 ? -1 : 1;
-    if (!drained) {
-        PyObject *decrypted = PyObject_CallMethodNoArgs(records, engine.pending);
-        const int waits = decrypted ? PyObject_IsTrue(decrypted) : -1;
-        Py_XDECREF(decrypted);
-        if (waits != 0)
-            return waits;
-    }
+    const int waits = drained ? 0 : has_decrypted(records);
+    if (waits != 0 || partial >= 0)
+        return waits;
     PyObject *eof = PyObject_GetAttr(incoming, engine.eof);
     const int ended = eof ? PyObject_IsTrue(eof) : -1;
     Py_XDECREF(eof);
-    return ended;
+    /* OpenSSL reads no further than it needs to, so it has no part of a record, either. */
+    return ended == 0 ? note_partial(self, &(gt_partial_record){0, 0}) : ended;
 }
 
 /* Decrypt behind what is in `*whole`.  1: how much is in *count, 0: there is no more at the moment, or ever; -1: exception set. */
@@ -112,15 +153,16 @@ static int read_behind(PyObject *self, PyObject *records, PyObject *whole, Py_ss
     return *count < 0 ? -1 : gt_field_set(&engine.ended, self, Py_True);
 }
 
-/* Decrypt all there is into one bytes object, behind `first`, whose reference it takes. */
+/* Decrypt all there is into one bytes object, behind `first`, whose reference it takes, or which is NULL. */
 static PyObject *read_all(PyObject *self, PyObject *records, PyObject *incoming, PyObject *first)
 {
-    Py_ssize_t used = PyBytes_GET_SIZE(first), count = 0;
+    Py_ssize_t used = first ? PyBytes_GET_SIZE(first) : 0, count = 0;
     const Py_ssize_t encrypted = pending_in(incoming);
-    PyObject *whole = encrypted < 0 ? NULL : PyBytes_FromStringAndSize(NULL, used + encrypted + RECORD);
-    if (whole)
+    /* A part of the first record may be no encrypted bytes any more: they are OpenSSL's already, or decrypted. */
+    PyObject *whole = encrypted < 0 ? NULL : PyBytes_FromStringAndSize(NULL, used + encrypted + (Py_ssize_t)GT_RECORD);
+    if (whole && first)
         memcpy(PyBytes_AS_STRING(whole), PyBytes_AS_STRING(first), (size_t)used);
-    Py_DECREF(first);
+    Py_XDECREF(first);
     int more = whole ? 1 : -1;
     while (more > 0) {
         more = read_behind(self, records, whole, used, &count);
@@ -128,8 +170,8 @@ static PyObject *read_all(PyObject *self, PyObject *records, PyObject *incoming,
             break;
         used += count;
         const bool drained = used < PyBytes_GET_SIZE(whole);
-        more = has_more(records, incoming, drained);
-        if (more > 0 && !drained && _PyBytes_Resize(&whole, used + 2 * (Py_ssize_t)RECORD) < 0)
+        more = has_more(self, records, incoming, drained);
+        if (more > 0 && !drained && _PyBytes_Resize(&whole, used + 2 * (Py_ssize_t)GT_RECORD) < 0)
             more = -1;
     }
     if (more < 0)
@@ -139,29 +181,43 @@ static PyObject *read_all(PyObject *self, PyObject *records, PyObject *incoming,
     return whole;
 }
 
+/* Decrypt one record, and what is behind it, if there is something. */
+static PyObject *read_record(PyObject *self, PyObject *records, PyObject *incoming, Py_ssize_t encrypted)
+{
+    /* A record is longer than its data, so a short one needs no object for a long one. */
+    const Py_ssize_t size = encrypted > 0 && encrypted < (Py_ssize_t)GT_RECORD ? encrypted : (Py_ssize_t)GT_RECORD;
+    PyObject *room = PyLong_FromSsize_t(size);
+    if (!room)
+        return NULL;
+    PyObject *data = PyObject_CallMethodOneArg(records, engine.read, room);
+    Py_DECREF(room);
+    if (!data)
+        return note_error(self) < 0 ? NULL : PyBytes_FromStringAndSize(NULL, 0);
+    if (PyBytes_GET_SIZE(data) == 0) {
+        if (gt_field_set(&engine.ended, self, Py_True) < 0)
+            Py_CLEAR(data);
+        return data;
+    }
+    const int more = has_more(self, records, incoming, PyBytes_GET_SIZE(data) < size);
+    if (more > 0)
+        return read_all(self, records, incoming, data);
+    if (more < 0)
+        Py_CLEAR(data);
+    return data;
+}
+
 PyObject *gt_tls_read(PyObject *self)
 {
     PyObject *records = Py_NewRef(records_of(self)), *incoming = Py_NewRef(gt_field_peek(&engine.incoming, self));
     PyObject *data = NULL;
     const Py_ssize_t encrypted = pending_in(incoming);
-    /* A record is longer than its data, so a short one needs no object for a long one. */
-    const Py_ssize_t size = encrypted > 0 && encrypted < RECORD ? encrypted : RECORD;
-    PyObject *room = encrypted < 0 ? NULL : PyLong_FromSsize_t(size);
-    if (room)
-        data = PyObject_CallMethodOneArg(records, engine.read, room);
-    if (data && PyBytes_GET_SIZE(data) == 0) {
-        if (gt_field_set(&engine.ended, self, Py_True) < 0)
-            Py_CLEAR(data);
-    } else if (data) {
-        const int more = has_more(records, incoming, PyBytes_GET_SIZE(data) < size);
-        if (more > 0)
-            data = read_all(self, records, incoming, data);
-        else if (more < 0)
-            Py_CLEAR(data);
-    } else if (room && note_error(self) == 0) {
+    const int waits = encrypted < 0 ? -1 : encrypted > partial_in(self) ? 1 : has_decrypted(records);
+    if (waits == 0)
         data = PyBytes_FromStringAndSize(NULL, 0);
-    }
-    Py_XDECREF(room);
+    else if (waits > 0 && encrypted > (Py_ssize_t)(GT_RECORD + GT_RECORD_OVERHEAD))
+        data = read_all(self, records, incoming, NULL);
+    else if (waits > 0)
+        data = read_record(self, records, incoming, encrypted);
     Py_DECREF(incoming);
     Py_DECREF(records);
     return data;
@@ -238,8 +294,13 @@ int gt_tls_engine_replace(PyTypeObject *type)
     const struct {
         gt_field *field;
         const char *name;
-    } slots[] = {{&engine.records, "_records"},   {&engine.incoming, "_incoming"}, {&engine.outgoing, "_outgoing"},
-                 {&engine.withheld, "_withheld"}, {&engine.ended, "ended"},        {&engine.error, "error"}};
+    } slots[] = {{&engine.records, "_records"},
+                 {&engine.incoming, "_incoming"},
+                 {&engine.outgoing, "_outgoing"},
+                 {&engine.withheld, "_withheld"},
+                 {&engine.ended, "ended"},
+                 {&engine.error, "error"},
+                 {&engine.partial_record, "_partial_record"}};
     for (size_t i = 0; i < sizeof slots / sizeof slots[0]; i++)
         if (gt_slot_resolve(slots[i].field, type, slots[i].name) < 0)
             return -1;

@@ -35,11 +35,12 @@ def _records_of(ssl_object: ssl.SSLObject) -> Any:
 class Engine:
     """One end of a TLS connection.  The handshake comes first: Python checks the peer's name in it."""
 
-    __slots__ = ("_incoming", "_outgoing", "_records", "_withheld", "ended", "error", "ssl_object")
+    __slots__ = ("_incoming", "_outgoing", "_partial_record", "_records", "_withheld", "ended", "error", "ssl_object")
 
     def __init__(self, context: ssl.SSLContext, *, server_side: bool, server_hostname: str | None = None) -> None:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._withheld = 0
+        self._partial_record: int | None = None  # what the methods in C know of a record of which a part is missing
         self.ssl_object = context.wrap_bio(
             self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
         )
@@ -51,6 +52,7 @@ class Engine:
 
     def feed(self, data: bytes) -> None:
         """Pass in bytes that have arrived; no bytes mean the end of the stream."""
+        self._partial_record = None
         if data:
             self._incoming.write(data)
         else:
