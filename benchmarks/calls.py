@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import trio
 
@@ -50,6 +50,29 @@ async def scope() -> int:
 async def move_on_after() -> int:
     for _ in range(MANY):
         with trio.move_on_after(10):  # noqa: ASYNC100  # the same
+            pass
+    return MANY
+
+
+async def fail_after() -> int:
+    for _ in range(MANY):
+        with trio.fail_after(10):  # noqa: ASYNC100  # the same
+            pass
+    return MANY
+
+
+async def sleep() -> int:
+    for _ in range(MANY // 4):
+        await trio.sleep(1e-9)
+    return MANY // 4
+
+
+async def generator() -> int:
+    async def one() -> AsyncGenerator[int, None]:
+        yield 1
+
+    for _ in range(MANY):
+        async for _ in one():
             pass
     return MANY
 
@@ -166,6 +189,9 @@ CASES: dict[str, Case] = {
     "checkpoint, 100 tasks": checkpoints_of_100_tasks,
     "with CancelScope()": scope,
     "with move_on_after()": move_on_after,
+    "with fail_after()": fail_after,
+    "sleep()": sleep,
+    "async generator": generator,
     "start_soon, to its end": spawn,
     "open_nursery()": nursery,
     "channel: send, receive": channel,

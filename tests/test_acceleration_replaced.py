@@ -8,7 +8,7 @@ import functools
 import sys
 import types
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import outcome
@@ -157,9 +157,21 @@ async def use_traps() -> None:
         assert await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED) == 7
 
 
+async def use_generators() -> None:
+    async def count(numbers: int) -> AsyncIterator[int]:
+        for number in range(numbers):
+            await trio.lowlevel.checkpoint()
+            yield number
+
+    assert [number async for number in count(3)] == [0, 1, 2]
+    begun = count(3)
+    assert await begun.__anext__() == 0
+    await begun.aclose()  # type: ignore[attr-defined]  # a generator, and not any iterator
+
+
 async def use_all() -> None:
     with trio.fail_after(PATIENCE):
-        for use in (use_scopes, use_nurseries, use_locks, use_channels, use_sockets, use_traps):
+        for use in (use_scopes, use_nurseries, use_locks, use_channels, use_sockets, use_traps, use_generators):
             await use()
 
 

@@ -196,6 +196,29 @@ static const slot_of channel_slots[] = {
     {NULL, NULL, NULL, false},
 };
 
+/* --- timeouts --- */
+
+static const type_of timeout_types[] = {
+    {&tc_core.fail_after_type, "fail_after_type"},
+    {NULL, NULL},
+};
+
+static const object_of timeout_objects[] = {
+    {&tc_core.fail_after_function, "fail_after_function"},
+    {&tc_core.become_plain, "become_plain"},
+    {&tc_core.plain_enter, "plain_enter"},
+    {&tc_core.plain_exit, "plain_exit"},
+    {NULL, NULL},
+};
+
+static const slot_of timeout_slots[] = {
+    {&tc_core.manager.function, "fail_after_type", "_function", false},
+    {&tc_core.manager.arguments, "fail_after_type", "_arguments", false},
+    {&tc_core.manager.keywords, "fail_after_type", "_keywords", false},
+    {&tc_core.manager.scope, "fail_after_type", "_scope", false},
+    {NULL, NULL, NULL, false},
+};
+
 /* --- nurseries --- */
 
 static const type_of nursery_types[] = {
@@ -234,6 +257,24 @@ static const slot_of epoll_slots[] = {
     {&tc_core.epoll_waiters.read_task, "epoll_waiters_type", "read_task", false},
     {&tc_core.epoll_waiters.write_task, "epoll_waiters_type", "write_task", false},
     {&tc_core.epoll_waiters.current_flags, "epoll_waiters_type", "current_flags", false},
+    {NULL, NULL, NULL, false},
+};
+
+/* --- async generators --- */
+
+static const type_of generator_types[] = {
+    {&tc_core.generators_type, "generators_type"},
+    {&tc_core.weak_set_type, "weak_set_type"},
+    {NULL, NULL},
+};
+
+static const object_of generator_objects[] = {
+    {&tc_core.weak_set_defers, "weak_set_defers"},
+    {NULL, NULL},
+};
+
+static const slot_of generator_slots[] = {
+    {&tc_core.generators.alive, "generators_type", "alive", false},
     {NULL, NULL, NULL, false},
 };
 
@@ -374,6 +415,8 @@ static int finish_locks(PyObject *seam)
     return finish_waits(seam);
 }
 
+static int finish_timeouts(PyObject *Py_UNUSED(seam)) { return tc_fail_after_init(); }
+
 static const struct part {
     const char *name;
     const type_of *types;
@@ -382,11 +425,13 @@ static const struct part {
     int (*finish)(PyObject *seam);
 } parts[] = {
     {"core", core_types, core_objects, core_slots, finish_core},
+    {"timeouts", timeout_types, timeout_objects, timeout_slots, finish_timeouts},
     {"nurseries", nursery_types, nursery_objects, NULL, NULL},
     {"locks", lock_types, lock_objects, lock_slots, finish_locks},
     {"events", event_types, NULL, event_slots, NULL},
     {"channels", channel_types, channel_objects, channel_slots, finish_waits},
     {"epoll", epoll_types, epoll_objects, epoll_slots, NULL},
+    {"generators", generator_types, generator_objects, generator_slots, NULL},
 };
 
 static int take_part(const struct part *part, PyObject *seam)

@@ -11,6 +11,8 @@
  *     scope.c        CancelScope: __init__, __enter__, __exit__
  *     spawn.c        Runner.spawn_impl, Runner.task_exited
  *     timeout.c      move_on_after
+ *     fail_after.c   fail_after
+ *     asyncgen.c     AsyncGenerators: the hook of a generator that begins
  *     nursery.c      NurseryManager: __aenter__, __aexit__
  *     parking_lot.c  ParkingLot: park, unpark
  *     lock.c         Lock: acquire, release
@@ -80,6 +82,11 @@ typedef struct {
     PyObject *no_arguments, *last_name;                                 /* () and ("last",) */
     PyTypeObject *epoll_manager_type, *epoll_waiters_type, *epoll_type; /* the last one is Python's */
     PyObject *busy_resource_error;
+    PyTypeObject *fail_after_type;                     /* what fail_after() returns */
+    PyObject *fail_after_function;                     /* the generator function that Trio has for it */
+    PyTypeObject *generators_type, *weak_set_type;     /* AsyncGenerators, and Python's WeakSet */
+    PyObject *weak_set_defers;                         /* whether one that is iterated over does */
+    PyObject *become_plain, *plain_enter, *plain_exit; /* see _fail_after.py */
     struct {
         bool tick, epoll;
     } in; /* the pieces that other pieces make use of: whether they are in */
@@ -124,6 +131,12 @@ typedef struct {
     struct {
         tc_slot tasks, flag;
     } event;
+    struct {
+        tc_slot function, arguments, keywords, scope;
+    } manager; /* the context manager of fail_after() */
+    struct {
+        tc_slot alive;
+    } generators;
     struct {
         tc_slot max_buffer_size, data, open_senders, open_receivers, send_tasks, receive_tasks, peak;
     } channel;
@@ -181,7 +194,8 @@ static inline int tc_drop(PyObject *result)
     X(reschedule) X(last) X(family) X(acquire) X(acquire_nowait) X(release) X(receive) X(receive_nowait) \
     X(send_nowait) X(perf_counter) X(proactor) X(wait) X(process) X(complete) X(_update_registrations) X(drain) \
     X(read_task) X(write_task) X(_nonblocking_helper) X(_resolve_address_nocp) X(_child_finished) \
-    X(_nested_child_finished) X(Value) X(Error) X(relative_deadline) X(deadline) X(shield)
+    X(_nested_child_finished) X(Value) X(Error) X(relative_deadline) X(deadline) X(shield) \
+    X(_iterating) X(_pending_removals) X(_remove)
 /* clang-format on */
 
 typedef struct {
@@ -198,7 +212,7 @@ int tc_names_init(void);
 /* clang-format off */
 #define TC_PIECE_NAMES(X) \
     X(sockets) X(streams) X(step) X(checkpoints) X(scopes) X(spawning) X(tick) X(timeouts) X(nurseries) X(locks) \
-    X(events) X(channels) X(epoll) X(outcomes)
+    X(events) X(channels) X(epoll) X(generators) X(outcomes)
 /* clang-format on */
 
 enum tc_piece {
@@ -218,6 +232,8 @@ PyObject *tc_is_intact(PyObject *module, PyObject *name);
 
 PyObject *tc_set_shortcut(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 PyObject *tc_has_shortcut(PyObject *module, PyObject *function);
+/* Does a debugger, a profiler or a coverage tool want to see a call of this code? */
+bool tc_is_watched(PyObject *code);
 
 /* --- run.c: what is asked of a run --- */
 
@@ -274,6 +290,10 @@ int tc_scope_open(PyObject *scope);
 int tc_scope_close(PyObject *scope);
 
 PyObject *tc_move_on_after(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+PyObject *tc_fail_after(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+int tc_fail_after_init(void); /* once, when its type is known; -1: exception set */
+
+PyObject *tc_first_iteration(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 
 PyObject *tc_nursery_enter(PyObject *module, PyObject *manager);
 PyObject *tc_nursery_exit(PyObject *module, PyObject *const *arguments, Py_ssize_t count);

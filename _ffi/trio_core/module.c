@@ -93,6 +93,8 @@ static PyMethodDef functions[] = {
     {"scope_enter", tc_scope_enter, METH_O, PyDoc_STR("CancelScope.__enter__: whether it is done.")},
     FAST("scope_exit", tc_scope_exit, "CancelScope.__exit__: what it returns, or None."),
     FAST("move_on_after", tc_move_on_after, "move_on_after: the scope, or None."),
+    FAST("fail_after", tc_fail_after, "fail_after: the context manager, or None."),
+    FAST("first_iteration", tc_first_iteration, "AsyncGenerators.install_hooks: the hook to set, or None."),
     {"nursery_enter", tc_nursery_enter, METH_O, PyDoc_STR("NurseryManager.__aenter__: the nursery, or None.")},
     FAST("nursery_exit", tc_nursery_exit, "NurseryManager.__aexit__: what to await, or None."),
     {"park", tc_park, METH_O, PyDoc_STR("ParkingLot.park: what to await, or None.")},

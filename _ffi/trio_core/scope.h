@@ -1,4 +1,4 @@
-/* scope.h: what nursery.c and timeout.c need of scope.c. */
+/* scope.h: what nursery.c, timeout.c and fail_after.c need of scope.c. */
 #ifndef GAIN_TRIO_SCOPE_H
 #define GAIN_TRIO_SCOPE_H
 

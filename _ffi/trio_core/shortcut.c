@@ -37,8 +37,7 @@ static shortcut shortcuts[SHORTCUTS] = {
 
 /* --- the ways --- */
 
-/* Does a debugger, a profiler or a coverage tool want to see this call? */
-static bool is_watched(PyObject *code)
+bool tc_is_watched(PyObject *code)
 {
     PyThreadState *state = PyThreadState_Get();
     if (state->c_tracefunc || state->c_profilefunc)
@@ -69,7 +68,7 @@ static bool is_watched(PyObject *code)
 static bool is_open(int place, PyObject *function)
 {
     PyObject *code = PyFunction_GET_CODE(function);
-    return code == shortcuts[place].code && !is_watched(code);
+    return code == shortcuts[place].code && !tc_is_watched(code);
 }
 
 static PyObject *run_code(PyObject *function, PyObject *const *arguments, size_t count, PyObject *names)

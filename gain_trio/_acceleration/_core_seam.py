@@ -16,7 +16,9 @@ import itertools
 import math
 import select
 import socket
+import sys
 import types
+import weakref
 from typing import Any
 
 import attrs
@@ -25,7 +27,9 @@ import trio
 import trio.socket
 from trio import _channel, _highlevel_socket, _socket, _sync, _timeouts, _util
 from trio import abc as trio_abc
-from trio._core import _instrumentation, _io_epoll, _ki, _parking_lot, _run, _traps
+from trio._core import _asyncgens, _instrumentation, _io_epoll, _ki, _parking_lot, _run, _traps
+
+from ._fail_after import TimeoutSeam
 
 _PLACES: dict[str, object] = {
     "run": _run,
@@ -42,6 +46,9 @@ _PLACES: dict[str, object] = {
     "timeouts": _timeouts,
     "epoll": _io_epoll,
     "outcome": outcome,
+    "asyncgens": _asyncgens,
+    "weakrefs": sys.modules[weakref.WeakSet.__module__],
+    "contextlib": contextlib,
 }
 
 RELEASE: str = trio.__version__
@@ -90,6 +97,15 @@ def _is_wrapper(function: types.FunctionType) -> bool:
     wraps = getattr(function, "__wrapped__", None)
     wrappers = (_ki.__file__, contextlib.__file__)
     return isinstance(wraps, types.FunctionType) and function.__code__.co_filename in wrappers
+
+
+def makes_manager(found: object) -> bool:
+    """Whether it is what ``contextmanager`` has made of a function of Trio's."""
+    return isinstance(found, types.FunctionType) and _is_wrapper(found) and _makes_manager(found.__code__)
+
+
+def _makes_manager(code: types.CodeType) -> bool:
+    return code.co_filename == contextlib.__file__ and code.co_names == ("_GeneratorContextManager",)
 
 
 def layout_of(found: object) -> tuple[str, ...]:
@@ -312,6 +328,15 @@ class ChannelSeam:
         self.put_nowait_method = _channel.MemorySendChannel.send_nowait
 
 
+class GeneratorSeam:
+    """What the C of async generators needs."""
+
+    def __init__(self) -> None:
+        self.generators_type = _asyncgens.AsyncGenerators
+        self.weak_set_type = weakref.WeakSet
+        self.weak_set_defers = hasattr(weakref.WeakSet(), "_pending_removals")
+
+
 class EpollSeam:
     """What the C of Trio's I/O manager on Linux needs."""
 
@@ -323,10 +348,12 @@ class EpollSeam:
 
 
 PART_SEAMS = {
+    "timeouts": TimeoutSeam,
     "nurseries": NurserySeam,
     "locks": LockSeam,
     "events": EventSeam,
     "channels": ChannelSeam,
     "epoll": EpollSeam,
+    "generators": GeneratorSeam,
 }
 """By piece: the facts about Trio that the C module needs for it, beyond :class:`CoreSeam`."""

@@ -34,7 +34,7 @@ _MADE_IN_C: Final = frozenset({"Task", "Nursery", "CancelScope", "CancelStatus"}
 _ONLY_DATA: Final = frozenset({"CancelStatus"})
 """Classes of a layout whose methods the functions do not call, though others of the same name."""
 
-_ROOTS: Final = ("trio", "outcome", "socket")
+_ROOTS: Final = ("trio", "outcome", "socket", "_weakrefset")
 """The packages that the C stands for.  What it needs of the rest of the standard library, it calls."""
 
 _LOOKED_UP: Final = frozenset({"_r", "_ALLOW_DETERMINISTIC_SCHEDULING"})

@@ -16,7 +16,7 @@ from gain_trio._kernel import trio_core
 
 from . import _core_seam
 from ._fingerprints import digest, fingerprint
-from ._rewrite import Change, around_first, before_all, before_batch, rewrite
+from ._rewrite import Change, around_first, before_all, before_batch, before_last, rewrite
 
 
 @attrs.frozen
@@ -32,11 +32,19 @@ class Part:
     change: Change = before_all
     by_layout: bool = False
     """The function is made by attrs: not its body is what counts, which differs between releases of attrs."""
+    makes_manager: bool = False
+    """The code goes into what ``contextmanager`` makes of Trio's function; one that it makes nothing of stays as it is."""
 
     @property
     def function(self) -> Any:
-        """Trio's function object, as it is."""
-        return _core_seam.function_of(_core_seam.find(self.path))
+        """The function object, as it is."""
+        found = _core_seam.find(self.path)
+        return found if self.makes_manager else _core_seam.function_of(found)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether this Trio has what the part changes."""
+        return not self.makes_manager or _core_seam.makes_manager(_core_seam.find(self.path))
 
     def make_code(self) -> types.CodeType:
         """The code that goes in."""
@@ -63,6 +71,11 @@ class Piece:
     needs: tuple[str, ...] = ()
     """Other pieces without which it is nothing."""
 
+    @property
+    def present(self) -> tuple[Part, ...]:
+        """The parts that there are in this Trio."""
+        return tuple(part for part in self.parts if part.is_there)
+
     def fingerprint(self) -> str:
         """Of everything that it replaces and stands for, in this process.
 
@@ -82,6 +95,10 @@ class Piece:
                 lines.append(f"{path} is not there")
             else:
                 lines.append(f"{path} {fingerprint(_core_seam.function_of(found).__code__)}")
+        for part in self.parts:
+            if part.makes_manager:
+                made_by = fingerprint(part.function.__code__) if part.is_there else "nothing"
+                lines.append(f"{part.path} is made a context manager by {made_by}")
         for path in self.layouts:
             lines.append(f"{path} {_core_seam.layout_of(_core_seam.find(path))}")
         return lines
@@ -259,9 +276,21 @@ TIMEOUTS: Final = Piece(
             "gain_trio_scope = gain_trio_core(seconds, KEYWORDS)\n"
             "if gain_trio_scope is not None:\n    return gain_trio_scope",
         ),
+        Part(
+            "timeouts:fail_after",
+            "fail_after",
+            "gain_trio_manager = gain_trio_core(func, args, kwds)\n"
+            "if gain_trio_manager is not None:\n    return gain_trio_manager",
+            makes_manager=True,
+        ),
     ),
-    stands_for=SCOPES.stands_for,
-    layouts=("run:CancelScope",),
+    stands_for=(*SCOPES.stands_for, "run:CancelScope.__enter__", "run:CancelScope.__exit__", "timeouts:move_on_after"),
+    layouts=SCOPES.layouts,
+    watches=(
+        *_CLOCK,
+        "contextlib:_GeneratorContextManager",
+        *(f"contextlib:_GeneratorContextManager.{name}" for name in ("__init__", "__enter__", "__exit__")),
+    ),
 )
 
 NURSERIES: Final = Piece(
@@ -391,6 +420,21 @@ EPOLL: Final = Piece(
     layouts=(*_WAIT_LAYOUTS, "epoll:EpollIOManager", "epoll:EpollWaiters"),
 )
 
+GENERATORS: Final = Piece(
+    "generators",
+    (
+        Part(
+            "asyncgens:AsyncGenerators.install_hooks",
+            "first_iteration",
+            "gain_trio_hook = gain_trio_core(self, firstiter)\n"
+            "if gain_trio_hook is not None:\n    firstiter = gain_trio_hook",
+            before_last,
+        ),
+    ),
+    stands_for=("weakrefs:WeakSet.__init__", "weakrefs:WeakSet.add"),
+    layouts=("asyncgens:AsyncGenerators",),
+)
+
 PIECES: Final = (
     SOCKETS,
     STREAMS,
@@ -405,6 +449,7 @@ PIECES: Final = (
     EVENTS,
     CHANNELS,
     EPOLL,
+    GENERATORS,
 )
 """All of them.  Where two replace the same function, the later one's code is the one that counts."""
 

@@ -97,6 +97,13 @@ def before_batch(function: Function, inserted: list[ast.stmt]) -> None:
     before_all(function, [setting])
 
 
+def before_last(function: Function, inserted: list[ast.stmt]) -> None:
+    """The call is made before the last statement."""
+    setting, *call = inserted
+    function.body[-1:-1] = call
+    before_all(function, [setting])
+
+
 def _strip(function: Function) -> None:
     """Without annotations, which belong to the function object and not to its code."""
     function.returns = None
@@ -268,12 +275,20 @@ def _compile(
     return next(code for code in _codes(compiled) if code.co_name == original.co_name)
 
 
+def _qualified_name(function: types.FunctionType) -> str:
+    """Of the code: the name of a function that ``functools.wraps`` has dealt with is another one's."""
+    code = function.__code__
+    if function.__name__ == code.co_name:
+        return function.__qualname__
+    return getattr(code, "co_qualname", f"around.<locals>.{code.co_name}")  # since Python 3.11
+
+
 def _find_source(function: types.FunctionType) -> tuple[Function, tuple[str, ...]]:
     """The function's source, which makes the code that is running, and the names that its module imports."""
     expected = fingerprint(function.__code__)
     for definition, imported in _definitions(function):
         _strip(definition)
-        if fingerprint(_compile(definition, function.__code__, function.__qualname__, imported)) == expected:
+        if fingerprint(_compile(definition, function.__code__, _qualified_name(function), imported)) == expected:
             return definition, imported
     raise CannotRewrite("its source on disk is not what is running")
 
@@ -287,7 +302,7 @@ def _make(function: types.FunctionType, change: Change, inserted: str) -> types.
         for node in ast.walk(statement):
             ast.copy_location(node, anchor)
     change(definition, statements)
-    return _compile(definition, function.__code__, function.__qualname__, imported)
+    return _compile(definition, function.__code__, _qualified_name(function), imported)
 
 
 def rewrite(function: types.FunctionType, change: Change, inserted: str, called: object) -> types.CodeType:

@@ -124,7 +124,7 @@ class Switch:
         codes: list[tuple[Part, types.CodeType]] = []
         if reason is None:
             try:
-                codes = [(part, part.make_code()) for part in piece.parts]
+                codes = [(part, part.make_code()) for part in piece.present]
                 trio_core.set_guards(piece.name, rows(guards(piece)))
             except CannotRewrite as error:
                 reason = f"of Trio {_core_seam.RELEASE}, {error}"

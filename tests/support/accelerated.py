@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 def functions() -> dict[str, Any]:
     """Every function of Trio whose code a piece replaces, by its path."""
-    return {part.path: part.function for piece in PIECES for part in piece.parts}
+    return {part.path: part.function for piece in PIECES for part in piece.present}
 
 
 def codes() -> dict[str, types.CodeType]:
