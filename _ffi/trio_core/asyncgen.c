@@ -1,4 +1,4 @@
-/* asyncgen.c: what a run notes of each async generator that its tasks begin, to close it at the end if nobody else has.
+/* asyncgen.c: what a run notes of each async generator that its tasks begin, to close at the end those that are left.
  *
  * Stands for, in trio/_core/_asyncgens.py:
  *     AsyncGenerators.install_hooks: firstiter     of a generator that a task begins

@@ -276,7 +276,7 @@ def _compile(
 
 
 def _qualified_name(function: types.FunctionType) -> str:
-    """Of the code: the name of a function that ``functools.wraps`` has dealt with is another one's."""
+    """Name the code: ``functools.wraps`` gives a function the name of another one."""
     code = function.__code__
     if function.__name__ == code.co_name:
         return function.__qualname__
