@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import random
@@ -9,7 +10,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from typing import Any
 
 import outcome
@@ -241,6 +242,65 @@ def test_a_scope_without_memory_is_entered_or_not() -> None:
     run(True, main)
 
 
+@only_where_they_were_made
+@pytest.mark.parametrize("error", [None, KeyError("x")], ids=["in time", "raising"])
+def test_a_time_limit_without_memory_is_entered_and_left_or_not(error: Exception | None) -> None:
+    """One whose end finds no memory is over when its manager is gone."""
+
+    async def main() -> None:
+        task: Any = trio.lowlevel.current_task()
+        await count_to_large_numbers()
+        failed = [0, 0, 0]
+        for failing in range(FIRST_FAILURES):
+            before = task._cancel_status
+            made: list[Any] = [None]
+
+            def make(into: list[Any] = made) -> None:
+                into[0] = trio.fail_after(1000)
+
+            failed[0] += without_memory(make, failing)
+            manager: Any = trio.fail_after(1000)
+            if without_memory(manager.__enter__, failing):
+                failed[1] += 1
+                assert task._cancel_status is before
+                manager = trio.fail_after(1000)
+            if task._cancel_status is before:
+                manager.__enter__()
+            leave = functools.partial(manager.__exit__, type(error) if error else None, error, None)
+            failed[2] += without_memory(leave, failing)
+            del manager, leave
+            assert task._cancel_status is before
+        assert failed[0]
+        assert failed[1]
+        assert error is None or failed[2]
+        assert task._runner.deadlines._active == 0
+
+    run(True, main)
+
+
+@only_where_they_were_made
+def test_an_async_generator_without_memory_is_noted_or_does_not_begin() -> None:
+    async def numbers() -> AsyncGenerator[int, None]:
+        yield 1
+
+    async def main() -> None:
+        await count_to_large_numbers()
+        alive = trio.lowlevel.current_task()._runner.asyncgens.alive
+        failed = 0
+        for failing in range(FIRST_FAILURES):
+            generator = numbers()
+            if without_memory(generator.__anext__, failing):
+                failed += 1
+            else:
+                assert generator in alive
+            await generator.aclose()
+            del generator
+            assert not alive.data
+        assert failed
+
+    run(True, main)
+
+
 async def enter_without_memory(manager: Any, failing: int) -> bool:
     """Whether entering needed that allocation."""
     testcapi = pytest.importorskip("_testcapi")
@@ -300,8 +360,16 @@ async def busy(seed: int) -> None:
         while True:
             with trio.move_on_after(chance.choice((0, 0.0001))):
                 await lot.park()
+            with contextlib.suppress(trio.TooSlowError), trio.fail_after(chance.choice((0, 0.0001, 1))):
+                await trio.lowlevel.checkpoint()
+                async for _ in generate():
+                    pass
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(trio.sleep, 0)
+
+    async def generate() -> AsyncGenerator[None, None]:
+        await trio.lowlevel.checkpoint()
+        yield
 
     async def events() -> None:
         while True:

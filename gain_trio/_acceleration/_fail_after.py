@@ -86,14 +86,17 @@ def become_plain(manager: Any) -> None:
         return
     args, kwds, scope = manager._arguments, manager._keywords, manager._scope
     if args is None:
-        manager.gen = function(0)
-        manager.gen.close()
+        generator = function(0)
+        generator.close()
     elif scope is None:
-        _Plain.__init__(manager, function, args, kwds)
+        generator = function(*args, **kwds)
+        manager.func, manager.args, manager.kwds = function, args, kwds
     else:
-        manager.gen = _entered(function, args, kwds, scope)
-    manager.__doc__ = function.__doc__
+        generator = _entered(function, args, kwds, scope)
+    # From here on the generator has the scope, and leaves it if nothing else works any more.
     manager._function = manager._arguments = manager._keywords = manager._scope = None
+    manager.gen = generator
+    manager.__doc__ = function.__doc__
 
 
 class TimeoutSeam:
