@@ -287,7 +287,7 @@ def test_scopes_that_are_left_in_the_wrong_order() -> None:
             outcome_of(lambda: second.__exit__(None, None, None)),
         ]
 
-    assert run(True, main) == run(False, main)
+    assert run(True, main, clock=MockClock()) == run(False, main, clock=MockClock())
 
 
 def test_one_that_is_dropped_in_its_block_leaves_its_scope(pieces: bool) -> None:
