@@ -80,6 +80,7 @@ if sys.platform == "linux" and platform.python_implementation() == "CPython" and
                     "_ffi/fastpath/field.h",
                     "_ffi/fastpath/endpoint.h",
                     "_ffi/fastpath/tls.h",
+                    "_ffi/fastpath/tls_records.h",
                 ],
                 extra_compile_args=COMPILE_ARGUMENTS,
                 extra_link_args=LINK_ARGUMENTS,

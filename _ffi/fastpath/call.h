@@ -5,8 +5,8 @@
  *       ├─ gt_kind          its row in a table: all that differs from other calls
  *       └─ gt_waiter        from parking on: the parked task, what it yields to Trio, and the abort function that Trio calls
  *
- * The engine (call.c) starts, parks, wakes, cancels and ends a call, whatever it is.  The rows are in stream_calls.c,
- * datagram_calls.c and poll.c.
+ * The engine (call.c) starts, parks and ends a call, whatever it is; waiter.c wakes, stops and cancels its wait.  The rows are
+ * in stream_calls.c, datagram_calls.c and poll.c.
  */
 #ifndef GAIN_TRIO_CALL_H
 #define GAIN_TRIO_CALL_H
@@ -137,7 +137,13 @@ gt_call *gt_call_withdraw(gt_call *call);      /* it could not be made; takes th
 int gt_call_raise_closed(const gt_call *call); /* -1 */
 int gt_raise_os_error(int error);              /* -1 */
 PyObject *gt_raise_broken(gt_proactor *proactor, int error); /* NULL */
-int gt_waiter_wake(gt_waiter *waiter, bool in_place);        /* the task that is parked, if there is one */
+
+/* --- waiter.c --- */
+
+gt_waiter *gt_waiter_take(gt_proactor *proactor);                   /* for a call; NULL: exception set */
+void gt_waiter_give_back(gt_proactor *proactor, gt_waiter *waiter); /* the call is over; takes its reference */
+PyObject *gt_call_stop(gt_call *call); /* stop waiting: the task that waited, now the caller's reference, or NULL */
+int gt_waiter_wake(gt_waiter *waiter, bool in_place); /* the task that is parked, if there is one */
 int gt_waiter_resume(gt_waiter *waiter); /* the same if its call is satisfied, in the way that its kind wants */
 void gt_waiters_drop_spare(gt_proactor *proactor);
 
