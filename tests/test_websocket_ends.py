@@ -171,6 +171,27 @@ async def test_the_app_closes_and_the_client_answers() -> None:
         await peer.ended()  # although the app still runs
 
 
+@pytest.mark.parametrize(
+    ("reason", "sent"),
+    [
+        ("x" * 123, "x" * 123),
+        ("x" * 124, "x" * 123),
+        ("x" * 122 + "\xe4", "x" * 122),
+        ("\U0001f40c" * 100, "\U0001f40c" * 30),
+    ],
+)
+async def test_a_reason_that_is_too_long_for_a_frame_is_cut(reason: str, sent: str) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.close", "code": 3001, "reason": reason})
+
+    async with connected(app) as peer:
+        assert await peer.closed() == (3001, sent)
+        await peer.answer_close()
+        await peer.ended()
+
+
 async def test_a_task_that_receives_learns_of_the_close_by_another(mock_clock: MockClock) -> None:
     ended = trio.Event()
 

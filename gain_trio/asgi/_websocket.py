@@ -48,6 +48,8 @@ MAX_EARLY: Final = 16 * 1024
 """Bytes that a client may send before the app has accepted, which no client has a reason for."""
 _LOOKS: Final = 4
 """How often a task looks, in the time of a closing handshake, whether the peer has accepted something."""
+MAX_REASON: Final = 123
+"""Bytes of a close frame's reason (RFC 6455, 5.5)."""
 MAX_UNWAITED: Final = 64
 """Messages in a row that the app gets from memory; other tasks have a turn then."""
 
@@ -342,7 +344,7 @@ class WebSocket:
             if kind != "websocket.close":
                 raise RuntimeError(f"the WebSocket is open, so the app cannot send {kind!r}")
             code = message.get("code")
-            self._close(End(1000 if code is None else code, message.get("reason") or ""))
+            self._close(End(1000 if code is None else code, _fitting(message.get("reason") or "")))
             self._is_gone = False
             return
         payload = message.get("bytes")
@@ -519,6 +521,12 @@ class WebSocket:
             await self._writer.flush()
         except _GONE:
             self._over(VANISHED)
+
+
+def _fitting(reason: str) -> str:
+    """As much of a reason as a close frame has room for: ASGI allows any string."""
+    data = reason.encode()
+    return reason if len(data) <= MAX_REASON else data[:MAX_REASON].decode(errors="ignore")  # of the last character
 
 
 def _size(message: Message) -> int:
