@@ -189,6 +189,7 @@ async def test_a_message_that_is_none_is_an_error_after_the_response_too(caplog:
     async with serving_app(app) as server:
         [answer] = await ask(server, request())
         assert answer.status == 200
+        await until(lambda: server.statistics().handler_errors == 1)
     assert "after the response is complete" in str(tracebacks(caplog)[0].exc_info)
 
 
