@@ -7,6 +7,9 @@
  *
  * when its block ends without an exception and the scope is not cancelled.  Otherwise the manager is given the generator first,
  * as far as it would be by then, and contextlib's own methods go on with it: see gain_trio/_acceleration/_fail_after.py.
+ *
+ * While a tool watches, contextlib's own manager is made.  From Python 3.12 on a tool that has stopped watching does not change
+ * that, because the code object keeps what it had for the tool.
  */
 #include "scope.h"
 
