@@ -91,170 +91,6 @@ static void connection_dealloc(gt_connection *self)
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
-/* --- calls that wait --- */
-
-static gt_call *new_call(gt_connection *self, enum gt_stream_call kind)
-{
-    if (self->proactor)
-        return gt_call_new(&gt_stream_kinds[kind], self->proactor, (PyObject *)self);
-    PyErr_SetString(PyExc_RuntimeError, "this connection was never initialised");
-    return NULL;
-}
-
-#define WITHOUT_ARGUMENT(NAME, KIND)                                                                                   \
-    static PyObject *connection_##NAME(gt_connection *self, PyObject *Py_UNUSED(ignored))                              \
-    {                                                                                                                  \
-        return (PyObject *)new_call(self, KIND);                                                                       \
-    }
-WITHOUT_ARGUMENT(detach, GT_DETACH)
-WITHOUT_ARGUMENT(flush, GT_FLUSH)
-WITHOUT_ARGUMENT(wait_writable, GT_WRITABLE)
-WITHOUT_ARGUMENT(wait_for_room, GT_ROOM)
-WITHOUT_ARGUMENT(close_flush, GT_CLOSE_FLUSH)
-#undef WITHOUT_ARGUMENT
-
-static PyObject *connection_receive(gt_connection *self, PyObject *const *args, Py_ssize_t count, PyObject *names)
-{
-    PyObject *max = count > 0 ? args[0] : Py_None;
-    Py_ssize_t named = names ? PyTuple_GET_SIZE(names) : 0;
-    if (count + named > 1) {
-        PyErr_SetString(PyExc_TypeError, "receive() takes at most one argument, max_bytes");
-        return NULL;
-    }
-    if (named) {
-        if (PyUnicode_CompareWithASCIIString(PyTuple_GET_ITEM(names, 0), "max_bytes") != 0) {
-            PyErr_Format(PyExc_TypeError, "receive() got an unexpected keyword argument %R",
-                         PyTuple_GET_ITEM(names, 0));
-            return NULL;
-        }
-        max = args[0];
-    }
-    size_t max_bytes = SIZE_MAX;
-    if (max != Py_None) {
-        Py_ssize_t value = PyNumber_AsSsize_t(max, PyExc_OverflowError);
-        if (value == -1 && PyErr_Occurred())
-            return NULL;
-        if (value < 1) {
-            PyErr_SetString(PyExc_ValueError, "max_bytes must be >= 1, or None");
-            return NULL;
-        }
-        max_bytes = (size_t)value;
-    }
-    gt_call *call = new_call(self, GT_RECEIVE);
-    if (call)
-        call->max = max_bytes;
-    return (PyObject *)call;
-}
-
-static gt_call *new_call_with_view(gt_connection *self, enum gt_stream_call kind, PyObject *buffer, int flags)
-{
-    gt_call *call = new_call(self, kind);
-    return call && !gt_call_set_view(call, buffer, flags) ? gt_call_withdraw(call) : call;
-}
-
-static PyObject *connection_receive_into(gt_connection *self, PyObject *buffer)
-{
-    gt_call *call = new_call_with_view(self, GT_RECEIVE_INTO, buffer, PyBUF_WRITABLE);
-    if (call && call->view.len == 0) {
-        call = gt_call_withdraw(call);
-        PyErr_SetString(PyExc_ValueError, "receive_into() needs a buffer of at least one byte");
-    }
-    return (PyObject *)call;
-}
-
-static PyObject *connection_fill(gt_connection *self, PyObject *count)
-{
-    Py_ssize_t value = PyNumber_AsSsize_t(count, PyExc_OverflowError);
-    if (value == -1 && PyErr_Occurred())
-        return NULL;
-    if (value < 0) {
-        PyErr_SetString(PyExc_ValueError, "the number of bytes to wait for must be >= 0");
-        return NULL;
-    }
-    gt_call *call = new_call(self, GT_FILL);
-    if (call)
-        call->max = (size_t)value;
-    return (PyObject *)call;
-}
-
-static PyObject *connection_wait_change(gt_connection *self, PyObject *watched)
-{
-    long value = PyLong_AsLong(watched);
-    if (value == -1 && PyErr_Occurred())
-        return NULL;
-    gt_call *call = new_call(self, GT_CHANGE);
-    if (call)
-        call->max = (size_t)value;
-    return (PyObject *)call;
-}
-
-static PyObject *connection_deliver(gt_connection *self, PyObject *const *args, Py_ssize_t given)
-{
-    if (given != 6) {
-        PyErr_Format(PyExc_TypeError,
-                     "_deliver() takes a callback, its first argument, what is watched, the most bytes untimed and in "
-                     "all, and what learns from the time, not %zd arguments",
-                     given);
-        return NULL;
-    }
-    const long watched = PyLong_AsLong(args[2]);
-    if (watched == -1 && PyErr_Occurred())
-        return NULL;
-    Py_ssize_t most[2]; /* untimed, and in all */
-    for (int i = 0; i < 2; i++) {
-        most[i] = PyNumber_AsSsize_t(args[3 + i], PyExc_OverflowError);
-        if (most[i] >= 0)
-            continue;
-        if (!PyErr_Occurred())
-            PyErr_SetString(PyExc_ValueError, "_deliver() takes numbers of bytes >= 0");
-        return NULL;
-    }
-    gt_call *call = new_call(self, GT_DELIVER);
-    if (!call)
-        return NULL;
-    call->max = (size_t)watched;
-    call->most_untimed = (size_t)most[0];
-    call->most = (size_t)(most[0] > most[1] ? most[0] : most[1]);
-    call->parts = PyTuple_Pack(3, args[0], args[1], args[5]);
-    return (PyObject *)(call->parts ? call : gt_call_withdraw(call));
-}
-
-static PyObject *connection_note_change(gt_connection *self, PyObject *Py_UNUSED(ignored))
-{
-    if (!self->proactor || !self->stream || self->closed)
-        Py_RETURN_NONE; /* the wait has raised that */
-    if (!gt_proactor_check_thread(self->proactor))
-        return NULL;
-    self->stream->change_noted = true;
-    const gt_call *call = self->receiving.call;
-    const bool waits =
-        call && (call->kind == &gt_stream_kinds[GT_CHANGE] || call->kind == &gt_stream_kinds[GT_DELIVER]);
-    if (waits && gt_direction_wake(&self->receiving) < 0)
-        return NULL;
-    Py_RETURN_NONE;
-}
-
-static PyObject *connection_send(gt_connection *self, PyObject *data)
-{
-    gt_call *call;
-    if (PyBytes_CheckExact(data)) {
-        call = new_call(self, GT_SEND);
-        if (call) {
-            call->data = Py_NewRef(data);
-            call->length = (size_t)PyBytes_GET_SIZE(data);
-        }
-    } else if (PyList_Check(data) || PyTuple_Check(data)) {
-        call = new_call(self, GT_SEND);
-        if (call && gt_call_set_parts(call, data) < 0)
-            call = gt_call_withdraw(call);
-    } else {
-        call = new_call_with_view(self, GT_SEND, data, PyBUF_SIMPLE);
-        if (call)
-            call->length = (size_t)call->view.len;
-    }
-    return (PyObject *)call;
-}
-
 /* --- what is queued, without waiting --- */
 
 /* `count` bytes, or everything that is queued for None and nothing. */
@@ -337,6 +173,23 @@ static PyObject *connection_find(gt_connection *self, PyObject *const *args, Py_
                         &found) < 0)
         return NULL;
     return found == SIZE_MAX ? PyLong_FromLong(-1) : PyLong_FromSize_t(found);
+}
+
+/* --- changes --- */
+
+static PyObject *connection_note_change(gt_connection *self, PyObject *Py_UNUSED(ignored))
+{
+    if (!self->proactor || !self->stream || self->closed)
+        Py_RETURN_NONE; /* the wait has raised that */
+    if (!gt_proactor_check_thread(self->proactor))
+        return NULL;
+    self->stream->change_noted = true;
+    const gt_call *call = self->receiving.call;
+    const bool waits =
+        call && (call->kind == &gt_stream_kinds[GT_CHANGE] || call->kind == &gt_stream_kinds[GT_DELIVER]);
+    if (waits && gt_direction_wake(&self->receiving) < 0)
+        return NULL;
+    Py_RETURN_NONE;
 }
 
 /* --- closing --- */
@@ -516,23 +369,23 @@ static PyMemberDef connection_members[] = {
 };
 
 static PyMethodDef connection_methods[] = {
-    {"receive", (PyCFunction)(void (*)(void))connection_receive, METH_FASTCALL | METH_KEYWORDS,
+    {"receive", (PyCFunction)(void (*)(void))gt_connection_receive, METH_FASTCALL | METH_KEYWORDS,
      PyDoc_STR("receive($self, /, max_bytes=None)\n--\n\nThe next bytes; b\"\" at the end of the stream.")},
-    {"receive_into", (PyCFunction)connection_receive_into, METH_O,
+    {"receive_into", (PyCFunction)gt_connection_receive_into, METH_O,
      PyDoc_STR(
          "receive_into($self, buffer, /)\n--\n\nThe next bytes, into a writable buffer: how many, 0 at the end.")},
-    {"_fill", (PyCFunction)connection_fill, METH_O,
+    {"_fill", (PyCFunction)gt_connection_fill, METH_O,
      PyDoc_STR(
          "_fill($self, count, /)\n--\n\nWait until count bytes are queued or the stream has ended: how many are.")},
-    {"send", (PyCFunction)connection_send, METH_O,
+    {"send", (PyCFunction)gt_connection_send, METH_O,
      PyDoc_STR("send($self, data, /)\n--\n\nSend bytes, or a list or tuple of them, in order.")},
-    {"flush", (PyCFunction)connection_flush, METH_NOARGS,
+    {"flush", (PyCFunction)gt_connection_flush, METH_NOARGS,
      PyDoc_STR("flush($self, /)\n--\n\nWait until the kernel has taken everything.")},
-    {"_wait_writable", (PyCFunction)connection_wait_writable, METH_NOARGS,
+    {"_wait_writable", (PyCFunction)gt_connection_wait_writable, METH_NOARGS,
      PyDoc_STR("_wait_writable($self, /)\n--\n\nWait until less than the high mark is outbound.")},
-    {"_detach", (PyCFunction)connection_detach, METH_NOARGS,
+    {"_detach", (PyCFunction)gt_connection_detach, METH_NOARGS,
      PyDoc_STR("_detach($self, /)\n--\n\nLet go of the descriptor, with nothing in flight: it, and what is queued.")},
-    {"_close_flush", (PyCFunction)connection_close_flush, METH_NOARGS,
+    {"_close_flush", (PyCFunction)gt_connection_close_flush, METH_NOARGS,
      PyDoc_STR("_close_flush($self, /)\n--\n\nflush() after _refuse_calls().")},
     {"peek", (PyCFunction)(void (*)(void))connection_peek, METH_FASTCALL,
      PyDoc_STR("peek($self, count=None, /)\n--\n\nUp to count queued bytes, which stay queued.")},
@@ -540,10 +393,10 @@ static PyMethodDef connection_methods[] = {
      PyDoc_STR("next($self, count=None, /)\n--\n\nUp to count queued bytes, removed from the queue.")},
     {"discard", (PyCFunction)(void (*)(void))connection_discard, METH_FASTCALL,
      PyDoc_STR("discard($self, count=None, /)\n--\n\nRemove up to count queued bytes: how many.")},
-    {"_deliver", (PyCFunction)(void (*)(void))connection_deliver, METH_FASTCALL,
+    {"_deliver", (PyCFunction)(void (*)(void))gt_connection_deliver, METH_FASTCALL,
      PyDoc_STR("_deliver($self, callback, first, watched, most_untimed, most, learn, /)\n--\n\nWait for changes, and "
                "call back for bytes: the first answer that is for no callback.")},
-    {"_wait_change", (PyCFunction)connection_wait_change, METH_O,
+    {"_wait_change", (PyCFunction)gt_connection_wait_change, METH_O,
      PyDoc_STR(
          "_wait_change($self, watched, /)\n--\n\nWait until something has changed: how many bytes have arrived, or "
          "a code.")},
@@ -579,7 +432,7 @@ static PyMethodDef connection_methods[] = {
     {"_fail_sends", (PyCFunction)connection_fail_sends, METH_O,
      PyDoc_STR(
          "_fail_sends($self, errno, /)\n--\n\nWhat was sent past this object has failed: why the first thing did.")},
-    {"_wait_for_room", (PyCFunction)connection_wait_for_room, METH_NOARGS,
+    {"_wait_for_room", (PyCFunction)gt_connection_wait_for_room, METH_NOARGS,
      PyDoc_STR("_wait_for_room($self, /)\n--\n\nWait until the kernel would take something.")},
     {"_has_sent", (PyCFunction)gt_connection_has_sent, METH_O,
      PyDoc_STR("_has_sent($self, count, /)\n--\n\nThe kernel has sent count bytes past this object.")},

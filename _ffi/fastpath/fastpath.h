@@ -13,10 +13,10 @@
  * Files, from the bottom to the top: field.h reads Trio's objects, and task.c resumes a Trio task; worklists.c has the
  * proactor's lists; waiter.c has the parked tasks, and call.c is what `await` does; inbound.c and outbound.c are the two byte
  * queues; stream.c has the state of a connection, stream_prepare.c turns it into SQEs, and stream_complete.c CQEs into state;
- * deadline.c has a connection's deadlines, stream_calls.c its calls, send_parts.c the data of a send, nowait.c the calls that
- * never wait, connection.c the Python type; callback_conn.c is for callbacks, and tls_*.c (tls.h) are for TLS; poll.c waits for
- * readiness; reaping.c is the two phases of a tick; proactor.c ties them together.  All this is mechanism; policy (what to do
- * about an error, when to close) is Python's.
+ * deadline.c has a connection's deadlines, stream_calls.c its calls, send_parts.c the data of a send, nowait.c the methods that
+ * never wait, connection_calls.c those that are awaited, connection.c the Python type; callback_conn.c is for callbacks, and
+ * tls_*.c (tls.h) are for TLS; poll.c waits for readiness; reaping.c is the two phases of a tick; proactor.c ties them
+ * together.  All this is mechanism; policy (what to do about an error, when to close) is Python's.
  *
  * All of it runs under the GIL, in the thread of the run.
  */
@@ -258,6 +258,20 @@ struct gt_connection {
 };
 
 extern PyTypeObject gt_connection_type;
+
+/* --- connection_calls.c: its methods that are awaited --- */
+
+PyObject *gt_connection_receive(gt_connection *self, PyObject *const *args, Py_ssize_t count, PyObject *names);
+PyObject *gt_connection_receive_into(gt_connection *self, PyObject *buffer);
+PyObject *gt_connection_fill(gt_connection *self, PyObject *count);
+PyObject *gt_connection_wait_change(gt_connection *self, PyObject *watched);
+PyObject *gt_connection_deliver(gt_connection *self, PyObject *const *args, Py_ssize_t given);
+PyObject *gt_connection_detach(gt_connection *self, PyObject *ignored);
+PyObject *gt_connection_send(gt_connection *self, PyObject *data);
+PyObject *gt_connection_flush(gt_connection *self, PyObject *ignored);
+PyObject *gt_connection_wait_writable(gt_connection *self, PyObject *ignored);
+PyObject *gt_connection_wait_for_room(gt_connection *self, PyObject *ignored);
+PyObject *gt_connection_close_flush(gt_connection *self, PyObject *ignored);
 
 /* --- deadline.c: deadlines, and the time of the last byte --- */
 
