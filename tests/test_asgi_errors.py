@@ -24,9 +24,11 @@ from support.asgi_serving import (
     serving_app,
     tracebacks,
 )
+from support.certificates import client_context, server_context
 from support.http_answers import answers
 from support.pairs import MEBIBYTE, QUIET, receive_all, until
 
+import gain_trio
 from gain_trio import IncompleteMessage, Marks, MessageTooLong
 from gain_trio._server import only_one_of
 
@@ -194,6 +196,36 @@ async def test_an_error_cuts_the_response_of_a_client_that_does_not_read(mock_cl
                 await trio.testing.wait_all_tasks_blocked(QUIET)
                 mock_clock.jump(1)
             assert 10 <= mock_clock.current_time() < 20
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_a_response_that_an_error_follows_arrives_at_a_slow_client(
+    mock_clock: trio.testing.MockClock, tls: bool
+) -> None:
+    size = 24 * MEBIBYTE
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % size)]})
+        await send({"type": "http.response.body", "body": bytes(size)})
+        raise Broken
+
+    room = Marks(send_high=32 * MEBIBYTE)  # so that the app's send() does not wait
+    options: Any = {"ssl_context": server_context()} if tls else {}
+    own: Any = {"ssl_context": client_context(), "server_hostname": "localhost"} if tls else {}
+    async with serving_app(app, marks=room, patience=1000, **options) as server:
+        client = await gain_trio.connect(f"tcp://127.0.0.1:{server.addresses[0][1]}", marks=FEW, **own)
+        try:
+            await client.send(request())
+            received = len(await client.receive())
+            await trio.testing.wait_all_tasks_blocked(QUIET)
+            mock_clock.jump(5)
+            await trio.testing.wait_all_tasks_blocked(QUIET)
+            while received < size:
+                data = await client.receive()
+                assert data, f"the end after {received} bytes"
+                received += len(data)
+        finally:
+            client.abort()
 
 
 async def test_a_response_that_an_error_follows_arrives_though_the_body_is_unread() -> None:

@@ -28,6 +28,7 @@ async def linger(connection: Connection) -> None:
         try:
             await connection.send_eof()
         except NotImplementedError:  # TLS has no half-close: the connection can only be closed
+            await connection.flush()
             return
         while left > 0 and (data := await connection.receive(CHUNK)):
             left -= len(data)

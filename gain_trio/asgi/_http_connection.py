@@ -429,6 +429,8 @@ class HttpConnection:
     async def _answer_failure(self, exchange: HttpExchange) -> None:
         """Tell the client that the app has failed: by an answer, or by the end of the connection in the middle of one."""
         if exchange.phase == DONE and not exchange.is_incomplete:
+            with contextlib.suppress(*GONE):
+                await self.connection.flush()
             await self._linger()  # the app may have left a body unread, whose reset would overtake the response
         elif exchange.phase < BEGUN:
             exchange.status = HTTPStatus.INTERNAL_SERVER_ERROR
