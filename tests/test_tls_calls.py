@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import sys
 from typing import Any
 
 import pytest
@@ -522,6 +523,18 @@ async def test_a_part_of_what_has_arrived_is_taken() -> None:
         assert served._take_exactly(-1) == b""
         with pytest.raises(TypeError):
             served._take_exactly("2")  # type: ignore[arg-type]  # a mistake
+
+
+async def test_no_number_that_is_too_large_takes_all() -> None:
+    client, served = await open_tls_pair()
+    async with client, served:
+        await client.send(b"abcdef")
+        assert await served._wait_change(0) == 6
+        for large in (sys.maxsize + 1, 1 << 64, (1 << 64) + 6):
+            with pytest.raises(OverflowError):
+                served._take_exactly(large)
+        assert served._take_exactly(sys.maxsize) is None
+        assert served._take_exactly(6) == b"abcdef"
 
 
 async def test_plain_calls_and_others_go_on_from_each_other() -> None:

@@ -18,13 +18,16 @@ static PyObject *by_python(PyObject *function, PyObject *self, PyObject *argumen
     return PyObject_Vectorcall(function, arguments, 2, NULL);
 }
 
-/* Less than 0 also where it is no number that fits. */
+#define NO_COUNT PY_SSIZE_T_MIN
+
+/* NO_COUNT where it is no number that fits. */
 static Py_ssize_t as_count(PyObject *argument)
 {
-    const Py_ssize_t count = PyLong_CheckExact(argument) ? PyLong_AsSsize_t(argument) : -1;
-    if (count == -1)
-        PyErr_Clear();
-    return count;
+    const Py_ssize_t count = PyLong_CheckExact(argument) ? PyLong_AsSsize_t(argument) : NO_COUNT;
+    if (count != -1 || !PyErr_Occurred())
+        return count;
+    PyErr_Clear(); /* Python's function says so, too */
+    return NO_COUNT;
 }
 
 /* --- decrypting --- */
@@ -82,8 +85,8 @@ static PyObject *connection_take_exactly(PyObject *self, PyObject *argument)
     PyObject *inbound = gt_field_peek(&gt_tls.inbound, self), *changes = gt_field_peek(&gt_tls.changes, self);
     const bool plain = gt_slot_is(&gt_tls.is_closed, self, Py_False) && inbound && PyBytes_CheckExact(inbound) &&
                        changes && gt_slot_is(&gt_tls.is_full, changes, Py_False) &&
-                       gt_slot_is(&gt_tls.room_inbound, self, Py_None) && PyLong_CheckExact(argument);
-    const Py_ssize_t count = plain ? as_count(argument) : 0;
+                       gt_slot_is(&gt_tls.room_inbound, self, Py_None);
+    const Py_ssize_t count = plain ? as_count(argument) : NO_COUNT; /* -1: all of them */
     if (!plain || (count != -1 && count != PyBytes_GET_SIZE(inbound)))
         return by_python(python.take_exactly, self, argument);
     PyObject *nothing = PyBytes_FromStringAndSize(NULL, 0); /* there is but one, so that none is made */
