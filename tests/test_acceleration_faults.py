@@ -246,6 +246,8 @@ def test_a_scope_without_memory_is_entered_or_not() -> None:
 @pytest.mark.parametrize("error", [None, KeyError("x")], ids=["in time", "raising"])
 def test_a_time_limit_without_memory_is_entered_and_left_or_not(error: Exception | None) -> None:
     """One whose end finds no memory is over when its manager is gone."""
+    if error and tuple(map(int, trio.__version__.split(".")[:2])) < (0, 28):
+        pytest.skip("in this Trio the end of a scope finds no memory for its own functions, and leaves the scope open")
 
     async def main() -> None:
         task: Any = trio.lowlevel.current_task()
