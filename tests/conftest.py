@@ -30,6 +30,7 @@ import signal
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -260,7 +261,10 @@ def full_tier() -> None:
 
 @pytest.fixture
 def no_descriptor_leak() -> Iterator[None]:
-    """Check that the process has as many descriptors after the test's runs as before."""
+    """Check that the process has no descriptor after the test's runs that it had not before.
+
+    It may have fewer: a thread that an earlier test has abandoned closes what it has when it ends.
+    """
     gc.collect()
     before = open_descriptors()
     yield
@@ -268,7 +272,7 @@ def no_descriptor_leak() -> Iterator[None]:
     end = time.monotonic() + PATIENCE
     while not descriptor_closer.is_idle and time.monotonic() < end:  # threads close what peers have passed
         time.sleep(0.001)
-    assert open_descriptors() == before
+    assert not Counter(open_descriptors()) - Counter(before)
 
 
 @pytest.fixture(autouse=True)
