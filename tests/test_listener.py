@@ -502,6 +502,38 @@ async def test_aclose_while_accepting() -> None:
     await until(lambda: not is_open(descriptor))
 
 
+async def accept_all(listener: Listener, accepted: list[Connection]) -> None:
+    while True:
+        try:
+            accepted.append(await listener.accept())
+        except trio.ClosedResourceError:
+            return
+
+
+@pytest.mark.parametrize("clients", [1, 3, 2 * QUEUE_HIGH])
+async def test_a_connection_is_not_left_to_nobody_when_one_of_two_stops(clients: int) -> None:
+    """The kernel wakes one of the two that accept on a socket: the one that is stopped before it has looked, perhaps."""
+    with socket.create_server(("127.0.0.1", 0), backlog=1000) as sock:
+        [stops] = await open_listeners(f"fd://{os.dup(sock.fileno())}")
+        [goes_on] = await open_listeners(f"fd://{os.dup(sock.fileno())}")
+    accepted: list[Connection] = []
+    async with trio.open_nursery() as nursery:
+        for listener in (stops, goes_on):
+            nursery.start_soon(accept_all, listener, accepted)
+            await wait_all_tasks_blocked()
+        sockets = [client_socket(goes_on) for _ in range(clients)]
+        stops._stop()
+        await until(lambda: len(accepted) == clients)
+        sockets.append(client_socket(goes_on))
+        await until(lambda: len(accepted) == clients + 1)
+        await goes_on.aclose()
+    await stops.aclose()
+    for client in sockets:
+        client.close()
+    for connection in accepted:
+        connection.abort()
+
+
 async def test_after_close_nobody_can_connect() -> None:
     """Though an accept was in flight, which held the socket."""
     [listener] = await open_listeners(LOCAL)

@@ -9,12 +9,17 @@ that makes connections of the ring: it waits for readiness, and accepts only in 
 
 *Closing.*  An accept in flight holds a reference to the listening socket, so closing the descriptor alone does not end the
 listening: a client could connect until the next tick of the loop has submitted the cancel.  So that is done at once.
+
+*Stopping.*  Others may accept on the same socket: the process that takes this one's place.  The kernel wakes one of all
+accepts for a connection, and when that was the one that is being cancelled, it wakes no other: the client would wait until
+another client comes.  So a listener that stops looks whether connections are there, and accepts them.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 from collections import deque
 from typing import Any, NoReturn, final
@@ -35,6 +40,8 @@ _MORE = int(CompletionFlag.MORE)  # a plain int: an IntFlag makes a new object o
 
 QUEUE_HIGH = 128
 """Connections accepted and not yet taken, at which accepting stops."""
+_LAST_ACCEPTS = 8
+"""The most accepts at the end.  One is enough but where a connection comes between an accept and its cancel."""
 
 
 @final
@@ -44,6 +51,7 @@ class RingListener(Listener):
     __slots__ = (
         "_closed",
         "_error",
+        "_in_flight",
         "_is_unix",
         "_manager",
         "_marks",
@@ -63,6 +71,7 @@ class RingListener(Listener):
         self._queue: deque[int] = deque()
         self._waiting = trio.lowlevel.ParkingLot()
         self._operation: Operation | None = None
+        self._in_flight = 0  # accepts that have not ended: one, and more while it stops
         self._error: OSError | None = None
         self._closed = False
         self._stopped = False  # accept() still returns queued connections, and those on their way
@@ -112,20 +121,27 @@ class RingListener(Listener):
 
     def _arm(self) -> None:
         if self._operation is None and not self._stopped:
-            self._operation = self._manager.ring.accept(self._socket.fileno(), self._accepted)
+            self._operation = self._begin_accept()
+
+    def _begin_accept(self) -> Operation:
+        operation = self._manager.ring.accept(self._socket.fileno(), self._accepted)
+        self._in_flight += 1
+        return operation
 
     def _accepted(self, result: int, flags: int) -> None:
         """A completion of the accept.  Its last one is the one without MORE."""
         operation = self._operation
         if not flags & _MORE:
-            self._operation = None
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._operation = None
         if self._closed:
             if result >= 0:
                 _reset(result)
             return
         if result >= 0:
             self._queue.append(result)
-            if len(self._queue) == QUEUE_HIGH and operation is not None:
+            if len(self._queue) == QUEUE_HIGH and operation is not None and not self._stopped:
                 operation.cancel()
             self._waiting.unpark()
         elif -result not in CONNECTION_ERRNOS and -result not in _RETRY_ERRNOS:
@@ -148,12 +164,26 @@ class RingListener(Listener):
             return
         self._stopped = True
         ring = self._manager.ring
-        if self._operation is not None and not ring.closed:
-            self._operation.cancel()
-            ring.settle()
-        else:
+        if not ring.closed and (self._operation is not None or self._queue):
+            if self._operation is not None:
+                self._operation.cancel()
+                ring.settle()
+            if not self._closed:
+                self._take_what_woke_it()
+        if self._operation is None or ring.closed:
             self._waiting.unpark_all()
         self._socket.close()
+
+    def _take_what_woke_it(self) -> None:
+        """Accept the connections that are there: the kernel may have woken the cancelled accept for one of them."""
+        backlog = select.poll()
+        backlog.register(self._socket, select.POLLIN)
+        for _ in range(_LAST_ACCEPTS):
+            if not backlog.poll(0):
+                return
+            self._operation = self._begin_accept()
+            self._operation.cancel()  # it takes all that are there, and is cancelled before it waits
+            self._manager.ring.settle()
 
     def _close(self) -> None:
         """See :meth:`Listener._close`."""
