@@ -121,7 +121,7 @@ class Changes:
           trio.ClosedResourceError: the connection is closed.
         """
         self._check_open()
-        is_watched = bool(self.watched & WATCH_SENT)
+        is_watched = self.watches_written
         if wanted:
             self.watched |= WATCH_SENT
         else:

@@ -72,7 +72,7 @@ class TlsChanges:
                             self._unseen_below = 0
                         elif below == ENDED:
                             connection._decrypt_received(b"")
-                        elif below == CHANGED and watched & WATCH_SENT and not self._is_noted:
+                        elif below == CHANGED:
                             self.sent = True
                     finally:
                         self._waited_for = None
@@ -96,7 +96,7 @@ class TlsChanges:
         return (
             not (
                 self._is_noted
-                or self.sent
+                or (self.sent and self._watched & WATCH_SENT)
                 or self.unseen
                 or self._unseen_below
                 or self._is_full
