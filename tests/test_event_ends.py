@@ -25,6 +25,7 @@ import gain_trio
 from gain_trio import Connection, Marks
 from gain_trio.callbacks import Config, Conn, EventHandler, EventServer, InvalidState, _stream_driver
 from gain_trio.callbacks import _event_server as server_module
+from gain_trio.callbacks._event_server import callbacks_of
 from gain_trio.callbacks._stream_driver import StreamDriver
 
 pytestmark = [pytest.mark.connections, pytest.mark.usefixtures("forked_workers")]
@@ -214,7 +215,7 @@ async def test_what_has_arrived_is_told_when_the_server_drains(async_handler: bo
                 await until(go_on.is_set)
 
     recorder = Slow() if async_handler else SlowInTheRun()
-    driver = StreamDriver(recorder, Config(async_handler=async_handler), Marks())
+    driver = StreamDriver(callbacks_of(recorder), Config(async_handler=async_handler), Marks())
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             server = await nursery.start(gain_trio.serve, driver, LOCAL)
@@ -236,7 +237,7 @@ async def test_a_connection_that_comes_while_the_server_drains_is_served(
 ) -> None:
     monkeypatch.setattr(_stream_driver, "FIRST_SECONDS", PATIENCE)
     recorder = Recorder({"on_read": lambda conn, n: conn.write(conn.next(n).upper())})
-    driver = StreamDriver(recorder, Config(async_handler=async_handler), Marks())
+    driver = StreamDriver(callbacks_of(recorder), Config(async_handler=async_handler), Marks())
     early, late = await open_pair(), await open_pair()
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
@@ -262,7 +263,9 @@ async def test_a_connection_that_says_nothing_does_not_keep_a_server_that_drains
     recorder = Recorder()
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
-            server = await nursery.start(gain_trio.serve, StreamDriver(recorder, Config(), Marks()), LOCAL)
+            server = await nursery.start(
+                gain_trio.serve, StreamDriver(callbacks_of(recorder), Config(), Marks()), LOCAL
+            )
             async with await connect(server) as client:
                 await until(lambda: recorder.counts["on_accept"] == 1)
                 await server.drain(float("inf"))

@@ -32,6 +32,7 @@ from gain_trio.callbacks import (
     UnsupportedProtocol,
 )
 from gain_trio.callbacks._event_config import FIELDS, merged, ring_options, serve_options
+from gain_trio.callbacks._event_server import callbacks_of
 from gain_trio.callbacks._stream_driver import StreamDriver
 
 pytestmark = pytest.mark.connections
@@ -471,7 +472,7 @@ class Plain(EventHandler):
 
 
 def test_what_serves_is_pickled_for_worker_processes() -> None:
-    driver = StreamDriver(Plain("one"), Config(write_limit=5), gain_trio.Marks())
+    driver = StreamDriver(callbacks_of(Plain("one")), Config(write_limit=5), gain_trio.Marks())
     again = pickle.loads(pickle.dumps(driver))
     handler = again.callbacks.handler
     assert isinstance(handler, Plain)

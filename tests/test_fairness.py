@@ -21,6 +21,7 @@ from gain_trio._io_manager import current_manager
 from gain_trio._transports import _time_slices
 from gain_trio._transports._time_slices import SLICE_NS, TimeSlice
 from gain_trio.callbacks import Config, EventHandler
+from gain_trio.callbacks._event_server import callbacks_of
 from gain_trio.callbacks._stream_driver import StreamDriver
 
 pytestmark = pytest.mark.connections
@@ -328,7 +329,7 @@ async def test_callbacks_are_told_of_pieces(no_time: Callable[[], None], drains:
     no_time()
     handler = Takes()
     async with trio.open_nursery() as nursery:
-        driver = StreamDriver(handler, Config(), Marks())
+        driver = StreamDriver(callbacks_of(handler), Config(), Marks())
         server = await nursery.start(gain_trio.serve, driver, "tcp://127.0.0.1:0")
         async with await gain_trio.connect(f"tcp://127.0.0.1:{server.addresses[0][1]}") as client:
             await client.send(b"x")

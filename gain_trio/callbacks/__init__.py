@@ -1,12 +1,12 @@
 """Servers made of callbacks: Gain's EventHandler over the streams of this package.
 
 ==================== ========================================================================================
-``_event_handler``   EventHandler, and what is found out about its callbacks
 ``_conn``            Conn: what the callbacks get, whatever it goes over
 ``_stream_conn``     one over a connection; ``_inbox``: reading from memory that other threads may read, too
 ``_datagram_driver`` one of a datagram, and what handles datagrams
 ``_stream_driver``   the task of a connection; ``_activity``: what is in progress, and its end at a shutdown
-``_event_server``    EventServer, serve, listen_and_serve
+``_callbacks``       what is found out about a handler's callbacks once
+``_event_server``    EventHandler and EventServer; ``_event_serving``: serve, listen_and_serve
 ``_event_config``    Config, and what it is to the servers below
 ``_event_errors``    what the calls raise
 ==================== ========================================================================================
@@ -26,8 +26,8 @@ from ._event_errors import (
     SlowReader,
     UnsupportedProtocol,
 )
-from ._event_handler import EventHandler
-from ._event_server import EventServer, listen_and_serve, serve
+from ._event_server import EventHandler, EventServer
+from ._event_serving import listen_and_serve, serve
 
 __all__ = [
     "AlreadyRunning",

@@ -14,9 +14,9 @@ import trio
 from gain_trio._transports import DatagramEndpoint, Inbound, shown, whole_of
 
 from ._activity import Activity
+from ._callbacks import Callbacks
 from ._event_config import Config
 from ._event_errors import ConnectionClosed, NotSupported
-from ._event_handler import Callbacks, EventHandler
 from ._inbox import InboxReading
 from ._stream_driver import WorkerThreads
 
@@ -128,10 +128,10 @@ class DatagramConn(InboxReading):
 class DatagramDriver:
     """The handler of :func:`serve_datagrams` for an event handler."""
 
-    def __init__(self, handler: EventHandler, config: Config) -> None:
-        self.callbacks = Callbacks.of(handler)
+    def __init__(self, callbacks: Callbacks, config: Config) -> None:
+        self.callbacks = callbacks
         self._config = config
-        self._is_threaded = config.async_handler and not self.callbacks.on_read.is_async
+        self._is_threaded = config.async_handler and not callbacks.on_read.is_async
         self.activity = Activity()
         self._threads: WorkerThreads | None = None
 

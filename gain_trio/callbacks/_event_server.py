@@ -1,4 +1,6 @@
-"""EventServer, and the two functions that are one: in a nursery, and as a whole program.
+"""EventHandler and EventServer, the two halves of one contract: the callbacks, and the server that they are called by.
+
+Each names the other in a signature that programs see, so they share a module.
 
     INACTIVE ──start──> STARTING ──listens──> RUNNING ──shutdown──> STOPPING
         ^                  │                     │                     │
@@ -15,7 +17,7 @@ import functools
 import logging
 import threading
 from collections.abc import Awaitable, Callable
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, TypeAlias, final
 
 import trio
 
@@ -43,11 +45,14 @@ from gain_trio._server import (
 )
 from gain_trio._transports import Marks, endpoint_text, shown
 
+from ._callbacks import Callbacks
 from ._datagram_driver import DatagramDriver
 from ._event_config import Config, logging_as, merged, ring_options, serve_options
 from ._event_errors import AlreadyRunning, InvalidState, UnsupportedProtocol
-from ._event_handler import Callbacks, EventHandler
 from ._stream_driver import StreamDriver
+
+if TYPE_CHECKING:
+    from ._conn import Conn
 
 logger = logging.getLogger("gain_trio")
 
@@ -82,6 +87,80 @@ def check_network(address: object) -> bool:
     raise UnsupportedProtocol(f"the address {address!r} cannot be served: {cure}")
 
 
+Result: TypeAlias = "Awaitable[None] | None"
+"""The result of a callback: None from a def, and an awaitable from an async def."""
+
+
+class EventHandler:
+    """The callbacks of a server.  Override those that you want; what is not overridden costs nothing.
+
+    Each may be a ``def`` or an ``async def``.  The callbacks of one connection never run at the same time: the next begins
+    when the last has ended, also when it waits.  Those of different connections interleave where an ``async def`` waits; a
+    ``def`` that takes long holds up the whole server, but see ``Config.async_handler``.
+
+    An exception that leaves a callback closes its connection (with a reset if something is unsent), is logged with its
+    traceback, and is what ``on_close`` gets; the server goes on.  One that leaves ``on_start`` ends the server.
+    """
+
+    def on_start(self, server: EventServer) -> Result:
+        """The server listens: ``server.addresses`` has where.
+
+        Where connections are served by worker processes (``processes``, ``Config.cpu_affinity``) this is called in the
+        server's process, and in none of them.  Their event handlers are copies, made by pickling before: what this one
+        keeps in ``self`` is not there, and their callbacks cannot shut the server down.
+        """
+
+    def on_accept(self, conn: Conn) -> Result:
+        """There is a new connection.  Not called for datagrams.
+
+        Nothing has arrived yet that could be read, but it can be written, closed, and its socket's properties set.
+        """
+
+    def on_read(self, conn: Conn, n: int) -> Result:
+        """``n`` bytes have arrived; ``conn.next(n)`` takes them.
+
+        On a connection, bytes that the callback does not read stay queued, and the next call comes when more have arrived,
+        with the number of the new ones.  That is 64 KiB at most, and about as many as this callback works off in a
+        millisecond, so that other connections have their turn between two calls.  When as many are unread as the connection
+        holds (``Marks.receive_high``), nothing more is received until some are read, and a warning is logged.  If the peer
+        resets the connection meanwhile, it is over, as ever; but the end of the stream comes behind the bytes before it, and
+        is not noticed until those are read.  So set ``idle_timeout`` where a peer could send a message larger than the mark,
+        which the callback never reads, and go.
+
+        On a datagram, ``n`` is all of it, which may be 0 bytes.  A write is one datagram to its sender.
+        """
+
+    def on_write(self, conn: Conn, n: int) -> Result:
+        """The kernel has accepted ``n`` bytes of those that were written.
+
+        Called once for bytes that the kernel accepts together: for all that a callback has written, as a rule, and several
+        times where the kernel accepts them in parts.  The numbers add up to all that was written, unless the connection
+        breaks.
+        """
+
+    def on_close(self, conn: Conn, err: BaseException | None) -> Result:
+        """The connection is over.  Called once for each that was accepted.  Not called for datagrams.
+
+        Args:
+          conn: it is closed, and has its addresses and its context still.
+          err: None when the peer or this program has ended it in good order; the :exc:`OSError` that it broke with
+            (``ConnectionResetError`` after a reset, ``TimeoutError`` after ``idle_timeout``); :exc:`SlowReader`;
+            :exc:`trio.TooSlowError` after a deadline; :exc:`ConnectionAbortedError` when the server was stopped with bytes
+            unsent; otherwise what left a callback.
+
+        When the server is being stopped, an ``async def`` has 5 seconds, and is cancelled then.
+        """
+
+
+def callbacks_of(event_handler: EventHandler) -> Callbacks:
+    """The callbacks that a handler has at the moment.
+
+    Raises:
+      TypeError: see :meth:`Callbacks.of`.
+    """
+    return Callbacks.of(event_handler, EventHandler)
+
+
 @final
 class EventServer:
     """A server of callbacks.  It can be started, and after its end started again; one address, or set of them, at a time.
@@ -104,7 +183,7 @@ class EventServer:
 
     def __init__(self, event_handler: EventHandler, config: Config | None = None, **options: Any) -> None:
         self._handler = event_handler
-        self._callbacks = Callbacks.of(event_handler)
+        self._callbacks = callbacks_of(event_handler)
         self._config, self._others = merged(config, options)
         self._patience: float = check_timeout("graceful_timeout", options.get("graceful_timeout", SHUTDOWN_SECONDS))
         self._lock = threading.Lock()
@@ -348,11 +427,11 @@ class EventServer:
         options = serve_options(self._config, self._others)
         if self._config.process_priority and "priority" not in options:  # there are no other processes to give it to
             take_process_priority(HIGH_PRIORITY)
-        self._driver = StreamDriver(self._handler, self._config, options.get("marks") or Marks())
+        self._driver = StreamDriver(callbacks_of(self._handler), self._config, options.get("marks") or Marks())
         return functools.partial(serve_connections, self._driver, **options)
 
     def _datagram_server(self) -> Any:
-        driver = self._driver = DatagramDriver(self._handler, self._config)
+        driver = self._driver = DatagramDriver(callbacks_of(self._handler), self._config)
         config = self._config
         if config.cbpf and driver.shards is None:
             raise ValueError("cbpf=True chooses among the sockets of architecture='socket_sharding'")
@@ -424,50 +503,3 @@ async def _serve_until_drained(
     """Serve, and when that has ended by itself, end what else is in the scope: an ``on_start`` that waits."""
     await serve(address, task_status=task_status)
     scope.cancel()
-
-
-async def serve(
-    event_handler: EventHandler,
-    address: str,
-    *,
-    config: Config | None = None,
-    task_status: trio.TaskStatus[EventServer] = trio.TASK_STATUS_IGNORED,
-    **options: Any,
-) -> None:
-    """Serve callbacks on ``address`` until cancelled or shut down.
-
-    Started by ``server = await nursery.start(gain_trio.callbacks.serve, event_handler, address)`` it returns an
-    :class:`EventServer` that runs: ``on_start`` has returned; or one that was shut down meanwhile.  Cancelling the scope it
-    runs in stops it at once, and ``on_close`` is called for every connection that is open.
-
-    Args:
-      event_handler: an :class:`EventHandler`.
-      address: ``tcp://host:port``, ``unix:///path``, ``fd://systemd``, or ``udp://host:port``.
-      config, options: see :class:`EventServer`.
-
-    Raises:
-      UnsupportedProtocol: the address is of another network.
-      TypeError, ValueError: the event handler is none, or an option makes no sense.
-      OSError, RuntimeError: see :func:`gain_trio.serve`.
-      what leaves ``on_start``.
-    """
-    await EventServer(event_handler, config, **options)._serve_in_run(address, task_status)
-
-
-def listen_and_serve(address: str, event_handler: EventHandler, **options: Any) -> None:
-    """Serve callbacks on ``address``: a whole program.
-
-    Returns when the server was shut down (``server.async_shutdown()``, with the server that ``on_start`` got), and in the
-    main thread on SIGTERM and SIGINT, too: the first shuts it down, the second cancels what is
-    left.
-
-    Args:
-      address: ``tcp://host:port``, ``unix:///path``, ``fd://systemd``, or ``udp://host:port``.
-      event_handler: an :class:`EventHandler`.
-      options: see :class:`EventServer`; ``config=`` among them.
-
-    Raises:
-      What :class:`EventServer` and :meth:`EventServer.start` raise.
-    """
-    is_main = threading.current_thread() is threading.main_thread()
-    EventServer(event_handler, **options)._start(address, signals=is_main)

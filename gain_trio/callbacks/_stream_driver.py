@@ -40,9 +40,9 @@ from gain_trio._server import LAST_CALLBACK, AttendingHandler, is_cancellation, 
 from gain_trio._transports import FIRST_SECONDS, CloseWait, Connection, Marks, shown
 
 from ._activity import Activity
+from ._callbacks import Callbacks
 from ._event_config import Config
 from ._event_errors import SlowReader
-from ._event_handler import Callbacks, EventHandler
 from ._stream_conn import ConnSettings, StreamConn, ThreadedStreamConn
 
 logger = logging.getLogger("gain_trio")
@@ -80,19 +80,19 @@ class StreamDriver(AttendingHandler):
     It is pickled for worker processes, with the event handler and the config alone; the rest is made in the run.
     """
 
-    def __init__(self, handler: EventHandler, config: Config, marks: Marks) -> None:
-        self.callbacks = Callbacks.of(handler)
+    def __init__(self, callbacks: Callbacks, config: Config, marks: Marks) -> None:
+        self.callbacks = callbacks
         self._config = config
         self._marks = marks
-        self._is_threaded = config.async_handler and not self.callbacks.on_read.is_async
+        self._is_threaded = config.async_handler and not callbacks.on_read.is_async
         self.activity = Activity()
         self._settings: ConnSettings | None = None
         self._threads: WorkerThreads | None = None
         self._drains = False
-        self._is_told_of_beginning = self.callbacks.on_accept.is_overridden or self.callbacks.on_write.is_overridden
+        self._is_told_of_beginning = callbacks.on_accept.is_overridden or callbacks.on_write.is_overridden
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return StreamDriver, (self.callbacks.handler, self._config, self._marks)
+        return StreamDriver, (self.callbacks, self._config, self._marks)
 
     def __repr__(self) -> str:
         return type(self.callbacks.handler).__qualname__
