@@ -472,6 +472,15 @@ async def test_an_error_in_answer_to_a_head_has_no_body_either() -> None:
             assert received.startswith(b"HTTP/1.1 %d " % status)
             assert received.endswith(b"\r\n\r\n")
             assert b"\r\nContent-Length: 22\r\n" in received
+        for sent, status in (
+            (b"HEAD / HTTP/1.1\r\n\r\n", 400),
+            (b"HEAD / HTTP/1.1\r\nHost : here\r\n\r\n", 400),
+            (b"HEAD / HTTP/1.1\r\nHost: here\r\nX: " + b"x" * (64 * 1024), 431),
+        ):
+            received = await raw_answer(server, sent)
+            assert received.startswith(b"HTTP/1.1 %d " % status)
+            assert received.endswith(b"\r\n\r\n")
+            assert received.count(b"\r\n\r\n") == 1
         fine, malformed = await ask(server, request("HEAD") + b"nonsense\r\n\r\n", "HEAD")  # its method is not known
     assert (fine.status, malformed.status, malformed.body) == (200, 400, b"this is no HTTP request\n")
 

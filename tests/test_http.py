@@ -5,7 +5,7 @@ from __future__ import annotations
 import email.utils
 import re
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 
 import h11
@@ -355,6 +355,49 @@ def test_what_is_refused_is_answered_once_and_the_connection_is_over(status: int
     assert (talk.feed(GET), talk.feed_eof(), talk.too_slow()) == (b"", b"", b"")
 
 
+HEAD_CHUNKED = b"HEAD / HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n"
+REFUSED_HEADS = {
+    "no Host": (400, b"HEAD / HTTP/1.1\r\n\r\n"),
+    "malformed": (400, b"HEAD / HTTP/1.1\r\nHost : here\r\n\r\n"),
+    "behind an empty line": (400, b"\r\nHEAD / HTTP/1.1\r\n\r\n"),
+    "HTTP/2.0": (505, b"HEAD / HTTP/2.0\r\n\r\n"),
+    "too long a body": (413, b"HEAD / HTTP/1.1\r\nHost: here\r\nContent-Length: %d\r\n\r\n" % (MAX_BODY + 1)),
+    "a long field": (431, b"HEAD / HTTP/1.1\r\nHost: here\r\nX: " + LONG),
+    "no chunk size": (400, HEAD_CHUNKED + b"x\r\n"),
+    "no trailer": (400, HEAD_CHUNKED + b"0\r\nGET \r\n"),
+}
+
+
+@pytest.mark.parametrize("size", [1 << 20, 7, 1])
+@pytest.mark.parametrize(("status", "request_"), REFUSED_HEADS.values(), ids=REFUSED_HEADS)
+def test_a_refusal_of_a_head_has_no_body(status: int, request_: bytes, size: int) -> None:
+    """RFC 9110, 9.3.2.  Another project's parser would take a body for the next response."""
+    talk = exchange()
+    size = max(size, len(request_) // 500)
+    got = b"".join(talk.feed(piece) for piece in in_pieces(GET + request_, size))
+    first, refusal = answers(got, "GET", "HEAD")
+    assert (first.status, refusal.status) == (200, status)
+    assert refusal.fields["content-length"] != "0"
+    assert talk.phase is Phase.OVER
+
+
+@pytest.mark.parametrize("end", [Exchange.feed_eof, Exchange.too_slow])
+@pytest.mark.parametrize("request_", [b"HEAD /", HEAD_CHUNKED + b"5\r\nGET "], ids=["its head", "its body"])
+def test_an_unfinished_head_request_is_refused_without_a_body(
+    request_: bytes, end: Callable[[Exchange], bytes]
+) -> None:
+    talk = exchange()
+    assert talk.feed(request_) == b""
+    (refusal,) = answers(end(talk), "HEAD")
+    assert refusal.status in {400, 408}
+
+
+def test_a_body_that_begins_like_a_head_request_makes_none_of_its_own() -> None:
+    talk = exchange()
+    (refusal,) = answers(talk.feed(CHUNKED + b"HEAD \r\n"))
+    assert (refusal.status, refusal.body[-1:]) == (400, b"\n")
+
+
 def test_what_is_sent_within_the_limits_is_taken() -> None:
     talk = exchange()
     start = b"GET / HTTP/1.1\r\nHost: here\r\nX: "
@@ -598,7 +641,7 @@ async def _tls_server(task_status: trio.TaskStatus[gain_trio.Server]) -> None:
 
 def test_every_status_has_a_phrase() -> None:
     for status in (400, 404, 405, 408, 413, 414, 417, 431, 501, 505):
-        line = Plaintext(lambda: NOW).refusal(HTTPStatus(status), "x").partition(b"\r\n")[0]
+        line = Plaintext(lambda: NOW).refusal(HTTPStatus(status), "x", with_body=True).partition(b"\r\n")[0]
         assert re.fullmatch(rb"HTTP/1\.1 [0-9]{3} [A-Z][A-Za-z -]+", line), line
 
 

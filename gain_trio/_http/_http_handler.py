@@ -84,9 +84,9 @@ class Plaintext(Site):
             return self._response(HTTPStatus.METHOD_NOT_ALLOWED, text, connection, more=allow)
         return self._ready[method, path, connection]
 
-    def refusal(self, status: HTTPStatus, reason: str) -> bytes:
+    def refusal(self, status: HTTPStatus, reason: str, *, with_body: bool) -> bytes:
         """See :meth:`Site.refusal`."""
-        return self._response(status, reason.encode("ascii") + b"\n", b"close")
+        return self._response(status, reason.encode("ascii") + b"\n", b"close", with_body=with_body)
 
     def _response(
         self, status: HTTPStatus, body: bytes, connection: bytes, *, with_body: bool = True, more: bytes = b""

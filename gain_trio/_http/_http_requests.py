@@ -66,8 +66,14 @@ class Site(abc.ABC):
         """Return the whole response; ``connection`` is the value of its field ``Connection``, ``b""`` for none."""
 
     @abc.abstractmethod
-    def refusal(self, status: HTTPStatus, reason: str) -> bytes:
-        """Return the response to a request that the reader refuses; it has ``Connection: close``."""
+    def refusal(self, status: HTTPStatus, reason: str, *, with_body: bool) -> bytes:
+        """Return the response to a request that the reader refuses; it has ``Connection: close``.
+
+        Args:
+          status: its code and phrase.
+          reason: what the client is told.
+          with_body: False for a HEAD request.
+        """
 
 
 @final
@@ -79,7 +85,7 @@ class Exchange:
     def __init__(self, site: Site) -> None:
         self._site = site
         self._reader = RequestReader(_MEMORY, _LIMITS)
-        self._request: Request | None = None  # the one whose body is being skipped
+        self._request: Request | None = None  # the one whose body is being skipped, or was refused
         self.phase = Phase.IDLE
         self.has_answered = False
         """Whether the last data contained the end of a request, so that an unfinished one has begun in that data."""
@@ -147,11 +153,11 @@ class Exchange:
         if reader.in_body:
             if self._request is None and framing.expects and not reader.unread:
                 answers.append(CONTINUE)  # a client that has begun to send the body needs no invitation
+            self._request = request
             reader.take_body()
             while reader.is_midway:
                 reader.take_body()
             if reader.in_body:
-                self._request = request
                 return False
         self._request = None
         answers.append(self._site.answer(request.method, request.target, framing.connection))
@@ -176,6 +182,8 @@ class Exchange:
         return b"".join(answers)
 
     def _give_up(self, refusal: Refused, answers: list[bytes]) -> None:
-        answers.append(self._site.refusal(refusal.status, str(refusal)))
+        request, reader = self._request, self._reader
+        is_head = reader.wants_no_content if request is None else request.method == b"HEAD"
+        answers.append(self._site.refusal(refusal.status, str(refusal), with_body=not is_head))
         self.phase = Phase.OVER
-        self._reader.take_unread()
+        reader.take_unread()

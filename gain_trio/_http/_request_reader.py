@@ -147,6 +147,12 @@ class RequestReader:
         """The number of bytes that were fed and not read."""
         return len(self._data) - self._position + len(self._rest)
 
+    @property
+    def wants_no_content(self) -> bool:
+        """Whether the next request, whose head was refused or is incomplete, is a HEAD (RFC 9110, 9.3.2)."""
+        begin = self._rest or self._data[self._position : self._position + 5]
+        return self._state == _AT_HEAD and begin.startswith(b"HEAD ")
+
     def take_unread(self) -> bytes:
         """Return the bytes that were fed and not read: after a request that ends the use of HTTP on the connection."""
         unread = bytes(self._rest) or self._data[self._position :]

@@ -124,7 +124,8 @@ class _MetricsHandler:
             except IncompleteMessage:
                 return
             except MessageTooLong:
-                answer = _answer(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+                with_content = not connection.peek(5).startswith(b"HEAD ")
+                answer = _answer(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, with_content=with_content)
             else:
                 if head is None:
                     connection.abort()
@@ -161,15 +162,15 @@ class _MetricsHandler:
         try:
             request = reader.next_request()
         except Refused as refusal:
-            return _answer(refusal.status, str(refusal).encode("ascii"))
+            return _answer(refusal.status, str(refusal).encode("ascii"), with_content=not reader.wants_no_content)
         if request is None:  # an empty line, and nothing behind it
             return _answer(HTTPStatus.BAD_REQUEST)
         path, _query = split_target(request.target)
+        with_content = request.method != b"HEAD"
         if path not in {PATH, HEALTH_PATH, READY_PATH}:
-            return _answer(HTTPStatus.NOT_FOUND, b"The metrics are at " + PATH)
+            return _answer(HTTPStatus.NOT_FOUND, b"The metrics are at " + PATH, with_content=with_content)
         if request.method not in {b"GET", b"HEAD"}:
             return _answer(HTTPStatus.METHOD_NOT_ALLOWED, more=b"Allow: GET, HEAD\r\n")
-        with_content = request.method == b"GET"
         if path != PATH:
             is_well = path == HEALTH_PATH or self._server._is_ready()
             status = HTTPStatus.OK if is_well else HTTPStatus.SERVICE_UNAVAILABLE

@@ -466,6 +466,7 @@ class HttpConnection:
 
         ``exchange`` is that of the request, or None if its head was refused.
         """
+        is_head = self.reader.wants_no_content if exchange is None else exchange.request.method == b"HEAD"
         now = self.clock()
         stamp = self.stamp
         if now >= stamp.until:
@@ -476,7 +477,7 @@ class HttpConnection:
             reason.encode("ascii") + b"\n",
             first=stamp.server_line + stamp.date_line,
             last=b"connection: close\r\n",
-            with_content=exchange is None or exchange.request.method != b"HEAD",
+            with_content=not is_head,
         )
         with contextlib.suppress(trio.BrokenResourceError, trio.TooSlowError):
             await self.connection.send(data)
