@@ -556,10 +556,18 @@ async def test_a_websocket_handshake_is_handed_over(monkeypatch: pytest.MonkeyPa
     async with serving_app(hello, websockets=False) as server:
         [answer] = await ask(server, request("GET", "/ws", *fields, body=b"frame"))
         assert (answer.status, answer.body, answer.fields["connection"]) == (403, b"frame/ws/ws", "close")
+        for offered in (
+            ["Upgrade: h2c, websocket"],
+            ["Upgrade: WebSocket ,h2c"],
+            ["Upgrade: h2c", "Upgrade: websocket"],
+        ):
+            [answer] = await ask(server, request("GET", "/ws", "Connection: HTTP2-Settings, Upgrade", *offered))
+            assert answer.status == 403
         for other in (
             request("POST", "/", *fields),
             request("GET", "/", *fields, version="1.0"),
             request("GET", "/", "Connection: Upgrade", "Upgrade: h2c"),
+            request("GET", "/", "Connection: Upgrade", "Upgrade: h2c, websockets"),
             request("GET", "/", "Upgrade: websocket"),
         ):
             first, *_ = await ask(server, other + closing())

@@ -52,7 +52,7 @@ def read_here(pieces: Iterable[bytes], memory: RequestMemory = MEMORY) -> Conver
                 framing = current.framing
                 talk.requests.append((current.method, current.target, b"%d" % framing.minor, current.pairs, body))
                 current = None
-                if framing.closes or framing.upgrade is not None:
+                if framing.closes or framing.upgrades:
                     return talk
                 request = reader.next_request()
     except Refused:

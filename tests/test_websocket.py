@@ -328,6 +328,20 @@ async def test_the_connect_comes_first_to_an_app_that_has_accepted_before(mock_c
 # --- the handshake ---
 
 
+async def test_a_websocket_is_chosen_among_several_protocols() -> None:
+    """RFC 9110, 7.8.  The answer names the one that is chosen, and a client that offers h2c, too, goes on with WebSocket."""
+
+    async def app(_scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.send", "text": "chosen"})
+
+    async with connected(app, (b"upgrade", b"h2c")) as peer:
+        assert peer.fields["upgrade"] == "websocket"
+        assert await peer.message() == "chosen"
+        assert await peer.closed() == (1000, "")
+
+
 async def test_the_scope() -> None:
     scopes: list[Scope] = []
 

@@ -381,6 +381,9 @@ def test_a_look_for_the_close_frame_reads_a_bounded_number_of_bytes() -> None:
         (handshake(drop=[b"sec-websocket-version"]), 400),
         (handshake(drop=[b"upgrade"]), 426),
         (handshake(drop=[b"connection"]), 426),
+        (handshake((b"upgrade", b"h2c")), 101),
+        ([*handshake(drop=[b"upgrade"]), (b"upgrade", b"h2c, WebSocket")], 101),
+        ([*handshake(drop=[b"upgrade"]), (b"upgrade", b"h2c, websocket2")], 426),
         (handshake((b"sec-websocket-extensions", b"permessage-deflate; =")), 400),
     ],
 )

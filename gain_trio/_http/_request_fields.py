@@ -66,7 +66,7 @@ class Memory(dict[K, T], Generic[K, T]):
 class RequestFraming:
     """What the fields of a request mean for its boundaries and its connection.  Memories share it, so it is constant."""
 
-    __slots__ = ("closes", "connection", "expects", "length", "minor", "takes_trailers", "upgrade")
+    __slots__ = ("closes", "connection", "expects", "length", "minor", "takes_trailers", "upgrades")
 
     def __init__(self, minor: int) -> None:
         self.minor = minor
@@ -79,8 +79,8 @@ class RequestFraming:
         """The value of the field Connection that the response is to have: ``b""`` for none."""
         self.expects = False
         """Whether the client waits for a 100 before it sends the body."""
-        self.upgrade: bytes | None = None
-        """The protocol that the client would change to, in lower case."""
+        self.upgrades: tuple[bytes, ...] = ()
+        """The protocols that the client would change to, in lower case: the server may choose any (RFC 9110, 7.8)."""
         self.takes_trailers = False
         """Whether the response may have trailers."""
 
@@ -195,7 +195,7 @@ def _read_framing(pairs: Iterable[Pair], minor: int, max_body: int | None, *, ne
             raise Refused(HTTPStatus.EXPECTATION_FAILED, "the only expectation met here is 100-continue")
         framing.expects = framing.length != 0
     if b"upgrade" in connection and b"upgrade" in found and not is_1_0:
-        framing.upgrade = b",".join(found[b"upgrade"]).lower()
+        framing.upgrades = tuple(tokens(found[b"upgrade"]))
     framing.takes_trailers = b"trailers" in tokens(found.get(b"te", ())) and not is_1_0
     return framing
 

@@ -349,7 +349,7 @@ class HttpConnection:
             }
             if len(request.target) <= _MAX_TARGET and b"?" not in request.target:
                 known.remember(key, parts)
-        unusual = framing.closes or framing.expects or framing.upgrade is not None or request.method == b"HEAD"
+        unusual = framing.closes or framing.expects or framing.upgrades or request.method == b"HEAD"
         return parts, not unusual and framing.minor == 1
 
     async def _receive_head(self) -> Request:
@@ -499,7 +499,7 @@ if heads is not None:
 
 def _asks_for_websocket(request: Request) -> bool:
     framing = request.framing
-    return framing.upgrade == b"websocket" and request.method == b"GET" and framing.length == 0
+    return b"websocket" in framing.upgrades and request.method == b"GET" and framing.length == 0
 
 
 def _is_same(context: contextvars.Context, other: contextvars.Context) -> bool:

@@ -31,6 +31,8 @@ from websockets.http11 import Request
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
+from gain_trio._http import tokens
+
 from ._asgi_config import AsgiConfig
 from ._asgi_types import Message
 
@@ -137,9 +139,16 @@ class WebSocketCodec:
 
     def handshake(self, fields: Iterable[tuple[bytes, bytes]]) -> Handshake:
         """Check the fields of a GET request that wants an upgrade to WebSocket, and negotiate compression."""
-        headers = Headers()
+        headers, upgrades = Headers(), []
         for name, value in fields:
-            headers[name.decode("latin-1")] = value.decode("latin-1")
+            if name == b"upgrade":
+                upgrades.append(value)
+            else:
+                headers[name.decode("latin-1")] = value.decode("latin-1")
+        if b"websocket" in tokens(upgrades):
+            headers["upgrade"] = (
+                "websocket"  # the protocol refuses a list, of which a server may choose (RFC 9110, 7.8)
+            )
         response = self._protocol.accept(Request("/", headers))
         self.compresses = bool(self._protocol.extensions)
         answer = [
