@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import types
 from collections.abc import Callable, Generator
 from typing import Any
@@ -51,6 +52,34 @@ def test_a_call_that_is_never_awaited_warns_and_others_do_not() -> None:
         exchange.send(USUAL[0]).throw(KeyError("x"))
     assert exchange.phase == NOTHING
     gc.collect()
+
+
+@IN_C_AND_IN_PYTHON
+def test_a_message_is_given_by_its_place_or_by_its_name(way: str) -> None:
+    """As a coroutine function takes it: wrappers of ``send`` pass on what they get."""
+    connection = Recorder()
+    send = getattr(exchange_over(connection), way)
+    assert str(inspect.signature(send)).startswith("(message")
+    assert driven(send(message=USUAL[0]))[0] == "returned"
+    assert driven(send(message=USUAL[1]))[0] == "returned"
+    assert connection.sent.startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ((), {}),
+        (USUAL, {}),
+        ((USUAL[0],), {"message": USUAL[0]}),
+        ((), {"event": USUAL[0]}),
+        ((), {"messages": USUAL[0]}),
+        ((), {"message": USUAL[0], "more": 1}),
+    ],
+)
+@IN_C_AND_IN_PYTHON
+def test_other_arguments_are_refused(way: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=r"send"):
+        getattr(exchange_over(Recorder()), way)(*arguments, **named)
 
 
 def test_a_call_is_awaited_once() -> None:

@@ -42,7 +42,7 @@ PyObject *gt_response_write(const gt_response *response);
 /* Interned strings. */
 extern struct gt_names {
     PyObject *type, *body, *more_body, *status, *headers, *trailers, *start, *whole;
-    PyObject *send, *drains, *in_python, *failed, *refresh, *renew;
+    PyObject *send, *message, *drains, *in_python, *failed, *refresh, *renew;
 } gt_names;
 
 int gt_message_init(void); /* -1 with an exception */

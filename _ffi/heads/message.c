@@ -348,6 +348,7 @@ static const struct {
     {&gt_names.start, "http.response.start"},
     {&gt_names.whole, "http.response.body"},
     {&gt_names.send, "send"},
+    {&gt_names.message, "message"},
     {&gt_names.drains, "_drains"},
     {&gt_names.in_python, "send_in_python"},
     {&gt_names.failed, "send_failed"},
