@@ -71,7 +71,7 @@ class Site(abc.ABC):
 
         Args:
           status: its code and phrase.
-          reason: what the client is told.
+          reason: the text of the body.
           with_body: False for a HEAD request.
         """
 
