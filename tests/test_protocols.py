@@ -21,7 +21,10 @@ from support.protocols import Buffered, Call, Echo, Recorder, running
 from support.sockets import reset
 
 import gain_trio
-from gain_trio.asyncio_bridge import ProtocolHandler
+from gain_trio import Connection
+from gain_trio._callback_base import deliver_by
+from gain_trio._callback_base._delivering import Deliver
+from gain_trio.asyncio_bridge import ProtocolHandler, _transport
 from gain_trio.asyncio_bridge._transport import ProtocolTransport
 
 pytestmark = pytest.mark.connections
@@ -319,6 +322,55 @@ async def test_a_buffered_protocol_that_pauses_gets_the_rest_later() -> None:
             await trio.testing.wait_all_tasks_blocked(QUIET)
             assert protocol.calls[-1] == ("data", b"onetwothree"[:count])
             protocol.recorder.transport.resume_reading()
+
+
+async def test_a_buffered_protocol_that_is_resumed_at_once_gets_the_rest_too() -> None:
+    class Pauses(Buffered):
+        def buffer_updated(self, nbytes: int) -> None:
+            self.recorder.data_received(bytes(self.buffer[:nbytes]))
+            self.recorder.transport.pause_reading()
+            resume = self.recorder.transport.resume_reading
+            if nbytes == 2:
+                resume()
+            else:
+                trio.lowlevel.current_trio_token().run_sync_soon(resume)
+
+    protocol = Pauses()
+    async with running(cast("Recorder", protocol)) as run:
+        sent = b""
+        for piece in (b"onetwothree", b"four", b"fivefive"):
+            await run.client.send(piece)
+            sent += piece
+            await until(lambda sent=sent: protocol.calls[-1] == ("data", sent))  # type: ignore[misc]
+
+
+async def test_short_messages_are_delivered_by_the_loop_that_callbacks_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the ring it is in C: a task that waits by itself for each message costs twice as much."""
+    entered = []
+
+    def counted(connection: Connection) -> Deliver:
+        deliver = deliver_by(connection)
+
+        async def deliver_counted(*arguments: Any) -> int:
+            entered.append(connection)
+            return await deliver(*arguments)
+
+        return deliver_counted
+
+    monkeypatch.setattr(_transport, "deliver_by", counted)
+    protocol = Echo()
+    async with running(protocol) as run:
+        for number in range(50):
+            await run.client.send(b"%2d" % number)
+            assert await run.client.receive_exactly(2) == b"%2d" % number
+        assert len(entered) == 1
+        protocol.transport.pause_reading()
+        await run.client.send(b"paused")
+        await trio.testing.wait_all_tasks_blocked(QUIET)
+        protocol.transport.resume_reading()
+        assert await run.client.receive_exactly(6) == b"paused"
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(entered) == 2
 
 
 async def test_a_protocol_need_not_inherit_from_asyncios() -> None:

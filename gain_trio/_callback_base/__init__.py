@@ -3,7 +3,7 @@
 ====================  ==========================================================================================
 ``_changes``          what to call back, out of what has changed on a connection
 ``_delivering``       the loop of the plain case, which a connection on the ring has in C
-``_paced_delivery``  how many bytes a callback is given at once
+``_paced_delivery``   how many bytes a callback is given at once
 ``_idle_wait``        the wait that is left when a connection's end has been reported
 ====================  ==========================================================================================
 """

@@ -4,11 +4,12 @@ What asyncio's event loop does for a transport, one task does here: it waits for
 The methods of the transport wait for nothing.  They change what is kept here, queue bytes, and have the task look
 again.
 
-*Where the task waits.*  ``Changes.next()`` reports bytes, errors, the end, and (while that is wanted) bytes that the kernel
-has accepted.  While reading is paused the same call is waited for in a cancel scope: bytes stay in the connection's queue,
-errors and room for writing are still reported, and ``resume_reading()`` cancels the scope, which loses nothing.  After the
-peer's end that call would return at once for ever.  If the protocol keeps the connection open, the task waits in a scope
-for unsent bytes to leave, or for a method to be called.
+*Where the task waits.* In the plain case it waits in the loop that callbacks have, too (``deliver_by()``), which delivers
+messages up to a size and returns everything else.  Otherwise it waits in ``Changes.next()``, which reports bytes, errors,
+the end, and (while that is wanted) bytes that the kernel has accepted.  While reading is paused it waits there in a cancel
+scope: bytes stay in the connection's queue, errors and room for writing are still reported, and ``resume_reading()``
+cancels the scope, which loses nothing.  After the peer's end that call would return at once for ever.  If the protocol
+keeps the connection open, the task waits in a scope for unsent bytes to leave, or for a method to be called.
 
 *Order.*  Bytes that arrived come before the end, the end before the loss.  After ``close()`` or ``abort()`` no byte is
 delivered any more, also if they were called in the middle of a callback.  Only the task, at its end, calls
@@ -33,7 +34,7 @@ from typing import TYPE_CHECKING, Any, cast, final
 
 import trio
 
-from gain_trio._callback_base import END, WRITTEN, Changes, Pace, PacedDelivery, sleep_until_idle
+from gain_trio._callback_base import END, WRITTEN, Changes, Pace, PacedDelivery, deliver_by, sleep_until_idle
 from gain_trio._transports import CloseWait, Connection, TimeSlice, TlsConnection, shown
 from gain_trio.callbacks import SlowReader
 
@@ -77,6 +78,7 @@ class ProtocolTransport(asyncio.Transport):
         "_reading_paused",
         "_scope",
         "_time_slice",
+        "_whole",
         "_write_limit",
     )
 
@@ -102,6 +104,7 @@ class ProtocolTransport(asyncio.Transport):
         self._ends_when_idle = False  # and the task has seen it
         self._time_slice = TimeSlice()
         self._delivery = PacedDelivery(pace)
+        self._whole = PacedDelivery.WHOLE  # bytes that are delivered in one piece, untimed
         self._scope: trio.CancelScope | None = None  # that the task waits in, to be cancelled for it to look again
         self.set_protocol(protocol)
 
@@ -129,6 +132,7 @@ class ProtocolTransport(asyncio.Transport):
             self._protocol.connection_lost(_error_of_loss(self._error))
 
     async def _serve(self) -> None:
+        deliver = deliver_by(self._connection)
         while not self._is_closing and self._quiet is None:
             if self._ended:
                 await self._wait_for_room()
@@ -139,11 +143,21 @@ class ProtocolTransport(asyncio.Transport):
                 if told_paused is not None:
                     await self._look(told_paused)
             else:
-                change = await self._changes.next()
-                if change > 0 and self.is_reading():
+                delivery = self._delivery
+                change = await deliver(
+                    ProtocolTransport._deliver_whole,
+                    self,
+                    self._changes.watched,
+                    self._whole,
+                    delivery.quick_size,
+                    delivery.learn,
+                )
+                found = self._changes.meaning(change)
+                # A piece may have paused reading, which was resumed before this task has run.
+                if self.is_reading() and (change > 0 or self._connection.inbound_buffered):
                     await self._deliver()
-                else:
-                    await self._look(change)
+                if found is not None and found <= 0:
+                    await self._look(found)
         if self._quiet is not None and not self._is_closing:
             self._ends_when_idle = True
             self._changes.resume()
@@ -275,6 +289,13 @@ class ProtocolTransport(asyncio.Transport):
             left -= self._delivery.deliver(self._deliver_piece, left)
             if left > 0 and self._time_slice.is_over():
                 await trio.lowlevel.checkpoint()
+        self._whole = min(self._delivery.size, PacedDelivery.WHOLE)
+
+    def _deliver_whole(self, count: int) -> None:
+        """Deliver ``count`` bytes, which are queued, for as long as the protocol reads."""
+        count -= self._deliver_piece(count)
+        while count > 0 and self.is_reading():
+            count -= self._deliver_piece(count)
 
     def _deliver_piece(self, size: int) -> int:
         """Deliver at most ``size`` bytes, which are queued.  Returns how many it was."""
@@ -388,6 +409,7 @@ class ProtocolTransport(asyncio.Transport):
         """Deliver nothing until :meth:`resume_reading`.  Twice is once."""
         if not self._is_closing:
             self._reading_paused = True
+            self._connection._note_change()  # the task delivers without a look at this
 
     def resume_reading(self) -> None:
         """Deliver again.  Twice is once."""
