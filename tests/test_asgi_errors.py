@@ -18,6 +18,7 @@ from support.asgi_serving import (
     ask,
     client_of,
     fails_at_once,
+    head_of_response,
     hello,
     receive_hello,
     request,
@@ -26,11 +27,13 @@ from support.asgi_serving import (
 )
 from support.certificates import client_context, server_context
 from support.http_answers import answers
-from support.pairs import MEBIBYTE, QUIET, receive_all, until
+from support.pairs import MEBIBYTE, QUIET, open_pair, receive_all, until
 
 import gain_trio
 from gain_trio import IncompleteMessage, Marks, MessageTooLong
 from gain_trio._server import only_one_of
+from gain_trio.asgi import AsgiConfig
+from gain_trio.asgi._asgi_handler import AsgiHandler
 
 pytestmark = pytest.mark.connections
 
@@ -253,6 +256,39 @@ async def test_an_error_after_the_response_leaves_the_response_whole(caplog: pyt
         assert (answer.status, answer.body) == (200, b"Hello, World!")
         await until(lambda: server.statistics().handler_errors == 1)
     assert len(tracebacks(caplog)) == 1
+
+
+async def test_an_error_is_logged_though_the_server_is_cancelled_during_its_answer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with serving_app(fails_at_once) as server:
+        client = await gain_trio.connect(f"tcp://127.0.0.1:{server.addresses[0][1]}")
+        await client.send(request())
+        await head_of_response(client)  # and the server waits for its end
+    client.abort()
+    [record] = tracebacks(caplog)
+    assert isinstance(causes_of(record)[-1], Broken)
+
+
+async def test_a_cancellation_during_the_answer_to_an_error_is_delivered_behind_it() -> None:
+    handler = AsgiHandler(fails_at_once, AsgiConfig(app_lifespan="off"))
+    client, connection = await open_pair()
+
+    async def cancel(scope: trio.CancelScope) -> None:
+        await client.send(request())
+        await head_of_response(client)
+        await trio.testing.wait_all_tasks_blocked()
+        scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        with trio.CancelScope() as scope:
+            nursery.start_soon(cancel, scope)
+            with pytest.raises(Broken):
+                await handler(connection)
+            await trio.lowlevel.checkpoint()
+    assert scope.cancelled_caught
+    client.abort()
+    connection.abort()
 
 
 DATABASE: dict[str, Callable[[], Exception]] = {

@@ -248,6 +248,25 @@ async def test_an_app_that_fails_closes_with_1011(caplog: pytest.LogCaptureFixtu
     assert isinstance(record.exc_info[1], ZeroDivisionError)
 
 
+async def test_an_error_is_logged_though_the_server_is_cancelled_before_the_client_has_closed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def app(_scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        raise LookupError("of the app")
+
+    async with serving_websockets(app) as server:
+        stream = await trio.open_tcp_stream("127.0.0.1", server.addresses[0][1])
+        peer = Peer(stream)
+        await peer.request(handshake())
+        await peer.response()
+        assert await peer.closed() == (1011, "")
+    await stream.aclose()
+    [record] = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert "of the app" in str(record.exc_info)
+
+
 @pytest.mark.parametrize("accepts", [False, True])
 @pytest.mark.parametrize("error", [trio.TooSlowError, trio.BrokenResourceError])
 async def test_what_breaks_inside_the_app_is_not_the_clients_fault(

@@ -406,7 +406,8 @@ class HttpConnection:
         if failure is None and exchange.phase != DONE and not self.is_gone:
             failure = RuntimeError("the app has returned without completing its response")
         if failure is not None and not exchange.is_told_gone:
-            with contextlib.suppress(trio.Cancelled):  # the server may end meanwhile: the failure is raised even so
+            # The server may end meanwhile: the failure is raised even so, and a cancelled scope cancels the next wait, too.
+            with contextlib.suppress(trio.Cancelled):
                 await self._answer_failure(exchange)
             raise own_fault(failure)
         if self.refusal is not None and exchange.phase < BEGUN:

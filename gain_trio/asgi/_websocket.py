@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, final
 import trio
 
 from gain_trio._io_manager import cancel_status_of, leave_open_scopes
-from gain_trio._server import own_fault, ungrouped
+from gain_trio._server import is_cancellation, own_fault, ungrouped
 from gain_trio._transports import DeadlineEntry, current_keeper, was_reset
 
 from ._asgi_types import ClientDisconnected, Message, Scope
@@ -170,6 +170,11 @@ class WebSocket:
                 if self._state is _OPEN:
                     self._close(DONE if failure is None else FAILED)
                     self._is_gone = False
+        except BaseException as error:
+            # The server may end before the client has closed: the failure is raised even so, and a cancelled scope cancels the
+            # next wait, too.
+            if failure is None or not is_cancellation(error):
+                raise
         finally:
             self._keeper.forget(self._entry)
         if failure is not None and self._is_gone:
