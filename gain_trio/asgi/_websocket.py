@@ -171,8 +171,8 @@ class WebSocket:
                     self._close(DONE if failure is None else FAILED)
                     self._is_gone = False
         except BaseException as error:
-            # The server may end before the client has closed: the failure is raised even so, and a cancelled scope cancels the
-            # next wait, too.
+            # The server may end before the client has closed: the failure is raised even so, and a cancelled scope cancels
+            # the next wait, too.
             if failure is None or not is_cancellation(error):
                 raise
         finally:
