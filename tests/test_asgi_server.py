@@ -31,14 +31,15 @@ from support.asgi_serving import (
     serving_app,
 )
 from support.certificates import authority, client_context, server_context
+from support.exchanges import Recorder, driven, exchange_over
 from support.http_answers import answers
 from support.pairs import receive_all, until
 from support.workers import ARCHITECTURES, raises_alone
 
 import gain_trio
-from gain_trio.asgi import AsgiConfig, AsgiOptions
+from gain_trio.asgi import AsgiConfig, AsgiOptions, _response_heads
 from gain_trio.asgi._asgi_handler import AsgiHandler
-from gain_trio.asgi._response_heads import HeadMemory, Stamp, made_head
+from gain_trio.asgi._response_heads import HeadMemory, Stamp, checked_name, checked_start, made_head
 
 pytestmark = [pytest.mark.connections, pytest.mark.usefixtures("forked_workers")]
 
@@ -619,6 +620,25 @@ def test_a_server_without_a_date_never_makes_one() -> None:
     assert (stamp.tail, stamp.until) == (b"\r\n", math.inf)
 
 
+@pytest.mark.parametrize("more", [False, True])
+def test_the_fields_of_a_response_are_checked_once(more: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = []
+
+    def check(name: object) -> bytes:
+        checked.append(name)
+        return checked_name(name)
+
+    monkeypatch.setattr(_response_heads, "checked_name", check)
+    connection = Recorder()
+    exchange = exchange_over(connection)
+    fields = [(b"X-One", b" 1"), (b"Content-Length", b"\t5 ")]
+    start = {"type": "http.response.start", "status": 200, "headers": fields}
+    for message in (start, {"type": "http.response.body", "body": b"hello", "more_body": more}):
+        assert driven(exchange.send_in_python(message)) == ("returned", "None")
+    assert connection.sent.startswith(b"HTTP/1.1 200 OK\r\nx-one: 1\r\ncontent-length: 5\r\n")
+    assert checked == [b"X-One", b"Content-Length"]
+
+
 def test_the_memory_of_heads_is_bounded_and_holds_no_cookie() -> None:
     memory = HeadMemory()
     make = functools.partial(made_head, 200, minor=1, is_head=False, closes=False, length=5)
@@ -634,6 +654,6 @@ def test_the_memory_of_heads_is_bounded_and_holds_no_cookie() -> None:
 
 
 def test_a_length_that_makes_no_sense_is_refused() -> None:
-    make = functools.partial(made_head, 200, minor=1, is_head=False, closes=False, length=None)
-    with pytest.raises(ValueError, match=r"response"):
-        make(headers=[(b"content-length", b"gzip")])
+    for lengths in ([b"gzip"], [b"5", b"5"], [b"-5"], [b""], [b"9" * 19]):
+        with pytest.raises(ValueError, match=r"response"):
+            checked_start(200, [(b"Content-Length", length) for length in lengths])

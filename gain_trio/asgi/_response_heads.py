@@ -165,7 +165,9 @@ def checked_start(status: object, headers: Iterable[Any]) -> tuple[tuple[bytes, 
     """
     status_line(status)
     fields = checked_fields(headers)
-    _given_length(fields)
+    lengths = [value for name, value in fields if name == b"content-length"]
+    if len(lengths) > 1 or (lengths and not _LENGTH.fullmatch(lengths[0])):
+        raise ValueError(f"a response has one content-length, which is a number, and not {lengths!r}")
     return tuple(fields)
 
 
@@ -176,7 +178,7 @@ def field_lines(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
 
 def made_head(
     status: int,
-    headers: Iterable[Any],
+    headers: Iterable[tuple[bytes, bytes]],
     minor: int,
     *,
     is_head: bool,
@@ -189,20 +191,18 @@ def made_head(
     The app's Transfer-Encoding is left out, as ASGI wants it.  ``chunked`` without a length is a wish all the same.
 
     Args:
-      status, headers: the app's.
+      status, headers: the app's, which :func:`checked_start` or C has checked; names and values may still be as the app gave
+        them.
       minor: of the request's version.
       is_head: whether the request is a HEAD, whose response has no body, and the fields that it would have with one.
       closes: whether the connection is to be closed after the response.
       length: bytes of the whole body; None if there is more to come.
       trailers: whether there are trailers to come, and the client takes them.
-
-    Raises:
-      ValueError, TypeError: the status or a field is none.
     """
-    fields = checked_fields(headers)
+    fields = [(name.lower(), value.strip(b" \t")) for name, value in headers]
     names = {name for name, _value in fields}
     head = Head(b"", closes or _says_close(fields))
-    given = _given_length(fields)
+    given = next((int(value) for name, value in fields if name == b"content-length"), None)
     wants_chunked = trailers or (minor and _says_chunked(fields))
     kept = [field for field in fields if field[0] not in {b"connection", b"transfer-encoding"}]
     if status in {204, _RESET_CONTENT}:  # RFC 9110, 8.6
@@ -245,12 +245,3 @@ def _says_close(fields: Iterable[tuple[bytes, bytes]]) -> bool:
 
 def _says_chunked(fields: Iterable[tuple[bytes, bytes]]) -> bool:
     return any(name == b"transfer-encoding" and value.lower() == b"chunked" for name, value in fields)
-
-
-def _given_length(fields: Iterable[tuple[bytes, bytes]]) -> int | None:
-    lengths = [value for name, value in fields if name == b"content-length"]
-    if not lengths:
-        return None
-    if len(lengths) > 1 or not _LENGTH.fullmatch(lengths[0]):
-        raise ValueError(f"a response has one content-length, which is a number, and not {lengths!r}")
-    return int(lengths[0])
