@@ -39,6 +39,10 @@
 #define IORING_FEAT_CQE_SKIP (1U << 11) /* 5.17 */
 #endif
 
+#ifndef IORING_FEAT_NO_IOWAIT
+#define IORING_FEAT_NO_IOWAIT (1U << 17) /* 6.15 */
+#endif
+
 /* sqe->flags */
 #ifndef IOSQE_CQE_SKIP_SUCCESS
 #define IOSQE_CQE_SKIP_SUCCESS (1U << 6) /* 5.17 */
@@ -55,6 +59,10 @@
 /* io_uring_enter(2) flags */
 #ifndef IORING_ENTER_REGISTERED_RING
 #define IORING_ENTER_REGISTERED_RING (1U << 4) /* 5.18 */
+#endif
+
+#ifndef IORING_ENTER_NO_IOWAIT
+#define IORING_ENTER_NO_IOWAIT (1U << 7) /* 6.15 */
 #endif
 
 #ifndef IORING_POLL_ADD_MULTI

@@ -136,7 +136,7 @@ static void register_fd(struct gt_ring *ring)
     struct gt_ring_fd_registration registration = {.offset = UINT32_MAX, .data = (uint64_t)ring->fd};
     if (gt_sys_register(ring->fd, GT_REGISTER_RING_FDS, &registration, 1) == 1) {
         ring->enter_fd = (int)registration.offset;
-        ring->enter_flags = IORING_ENTER_REGISTERED_RING;
+        ring->enter_flags |= IORING_ENTER_REGISTERED_RING;
         ring->features |= GT_FEATURE_REGISTERED_FD;
     }
 }
@@ -237,6 +237,10 @@ int gt_ring_open(struct gt_ring *ring, const struct gt_ring_options *options)
             register_fd(ring);
         if (params.features & IORING_FEAT_CQE_SKIP)
             ring->features |= GT_FEATURE_CQE_SKIP & ~options->unwanted;
+        if ((params.features & IORING_FEAT_NO_IOWAIT) && !(options->unwanted & GT_FEATURE_NO_IOWAIT)) {
+            ring->features |= GT_FEATURE_NO_IOWAIT;
+            ring->enter_flags |= IORING_ENTER_NO_IOWAIT;
+        }
         result = probe(ring, options->unwanted);
     }
     if (result < 0) {
@@ -324,7 +328,7 @@ void gt_ring_unregister_fd(struct gt_ring *ring)
     gt_sys_register(ring->fd, GT_UNREGISTER_RING_FDS, &registration, 1);
     ring->features &= ~(uint32_t)GT_FEATURE_REGISTERED_FD;
     ring->enter_fd = ring->fd;
-    ring->enter_flags = 0;
+    ring->enter_flags &= ~(uint32_t)IORING_ENTER_REGISTERED_RING;
 }
 
 void gt_ring_close(struct gt_ring *ring)

@@ -54,6 +54,7 @@ enum gt_feature {
     GT_FEATURE_DEFER_TASKRUN = 1 << 9,      /* 6.1: completions are made when we wait for them, and at no other time */
     GT_FEATURE_MULTISHOT_ACCEPT = 1 << 10,  /* 5.19: one accept for all connections of a listener */
     GT_FEATURE_MULTISHOT_RECEIVE = 1 << 11, /* 6.0: one receive for all data of a connection */
+    GT_FEATURE_NO_IOWAIT = 1 << 12, /* 6.15: a thread that waits for completions does not count as waiting for a disk */
 };
 
 /* Tags of a key: which of a slot's operations it names. */

@@ -33,6 +33,7 @@ class Feature(enum.IntFlag):
     DEFER_TASKRUN = 1 << 9
     MULTISHOT_ACCEPT = 1 << 10
     MULTISHOT_RECEIVE = 1 << 11
+    NO_IOWAIT = 1 << 12
 
     @property
     def kernel(self) -> str:
@@ -61,6 +62,7 @@ _FACTS = {
     Feature.DEFER_TASKRUN: ("6.1", "completions are made when they are waited for, and do not interrupt the program"),
     Feature.MULTISHOT_ACCEPT: ("5.19", "one operation accepts all connections of a listener"),
     Feature.MULTISHOT_RECEIVE: ("6.0", "one operation receives all data of a connection"),
+    Feature.NO_IOWAIT: ("6.15", "a program that waits for its peers shows as idle, and not as waiting for a disk"),
 }
 
 FULL_TIER = (
