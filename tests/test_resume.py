@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import contextvars
 import inspect
+import signal
+import socket
 import sys
 import threading
+import time
 import types
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,6 +40,16 @@ def in_trio_task() -> bool:
     except RuntimeError:
         return False
     return True
+
+
+IO_URING_ENTER = "426"  # on every architecture
+
+
+def until_asleep(thread: int) -> None:
+    """Until the thread sleeps in io_uring_enter(2), as proc_pid_syscall(5) tells."""
+    deadline = time.monotonic() + PATIENCE
+    while Path(f"/proc/self/task/{thread}/syscall").read_text().split()[0] != IO_URING_ENTER:
+        assert time.monotonic() < deadline
 
 
 def wake_ups() -> tuple[int, int]:
@@ -297,6 +311,53 @@ def test_no_task_is_current_between_steps(resume_in_place: bool) -> None:
         assert not any(seen)
 
     run_with_pair(body, resume_in_place)
+
+
+@pytest.mark.parametrize("receiver", ["the run's thread", "another thread"])
+@pytest.mark.parametrize("exchanges", [1, 50])
+def test_no_task_is_current_when_a_signal_ends_a_wait(resume_in_place: bool, exchanges: int, receiver: str) -> None:
+    """Nor when the wait has resumed tasks before, and waits on.
+
+    A signal that another thread receives does not interrupt the wait; the descriptor that Trio has it write to ends it.
+    """
+    seen: list[bool] = []
+    run_thread = threading.get_native_id()
+
+    def handler(*_: object) -> None:
+        seen.append(in_trio_task())
+        done.set()
+
+    def talk(client: socket.socket) -> None:
+        for _ in range(exchanges):
+            client.sendall(b"x")
+            assert client.recv(1) == b"x"
+        until_asleep(run_thread)
+        to_run = receiver == "the run's thread"
+        signal.pthread_kill(threading.main_thread().ident or 0 if to_run else threading.get_ident(), signal.SIGUSR1)
+        assert done.wait(PATIENCE)
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+        client.shutdown(socket.SHUT_WR)
+
+    async def echo(connection: Connection) -> None:
+        async with connection:
+            while data := await connection.receive():
+                await connection.send(data)
+
+    async def main() -> None:
+        theirs, ours = socket.socketpair()
+        with theirs:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(echo, Connection.from_socket(ours))
+                nursery.start_soon(trio.to_thread.run_sync, talk, theirs)
+
+    done = threading.Event()
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        gain_trio.run(main, resume_in_place=resume_in_place)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert seen == [False]
 
 
 # --- checkpoints ---

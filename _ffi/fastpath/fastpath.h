@@ -329,7 +329,7 @@ typedef struct {
     gt_field autojump_threshold, deadline_heap; /* of the runner; of its deadlines */
     PyObject *run_queue, *waiting_for_idle, *deadlines, *infinity;
     bool may_linger;
-    bool in_task;      /* run_context has a task, set here */
+    PyObject *entered; /* borrowed of run_context: the task that was put there here, or NULL */
     PyObject *stepped; /* borrowed: the task whose coroutine runs in a step made here, or NULL */
     gt_waiter *parked; /* the one whose trap was yielded last, or NULL */
     bool bound;
@@ -353,7 +353,7 @@ typedef struct {
 int gt_trio_note_deadlines(gt_trio *trio, gt_deadlines *noted);
 int gt_trio_can_linger(gt_trio *trio, const gt_deadlines *noted);
 int gt_trio_resume(gt_trio *trio, PyObject *task, PyObject *abort); /* one step, in place */
-int gt_trio_leave_task(gt_trio *trio);                              /* after the last of a batch of steps */
+int gt_trio_leave_task(gt_trio *trio);                              /* before the program's code runs outside a step */
 int gt_trio_reschedule(gt_trio *trio, PyObject *task, PyObject *abort);
 int gt_task_module_init(void);
 

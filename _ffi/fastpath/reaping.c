@@ -191,13 +191,12 @@ static int resume_ready(gt_proactor *self)
             return -1;
         gt_waiter *waiter = gt_proactor_pop_ready(self);
         if (!waiter)
-            break;
+            return 0;
         int result = gt_waiter_resume(waiter);
         Py_DECREF(waiter);
         if (result < 0)
             return -1;
     }
-    return gt_trio_leave_task(&self->trio);
 }
 
 /* Leave the exception that is set to process(), as news.  Trio turns what process() raises into a TrioInternalError, with which
@@ -209,12 +208,23 @@ static Py_ssize_t postpone(gt_proactor *self)
     return 1;
 }
 
-/* Do what process() would do, if Trio's loop would do nothing else.  Whether to wait again. */
-static bool linger(gt_proactor *self, const gt_deadlines *noted)
+/* Whether a connection's task is next.  Else it may be a signal that has ended the wait, by the descriptor that Trio has it write
+ * to, and its handler is to find no task current, because none runs. */
+static bool next_is_a_step(const gt_proactor *self)
+{
+    const gt_waiter *waiter = self->ready_first;
+    return waiter && waiter->call && waiter->call->kind->in_place;
+}
+
+/* Do what process() would do, if Trio's loop would do nothing else.  Whether to wait again.  `goes_on`: the wait has lingered
+ * before, and no code of the program has run since it was found that it can. */
+static bool linger(gt_proactor *self, const gt_deadlines *noted, bool goes_on)
 {
     if (!self->in_place || !self->trio.bound || PyList_GET_SIZE(self->completions) > 0)
         return 0;
-    int can = gt_trio_can_linger(&self->trio, noted);
+    int can = goes_on ? 1 : gt_trio_can_linger(&self->trio, noted);
+    if (can > 0 && !next_is_a_step(self))
+        can = gt_trio_leave_task(&self->trio) < 0 ? -1 : 1;
     if (can > 0)
         can = resume_ready(self) < 0 ? -1 : gt_trio_can_linger(&self->trio, noted);
     if (can < 0)
@@ -228,6 +238,7 @@ static Py_ssize_t wait_for_news(gt_proactor *self, int64_t timeout, const gt_dea
     const int64_t end = timeout == 0 || timeout == GT_NO_TIMEOUT ? timeout : gt_monotonic_ns() + timeout;
     Py_ssize_t news = PyList_GET_SIZE(self->completions) + (self->ready_first != NULL);
     int rounds = 0;
+    bool lingers = false;
     int64_t began = 0;
     uint64_t before = 0;
     for (;;) {
@@ -240,8 +251,13 @@ static Py_ssize_t wait_for_news(gt_proactor *self, int64_t timeout, const gt_dea
         if (news == 0 && self->ready_first)
             news = 1;
         /* The kernel reports EINTR only if nothing was submitted by the same call. */
-        if (news == 0 && timeout > 0 && (PyErr_CheckSignals() < 0 || !gt_proactor_check_thread(self)))
-            return -1; /* a handler may have forked, and this may be the child */
+        if (news == 0 && timeout > 0) {
+            lingers = false;
+            if (gt_trio_leave_task(&self->trio) < 0)
+                return postpone(self);
+            if (PyErr_CheckSignals() < 0 || !gt_proactor_check_thread(self))
+                return -1; /* a handler may have forked, and this may be the child */
+        }
         if (result < 0 && result != -EINTR && result != -ETIME && result != -EBUSY && result != -EAGAIN) {
             errno = -result;
             PyErr_SetFromErrno(PyExc_OSError);
@@ -264,7 +280,8 @@ static Py_ssize_t wait_for_news(gt_proactor *self, int64_t timeout, const gt_dea
             continue;
         }
         if (news > 0) {
-            if (!linger(self, noted))
+            lingers = linger(self, noted, lingers);
+            if (!lingers)
                 return news;
             news = 0;
         }
@@ -288,6 +305,8 @@ PyObject *gt_proactor_wait(gt_proactor *self, PyObject *argument)
         timeout = GT_NO_TIMEOUT;
     self->running = true;
     Py_ssize_t news = wait_for_news(self, timeout, &noted);
+    if (news >= 0 && gt_trio_leave_task(&self->trio) < 0) /* it was left before a handler raised */
+        news = postpone(self);
     self->running = false;
     Py_XDECREF(noted.earliest);
     return news < 0 ? NULL : PyLong_FromSsize_t(news);
@@ -304,6 +323,8 @@ PyObject *gt_proactor_process(gt_proactor *self, PyObject *Py_UNUSED(ignored))
     }
     self->running = true;
     int resumed = resume_ready(self);
+    if (resumed == 0)
+        resumed = gt_trio_leave_task(&self->trio);
     self->running = false;
     if (resumed < 0)
         return NULL;

@@ -7,9 +7,11 @@
  *     unrolled_run                                     here
  *     ----------------------------------------------   ---------------------------------------------
  *     reschedule(): _abort_func, custom_sleep_data     cleared before the step
- *     GLOBAL_RUN_CONTEXT.task                          set; deleted when the task has exited, when a finalizer could see
- *                                                      it, and after the last step of a batch, but not between two steps,
- *                                                      because a dict that grows and shrinks is resized all the time
+ *     GLOBAL_RUN_CONTEXT.task                          set; deleted when the task has exited, before the handler of a
+ *                                                      signal that ended a wait, and before Trio's loop goes on, but not
+ *                                                      between two steps, nor while a wait that lingers is asleep: a dict
+ *                                                      that grows and shrinks is resized all the time, and no code of the
+ *                                                      program runs in this thread meanwhile
  *     task.context.run(task.coro.send, ...)            PyContext_Enter, PyIter_Send, PyContext_Exit
  *     _schedule_points, _cancel_points                 counted
  *     WaitTaskRescheduled: _abort_func, then a         the same, in the same order
@@ -128,8 +130,8 @@ int gt_trio_bind(gt_trio *trio, PyObject *seam)
 /* Let go of the run.  Only constants are left: a call that is still parked may end with them. */
 void gt_trio_unbind(gt_trio *trio)
 {
-    trio->bound = trio->in_task = false;
-    trio->stepped = NULL;
+    trio->bound = false;
+    trio->entered = trio->stepped = NULL;
     Py_CLEAR(trio->parked);
     Py_CLEAR(trio->run_context);
     Py_CLEAR(trio->runner);
@@ -283,8 +285,8 @@ bool gt_trio_is_observed(gt_trio *trio)
 /* The entry on top of the heap of deadlines, owned, or NULL; their number; -1 on error. */
 int gt_trio_note_deadlines(gt_trio *trio, gt_deadlines *found)
 {
-    PyObject *heap = gt_field_get(&trio->deadline_heap, trio->deadlines);
-    if (!heap)
+    PyObject *heap = Py_XNewRef(gt_field_peek(&trio->deadline_heap, trio->deadlines));
+    if (!heap && !(heap = gt_field_get(&trio->deadline_heap, trio->deadlines)))
         return -1;
     if (!PyList_Check(heap)) {
         PyErr_SetString(PyExc_TypeError, "Trio's heap of deadlines is not a list");
@@ -297,6 +299,16 @@ int gt_trio_note_deadlines(gt_trio *trio, gt_deadlines *found)
     return 0;
 }
 
+static int jumps(gt_trio *trio)
+{
+    if (gt_field_peek(&trio->autojump_threshold, trio->runner) == trio->infinity)
+        return 0;
+    PyObject *threshold = gt_field_get(&trio->autojump_threshold, trio->runner);
+    int result = threshold ? PyObject_RichCompareBool(threshold, trio->infinity, Py_NE) : -1;
+    Py_XDECREF(threshold);
+    return result;
+}
+
 /* 1 when Trio's loop would only wait again, and for as long as it does now; 0 when not; -1 on error. */
 int gt_trio_can_linger(gt_trio *trio, const gt_deadlines *noted)
 {
@@ -306,13 +318,9 @@ int gt_trio_can_linger(gt_trio *trio, const gt_deadlines *noted)
     Py_ssize_t idlers = PyObject_Size(trio->waiting_for_idle);
     if (scheduled != 0 || idlers != 0)
         return scheduled < 0 || idlers < 0 ? -1 : 0;
-    PyObject *threshold = gt_field_get(&trio->autojump_threshold, trio->runner);
-    if (!threshold)
-        return -1;
-    int jumps = threshold == trio->infinity ? 0 : PyObject_RichCompareBool(threshold, trio->infinity, Py_NE);
-    Py_DECREF(threshold);
-    if (jumps != 0)
-        return jumps < 0 ? -1 : 0;
+    int jumping = jumps(trio);
+    if (jumping != 0)
+        return jumping < 0 ? -1 : 0;
     gt_deadlines now;
     if (gt_trio_note_deadlines(trio, &now) < 0)
         return -1;
@@ -425,18 +433,26 @@ static int step_in_context(PyObject *coro, PyObject *context, PySendResult *sent
     return 0;
 }
 
+static int enter_task(gt_trio *trio, PyObject *task)
+{
+    if (trio->entered == task) /* with one busy connection it is always the same one */
+        return 0;
+    if (PyDict_SetItem(trio->run_context, name_task, task) < 0)
+        return -1;
+    trio->entered = task;
+    return 0;
+}
+
 static int step(gt_trio *trio, PyObject *task, PyObject *coro)
 {
     PyObject *context = gt_field_get(&trio->context, task);
     if (!context)
         return -1;
     if (gt_field_set(&trio->abort_func, task, Py_None) < 0 ||
-        gt_field_set(&trio->custom_sleep_data, task, Py_None) < 0 ||
-        PyDict_SetItem(trio->run_context, name_task, task) < 0) {
+        gt_field_set(&trio->custom_sleep_data, task, Py_None) < 0 || enter_task(trio, task) < 0) {
         Py_DECREF(context);
         return -1;
     }
-    trio->in_task = true;
     bool waits = false; /* else it may have exited, and no code may take it for the current task */
     PySendResult sent = PYGEN_ERROR;
     PyObject *value = NULL;
@@ -461,9 +477,9 @@ static int step(gt_trio *trio, PyObject *task, PyObject *coro)
 
 int gt_trio_leave_task(gt_trio *trio)
 {
-    if (!trio->in_task)
+    if (!trio->entered)
         return 0;
-    trio->in_task = false;
+    trio->entered = NULL;
     return PyDict_DelItem(trio->run_context, name_task);
 }
 
