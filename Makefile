@@ -42,7 +42,7 @@ packaged := $(build_inputs) MANIFEST.in README.md LICENSE $(shell find gain_trio
 packaged += $(wildcard CHANGELOG.md CONTRIBUTING.md SECURITY.md Makefile docs/*.md docs/*.rst docs/*/*.rst docs/*.py docs/*.svg docs/_static/* benchmarks/*.py tools/*.py tests/*.py tests/support/*.py examples/*.py examples/deployment/*)
 
 .PHONY: help demo check test half-ring half-trio half-trio-aside test-ring test-trio test-fast test-scheduled features test-features test-pairs test-sockets test-in-tree soak fuzz
-.PHONY: lint format types docs pages analyse package package-pure sanitize everything
+.PHONY: lint format types lint-and-types docs pages analyse package package-pure sanitize everything
 .PHONY: trio-suite trio-suite-newest trio-suite-oldest trio-suite-poll trio-suite-pieces other-suites bench clean FORCE
 
 help:
@@ -104,7 +104,15 @@ $(VENV)/lint: $(VENV)/built pyproject.toml
 demo: $(VENV)/built
 	@$(bin)/python examples/demo.py
 
-check: lint types test-fast
+# Linters and types beside the tests, which leave a CPU idle where they wait.  What linters and types say comes in one piece,
+# when they are done.
+check: $(VENV)/lint $(VENV)/compiled-tests
+	@$(MAKE) --no-print-directory --keep-going --jobs=2 lint-and-types test-fast
+
+lint-and-types: $(VENV)/lint
+	@mkdir -p build; status=0; \
+	$(MAKE) --no-print-directory --keep-going lint types >build/lint-and-types.log 2>&1 || status=$$?; \
+	cat build/lint-and-types.log; exit $$status
 
 # One suite, on both backends.  The halves run side by side, because one computes while the other waits; what is said over
 # sockets comes at the end, in one piece.
@@ -115,7 +123,7 @@ test: $(VENV)/compiled-tests
 
 # pytest compiles the modules of tests with asserts of its own.  Two processes do it here, with half of the modules each: the
 # workers of both halves begin at once, and each of them would compile all.
-$(VENV)/compiled-tests: $(VENV)/built-strict
+$(VENV)/compiled-tests: | $(VENV)/built-strict
 	@printf '%s\n' tests/test_*.py | GAIN_TRIO_BACKEND=trio xargs -P 2 -n $$(( ($$(ls tests/test_*.py | wc -l) + 1) / 2 )) \
 		$(bin)/python -m pytest -p no:cacheprovider -qq --collect-only > $(VENV)/collected.log || { cat $(VENV)/collected.log; exit 1; }
 	@touch $@
