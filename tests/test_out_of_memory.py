@@ -126,7 +126,7 @@ async def test_a_wait_for_a_change_over_tls_leaves_no_hole() -> None:
             client.abort()
     assert set(ends) <= {None, errno.ENOMEM}
     assert errno.ENOMEM in ends
-    assert None in ends
+    assert None in ends or MAY_NEED_NONE
 
 
 async def end_of(client: TlsConnection, served: TlsConnection, message: bytes) -> int | None:
