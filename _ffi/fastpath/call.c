@@ -249,26 +249,27 @@ static PySendResult resume(gt_call *self, PyObject *task, PyObject *message, PyO
     return self->state == GT_CALL_YIELDED ? start(self, task, result) : answer(self, task, result);
 }
 
-/* Call back with the number of bytes.  How long that took, or 0 where it is not timed; -1: exception set. */
-static int64_t call_back(PyObject *parts, PyObject *count, bool timed)
+/* A callback has taken its time for these bytes: who has asked for the wait learns from that, and asks again. */
+static int learn(PyObject *parts, PyObject *count, int64_t elapsed)
 {
+    PyObject *time = PyLong_FromLongLong(elapsed);
+    PyObject *learned = time ? PyObject_CallFunctionObjArgs(PyTuple_GET_ITEM(parts, 2), count, time, NULL) : NULL;
+    Py_XDECREF(time);
+    Py_XDECREF(learned);
+    return learned ? 1 : -1;
+}
+
+int gt_call_back(PyObject *parts, PyObject *count, int64_t slice_ns)
+{
+    const bool timed = slice_ns != GT_UNTIMED;
     const int64_t began = timed ? gt_monotonic_ns() : 0;
     PyObject *arguments[] = {PyTuple_GET_ITEM(parts, 1), count};
     PyObject *returned = PyObject_Vectorcall(PyTuple_GET_ITEM(parts, 0), arguments, 2, NULL);
     Py_XDECREF(returned);
     if (!returned)
         return -1;
-    return timed ? gt_monotonic_ns() - began : 0;
-}
-
-/* A callback has taken its time for these bytes: who has asked for the wait learns from that, and asks again. */
-static PyObject *learn(PyObject *parts, PyObject *count, int64_t elapsed)
-{
-    PyObject *time = PyLong_FromLongLong(elapsed);
-    PyObject *learned = time ? PyObject_CallFunctionObjArgs(PyTuple_GET_ITEM(parts, 2), count, time, NULL) : NULL;
-    Py_XDECREF(time);
-    Py_XDECREF(learned);
-    return learned ? PyLong_FromLong(GT_CHANGED) : NULL;
+    const int64_t elapsed = timed ? gt_monotonic_ns() - began : 0;
+    return timed && elapsed >= slice_ns ? learn(parts, count, elapsed) : 0;
 }
 
 /* After a callback, which may have done anything.  false: exception set. */
@@ -291,12 +292,11 @@ static PySendResult deliver(gt_call *self, PyObject *task, PyObject **result)
         self->state = GT_CALL_DELIVERS;
         PyObject *parts = Py_NewRef(self->parts), *bytes = *result; /* the callback may end the call */
         const bool timed = (size_t)count > self->most_untimed;
-        const int64_t elapsed = call_back(parts, bytes, timed);
-        const bool slow = timed && elapsed >= 0 && elapsed >= self->proactor->slice_ns;
-        *result = slow ? learn(parts, bytes, elapsed) : NULL;
+        const int slow = gt_call_back(parts, bytes, timed ? self->proactor->slice_ns : GT_UNTIMED);
+        *result = slow > 0 ? PyLong_FromLong(GT_CHANGED) : NULL;
         Py_DECREF(parts);
         Py_DECREF(bytes);
-        if (elapsed < 0 || (slow && !*result) || !can_go_on(self)) {
+        if (slow < 0 || (slow && !*result) || !can_go_on(self)) {
             Py_CLEAR(*result);
             return PYGEN_ERROR;
         }

@@ -137,6 +137,10 @@ gt_call *gt_call_withdraw(gt_call *call);      /* it could not be made; takes th
 int gt_call_raise_closed(const gt_call *call); /* -1 */
 int gt_raise_os_error(int error);              /* -1 */
 PyObject *gt_raise_broken(gt_proactor *proactor, int error); /* NULL */
+#define GT_UNTIMED INT64_MAX
+/* Call back with a number of bytes; `parts` begins as in a call that delivers.  0: it took less than `slice_ns`; 1: it took longer,
+ * and what learns from that has done so; -1: exception set. */
+int gt_call_back(PyObject *parts, PyObject *count, int64_t slice_ns);
 
 /* --- waiter.c --- */
 

@@ -99,18 +99,18 @@ PyObject *gt_connection_wait_change(gt_connection *self, PyObject *watched)
     return (PyObject *)call;
 }
 
-PyObject *gt_connection_deliver(gt_connection *self, PyObject *const *args, Py_ssize_t given)
+bool gt_delivery_parse(gt_delivery *delivery, PyObject *const *args, Py_ssize_t given)
 {
     if (given != 6) {
         PyErr_Format(PyExc_TypeError,
                      "_deliver() takes a callback, its first argument, what is watched, the most bytes untimed and in "
                      "all, and what learns from the time, not %zd arguments",
                      given);
-        return NULL;
+        return false;
     }
-    const long watched = PyLong_AsLong(args[2]);
-    if (watched == -1 && PyErr_Occurred())
-        return NULL;
+    delivery->watched = PyLong_AsLong(args[2]);
+    if (delivery->watched == -1 && PyErr_Occurred())
+        return false;
     Py_ssize_t most[2]; /* untimed, and in all */
     for (int i = 0; i < 2; i++) {
         most[i] = PyNumber_AsSsize_t(args[3 + i], PyExc_OverflowError);
@@ -118,14 +118,22 @@ PyObject *gt_connection_deliver(gt_connection *self, PyObject *const *args, Py_s
             continue;
         if (!PyErr_Occurred())
             PyErr_SetString(PyExc_ValueError, "_deliver() takes numbers of bytes >= 0");
-        return NULL;
+        return false;
     }
-    gt_call *call = new_call(self, GT_DELIVER);
+    delivery->most_untimed = (size_t)most[0];
+    delivery->most = (size_t)(most[0] > most[1] ? most[0] : most[1]);
+    return true;
+}
+
+PyObject *gt_connection_deliver(gt_connection *self, PyObject *const *args, Py_ssize_t given)
+{
+    gt_delivery delivery;
+    gt_call *call = gt_delivery_parse(&delivery, args, given) ? new_call(self, GT_DELIVER) : NULL;
     if (!call)
         return NULL;
-    call->max = (size_t)watched;
-    call->most_untimed = (size_t)most[0];
-    call->most = (size_t)(most[0] > most[1] ? most[0] : most[1]);
+    call->max = (size_t)delivery.watched;
+    call->most_untimed = delivery.most_untimed;
+    call->most = delivery.most;
     call->parts = PyTuple_Pack(3, args[0], args[1], args[5]);
     return (PyObject *)(call->parts ? call : gt_call_withdraw(call));
 }

@@ -266,6 +266,12 @@ PyObject *gt_connection_receive_into(gt_connection *self, PyObject *buffer);
 PyObject *gt_connection_fill(gt_connection *self, PyObject *count);
 PyObject *gt_connection_wait_change(gt_connection *self, PyObject *watched);
 PyObject *gt_connection_deliver(gt_connection *self, PyObject *const *args, Py_ssize_t given);
+/* The numbers among the arguments of _deliver(). */
+typedef struct {
+    long watched;
+    size_t most_untimed, most; /* bytes that a callback gets */
+} gt_delivery;
+bool gt_delivery_parse(gt_delivery *delivery, PyObject *const *args, Py_ssize_t given); /* false: exception set */
 PyObject *gt_connection_detach(gt_connection *self, PyObject *ignored);
 PyObject *gt_connection_send(gt_connection *self, PyObject *data);
 PyObject *gt_connection_flush(gt_connection *self, PyObject *ignored);

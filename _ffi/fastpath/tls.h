@@ -3,8 +3,9 @@
  * A TLS connection is Python's (_tls_connection.py, _tls_traffic.py), with all that is rare: handshakes, renegotiations, changes
  * of keys, deadlines of calls that wait for each other, closing.  Its state lies in slots, which are read here where they lie.
  * tls_state.c has where.  tls_engine.c decrypts and encrypts; tls_traffic.c does so between a connection and the one below, for
- * receive() and send() (tls_calls.c), which wait, and for what serves callbacks (tls_nowait.c), which does not; all of that in the
- * plain case.  tls_methods.c makes methods of Python's class of them.
+ * receive() and send() (tls_calls.c), which wait, and for what callbacks call (tls_nowait.c), which does not.  The wait that calls
+ * them back is in tls_calls.c, too, and tls_changes.c has what it finds.  All of that is the plain case.  tls_methods.c makes
+ * methods of Python's class of them.
  */
 #ifndef GAIN_TRIO_TLS_H
 #define GAIN_TRIO_TLS_H
@@ -65,8 +66,8 @@ typedef struct {
     gt_field is_closed, below, engine, error, send_error;
     gt_field receiving, inbound, ended, answered, feeding, has_received_nothing, room_inbound;
     gt_field sending, unencrypted, making_room, is_send_incomplete, piece, pieces, changes;
-    gt_field is_taken, over;           /* of an Exclusive */
-    gt_field watched, unseen, is_full; /* of the changes */
+    gt_field is_taken, over;                                                     /* of an Exclusive */
+    gt_field watched, unseen, unseen_below, is_full, is_noted, sent, waited_for; /* of the changes */
     size_t chunk;
     long most_answered;
 } gt_tls_python;
@@ -107,23 +108,46 @@ int gt_tls_encrypt(PyObject *connection, gt_connection *below, PyObject *data, P
 /* The length of what is to be sent, in one piece; -1: it is Python's to send, in pieces or not at all. */
 Py_ssize_t gt_tls_length_of(PyObject *connection, PyObject *data);
 
-/* --- tls_calls.c: receive() and send() --- */
+/* --- tls_nowait.c: methods that wait for nothing --- */
+
+int gt_tls_nowait_replace(PyTypeObject *type);                            /* Python's, by those; -1: exception set */
+PyObject *gt_tls_decrypt_below(PyObject *connection, PyObject *argument); /* one of them */
+
+/* --- tls_changes.c: what the wait of code that is called back finds --- */
+
+/* Whether there is nothing to report, and nothing to wait for but a change of the connection below. */
+bool gt_tls_is_quiet(PyObject *connection, long watched);
+/* The wait for that is in progress, and over.  -1: exception set. */
+int gt_tls_begin_watching(PyObject *connection, PyObject *watched, gt_connection *below);
+int gt_tls_end_watching(PyObject *connection);
+/* A change of the connection below.  How many bytes are to be reported; 0: what is to be reported, if anything, is for Python's
+ * wait to find; -1: exception set. */
+Py_ssize_t gt_tls_see(PyObject *connection, PyObject *change, long watched);
+
+/* --- tls_calls.c: receive() and send(), and the wait that calls back --- */
 
 enum { TLS_NEW, TLS_WAITS, TLS_FOLLOWS, TLS_DONE };
+enum { TLS_RECEIVES, TLS_SENDS, TLS_DELIVERS };
 
 typedef struct {
     PyObject_HEAD
     PyObject *connection; /* the TlsConnection */
     PyObject *awaited;    /* a gt_call of the connection below, or Python's coroutine */
-    PyObject *argument;   /* the data of a send, the most bytes of a receive */
+    PyObject
+        *argument; /* the data of a send, the most bytes of a receive; of one that delivers, the callback, its first
+                           * argument, what learns from a slow one, and what the wait watches */
+    size_t most;   /* bytes that a callback gets */
+    size_t most_untimed; /* of them: a callback that gets more is timed */
+    int64_t slice_ns;    /* and is slow when it takes longer than this */
+    long watched;
     uint8_t state;
-    bool sends;
+    uint8_t kind;
     bool runs; /* one step of it, which may run the program's code */
 } gt_tls_call;
 
 /* Python's functions, which do what is not plain; borrowed. */
 typedef struct {
-    PyObject *receive, *send;
+    PyObject *receive, *send, *wait_change;
 } gt_tls_functions;
 
 void gt_tls_calls_configure(const gt_tls_functions *functions);
@@ -133,10 +157,6 @@ bool gt_tls_can_step(const gt_tls_call *call);
 /* The call has no part in the connection any more.  An exception that is set stays set; one of its own is raised where there is
  * none.  -1: one is set. */
 int gt_tls_leave(gt_tls_call *call);
-
-/* --- tls_nowait.c: methods that wait for nothing --- */
-
-int gt_tls_nowait_replace(PyTypeObject *type); /* Python's, by those; -1: exception set */
 
 /* --- tls_methods.c: the awaitable, and the methods that make one --- */
 

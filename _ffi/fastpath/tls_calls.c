@@ -1,4 +1,4 @@
-/* tls_calls.c: receive() and send() of a TLS connection over one on the ring, in the plain case.
+/* tls_calls.c: receive() and send() of a TLS connection over one on the ring, and the wait that calls back, in the plain case.
  *
  * Python's class (gain_trio/_transports/_tls/_tls_connection.py) has both in full.  In nearly every call all that they find is
  * what they hope for: the connection is open and whole, nothing is queued, no other task is in the way, no renegotiation is in
@@ -7,6 +7,7 @@
  *
  *     receive    wait in the receive() of the connection below; decrypt what came; again until that was some data
  *     send       a cancellation point; encrypt; queue below what came of it
+ *     deliver    wait for a change of the connection below; decrypt what came; call back with how much that was; again
  *
  * A call is an awaitable like those of call.c, and awaits another one: a call of the connection below, or Python's coroutine.
  *
@@ -14,6 +15,8 @@
  *      ├────drive──> WAITS ──drive──> DONE          in a call of the connection below
  *      │              └──drive──> FOLLOWS
  *      └────drive──> FOLLOWS ──drive──> DONE        Python's coroutine, to which everything is passed on
+ *
+ * One that delivers is one wait after the other, each with these states, and calls back between two of them, as in call.c.
  *
  * Whatever is not plain is Python's: before anything has been changed its coroutine takes the whole call over.  After that,
  * plain functions of the connection's queue what has been decrypted (_decrypted), or send what has been encrypted (_encrypted),
@@ -44,8 +47,11 @@ int gt_tls_leave(gt_tls_call *self)
         return 0;
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
-    int result = set(self->sends ? &gt_tls.sending : &gt_tls.receiving, self, Py_False);
-    if (!self->sends && result == 0) {
+    const bool sends = self->kind == TLS_SENDS;
+    int result = set(sends ? &gt_tls.sending : &gt_tls.receiving, self, Py_False);
+    if (self->kind == TLS_DELIVERS && gt_tls_end_watching(self->connection) < 0)
+        result = -1;
+    if (!sends && result == 0) {
         PyObject *feeding = Py_XNewRef(gt_field_peek(&gt_tls.feeding, self->connection));
         if (feeding && gt_slot_is(&gt_tls.over, feeding, Py_None)) {
             result = gt_field_set(&gt_tls.is_taken, feeding, Py_False);
@@ -98,7 +104,8 @@ static PySendResult follow_python(gt_tls_call *self, PyObject **result)
     if (gt_tls_leave(self) < 0)
         return PYGEN_ERROR;
     PyObject *arguments[] = {self->connection, self->argument};
-    return follow(self, PyObject_Vectorcall(self->sends ? python.send : python.receive, arguments, 2, NULL), result);
+    PyObject *function = self->kind == TLS_SENDS ? python.send : python.receive;
+    return follow(self, PyObject_Vectorcall(function, arguments, 2, NULL), result);
 }
 
 static PySendResult wait_below(gt_tls_call *self, enum gt_stream_call kind, gt_connection *below)
@@ -108,8 +115,26 @@ static PySendResult wait_below(gt_tls_call *self, enum gt_stream_call kind, gt_c
         return fail(self);
     if (kind == GT_RECEIVE)
         call->max = gt_tls.chunk;
+    else if (kind == GT_CHANGE)
+        call->max = (size_t)self->watched;
     Py_XSETREF(self->awaited, (PyObject *)call);
     return PYGEN_NEXT;
+}
+
+/* Receiving is this call's from now on, and so is decrypting.  -1: exception set. */
+static int take_receiving(gt_tls_call *self)
+{
+    self->state = TLS_WAITS;
+    if (set(&gt_tls.receiving, self, Py_True) < 0)
+        return -1;
+    return gt_field_set(&gt_tls.is_taken, gt_field_peek(&gt_tls.feeding, self->connection), Py_True);
+}
+
+/* Whether it can be. */
+static bool can_take_receiving(const gt_tls_call *self)
+{
+    return gt_slot_is(&gt_tls.receiving, self->connection, Py_False) &&
+           !gt_tls_is_taken(&gt_tls.feeding, self->connection);
 }
 
 /* --- receiving --- */
@@ -184,12 +209,9 @@ static PySendResult go_on_receiving(gt_tls_call *self, PyObject *message, PyObje
 static PySendResult start_receive(gt_tls_call *self, PyObject **result)
 {
     gt_connection *below = gt_tls_below(self->connection);
-    if (!below || !gt_slot_is(&gt_tls.receiving, self->connection, Py_False) ||
-        gt_tls_is_taken(&gt_tls.feeding, self->connection) || !gt_tls_can_receive(self->connection))
+    if (!below || !can_take_receiving(self) || !gt_tls_can_receive(self->connection))
         return follow_python(self, result);
-    self->state = TLS_WAITS;
-    if (set(&gt_tls.receiving, self, Py_True) < 0 ||
-        gt_field_set(&gt_tls.is_taken, gt_field_peek(&gt_tls.feeding, self->connection), Py_True) < 0)
+    if (take_receiving(self) < 0)
         return fail(self);
     if (wait_below(self, GT_RECEIVE, below) == PYGEN_ERROR)
         return PYGEN_ERROR;
@@ -257,6 +279,80 @@ static PySendResult start_send(gt_tls_call *self, PyObject **result)
     return send_now(self, below, length, result);
 }
 
+/* --- calling back --- */
+
+static PyObject *watched_by(const gt_tls_call *self) { return PyTuple_GET_ITEM(self->argument, 3); }
+
+/* Python's own wait finds what there is to report. */
+static PySendResult follow_wait(gt_tls_call *self, PyObject **result)
+{
+    if (gt_tls_leave(self) < 0)
+        return PYGEN_ERROR;
+    PyObject *arguments[] = {self->connection, watched_by(self)};
+    return follow(self, PyObject_Vectorcall(python.wait_change, arguments, 2, NULL), result);
+}
+
+/* The wait, until it has an answer. */
+static PySendResult go_on_watching(gt_tls_call *self, PyObject *message, PyObject **result)
+{
+    PyObject *change = NULL;
+    const PySendResult sent = pass_on(self, message, &change);
+    if (sent == PYGEN_NEXT) {
+        *result = change;
+        return sent;
+    }
+    if (sent == PYGEN_ERROR)
+        return fail(self);
+    const Py_ssize_t seen = gt_tls_see(self->connection, change, self->watched);
+    Py_DECREF(change);
+    if (seen < 0)
+        return fail(self);
+    if (seen == 0)
+        return follow_wait(self, result);
+    if (gt_tls_leave(self) < 0)
+        return PYGEN_ERROR;
+    *result = PyLong_FromSsize_t(seen);
+    return *result ? PYGEN_RETURN : PYGEN_ERROR;
+}
+
+static PySendResult start_watching(gt_tls_call *self, PyObject **result)
+{
+    gt_connection *below = gt_tls_below(self->connection);
+    if (!below || !can_take_receiving(self) || !gt_tls_is_quiet(self->connection, self->watched))
+        return follow_wait(self, result);
+    if (take_receiving(self) < 0 || gt_tls_begin_watching(self->connection, watched_by(self), below) < 0)
+        return fail(self);
+    if (wait_below(self, GT_CHANGE, below) == PYGEN_ERROR)
+        return PYGEN_ERROR;
+    return go_on_watching(self, Py_None, result);
+}
+
+/* Call back with *result, the answer of a wait, and with those that follow it; or return it. */
+static PySendResult deliver(gt_tls_call *self, PyObject **result)
+{
+    for (;;) {
+        const Py_ssize_t count = PyLong_AsSsize_t(*result);
+        if (count == -1 && PyErr_Occurred()) {
+            Py_CLEAR(*result);
+            return PYGEN_ERROR;
+        }
+        if (count <= 0 || (size_t)count > self->most)
+            return PYGEN_RETURN;
+        const int64_t slice_ns = (size_t)count > self->most_untimed ? self->slice_ns : GT_UNTIMED;
+        const int slow = gt_call_back(self->argument, *result, slice_ns);
+        Py_CLEAR(*result);
+        if (slow < 0)
+            return PYGEN_ERROR;
+        if (slow > 0) {
+            *result = PyLong_FromLong(GT_CHANGED);
+            return *result ? PYGEN_RETURN : PYGEN_ERROR;
+        }
+        const PySendResult sent = start_watching(self, result);
+        if (sent != PYGEN_RETURN)
+            return sent;
+    }
+}
+
 /* --- both --- */
 
 bool gt_tls_can_step(const gt_tls_call *self)
@@ -266,30 +362,52 @@ bool gt_tls_can_step(const gt_tls_call *self)
     return !self->runs;
 }
 
+static PySendResult start(gt_tls_call *self, PyObject **result)
+{
+    if (self->kind == TLS_DELIVERS)
+        return start_watching(self, result);
+    return self->kind == TLS_SENDS ? start_send(self, result) : start_receive(self, result);
+}
+
+static PySendResult go_on(gt_tls_call *self, PyObject *message, PyObject **result)
+{
+    const gt_call *call = (gt_call *)self->awaited;
+    if (message == Py_None && call->state == GT_CALL_PARKED &&
+        call->waiter->task) { /* waking takes the task from there */
+        PyErr_SetString(PyExc_RuntimeError, "this receive() or send() is being awaited by another task already");
+        return PYGEN_ERROR;
+    }
+    if (self->kind == TLS_DELIVERS)
+        return go_on_watching(self, message, result);
+    return self->kind == TLS_SENDS ? go_on_sending(self, message, result) : go_on_receiving(self, message, result);
+}
+
+static PySendResult go_on_following(gt_tls_call *self, PyObject *message, PyObject **result)
+{
+    const PySendResult sent = pass_on(self, message, result);
+    if (sent != PYGEN_NEXT)
+        self->state = TLS_DONE;
+    return sent;
+}
+
 static PySendResult step(gt_tls_call *self, PyObject *message, PyObject **result)
 {
+    PySendResult sent;
     switch (self->state) {
     case TLS_NEW:
-        return self->sends ? start_send(self, result) : start_receive(self, result);
-    case TLS_WAITS: {
-        const gt_call *call = (gt_call *)self->awaited;
-        if (message == Py_None && call->state == GT_CALL_PARKED &&
-            call->waiter->task) { /* waking takes the task from there */
-            PyErr_SetString(PyExc_RuntimeError, "this receive() or send() is being awaited by another task already");
-            return PYGEN_ERROR;
-        }
-        return self->sends ? go_on_sending(self, message, result) : go_on_receiving(self, message, result);
-    }
-    case TLS_FOLLOWS: {
-        const PySendResult sent = pass_on(self, message, result);
-        if (sent != PYGEN_NEXT)
-            self->state = TLS_DONE;
-        return sent;
-    }
+        sent = start(self, result);
+        break;
+    case TLS_WAITS:
+        sent = go_on(self, message, result);
+        break;
+    case TLS_FOLLOWS:
+        sent = go_on_following(self, message, result);
+        break;
     default:
         PyErr_SetString(PyExc_RuntimeError, "cannot reuse an awaited receive() or send(): call it again");
         return PYGEN_ERROR;
     }
+    return sent == PYGEN_RETURN && self->kind == TLS_DELIVERS ? deliver(self, result) : sent;
 }
 
 PySendResult gt_tls_drive(PyObject *object, PyObject *message, PyObject **result)

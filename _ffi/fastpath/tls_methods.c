@@ -59,7 +59,10 @@ static void call_finalize(gt_tls_call *self)
         return;
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
-    const char *name = self->sends ? "TlsConnection.send" : "TlsConnection.receive";
+    const char *const names[] = {[TLS_RECEIVES] = "TlsConnection.receive",
+                                 [TLS_SENDS] = "TlsConnection.send",
+                                 [TLS_DELIVERS] = "TlsConnection._deliver"};
+    const char *name = names[self->kind];
     if (self->state == TLS_NEW) {
         if (PyErr_WarnFormat(PyExc_RuntimeWarning, 1, "coroutine '%s' was never awaited", name) < 0)
             PyErr_WriteUnraisable((PyObject *)self);
@@ -129,22 +132,48 @@ PyTypeObject gt_tls_call_type = {
 
 /* --- the connection's methods --- */
 
-static PyObject *new_call(PyObject *connection, PyObject *argument, bool sends)
+/* Takes the reference of `argument`, which may be NULL with an exception set. */
+static gt_tls_call *new_call(PyObject *connection, PyObject *argument, uint8_t kind)
 {
-    gt_tls_call *self = PyObject_GC_New(gt_tls_call, &gt_tls_call_type);
-    if (!self)
+    gt_tls_call *self = argument ? PyObject_GC_New(gt_tls_call, &gt_tls_call_type) : NULL;
+    if (!self) {
+        Py_XDECREF(argument);
         return NULL;
+    }
     self->connection = Py_NewRef(connection);
     self->awaited = NULL;
-    self->argument = Py_NewRef(argument);
+    self->argument = argument;
+    self->most = self->most_untimed = 0;
+    self->slice_ns = GT_UNTIMED;
+    self->watched = 0;
     self->state = TLS_NEW;
-    self->sends = sends;
+    self->kind = kind;
     self->runs = false;
     PyObject_GC_Track(self);
-    return (PyObject *)self;
+    return self;
 }
 
-static PyObject *connection_send(PyObject *self, PyObject *data) { return new_call(self, data, true); }
+static PyObject *connection_send(PyObject *self, PyObject *data)
+{
+    return (PyObject *)new_call(self, Py_NewRef(data), TLS_SENDS);
+}
+
+static PyObject *connection_deliver(PyObject *self, PyObject *const *args, Py_ssize_t given)
+{
+    gt_delivery delivery;
+    if (!gt_delivery_parse(&delivery, args, given))
+        return NULL;
+    gt_tls_call *call = new_call(self, PyTuple_Pack(4, args[0], args[1], args[5], args[2]), TLS_DELIVERS);
+    if (!call)
+        return NULL;
+    const gt_connection *below = gt_tls_below(self);
+    call->watched = delivery.watched;
+    call->most = below ? delivery.most : delivery.most_untimed; /* the rest is for the caller to time */
+    call->most_untimed = delivery.most_untimed;
+    if (below)
+        call->slice_ns = below->proactor->slice_ns;
+    return (PyObject *)call;
+}
 
 /* Arguments that are not plain are Python's to judge. */
 static PyObject *connection_receive(PyObject *self, PyObject *const *args, Py_ssize_t given, PyObject *names)
@@ -158,7 +187,7 @@ static PyObject *connection_receive(PyObject *self, PyObject *const *args, Py_ss
             PyErr_Clear();
     }
     if (plain)
-        return new_call(self, max, false);
+        return (PyObject *)new_call(self, Py_NewRef(max), TLS_RECEIVES);
     PyObject *bound = PyObject_CallMethod(python.receive, "__get__", "O", self);
     PyObject *coroutine = bound ? PyObject_Vectorcall(bound, args, (size_t)given, names) : NULL;
     Py_XDECREF(bound);
@@ -170,6 +199,20 @@ static PyMethodDef receive_method = {"receive", (PyCFunction)(void (*)(void))con
                                      PyDoc_STR("receive($self, /, max_bytes=None)\n--\n\nSee Connection.receive().")};
 static PyMethodDef send_method = {"send", connection_send, METH_O,
                                   PyDoc_STR("send($self, data, /)\n--\n\nSee Connection.send().")};
+
+static PyMethodDef deliver_method = {
+    "_deliver", (PyCFunction)(void (*)(void))connection_deliver, METH_FASTCALL,
+    PyDoc_STR("_deliver($self, callback, first, watched, most, timed, learn, /)\n--\n\n"
+              "Wait for changes, call back for bytes, and return the first other answer.")};
+
+/* Python's class has no method of this name: deliver_by() has a loop of its own where there is none. */
+static int add_deliver(PyTypeObject *type)
+{
+    PyObject *descriptor = PyDescr_NewMethod(type, &deliver_method);
+    const int result = descriptor ? PyObject_SetAttrString((PyObject *)type, "_deliver", descriptor) : -1;
+    Py_XDECREF(descriptor);
+    return result;
+}
 
 PyObject *gt_hasten_tls(PyObject *Py_UNUSED(module), PyObject *args)
 {
@@ -186,7 +229,8 @@ PyObject *gt_hasten_tls(PyObject *Py_UNUSED(module), PyObject *args)
         return NULL;
     python.receive = gt_tls_replace(given.connection, &receive_method);
     python.send = python.receive ? gt_tls_replace(given.connection, &send_method) : NULL;
-    if (!python.send)
+    python.wait_change = python.send ? PyObject_GetAttrString((PyObject *)given.connection, "_wait_change") : NULL;
+    if (!python.wait_change || add_deliver(given.connection) < 0)
         return NULL;
     gt_tls_calls_configure(&python);
     Py_RETURN_NONE;

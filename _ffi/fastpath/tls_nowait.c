@@ -50,7 +50,7 @@ static int queue(PyObject *self, PyObject *data)
     return result;
 }
 
-static PyObject *connection_decrypt_below(PyObject *self, PyObject *argument)
+PyObject *gt_tls_decrypt_below(PyObject *self, PyObject *argument)
 {
     gt_connection *below = gt_tls_below(self);
     gt_stream *stream = below && !below->closed ? below->stream : NULL;
@@ -116,7 +116,7 @@ static PyObject *connection_send_nowait(PyObject *self, PyObject *data)
 /* --- the methods --- */
 
 static PyMethodDef methods[] = {
-    {"_decrypt_below", connection_decrypt_below, METH_O,
+    {"_decrypt_below", gt_tls_decrypt_below, METH_O,
      PyDoc_STR("_decrypt_below($self, count, /)\n--\n\nHave count of the bytes that are queued below decrypted.")},
     {"_take_exactly", connection_take_exactly, METH_O,
      PyDoc_STR("_take_exactly($self, count, /)\n--\n\nSee Connection._take_exactly().")},

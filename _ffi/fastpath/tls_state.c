@@ -127,10 +127,18 @@ static int find_slots(PyTypeObject *type, PyTypeObject *exclusive, PyTypeObject 
     if (gt_slot_resolve(&gt_tls.is_taken, exclusive, "is_taken") < 0 ||
         gt_slot_resolve(&gt_tls.over, exclusive, "_over") < 0)
         return -1;
-    if (gt_slot_resolve(&gt_tls.watched, changes, "_watched") < 0 ||
-        gt_slot_resolve(&gt_tls.unseen, changes, "unseen") < 0)
-        return -1;
-    return gt_slot_resolve(&gt_tls.is_full, changes, "_is_full");
+    const struct {
+        gt_field *field;
+        const char *name;
+    } changed[] = {
+        {&gt_tls.watched, "_watched"},       {&gt_tls.unseen, "unseen"},      {&gt_tls.unseen_below, "_unseen_below"},
+        {&gt_tls.is_full, "_is_full"},       {&gt_tls.is_noted, "_is_noted"}, {&gt_tls.sent, "sent"},
+        {&gt_tls.waited_for, "_waited_for"},
+    };
+    for (size_t i = 0; i < sizeof changed / sizeof changed[0]; i++)
+        if (gt_slot_resolve(changed[i].field, changes, changed[i].name) < 0)
+            return -1;
+    return 0;
 }
 
 int gt_tls_configure(const gt_tls_classes *classes)

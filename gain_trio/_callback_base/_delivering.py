@@ -19,7 +19,7 @@ reports the number and the time to what learns, and returns CHANGED."""
 
 
 def deliver_by(connection: Connection) -> Deliver:
-    """Return the loop for this connection: one on the ring has its own, in C."""
+    """Return the loop for this connection: one on the ring has its own, in C, and so has TLS."""
     own: Deliver | None = getattr(connection, "_deliver", None)
     if own is not None:
         return own

@@ -18,7 +18,8 @@ when they were none of the program's.  :meth:`TlsConnection.payload_sent` counts
 the piece ends among all that was sent below, so a piece counts as sent when the kernel has got that far.
 
 *In C.*  Over a connection on the ring ``receive`` and ``send`` are methods in C while nothing is unusual
-(``_ffi/fastpath/tls_calls.c``).  They read and write the slots of these classes, and leave everything else to Python.
+(``_ffi/fastpath/tls_calls.c``), and so is the loop that waits for a change and calls back.  They read and write the slots of
+these classes, and leave everything else to Python.
 
 *Ending.*  TLS has an end of its own, close_notify, and without it the end of the stream is an error: any machine on the way
 can cut a TCP stream off.  So a close that is cancelled, or that resets, does not send it.
