@@ -566,6 +566,24 @@ async def test_abort_resets(tls_pair: TlsPair) -> None:
     await served.aclose()
 
 
+@pytest.mark.parametrize("how", ["abort", "_close_now"])
+async def test_another_thread_is_refused_before_anything_has_changed(tls_pair: TlsPair, how: str) -> None:
+    client, served = tls_pair
+    await client.send(b"unread")
+
+    def close() -> None:
+        getattr(served, how)()
+
+    with pytest.raises(RuntimeError, match="another thread"):
+        await trio.to_thread.run_sync(close)
+    assert await served.receive() == b"unread"
+    await served.send(b"untouched")
+    assert await client.receive() == b"untouched"
+    close()
+    with pytest.raises(trio.ClosedResourceError):
+        await served.receive()
+
+
 async def test_a_stream_cut_off(tls_pair: TlsPair) -> None:
     client, served = tls_pair
     await client.send(b"hello")

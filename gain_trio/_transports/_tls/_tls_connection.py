@@ -406,8 +406,7 @@ class TlsConnection(TlsTraffic):
     def _send_nowait(self, data: Buffer, /) -> int:
         """See :meth:`Connection._send_nowait`."""
         self._check_open()
-        if current_thread() != self._thread:
-            raise RuntimeError("this connection belongs to a run in another thread; use trio.from_thread.run()")
+        self._check_thread()
         if self._sending and not self._flushing:
             raise trio.BusyResourceError("another task is already sending on this connection")
         self._check_sendable()
@@ -493,7 +492,13 @@ class TlsConnection(TlsTraffic):
             if self._engine.has_outgoing:
                 self._hand_down()
 
+    def _check_thread(self) -> None:
+        """Refuse other threads, before anything has been changed; what is closed below is for that connection to refuse."""
+        if current_thread() != self._thread and self._below.fileno() >= 0:
+            raise RuntimeError("this connection belongs to a run in another thread; use trio.from_thread.run()")
+
     def _close_below(self, *, reset: bool = False) -> None:
+        self._check_thread()
         self._end_transfer()
         self._is_closed = True
         self._inbound = NOTHING
