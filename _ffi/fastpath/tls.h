@@ -17,9 +17,9 @@
 int gt_tls_engine_replace(PyTypeObject *type); /* its methods, by those of this file; -1: exception set */
 /* Whether this is an engine, with the objects of Python's ssl below it, and nothing has been put in between. */
 bool gt_tls_is_engine(PyObject *object);
-int gt_tls_feed(PyObject *engine, PyObject *data); /* bytes that have arrived, at least one; -1: exception set */
-/* Decrypt all data: bytes, maybe none.  NULL: exception set.  What ends or breaks the stream is in the engine's slots. */
-PyObject *gt_tls_read(PyObject *engine);
+/* Pass in bytes that have arrived, at least one, and decrypt all data: bytes, maybe none.  NULL: exception set.  What ends or
+ * breaks the stream is in the engine's slots. */
+PyObject *gt_tls_decrypt_bytes(PyObject *engine, PyObject *received);
 /* Encrypt all of a buffer of this length: 1; 0 when only a part could be, *done bytes, or when that has broken the stream; -1:
  * exception set. */
 int gt_tls_write(PyObject *engine, PyObject *data, Py_ssize_t length, Py_ssize_t *done);

@@ -10,7 +10,8 @@
  * the other: pieces would have to be joined, which copies all of a large transfer once more.
  *
  * The engine follows where records end (tls_records.h), and asks OpenSSL for none of which a part is missing.  It knows that from
- * the first read on that has left nothing behind, unless Python's code has passed bytes in since.
+ * the first read on that has left nothing behind, unless Python's code has passed bytes in since.  So where one whole record has
+ * arrived behind nothing, as a small message does, neither buffer is asked what it has.
  */
 #include "tls.h"
 
@@ -70,7 +71,7 @@ static int note_partial(PyObject *self, const gt_partial_record *record)
     return result;
 }
 
-/* These bytes have been passed in.  -1: exception set. */
+/* These bytes have been passed in.  1: they are one record, and there is nothing else; -1: exception set. */
 static int follow_records(PyObject *self, PyObject *data)
 {
     const long partial = gt_slot_number(&engine.partial_record, self);
@@ -79,17 +80,12 @@ static int follow_records(PyObject *self, PyObject *data)
     gt_partial_record record = {.given = (uint32_t)(partial & ((1L << PARTIAL_BITS) - 1)),
                                 .length = (uint32_t)(partial >> PARTIAL_BITS)};
     const unsigned char *bytes = (const unsigned char *)PyBytes_AS_STRING(data);
-    if (gt_records_advance(&record, bytes, (size_t)PyBytes_GET_SIZE(data)))
-        return note_partial(self, &record);
-    return gt_field_set(&engine.partial_record, self, Py_None);
-}
-
-int gt_tls_feed(PyObject *self, PyObject *data)
-{
-    PyObject *incoming = gt_field_peek(&engine.incoming, self);
-    PyObject *written = PyObject_CallMethodOneArg(incoming, engine.write, data);
-    Py_XDECREF(written);
-    return written ? follow_records(self, data) : -1;
+    uint32_t ends;
+    if (!gt_records_advance(&record, bytes, (size_t)PyBytes_GET_SIZE(data), &ends))
+        return gt_field_set(&engine.partial_record, self, Py_None);
+    if (partial == 0 && record.given == 0) /* as it was noted */
+        return ends == 1;
+    return note_partial(self, &record);
 }
 
 /* The exception that is set has ended a call of OpenSSL's.  0: it only wants more, or is the engine's error now.  -1: it is set
@@ -181,8 +177,8 @@ static PyObject *read_all(PyObject *self, PyObject *records, PyObject *incoming,
     return whole;
 }
 
-/* Decrypt one record, and what is behind it, if there is something. */
-static PyObject *read_record(PyObject *self, PyObject *records, PyObject *incoming, Py_ssize_t encrypted)
+/* Decrypt one record, and what is behind it, if there is something; `alone`: there is not. */
+static PyObject *read_record(PyObject *self, PyObject *records, PyObject *incoming, Py_ssize_t encrypted, bool alone)
 {
     /* A record is longer than its data, so a short one needs no object for a long one. */
     const Py_ssize_t size = encrypted > 0 && encrypted < (Py_ssize_t)GT_RECORD ? encrypted : (Py_ssize_t)GT_RECORD;
@@ -198,7 +194,7 @@ static PyObject *read_record(PyObject *self, PyObject *records, PyObject *incomi
             Py_CLEAR(data);
         return data;
     }
-    const int more = has_more(self, records, incoming, PyBytes_GET_SIZE(data) < size);
+    const int more = alone ? 0 : has_more(self, records, incoming, PyBytes_GET_SIZE(data) < size);
     if (more > 0)
         return read_all(self, records, incoming, data);
     if (more < 0)
@@ -206,7 +202,7 @@ static PyObject *read_record(PyObject *self, PyObject *records, PyObject *incomi
     return data;
 }
 
-PyObject *gt_tls_read(PyObject *self)
+static PyObject *read_what_is_there(PyObject *self)
 {
     PyObject *records = Py_NewRef(records_of(self)), *incoming = Py_NewRef(gt_field_peek(&engine.incoming, self));
     PyObject *data = NULL;
@@ -217,7 +213,23 @@ PyObject *gt_tls_read(PyObject *self)
     else if (waits > 0 && encrypted > (Py_ssize_t)(GT_RECORD + GT_RECORD_OVERHEAD))
         data = read_all(self, records, incoming, NULL);
     else if (waits > 0)
-        data = read_record(self, records, incoming, encrypted);
+        data = read_record(self, records, incoming, encrypted, false);
+    Py_DECREF(incoming);
+    Py_DECREF(records);
+    return data;
+}
+
+PyObject *gt_tls_decrypt_bytes(PyObject *self, PyObject *received)
+{
+    PyObject *records = Py_NewRef(records_of(self)), *incoming = Py_NewRef(gt_field_peek(&engine.incoming, self));
+    PyObject *written = PyObject_CallMethodOneArg(incoming, engine.write, received);
+    const int alone = written ? follow_records(self, received) : -1;
+    PyObject *data = NULL;
+    if (alone > 0)
+        data = read_record(self, records, incoming, PyBytes_GET_SIZE(received), true);
+    else if (alone == 0)
+        data = read_what_is_there(self);
+    Py_XDECREF(written);
     Py_DECREF(incoming);
     Py_DECREF(records);
     return data;
@@ -256,7 +268,7 @@ PyObject *gt_tls_take_outgoing(PyObject *self)
 
 static PyObject *engine_read(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
-    return gt_tls_is_engine(self) ? gt_tls_read(self) : PyObject_CallOneArg(engine.python_read, self);
+    return gt_tls_is_engine(self) ? read_what_is_there(self) : PyObject_CallOneArg(engine.python_read, self);
 }
 
 static PyMethodDef engine_read_method = {"read", engine_read, METH_NOARGS,

@@ -23,9 +23,12 @@ typedef struct {
     uint32_t length; /* of all of it, once its header is there; before, the first half of the header's length */
 } gt_partial_record;
 
-/* More bytes have arrived.  False: they are no records of TLS; OpenSSL says so as soon as it sees them. */
-static inline bool gt_records_advance(gt_partial_record *record, const unsigned char *data, size_t count)
+/* More bytes have arrived.  *ends: how many records end in them.  False: they are no records of TLS; OpenSSL says so as soon as
+ * it sees them. */
+static inline bool gt_records_advance(gt_partial_record *record, const unsigned char *data, size_t count,
+                                      uint32_t *ends)
 {
+    *ends = 0;
     while (count > 0) {
         size_t taken = 1;
         switch (record->given) {
@@ -54,8 +57,10 @@ static inline bool gt_records_advance(gt_partial_record *record, const unsigned 
         record->given += (uint32_t)taken;
         data += taken;
         count -= taken;
-        if (record->given >= GT_RECORD_HEADER && record->given == record->length)
+        if (record->given >= GT_RECORD_HEADER && record->given == record->length) {
             *record = (gt_partial_record){0, 0};
+            ++*ends;
+        }
     }
     return true;
 }

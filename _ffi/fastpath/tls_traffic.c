@@ -12,7 +12,7 @@ int gt_tls_decrypt(PyObject *self, PyObject *received, PyObject **data)
         Py_XDECREF(engine);
         return gt_tls_call_python(self, gt_tls.decrypt_received, received, NULL) < 0 ? -1 : 2;
     }
-    PyObject *read = gt_tls_feed(engine, received) < 0 ? NULL : gt_tls_read(engine);
+    PyObject *read = gt_tls_decrypt_bytes(engine, received);
     const int outgoing = read ? gt_tls_has_outgoing(engine) : -1;
     const bool plain = outgoing == 0 && !gt_tls_has_ended(engine) && gt_tls_can_receive(self);
     Py_DECREF(engine);
