@@ -1,4 +1,4 @@
-/* callback_conn.c: next() and write() of a conn for callbacks, in the plain case.
+/* callback_conn.c: next() and write() of a conn for callbacks, in the plain case, also over TLS.
  *
  * Python's class (gain_trio/callbacks/_stream_conn.py) has both in full, around two calls of its connection, which it keeps in
  * two slots.  Where something is rare (the conn is closed, over its limit, or broken) it puts a function of its own in a slot.
@@ -9,7 +9,7 @@
  * The class asks for it by hasten().  Its offsets are the process's, so it has to be the first to do so: the class of a package
  * that was imported anew stays as it is, in Python.
  */
-#include "fastpath.h"
+#include "tls.h"
 
 static struct {
     PyTypeObject *type; /* owned, as are these two: Python's functions */
@@ -17,13 +17,18 @@ static struct {
     gt_field take, send, limit; /* the slots */
 } hastened;
 
-/* The connection on the ring whose method is in a slot of a conn, or NULL. */
-static gt_connection *connection_in(const gt_field *slot, PyObject *conn, PyCFunction function)
+/* The object whose method is in a slot of a conn, if that is this function; or NULL. */
+static PyObject *owner_in(const gt_field *slot, PyObject *conn, PyCFunction function)
 {
     PyObject *method = gt_field_peek(slot, conn);
-    if (!method || !PyCFunction_CheckExact(method) || PyCFunction_GET_FUNCTION(method) != function)
-        return NULL;
-    return (gt_connection *)PyCFunction_GET_SELF(method);
+    const bool is_it = method && PyCFunction_CheckExact(method) && PyCFunction_GET_FUNCTION(method) == function;
+    return is_it ? PyCFunction_GET_SELF(method) : NULL;
+}
+
+/* The same of a connection on the ring. */
+static gt_connection *connection_in(const gt_field *slot, PyObject *conn, PyCFunction function)
+{
+    return (gt_connection *)owner_in(slot, conn, function);
 }
 
 /* Its stream, or NULL where it is closed, or in another thread. */
@@ -35,26 +40,38 @@ static gt_stream *open_stream(const gt_connection *connection)
     return stream && !stream->closing ? stream : NULL;
 }
 
-static PyObject *next_plainly(PyObject *self, PyObject *count)
+static PyObject *take_from_ring(gt_connection *connection, Py_ssize_t wanted)
 {
-    gt_connection *connection = connection_in(&hastened.take, self, (PyCFunction)gt_connection_take_exactly);
-    gt_stream *stream = connection ? open_stream(connection) : NULL;
-    if (!stream || (count && !PyLong_CheckExact(count)))
-        return NULL;
-    Py_ssize_t wanted = count ? PyLong_AsSsize_t(count) : -1;
-    if (wanted == -1 && PyErr_Occurred()) {
-        PyErr_Clear();
-        return NULL;
-    }
-    size_t queued = gt_inbound_size(&stream->inbound), size = wanted > 0 ? (size_t)wanted : queued;
+    gt_stream *stream = open_stream(connection);
+    const size_t queued = stream ? gt_inbound_size(&stream->inbound) : 0, size = wanted > 0 ? (size_t)wanted : queued;
     if (size == 0 || size > queued)
         return NULL;
     PyObject *taken = size == gt_inbound_head_size(&stream->inbound) ? gt_inbound_take_piece(&stream->inbound, size)
                                                                      : gt_inbound_take(&stream->inbound, size);
     if (taken)
         gt_stream_consumed(stream);
-    else
-        PyErr_Clear(); /* out of memory, and nothing was taken */
+    return taken;
+}
+
+/* NULL, without an exception, where nothing was taken. */
+static PyObject *next_plainly(PyObject *self, PyObject *count)
+{
+    if (count && !PyLong_CheckExact(count))
+        return NULL;
+    const Py_ssize_t wanted = count ? PyLong_AsSsize_t(count) : -1;
+    if (wanted == -1 && PyErr_Occurred()) {
+        PyErr_Clear();
+        return NULL;
+    }
+    gt_connection *connection = connection_in(&hastened.take, self, (PyCFunction)gt_connection_take_exactly);
+    PyObject *tls = connection ? NULL : owner_in(&hastened.take, self, gt_tls_take_exactly);
+    PyObject *taken = NULL;
+    if (connection)
+        taken = take_from_ring(connection, wanted);
+    else if (tls)
+        taken = gt_tls_take_plainly(tls, wanted == 0 ? -1 : wanted);
+    if (!taken)
+        PyErr_Clear(); /* out of memory */
     return taken;
 }
 
@@ -72,27 +89,56 @@ static PyObject *conn_next(PyObject *self, PyObject *const *args, Py_ssize_t giv
 }
 
 /* 1 when the data is queued, 2 when that is more than the limit, 0 when Python is to see to it. */
+static int write_to_ring(gt_connection *connection, PyObject *data, Py_ssize_t limit)
+{
+    gt_stream *stream = open_stream(connection);
+    if (!stream || gt_connection_cannot_send_now(connection) || gt_stream_queue_bytes(stream, data) < 0)
+        return 0;
+    return limit >= 0 && stream->outbound.size <= (size_t)limit ? 1 : 2;
+}
+
+/* The same, and -1 with an exception when it has failed. */
+static int write_to_tls(PyObject *connection, PyObject *data, Py_ssize_t limit)
+{
+    Py_INCREF(connection); /* encrypting may run the program's code */
+    PyObject *unsent = gt_tls_send_nowait(connection, data);
+    Py_DECREF(connection);
+    const Py_ssize_t size = unsent ? PyLong_AsSsize_t(unsent) : -1;
+    Py_XDECREF(unsent);
+    return size < 0 ? -1 : limit >= 0 && size <= limit ? 1 : 2;
+}
+
 static int write_plainly(PyObject *self, PyObject *data)
 {
-    gt_connection *connection = connection_in(&hastened.send, self, (PyCFunction)gt_connection_send_nowait);
-    gt_stream *stream = connection ? open_stream(connection) : NULL;
-    PyObject *limit = gt_field_peek(&hastened.limit, self);
-    if (!stream || !limit || !PyBytes_CheckExact(data) || PyBytes_GET_SIZE(data) == 0)
+    PyObject *value = gt_field_peek(&hastened.limit, self);
+    if (!value || !PyBytes_CheckExact(data) || PyBytes_GET_SIZE(data) == 0)
         return 0;
-    Py_ssize_t most = PyLong_AsSsize_t(limit);
-    if (most == -1 && PyErr_Occurred()) {
+    const Py_ssize_t limit = PyLong_AsSsize_t(value);
+    if (limit == -1 && PyErr_Occurred()) {
         PyErr_Clear();
         return 0;
     }
-    if (gt_connection_cannot_send_now(connection) || gt_stream_queue_bytes(stream, data) < 0)
-        return 0;
-    return most >= 0 && stream->outbound.size <= (size_t)most ? 1 : 2;
+    gt_connection *connection = connection_in(&hastened.send, self, (PyCFunction)gt_connection_send_nowait);
+    PyObject *tls = connection ? NULL : owner_in(&hastened.send, self, gt_tls_send_nowait);
+    return connection ? write_to_ring(connection, data, limit) : tls ? write_to_tls(tls, data, limit) : 0;
+}
+
+/* What write() returns or raises after the error that is set. */
+static PyObject *not_sent(PyObject *self, PyObject *data)
+{
+    if (!PyErr_ExceptionMatches(PyExc_Exception))
+        return NULL;
+    PyObject *error = gt_take_exception();
+    PyObject *returned = PyObject_CallMethod(self, "_not_sent", "OO", data, error);
+    Py_DECREF(error);
+    return returned;
 }
 
 static PyObject *conn_write(PyObject *self, PyObject *data)
 {
     PyObject *length = PyBytes_CheckExact(data) ? PyLong_FromSsize_t(PyBytes_GET_SIZE(data)) : NULL;
-    int written = length ? write_plainly(self, data) : 0;
+    PyErr_Clear(); /* of the length */
+    const int written = length ? write_plainly(self, data) : 0;
     if (written == 1)
         return length;
     if (written == 2) {
@@ -103,7 +149,8 @@ static PyObject *conn_write(PyObject *self, PyObject *data)
         return length;
     }
     Py_XDECREF(length);
-    PyErr_Clear(); /* of the length */
+    if (written < 0)
+        return not_sent(self, data);
     PyObject *arguments[] = {self, data};
     return PyObject_Vectorcall(hastened.write, arguments, 2, NULL);
 }

@@ -110,8 +110,12 @@ Py_ssize_t gt_tls_length_of(PyObject *connection, PyObject *data);
 
 /* --- tls_nowait.c: methods that wait for nothing --- */
 
-int gt_tls_nowait_replace(PyTypeObject *type);                            /* Python's, by those; -1: exception set */
-PyObject *gt_tls_decrypt_below(PyObject *connection, PyObject *argument); /* one of them */
+int gt_tls_nowait_replace(PyTypeObject *type); /* Python's, by those; -1: exception set */
+PyObject *gt_tls_decrypt_below(PyObject *connection, PyObject *argument);
+PyObject *gt_tls_take_exactly(PyObject *connection, PyObject *argument);
+PyObject *gt_tls_send_nowait(PyObject *connection, PyObject *data);
+/* All that is queued, if it is so many bytes or -1 is asked for; NULL where that is not plain, and mostly without an exception. */
+PyObject *gt_tls_take_plainly(PyObject *connection, Py_ssize_t count);
 
 /* --- tls_changes.c: what the wait of code that is called back finds --- */
 

@@ -80,15 +80,14 @@ PyObject *gt_tls_decrypt_below(PyObject *self, PyObject *argument)
 
 /* --- taking --- */
 
-static PyObject *connection_take_exactly(PyObject *self, PyObject *argument)
+PyObject *gt_tls_take_plainly(PyObject *self, Py_ssize_t count)
 {
     PyObject *inbound = gt_field_peek(&gt_tls.inbound, self), *changes = gt_field_peek(&gt_tls.changes, self);
     const bool plain = gt_slot_is(&gt_tls.is_closed, self, Py_False) && inbound && PyBytes_CheckExact(inbound) &&
                        changes && gt_slot_is(&gt_tls.is_full, changes, Py_False) &&
                        gt_slot_is(&gt_tls.room_inbound, self, Py_None);
-    const Py_ssize_t count = plain ? as_count(argument) : NO_COUNT; /* -1: all of them */
     if (!plain || (count != -1 && count != PyBytes_GET_SIZE(inbound)))
-        return by_python(python.take_exactly, self, argument);
+        return NULL;
     PyObject *nothing = PyBytes_FromStringAndSize(NULL, 0); /* there is but one, so that none is made */
     Py_INCREF(inbound);
     if (!nothing || gt_field_set(&gt_tls.inbound, self, nothing) < 0)
@@ -97,9 +96,16 @@ static PyObject *connection_take_exactly(PyObject *self, PyObject *argument)
     return inbound;
 }
 
+PyObject *gt_tls_take_exactly(PyObject *self, PyObject *argument)
+{
+    const Py_ssize_t count = as_count(argument); /* -1: all of them */
+    PyObject *taken = count == NO_COUNT ? NULL : gt_tls_take_plainly(self, count);
+    return taken || PyErr_Occurred() ? taken : by_python(python.take_exactly, self, argument);
+}
+
 /* --- sending --- */
 
-static PyObject *connection_send_nowait(PyObject *self, PyObject *data)
+PyObject *gt_tls_send_nowait(PyObject *self, PyObject *data)
 {
     gt_connection *below = gt_tls_below(self);
     const Py_ssize_t length = below ? gt_tls_length_of(self, data) : -1;
@@ -118,9 +124,9 @@ static PyObject *connection_send_nowait(PyObject *self, PyObject *data)
 static PyMethodDef methods[] = {
     {"_decrypt_below", gt_tls_decrypt_below, METH_O,
      PyDoc_STR("_decrypt_below($self, count, /)\n--\n\nHave count of the bytes that are queued below decrypted.")},
-    {"_take_exactly", connection_take_exactly, METH_O,
+    {"_take_exactly", gt_tls_take_exactly, METH_O,
      PyDoc_STR("_take_exactly($self, count, /)\n--\n\nSee Connection._take_exactly().")},
-    {"_send_nowait", connection_send_nowait, METH_O,
+    {"_send_nowait", gt_tls_send_nowait, METH_O,
      PyDoc_STR("_send_nowait($self, data, /)\n--\n\nSee Connection._send_nowait().")},
 };
 

@@ -2,8 +2,8 @@
 
 What it does per message is two short functions around two calls of the connection: ``next`` and ``write``.  What is rare
 costs them nothing, because it exchanges what they call: closed, over the limit, or broken, ``_take_exactly`` and ``_send``
-are functions that say so.  For a connection on the ring both functions are in C (``_ffi/fastpath/callback_conn.c``) for as
-long as nothing is rare, and call those here otherwise.
+are functions that say so.  For a connection on the ring, and for TLS, both functions are in C
+(``_ffi/fastpath/callback_conn.c``) for as long as nothing is rare, and call those here otherwise.
 
 *The limit.*  The connection queues whatever it is given and returns how much is unsent.  A write that leaves more than the
 limit is still whole; from then on ``_send`` looks before it writes, until the kernel has made room.  So what is unsent is
@@ -173,18 +173,20 @@ class StreamConn(Conn):
         try:
             if self._send(data) > self._write_limit:
                 self._look_first()
-        except ConnectionClosed:
-            raise
-        except trio.ClosedResourceError:
-            raise ConnectionClosed("this connection is closed") from None
-        except trio.BrokenResourceError:
+        except (trio.ClosedResourceError, trio.BrokenResourceError, RuntimeError) as error:
+            return self._not_sent(data, error)
+        return len(data) if type(data) is bytes else memoryview(data).nbytes
+
+    def _not_sent(self, data: Buffer, error: Exception) -> int:
+        """What :meth:`write` returns or raises where the connection has raised this error."""
+        if isinstance(error, trio.BrokenResourceError):
             self._cannot_send = True
             return 0  # the task of the connection gets the error, and calls on_close
-        except RuntimeError:
-            if current_thread() == self._settings.thread:
-                raise
+        if isinstance(error, trio.ClosedResourceError) and not isinstance(error, ConnectionClosed):
+            raise ConnectionClosed("this connection is closed") from None
+        if isinstance(error, RuntimeError) and current_thread() != self._settings.thread:
             return self._hand_over(whole_of(data))
-        return len(data) if type(data) is bytes else memoryview(data).nbytes
+        raise error
 
     def _look_first(self) -> None:
         """The limit was passed: the next write looks before it sends."""
