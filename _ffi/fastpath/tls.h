@@ -114,7 +114,8 @@ int gt_tls_nowait_replace(PyTypeObject *type); /* Python's, by those; -1: except
 PyObject *gt_tls_decrypt_below(PyObject *connection, PyObject *argument);
 PyObject *gt_tls_take_exactly(PyObject *connection, PyObject *argument);
 PyObject *gt_tls_send_nowait(PyObject *connection, PyObject *data);
-/* All that is queued, if it is so many bytes or -1 is asked for; NULL where that is not plain, and mostly without an exception. */
+/* All that is queued, where that is `count` bytes or `count` is -1.  NULL: it is not, or not plain, and without memory for an
+ * object an exception is set. */
 PyObject *gt_tls_take_plainly(PyObject *connection, Py_ssize_t count);
 
 /* --- tls_changes.c: what the wait of code that is called back finds --- */
