@@ -189,9 +189,11 @@ static int take_body(PyObject *exchange, PyObject *message, PyObject **data)
 {
     PyObject *body = value_of(message, gt_names.body, no_body);
     PyObject *more = body ? value_of(message, gt_names.more_body, Py_False) : NULL;
-    if (more == Py_False && get(exchange, &phase) == held)
+    PyObject *length = NULL;
+    if (body && more == Py_False && get(exchange, &phase) == held) {
         *data = write_whole(exchange, body);
-    PyObject *length = *data ? PyLong_FromSsize_t(PyBytes_GET_SIZE(body)) : NULL;
+        length = *data ? PyLong_FromSsize_t(PyBytes_GET_SIZE(body)) : NULL;
+    }
     Py_XDECREF(body);
     Py_XDECREF(more);
     if (!length) {
