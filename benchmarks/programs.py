@@ -1,119 +1,153 @@
 """What existing Trio programs cost with Trio's own code, and with gain_trio's pieces in C.
 
-    python benchmarks/programs.py [--programs hypercorn,trio-websocket,httpx] [--rounds 5] [--seconds 2]
+    python benchmarks/programs.py [--programs hypercorn,trio-websocket,httpx] [--rounds 5] [--seconds 4]
 
-Each program runs as it is, in a process pinned to one CPU, with its peer on the other; the variants of a program take
-turns, round by round.  Prints microseconds of CPU time a request, and the ratio of Trio's own code to the pieces in C in the
-same round: the median of the rounds, with the smallest and the largest.
+Each program runs as it is, in a process pinned to one CPU, with its peer on the other, and takes turns of 100 ms.  A
+server takes turns with the C server, as in run.py.  The clients of the variants take turns with each other.  Prints
+microseconds of CPU time a request, and the ratio of Trio's own code to the pieces in C: the median of the rounds, with the
+smallest and the largest.  README.md beside this file explains turns, and which are quiet.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import dataclasses
 import os
-import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 
-from _build import build
+from _build import Programs, build
 from _http import ANSWER_BYTES, PLAINTEXT, Request, fields
-from _measure import LoadError, say, wait_for_quiet
-from _servers import SERVERS, Server, Spec, pinned, running
-from _table import DASH, Spread, show
+from _measure import Config, LoadError, Result, Settings, measure, say, wait_for_quiet
+from _servers import SERVERS, Spec, running
+from _table import DASH, LOUD, LOUD_NOTE, Spread, cpu_us, is_loud, ratio_to_c, show
+from _turns import Turns, connected, take_turns
 
 SERVER_CPU, LOAD_CPU = 0, 1
-WARMUP_SECONDS = 0.5
-PATIENCE_SECONDS = 30.0
 CONNECTIONS = 64
+MESSAGE_BYTES = 64
+TURN_SECONDS = 0.1
+MIN_QUIET = 0.4
+RETRIES = 2
 
 VARIANTS = {"trio": (), "accelerated": ("accelerated",), "on the ring": ("accelerated-ring",)}
 """What the rows are called, and the argument that the programs in servers/ take for it."""
+BASELINE = "trio"
+
+Round = dict[str, Turns]
+"""What was measured in one round, by variant."""
 
 
-def measure_load(server: Server, seconds: float, *arguments: str) -> float:
-    """Microseconds of the server's CPU time a message, or a request, of the generator's."""
-    command = [
-        *(str(build().load), "-p", str(server.port), "--pid", str(server.pid)),
-        *("-c", str(CONNECTIONS), "-d", str(seconds), "-w", str(WARMUP_SECONDS), *arguments),
-    ]
-    with pinned(LOAD_CPU):
-        result = subprocess.run(
-            command, capture_output=True, text=True, timeout=5 * seconds + PATIENCE_SECONDS, check=False
-        )
-    if result.returncode != 0:
-        raise LoadError(result.stderr.strip())
-    return float(json.loads(result.stdout)["cpu_us"])
+def settings_of(programs: Programs, seconds: float) -> Settings:
+    return Settings(
+        programs=programs,
+        rounds=1,
+        seconds=seconds,
+        retries=RETRIES,
+        min_quiet=MIN_QUIET,
+        server_cpu=SERVER_CPU,
+        load_cpu=LOAD_CPU,
+        churn=False,
+        udp=False,
+        keep_slices=False,
+    )
 
 
-def measure_http(server: Server, seconds: float) -> float:
+def http_settings(programs: Programs, seconds: float) -> Settings:
     request = Request.write("programs", fields(), body=PLAINTEXT)
-    request.check(server)
-    return measure_load(server, seconds, "--request", str(request.path), "-s", str(ANSWER_BYTES))
+    return dataclasses.replace(settings_of(programs, seconds), request=request.path, check=request.check)
 
 
-def measure_websockets(server: Server, seconds: float) -> float:
-    return measure_load(server, seconds, "--websocket", "-s", "64")
+def measure_servers(command: tuple[str, ...], config: Config, settings: Settings) -> Round:
+    """Each variant beside the C server.  Their ratios to it are compared, as run.py compares servers with uvloop."""
+    results: dict[str, Result] = {}
+    for name, variant in VARIANTS.items():
+        file, *arguments = command
+        label = f"{file}-{'-'.join(variant) or BASELINE}"
+        spec = Spec(label, (sys.executable, str(SERVERS / file), "{port}", *arguments, *variant))
+        results[name] = measure(spec, config, settings)
+        if "error" in results[name]:
+            raise LoadError(f"{label}: {results[name]['error']}")
+    baseline = results[BASELINE]
+    return {
+        name: Turns(
+            cpu_us(result),
+            ratio_to_c(baseline) / ratio_to_c(result),
+            0 if is_loud(result) else result["ratio_slices"],
+            result["slice_count"] // 2,
+        )
+        for name, result in results.items()
+    }
 
 
-def measure_client(variant: tuple[str, ...], seconds: float) -> float:
-    """Microseconds of an httpx client's CPU time a request to an HTTP server on the other CPU."""
+def measure_clients(file: str, seconds: float) -> Round:
+    """A client of each variant, all connected to one HTTP server."""
     spec = Spec("peer", (sys.executable, str(SERVERS / "gain_trio_http.py"), "{port}"))
-    with running(spec, LOAD_CPU) as peer:
-        command = [sys.executable, str(SERVERS / "httpx_trio.py"), str(peer.port), str(seconds), *variant]
-        with pinned(SERVER_CPU):
-            result = subprocess.run(
-                command, capture_output=True, text=True, timeout=seconds + PATIENCE_SECONDS, check=False
-            )
-    if result.returncode != 0:
-        raise LoadError(f"httpx: {result.stderr.strip()}")
-    answered = json.loads(result.stdout)
-    return float(answered["cpu_seconds"] * 1e6 / answered["requests"])
+    with running(spec, LOAD_CPU) as server, ExitStack() as stack:
+        clients = {
+            name: stack.enter_context(connected(file, server, SERVER_CPU, *variant))
+            for name, variant in VARIANTS.items()
+        }
+        wait_for_quiet({SERVER_CPU, LOAD_CPU})
+        return take_turns(clients, round(seconds / TURN_SECONDS), TURN_SECONDS)
 
 
-def measure_server(
-    command: tuple[str, ...], measure: Callable[[Server, float], float], variant: tuple[str, ...], seconds: float
-) -> float:
-    file, *arguments = command
-    name = f"{file}-{'-'.join(variant) or 'trio'}"
-    spec = Spec(name, (sys.executable, str(SERVERS / file), "{port}", *arguments, *variant))
-    with running(spec, SERVER_CPU) as server:
-        return measure(server, seconds)
-
-
-def row(name: str, costs: list[float], baseline: list[float]) -> str:
-    ratios = [before / after for before, after in zip(baseline, costs, strict=True)]
-    cells = (name, show(Spread.of(costs), 1), DASH if costs is baseline else show(Spread.of(ratios)))
+def row(name: str, rounds: list[Round]) -> str:
+    turns = [one[name] for one in rounds]
+    loud = LOUD if any(one.loud for one in turns) else ""
+    ratio = DASH if name == BASELINE else show(Spread.of([one.ratio for one in turns]))
+    quiet = f"{sum(one.quiet for one in turns)}/{sum(one.count for one in turns)}"
+    cells = (name, show(Spread.of([one.cpu_us for one in turns]), 1), ratio + loud, quiet)
     return f"| {' | '.join(cells)} |"
 
 
-def main() -> None:
-    programs: dict[str, Callable[[tuple[str, ...], float], float]] = {
-        "hypercorn": partial(measure_server, ("hypercorn_asgi.py", "asgi_app:app"), measure_http),
-        "trio-websocket": partial(measure_server, ("websocket_trio.py",), measure_websockets),
-        "httpx": measure_client,
+def table(program: str, rounds: list[Round]) -> str:
+    rows = [row(name, rounds) for name in VARIANTS]
+    head = ["| variant | CPU µs/request | times cheaper than trio | quiet turns |", "|---|--:|--:|--:|"]
+    note = ["", LOUD_NOTE] if any(LOUD in line for line in rows) else []
+    return "\n".join([f"### {program}", "", *head, *rows, *note])
+
+
+def summary(found: Round) -> str:
+    return ", ".join(f"{name} {turns.cpu_us:.1f} µs ({turns.ratio:.2f})" for name, turns in found.items())
+
+
+def known_programs(programs: Programs, seconds: float) -> dict[str, Callable[[], Round]]:
+    http = http_settings(programs, seconds)
+    echo = dataclasses.replace(settings_of(programs, seconds), websocket=True)
+    return {
+        "hypercorn": partial(
+            measure_servers, ("hypercorn_asgi.py", "asgi_app:app"), Config(CONNECTIONS, ANSWER_BYTES, 1), http
+        ),
+        "trio-websocket": partial(measure_servers, ("websocket_trio.py",), Config(CONNECTIONS, MESSAGE_BYTES, 1), echo),
+        "httpx": partial(measure_clients, "httpx_trio.py", seconds),
     }
+
+
+def main() -> None:
+    names = "hypercorn,trio-websocket,httpx"
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--programs", default=",".join(programs), metavar="NAME,...", help="default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement (default: %(default)s)")
+    parser.add_argument("--programs", default=names, metavar="NAME,...", help="default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=5, help="1 to 100 (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=4.0, help="of a variant's turns in a round, 0.5 to 60 (default: %(default)s)"
+    )
     arguments = parser.parse_args()
     chosen = arguments.programs.split(",")
-    if unknown := set(chosen) - set(programs):
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(programs)}")
-    build()
+    if unknown := set(chosen) - set(names.split(",")):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {names}")
+    if not 1 <= arguments.rounds <= 100 or not 0.5 <= arguments.seconds <= 60:
+        parser.error("--rounds must be 1 to 100, --seconds 0.5 to 60")
+    programs = known_programs(build(), arguments.seconds)
     os.sched_setaffinity(0, {LOAD_CPU})
     for program in chosen:
-        costs: dict[str, list[float]] = {name: [] for name in VARIANTS}
+        rounds: list[Round] = []
         for number in range(arguments.rounds):
-            for name, variant in VARIANTS.items():
-                wait_for_quiet({SERVER_CPU, LOAD_CPU})
-                costs[name].append(programs[program](variant, arguments.seconds))
-                say(f"  round {number + 1}/{arguments.rounds}, {program}, {name}: {costs[name][-1]:.1f} µs")
-        rows = [row(name, of_variant, costs["trio"]) for name, of_variant in costs.items()]
-        head = [f"### {program}", "", "| variant | CPU µs/request | times cheaper than trio |", "|---|--:|--:|"]
-        print("\n".join([*head, *rows]), end="\n\n", flush=True)
+            rounds.append(programs[program]())
+            say(f"  round {number + 1}/{arguments.rounds}, {program}: {summary(rounds[-1])}")
+        print(table(program, rounds), end="\n\n", flush=True)
 
 
 if __name__ == "__main__":
