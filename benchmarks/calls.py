@@ -172,6 +172,14 @@ async def stream() -> int:
     return MANY // 4
 
 
+async def is_readable() -> int:
+    one, other = trio.socket.socketpair()
+    with one, other:
+        for _ in range(MANY):
+            one.is_readable()
+    return MANY
+
+
 async def datagram() -> int:
     one, other = (trio.socket.socket(type=trio.socket.SOCK_DGRAM) for _ in range(2))
     with one, other:
@@ -202,6 +210,7 @@ CASES: dict[str, Case] = {
     "Event, two tasks": event_of_two_tasks,
     "send_all, receive_some": stream,
     "sendto, recvfrom": datagram,
+    "is_readable": is_readable,
 }
 
 

@@ -373,8 +373,7 @@ static int check_kinds(void)
     return -1;
 }
 
-/* The function of a method without keywords, which may be called as the method is; NULL: it is not such a method. */
-static PyCFunction function_of(PyTypeObject *type, PyObject *name, int flags)
+PyCFunction tc_function_of(PyTypeObject *type, PyObject *name, int flags)
 {
     PyObject *method = PyObject_GetAttr((PyObject *)type, name);
     PyCFunction function = NULL;
@@ -390,8 +389,8 @@ static int finish_core(PyObject *seam)
 {
     if (PyFunction_Check(tc_core.unusual_yield)) /* it is any function of Python's */
         tc_core.plain_vectorcall = ((PyFunctionObject *)tc_core.unusual_yield)->vectorcall;
-    tc_core.deque_append = function_of(tc_core.deque_type, tc_names.append, METH_O);
-    tc_core.deque_popleft = function_of(tc_core.deque_type, tc_names.popleft, METH_NOARGS);
+    tc_core.deque_append = tc_function_of(tc_core.deque_type, tc_names.append, METH_O);
+    tc_core.deque_popleft = tc_function_of(tc_core.deque_type, tc_names.popleft, METH_NOARGS);
     PyObject *threshold = PyObject_GetAttrString(seam, "prune_threshold");
     tc_core.prune_threshold = threshold ? PyLong_AsSsize_t(threshold) : -1;
     Py_XDECREF(threshold);

@@ -19,7 +19,7 @@
  *     event.c        Event: wait, set
  *     channel.c      memory channels: send, receive
  *     socket_call.c  _SocketType: _nonblocking_helper, with
- *     socket_method.c    the methods made of it
+ *     socket_method.c    the methods made of it, and is_readable
  *     socket_attempt.c   the system calls
  *     stream.c       SocketStream: receive_some, send_all, __anext__
  *
@@ -144,6 +144,8 @@ typedef struct {
 
 extern tc_core_type tc_core;
 PyObject *tc_configure(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+/* The function of a method without keywords, which may be called as the method is; NULL: it is not such a method. */
+PyCFunction tc_function_of(PyTypeObject *type, PyObject *name, int flags);
 
 /* Borrowed; None, too, for a slot that is empty. */
 static inline PyObject *tc_get(tc_slot slot, PyObject *object)
@@ -212,7 +214,7 @@ int tc_names_init(void);
 /* clang-format off */
 #define TC_PIECE_NAMES(X) \
     X(sockets) X(streams) X(step) X(checkpoints) X(scopes) X(spawning) X(tick) X(timeouts) X(nurseries) X(locks) \
-    X(events) X(channels) X(epoll) X(generators) X(outcomes)
+    X(events) X(channels) X(epoll) X(generators) X(readiness) X(outcomes)
 /* clang-format on */
 
 enum tc_piece {
@@ -320,6 +322,7 @@ PyObject *tc_exit(PyObject *module, PyObject *const *arguments, Py_ssize_t count
 enum tc_call { TC_RECV, TC_RECV_INTO, TC_SEND, TC_RECVFROM, TC_SENDTO, TC_OTHER };
 extern PyTypeObject tc_socket_call_type, tc_socket_method_type;
 PyObject *tc_socket_sendto(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+PyObject *tc_socket_readable(PyObject *module, PyObject *socket);
 PyObject *tc_socket_helper(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 int tc_sockets_check(PyObject *socket); /* -1: exception set */
 int tc_descriptor_of(PyObject *sock);   /* of a socket.socket */

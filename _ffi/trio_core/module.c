@@ -112,6 +112,7 @@ static PyMethodDef functions[] = {
     FAST("start_soon", tc_start_soon, "Nursery.start_soon: whether it is done."),
     FAST("task_exited", tc_exit, "Runner.task_exited: whether it is done."),
     FAST("socket_helper", tc_socket_helper, "_SocketType._nonblocking_helper: what to await, or None."),
+    {"socket_readable", tc_socket_readable, METH_O, PyDoc_STR("_SocketType.is_readable: what it returns, or None.")},
     FAST("socket_sendto", tc_socket_sendto, "_SocketType.sendto: what to await, or None."),
     FAST("receive_some", tc_receive_some, "SocketStream.receive_some: what to await, or None."),
     FAST("send_all", tc_send_all, "SocketStream.send_all: what to await, or None."),

@@ -5,9 +5,11 @@
  *     _SocketType.sendto, with _resolve_address_nocp    to a numeric address of the internet
  *     the methods that _make_simple_sock_method_wrapper makes: recv, recv_into, recvfrom, recvfrom_into, recvmsg,
  *     recvmsg_into, send and what accept() calls
+ *     _SocketType.is_readable, of an open socket.socket
  */
 #include "socket_call.h"
 
+#include <poll.h>
 #include <sys/socket.h>
 
 /* The usual arguments of recv(2) and send(2), or TC_OTHER. */
@@ -190,3 +192,24 @@ PyTypeObject tc_socket_method_type = {
     .tp_traverse = (traverseproc)method_traverse,
     .tp_clear = (inquiry)method_clear,
 };
+
+/* --- is_readable --- */
+
+/* As select.poll() looks, but with the GIL, because it does not wait.  1 or 0; -1: Trio has to look */
+static int look(int descriptor)
+{
+    struct pollfd one = {.fd = descriptor, .events = POLLIN};
+    int ready = descriptor < 0 ? -1 : poll(&one, 1, 0);
+    return ready > 0 ? 1 : ready;
+}
+
+/* socket_readable(socket): what is_readable() returns, or None for Trio to do it. */
+PyObject *tc_socket_readable(PyObject *Py_UNUSED(module), PyObject *self)
+{
+    if (!Py_IS_TYPE(self, tc_core.socket_type) || !tc_intact(TC_readiness))
+        Py_RETURN_NONE;
+    PyObject *sock = tc_socket_of(self);
+    int ready = sock && Py_IS_TYPE(sock, tc_core.plain_socket_type) ? look(tc_descriptor_of(sock)) : -1;
+    Py_XDECREF(sock);
+    return ready < 0 ? Py_NewRef(Py_None) : PyBool_FromLong(ready);
+}

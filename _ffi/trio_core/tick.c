@@ -112,12 +112,47 @@ static int wait_by_name(PyObject *manager, PyObject *timeout)
     return result;
 }
 
+/* The type of gain_trio's proactor, which is C's, and two of its methods: to look them up takes longer than to find that
+ * nothing has happened. */
+static struct {
+    PyTypeObject *type; /* owned */
+    PyCFunction wait, process;
+} known;
+
+/* Does this module know the methods of this object? */
+static bool is_known(PyObject *proactor)
+{
+    PyTypeObject *type = Py_TYPE(proactor);
+    if (type == known.type)
+        return true;
+    PyCFunction wait = tc_function_of(type, tc_names.wait, METH_O);
+    PyCFunction process = tc_function_of(type, tc_names.process, METH_NOARGS);
+    if (!wait || !process || PyType_HasFeature(type, Py_TPFLAGS_HEAPTYPE)) /* a class of Python may change */
+        return false;
+    Py_INCREF(type);
+    Py_XSETREF(known.type, type);
+    known.wait = wait;
+    known.process = process;
+    return true;
+}
+
+static PyObject *call_wait(PyObject *proactor, PyObject *timeout)
+{
+    return is_known(proactor) ? known.wait(proactor, timeout)
+                              : PyObject_CallMethodOneArg(proactor, tc_names.wait, timeout);
+}
+
+static PyObject *call_process(PyObject *proactor)
+{
+    return is_known(proactor) ? known.process(proactor, NULL) : PyObject_CallMethodNoArgs(proactor, tc_names.process);
+}
+
 /* The same of gain_trio's. */
 static int wait_on_the_ring(PyObject *manager, PyObject *timeout)
 {
     PyObject *proactor = PyObject_GetAttr(manager, tc_names.proactor);
-    PyObject *news = proactor ? PyObject_CallMethodOneArg(proactor, tc_names.wait, timeout) : NULL;
-    PyObject *completions = news ? PyObject_CallMethodNoArgs(proactor, tc_names.process) : NULL;
+    PyObject *news = proactor ? call_wait(proactor, timeout) : NULL;
+    PyObject *completions = news ? call_process(proactor) : NULL;
     int result = completions ? 0 : news ? -1 : 1;
     if (completions && completions != Py_None)
         result = tc_drop(PyObject_CallMethodOneArg(manager, tc_names.complete, completions));

@@ -45,6 +45,7 @@ _PLACES: dict[str, object] = {
     "channel": _channel,
     "timeouts": _timeouts,
     "epoll": _io_epoll,
+    "select": select,
     "outcome": outcome,
     "asyncgens": _asyncgens,
     "weakrefs": sys.modules[weakref.WeakSet.__module__],

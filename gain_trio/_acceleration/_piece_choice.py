@@ -29,7 +29,7 @@ class PieceInfo:
 
     name: str
     """``sockets``, ``streams``, ``step``, ``checkpoints``, ``scopes``, ``spawning``, ``tick``, ``timeouts``, ``nurseries``,
-    ``locks``, ``events``, ``channels``, ``epoll`` or ``generators``."""
+    ``locks``, ``events``, ``channels``, ``epoll``, ``generators`` or ``readiness``."""
     active: bool
     """Whether C does it: in this run, or in one to come when no run was asked about."""
     reason: str

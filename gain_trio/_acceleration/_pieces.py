@@ -435,6 +435,18 @@ GENERATORS: Final = Piece(
     layouts=("asyncgens:AsyncGenerators",),
 )
 
+READINESS: Final = Piece(
+    "readiness",
+    (
+        Part(
+            "socket:_SocketType.is_readable",
+            "socket_readable",
+            "gain_trio_ready = gain_trio_core(self)\nif gain_trio_ready is not None:\n    return gain_trio_ready",
+        ),
+    ),
+    watches=("select:poll",),
+)
+
 PIECES: Final = (
     SOCKETS,
     STREAMS,
@@ -450,6 +462,7 @@ PIECES: Final = (
     CHANNELS,
     EPOLL,
     GENERATORS,
+    READINESS,
 )
 """All of them.  Where two replace the same function, the later one's code is the one that counts."""
 

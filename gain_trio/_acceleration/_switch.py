@@ -190,7 +190,7 @@ def _configure() -> dict[str, str]:
         try:
             trio_core.check_socket(sample)
         except TypeError as error:
-            refused |= dict.fromkeys(("sockets", "streams"), str(error))
+            refused |= dict.fromkeys(("sockets", "streams", "readiness"), str(error))
     if "epoll" not in refused:
         with select.epoll() as poller:
             try:

@@ -345,4 +345,5 @@ TESTED: Final[dict[str, dict[str, dict[str, str]]]] = {
         "3.14": {"af6772ff3b2e5076": "0.35.0"},
         "3.15": {"39b8a410c8df849a": "0.35.0"},
     },
+    "readiness": {"3.11": {"1068d63f86a73068": "0.35.0"}},
 }

@@ -91,7 +91,8 @@ def run(
         ``GAIN_TRIO_RESUME_IN_PLACE`` (0 or 1; 1 when it is not set).
       accelerate: which pieces of Trio's own hot path are done in C while this runs, on any backend: True for all, False
         for none, or their names (``sockets``, ``streams``, ``step``, ``checkpoints``, ``scopes``, ``spawning``, ``tick``,
-        ``timeouts``, ``nurseries``, ``locks``, ``events``, ``channels``, ``epoll``, ``generators``).
+        ``timeouts``, ``nurseries``, ``locks``, ``events``, ``channels``, ``epoll``, ``generators``,
+        ``readiness``).
         None, the default, leaves it to the environment variable ``GAIN_TRIO_ACCELERATE``: 0, 1, or names with commas
         between them; when it is not set, all are.  A piece that was not tested with this release of Trio stays Trio's own,
         which is logged once, and which :func:`backend_info` reports.  Trio's functions are the process's: plain runs in
