@@ -17,6 +17,8 @@ from typing import Any
 import trio
 
 _Plain: Any = contextlib._GeneratorContextManager
+_ATTRIBUTES: Any = next(vars(base)["__dict__"] for base in _Plain.__mro__ if "__dict__" in vars(base))
+"""What Python has for the ``__dict__`` of such an object."""
 
 
 class FailAfter(_Plain):  # type: ignore[misc]  # of the standard library, whose parameters differ between versions
@@ -36,6 +38,10 @@ class FailAfter(_Plain):  # type: ignore[misc]  # of the standard library, whose
         self._function = None
         super().__init__(func, args, kwds)
 
+    @property  # type: ignore[misc]  # isinstance() and pickle ask for it, and it is never set
+    def __class__(self) -> Any:
+        return _Plain
+
     def _recreate_cm(self) -> Any:
         return _Plain(self.func, self.args, self.kwds)
 
@@ -44,9 +50,18 @@ class FailAfter(_Plain):  # type: ignore[misc]  # of the standard library, whose
             become_plain(self)
         return object.__getattribute__(self, name)
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    @property
+    def __dict__(self) -> dict[str, Any]:  # type: ignore[override]  # vars() asks for it, and Python itself does not
         become_plain(self)
-        return super().__reduce_ex__(protocol)
+        attributes: dict[str, Any] = _ATTRIBUTES.__get__(self)
+        return attributes
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle or copy it as one of contextlib's, whose generator cannot be pickled."""
+        plain = object.__new__(_Plain)
+        plain.gen = self.gen  # first, as contextlib sets it: the error is that of what is pickled first
+        vars(plain).update(vars(self))
+        return plain.__reduce_ex__(protocol)
 
 
 FailAfter.__name__ = _Plain.__name__
