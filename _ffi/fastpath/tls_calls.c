@@ -127,7 +127,12 @@ static int take_receiving(gt_tls_call *self)
     self->state = TLS_WAITS;
     if (set(&gt_tls.receiving, self, Py_True) < 0)
         return -1;
-    return gt_field_set(&gt_tls.is_taken, gt_field_peek(&gt_tls.feeding, self->connection), Py_True);
+    PyObject *feeding = gt_field_get(&gt_tls.feeding, self->connection);
+    if (!feeding)
+        return -1;
+    const int result = gt_field_set(&gt_tls.is_taken, feeding, Py_True);
+    Py_DECREF(feeding);
+    return result;
 }
 
 /* Whether it can be. */

@@ -8,7 +8,7 @@
 int gt_tls_decrypt(PyObject *self, PyObject *received, PyObject **data)
 {
     PyObject *engine = Py_XNewRef(gt_field_peek(&gt_tls.engine, self));
-    if (PyBytes_GET_SIZE(received) == 0 || !gt_tls_can_receive(self)) {
+    if (!engine || PyBytes_GET_SIZE(received) == 0 || !gt_tls_can_receive(self)) {
         Py_XDECREF(engine);
         return gt_tls_call_python(self, gt_tls.decrypt_received, received, NULL) < 0 ? -1 : 2;
     }
@@ -55,7 +55,9 @@ static int send_below(PyObject *self, gt_connection *below, PyObject *engine)
 
 int gt_tls_encrypt(PyObject *self, gt_connection *below, PyObject *data, Py_ssize_t length)
 {
-    PyObject *engine = Py_NewRef(gt_field_peek(&gt_tls.engine, self));
+    PyObject *engine = gt_field_get(&gt_tls.engine, self);
+    if (!engine)
+        return -1;
     Py_INCREF(below); /* encrypting may run the program's code */
     Py_ssize_t done;
     int behind = gt_tls_write(engine, data, length, &done);
