@@ -13,6 +13,7 @@ def hasten_tls(
     exclusive: type[Any],
     changes: type[Any],
     out_of_memory: OSError,
+    interrupted: OSError,
     chunk: int,
     answers: int,
     /,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import signal
 import ssl
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 import trio
@@ -455,6 +459,64 @@ async def test_a_call_is_not_driven_from_inside_itself(end: str) -> None:
             await call
             assert len(refused) == 1
             assert await client.receive() == b"once"
+
+
+class Unwanted(Exception):
+    """What the handler of a signal raises."""
+
+
+def signalling(is_armed: list[bool]) -> Any:
+    """Make a callback for each record that sends this process a signal, once armed, and runs no Python code behind that.
+
+    So the handler runs where :mod:`ssl` looks for signals: when OpenSSL has decrypted.
+    """
+
+    def converter(value: Callable[[], int]) -> Any:
+        return type("Converter", (), {"from_param": staticmethod(lambda _: ctypes.c_int(value()))})
+
+    kill = ctypes.CDLL(None).kill
+    kill.argtypes = [
+        converter(os.getpid),
+        converter(lambda: signal.SIGUSR1 if is_armed and is_armed.pop() else 0),
+        *(converter(lambda: 0) for _ in range(4)),
+    ]
+    return kill
+
+
+@pytest.mark.parametrize("way", ["receive", "change"])
+async def test_an_exception_of_a_signals_handler_leaves_no_hole(way: str) -> None:
+    """Where it has cost bytes, none come behind them."""
+    context: Any = client_context()
+    is_armed: list[bool] = []
+    context._msg_callback = signalling(is_armed)
+
+    def handler(*_: object) -> None:
+        raise Unwanted
+
+    async def speak(connection: Connection) -> None:
+        assert await connection.receive() == b"?"
+        for data in (b"lost", b"never seen"):
+            await connection.send(data)
+            await connection.flush()
+        await trio.sleep_forever()
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        async with serving_tls(speak) as server:
+            client = await gain_trio.connect(where(server), ssl_context=context)
+            async with client:
+                await client.send(b"?")
+                is_armed.append(True)
+                with pytest.raises(Unwanted):
+                    if way == "receive":
+                        await client.receive()
+                    else:
+                        await cast("TlsConnection", client)._wait_change(0)
+                with pytest.raises(trio.BrokenResourceError) as caught:
+                    await client.receive()
+                assert isinstance(caught.value.__cause__, InterruptedError)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 # --- another engine ---

@@ -60,7 +60,7 @@ static inline long gt_slot_number(const gt_field *field, PyObject *object)
 
 /* Its functions by name, and its slots. */
 typedef struct {
-    PyObject *out_of_memory; /* owned, as are all of these */
+    PyObject *out_of_memory, *interrupted; /* owned, as are all of these */
     PyObject *finish_send, *decrypted, *decrypt_received, *encrypted, *send_below, *arrived, *taken, *check_open, *end;
     PyObject *outbound_after_send;
     gt_field is_closed, below, engine, error, send_error;
@@ -77,9 +77,9 @@ extern gt_tls_python gt_tls;
 /* Python's classes, and the bounds that they have. */
 typedef struct {
     PyTypeObject *connection, *exclusive, *changes;
-    PyObject *out_of_memory; /* the error of a connection that has lost bytes */
-    Py_ssize_t chunk;        /* the most that is received at once */
-    long most_answered;      /* by TLS itself, before a receive looks whether the peer reads that */
+    PyObject *out_of_memory, *interrupted; /* the errors of a connection that has lost bytes */
+    Py_ssize_t chunk;                      /* the most that is received at once */
+    long most_answered;                    /* by TLS itself, before a receive looks whether the peer reads that */
 } gt_tls_classes;
 
 int gt_tls_configure(const gt_tls_classes *classes); /* -1: exception set */
@@ -94,8 +94,9 @@ bool gt_tls_can_send(PyObject *connection, const gt_connection *below); /* likew
 /* Call a function of the connection's that returns nothing.  Takes the reference of `second`, which may be NULL.  -1: exception
  * set. */
 int gt_tls_call_python(PyObject *connection, PyObject *name, PyObject *first, PyObject *second);
-/* Bytes that a queue has given away are lost, if it is for want of memory that the exception is set.  What comes behind them
- * would follow on what came before, so the connection is broken from now on.  Returns -1. */
+/* An exception is set, and bytes that a queue has given away are lost: for want of memory, or because the handler of a signal
+ * has raised while OpenSSL had them.  What comes behind them would follow on what came before, so the connection is broken from
+ * now on.  Returns -1. */
 int gt_tls_lose(PyObject *connection, const gt_field *error);
 
 /* --- tls_traffic.c: decrypted and encrypted bytes --- */

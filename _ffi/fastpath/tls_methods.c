@@ -218,9 +218,9 @@ PyObject *gt_hasten_tls(PyObject *Py_UNUSED(module), PyObject *args)
 {
     gt_tls_classes given;
     PyTypeObject *engine;
-    if (!PyArg_ParseTuple(args, "O!O!O!O!Onl:hasten_tls", &PyType_Type, &given.connection, &PyType_Type, &engine,
+    if (!PyArg_ParseTuple(args, "O!O!O!O!OOnl:hasten_tls", &PyType_Type, &given.connection, &PyType_Type, &engine,
                           &PyType_Type, &given.exclusive, &PyType_Type, &given.changes, &given.out_of_memory,
-                          &given.chunk, &given.most_answered))
+                          &given.interrupted, &given.chunk, &given.most_answered))
         return NULL;
     if (python.receive)
         Py_RETURN_NONE;

@@ -65,8 +65,9 @@ int gt_tls_call_python(PyObject *self, PyObject *name, PyObject *first, PyObject
 
 int gt_tls_lose(PyObject *self, const gt_field *error)
 {
-    if (PyErr_ExceptionMatches(PyExc_MemoryError) && gt_slot_is(error, self, Py_None))
-        gt_field_set(error, self, gt_tls.out_of_memory); /* where it lies: that allocates nothing */
+    PyObject *lost = PyErr_ExceptionMatches(PyExc_MemoryError) ? gt_tls.out_of_memory : gt_tls.interrupted;
+    if (gt_slot_is(error, self, Py_None))
+        gt_field_set(error, self, lost); /* where it lies: that allocates nothing */
     return -1;
 }
 
@@ -144,6 +145,7 @@ static int find_slots(PyTypeObject *type, PyTypeObject *exclusive, PyTypeObject 
 int gt_tls_configure(const gt_tls_classes *classes)
 {
     gt_tls.out_of_memory = Py_NewRef(classes->out_of_memory);
+    gt_tls.interrupted = Py_NewRef(classes->interrupted);
     gt_tls.chunk = (size_t)classes->chunk;
     gt_tls.most_answered = classes->most_answered;
     return find_names() < 0 ? -1 : find_slots(classes->connection, classes->exclusive, classes->changes);

@@ -52,7 +52,7 @@ from gain_trio._transports._connections import (
 from gain_trio._transports._peer_progress import STALL
 
 from ._tls_changes import TlsChanges
-from ._tls_engine import OUT_OF_MEMORY, Engine
+from ._tls_engine import INTERRUPTED, OUT_OF_MEMORY, Engine
 from ._tls_traffic import ANSWERS, CHUNK, PIECE, Exclusive, TlsTraffic
 
 if TYPE_CHECKING:
@@ -573,4 +573,4 @@ class TlsConnection(TlsTraffic):
 
 
 if fastpath is not None:
-    fastpath.hasten_tls(TlsConnection, Engine, Exclusive, TlsChanges, OUT_OF_MEMORY, CHUNK, ANSWERS)
+    fastpath.hasten_tls(TlsConnection, Engine, Exclusive, TlsChanges, OUT_OF_MEMORY, INTERRUPTED, CHUNK, ANSWERS)

@@ -17,6 +17,8 @@ _RECORD = 16384
 """The most bytes of data in one record."""
 OUT_OF_MEMORY: Final = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 """The error of a connection that has lost bytes for want of memory: it is made while there is some."""
+INTERRUPTED: Final = OSError(errno.EINTR, "the handler of a signal raised an exception while bytes were decrypted")
+"""The error of a connection that has lost bytes to a Ctrl-C, say: :mod:`ssl` has handlers run when OpenSSL has read."""
 
 
 def is_cut_off(error: BaseException | None) -> bool:

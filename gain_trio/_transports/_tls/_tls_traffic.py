@@ -52,7 +52,7 @@ from gain_trio._transports._connections import (
 )
 from gain_trio._transports._time_slices import TimeSlice
 
-from ._tls_engine import OUT_OF_MEMORY, Engine, error_of_a_cut, is_cut_off
+from ._tls_engine import INTERRUPTED, OUT_OF_MEMORY, Engine, error_of_a_cut, is_cut_off
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -303,8 +303,8 @@ class TlsTraffic(Connection):
             try:
                 self._engine.feed(data)
                 self._decrypt_fed()
-            except MemoryError:  # what is lost would be missing in the midst of the stream
-                self._fail(OUT_OF_MEMORY)
+            except BaseException as error:  # what is lost would be missing in the midst of the stream
+                self._fail(OUT_OF_MEMORY if isinstance(error, MemoryError) else INTERRUPTED)
                 raise
 
     @trio.lowlevel.enable_ki_protection  # see _feed()
