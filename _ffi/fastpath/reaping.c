@@ -121,7 +121,9 @@ static int collect_one(gt_proactor *proactor, const struct io_uring_cqe *cqe, bo
 static Py_ssize_t collect(gt_proactor *proactor)
 {
     Py_ssize_t news = 0;
-    if (proactor->timed_streams > 0 && gt_ring_ready(proactor->ring) > 0 && gt_proactor_look_at_clock(proactor) < 0)
+    if (proactor->timed_streams > 0 && gt_ring_ready(proactor->ring) > 0 &&
+        (gt_trio_leave_task(&proactor->trio) < 0 || /* the clock is Python's code, and handlers of signals run in it */
+         gt_proactor_look_at_clock(proactor) < 0))
         return -1;
     PyObject *type = NULL, *value = NULL, *traceback = NULL; /* of an error, out of the way of the rest of the batch */
     for (int pass = 0; pass < MAX_PASSES; pass++) {
@@ -209,11 +211,12 @@ static Py_ssize_t postpone(gt_proactor *self)
 }
 
 /* Whether a connection's task is next.  Else it may be a signal that has ended the wait, by the descriptor that Trio has it write
- * to, and its handler is to find no task current, because none runs. */
+ * to, and its handler is to find no task current, because none runs.  (A signal that comes together with bytes of a connection is
+ * as one that comes between two steps of a batch, and finds the task of the last step.) */
 static bool next_is_a_step(const gt_proactor *self)
 {
     const gt_waiter *waiter = self->ready_first;
-    return waiter && waiter->call && waiter->call->kind->in_place;
+    return waiter && waiter->task && waiter->call && waiter->call->kind->in_place;
 }
 
 /* Do what process() would do, if Trio's loop would do nothing else.  Whether to wait again.  `goes_on`: the wait has lingered
@@ -280,7 +283,7 @@ static Py_ssize_t wait_for_news(gt_proactor *self, int64_t timeout, const gt_dea
             continue;
         }
         if (news > 0) {
-            lingers = linger(self, noted, lingers);
+            lingers = linger(self, noted, lingers && self->timed_streams == 0);
             if (!lingers)
                 return news;
             news = 0;

@@ -8,10 +8,10 @@
  *     ----------------------------------------------   ---------------------------------------------
  *     reschedule(): _abort_func, custom_sleep_data     cleared before the step
  *     GLOBAL_RUN_CONTEXT.task                          set; deleted when the task has exited, before the handler of a
- *                                                      signal that ended a wait, and before Trio's loop goes on, but not
- *                                                      between two steps, nor while a wait that lingers is asleep: a dict
- *                                                      that grows and shrinks is resized all the time, and no code of the
- *                                                      program runs in this thread meanwhile
+ *                                                      signal that ended a wait, before the clock is asked, and before
+ *                                                      Trio's loop goes on, but not between two steps, nor while a wait
+ *                                                      that lingers is asleep: a dict that grows and shrinks is resized
+ *                                                      all the time
  *     task.context.run(task.coro.send, ...)            PyContext_Enter, PyIter_Send, PyContext_Exit
  *     _schedule_points, _cancel_points                 counted
  *     WaitTaskRescheduled: _abort_func, then a         the same, in the same order
