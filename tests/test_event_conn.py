@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import io
 import subprocess
 import sys
@@ -297,6 +299,30 @@ async def test_closed(async_handler: bool) -> None:
     assert issubclass(ConnectionClosed, trio.ClosedResourceError)
     assert recorder.numbers() == (1, 1, 1, 1)
     assert not recorder.unexpected
+
+
+async def test_writing_to_a_closed_one_keeps_nothing() -> None:
+    """A server that writes to all of its connections meets many closed ones, and none may keep the message."""
+
+    class Data(bytearray):
+        pass
+
+    conns: list[Conn] = []
+    recorder = Recorder({"on_accept": conns.append})
+    async with serving_events(recorder) as server:
+        await (await dial(server)).aclose()
+        await called(recorder, "on_close")
+        [conn] = conns
+        data = Data(b"late")
+        is_there = weakref.ref(data)
+        gc.disable()
+        try:
+            with contextlib.suppress(ConnectionClosed):
+                conn.write(data)
+            del data
+            assert is_there() is None
+        finally:
+            gc.enable()
 
 
 async def test_writing_to_one_that_was_reset_is_no_error() -> None:

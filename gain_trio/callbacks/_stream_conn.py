@@ -186,7 +186,10 @@ class StreamConn(Conn):
             raise ConnectionClosed("this connection is closed") from None
         if isinstance(error, RuntimeError) and current_thread() != self._settings.thread:
             return self._hand_over(whole_of(data))
-        raise error
+        try:
+            raise error
+        finally:
+            del error  # its traceback has this frame, which would keep it, and the data, until garbage is collected
 
     def _look_first(self) -> None:
         """The limit was passed: the next write looks before it sends."""
