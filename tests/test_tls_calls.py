@@ -483,15 +483,16 @@ def signalling(is_armed: list[bool]) -> Any:
     return kill
 
 
+@pytest.mark.parametrize("raised", [Unwanted, TimeoutError])
 @pytest.mark.parametrize("way", ["receive", "change"])
-async def test_an_exception_of_a_signals_handler_leaves_no_hole(way: str) -> None:
+async def test_an_exception_of_a_signals_handler_leaves_no_hole(way: str, raised: type[Exception]) -> None:
     """Where it has cost bytes, none come behind them."""
     context: Any = client_context()
     is_armed: list[bool] = []
     context._msg_callback = signalling(is_armed)
 
     def handler(*_: object) -> None:
-        raise Unwanted
+        raise raised
 
     async def speak(connection: Connection) -> None:
         assert await connection.receive() == b"?"
@@ -507,7 +508,7 @@ async def test_an_exception_of_a_signals_handler_leaves_no_hole(way: str) -> Non
             async with client:
                 await client.send(b"?")
                 is_armed.append(True)
-                with pytest.raises(Unwanted):
+                with pytest.raises(raised):
                     if way == "receive":
                         await client.receive()
                     else:

@@ -26,7 +26,7 @@ bool gt_tls_is_quiet(PyObject *self, long watched)
 
 int gt_tls_begin_watching(PyObject *self, PyObject *watched, gt_connection *below)
 {
-    PyObject *changes = Py_XNewRef(changes_of(self));
+    PyObject *changes = gt_field_get(&gt_tls.changes, self);
     int result = changes ? gt_field_set(&gt_tls.watched, changes, watched) : -1;
     if (result == 0)
         result = gt_field_set(&gt_tls.waited_for, changes, (PyObject *)below);
@@ -44,7 +44,7 @@ static int set_number(const gt_field *field, PyObject *object, Py_ssize_t number
 
 int gt_tls_end_watching(PyObject *self)
 {
-    PyObject *changes = Py_XNewRef(changes_of(self));
+    PyObject *changes = gt_field_get(&gt_tls.changes, self);
     int result = changes ? gt_field_set(&gt_tls.waited_for, changes, Py_None) : -1;
     if (result == 0)
         result = set_number(&gt_tls.watched, changes, 0);
@@ -79,7 +79,7 @@ static int decrypt(PyObject *self, PyObject *changes, PyObject *count)
 Py_ssize_t gt_tls_see(PyObject *self, PyObject *change, long watched)
 {
     const Py_ssize_t below = PyLong_AsSsize_t(change); /* made by the call of the connection below */
-    PyObject *changes = Py_XNewRef(changes_of(self));
+    PyObject *changes = gt_field_get(&gt_tls.changes, self);
     Py_ssize_t seen = changes && (below != -1 || !PyErr_Occurred()) ? 0 : -1;
     if (seen == 0 && below == GT_CHANGED)
         seen = gt_field_set(&gt_tls.sent, changes, Py_True);

@@ -22,7 +22,7 @@
 static struct {
     PyTypeObject *type; /* owned, as are all of these */
     PyTypeObject *records_type, *buffer_type;
-    PyObject *want_read;                    /* ssl.SSLWantReadError */
+    PyObject *ssl_error, *want_read;        /* ssl.SSLError, ssl.SSLWantReadError */
     PyObject *python_read;                  /* the engine's method */
     PyObject *read, *write, *pending, *eof; /* names */
     gt_field records, incoming, outgoing, withheld, ended, error, partial_record;
@@ -96,7 +96,7 @@ static int note_error(PyObject *self)
         PyErr_Clear();
         return 0;
     }
-    if (!PyErr_ExceptionMatches(PyExc_OSError))
+    if (!PyErr_ExceptionMatches(engine.ssl_error)) /* a signal's handler may raise any other OSError */
         return -1;
     PyObject *error = gt_take_exception();
     PyException_SetTraceback(error, Py_None);
@@ -194,7 +194,8 @@ static PyObject *read_record(PyObject *self, PyObject *records, PyObject *incomi
             Py_CLEAR(data);
         return data;
     }
-    const int more = alone ? 0 : has_more(self, records, incoming, PyBytes_GET_SIZE(data) < size);
+    const bool drained = PyBytes_GET_SIZE(data) < size; /* else the record may have been a compressed one */
+    const int more = alone && drained ? 0 : has_more(self, records, incoming, drained);
     if (more > 0)
         return read_all(self, records, incoming, data);
     if (more < 0)
@@ -300,8 +301,9 @@ int gt_tls_engine_replace(PyTypeObject *type)
     engine.records_type = type_named(module, "_SSLSocket");
     engine.buffer_type = engine.records_type ? type_named(module, "MemoryBIO") : NULL;
     engine.want_read = engine.buffer_type ? PyObject_GetAttrString(module, "SSLWantReadError") : NULL;
+    engine.ssl_error = engine.want_read ? PyObject_GetAttrString(module, "SSLError") : NULL;
     Py_DECREF(module);
-    if (!engine.want_read)
+    if (!engine.ssl_error)
         return -1;
     const struct {
         gt_field *field;

@@ -17,7 +17,7 @@ _RECORD = 16384
 """The most bytes of data in one record."""
 OUT_OF_MEMORY: Final = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 """The error of a connection that has lost bytes for want of memory: it is made while there is some."""
-INTERRUPTED: Final = OSError(errno.EINTR, "the handler of a signal raised an exception while bytes were decrypted")
+INTERRUPTED: Final = OSError(errno.EINTR, "an exception, as of the handler of a signal, has cost bytes")
 """The error of a connection that has lost bytes to a Ctrl-C, say: :mod:`ssl` has handlers run when OpenSSL has read."""
 
 
@@ -92,7 +92,7 @@ class Engine:
                     break  # one more read would cost an exception
         except ssl.SSLWantReadError:
             pass
-        except OSError as error:
+        except ssl.SSLError as error:  # a signal's handler may raise any other OSError
             self.error = error.with_traceback(None)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
@@ -109,7 +109,7 @@ class Engine:
                 done += self._records.write(memoryview(data)[done:])
         except ssl.SSLWantReadError:
             pass
-        except OSError as error:
+        except ssl.SSLError as error:  # a signal's handler may raise any other OSError
             self.error = error.with_traceback(None)
         return done
 
