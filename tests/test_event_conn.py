@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import trio
 from support.event_runs import called, dial, serving_events
-from support.event_servers import Recorder
+from support.event_servers import Recorder, WritesUntilBroken
 from support.pairs import PATIENCE, receive_all
 from support.sockets import reset
 
@@ -328,19 +328,11 @@ async def test_writing_to_a_closed_one_keeps_nothing() -> None:
 async def test_writing_to_one_that_was_reset_is_no_error() -> None:
     """on_close tells of it; until then nothing is taken."""
 
-    class Waiting(Recorder):
-        async def on_read(self, conn: Conn, n: int) -> None:
-            conn.discard(n)
-            with trio.fail_after(PATIENCE):
-                while conn.write(b"x"):
-                    await trio.lowlevel.checkpoint()
-            self._called("on_read", conn, n)
-
     def on_close(conn: Conn, _err: object) -> None:
         with pytest.raises(ConnectionClosed):
             conn.write(b"late")
 
-    recorder = Waiting({"on_close": on_close})
+    recorder = WritesUntilBroken({"on_close": on_close})
     async with serving_events(recorder) as server:
         client = await dial(server)
         await client.send_all(b"?")

@@ -10,7 +10,7 @@ import pytest
 import trio
 from support.certificates import client_context, server_context
 from support.event_runs import called, serving_events
-from support.event_servers import Recorder
+from support.event_servers import Recorder, WritesUntilBroken
 from support.pairs import MEBIBYTE, PATIENCE, receive_all
 
 import gain_trio
@@ -67,15 +67,7 @@ async def test_a_conn_that_is_closed_refuses() -> None:
 
 
 async def test_writing_to_one_that_was_reset_is_no_error() -> None:
-    class Waiting(Recorder):
-        async def on_read(self, conn: Conn, n: int) -> None:
-            conn.discard(n)
-            with trio.fail_after(PATIENCE):
-                while conn.write(b"x"):
-                    await trio.lowlevel.checkpoint()
-            self._called("on_read", conn, n)
-
-    recorder = Waiting()
+    recorder = WritesUntilBroken()
     async with serving_events(recorder, ssl_context=server_context()) as server:
         client = await dial(server)
         await client.send(b"?")

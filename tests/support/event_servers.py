@@ -71,6 +71,17 @@ class Recorder(EventHandler):
         self._called("on_close", conn, err)
 
 
+class WritesUntilBroken(Recorder):
+    """A handler whose first read takes what has come, and writes until the peer's reset is noticed."""
+
+    async def on_read(self, conn: Conn, n: int) -> None:
+        conn.discard(n)
+        with trio.fail_after(PATIENCE):
+            while conn.write(b"x"):
+                await trio.lowlevel.checkpoint()
+        self._called("on_read", conn, n)
+
+
 class AsyncRecorder(Recorder):
     """A recorder whose callbacks wait."""
 
