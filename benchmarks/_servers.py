@@ -234,8 +234,17 @@ def answers(port: int, *, udp: bool) -> bool:
 
 def cpu_seconds(pid: int) -> float:
     """What the process has used, all threads, as the scheduler accounts for it."""
+    return _scheduled(pid, 0)
+
+
+def run_delay(pid: int) -> float:
+    """The seconds in which threads of the process were ready to run, but their CPU was another's."""
+    return _scheduled(pid, 1)
+
+
+def _scheduled(pid: int, column: int) -> float:
     tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+    return sum(int(task.read_text().split()[column]) for task in tasks) / 1e9
 
 
 class Server:

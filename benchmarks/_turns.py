@@ -14,12 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from _measure import MIN_PAIRS, LoadError
-from _servers import SERVERS, Server, end_group, pinned
+from _servers import SERVERS, Server, end_group, pinned, run_delay
 
 MOST_DELAY = 0.03  # of a slice, which is quiet when the client and the server waited for less
 PATIENCE_SECONDS = 30.0
@@ -48,12 +47,6 @@ class Turns:
     def loud(self) -> bool:
         """Whether too few slices were quiet, so that all of them count."""
         return self.quiet < MIN_PAIRS
-
-
-def _run_delay(pid: int) -> float:
-    """The seconds in which the process was ready to run, but its CPU was another's."""
-    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    return sum(int(task.read_text().split()[1]) for task in tasks) / 1e9
 
 
 class Client:
@@ -90,7 +83,7 @@ class Client:
         return Slice(cost, self._delay() - before < MOST_DELAY * seconds)
 
     def _delay(self) -> float:
-        return _run_delay(self._process.pid) + _run_delay(self._server.pid)
+        return run_delay(self._process.pid) + run_delay(self._server.pid)
 
 
 @contextmanager
