@@ -416,6 +416,17 @@ def test_an_empty_line_before_a_request_is_ignored() -> None:
     assert talk.phase is Phase.OVER
 
 
+@pytest.mark.parametrize("batch", [GET, GET * 2])
+def test_an_empty_line_before_each_request_is_ignored_also_where_it_repeats_the_last_one(batch: bytes) -> None:
+    site = Plaintext(lambda: NOW)
+    talk = Exchange(site)
+    for _ in range(4):
+        assert talk.feed(b"\r\n") == b""
+        Exchange(site).feed(batch)
+        assert talk.feed(GET) == OK
+    assert statuses(talk.feed(b"\r\n" + b"\r\n")) == [400]
+
+
 # --- pieces ---
 
 TALK = (

@@ -100,6 +100,7 @@ class Exchange:
             last = reader.last
             if last is not None and data == last.whole and (answer := site.known.get(last)) is not None:
                 self.has_answered = True
+                reader.empty_lines = 0
                 return answer
             return self._feed_idle(data)
         if phase is _OVER:

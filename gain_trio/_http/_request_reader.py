@@ -98,7 +98,6 @@ class RequestReader:
 
     __slots__ = (
         "_data",
-        "_empty_lines",
         "_left",
         "_limits",
         "_memory",
@@ -109,6 +108,7 @@ class RequestReader:
         "_state",
         "_total",
         "_tries",
+        "empty_lines",
         "has_more",
         "in_head",
         "is_midway",
@@ -126,8 +126,9 @@ class RequestReader:
         self._state = _AT_HEAD
         self._left = 0  # bytes of the body, or of the chunk
         self._total = 0  # bytes of all chunks, and then of the trailers
-        self._empty_lines = 0  # before the next request
         self._tries = self._section_tries = _TRIES
+        self.empty_lines = 0
+        """The number of empty lines before the next request."""
         self.has_more = False
         """Whether there may be another request in what was fed, after the body of the last one."""
         self.in_head = False
@@ -199,7 +200,7 @@ class RequestReader:
                 request = self.last = self._memory.whole.get(data)
             if request is not None:
                 self._tries = _TRIES
-                self._empty_lines = 0
+                self.empty_lines = 0
                 self.has_more = self.in_head = False
                 return request
             self._tries -= 1
@@ -219,7 +220,7 @@ class RequestReader:
         if requests:
             self.last = requests[-1]
             self._tries = _TRIES
-            self._empty_lines = 0
+            self.empty_lines = 0
             self.in_head = False
         else:
             self._tries -= 1
@@ -257,7 +258,7 @@ class RequestReader:
             self._position = end
         else:  # a connection that waits holds no request
             self._data, self._position = b"", 0
-        self._empty_lines = 0
+        self.empty_lines = 0
         self.in_head = False
         request = Request(method, target, section)
         body = section.framing.length
@@ -293,7 +294,7 @@ class RequestReader:
         request = self._memory.whole.get(data[position:end])
         if request is not None:
             self._position = end
-            self._empty_lines = 0
+            self.empty_lines = 0
             self._tries = _TRIES
             self.has_more = end < len(data)
             self.in_head = False
@@ -311,8 +312,8 @@ class RequestReader:
         """Read an incomplete or malformed head, or an empty line before one, which RFC 9112, 2.2, allows."""
         data, position = self._data, self._position
         if data.startswith(b"\r\n", position):
-            self._empty_lines += 1
-            if self._empty_lines > MAX_EMPTY_LINES:
+            self.empty_lines += 1
+            if self.empty_lines > MAX_EMPTY_LINES:
                 raise Refused(HTTPStatus.BAD_REQUEST, "before a request there is at most one empty line")
             self._position += 2
             return self.next_request()
