@@ -102,6 +102,39 @@ def test_each_pipelined_request_is_answered_in_order() -> None:
     assert statuses(got) == [404 if target in (b"/nothing", b"/x") else 200 for target in targets]
 
 
+def test_a_batch_is_answered_like_the_equal_one_of_another_connection_before() -> None:
+    site = Plaintext(lambda: NOW)
+    batches = [GET * 3, GET, GET * 3, b"HEAD" + GET[3:] + GET, GET * 3]
+    for batch in batches * 2:
+        assert Exchange(site).feed(batch) == exchange().feed(batch)
+    talk = Exchange(site)
+    assert talk.feed(GET * 3) == OK * 3
+    assert (talk.phase, talk.has_answered) == (Phase.IDLE, True)
+    assert talk.feed(POST + b"Content-Length: %d\r\n\r\n" % len(GET * 3)) == b""
+    assert statuses(talk.feed(GET * 3)) == [405]  # a body
+    assert talk.feed(GET[:-2]) == b""
+    assert statuses(talk.feed(GET * 3)) == [400]  # not the beginning of a request
+
+
+def test_a_batch_that_ends_the_connection_ends_the_next_one_too() -> None:
+    site = Plaintext(lambda: NOW)
+    for _ in range(3):
+        talk = Exchange(site)
+        assert statuses(talk.feed(GET + GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))) == [200, 200]
+        assert talk.phase is Phase.OVER
+        assert talk.feed(GET * 2) == b""
+
+
+def test_no_long_batch_is_remembered() -> None:
+    site = Plaintext(lambda: NOW)
+    talk = Exchange(site)
+    for _ in range(3):
+        assert talk.feed(GET * 3) == OK * 3
+    assert site.known.batch == (GET * 3, OK * 3)
+    assert talk.feed(GET * 1000) == OK * 1000
+    assert site.known.batch == (GET * 3, OK * 3)
+
+
 # --- the time ---
 
 

@@ -19,9 +19,8 @@ import trio
 from gain_trio._transports import Connection, was_reset
 
 from ._http_heads import response, split_target
-from ._http_requests import Exchange, Phase, Site
+from ._http_requests import Exchange, KnownAnswers, Phase, Site
 from ._linger import linger
-from ._request_fields import Memory, Request
 
 IDLE_TIMEOUT = 60.0
 """Seconds that a client may be silent, if the server has no ``idle_timeout`` of its own."""
@@ -33,8 +32,6 @@ a slower connection, because an error page could not reach that client either.""
 PIECE = 4096
 """Bytes of requests, or of a body in chunks, that the handler works off before others have a turn."""
 BODY = b"Hello, World!"
-_MOST_KNOWN = 256
-"""The most requests whose answers are kept until the next second."""
 PATHS = (b"/plaintext", b"/")
 METHODS = (b"GET", b"HEAD")
 
@@ -51,7 +48,7 @@ class Plaintext(Site):
         self.clock = clock
         self._date = b""
         self._ready: dict[tuple[bytes, bytes, bytes], bytes] = {}
-        self.known: Memory[Request, bytes] = Memory(_MOST_KNOWN)
+        self.known = KnownAnswers()
 
     def refresh(self, now: float) -> None:
         """See :meth:`Site.refresh`.  The part that depends on the time is made anew once a second.
@@ -66,7 +63,7 @@ class Plaintext(Site):
             for path in PATHS
             for connection in (b"", b"keep-alive", b"close")
         }
-        self.known = Memory(_MOST_KNOWN)  # behind that, so that it is given no answer of an earlier second
+        self.known = KnownAnswers()  # behind that, so that it is given no answer of an earlier second
         self.since = float(second)  # last: a thread that finds the current second here finds the rest, too
 
     def answer(self, method: bytes, target: bytes, connection: bytes) -> bytes:

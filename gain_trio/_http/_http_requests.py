@@ -3,8 +3,9 @@
 The pull handler ``http`` and the callbacks move the bytes and share this exchange.  The reader (``_request_reader.py``)
 reads the requests, and a :class:`Site` gives them their meaning.
 
-*What was answered is remembered*: a site may keep the answers to requests that the memory of requests holds, as long as they
-stay true (:attr:`Site.known`).  A batch of such requests costs no work for each of them in Python.
+*What was answered is remembered*: a site keeps the answers to requests that the memory of requests holds, as long as they
+stay true (:attr:`Site.known`).  A batch of such requests costs no work for each of them in Python, and a batch that is equal
+to the last one, of whatever connection, costs one comparison.
 
 *Answers keep the order of the requests*: the exchange appends an answer when it has read the whole request, body included,
 and looks at the next request after that.  It skips bodies and never stores them.  After a refusal, or an answer with
@@ -27,6 +28,10 @@ from ._request_reader import MAX_HEAD, Limits, RequestReader
 MAX_BODY: Final = 1024 * 1024
 """Bytes of a request's body."""
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_MAX_BATCH: Final = 8192
+"""Bytes of the longest batch of requests that is remembered as a whole."""
+_MOST_KNOWN: Final = 256
+"""The most requests whose answers are kept."""
 _LIMITS: Final = Limits(head=MAX_HEAD, body=MAX_BODY)
 _MEMORY: Final = RequestMemory()
 
@@ -47,6 +52,21 @@ _IDLE: Final = Phase.IDLE
 _OVER: Final = Phase.OVER
 
 
+@final
+class KnownAnswers:
+    """The answers to requests that were seen before and do not end the connection, as long as these answers are true.
+
+    A site replaces it as a whole: another thread that has the one of before writes nothing into the new one.
+    """
+
+    __slots__ = ("batch", "by_request")
+
+    def __init__(self) -> None:
+        self.by_request: Memory[Request, bytes] = Memory(_MOST_KNOWN)
+        self.batch: tuple[bytes | None, bytes] = (None, b"")
+        """The last batch of such requests, and the answers to it."""
+
+
 class Site(abc.ABC):
     """The part of a server that gives requests their meaning."""
 
@@ -54,8 +74,8 @@ class Site(abc.ABC):
     """The time, in seconds since the epoch."""
     since: float = -math.inf
     """The time of the last :meth:`refresh`, as a whole number of seconds."""
-    known: Memory[Request, bytes]
-    """The answers of this second to requests that were seen before and do not end the connection."""
+    known: KnownAnswers
+    """The answers of this second."""
 
     @abc.abstractmethod
     def refresh(self, now: float) -> None:
@@ -97,12 +117,19 @@ class Exchange:
         if not 0.0 <= now - site.since < 1.0:
             site.refresh(now)
         if phase is _IDLE:
-            last = reader.last
-            if last is not None and data == last.whole and (answer := site.known.get(last)) is not None:
-                self.has_answered = True
-                reader.empty_lines = 0
-                return answer
-            return self._feed_idle(data)
+            known, last = site.known, reader.last
+            batch = known.batch
+            if data == batch[0]:
+                answer: bytes | None = batch[1]
+            elif last is not None and data == last.whole:
+                answer = known.by_request.get(last)
+            else:
+                answer = None
+            if answer is None:
+                return self._feed_idle(data)
+            self.has_answered = True
+            reader.empty_lines = 0
+            return answer
         if phase is _OVER:
             return b""
         reader.feed(data)
@@ -110,22 +137,25 @@ class Exchange:
 
     def _feed_idle(self, data: bytes) -> bytes:
         """Do :meth:`feed` between two requests, with a look-up for each request whose answer is known."""
-        repeated = self._reader.feed_repeated(data)
-        if repeated and not self._reader.has_more:
-            known = self._site.known
-            first = repeated[0]
-            if repeated.count(first) == len(repeated) and (answer := known.get(first)) is not None:  # nearly always
-                self.has_answered = True
-                return answer * len(repeated)
-            answers = list(map(known.get, repeated))
-            if all(answers):
-                self.has_answered = True
-                return b"".join(cast("list[bytes]", answers))
-        return self._answer_fed(repeated)
+        known, reader = self._site.known, self._reader
+        repeated = reader.feed_repeated(data)
+        if not repeated or reader.has_more:
+            return self._answer_fed(repeated)
+        by_request, first = known.by_request, repeated[0]
+        if repeated.count(first) == len(repeated) and (answer := by_request.get(first)) is not None:  # nearly always
+            answers = answer * len(repeated)
+        else:
+            found = list(map(by_request.get, repeated))
+            answers = b"".join(cast("list[bytes]", found)) if all(found) else self._answer_fed(repeated)
+        if self.phase is _IDLE:
+            self.has_answered = True
+            if len(data) <= _MAX_BATCH:
+                known.batch = data, answers
+        return answers
 
     def _answer_fed(self, repeated: Iterable[Request]) -> bytes:
         """Answer these requests, and remember the answers; then those that the reader has."""
-        known = self._site.known
+        known = self._site.known.by_request
         answers: list[bytes] = []
         self.has_answered = False
         try:
