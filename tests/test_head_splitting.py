@@ -16,6 +16,8 @@ from gain_trio._http._head_splitting import (
     PLAIN,
     SECRET,
     Line,
+    begins,
+    begins_in_python,
     read_fields,
     read_fields_in_python,
     repeated,
@@ -93,6 +95,16 @@ def test_repeated_heads_are_found_as_in_python(keys: list[bytes], data: bytes, p
     assert repeated(memory, data, position, most) == repeated_in_python(memory, data, position, most)
 
 
+@given(st.sampled_from(KEYS) | st.binary(max_size=4), st.sampled_from(KEYS), st.integers(0, 60))
+@example(HEAD + HEAD, HEAD, len(HEAD))
+@example(HEAD + HEAD[:-1], HEAD, len(HEAD))
+@example(HEAD, b"", len(HEAD))
+def test_a_head_begins_where_it_does_in_python(data: bytes, whole: bytes, position: int) -> None:
+    position = min(position, len(data))
+    assert begins(data, position, whole) is begins_in_python(data, position, whole)
+    assert begins(data + whole, len(data), whole)
+
+
 @pytest.mark.parametrize(
     ("function", "arguments", "error"),
     [
@@ -109,6 +121,10 @@ def test_repeated_heads_are_found_as_in_python(keys: list[bytes], data: bytes, p
         ("repeated", ({}, HEAD, len(HEAD) + 1, 9), ValueError),
         ("repeated", ({}, HEAD, 0, -1), ValueError),
         ("repeated", ({}, HEAD, 0, None), TypeError),
+        ("begins", (HEAD, 0), TypeError),
+        ("begins", (HEAD, 0, ""), TypeError),
+        ("begins", ("", 0, HEAD), TypeError),
+        ("begins", (HEAD, len(HEAD) + 1, HEAD), ValueError),
         ("read_fields", (b"", {}, []), TypeError),
         ("read_fields", ("", {}, [], len), TypeError),
         ("read_fields", (b"", [], [], len), TypeError),

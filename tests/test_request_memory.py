@@ -112,6 +112,24 @@ def test_a_pair_of_requests_is_not_taken_for_one() -> None:
         assert one.next_request() is None
 
 
+def test_each_request_of_a_long_batch_is_found_again() -> None:
+    memory = RequestMemory()
+    one = reader(memory)
+    first, other = request("X: y" * 20), request("X: z", target="/second")
+    found = []
+    for batch in (first * 40, first * 40 + other, other * 40, first + other, first * 40):
+        following = one.feed_request(batch)
+        while following is not None:
+            found.append(following)
+            following = one.next_request()
+        assert (one.unread, one._data) == (0, b"")  # a connection that waits holds no request
+    targets = [b"/"] * 80 + [b"/second"] * 41 + [b"/", b"/second"] + [b"/"] * 40
+    assert [each.target for each in found] == targets
+    assert len({id(each) for each in found[:80]}) == 1
+    assert found[-38] is found[-1]
+    assert len(memory.whole) == 2
+
+
 def test_a_flood_of_different_requests_does_not_grow_it() -> None:
     memory = RequestMemory()
     most = [0, 0, 0, 0]

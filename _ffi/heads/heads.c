@@ -11,6 +11,7 @@
  *                     several requests in one go mostly repeats one.  So a head is compared with the last one first, which is
  *                     a tenth of the price of a hash.  That is the same as a look-up: the end of a head is in it once, so no
  *                     head is the beginning of another one.
+ *     begins()        compares a head that is known with the bytes at a place.
  *     read_fields()   looks each line of a head up, and has Python read one that is new.  A client mostly repeats all lines but
  *                     one, so a line is compared with the one that another head had at its place, for the same reason.
  */
@@ -171,6 +172,20 @@ static PyObject *repeated(PyObject *Py_UNUSED(module), PyObject *const *argument
     return list_and_place(found, position);
 }
 
+static PyObject *begins(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
+{
+    Py_ssize_t position;
+    if (count != 3 || !PyBytes_Check(arguments[2])) {
+        PyErr_SetString(PyExc_TypeError, "begins() takes bytes, a place in them, and what may stand there");
+        return NULL;
+    }
+    if (!parse_place("begins", arguments[0], arguments[1], &position))
+        return NULL;
+    const char *data = PyBytes_AS_STRING(arguments[0]), *whole = PyBytes_AS_STRING(arguments[2]);
+    size_t length = (size_t)PyBytes_GET_SIZE(arguments[2]);
+    return PyBool_FromLong(behind(data + position, data + PyBytes_GET_SIZE(arguments[0]), whole, length) != NULL);
+}
+
 /* The line of an entry of the memory, borrowed; NULL with an exception if it is none. */
 static PyObject *line_of(PyObject *entry)
 {
@@ -288,6 +303,9 @@ static PyMethodDef methods[] = {
     {"repeated", (PyCFunction)(void (*)(void))repeated, METH_FASTCALL,
      PyDoc_STR("repeated($module, memory, data, position, most, /)\n--\n\n"
                "What a memory has for the heads from a place on, and where the first other head begins.")},
+    {"begins", (PyCFunction)(void (*)(void))begins, METH_FASTCALL,
+     PyDoc_STR("begins($module, data, position, whole, /)\n--\n\n"
+               "Whether a whole head begins at a place.")},
     {"read_fields", (PyCFunction)(void (*)(void))read_fields, METH_FASTCALL,
      PyDoc_STR("read_fields($module, lines, known, recent, read, /)\n--\n\n"
                "The pairs of a head's lines, those of them that matter to the framing, and whether any is a secret.")},

@@ -58,6 +58,11 @@ def repeated_in_python(memory: dict[bytes, T], data: bytes, position: int, most:
         position = end
 
 
+def begins_in_python(data: bytes, position: int, whole: bytes) -> bool:
+    """Whether a head that is known as a whole begins at ``position``."""
+    return data.startswith(whole, position)
+
+
 def read_fields_in_python(
     lines: bytes, known: dict[bytes, Line], _recent: list[Line], read: Callable[[bytes], Line]
 ) -> tuple[tuple[Pair, ...], tuple[Pair, ...], bool]:
@@ -89,6 +94,7 @@ split_head: Callable[[bytes, int], SplitHead | None] = split_in_python if heads 
 repeated: Callable[[dict[bytes, T], bytes, int, int], tuple[list[T], int]] = (
     repeated_in_python if heads is None else heads.repeated
 )
+begins: Callable[[bytes, int, bytes], bool] = begins_in_python if heads is None else heads.begins
 read_fields: Callable[
     [bytes, dict[bytes, Line], list[Line], Callable[[bytes], Line]], tuple[tuple[Pair, ...], tuple[Pair, ...], bool]
 ] = read_fields_in_python if heads is None else heads.read_fields

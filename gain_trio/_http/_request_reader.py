@@ -32,7 +32,7 @@ from typing import Final, final
 
 import attrs
 
-from ._head_splitting import repeated, split_head
+from ._head_splitting import begins, repeated, split_head
 from ._http_heads import MAX_METHOD, TOKEN
 from ._request_fields import (
     CHUNKED,
@@ -197,8 +197,9 @@ class RequestReader:
         if self._tries and not self._rest and self._position >= len(self._data) and len(data) <= MAX_WHOLE:
             request = self.last
             if request is None or data != request.whole:
-                request = self.last = self._memory.whole.get(data)
+                request = self._memory.whole.get(data)
             if request is not None:
+                self.last = request
                 self._tries = _TRIES
                 self.empty_lines = 0
                 self.has_more = self.in_head = False
@@ -243,7 +244,7 @@ class RequestReader:
             if self.in_head:
                 self._check_unfinished()
             return None
-        if position and self._tries and (repeated := self._repeated()) is not None:
+        if self._tries and (repeated := self._repeated()) is not None:
             return repeated
         found = split_head(data, position)
         if found is None:
@@ -286,18 +287,29 @@ class RequestReader:
         return section
 
     def _repeated(self) -> Request | None:
-        """Return the next request behind another one, if the memory has it whole."""
+        """Return the next request, if it begins what is unread and the memory has it whole."""
         data, position = self._data, self._position
-        end = data.find(b"\r\n\r\n", position) + 4
-        if not 4 <= end - position <= MAX_WHOLE:
+        length = len(data)
+        request = self.last
+        # No head is the beginning of another one, so this finds what a look-up would, without a search for the end.
+        if request is not None and (whole := request.whole) is not None and begins(data, position, whole):
+            end = position + len(whole)
+        elif not position:  # feed_request() has looked for it
             return None
-        request = self._memory.whole.get(data[position:end])
-        if request is not None:
+        else:
+            end = data.find(b"\r\n\r\n", position, position + MAX_WHOLE) + 4
+            request = self._memory.whole.get(data[position:end]) if end >= 4 else None
+            if request is None:
+                return None
+            self.last = request
+        self._tries = _TRIES
+        self.empty_lines = 0
+        self.in_head = False
+        self.has_more = end < length
+        if self.has_more:
             self._position = end
-            self.empty_lines = 0
-            self._tries = _TRIES
-            self.has_more = end < len(data)
-            self.in_head = False
+        else:  # see next_request()
+            self._data, self._position = b"", 0
         return request
 
     def _begin_body(self, length: int) -> None:

@@ -11,7 +11,14 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, cast
 
 from gain_trio._http import Limits, Refused, Request, RequestMemory, RequestReader, split_target
-from gain_trio._http._head_splitting import repeated, repeated_in_python, split_head, split_in_python
+from gain_trio._http._head_splitting import (
+    begins,
+    begins_in_python,
+    repeated,
+    repeated_in_python,
+    split_head,
+    split_in_python,
+)
 from gain_trio._http._http_handler import SITE
 from gain_trio._http._http_requests import Exchange, Phase
 from gain_trio._http._request_reader import MAX_HEAD
@@ -119,6 +126,12 @@ def heads(data: bytes) -> None:
             expect(
                 repeated(memory, data, position, most) == repeated_in_python(memory, data, position, most),
                 "C finds the heads of a memory as Python does",
+            )
+    for whole in memory:
+        for position in range(min(len(data), 64)):
+            expect(
+                begins(data, position, whole) is begins_in_python(data, position, whole),
+                "C finds where a head begins as Python does",
             )
 
 
