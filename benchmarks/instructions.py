@@ -4,6 +4,7 @@
     python benchmarks/instructions.py --servers gain_trio,c --configs 64:64:1,1:64:1 --functions 30
     python benchmarks/instructions.py --http --servers gain_trio,uvloop --configs 64:1,64:16
     python benchmarks/instructions.py --asgi plain,json,pipelined --servers gain_trio,uvicorn
+    python benchmarks/instructions.py --churn --servers gain_trio,gain_trio-callbacks,uvloop
 
 A server runs under valgrind's callgrind (``apt install valgrind``), which counts the instructions of a process whatever
 else the machine does: the same twice to about a percent, where CPU time differs by ten.  It counts none of the kernel's,
@@ -11,7 +12,8 @@ which are most of the CPU time of a small message.  So this shows what a change 
 is worth.
 
 The client has one round after the other: it sends a message, or a batch of requests, on each connection, and waits for all
-answers.  Counting begins after some rounds, when all connections are open and all code has run.
+answers.  Counting begins after some rounds, when all connections are open and all code has run.  With ``--churn`` a round is
+the whole life of each connection: connect, one message echoed, the end of both sides.
 """
 
 from __future__ import annotations
@@ -60,6 +62,8 @@ class Load:
     is_answer: Callable[[bytes], bool]
     certificate: Path | None = None
     """The certificate of a server that speaks TLS."""
+    is_churn: bool = False
+    """Whether each round has connections of its own."""
 
 
 def echo_load(text: str) -> Load:
@@ -94,6 +98,13 @@ def asgi_load(name: str) -> Load:
     return request_load(row.config.connections, row.config.depth, row.request, row.body)
 
 
+def load_of(text: str, arguments: argparse.Namespace) -> Load:
+    """The load of a configuration, as the arguments want it."""
+    load = (asgi_load if arguments.asgi else http_load if arguments.http else echo_load)(text)
+    certificate = make_certificate(BUILD) if arguments.tls else None
+    return dataclasses.replace(load, certificate=certificate, is_churn=arguments.churn)
+
+
 def control(pid: int, command: str) -> None:
     """Have callgrind do something in the server."""
     result = subprocess.run(
@@ -115,18 +126,48 @@ def connected(port: int, load: Load) -> Iterator[list[socket.socket]]:
         yield [stack.enter_context(connect()) for _ in range(load.connections)]
 
 
-def run_rounds(clients: list[socket.socket], load: Load, rounds: int) -> None:
-    """Send the request on every connection, and receive the answer on each, in each of the rounds."""
-    for _ in range(rounds):
-        for client in clients:
-            client.sendall(load.request)
-        for client in clients:
-            answer = b""
-            while not load.is_answer(answer):
-                data = client.recv(1 << 20)
-                if not data:
-                    raise LoadError(f"the server has ended a connection after {answer[:200]!r}")
-                answer += data
+def run_round(clients: list[socket.socket], load: Load) -> None:
+    """Send the request on every connection, and receive the answer on each."""
+    for client in clients:
+        client.sendall(load.request)
+    for client in clients:
+        answer = b""
+        while not load.is_answer(answer):
+            data = client.recv(1 << 20)
+            if not data:
+                raise LoadError(f"the server has ended a connection after {answer[:200]!r}")
+            answer += data
+
+
+def end(clients: list[socket.socket]) -> None:
+    """End all connections in good order: this side first, and then the server's."""
+    for client in clients:
+        client.shutdown(socket.SHUT_WR)
+    for client in clients:
+        if client.recv(1):
+            raise LoadError("more came back than was sent")
+
+
+@contextmanager
+def rounds_of(port: int, load: Load) -> Iterator[Callable[[int], None]]:
+    """What runs a number of rounds."""
+    if load.is_churn:
+
+        def churn(rounds: int) -> None:
+            for _ in range(rounds):
+                with connected(port, load) as clients:
+                    run_round(clients, load)
+                    end(clients)
+
+        yield churn
+        return
+    with connected(port, load) as clients:
+
+        def repeat(rounds: int) -> None:
+            for _ in range(rounds):
+                run_round(clients, load)
+
+        yield repeat
 
 
 def counted(profile: Path) -> int:
@@ -168,14 +209,14 @@ def measure(spec: Spec, load: Load, messages: int, functions: int) -> float:
     variables = {"TRANSFER_CERTIFICATE": str(load.certificate)} if load.certificate else {}
     with (
         _servers.running(under, SERVER_CPU, variables=variables, patience=PATIENCE_SECONDS) as server,
-        connected(server.port, load) as clients,
+        rounds_of(server.port, load) as run_rounds,
     ):
-        run_rounds(clients, load, WARMUP_ROUNDS)
+        run_rounds(WARMUP_ROUNDS)
         control(server.pid, "instrumentation on")
-        run_rounds(clients, load, LEAST_ROUNDS)
+        run_rounds(LEAST_ROUNDS)
         time.sleep(0.2)  # what follows the last answer of a round counts for none
         control(server.pid, "zero")
-        run_rounds(clients, load, rounds)
+        run_rounds(rounds)
         time.sleep(0.2)
         control(server.pid, "dump counted")
     profile, *_ = sorted(BUILD.glob(f"{prefix.name}.out.*"))
@@ -206,17 +247,16 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"none of these servers: there are {', '.join(known)}")
     print(_servers.machine_line(interpreter, os.cpu_count() or 0), end="\n\n", flush=True)
     for text in configs:
-        load = (asgi_load if arguments.asgi else http_load if arguments.http else echo_load)(text)
+        load = load_of(text, arguments)
         if arguments.asgi:
             known |= _asgi.known_servers([text], arguments.python)
-        if arguments.tls:
-            load = dataclasses.replace(load, certificate=make_certificate(BUILD))
         rows = []
         for name in names:
             reason = interpreter.why_missing(known[name])
             figure = reason or f"{measure(known[name], load, arguments.messages, arguments.functions):,.0f}"
             rows.append(f"| {name} | {figure} |")
-        print(f"### {text}\n\n| server | instructions a message |\n|---|--:|", *rows, sep="\n", end="\n\n", flush=True)
+        unit = "connection" if arguments.churn else "message"
+        print(f"### {text}\n\n| server | instructions a {unit} |\n|---|--:|", *rows, sep="\n", end="\n\n", flush=True)
 
 
 def main() -> None:
@@ -238,6 +278,7 @@ def main() -> None:
     add("--http", action="store_true", help="HTTP plaintext; --configs CONNECTIONS:DEPTH,...")
     add("--asgi", metavar="ROW,...", help="ASGI apps, the rows of run.py: plain, json, fields, pipelined, many")
     add("--tls", action="store_true", help="echo over TLS")
+    add("--churn", action="store_true", help="connect, echo one message, close, in each round")
     add("--messages", type=int, default=6400, help="how many are counted (default: %(default)s)")
     add("--functions", type=int, default=0, help="functions of each server that are listed (default: none)")
     arguments = parser.parse_args()
