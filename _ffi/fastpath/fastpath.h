@@ -324,12 +324,13 @@ typedef struct {
     PyObject *checkpoint;  /* CancelShieldedCheckpoint: what a task yields to be scheduled again at once */
     PyObject *task_type;
     PyObject *abort_succeeded;
-    PyObject *woken;         /* outcome.Value(None) */
-    PyObject *reschedule;    /* (task, outcome) */
-    PyObject *task_exited;   /* (task, value, exception or None) */
-    PyObject *unusual_yield; /* (task, message) */
-    PyObject *step_observed; /* (task): an instrument was added during its step */
-    PyObject *current_time;  /* (): of the run's clock */
+    PyObject *woken;              /* outcome.Value(None) */
+    PyObject *reschedule;         /* (task, outcome) */
+    PyObject *task_exited;        /* (task, value, exception or None) */
+    PyObject *runner_task_exited; /* Trio's own: (task, outcome) */
+    PyObject *unusual_yield;      /* (task, message) */
+    PyObject *step_observed;      /* (task): an instrument was added during its step */
+    PyObject *current_time;       /* (): of the run's clock */
     gt_field coro, context, abort_func, custom_sleep_data, next_send_fn, cancel_points, schedule_points, cancel_status;
     gt_field effectively_cancelled;
     gt_field autojump_threshold, deadline_heap; /* of the runner; of its deadlines */

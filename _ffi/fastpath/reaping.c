@@ -77,6 +77,22 @@ static void recycle_stale(gt_proactor *proactor, const struct io_uring_cqe *cqe)
     }
 }
 
+/* For Python: its key, its result, its flags, and whether the result is a descriptor. */
+static PyObject *make_completion(const struct io_uring_cqe *cqe, bool is_descriptor)
+{
+    PyObject *completion = PyTuple_New(4);
+    if (!completion)
+        return NULL;
+    PyTuple_SET_ITEM(completion, 0, PyLong_FromUnsignedLongLong(cqe->user_data));
+    PyTuple_SET_ITEM(completion, 1, PyLong_FromLong(cqe->res));
+    PyTuple_SET_ITEM(completion, 2, PyLong_FromUnsignedLong(cqe->flags));
+    PyTuple_SET_ITEM(completion, 3, PyLong_FromLong(is_descriptor));
+    for (Py_ssize_t i = 0; completion && i < 4; i++)
+        if (!PyTuple_GET_ITEM(completion, i))
+            Py_CLEAR(completion);
+    return completion;
+}
+
 static int collect_one(gt_proactor *proactor, const struct io_uring_cqe *cqe, bool *news)
 {
     struct gt_slot slot;
@@ -108,8 +124,7 @@ static int collect_one(gt_proactor *proactor, const struct io_uring_cqe *cqe, bo
         return 0;
     }
     *news = true;
-    PyObject *completion = Py_BuildValue("(KiIi)", (unsigned long long)cqe->user_data, (int)cqe->res,
-                                         (unsigned int)cqe->flags, (int)(slot.yields_descriptor && cqe->res >= 0));
+    PyObject *completion = make_completion(cqe, slot.yields_descriptor && cqe->res >= 0);
     int result = completion ? PyList_Append(proactor->completions, completion) : -1;
     Py_XDECREF(completion);
     if (result < 0)

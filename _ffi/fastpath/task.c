@@ -17,7 +17,7 @@
  *     WaitTaskRescheduled: _abort_func, then a         the same, in the same order
  *       pending KeyboardInterrupt, then a cancel
  *     any other message                                seam.unusual_yield
- *     return or exception: task_exited                 seam.task_exited
+ *     return or exception: task_exited                 the same for None; else seam.task_exited, which makes the outcome
  *     after_task_step                                  seam.step_observed, if the step has added an instrument
  *
  * Everything unusual goes through Trio's scheduler, by gt_trio_reschedule(): a run with instruments that watch tasks or I/O
@@ -76,6 +76,7 @@ int gt_trio_bind(gt_trio *trio, PyObject *seam)
         {&trio->woken, "woken"},
         {&trio->reschedule, "reschedule"},
         {&trio->task_exited, "task_exited"},
+        {&trio->runner_task_exited, "runner_task_exited"},
         {&trio->unusual_yield, "unusual_yield"},
         {&trio->step_observed, "step_observed"},
         {&trio->current_time, "current_time"},
@@ -139,6 +140,7 @@ void gt_trio_unbind(gt_trio *trio)
     Py_CLEAR(trio->instruments);
     Py_CLEAR(trio->reschedule);
     Py_CLEAR(trio->task_exited);
+    Py_CLEAR(trio->runner_task_exited);
     Py_CLEAR(trio->unusual_yield);
     Py_CLEAR(trio->step_observed);
     Py_CLEAR(trio->current_time);
@@ -185,6 +187,7 @@ int gt_trio_traverse(gt_trio *trio, visitproc visit, void *arg)
     Py_VISIT(trio->woken);
     Py_VISIT(trio->reschedule);
     Py_VISIT(trio->task_exited);
+    Py_VISIT(trio->runner_task_exited);
     Py_VISIT(trio->unusual_yield);
     Py_VISIT(trio->step_observed);
     Py_VISIT(trio->current_time);
@@ -362,7 +365,10 @@ static int call_method_and_drop(PyObject *object, PyObject *name)
 
 static int task_returned(gt_trio *trio, PyObject *task, PyObject *value)
 {
-    int result = call_and_drop(trio->task_exited, task, value, Py_None);
+    /* Trio unwraps the outcome of the main task alone, so one object will do for all others that return nothing. */
+    const bool is_usual = value == Py_None && trio->main_task && task != trio->main_task;
+    int result = is_usual ? call_and_drop(trio->runner_task_exited, task, trio->woken, NULL)
+                          : call_and_drop(trio->task_exited, task, value, Py_None);
     Py_DECREF(value);
     return result;
 }

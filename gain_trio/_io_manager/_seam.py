@@ -110,6 +110,7 @@ class RunSeam:
         instruments = self.runner.instruments
         self.instruments = getattr(instruments, "data", instruments)
         self.reschedule = self.runner.reschedule
+        self.runner_task_exited = self.runner.task_exited
         self.current_time = self.runner.clock.current_time
         self.is_guest: bool = self.runner.is_guest
         # A task may move a clock that is not the system's, and only Trio's loop reads that again.
@@ -119,7 +120,7 @@ class RunSeam:
         self.deadlines = self.runner.deadlines
 
     def task_exited(self, task: trio.lowlevel.Task, value: object, error: BaseException | None) -> None:
-        """Report to Trio the end of a task that was resumed in place."""
+        """Report to Trio the end of a task that was resumed in place, unless it is not the main one and returns None."""
         self.runner.task_exited(task, outcome.Value(value) if error is None else outcome.Error(error))
 
     def step_observed(self, task: trio.lowlevel.Task) -> None:
