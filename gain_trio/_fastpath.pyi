@@ -69,7 +69,15 @@ class Connection:
     read_deadline: float
     write_deadline: float
     def __init__(
-        self, proactor: Proactor, descriptor: int, receive_high: int, receive_low: int, send_high: int
+        self,
+        proactor: Proactor,
+        descriptor: int,
+        receive_high: int,
+        receive_low: int,
+        send_high: int,
+        marks: object,
+        close_timeout: float,
+        /,
     ) -> None: ...
     @property
     def bytes_received(self) -> int: ...
@@ -132,6 +140,7 @@ class Connection:
     def _wait_for_room(self) -> Coroutine[Any, Any, None]: ...
     def _has_sent(self, count: int, /) -> None: ...
     def _close(self, reset: bool, /) -> None: ...
+    def _close_plainly(self) -> bool: ...
 
 class Endpoint:
     context: Any

@@ -159,7 +159,7 @@ def test_an_interrupt_of_an_accept_closes_a_descriptor_once() -> None:
         async with listener:
             with socket.create_connection(listener.local_address[:2]):
                 async with interrupted():
-                    with when("return", "__init__", interrupt, file="_ring_connection.py") as happened:
+                    with when("return", "ring_connection", interrupt) as happened:
                         accepted = await listener.accept()
                 assert happened
                 descriptor = accepted.fileno()
@@ -240,7 +240,7 @@ def test_a_finalizer_that_hides_ours_does_not_keep_the_descriptor() -> None:
             endpoint = OwnEndpoint(manager, sock, None, queue_size=10, queue_bytes=1000, max_size=100)
         one, other = socket.socketpair()
         one.setblocking(False)
-        connection = OwnConnection(manager, one.detach(), gain_trio.Marks())
+        connection = OwnConnection(manager.proactor, one.detach(), 2, 1, 1, gain_trio.Marks(), 1.0)
         await wait_all_tasks_blocked()
         del endpoint, connection
         gc.collect()

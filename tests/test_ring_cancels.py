@@ -187,7 +187,7 @@ def test_closing_ends_all_that_lasts_on_a_connection(unwanted: Feature) -> None:
     proactor = fastpath.Proactor(ring.address, ring, OSError, *errors, False)
     one, other = socket.socketpair()
     with one, other:
-        stream = fastpath.Connection(proactor, one.fileno(), 2, 1, 1)
+        stream = fastpath.Connection(proactor, one.fileno(), 2, 1, 1, None, 60.0)
         proactor.wait(0)
         assert ring.statistics().operations_in_flight == 2, "a receive, and the watch for the hangup"
         assert ring.close() == 0

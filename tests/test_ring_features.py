@@ -17,7 +17,7 @@ from gain_trio import Feature, Marks, RingOptions
 from gain_trio._io_manager import UringIOManager
 from gain_trio._kernel import FULL_TIER, PollEvent, uring
 from gain_trio._ring import Ring
-from gain_trio._transports._backends._ring_connection import RingConnection
+from gain_trio._transports._backends._ring_connection import ring_connection
 
 NEEDED = tuple(feature for feature in Feature if feature & FULL_TIER)
 """What connections on the ring need."""
@@ -239,7 +239,7 @@ def test_no_connection_is_put_on_a_ring_of_tier_poll(unwanted: Feature) -> None:
         assert (manager.tier, manager.statistics().tier) == ("poll", "poll")
         with socket_pair() as (one, _other):
             with pytest.raises(RuntimeError, match=r'tier "poll".*GAIN_TRIO_UNWANTED'):
-                RingConnection(manager, one.fileno(), Marks())
+                ring_connection(manager, one.fileno(), Marks())
             assert one.fileno() in [int(name.split()[0]) for name in open_descriptors()], "it is its caller's still"
     finally:
         manager.close()

@@ -5,25 +5,34 @@
  */
 #include "fastpath.h"
 
-#include <errno.h>
+#include <limits.h>
 #include <unistd.h>
 
 /* --- life --- */
 
+/* A number among the arguments; -1 with an exception set. */
+static Py_ssize_t number_at(PyObject *args, Py_ssize_t place)
+{
+    return PyNumber_AsSsize_t(PyTuple_GET_ITEM(args, place), PyExc_OverflowError);
+}
+
 static int connection_init(gt_connection *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"proactor", "descriptor", "receive_high", "receive_low", "send_high", NULL};
-    PyObject *proactor;
-    int descriptor;
-    Py_ssize_t receive_high, receive_low, send_high;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!innn:Stream", names, &gt_proactor_type, &proactor, &descriptor,
-                                     &receive_high, &receive_low, &send_high))
+    if (kwargs || PyTuple_GET_SIZE(args) != 7 || !PyObject_TypeCheck(PyTuple_GET_ITEM(args, 0), &gt_proactor_type)) {
+        PyErr_SetString(PyExc_TypeError, "Connection() takes a proactor, a descriptor, receive_high, receive_low, "
+                                         "send_high, the marks that these are of, and a close_timeout");
+        return -1;
+    }
+    PyObject *proactor = PyTuple_GET_ITEM(args, 0);
+    const Py_ssize_t descriptor = number_at(args, 1), receive_high = number_at(args, 2),
+                     receive_low = number_at(args, 3), send_high = number_at(args, 4);
+    if (PyErr_Occurred())
         return -1;
     if (self->proactor) {
         PyErr_SetString(PyExc_RuntimeError, "a connection is initialised once");
         return -1;
     }
-    if (descriptor < 0 || receive_low < 0 || receive_high <= receive_low || send_high <= 0) {
+    if (descriptor < 0 || descriptor > INT_MAX || receive_low < 0 || receive_high <= receive_low || send_high <= 0) {
         PyErr_SetString(PyExc_ValueError, "need descriptor >= 0, 0 <= receive_low < receive_high, send_high > 0");
         return -1;
     }
@@ -33,13 +42,15 @@ static int connection_init(gt_connection *self, PyObject *args, PyObject *kwargs
     }
     if (!gt_proactor_check_thread((gt_proactor *)proactor))
         return -1;
-    self->stream = gt_stream_open((gt_proactor *)proactor, self, descriptor);
+    self->stream = gt_stream_open((gt_proactor *)proactor, self, (int)descriptor);
     if (!self->stream)
         return -1;
     self->stream->receive_high = (size_t)receive_high;
     self->stream->receive_low = (size_t)receive_low;
     self->stream->send_high = (size_t)send_high;
     self->proactor = (gt_proactor *)Py_NewRef(proactor);
+    self->marks = Py_NewRef(PyTuple_GET_ITEM(args, 5));
+    self->close_timeout = Py_NewRef(PyTuple_GET_ITEM(args, 6));
     gt_direction_init(&self->receiving);
     gt_direction_init(&self->sending);
     return 0;
@@ -49,12 +60,32 @@ static int connection_traverse(gt_connection *self, visitproc visit, void *arg)
 {
     Py_VISIT(self->proactor);
     Py_VISIT(self->context);
+    Py_VISIT(self->marks);
+    Py_VISIT(self->close_timeout);
+    Py_VISIT(self->local_address);
+    Py_VISIT(self->remote_address);
+    Py_VISIT(self->proxy_header);
+    Py_VISIT(self->successor);
+    Py_VISIT(self->transfer);
+    Py_VISIT(self->draining);
+    Py_VISIT(self->drain_deadline);
+    Py_VISIT(self->deadlines_kept);
     return 0;
 }
 
 static int connection_clear(gt_connection *self)
 {
     Py_CLEAR(self->context);
+    Py_CLEAR(self->marks);
+    Py_CLEAR(self->close_timeout);
+    Py_CLEAR(self->local_address);
+    Py_CLEAR(self->remote_address);
+    Py_CLEAR(self->proxy_header);
+    Py_CLEAR(self->successor);
+    Py_CLEAR(self->transfer);
+    Py_CLEAR(self->draining);
+    Py_CLEAR(self->drain_deadline);
+    Py_CLEAR(self->deadlines_kept);
     return 0;
 }
 
@@ -192,53 +223,6 @@ static PyObject *connection_note_change(gt_connection *self, PyObject *Py_UNUSED
     Py_RETURN_NONE;
 }
 
-/* --- closing --- */
-
-static bool begin_refusing(gt_connection *self)
-{
-    if (!self->proactor) {
-        PyErr_SetString(PyExc_RuntimeError, "this connection was never initialised");
-        return false;
-    }
-    if (!gt_proactor_check_thread(self->proactor))
-        return false;
-    self->closed = true;
-    if (self->stream && self->sending.call && gt_call_is_incomplete(self->sending.call))
-        self->stream->send_incomplete = true; /* now, and not when its task has run: closing asks for it before */
-    return true;
-}
-
-/* The tasks of both directions are woken, and then the first exception is raised: Trio's code is called, and it can be
- * interrupted. */
-static PyObject *end_calls(gt_connection *self)
-{
-    int woken = gt_direction_wake(&self->receiving);
-    PyObject *type, *value, *traceback;
-    PyErr_Fetch(&type, &value, &traceback);
-    woken |= gt_direction_wake(&self->sending);
-    if (type) {
-        PyErr_Clear();
-        PyErr_Restore(type, value, traceback);
-    }
-    if (woken < 0 || gt_connection_unwatch(self) < 0)
-        return NULL;
-    Py_RETURN_NONE;
-}
-
-static PyObject *connection_refuse_calls(gt_connection *self, PyObject *Py_UNUSED(ignored))
-{
-    return begin_refusing(self) ? end_calls(self) : NULL;
-}
-
-static PyObject *connection_refuse_sends(gt_connection *self, PyObject *Py_UNUSED(ignored))
-{
-    gt_stream *stream;
-    if (!gt_connection_open_stream(self, &stream))
-        return NULL;
-    self->send_eof = true;
-    Py_RETURN_NONE;
-}
-
 /* --- for a task that sends past this object --- */
 
 static PyObject *connection_hold_sends(gt_connection *self, PyObject *held)
@@ -267,25 +251,6 @@ static PyObject *connection_fail_sends(gt_connection *self, PyObject *error)
     return PyLong_FromLong(self->stream ? self->stream->send_error : number);
 }
 
-static PyObject *connection_close(gt_connection *self, PyObject *reset)
-{
-    int with_reset = PyObject_IsTrue(reset);
-    if (with_reset < 0)
-        return NULL;
-    if (!begin_refusing(self))
-        return NULL;
-    int error = self->stream ? gt_stream_close(self->stream, with_reset) : 0; /* first, for it runs no Python */
-    PyObject *ended = end_calls(self);
-    if (!ended)
-        return NULL;
-    Py_DECREF(ended);
-    if (error && error != EBADF && error != ENOTSOCK && error != EINVAL) {
-        errno = error;
-        return PyErr_SetFromErrno(PyExc_OSError);
-    }
-    Py_RETURN_NONE;
-}
-
 /* --- attributes --- */
 
 static PyObject *get_inbound_buffered(gt_connection *self, void *Py_UNUSED(closure))
@@ -297,13 +262,7 @@ static PyObject *get_inbound_buffered(gt_connection *self, void *Py_UNUSED(closu
 
 static PyObject *get_outbound_buffered(gt_connection *self, void *Py_UNUSED(closure))
 {
-    const gt_stream *stream = self->stream;
-    if (!stream)
-        return PyLong_FromLong(0);
-    /* Another thread may ask, while this one waits, and does not know yet that the kernel has accepted all of it. */
-    const bool taken = stream->outbound.size == stream->send_length && stream->send.armed && !stream->closing &&
-                       !stream->proactor->ring->dead && gt_quiet_is_taken(stream->proactor->ring, stream->slot);
-    return PyLong_FromSize_t(taken ? 0 : stream->outbound.size);
+    return PyLong_FromSize_t(gt_connection_unsent(self));
 }
 
 static PyObject *get_descriptor(gt_connection *self, void *Py_UNUSED(closure))
@@ -365,6 +324,22 @@ static PyMemberDef connection_members[] = {
      PyDoc_STR("Bytes that have arrived, taken or not.")},
     {"bytes_sent", T_ULONGLONG, offsetof(gt_connection, bytes_sent), READONLY,
      PyDoc_STR("Bytes that the kernel has taken.")},
+#define OF_PYTHON(NAME, TYPE) {"_" #NAME, TYPE, offsetof(gt_connection, NAME), 0, NULL}
+    OF_PYTHON(marks, T_OBJECT),
+    OF_PYTHON(close_timeout, T_OBJECT),
+    OF_PYTHON(local_address, T_OBJECT),
+    OF_PYTHON(remote_address, T_OBJECT),
+    OF_PYTHON(proxy_header, T_OBJECT),
+    OF_PYTHON(successor, T_OBJECT),
+    OF_PYTHON(transfer, T_OBJECT),
+    OF_PYTHON(draining, T_OBJECT),
+    OF_PYTHON(drain_deadline, T_OBJECT),
+    OF_PYTHON(deadlines_kept, T_OBJECT),
+    OF_PYTHON(proxy_header_size, T_PYSSIZET),
+    OF_PYTHON(between, T_BOOL),
+    OF_PYTHON(drains, T_BOOL),
+    OF_PYTHON(was_detached, T_BOOL),
+#undef OF_PYTHON
     {NULL, 0, 0, 0, NULL},
 };
 
@@ -411,9 +386,9 @@ static PyMethodDef connection_methods[] = {
      PyDoc_STR("_push($self, /)\n--\n\nOffer the kernel what is outbound: how much it has not taken.")},
     {"_find", (PyCFunction)(void (*)(void))connection_find, METH_FASTCALL,
      PyDoc_STR("_find($self, separator, start, /)\n--\n\nWhere in the queue a separator begins, -1 for nowhere.")},
-    {"_refuse_calls", (PyCFunction)connection_refuse_calls, METH_NOARGS,
+    {"_refuse_calls", (PyCFunction)gt_connection_refuse_calls, METH_NOARGS,
      PyDoc_STR("_refuse_calls($self, /)\n--\n\nClosed for the program: calls in progress and new ones fail.")},
-    {"_refuse_sends", (PyCFunction)connection_refuse_sends, METH_NOARGS,
+    {"_refuse_sends", (PyCFunction)gt_connection_refuse_sends, METH_NOARGS,
      PyDoc_STR("_refuse_sends($self, /)\n--\n\nNo more sends: send_eof() was called.")},
     {"_deadline_passed", (PyCFunction)gt_connection_deadline_passed, METH_VARARGS,
      PyDoc_STR("_deadline_passed($self, sending, now, /)\n--\n\nThe keeper's visit: when to come again.")},
@@ -436,8 +411,12 @@ static PyMethodDef connection_methods[] = {
      PyDoc_STR("_wait_for_room($self, /)\n--\n\nWait until the kernel would take something.")},
     {"_has_sent", (PyCFunction)gt_connection_has_sent, METH_O,
      PyDoc_STR("_has_sent($self, count, /)\n--\n\nThe kernel has sent count bytes past this object.")},
-    {"_close", (PyCFunction)connection_close, METH_O,
+    {"_close", (PyCFunction)gt_connection_close, METH_O,
      PyDoc_STR("_close($self, reset, /)\n--\n\nCancel what is in flight and close the descriptor.")},
+    {"_close_plainly", (PyCFunction)gt_connection_close_plainly, METH_NOARGS,
+     PyDoc_STR(
+         "_close_plainly($self, /)\n--\n\nClose now, if that loses nothing and no other object is concerned: whether "
+         "it does.")},
     {NULL, NULL, 0, NULL},
 };
 

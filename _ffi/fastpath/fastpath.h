@@ -14,7 +14,7 @@
  * proactor's lists; waiter.c has the parked tasks, and call.c is what `await` does; inbound.c and outbound.c are the two byte
  * queues; stream.c has the state of a connection, stream_prepare.c turns it into SQEs, and stream_complete.c CQEs into state;
  * deadline.c has a connection's deadlines, stream_calls.c its calls, send_parts.c the data of a send, nowait.c the methods that
- * never wait, connection_calls.c those that are awaited, connection.c the Python type; callback_conn.c is for callbacks, and
+ * never wait, connection_calls.c those that are awaited, closing.c those that end it, connection.c the Python type; callback_conn.c is for callbacks, and
  * tls_*.c (tls.h) are for TLS; poll.c waits for readiness; reaping.c is the two phases of a tick; proactor.c ties them
  * together.  All this is mechanism; policy (what to do about an error, when to close) is Python's.
  *
@@ -255,9 +255,22 @@ struct gt_connection {
     bool send_held;                      /* a task sends past this object: calls of the sending side are busy */
     PyObject *context;
     PyObject *weakrefs;
+    /* Python's, which is spared to set them for each new connection.  NULL is None. */
+    PyObject *marks, *close_timeout, *local_address, *remote_address, *proxy_header, *successor, *transfer, *draining,
+        *drain_deadline, *deadlines_kept;
+    Py_ssize_t proxy_header_size;
+    char between, drains, was_detached; /* bools */
 };
 
 extern PyTypeObject gt_connection_type;
+
+/* --- closing.c: its ends --- */
+
+size_t gt_connection_unsent(const gt_connection *connection); /* bytes that the kernel has not accepted */
+PyObject *gt_connection_refuse_calls(gt_connection *self, PyObject *ignored);
+PyObject *gt_connection_refuse_sends(gt_connection *self, PyObject *ignored);
+PyObject *gt_connection_close(gt_connection *self, PyObject *reset);
+PyObject *gt_connection_close_plainly(gt_connection *self, PyObject *ignored);
 
 /* --- connection_calls.c: its methods that are awaited --- */
 

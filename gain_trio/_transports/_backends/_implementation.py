@@ -18,7 +18,7 @@ from gain_trio._io_manager import UringIOManager, current_manager
 from gain_trio._transports._connections import Connection, Listener, Marks, close_all
 
 from ._descriptor_connection import DescriptorConnection
-from ._ring_connection import RingConnection
+from ._ring_connection import ring_connection
 from ._ring_listener import RingListener
 from ._socket_connection import SocketConnection
 from ._socket_listener import SocketListener
@@ -46,7 +46,7 @@ _WITH_DESCRIPTORS = Implementation(DescriptorConnection, _descriptor_listener, _
 
 @trio.lowlevel.enable_ki_protection  # of a descriptor that for a moment has two owners
 def _ring_connection(manager: UringIOManager, sock: socket.socket, marks: Marks) -> Connection:
-    connection = RingConnection(manager, sock.fileno(), marks)
+    connection = ring_connection(manager, sock.fileno(), marks)
     sock.detach()
     return connection
 

@@ -6,13 +6,13 @@ import contextlib
 import os
 import socket
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, final
 
 import trio
 
 from gain_trio._io_manager import UringIOManager
 from gain_trio._kernel import fastpath
-from gain_trio._transports._connections import Connection, ConnectionDeadlines, Marks, ProxyHeader
+from gain_trio._transports._connections import Connection, Marks
 from gain_trio._transports._peer_progress import DEFAULT_CLOSE_TIMEOUT
 
 from ._socket_base import closed_error
@@ -33,39 +33,7 @@ else:
 class RingConnection(_FastConnection, Connection):
     """See :class:`Connection`.  Owns the descriptor."""
 
-    __slots__ = (
-        "_between",
-        "_close_timeout",
-        "_deadlines_kept",
-        "_drain_deadline",
-        "_draining",
-        "_drains",
-        "_local_address",
-        "_marks",
-        "_proxy_header",
-        "_proxy_header_size",
-        "_remote_address",
-        "_successor",
-        "_transfer",
-        "_was_detached",
-    )
-
-    def __init__(self, manager: UringIOManager, descriptor: int, marks: Marks) -> None:
-        self._local_address: Any = None
-        self._remote_address: Any = None
-        self._close_timeout = DEFAULT_CLOSE_TIMEOUT
-        self._deadlines_kept: ConnectionDeadlines | None = None
-        self._proxy_header: ProxyHeader | None = None
-        self._marks = marks
-        self._successor: Connection | None = None
-        self._was_detached = False
-        self._transfer: trio.CancelScope | None = None
-        self._draining: trio.Event | None = None
-        self._between = self._drains = False
-        self._drain_deadline = None
-        self._proxy_header_size = 0
-        # Last: from here on the descriptor is the connection's, and a caller that sees an exception closes it.
-        super().__init__(manager.proactor, descriptor, marks.receive_high, marks.receive_low, marks.send_high)
+    __slots__ = ()  # those of the contract are members of the compiled class, which makes them with the object
 
     def __repr__(self) -> str:
         return self._described("closed" if self._is_closed else f"fd={self._descriptor}")
@@ -97,6 +65,10 @@ class RingConnection(_FastConnection, Connection):
         sock.setblocking(True)
         return sock, queued
 
+    def _close_soon(self) -> bool:
+        """See :meth:`Connection._close_soon`."""
+        return self._close_plainly() or Connection._close_soon(self)
+
     def fileno(self) -> int:
         """See :meth:`Connection.fileno`."""
         return self._descriptor
@@ -112,3 +84,9 @@ class RingConnection(_FastConnection, Connection):
             yield sock
         finally:
             sock.detach()
+
+
+def ring_connection(manager: UringIOManager, descriptor: int, marks: Marks) -> RingConnection:
+    """Make a connection that owns the descriptor; when this raises, the descriptor is the caller's still."""
+    high, low = marks.receive_high, marks.receive_low
+    return RingConnection(manager.proactor, descriptor, high, low, marks.send_high, marks, DEFAULT_CLOSE_TIMEOUT)

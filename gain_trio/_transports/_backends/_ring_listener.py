@@ -32,7 +32,7 @@ from gain_trio._ring import Operation
 from gain_trio._transports._addresses import admit, deepen_send_buffer, reset_on_close
 from gain_trio._transports._connections import CONNECTION_ERRNOS, Listener, Marks
 
-from ._ring_connection import RingConnection
+from ._ring_connection import RingConnection, ring_connection
 
 _RETRY_ERRNOS = frozenset({errno.EINTR, errno.EAGAIN, errno.ECANCELED})
 
@@ -98,7 +98,7 @@ class RingListener(Listener):
             try:
                 if self._is_unix and not _is_admitted(descriptor):
                     continue
-                connection = RingConnection(self._manager, descriptor, self._marks)
+                connection = ring_connection(self._manager, descriptor, self._marks)
             except OSError:  # the table of connections is full; the next call may find a place
                 self._queue.appendleft(descriptor)
                 raise
