@@ -67,6 +67,8 @@ class LivingHandler(abc.ABC):
         return None
 
 
+logger = logging.getLogger("gain_trio")
+
 _WORDS: Final[dict[type[BaseException], str]] = {trio.BrokenResourceError: "broke", trio.TooSlowError: "was too slow"}
 """What has become of a connection that ended by this."""
 
@@ -190,30 +192,29 @@ class Consumer:
             self._settings.changed(False)
         if self._nursery is None:
             connection.abort()
-            self._ended(connection, ConnectionLog(number, self.index), "cancelled")
+            self._ended(connection, number, "cancelled")
 
     async def _serve(self, accepted: Connection, number: int) -> None:
         settings = self._settings
-        log = ConnectionLog(number, self.index)
         cause: CloseCause = "cancelled"
-        connection = accepted
+        connection, is_closed = accepted, False
         try:
-            log.opened(accepted)
-            prepared = await self._prepared(accepted, log)
-            if isinstance(prepared, str):
-                cause = prepared
-                return
-            connection = self._open[accepted] = prepared
-            if settings.draining.is_set():
-                connection._begin_drain()
+            self._begin(accepted, number)
+            if settings.prepare:
+                prepared = await self._prepared(accepted, number)
+                if isinstance(prepared, str):
+                    cause = prepared
+                    return
+                connection = self._open[accepted] = prepared
+            self._begin_to_serve(accepted, connection, number)
             await settings.handler(connection)
             if not connection._close_soon():
                 await connection.aclose()
-            cause = "finished"
+            cause, is_closed = "finished", True
         except BaseException as error:
             failure, rest = parted(error)
             if failure is not None:
-                cause = self._failed(connection, log, failure)
+                cause = self._failed(connection, number, failure)
             if settings.strict or failure is None:
                 raise
             if rest is not None:
@@ -222,11 +223,12 @@ class Consumer:
             try:
                 if connection._latest()._was_idle:
                     cause = "idle"
-                connection._close_now()
+                if not is_closed:
+                    connection._close_now()
             finally:
-                self._ended(accepted, log, cause)
+                self._ended(accepted, number, cause)
 
-    def _ended(self, accepted: Connection, log: ConnectionLog, cause: CloseCause) -> None:
+    def _ended(self, accepted: Connection, number: int, cause: CloseCause) -> None:
         """It is closed: keep the books."""
         del self._open[accepted]
         self.closed[cause] += 1
@@ -235,7 +237,8 @@ class Consumer:
         if accepted._successor is not None:  # start_tls()
             self._bytes_received += accepted._successor.bytes_received
             self._bytes_sent += accepted._successor.bytes_sent
-        log.closed(accepted, cause)
+        if logger.isEnabledFor(logging.DEBUG):
+            ConnectionLog(number, self.index).closed(accepted, cause)
         settings = self._settings
         if settings.tasks is not None:
             settings.tasks.ended(accepted)
@@ -248,14 +251,29 @@ class Consumer:
         if settings.draining.is_set():
             settings.ended()
 
-    async def _prepared(self, connection: Connection, log: ConnectionLog) -> Connection | CloseCause:
-        """The connection as its handler gets it, or why it gets none: that is the peer's doing, or the operator's."""
+    def _begin(self, connection: Connection, number: int) -> None:
+        """It is open: it gets what the server says of the time and the end of connections."""
         settings = self._settings
+        if logger.isEnabledFor(logging.DEBUG):
+            ConnectionLog(number, self.index).opened(connection)
         connection._drains_with(settings.draining)
         if settings.idle_timeout != math.inf:
             connection.idle_timeout = settings.idle_timeout
         if settings.close_timeout != DEFAULT_CLOSE_TIMEOUT:
             connection.close_timeout = settings.close_timeout
+
+    def _begin_to_serve(self, accepted: Connection, connection: Connection, number: int) -> None:
+        """Its handler is next."""
+        settings = self._settings
+        if settings.tasks is not None:
+            settings.tasks.began(accepted, connection, number)
+        if settings.draining.is_set():
+            connection._begin_drain()
+
+    async def _prepared(self, connection: Connection, number: int) -> Connection | CloseCause:
+        """The connection as its handler gets it, or why it gets none: that is the peer's doing, or the operator's."""
+        settings = self._settings
+        log = ConnectionLog(number, self.index)
         try:
             prepared: Connection = connection
             self._preparing += 1
@@ -279,12 +297,11 @@ class Consumer:
         except trio.BrokenResourceError as error:
             log.over(logging.INFO, connection, "refused", "connection %s is refused: %s", connection, error)
             return "refused"
-        if settings.tasks is not None:
-            settings.tasks.began(connection, prepared, log.number)
         return prepared
 
-    def _failed(self, connection: Connection, log: ConnectionLog, error: BaseException) -> CloseCause:
+    def _failed(self, connection: Connection, number: int, error: BaseException) -> CloseCause:
         name, verdict = self._settings.name, judged(error)
+        log = ConnectionLog(number, self.index)
         if verdict.cause == "error":
             text = "handler %s failed with %s; its connection %s is closed"
             kind = type(verdict.error).__qualname__

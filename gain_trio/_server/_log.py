@@ -50,26 +50,24 @@ class ConnectionLog:
         self._consumer = consumer
 
     def opened(self, connection: Connection) -> None:
-        """At level debug."""
-        if logger.isEnabledFor(logging.DEBUG):
-            peer = peer_text(connection)
-            extra = self._extra(peer)
-            logger.debug("connection %d from %s is open", self.number, shown(peer), extra=extra)
+        """At level debug, which the caller has asked about: it makes this object where there is a line to log."""
+        peer = peer_text(connection)
+        extra = self._extra(peer)
+        logger.debug("connection %d from %s is open", self.number, shown(peer), extra=extra)
 
     def closed(self, connection: Connection, cause: CloseCause) -> None:
-        """At level debug."""
-        if logger.isEnabledFor(logging.DEBUG):
-            peer, received, sent = peer_text(connection), connection.bytes_received, connection.bytes_sent
-            extra = {**self._extra(peer), "cause": cause, "bytes_received": received, "bytes_sent": sent}
-            logger.debug(
-                "connection %d from %s is closed (%s): %d bytes received, %d sent",
-                self.number,
-                shown(peer),
-                shown(cause),
-                received,
-                sent,
-                extra=extra,
-            )
+        """Likewise."""
+        peer, received, sent = peer_text(connection), connection.bytes_received, connection.bytes_sent
+        extra = {**self._extra(peer), "cause": cause, "bytes_received": received, "bytes_sent": sent}
+        logger.debug(
+            "connection %d from %s is closed (%s): %d bytes received, %d sent",
+            self.number,
+            shown(peer),
+            shown(cause),
+            received,
+            sent,
+            extra=extra,
+        )
 
     def over(
         self,
