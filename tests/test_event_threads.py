@@ -78,6 +78,35 @@ async def test_what_a_thread_has_written_is_sent_before_a_close() -> None:
     assert not recorder.unexpected
 
 
+async def test_code_that_comes_amid_a_close_can_close_another_conn() -> None:
+    """A finalizer or a signal's handler, for example: conns share a lock."""
+
+    def on_accept(conn: Conn) -> None:
+        conns.append(conn)
+        if len(conns) < 2:
+            return
+        for one, other in (conns, conns[::-1]):
+            assert isinstance(one, StreamConn)
+            assert isinstance(other, StreamConn)
+            with one._lock:
+                assert other._lock.acquire(blocking=False)
+                try:
+                    other.close()
+                finally:
+                    other._lock.release()
+
+    conns: list[Conn] = []
+    recorder = Recorder({"on_accept": on_accept})
+    async with serving_events(recorder) as server:
+        clients = [await dial(server) for _ in range(2)]
+        for client in clients:
+            assert await receive_all(client) == b""
+            await client.aclose()
+        await until(lambda: len(recorder.reasons) == 2)
+    assert recorder.reasons == [None, None]
+    assert not recorder.unexpected
+
+
 async def test_what_a_thread_has_written_is_sent_before_what_the_run_writes_then() -> None:
     def on_read(conn: Conn, n: int) -> None:
         conn.discard(n)

@@ -28,16 +28,13 @@ class Activity:
     def __init__(self) -> None:
         self._running: set[CanEnd] = set()
         self._when_idle: Callable[[], object] | None = None
+        self.is_ending = False
+        """Whether nothing new may begin."""
 
     @property
     def running(self) -> int:
         """How many there are."""
         return len(self._running)
-
-    @property
-    def is_ending(self) -> bool:
-        """Whether nothing new may begin."""
-        return self._when_idle is not None
 
     def begin(self, thing: CanEnd) -> None:
         """Add ``thing``, which is in progress."""
@@ -57,6 +54,7 @@ class Activity:
     def stop(self, when_idle: Callable[[], object]) -> None:
         """Request the end of everything in progress, and call ``when_idle`` after it."""
         self._when_idle = when_idle
+        self.is_ending = True
         self.ask_to_end()
         if not self._running:
             when_idle()

@@ -18,7 +18,7 @@ class InboxReading(Conn):
 
     _inbox: Inbound
     """Both are slots of the subclass that is made."""
-    _lock: threading.Lock
+    _lock: threading.Lock | threading.RLock
 
     @abc.abstractmethod
     def _check_readable(self) -> None:

@@ -71,6 +71,9 @@ class ConnSettings:
     thread: int
     """The run's."""
     pace: Pace = attrs.field(factory=Pace)
+    lock: threading.RLock = attrs.field(factory=threading.RLock)
+    """Guards what a conn has of other threads, for moments, and is made once a server.  It can be entered again, because a
+    finalizer or a signal's handler that comes in such a moment may close or write to another conn."""
 
 
 def _refuse(*_arguments: object) -> Any:
@@ -108,7 +111,7 @@ class StreamConn(Conn):
     )
 
     def __init__(self, connection: Connection, changes: Changes, settings: ConnSettings) -> None:
-        super().__init__()
+        self._context = None  # not by the base class: a call for each connection
         self._connection = connection
         self._changes = changes
         self._settings = settings
@@ -124,8 +127,8 @@ class StreamConn(Conn):
         self._lingers = False  # SO_LINGER is set, with a time
         self._local: Any = None
         self._remote: Any = None
-        self._lock = threading.Lock()
-        self._handed_over: list[bytes] = []  # what other threads have written, and is not queued yet
+        self._lock: threading.Lock | threading.RLock = settings.lock
+        self._handed_over: list[bytes] | None = None  # what other threads have written, and is not queued yet
         self._handed = 0  # how many bytes that are
         self._write_deadline = math.inf
         self._watch: tuple[DeadlineKeeper, DeadlineEntry] | None = None  # of the write deadline
@@ -233,9 +236,10 @@ class StreamConn(Conn):
                 return 0
             unsent = self._connection.outbound_buffered + self._handed
             if unsent <= self._write_limit:
-                if not self._handed_over:
+                if self._handed_over is None:
                     self._in_run_soon(self._write_handed)
                     self._send = self._send_looking
+                    self._handed_over = []
                 self._handed_over.append(data)
                 self._handed += len(data)
                 return len(data)
@@ -247,7 +251,7 @@ class StreamConn(Conn):
     def _write_handed(self) -> None:
         """In the run: queue what other threads have written, unless that was done meanwhile."""
         with self._lock:
-            handed_over, self._handed_over = self._handed_over, []
+            handed_over, self._handed_over = self._handed_over, None
             self._handed = 0
         if not handed_over:
             return
@@ -427,6 +431,7 @@ class ThreadedStreamConn(InboxReading, StreamConn):
 
     def __init__(self, connection: Connection, changes: Changes, settings: ConnSettings, marks: Marks) -> None:
         super().__init__(connection, changes, settings)
+        self._lock = threading.RLock()  # its own, because threads take it for each message
         self._inbox: Inbound = NOTHING
         self._high = marks.receive_high
         self._low = marks.receive_low

@@ -37,7 +37,7 @@ from gain_trio._callback_base import (
 )
 from gain_trio._io_manager import waits_of
 from gain_trio._server import LAST_CALLBACK, AttendingHandler, is_cancellation, only_one_of
-from gain_trio._transports import FIRST_SECONDS, CloseWait, Connection, Marks, shown
+from gain_trio._transports import ENDED, FIRST_SECONDS, WATCH_SENT, CloseWait, Connection, Marks, shown
 
 from ._activity import Activity
 from ._callbacks import Callbacks
@@ -90,6 +90,7 @@ class StreamDriver(AttendingHandler):
         self._threads: WorkerThreads | None = None
         self._drains = False
         self._is_told_of_beginning = callbacks.on_accept.is_overridden or callbacks.on_write.is_overridden
+        self._is_told_of_end = callbacks.on_close.is_overridden
 
     def __reduce__(self) -> tuple[Any, ...]:
         return StreamDriver, (self.callbacks, self._config, self._marks)
@@ -124,7 +125,8 @@ class StreamDriver(AttendingHandler):
             await self._reading(conn, connection)
             if self._drains:
                 await self._deliver_the_rest(conn, connection, FIRST_SECONDS if is_late else 0)
-            await self._finish(conn, connection)
+            if not self._finish_at_once(conn, connection):
+                await self._finish(conn, connection)
         except BaseException as error:
             conn._write_handed()  # which is unsent, too
             self._remember_addresses(conn)
@@ -138,7 +140,7 @@ class StreamDriver(AttendingHandler):
                 conn._linger_no_more()
                 connection._close_now()
             conn._over()
-            if self.callbacks.on_close.is_overridden:
+            if self._is_told_of_end:
                 try:
                     await self._tell_closed(conn, reason, cancelled)
                 finally:
@@ -158,12 +160,12 @@ class StreamDriver(AttendingHandler):
             conn: StreamConn = ThreadedStreamConn(connection, changes, self._settings, self._marks)
         else:
             conn = StreamConn(connection, changes, self._settings)
-        if self.callbacks.on_close.is_overridden:
+        if self._is_told_of_end:
             conn.remote_addr  # noqa: B018 - looked up now: after a reset the system does not have it any more
         return conn
 
     def _remember_addresses(self, conn: StreamConn) -> None:
-        if self.callbacks.on_close.is_overridden:
+        if self._is_told_of_end:
             conn.local_addr  # noqa: B018 - looked up now: a closed socket does not have it any more
 
     async def _report_written_at_the_end(self, conn: StreamConn) -> None:
@@ -195,7 +197,8 @@ class StreamDriver(AttendingHandler):
 
     def _reading(self, conn: StreamConn, connection: Connection) -> Coroutine[Any, Any, None]:
         """The loop for this ``on_read``, for the task to await: a call in between would cost with each message."""
-        if isinstance(conn, ThreadedStreamConn):
+        if self._is_threaded:
+            assert isinstance(conn, ThreadedStreamConn)
             return self._read_in_threads(conn, connection)
         if self.callbacks.on_read.is_async:
             return self._read_async(conn, connection)
@@ -218,7 +221,7 @@ class StreamDriver(AttendingHandler):
                         conn._whole = min(delivery.size, PacedDelivery.WHOLE)
                 else:
                     await self._read_in_pieces(conn, connection, n)
-            elif not await self._goes_on(n, conn):
+            elif n == ENDED or not await self._goes_on(n, conn):
                 return
 
     async def _read_async(self, conn: StreamConn, connection: Connection) -> None:
@@ -362,6 +365,14 @@ class StreamDriver(AttendingHandler):
             await self._threads.run(self.callbacks.on_read.function, conn, change)
         else:
             await self._read_in_pieces(conn, connection, change)
+
+    def _finish_at_once(self, conn: StreamConn, connection: Connection) -> bool:
+        """:meth:`_finish` where nothing is left to wait for, to report, or to set right: whether that is so."""
+        if conn._failure is not None or conn._flush_seconds is not None or conn._changes.watched & WATCH_SENT:
+            return False
+        if self._is_told_of_end:
+            self._remember_addresses(conn)
+        return not connection.outbound_buffered and conn._refuse_all() and connection._close_soon()
 
     async def _finish(self, conn: StreamConn, connection: Connection) -> None:
         """The peer, the program or a failure has ended it: send what is left, and close."""
