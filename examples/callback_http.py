@@ -18,6 +18,8 @@ import gain_trio
 from gain_trio._http._http_handler import REQUEST_TIMEOUT, SITE
 from gain_trio._http._http_requests import Exchange, Phase
 
+IDLE, OVER = Phase.IDLE, Phase.OVER  # found once: in an enum that takes Python longer than to answer a usual request
+
 
 class Http(gain_trio.callbacks.EventHandler):
     """Each connection has an exchange, the state of its current request."""
@@ -34,13 +36,13 @@ class Http(gain_trio.callbacks.EventHandler):
     def on_read(self, conn: gain_trio.callbacks.Conn, n: int) -> None:
         """Bytes have arrived: a request, several, or a piece of one."""
         exchange: Exchange = conn.context
-        was_idle = exchange.phase is Phase.IDLE
+        was_idle = exchange.phase is IDLE
         if answers := exchange.feed(conn.next(n)):
             conn.write(answers)
         phase = exchange.phase
-        if phase is Phase.OVER:
+        if phase is OVER:
             conn.close()
-        elif was_idle is not (phase is Phase.IDLE):  # a request in pieces has a deadline
+        elif was_idle is not (phase is IDLE):  # a request in pieces has a deadline
             conn.set_read_deadline(trio.current_time() + REQUEST_TIMEOUT if was_idle else None)
 
 
