@@ -46,10 +46,13 @@ class Conn(abc.ABC):
     Reading belongs to the callbacks of this connection.
     """
 
-    __slots__ = ("__weakref__", "_context")
+    __slots__ = ("__weakref__", "context")
+
+    context: Any
+    """An object of the program's choice; None at first."""
 
     def __init__(self) -> None:
-        self._context: Any = None
+        self.context = None
 
     # --- what has arrived ---
 
@@ -164,18 +167,9 @@ class Conn(abc.ABC):
 
     # --- the rest ---
 
-    @property
-    def context(self) -> Any:
-        """An object of the program's choice; None at first."""
-        return self._context
-
-    @context.setter
-    def context(self, context: Any) -> None:
-        self._context = context
-
     def set_context(self, context: Any, /) -> None:
         """Set :attr:`context`, as an assignment does."""
-        self._context = context
+        self.context = context
 
     @property
     @abc.abstractmethod

@@ -111,7 +111,7 @@ class StreamConn(Conn):
     )
 
     def __init__(self, connection: Connection, changes: Changes, settings: ConnSettings) -> None:
-        self._context = None  # not by the base class: a call for each connection
+        self.context = None  # not by the base class: a call for each connection
         self._connection = connection
         self._changes = changes
         self._settings = settings
