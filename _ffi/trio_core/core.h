@@ -241,6 +241,7 @@ bool tc_is_watched(PyObject *code);
 
 PyObject *tc_context(void);      /* borrowed: the __dict__ of GLOBAL_RUN_CONTEXT in this thread; NULL: exception set */
 PyObject *tc_current_task(void); /* borrowed; NULL without an exception when there is none, or it is not Trio's */
+int tc_set_current_task(PyObject *context, PyObject *task); /* in the dict that tc_context() returns.  0 or -1 */
 int tc_is_cancelled(PyObject *task); /* or interrupted: would a checkpoint raise?  -1: exception set */
 double tc_now(PyObject *runner);     /* the time of its clock; -1: an exception is set, or not */
 /* A number that a method without arguments returns.  -1 with an exception set, and only then an exception is set. */
@@ -257,6 +258,8 @@ int tc_observe(PyObject *runner, PyObject *hooks, PyObject *hook,
 PyObject *tc_value(PyObject *value); /* outcome.Value(value) */
 /* What a task is resumed with, unwrapped: a new reference; NULL: exception set. */
 PyObject *tc_unwrap(PyObject *message);
+/* The same for a Value that was not unwrapped before, while outcomes are intact; NULL without an exception for any other. */
+PyObject *tc_unwrap_value(PyObject *message);
 /* Has the object still the method that its class had when the acceleration was configured?  Programs replace methods, in a class
  * and in one object.  Sets no exception: false, too, without memory. */
 bool tc_is_own(PyObject *object, PyObject *name, PyObject *function);
@@ -279,9 +282,9 @@ PyObject *tc_tick_batch(PyObject *module, PyObject *const *arguments, Py_ssize_t
 
 PyObject *tc_epoll_wait_method(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 
-PyObject *tc_checkpoint(PyObject *module, PyObject *ignored);
-PyObject *tc_shielded_checkpoint(PyObject *module, PyObject *ignored);
-PyObject *tc_pass_checkpoint(PyObject *module, PyObject *ignored);
+PyObject *tc_checkpoint(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+PyObject *tc_shielded_checkpoint(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
+PyObject *tc_pass_checkpoint(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 PyObject *tc_wait_rescheduled(PyObject *module, PyObject *abort_func);
 
 PyObject *tc_scope_init(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
@@ -300,6 +303,7 @@ PyObject *tc_first_iteration(PyObject *module, PyObject *const *arguments, Py_ss
 PyObject *tc_nursery_enter(PyObject *module, PyObject *manager);
 PyObject *tc_nursery_exit(PyObject *module, PyObject *const *arguments, Py_ssize_t count);
 
+extern PyTypeObject tc_point_type;
 extern PyTypeObject tc_wait_type;
 PyObject *tc_park(PyObject *module, PyObject *lot);
 PyObject *tc_unpark(PyObject *module, PyObject *const *arguments, Py_ssize_t count);

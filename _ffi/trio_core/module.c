@@ -84,10 +84,9 @@ static PyMethodDef functions[] = {
     FAST("reschedule", tc_step_reschedule, "Runner.reschedule: whether it is done."),
     FAST("step_batch", tc_step_batch, "The inner loop of unrolled_run."),
     FAST("tick_batch", tc_tick_batch, "The same, and the ticks after it that are usual ones."),
-    {"checkpoint", tc_checkpoint, METH_NOARGS,
-     PyDoc_STR("An awaitable: a schedule point; returns whether all is done.")},
-    {"cancel_shielded_checkpoint", tc_shielded_checkpoint, METH_NOARGS, PyDoc_STR("An awaitable: a schedule point.")},
-    {"checkpoint_if_cancelled", tc_pass_checkpoint, METH_NOARGS, PyDoc_STR("Whether nothing is cancelled.")},
+    FAST("checkpoint", tc_checkpoint, "An awaitable: a schedule point; returns whether all is done."),
+    FAST("cancel_shielded_checkpoint", tc_shielded_checkpoint, "An awaitable: a schedule point."),
+    FAST("checkpoint_if_cancelled", tc_pass_checkpoint, "Whether nothing is cancelled."),
     {"wait_task_rescheduled", tc_wait_rescheduled, METH_O, PyDoc_STR("An awaitable: the task is parked.")},
     FAST("scope_init", tc_scope_init, "CancelScope.__init__: whether it is done."),
     {"scope_enter", tc_scope_enter, METH_O, PyDoc_STR("CancelScope.__enter__: whether it is done.")},
@@ -138,8 +137,8 @@ PyMODINIT_FUNC PyInit__trio_core(void)
                         "Trio's own code runs");
         return NULL;
     }
-    if (tc_names_init() < 0 || tc_guards_init() < 0 || PyType_Ready(&tc_wait_type) < 0 ||
-        PyType_Ready(&tc_socket_call_type) < 0)
+    if (tc_names_init() < 0 || tc_guards_init() < 0 || PyType_Ready(&tc_point_type) < 0 ||
+        PyType_Ready(&tc_wait_type) < 0 || PyType_Ready(&tc_socket_call_type) < 0)
         return NULL;
     PyObject *module = PyModule_Create(&definition);
     if (module && (PyModule_AddType(module, &tc_socket_method_type) < 0 ||

@@ -1,13 +1,44 @@
 /* run.c: what the other parts ask of a run, and of Trio's GLOBAL_RUN_CONTEXT. */
 #include "core.h"
 
+#if PY_VERSION_HEX < 0x030b0000
+#include <longintrepr.h> /* Python.h has it from 3.11 on */
+#endif
+
 /* GLOBAL_RUN_CONTEXT is a threading.local; its dict in a thread is one object for as long as the thread state lives, and
- * looking it up is expensive.  It is borrowed: the thread state owns it, and the number of the thread state, which is never
- * used twice, shows whether this is still the same one. */
-static _Thread_local struct {
+ * looking it up is expensive.  This is the dict of the thread that asked last, which has the GIL for thousands of steps.  It is
+ * borrowed: the thread state owns it, and the number of the thread state, which is never used twice, shows whether this is still
+ * the same one. */
+static struct {
     uint64_t thread_state;
     PyObject *dict;
 } here;
+
+#if PY_VERSION_HEX < 0x030c0000
+/* The task that a step has put into a dict, borrowed from there, and the version that the dict had then: no dict has a version
+ * that another dict had, or that it had before it was changed.  0: none. */
+static struct {
+    uint64_t version;
+    PyObject *task;
+} current;
+
+static void note_current(PyObject *context, PyObject *task)
+{
+    current.version = ((PyDictObject *)context)->ma_version_tag;
+    current.task = task;
+}
+
+static PyObject *look_up_task(PyObject *context)
+{
+    if (((PyDictObject *)context)->ma_version_tag == current.version)
+        return current.task;
+    return PyDict_GetItemWithError(context, tc_names.task);
+}
+#else
+static void note_current(PyObject *Py_UNUSED(context), PyObject *Py_UNUSED(task)) {}
+
+static PyObject *look_up_task(PyObject *context) { return PyDict_GetItemWithError(context, tc_names.task); }
+#endif
 
 /* The batch that this thread is in, because its steps, the tasks that they spawn and those that end ask for the same dict.
  * Borrowed from tc_run_batch(). */
@@ -19,7 +50,7 @@ void tc_leave_batch(void) { batch_here = (tc_batch){NULL, NULL, NULL}; }
 
 PyObject *tc_context(void)
 {
-    uint64_t number = PyThreadState_GetID(PyThreadState_Get());
+    uint64_t number = PyThreadState_Get()->id;
     if (here.dict && here.thread_state == number)
         return here.dict;
     PyObject *dict = PyObject_GetAttr(tc_core.run_context, tc_names.__dict__);
@@ -36,10 +67,18 @@ PyObject *tc_context(void)
     return dict;
 }
 
+int tc_set_current_task(PyObject *context, PyObject *task)
+{
+    int result = PyDict_SetItem(context, tc_names.task, task);
+    if (result == 0)
+        note_current(context, task);
+    return result;
+}
+
 PyObject *tc_current_task(void)
 {
     PyObject *context = tc_context();
-    PyObject *task = context ? PyDict_GetItemWithError(context, tc_names.task) : NULL;
+    PyObject *task = context ? look_up_task(context) : NULL;
     if (!task) {
         PyErr_Clear(); /* Trio's own code, which comes next, raises what there is to raise */
         return NULL;
@@ -137,11 +176,32 @@ int tc_append(PyObject *queue, PyObject *item)
     return tc_drop(PyObject_CallMethodOneArg(queue, tc_names.append, item));
 }
 
+/* The only digit of a number that has one, and is positive; NULL for any other. */
+static digit *digit_of(PyObject *number)
+{
+#if PY_VERSION_HEX < 0x030c0000
+    return Py_SIZE(number) == 1 ? ((PyLongObject *)number)->ob_digit : NULL;
+#else
+    PyLongObject *object = (PyLongObject *)number;
+    return PyUnstable_Long_IsCompact(object) && PyUnstable_Long_CompactValue(object) > 0 ? object->long_value.ob_digit
+                                                                                         : NULL;
+#endif
+}
+
+#define GREATEST_SMALL 256 /* Python has one object for each number up to here */
+
 int tc_add(tc_slot slot, PyObject *object, long difference)
 {
-    long long number = PyLong_AsLongLong(tc_get(slot, object));
-    if (number == -1 && PyErr_Occurred())
+    PyObject *old = tc_get(slot, object);
+    digit *only = PyLong_CheckExact(old) ? digit_of(old) : NULL;
+    long long number = only ? (long long)*only : PyLong_AsLongLong(old);
+    if (!only && number == -1 && PyErr_Occurred())
         return -1;
+    if (only && Py_REFCNT(old) == 1 && number > GREATEST_SMALL && number + difference > GREATEST_SMALL &&
+        number + difference < PyLong_BASE) {
+        *only = (digit)(number + difference); /* nothing else refers to the object, so no code sees it change */
+        return 0;
+    }
     PyObject *sum = PyLong_FromLongLong(number + difference);
     if (!sum)
         return -1;
@@ -161,14 +221,18 @@ PyObject *tc_value(PyObject *value)
     return outcome;
 }
 
+PyObject *tc_unwrap_value(PyObject *message)
+{
+    if (!Py_IS_TYPE(message, tc_core.value_type) || tc_get(tc_core.value.unwrapped, message) != Py_False)
+        return NULL;
+    tc_set(tc_core.value.unwrapped, message, Py_True);
+    return Py_NewRef(tc_get(tc_core.value.value, message));
+}
+
 PyObject *tc_unwrap(PyObject *message)
 {
-    if (tc_intact(TC_outcomes) && Py_IS_TYPE(message, tc_core.value_type) &&
-        tc_get(tc_core.value.unwrapped, message) == Py_False) {
-        tc_set(tc_core.value.unwrapped, message, Py_True);
-        return Py_NewRef(tc_get(tc_core.value.value, message));
-    }
-    return PyObject_CallMethodNoArgs(message, tc_names.unwrap);
+    PyObject *value = tc_intact(TC_outcomes) ? tc_unwrap_value(message) : NULL;
+    return value ? value : PyObject_CallMethodNoArgs(message, tc_names.unwrap);
 }
 
 bool tc_is_own(PyObject *object, PyObject *name, PyObject *function)

@@ -155,12 +155,11 @@ static int task_waits(PyObject *runner, PyObject *task, PyObject *trap, bool own
     return tc_drop(PyObject_CallMethodNoArgs(task, tc_names._attempt_delivery_of_any_pending_cancel));
 }
 
-/* Outcome.Value(None): `used`, if it is one that only its caller still has. */
+/* Outcome.Value(None), while outcomes are intact: `used`, if it is one that only its caller still has. */
 static PyObject *value_of_none(PyObject *used)
 {
     Py_ssize_t weak = tc_core.value_type->tp_weaklistoffset;
-    if (!tc_intact(TC_outcomes) || Py_REFCNT(used) != 1 || !Py_IS_TYPE(used, tc_core.value_type) ||
-        (weak && *(PyObject **)((char *)used + weak)))
+    if (Py_REFCNT(used) != 1 || !Py_IS_TYPE(used, tc_core.value_type) || (weak && *(PyObject **)((char *)used + weak)))
         return tc_value(Py_None);
     tc_set(tc_core.value.unwrapped, used, Py_False);
     tc_set(tc_core.value.value, used, Py_None);
@@ -232,12 +231,12 @@ static int run_task(PyObject *runner, PyObject *hooks, PyObject *task, bool *exi
         PyErr_SetString(PyExc_AssertionError, "a task on the run queue has nothing to be resumed with");
         return -1;
     }
-    Py_INCREF(function);
-    PyObject *message = Py_NewRef(tc_get(tc_core.task.next_send, task));
+    PyObject *message = tc_get(tc_core.task.next_send, task);
     PyObject *coro = Py_NewRef(tc_get(tc_core.task.coro, task));
     PyObject *context = Py_NewRef(tc_get(tc_core.task.context, task));
-    tc_set(tc_core.task.next_send_fn, task, Py_None);
-    tc_set(tc_core.task.next_send, task, Py_None);
+    /* The references are the task's. */
+    *(PyObject **)((char *)task + tc_core.task.next_send_fn) = Py_NewRef(Py_None);
+    *(PyObject **)((char *)task + tc_core.task.next_send) = Py_NewRef(Py_None);
     PyObject *value = NULL;
     PySendResult sent = resume_in_context(context, function, message, coro, &value);
     Py_DECREF(context);
@@ -270,7 +269,7 @@ static int leave_task(PyObject *context)
 static int step(PyObject *runner, PyObject *hooks, PyObject *context, PyObject *task)
 {
     bool exited = false;
-    int result = PyDict_SetItem(context, tc_names.task, task);
+    int result = tc_set_current_task(context, task);
     if (result == 0)
         result = tc_observe(runner, hooks, tc_names.before_task_step, task);
     if (result == 0)

@@ -47,10 +47,9 @@ _UNUSUAL: Final = frozenset(
 
 OUTCOMES: Final = "outcomes"
 """What every piece does with what a task is resumed with, and parked by: as if it were a piece, for the C."""
-_OF_OUTCOMES: Final = (
-    *("outcome:Value.unwrap", "outcome:Value.__init__", "outcome:Value.__attrs_init__", "outcome:Value.send"),
-    "traps:WaitTaskRescheduled.__init__",
-)
+OF_VALUES: Final = tuple(f"outcome:Value.{name}" for name in ("unwrap", "__init__", "__attrs_init__", "send"))
+"""A piece that watches these need not look at its own names and at those of outcomes."""
+_OF_OUTCOMES: Final = (*OF_VALUES, "traps:WaitTaskRescheduled.__init__")
 
 Namespace = type | types.ModuleType
 
