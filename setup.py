@@ -94,6 +94,7 @@ if sys.platform == "linux" and platform.python_implementation() == "CPython" and
                     "_ffi/trio_core/core.h",
                     "_ffi/trio_core/epoll.h",
                     "_ffi/trio_core/parking_lot.h",
+                    "_ffi/trio_core/io_manager.h",
                     "_ffi/trio_core/scope.h",
                     "_ffi/trio_core/socket_call.h",
                     "_ffi/trio_core/wait.h",

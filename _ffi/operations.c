@@ -228,15 +228,19 @@ static int check_pollable(int fd)
     return result;
 }
 
-int gt_operation_poll(struct gt_ring *ring, int fd, uint32_t events, bool multishot, uint64_t *key)
+int gt_operation_poll_socket(struct gt_ring *ring, int fd, uint32_t events, bool multishot, uint64_t *key)
 {
-    int error = check_pollable(fd);
-    if (error < 0)
-        return error;
+    int error;
     struct io_uring_sqe *sqe = open_operation(ring, key, &error);
     if (sqe)
         gt_prep_poll(sqe, fd, events, multishot);
     return error;
+}
+
+int gt_operation_poll(struct gt_ring *ring, int fd, uint32_t events, bool multishot, uint64_t *key)
+{
+    int error = check_pollable(fd);
+    return error < 0 ? error : gt_operation_poll_socket(ring, fd, events, multishot, key);
 }
 
 int gt_operation_accept(struct gt_ring *ring, int fd, uint32_t accept_flags, uint64_t *key)

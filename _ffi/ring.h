@@ -441,9 +441,11 @@ static inline void gt_prep_nop(struct io_uring_sqe *sqe)
 /* --- single operations: a slot of their own; *key names them --- */
 
 /* A poll refuses what cannot be polled, as epoll_ctl(2) does: -EPERM for most files that are neither socket nor pipe, -EBADF.
+ * That of a socket takes the caller's word for it that it is one.
  * An accept and a receive are multishot: -EOPNOTSUPP on a ring without that, or without buffers to receive into. */
 int gt_operation_nop(struct gt_ring *ring, uint64_t *key);
 int gt_operation_poll(struct gt_ring *ring, int fd, uint32_t events, bool multishot, uint64_t *key);
+int gt_operation_poll_socket(struct gt_ring *ring, int fd, uint32_t events, bool multishot, uint64_t *key);
 int gt_operation_accept(struct gt_ring *ring, int fd, uint32_t accept_flags, uint64_t *key);
 int gt_operation_recv(struct gt_ring *ring, int fd, uint64_t *key);
 int gt_operation_send(struct gt_ring *ring, int fd, const void *data, uint32_t length, uint32_t msg_flags,

@@ -21,6 +21,7 @@ import pytest
 import trio
 import trio.lowlevel
 from support.accelerated import NAMES, run, stream_pair
+from trio._core import _run
 from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
 from gain_trio._kernel import trio_core
@@ -531,6 +532,48 @@ def test_tasks_are_what_they_are(pieces: bool) -> None:
     run(pieces, main)
     here = f"{__name__}.test_tasks_are_what_they_are.<locals>"
     assert sorted(names) == sorted([f"{here}.child", "named", "builtins.len", f"{here}.Owner.method"])
+
+
+def test_the_task_that_a_program_makes_the_current_one(pieces: bool) -> None:
+    """The task of the run's context counts, and not the one that was stepped."""
+
+    async def main() -> None:
+        task = trio.lowlevel.current_task()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            await wait_all_tasks_blocked()
+            (other,) = nursery.child_tasks
+            counted: list[int] = [task._cancel_points, other._cancel_points]
+            await trio.lowlevel.checkpoint_if_cancelled()
+            _run.GLOBAL_RUN_CONTEXT.task = other
+            try:
+                await trio.lowlevel.checkpoint_if_cancelled()
+            finally:
+                _run.GLOBAL_RUN_CONTEXT.task = task
+            assert [task._cancel_points, other._cancel_points] == [counted[0] + 1, counted[1] + 1]
+            await trio.lowlevel.checkpoint_if_cancelled()
+            assert task._cancel_points == counted[0] + 2
+            nursery.cancel_scope.cancel()
+
+    run(pieces, main)
+
+
+@pytest.mark.parametrize("first", [250, 1000, (1 << 30) - 5, (1 << 60) - 5, -5], ids=str)
+def test_counters_of_a_task(pieces: bool, first: int) -> None:
+    """A number that was read stays what it was."""
+
+    async def main() -> None:
+        task = trio.lowlevel.current_task()
+        task._cancel_points = task._schedule_points = first
+        seen = []
+        for _ in range(10):
+            await trio.lowlevel.checkpoint()
+            seen.append((task._cancel_points, task._schedule_points))
+            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
+        assert seen == [(first + number, first + number) for number in range(1, 31, 3)]
+
+    run(pieces, main)
 
 
 def test_what_cannot_be_spawned(pieces: bool) -> None:

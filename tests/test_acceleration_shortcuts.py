@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import outcome
 import pytest
 import trio
 from support.accelerated import functions, run
 from trio._core import _run
+from trio.testing import wait_all_tasks_blocked
 
 from gain_trio._acceleration import _switch
 from gain_trio._kernel import trio_core
@@ -23,7 +25,11 @@ pytestmark = [
     pytest.mark.skipif(trio_core is None, reason="the compiled modules are not built here"),
 ]
 
-PATHS = {"run:CancelScope.__init__", "run:CancelScope.__enter__", "run:CancelScope.__exit__", "run:Runner.task_exited"}
+PATHS = {
+    *(f"run:CancelScope.{name}" for name in ("__init__", "__enter__", "__exit__")),
+    "run:Runner.task_exited",
+    "run:Runner.reschedule",
+}
 
 enter = operator.methodcaller("__enter__")
 """Calls it from C, as ``with`` does."""
@@ -37,10 +43,24 @@ async def nothing() -> None:
     pass
 
 
+def reschedule(task: Any, *outcomes: object) -> object:
+    """Calls it from C, as the proactor does."""
+    return operator.methodcaller("reschedule", task, *outcomes)(task._runner)
+
+
+async def parked() -> Any:
+    """Wait to be rescheduled: what the task was resumed with."""
+    return await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.SUCCEEDED)
+
+
 async def use_all() -> None:
     with trio.CancelScope():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(nothing)
+            nursery.start_soon(parked)
+            await wait_all_tasks_blocked()
+            (task,) = nursery.child_tasks
+            reschedule(task)
 
 
 # --- in and out ---
@@ -53,6 +73,7 @@ def test_shortcuts_are_in_while_their_pieces_are() -> None:
     assert with_shortcuts() == set()
     assert run(True, main) == PATHS
     assert run(("spawning",), main) == {"run:Runner.task_exited"}
+    assert run(("step",), main) == {"run:Runner.reschedule"}
     assert run(("checkpoints",), main) == set()
     assert run(False, main) == set()
     assert with_shortcuts() == set()
@@ -114,7 +135,7 @@ def test_a_shortcut_does_not_outlive_the_code_of_a_tool(caplog: pytest.LogCaptur
 # --- tools that watch ---
 
 
-EXPECTED = {"CancelScope.__init__", "CancelScope.__enter__", "CancelScope.__exit__", "Runner.task_exited"}
+EXPECTED = {path.partition(":")[2] for path in PATHS}
 
 
 def called() -> tuple[Callable[[types.CodeType], None], Callable[[], set[str]]]:
@@ -170,6 +191,58 @@ def test_a_monitoring_tool_sees_the_calls() -> None:
         return seen()
 
     assert run(True, main) == EXPECTED
+
+
+# --- what reschedule is called with ---
+
+
+@pytest.mark.parametrize("accelerate", [True, False])
+def test_a_task_is_resumed_with_what_it_was_rescheduled_with(accelerate: bool) -> None:
+    async def main() -> list[object]:
+        found: list[object] = []
+
+        async def note() -> None:
+            try:
+                found.append(await parked())
+            except ValueError as error:
+                found.append(str(error))
+
+        for given in ((), (_run._NO_SEND,), (outcome.Value(3),), (outcome.Error(ValueError("4")),)):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(note)
+                await wait_all_tasks_blocked()
+                (task,) = nursery.child_tasks
+                assert reschedule(task, *given) is None
+                with pytest.raises(AssertionError):
+                    reschedule(task, *given)
+        return found
+
+    assert run(accelerate, main) == [None, None, 3, "4"]
+
+
+def test_another_default_counts() -> None:
+    """What a program has made the default, the task is resumed with."""
+    function = functions()["run:Runner.reschedule"]
+
+    async def main() -> list[object]:
+        found: list[object] = []
+
+        async def note() -> None:
+            found.append(await parked())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(note)
+            await wait_all_tasks_blocked()
+            (task,) = nursery.child_tasks
+            before = function.__defaults__
+            function.__defaults__ = (outcome.Value(5),)
+            try:
+                reschedule(task)
+            finally:
+                function.__defaults__ = before
+        return found
+
+    assert run(True, main) == [5]
 
 
 # --- what a scope is called with ---

@@ -78,7 +78,7 @@ async def test_a_poll(events: int, name: str) -> None:
     async with client, served:
         manager: Any = current_io_manager()
         with pytest.warns(RuntimeWarning, match=f"^coroutine '{name}' was never awaited"):
-            manager.proactor.poll(client.fileno(), events)
+            manager.proactor.poll({}, client.fileno(), events, False)
 
 
 async def test_one_in_a_cycle() -> None:

@@ -468,7 +468,7 @@ async def test_a_wait_that_ends_with_its_manager_is_let_go_once(
     """Closing reaps operations with and without a waiting task, cancelled before or after."""
     manager = UringIOManager()
     manager._bind()
-    polls = [manager.proactor.poll(sockets[0].fileno(), PollEvent.IN)]
+    polls = [manager.proactor.poll({}, sockets[0].fileno(), PollEvent.IN, False)]
 
     async def wait() -> None:
         await polls[0]

@@ -194,6 +194,26 @@ def test_closing_ends_all_that_lasts_on_a_connection(unwanted: Feature) -> None:
         del stream
 
 
+def test_what_a_poll_of_the_proactor_refuses(ring: Ring) -> None:
+    errors = (trio.ClosedResourceError, trio.BusyResourceError, trio.TooSlowError)
+    proactor: Any = fastpath.Proactor(ring.address, ring, OSError, *errors, False)
+    table: dict[int, Any] = {}
+    for arguments in ((), (table, 0, 1), ([], 0, 1, False)):
+        with pytest.raises(TypeError, match="poll\\(\\) takes a dict"):
+            proactor.poll(*arguments)
+    for fd, events in (("0", 1), (0, "1"), (1 << 40, 1), (1 << 80, 1)):
+        with pytest.raises((TypeError, OverflowError)):
+            proactor.poll(table, fd, events, False)
+    with pytest.raises(TypeError, match="something else than waits"):
+        proactor.poll({0: None}, 0, 1, False)
+    assert table == {}
+    wait = proactor.poll(table, 0, 1, False)
+    other = proactor.poll(table, 0, 1, False)  # no task waits in the first one
+    assert table == {0: other}
+    for each in (wait, other):
+        each.close()
+
+
 # --- cancelling ---
 
 

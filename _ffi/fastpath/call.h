@@ -109,9 +109,10 @@ struct gt_call {
             uint64_t key;
             uint32_t events;
             int fd;
-            int result;   /* of the poll: events, or a negative errno */
-            bool pending; /* the operation is in flight and its completion is waited for */
-            bool again;   /* it has been armed again, as a multishot poll */
+            int result;     /* of the poll: events, or a negative errno */
+            bool pending;   /* the operation is in flight and its completion is waited for */
+            bool again;     /* it has been armed again, as a multishot poll */
+            bool is_socket; /* a system call has just said so */
         } poll;
     };
 };

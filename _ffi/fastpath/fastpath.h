@@ -321,7 +321,9 @@ PyObject *gt_hasten(PyObject *module, PyObject *type);
 
 /* --- poll.c: a task that waits for a descriptor to become ready --- */
 
-PyObject *gt_poll_new(gt_proactor *proactor, int fd, uint32_t events);
+/* The awaitable, which the table, a dict, has until the next one for the same descriptor: that costs less than to take it out
+ * again. */
+PyObject *gt_poll_new(gt_proactor *proactor, PyObject *table, PyObject *number, uint32_t events, bool is_socket);
 bool gt_poll_complete(gt_call *poll, const struct io_uring_cqe *cqe); /* true: its task is to be resumed */
 void gt_poll_drop(gt_call *poll);   /* its operation has ended, and its task is not to be resumed */
 void gt_poll_cancel(gt_call *poll); /* its operation is to end */

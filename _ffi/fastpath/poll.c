@@ -24,7 +24,9 @@
 static int arm(gt_call *self, bool multishot)
 {
     struct gt_ring *ring = self->proactor->ring;
-    int result = gt_operation_poll(ring, self->poll.fd, self->poll.events, multishot, &self->poll.key);
+    int result = self->poll.is_socket
+                     ? gt_operation_poll_socket(ring, self->poll.fd, self->poll.events, multishot, &self->poll.key)
+                     : gt_operation_poll(ring, self->poll.fd, self->poll.events, multishot, &self->poll.key);
     if (result < 0)
         return result;
     Py_INCREF(self);
@@ -105,12 +107,35 @@ static const gt_kind kinds[] = {
 };
 /* clang-format on */
 
-PyObject *gt_poll_new(gt_proactor *proactor, int fd, uint32_t events)
+/* Does a task wait in what the table has for the descriptor?  -1: exception set */
+static int is_busy(PyObject *table, PyObject *number)
 {
-    gt_call *self = gt_call_new(&kinds[events & POLLOUT ? 1 : 0], proactor, (PyObject *)proactor);
-    if (self) {
-        self->poll.fd = fd;
-        self->poll.events = events;
+    PyObject *other = PyDict_GetItemWithError(table, number);
+    if (!other)
+        return PyErr_Occurred() ? -1 : 0;
+    if (!Py_IS_TYPE(other, &gt_call_type)) {
+        PyErr_SetString(PyExc_TypeError, "the table of waits has something else than waits");
+        return -1;
     }
+    const gt_waiter *waiter = ((gt_call *)other)->waiter;
+    return waiter && waiter->task;
+}
+
+PyObject *gt_poll_new(gt_proactor *proactor, PyObject *table, PyObject *number, uint32_t events, bool is_socket)
+{
+    long fd = PyLong_AsLong(number);
+    if (fd != (int)fd)
+        PyErr_SetString(PyExc_OverflowError, "no descriptor is so great");
+    int busy = PyErr_Occurred() ? -1 : is_busy(table, number);
+    if (busy > 0)
+        PyErr_SetString(proactor->busy_error, "another task is already reading / writing this fd");
+    gt_call *self = busy == 0 ? gt_call_new(&kinds[events & POLLOUT ? 1 : 0], proactor, (PyObject *)proactor) : NULL;
+    if (!self)
+        return NULL;
+    self->poll.fd = (int)fd;
+    self->poll.events = events;
+    self->poll.is_socket = is_socket;
+    if (PyDict_SetItem(table, number, (PyObject *)self) < 0)
+        Py_CLEAR(self);
     return (PyObject *)self;
 }

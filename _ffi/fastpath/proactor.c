@@ -82,13 +82,16 @@ static PyObject *proactor_count_completions(gt_proactor *self, PyObject *Py_UNUS
                                            : PyLong_FromLong(self->completion_descriptor);
 }
 
-static PyObject *proactor_poll(gt_proactor *self, PyObject *args)
+static PyObject *proactor_poll(gt_proactor *self, PyObject *const *arguments, Py_ssize_t count)
 {
-    int fd;
-    unsigned int events;
-    if (!PyArg_ParseTuple(args, "iI:poll", &fd, &events) || !gt_proactor_check_open(self))
+    if (count != 4 || !PyDict_CheckExact(arguments[0])) {
+        PyErr_SetString(PyExc_TypeError, "poll() takes a dict, a descriptor, events, and whether it is a socket");
         return NULL;
-    return gt_poll_new(self, fd, events);
+    }
+    unsigned long events = PyLong_AsUnsignedLongMask(arguments[2]);
+    if (PyErr_Occurred() || !gt_proactor_check_open(self))
+        return NULL;
+    return gt_poll_new(self, arguments[0], arguments[1], (uint32_t)events, arguments[3] == Py_True);
 }
 
 /* Have the kernel let go of the files of waits that were ended.  Nothing is reaped: a task runs, and finds the state that it knows. */
@@ -312,8 +315,9 @@ static PyMethodDef proactor_methods[] = {
      PyDoc_STR("bind($self, seam, /)\n--\n\nTake what belongs to the run from the attributes of seam.")},
     {"count_completions", (PyCFunction)proactor_count_completions, METH_NOARGS,
      PyDoc_STR("count_completions($self, /)\n--\n\nAn eventfd for the ring to count completions on.")},
-    {"poll", (PyCFunction)proactor_poll, METH_VARARGS,
-     PyDoc_STR("poll($self, fd, events, /)\n--\n\nAn awaitable: wait until the descriptor is ready.")},
+    {"poll", (PyCFunction)(void (*)(void))proactor_poll, METH_FASTCALL,
+     PyDoc_STR(
+         "poll($self, table, fd, events, is_socket, /)\n--\n\nAn awaitable: wait until the descriptor is ready.")},
     {"wait", (PyCFunction)gt_proactor_wait, METH_O,
      PyDoc_STR("wait($self, timeout, /)\n--\n\nSubmit, wait at most timeout seconds, reap: how much news there is.")},
     {"process", (PyCFunction)gt_proactor_process, METH_NOARGS,

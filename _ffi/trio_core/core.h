@@ -5,6 +5,7 @@
  *     step.c         the inner loop of unrolled_run, and Runner.reschedule
  *     tick.c         what unrolled_run does between two batches, while nothing is unusual
  *     epoll.c        EpollIOManager: get_events, process_events, _epoll_wait
+ *     io_manager.c   the same of gain_trio's own I/O manager
  *     guard.c        whether all of what the others stand for is still there
  *     shortcut.c     the way to them from C, without a frame of the interpreter
  *     checkpoint.c   checkpoint, cancel_shielded_checkpoint, checkpoint_if_cancelled, wait_task_rescheduled
@@ -197,7 +198,7 @@ static inline int tc_drop(PyObject *result)
     X(send_nowait) X(perf_counter) X(proactor) X(wait) X(process) X(complete) X(_update_registrations) X(drain) \
     X(read_task) X(write_task) X(_nonblocking_helper) X(_resolve_address_nocp) X(_child_finished) \
     X(_nested_child_finished) X(Value) X(Error) X(relative_deadline) X(deadline) X(shield) \
-    X(_iterating) X(_pending_removals) X(_remove)
+    X(readers) X(writers) X(_iterating) X(_pending_removals) X(_remove)
 /* clang-format on */
 
 typedef struct {
@@ -248,11 +249,11 @@ double tc_now(PyObject *runner);     /* the time of its clock; -1: an exception 
 double tc_ask(PyObject *object, PyObject *method);
 PyObject *tc_hooks(PyObject *runner); /* the dict of instruments by hook, owned */
 typedef struct {
-    PyObject *runner, *instruments, *hooks;
-} tc_batch;
-/* Between the two tc_hooks() returns the dict that is given here. */
-void tc_enter_batch(tc_batch batch);
-void tc_leave_batch(void);
+    PyObject *runner, *instruments, *hooks; /* the first one borrowed */
+} tc_batches;
+/* Between the two tc_hooks() returns the dict that there was at the first.  0, or -1 without a second one. */
+int tc_begin_batches(tc_batches *batches, PyObject *runner);
+void tc_end_batches(tc_batches *batches);
 int tc_observe(PyObject *runner, PyObject *hooks, PyObject *hook,
                PyObject *task);      /* call instruments, if there are any */
 PyObject *tc_value(PyObject *value); /* outcome.Value(value) */
@@ -273,7 +274,8 @@ PyObject *tc_throw_into(PyObject *awaitable, PyObject *const *arguments, Py_ssiz
 /* --- the parts --- */
 
 int tc_reschedule(PyObject *runner, PyObject *task, PyObject *next_send); /* 1, 0: Trio has to, -1 */
-int tc_run_batch(PyObject *runner, PyObject *batch); /* what it leaves in the batch is Trio's to do.  0 or -1 */
+/* What it leaves in the batch is Trio's to do.  0 or -1 */
+int tc_run_batch(const tc_batches *batches, PyObject *batch);
 bool tc_check_batch(PyObject *const *arguments, Py_ssize_t count);
 
 PyObject *tc_step_reschedule(PyObject *module, PyObject *const *arguments, Py_ssize_t count);

@@ -40,13 +40,9 @@ static void note_current(PyObject *Py_UNUSED(context), PyObject *Py_UNUSED(task)
 static PyObject *look_up_task(PyObject *context) { return PyDict_GetItemWithError(context, tc_names.task); }
 #endif
 
-/* The batch that this thread is in, because its steps, the tasks that they spawn and those that end ask for the same dict.
- * Borrowed from tc_run_batch(). */
-static _Thread_local tc_batch batch_here;
-
-void tc_enter_batch(tc_batch batch) { batch_here = batch; }
-
-void tc_leave_batch(void) { batch_here = (tc_batch){NULL, NULL, NULL}; }
+/* The run whose batches this thread makes, because the steps, the tasks that they spawn and those that end ask for the same dict.
+ * Borrowed from the caller of tc_begin_batches(). */
+static _Thread_local tc_batches batches_here;
 
 PyObject *tc_context(void)
 {
@@ -144,8 +140,8 @@ double tc_now(PyObject *runner)
 PyObject *tc_hooks(PyObject *runner)
 {
     PyObject *instruments = tc_get(tc_core.runner.instruments, runner);
-    if (batch_here.hooks && batch_here.runner == runner && batch_here.instruments == instruments)
-        return Py_NewRef(batch_here.hooks);
+    if (batches_here.hooks && batches_here.runner == runner && batches_here.instruments == instruments)
+        return Py_NewRef(batches_here.hooks);
     if (PyDict_Check(instruments)) /* a dict before Trio 0.28, then a UserDict */
         return Py_NewRef(instruments);
     PyObject *hooks = PyObject_GetAttr(instruments, tc_names.data);
@@ -154,6 +150,24 @@ PyObject *tc_hooks(PyObject *runner)
         Py_CLEAR(hooks);
     }
     return hooks;
+}
+
+int tc_begin_batches(tc_batches *batches, PyObject *runner)
+{
+    batches->runner = runner;
+    batches->hooks = tc_hooks(runner);
+    if (!batches->hooks)
+        return -1;
+    batches->instruments = Py_NewRef(tc_get(tc_core.runner.instruments, runner));
+    batches_here = *batches;
+    return 0;
+}
+
+void tc_end_batches(tc_batches *batches)
+{
+    batches_here = (tc_batches){NULL, NULL, NULL};
+    Py_CLEAR(batches->instruments);
+    Py_CLEAR(batches->hooks);
 }
 
 int tc_observe(PyObject *runner, PyObject *hooks, PyObject *hook, PyObject *task)
@@ -237,12 +251,18 @@ PyObject *tc_unwrap(PyObject *message)
 
 bool tc_is_own(PyObject *object, PyObject *name, PyObject *function)
 {
-    PyObject *method = PyObject_GetAttr(object, name);
+    PyObject *method = NULL;
+#if PY_VERSION_HEX < 0x030d0000 /* from there on Python keeps it for itself */
+    bool is_unbound = _PyObject_GetMethod(object, name, &method);
+#else
+    method = PyObject_GetAttr(object, name);
+    bool is_unbound = false;
+#endif
     if (!method) {
         PyErr_Clear();
         return false;
     }
-    bool own = PyMethod_Check(method) && PyMethod_GET_FUNCTION(method) == function;
+    bool own = is_unbound ? method == function : PyMethod_Check(method) && PyMethod_GET_FUNCTION(method) == function;
     Py_DECREF(method);
     return own;
 }

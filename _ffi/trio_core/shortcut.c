@@ -1,7 +1,7 @@
 /* shortcut.c: Trio's functions that C calls, without a frame of the interpreter.
  *
  * Stands for no code of Trio's, but for the way to the code that gain_trio._acceleration has put into a function.  The
- * interpreter's `with` statement, the call of a class and step.c call a function by its vectorcall pointer.  For some functions
+ * interpreter's `with` statement, the call of a class, step.c and gain_trio's proactor call a function by its vectorcall pointer.  For some functions
  * whose code calls this module first, that pointer leads here: what the code would call is called at once, and when it says
  * that the case is not ordinary, the code runs as it would have run.  So the two ways are the same, but for the frame, which
  * costs more than what these functions do.
@@ -25,14 +25,14 @@ static PyObject *call_scope_init(PyObject *, PyObject *const *, size_t, PyObject
 static PyObject *call_scope_enter(PyObject *, PyObject *const *, size_t, PyObject *);
 static PyObject *call_scope_exit(PyObject *, PyObject *const *, size_t, PyObject *);
 static PyObject *call_task_exited(PyObject *, PyObject *const *, size_t, PyObject *);
+static PyObject *call_reschedule(PyObject *, PyObject *const *, size_t, PyObject *);
 
-enum { SCOPE_INIT, SCOPE_ENTER, SCOPE_EXIT, TASK_EXITED, SHORTCUTS };
+enum { SCOPE_INIT, SCOPE_ENTER, SCOPE_EXIT, TASK_EXITED, RESCHEDULE, SHORTCUTS };
 
 static shortcut shortcuts[SHORTCUTS] = {
-    [SCOPE_INIT] = {"scope_init", call_scope_init, NULL},
-    [SCOPE_ENTER] = {"scope_enter", call_scope_enter, NULL},
-    [SCOPE_EXIT] = {"scope_exit", call_scope_exit, NULL},
-    [TASK_EXITED] = {"task_exited", call_task_exited, NULL},
+    [SCOPE_INIT] = {"scope_init", call_scope_init, NULL}, [SCOPE_ENTER] = {"scope_enter", call_scope_enter, NULL},
+    [SCOPE_EXIT] = {"scope_exit", call_scope_exit, NULL}, [TASK_EXITED] = {"task_exited", call_task_exited, NULL},
+    [RESCHEDULE] = {"reschedule", call_reschedule, NULL},
 };
 
 /* --- the ways --- */
@@ -149,6 +149,26 @@ static PyObject *call_task_exited(PyObject *function, PyObject *const *arguments
         return NULL;
     Py_DECREF(done);
     return done == Py_True ? Py_NewRef(Py_None) : run_code(function, arguments, count, names);
+}
+
+/* Is what the task is resumed with left to the function, and is that Trio's own default? */
+static bool has_no_send(PyObject *function)
+{
+    PyObject *defaults = PyFunction_GET_DEFAULTS(function);
+    return defaults && PyTuple_GET_SIZE(defaults) == 1 && PyTuple_GET_ITEM(defaults, 0) == tc_core.no_send;
+}
+
+static PyObject *call_reschedule(PyObject *function, PyObject *const *arguments, size_t count, PyObject *names)
+{
+    Py_ssize_t given = PyVectorcall_NARGS(count);
+    int done = 0;
+    if (!names && (given == 3 || (given == 2 && has_no_send(function))) && is_open(RESCHEDULE, function) &&
+        tc_intact(TC_step))
+        done = tc_reschedule(arguments[0], arguments[1],
+                             given == 2 || arguments[2] == tc_core.no_send ? NULL : arguments[2]);
+    if (done == 0)
+        return run_code(function, arguments, count, names);
+    return done < 0 ? NULL : Py_NewRef(Py_None);
 }
 
 /* --- putting them in --- */

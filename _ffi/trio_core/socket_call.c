@@ -21,6 +21,7 @@
  */
 #include "socket_call.h"
 #include "epoll.h"
+#include "io_manager.h"
 
 enum { READY, YIELDED, WAITING, DONE };
 
@@ -126,14 +127,10 @@ static int make_waiter(tc_socket_call *self, PyObject *task)
     PyObject *waiter;
     if (tc_core.in.epoll && descriptor >= 0 && tc_epoll_is_manager(manager)) {
         waiter = tc_epoll_wait(descriptor, self->writes, task);
-    } else if (tc_core.manager_type && Py_IS_TYPE(manager, tc_core.manager_type) && descriptor >= 0) {
-        PyObject *number = PyLong_FromLong(descriptor),
-                 *events = PyLong_FromLong(self->writes ? 4 : 1); /* POLLOUT, POLLIN */
+    } else if (descriptor >= 0 && tc_ring_is_manager(manager)) {
         Py_INCREF(manager);
-        waiter = number && events ? PyObject_CallMethodObjArgs(manager, tc_names.poll, number, events, NULL) : NULL;
+        waiter = tc_ring_wait(manager, descriptor, self->writes, self->call != TC_OTHER);
         Py_DECREF(manager);
-        Py_XDECREF(number);
-        Py_XDECREF(events);
     } else {
         waiter = PyObject_CallOneArg(self->writes ? tc_core.wait_writable : tc_core.wait_readable, self->sock);
     }

@@ -309,19 +309,14 @@ static int run_all(PyObject *runner, PyObject *hooks, PyObject *context, PyObjec
     return result == 0 ? leave_task(context) : -1;
 }
 
-int tc_run_batch(PyObject *runner, PyObject *batch)
+int tc_run_batch(const tc_batches *batches, PyObject *batch)
 {
-    PyObject *context = tc_context(), *hooks = context ? tc_hooks(runner) : NULL;
-    if (!hooks)
+    PyObject *context = tc_context();
+    if (!context)
         return -1;
     Py_INCREF(context);
-    PyObject *instruments = Py_NewRef(tc_get(tc_core.runner.instruments, runner));
-    tc_enter_batch((tc_batch){runner, instruments, hooks});
-    int result = run_all(runner, hooks, context, batch);
-    tc_leave_batch();
-    Py_DECREF(instruments);
+    int result = run_all(batches->runner, batches->hooks, context, batch);
     Py_DECREF(context);
-    Py_DECREF(hooks);
     return result;
 }
 
@@ -336,7 +331,10 @@ bool tc_check_batch(PyObject *const *arguments, Py_ssize_t count)
 /* step_batch(runner, batch): whether the run is over, which it is not. */
 PyObject *tc_step_batch(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
 {
-    if (!tc_check_batch(arguments, count) || tc_run_batch(arguments[0], arguments[1]) < 0)
+    tc_batches batches;
+    if (!tc_check_batch(arguments, count) || tc_begin_batches(&batches, arguments[0]) < 0)
         return NULL;
-    Py_RETURN_FALSE;
+    int result = tc_run_batch(&batches, arguments[1]);
+    tc_end_batches(&batches);
+    return result < 0 ? NULL : Py_NewRef(Py_False);
 }

@@ -13,14 +13,14 @@
  *     unrolled_run                               here
  *     ----------------------------------------   -------------------------------------------------------------------
  *     timeout                                    0 with tasks on the run queue, else until the next deadline
- *     get_events(), process_events()             epoll.c for Trio's I/O manager, the proactor's wait() and process() for
- *                                                gain_trio's, which is what its methods do outside guest mode, and those of
- *                                                any other by name; what get_events() raises is raised by run()
+ *     get_events(), process_events()             epoll.c for Trio's I/O manager, io_manager.c for gain_trio's, and those of any
+ *                                                other by name; what get_events() raises is raised by run()
  *     deadlines.expire(now)                      called only when a deadline has passed, or the heap is due for pruning
  *     batch = list(runq), _r.random() < 0.5      the same; with _ALLOW_DETERMINISTIC_SCHEDULING it is Trio's to do
  */
 #include "core.h"
 #include "epoll.h"
+#include "io_manager.h"
 
 #define MAX_TIMEOUT 86400.0 /* _MAX_TIMEOUT */
 
@@ -112,56 +112,6 @@ static int wait_by_name(PyObject *manager, PyObject *timeout)
     return result;
 }
 
-/* The type of gain_trio's proactor, which is C's, and two of its methods: to look them up takes longer than to find that
- * nothing has happened. */
-static struct {
-    PyTypeObject *type; /* owned */
-    PyCFunction wait, process;
-} known;
-
-/* Does this module know the methods of this object? */
-static bool is_known(PyObject *proactor)
-{
-    PyTypeObject *type = Py_TYPE(proactor);
-    if (type == known.type)
-        return true;
-    PyCFunction wait = tc_function_of(type, tc_names.wait, METH_O);
-    PyCFunction process = tc_function_of(type, tc_names.process, METH_NOARGS);
-    if (!wait || !process || PyType_HasFeature(type, Py_TPFLAGS_HEAPTYPE)) /* a class of Python may change */
-        return false;
-    Py_INCREF(type);
-    Py_XSETREF(known.type, type);
-    known.wait = wait;
-    known.process = process;
-    return true;
-}
-
-static PyObject *call_wait(PyObject *proactor, PyObject *timeout)
-{
-    return is_known(proactor) ? known.wait(proactor, timeout)
-                              : PyObject_CallMethodOneArg(proactor, tc_names.wait, timeout);
-}
-
-static PyObject *call_process(PyObject *proactor)
-{
-    return is_known(proactor) ? known.process(proactor, NULL) : PyObject_CallMethodNoArgs(proactor, tc_names.process);
-}
-
-/* The same of gain_trio's. */
-static int wait_on_the_ring(PyObject *manager, PyObject *timeout)
-{
-    PyObject *proactor = PyObject_GetAttr(manager, tc_names.proactor);
-    PyObject *news = proactor ? call_wait(proactor, timeout) : NULL;
-    PyObject *completions = news ? call_process(proactor) : NULL;
-    int result = completions ? 0 : news ? -1 : 1;
-    if (completions && completions != Py_None)
-        result = tc_drop(PyObject_CallMethodOneArg(manager, tc_names.complete, completions));
-    Py_XDECREF(completions);
-    Py_XDECREF(news);
-    Py_XDECREF(proactor);
-    return result;
-}
-
 /* 0, 1 when the run is over, -1 */
 static int wait_for_events(PyObject *runner, double timeout)
 {
@@ -171,9 +121,9 @@ static int wait_for_events(PyObject *runner, double timeout)
         result = tc_epoll_tick(manager, timeout);
     } else {
         PyObject *argument = timeout == 0 ? PyLong_FromLong(0) : PyFloat_FromDouble(timeout);
-        result = !argument                                   ? -1
-                 : Py_IS_TYPE(manager, tc_core.manager_type) ? wait_on_the_ring(manager, argument)
-                                                             : wait_by_name(manager, argument);
+        result = !argument                     ? -1
+                 : tc_ring_is_manager(manager) ? tc_ring_tick(manager, argument)
+                                               : wait_by_name(manager, argument);
         Py_XDECREF(argument);
     }
     Py_DECREF(manager);
@@ -244,15 +194,16 @@ static PyObject *take_batch(PyObject *runner)
 }
 
 /* One tick.  What is left of its batch is put in `rest`, which is empty.  0, 1 when the run is over, -1 */
-static int tick(PyObject *runner, PyObject *rest)
+static int tick(const tc_batches *batches, PyObject *rest)
 {
+    PyObject *runner = batches->runner;
     Py_ssize_t scheduled = PyObject_Size(tc_get(tc_core.runner.runq, runner));
     double timeout = scheduled < 0 ? -1 : get_timeout(runner, scheduled);
     int waited = timeout < 0 ? -1 : wait_for_events(runner, timeout);
     if (waited != 0)
         return waited;
     PyObject *batch = expire(runner) < 0 ? NULL : take_batch(runner);
-    int result = batch ? tc_run_batch(runner, batch) : -1;
+    int result = batch ? tc_run_batch(batches, batch) : -1;
     if (result == 0 && PyList_GET_SIZE(batch) > 0)
         result = PyList_SetSlice(rest, 0, 0, batch);
     Py_XDECREF(batch);
@@ -263,11 +214,12 @@ static int tick(PyObject *runner, PyObject *rest)
  * is over. */
 PyObject *tc_tick_batch(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
 {
-    if (!tc_check_batch(arguments, count))
+    tc_batches batches;
+    if (!tc_check_batch(arguments, count) || tc_begin_batches(&batches, arguments[0]) < 0)
         return NULL;
-    PyObject *runner = arguments[0];
-    int usual, result = tc_run_batch(runner, arguments[1]);
-    while (result == 0 && PyList_GET_SIZE(arguments[1]) == 0 && (usual = is_usual(runner)) != 0)
-        result = usual < 0 ? -1 : tick(runner, arguments[1]);
+    int usual, result = tc_run_batch(&batches, arguments[1]);
+    while (result == 0 && PyList_GET_SIZE(arguments[1]) == 0 && (usual = is_usual(arguments[0])) != 0)
+        result = usual < 0 ? -1 : tick(&batches, arguments[1]);
+    tc_end_batches(&batches);
     return result < 0 ? NULL : PyBool_FromLong(result);
 }

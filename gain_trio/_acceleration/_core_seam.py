@@ -52,6 +52,9 @@ _PLACES: dict[str, object] = {
     "contextlib": contextlib,
 }
 
+VALUE_METHODS = tuple(f"outcome:Value.{name}" for name in ("unwrap", "__init__", "__attrs_init__", "send"))
+"""What is done with a value that a task is resumed with.  A piece that watches these looks at one list, and not at two."""
+
 RELEASE: str = trio.__version__
 """Of this Trio."""
 

@@ -47,9 +47,7 @@ _UNUSUAL: Final = frozenset(
 
 OUTCOMES: Final = "outcomes"
 """What every piece does with what a task is resumed with, and parked by: as if it were a piece, for the C."""
-OF_VALUES: Final = tuple(f"outcome:Value.{name}" for name in ("unwrap", "__init__", "__attrs_init__", "send"))
-"""A piece that watches these need not look at its own names and at those of outcomes."""
-_OF_OUTCOMES: Final = (*OF_VALUES, "traps:WaitTaskRescheduled.__init__")
+_OF_OUTCOMES: Final = (*_core_seam.VALUE_METHODS, "traps:WaitTaskRescheduled.__init__")
 
 Namespace = type | types.ModuleType
 

@@ -16,7 +16,6 @@ from gain_trio._kernel import trio_core
 
 from . import _core_seam
 from ._fingerprints import digest, fingerprint
-from ._guards import OF_VALUES
 from ._rewrite import Change, around_first, before_all, before_batch, before_last, rewrite
 
 
@@ -182,7 +181,7 @@ STEP: Final = Piece(
     ),
     stands_for=("run:Task._attempt_delivery_of_any_pending_cancel", "run:Task._attempt_delivery_of_pending_ki"),
     layouts=("run:Task", "run:Runner", "run:CancelStatus", "traps:WaitTaskRescheduled"),
-    watches=OF_VALUES,
+    watches=_core_seam.VALUE_METHODS,
 )
 
 CHECKPOINTS: Final = Piece(
@@ -214,7 +213,7 @@ CHECKPOINTS: Final = Piece(
     ),
     stands_for=("run:current_task",),
     layouts=("run:Task", "run:Runner", "run:CancelStatus", "traps:WaitTaskRescheduled"),
-    watches=OF_VALUES,
+    watches=_core_seam.VALUE_METHODS,
 )
 
 _CLOCK: Final = ("run:SystemClock.current_time", "run:perf_counter")

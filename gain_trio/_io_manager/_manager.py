@@ -146,7 +146,9 @@ class UringIOManager:
             raise
         self._thread = threading.get_ident()
         self._seam: RunSeam | None = None
-        self._waiters: dict[int, dict[int, Poll]] = {_READ: {}, _WRITE: {}}
+        self.readers: dict[int, Poll] = {}
+        self.writers: dict[int, Poll] = {}
+        self._waiters = {_READ: self.readers, _WRITE: self.writers}
         self._closed = False
         self._completion_eventfd: int | None = None  # guest mode only: counts completions for the worker
         _living.add(self)
@@ -278,16 +280,11 @@ class UringIOManager:
                 del waiters[fd]
 
     def poll(self, fd: int, events: int) -> Poll:
-        """The awaitable of a task that waits for readiness; accelerated sockets of Trio await it themselves.
+        """The awaitable of a task that waits for readiness.
 
-        The table keeps it until the next one for the same descriptor, which costs little and saves a look-up.
+        Accelerated sockets of Trio await one that they take from the proactor themselves.
         """
-        waiters = self._waiters[events]
-        other = waiters.get(fd)
-        if other is not None and other.waits:
-            raise trio.BusyResourceError("another task is already reading / writing this fd")
-        waiters[fd] = poll = self.proactor.poll(fd, events)
-        return poll
+        return self.proactor.poll(self._waiters[events], fd, events, False)
 
     def notify_closing(self, fd: int | _HasFileNo) -> None:
         """See :func:`trio.lowlevel.notify_closing`."""
