@@ -210,6 +210,38 @@ typedef struct {
 extern tc_names_type tc_names;
 int tc_names_init(void);
 
+/* --- what is in a dict --- */
+
+/* The value of one name, borrowed from the dict, and the version that the dict had then.  No dict has a version that another one
+ * had, or that it had before it was changed.  From Python 3.12 on dicts have none that counts. */
+typedef struct {
+    uint64_t version; /* 0: none */
+    PyObject *value;
+} tc_item;
+
+static inline void tc_note_item(tc_item *item, PyObject *dict, PyObject *value)
+{
+#if PY_VERSION_HEX < 0x030c0000
+    item->version = ((PyDictObject *)dict)->ma_version_tag;
+    item->value = value;
+#else
+    (void)item, (void)dict, (void)value;
+#endif
+}
+
+/* As PyDict_GetItemWithError() finds it. */
+static inline PyObject *tc_find_item(tc_item *item, PyObject *dict, PyObject *name)
+{
+#if PY_VERSION_HEX < 0x030c0000
+    if (((PyDictObject *)dict)->ma_version_tag == item->version)
+        return item->value;
+#endif
+    PyObject *value = PyDict_GetItemWithError(dict, name);
+    if (value)
+        tc_note_item(item, dict, value);
+    return value;
+}
+
 /* --- guard.c --- */
 
 /* clang-format off */

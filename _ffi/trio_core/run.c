@@ -14,31 +14,8 @@ static struct {
     PyObject *dict;
 } here;
 
-#if PY_VERSION_HEX < 0x030c0000
-/* The task that a step has put into a dict, borrowed from there, and the version that the dict had then: no dict has a version
- * that another dict had, or that it had before it was changed.  0: none. */
-static struct {
-    uint64_t version;
-    PyObject *task;
-} current;
-
-static void note_current(PyObject *context, PyObject *task)
-{
-    current.version = ((PyDictObject *)context)->ma_version_tag;
-    current.task = task;
-}
-
-static PyObject *look_up_task(PyObject *context)
-{
-    if (((PyDictObject *)context)->ma_version_tag == current.version)
-        return current.task;
-    return PyDict_GetItemWithError(context, tc_names.task);
-}
-#else
-static void note_current(PyObject *Py_UNUSED(context), PyObject *Py_UNUSED(task)) {}
-
-static PyObject *look_up_task(PyObject *context) { return PyDict_GetItemWithError(context, tc_names.task); }
-#endif
+/* The task that a step has put into such a dict. */
+static tc_item current;
 
 /* The run whose batches this thread makes, because the steps, the tasks that they spawn and those that end ask for the same dict.
  * Borrowed from the caller of tc_begin_batches(). */
@@ -67,14 +44,14 @@ int tc_set_current_task(PyObject *context, PyObject *task)
 {
     int result = PyDict_SetItem(context, tc_names.task, task);
     if (result == 0)
-        note_current(context, task);
+        tc_note_item(&current, context, task);
     return result;
 }
 
 PyObject *tc_current_task(void)
 {
     PyObject *context = tc_context();
-    PyObject *task = context ? look_up_task(context) : NULL;
+    PyObject *task = context ? tc_find_item(&current, context, tc_names.task) : NULL;
     if (!task) {
         PyErr_Clear(); /* Trio's own code, which comes next, raises what there is to raise */
         return NULL;
@@ -112,7 +89,8 @@ double tc_ask(PyObject *object, PyObject *method)
 static double system_time(PyObject *clock)
 {
     double offset = PyFloat_AsDouble(tc_get(tc_core.system_clock.offset, clock));
-    PyObject *counter = PyDict_GetItemWithError(tc_core.run_module, tc_names.perf_counter);
+    static tc_item known;
+    PyObject *counter = tc_find_item(&known, tc_core.run_module, tc_names.perf_counter);
     if (!counter && !PyErr_Occurred())
         PyErr_SetString(PyExc_RuntimeError, "Trio has lost its clock");
     if (PyErr_Occurred())

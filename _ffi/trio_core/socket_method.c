@@ -10,6 +10,7 @@
 #include "socket_call.h"
 
 #include <poll.h>
+#include <stddef.h>
 #include <sys/socket.h>
 
 /* The usual arguments of recv(2) and send(2), or TC_OTHER. */
@@ -121,10 +122,23 @@ PyObject *tc_socket_sendto(PyObject *Py_UNUSED(module), PyObject *const *argumen
 /* One method of sockets: what Trio's function for it calls, with the socket, the tuple and the dict of its arguments. */
 typedef struct {
     PyObject_HEAD
+    vectorcallfunc vectorcall;
     PyObject *function; /* of socket.socket */
     uint8_t call;
     bool writes;
 } socket_method;
+
+static PyObject *method_call(PyObject *object, PyObject *const *arguments, size_t count, PyObject *names)
+{
+    socket_method *self = (socket_method *)object;
+    if (PyVectorcall_NARGS(count) != 3 || (names && PyTuple_GET_SIZE(names) > 0)) {
+        PyErr_SetString(PyExc_TypeError, "SocketMethod takes three positional arguments");
+        return NULL;
+    }
+    if (!tc_is_own(arguments[0], tc_names._nonblocking_helper, tc_core.helper_method))
+        Py_RETURN_NONE;
+    return make_call(arguments[0], self->call, self->function, self->writes, arguments[1], arguments[2]);
+}
 
 static PyObject *method_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
@@ -137,6 +151,7 @@ static PyObject *method_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     socket_method *self = (socket_method *)type->tp_alloc(type, 0);
     if (!self)
         return NULL;
+    self->vectorcall = method_call;
     self->function = Py_NewRef(function);
     self->writes = writes;
     self->call = !strcmp(name, "recv")        ? TC_RECV
@@ -145,20 +160,6 @@ static PyObject *method_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
                  : !strcmp(name, "recvfrom")  ? TC_RECVFROM
                                               : TC_OTHER;
     return (PyObject *)self;
-}
-
-static PyObject *method_call(socket_method *self, PyObject *args, PyObject *kwargs)
-{
-    PyObject *socket, *arguments, *names;
-    if (kwargs && PyDict_GET_SIZE(kwargs) > 0) {
-        PyErr_SetString(PyExc_TypeError, "SocketMethod takes positional arguments");
-        return NULL;
-    }
-    if (!PyArg_UnpackTuple(args, "SocketMethod", 3, 3, &socket, &arguments, &names))
-        return NULL;
-    if (!tc_is_own(socket, tc_names._nonblocking_helper, tc_core.helper_method))
-        Py_RETURN_NONE;
-    return make_call(socket, self->call, self->function, self->writes, arguments, names);
 }
 
 static int method_traverse(socket_method *self, visitproc visit, void *arg)
@@ -184,10 +185,11 @@ PyTypeObject tc_socket_method_type = {
     PyVarObject_HEAD_INIT(NULL, 0) /* the macro brings the comma */
         .tp_name = "gain_trio._trio_core.SocketMethod",
     .tp_basicsize = sizeof(socket_method),
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL,
+    .tp_vectorcall_offset = offsetof(socket_method, vectorcall),
     .tp_doc = PyDoc_STR("What a method of Trio's sockets calls."),
     .tp_new = method_new,
-    .tp_call = (ternaryfunc)method_call,
+    .tp_call = PyVectorcall_Call,
     .tp_dealloc = (destructor)method_dealloc,
     .tp_traverse = (traverseproc)method_traverse,
     .tp_clear = (inquiry)method_clear,

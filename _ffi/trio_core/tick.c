@@ -45,7 +45,8 @@ static int is_usual(PyObject *runner)
     int jumps = threshold == tc_core.infinity ? 0 : PyObject_RichCompareBool(threshold, tc_core.infinity, Py_NE);
     if (jumps != 0)
         return jumps < 0 ? -1 : 0;
-    PyObject *ordered = PyDict_GetItemWithError(tc_core.run_module, tc_names._ALLOW_DETERMINISTIC_SCHEDULING);
+    static tc_item known;
+    PyObject *ordered = tc_find_item(&known, tc_core.run_module, tc_names._ALLOW_DETERMINISTIC_SCHEDULING);
     return ordered == Py_False ? 1 : PyErr_Occurred() ? -1 : 0;
 }
 
@@ -180,7 +181,8 @@ static PyObject *take_batch(PyObject *runner)
     PyObject *queue = Py_NewRef(tc_get(tc_core.runner.runq, runner));
     PyObject *batch = empty_queue(queue);
     Py_DECREF(queue);
-    PyObject *random = batch ? PyDict_GetItemWithError(tc_core.run_module, tc_names._r) : NULL;
+    static tc_item known;
+    PyObject *random = batch ? tc_find_item(&known, tc_core.run_module, tc_names._r) : NULL;
     if (!random) {
         if (!PyErr_Occurred())
             PyErr_SetString(PyExc_RuntimeError, "Trio has no random numbers");
