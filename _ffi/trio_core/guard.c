@@ -171,7 +171,7 @@ static inline bool are_versions_the_same(const guards *of)
 }
 
 /* Not part of tc_intact(), which would have to make room for it at each call. */
-Py_NO_INLINE static bool look(guards *of)
+__attribute__((noinline)) static bool look(guards *of)
 {
     for (Py_ssize_t i = 0; i < of->class_count; i++) {
         class_version *known = &of->class_versions[i];
