@@ -93,8 +93,8 @@ static bool is_set(const PyObject *value) { return value && value != Py_None; }
  * the keeper of its deadlines. */
 static bool concerns_others(const gt_connection *self)
 {
-    return self->receiving.call || self->sending.call || is_set(self->successor) || is_set(self->transfer) ||
-           is_set(self->deadlines_kept);
+    return self->receiving.call || self->sending.call || is_set(self->attributes[GT_SUCCESSOR]) ||
+           is_set(self->attributes[GT_TRANSFER]) || is_set(self->attributes[GT_DEADLINES_KEPT]);
 }
 
 PyObject *gt_connection_close_plainly(gt_connection *self, PyObject *Py_UNUSED(ignored))

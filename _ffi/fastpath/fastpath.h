@@ -243,6 +243,25 @@ static inline int gt_direction_wake(const gt_direction *direction)
     return direction->call ? gt_waiter_wake(direction->call->waiter, false) : 0;
 }
 
+/* The attributes that Python keeps of a connection.  They are made with it, which takes less than to set them. */
+enum gt_attribute {
+    GT_MARKS,
+    GT_CLOSE_TIMEOUT,
+    GT_LOCAL_ADDRESS,
+    GT_REMOTE_ADDRESS,
+    GT_PROXY_HEADER,
+    GT_SUCCESSOR,
+    GT_TRANSFER,
+    GT_DRAINING,
+    GT_DRAIN_DEADLINE,
+    GT_DEADLINES_KEPT,
+    GT_BETWEEN, /* these three are bools */
+    GT_DRAINS,
+    GT_WAS_DETACHED,
+    GT_PROXY_HEADER_SIZE,
+    GT_ATTRIBUTES, /* how many there are */
+};
+
 struct gt_connection {
     PyObject_HEAD
     gt_proactor *proactor;
@@ -255,11 +274,7 @@ struct gt_connection {
     bool send_held;                      /* a task sends past this object: calls of the sending side are busy */
     PyObject *context;
     PyObject *weakrefs;
-    /* Python's, which is spared to set them for each new connection.  NULL is None. */
-    PyObject *marks, *close_timeout, *local_address, *remote_address, *proxy_header, *successor, *transfer, *draining,
-        *drain_deadline, *deadlines_kept;
-    Py_ssize_t proxy_header_size;
-    char between, drains, was_detached; /* bools */
+    PyObject *attributes[GT_ATTRIBUTES];
 };
 
 extern PyTypeObject gt_connection_type;
