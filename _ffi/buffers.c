@@ -1,7 +1,7 @@
 /* buffers.c: the provided buffer ring; see ring.h, and io_uring_register_buf_ring(3) for the protocol.
  *
  * The kernel picks a buffer when data arrives, not when a receive is started, so ten thousand idle connections share a few.
- * A buffer is given back as soon as its data has been copied out.  Where the kernel consumes buffers incrementally, a buffer
+ * A buffer is given back as soon as its data has been copied out, or has been read where it lies (gt_buffers_lend).  Where the kernel consumes buffers incrementally, a buffer
  * is used by one receive after the other, from its beginning to its end, and `consumed` follows it; this relies on
  * completions being reaped in the order in which the buffer was consumed.
  *
@@ -61,8 +61,9 @@ int gt_buffers_open_group(struct gt_ring *ring, struct gt_buffers *buffers, uint
     opened.memory = memory;
     opened.consumed = calloc(count, sizeof *opened.consumed);
     opened.held = calloc(count, sizeof *opened.held);
+    opened.lent = calloc(count, sizeof *opened.lent);
     int result = -ENOMEM;
-    if (opened.consumed && opened.held) {
+    if (opened.consumed && opened.held && opened.lent) {
         if (madvise(entries, opened.entries_bytes, MADV_DONTFORK) ||
             madvise(memory, opened.memory_bytes, MADV_DONTFORK)) {
             result = -errno;
@@ -79,6 +80,7 @@ int gt_buffers_open_group(struct gt_ring *ring, struct gt_buffers *buffers, uint
     if (result < 0) {
         free(opened.consumed);
         free(opened.held);
+        free(opened.lent);
         munmap(memory, opened.memory_bytes);
         munmap(entries, opened.entries_bytes);
         return result;
@@ -112,6 +114,7 @@ int gt_buffers_close_group(struct gt_ring *ring, struct gt_buffers *buffers)
     munmap(buffers->entries, buffers->entries_bytes);
     free(buffers->consumed);
     free(buffers->held);
+    free(buffers->lent);
     memset(buffers, 0, sizeof *buffers);
     return 0;
 }
@@ -177,9 +180,27 @@ void gt_buffers_recycle(struct gt_buffers *buffers, const struct io_uring_cqe *c
     if (cqe->flags & IORING_CQE_F_BUF_MORE) {
         if (cqe->res > 0)
             buffers->consumed[id] += (uint32_t)cqe->res;
+    } else if (buffers->lent[id]) {
+        buffers->lent[id] |= GT_USED_UP;
     } else {
         give_back(buffers, (uint16_t)id);
     }
+}
+
+uint16_t gt_buffers_lend(struct gt_buffers *buffers, const struct io_uring_cqe *cqe)
+{
+    const uint16_t id = (uint16_t)(cqe->flags >> IORING_CQE_BUFFER_SHIFT);
+    buffers->lent[id]++;
+    return id;
+}
+
+void gt_buffers_return(struct gt_ring *ring, uint16_t id)
+{
+    struct gt_buffers *buffers = &ring->buffers;
+    if (ring->dead || --buffers->lent[id] != GT_USED_UP) /* the memory of a dead ring is the parent's */
+        return;
+    buffers->lent[id] = 0;
+    give_back(buffers, id);
 }
 
 uint32_t gt_buffers_free(struct gt_ring *ring)

@@ -100,11 +100,14 @@ struct gt_quiet {
     uint32_t place;
 };
 
+#define GT_USED_UP 0x8000U
+
 /* A provided buffer ring and the memory behind it. */
 struct gt_buffers {
     struct gt_provided_buffer *entries; /* shared with the kernel */
     char *memory;
     uint32_t *consumed; /* how much of each buffer has been used up, where they are used incrementally */
+    uint16_t *lent; /* pieces of each buffer that are still to be read, with GT_USED_UP where nothing else keeps it */
     size_t entries_bytes;
     size_t memory_bytes;
     uint32_t count; /* a power of two */
@@ -471,6 +474,11 @@ const char *gt_buffers_data(struct gt_buffers *buffers, const struct io_uring_cq
 
 /* Done with the data of a CQE: count it as consumed, and give the buffer back once all of it is. */
 void gt_buffers_recycle(struct gt_buffers *buffers, const struct io_uring_cqe *cqe);
+
+/* The data of a CQE is read later than it is recycled.  The buffer, whose number is returned, is given back no sooner than
+ * that: one gt_buffers_return() for each CQE. */
+uint16_t gt_buffers_lend(struct gt_buffers *buffers, const struct io_uring_cqe *cqe);
+void gt_buffers_return(struct gt_ring *ring, uint16_t id);
 
 /* From now on provide no more buffers than are needed.  Called before the first receive. */
 void gt_buffers_adapt(struct gt_buffers *buffers);

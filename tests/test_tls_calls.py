@@ -15,7 +15,7 @@ import trio
 from support.certificates import client_context, open_tls_pair
 from support.fuzz import cut, examples, given, st
 from support.pairs import pattern, receive_all, until
-from support.tls_pairs import SMALL, TlsPair, serving_tls, where
+from support.tls_pairs import SMALL, TlsPair, encrypted, serving_tls, where
 from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
 import gain_trio
@@ -27,13 +27,6 @@ from gain_trio._transports._tls._tls_traffic import PIECE
 pytestmark = pytest.mark.connections
 
 RECORD = 16384
-
-
-def encrypted(connection: TlsConnection, *messages: bytes) -> bytes:
-    """The messages as the peer would get them, each in records of its own; they are not sent."""
-    for message in messages:
-        assert connection._engine.write(message) == len(message)
-    return connection._engine.take_outgoing()
 
 
 @pytest.mark.skipif(fastpath is None, reason="the compiled modules are missing")

@@ -35,6 +35,16 @@ typedef struct gt_connection gt_connection;
 
 /* --- inbound.c: bytes received and not yet taken --- */
 
+#define GT_LENT 2U /* the most pieces that lie in the ring's buffers: a message may begin in one, and end in the next */
+#define GT_LENT_LEAST 4096U /* bytes of the first one: to copy less costs no more than to lend it */
+
+/* A piece of one of the ring's buffers. */
+typedef struct {
+    const char *data;
+    uint32_t size;
+    uint16_t buffer;
+} gt_lent;
+
 typedef struct {
     PyObject *whole; /* the usual case: exactly one chunk, already a bytes object; then `length` is 0 */
     char *data;
@@ -44,11 +54,16 @@ typedef struct {
     PyObject **later;  /* what follows either: a circle of large chunks, as bytes objects */
     size_t later_size; /* bytes in them */
     uint32_t later_head, later_count, later_capacity; /* the last is a power of two, or 0 */
+    struct gt_ring *lender;
+    gt_lent lent[GT_LENT]; /* in place of all of these, but for `start`; the second one's bytes are in `later_size` */
+    uint32_t lent_count;
 } gt_inbound;
 
 /* The bytes that a receive without a limit can return without copying them. */
 static inline size_t gt_inbound_head_size(const gt_inbound *queue)
 {
+    if (queue->lent_count > 0)
+        return queue->lent[0].size - queue->start;
     return queue->whole ? (size_t)PyBytes_GET_SIZE(queue->whole) - queue->start : queue->length;
 }
 static inline size_t gt_inbound_size(const gt_inbound *queue)
@@ -63,6 +78,13 @@ size_t gt_inbound_take_into(gt_inbound *queue, char *target, size_t max); /* how
 /* Where `needle` begins, at `start` or after it; SIZE_MAX: nowhere.  -1: out of memory, exception set. */
 int gt_inbound_find(gt_inbound *queue, const char *needle, size_t length, size_t start, size_t *found);
 void gt_inbound_clear(gt_inbound *queue);
+/* Queue what a CQE has brought without copying it.  Only where the queue is empty, or has such pieces and less than GT_LENT. */
+void gt_inbound_lend(gt_inbound *queue, struct gt_ring *ring, const struct io_uring_cqe *cqe);
+/* How many bytes of it are whole such pieces, `max` at most. */
+size_t gt_inbound_lent_size(const gt_inbound *queue, size_t max);
+/* Remove these: how many.  The caller gives each of them back (gt_buffers_return). */
+uint32_t gt_inbound_take_lent(gt_inbound *queue, size_t size, gt_lent *lent);
+int gt_inbound_settle(gt_inbound *queue); /* copy what is lent; -1: out of memory, some is lost, no exception set */
 
 /* --- outbound.c: bytes sent and not yet taken by the kernel --- */
 
@@ -133,6 +155,7 @@ struct gt_stream {
     bool receive_multishot; /* that one is, or was, multishot */
     bool receive_paused;    /* the queue is over its high mark */
     bool receive_begun;     /* it was not the first one */
+    bool lends;             /* a task that waits for bytes reads them where they lie, see inbound.c */
     bool receive_ahead;     /* the program looks at its queue: up to the high mark, also when no task waits */
     bool receive_suspended; /* a task waits for the receive to be over, to take the descriptor away */
     bool watch_again;       /* it has fired, and was armed once more */
@@ -202,6 +225,7 @@ enum gt_stream_call {
     GT_RECEIVE,
     GT_RECEIVE_INTO,
     GT_FILL,
+    GT_ARRIVAL,
     GT_CHANGE,
     GT_DELIVER,
     GT_DETACH,

@@ -11,6 +11,13 @@
  * `whole` or `later` to the flat buffer:
  *
  *     [ whole | data ]  later[0]  later[1] ...        `whole` and `data` are never both in use
+ *
+ * TLS needs no bytes object: it passes what has arrived to OpenSSL, which makes a copy of its own.  For a task of TLS that waits
+ * with an empty queue a large chunk is lent: it stays in the ring's buffer until the task, which runs next, has read it.  What
+ * the task has left there when streams are prepared (gt_stream_prepare()), because it was cancelled, say, is copied then.  So no
+ * buffer is kept from the kernel for longer than the tasks of a batch run.
+ *
+ *     lent[0]  lent[1]                                in place of all of the above
  */
 #include "fastpath.h"
 
@@ -92,9 +99,92 @@ static PyObject *pop_later(gt_inbound *queue)
     return chunk;
 }
 
+/* --- pieces of the ring's buffers --- */
+
+void gt_inbound_lend(gt_inbound *queue, struct gt_ring *ring, const struct io_uring_cqe *cqe)
+{
+    const uint32_t size = (uint32_t)cqe->res;
+    queue->lender = ring;
+    if (queue->lent_count > 0)
+        queue->later_size += size;
+    queue->lent[queue->lent_count++] = (gt_lent){
+        .data = gt_buffers_data(&ring->buffers, cqe), .size = size, .buffer = gt_buffers_lend(&ring->buffers, cqe)};
+}
+
+/* The first of them, the caller's now, with what is left of it.  There is one. */
+static gt_lent pop_lent(gt_inbound *queue)
+{
+    gt_lent first = queue->lent[0];
+    first.data += queue->start;
+    first.size -= (uint32_t)queue->start;
+    queue->start = 0;
+    queue->lent_count--;
+    for (uint32_t i = 0; i < queue->lent_count; i++)
+        queue->lent[i] = queue->lent[i + 1];
+    if (queue->lent_count > 0)
+        queue->later_size -= queue->lent[0].size;
+    return first;
+}
+
+size_t gt_inbound_lent_size(const gt_inbound *queue, size_t max)
+{
+    size_t size = 0;
+    for (uint32_t i = 0; i < queue->lent_count; i++) {
+        const size_t piece = queue->lent[i].size - (i == 0 ? queue->start : 0);
+        if (piece > max - size)
+            break;
+        size += piece;
+    }
+    return size;
+}
+
+uint32_t gt_inbound_take_lent(gt_inbound *queue, size_t size, gt_lent *lent)
+{
+    uint32_t count = 0;
+    for (; size > 0; count++) {
+        lent[count] = pop_lent(queue);
+        size -= lent[count].size;
+    }
+    return count;
+}
+
+int gt_inbound_settle(gt_inbound *queue)
+{
+    gt_lent lent[GT_LENT];
+    const uint32_t count = gt_inbound_take_lent(queue, gt_inbound_lent_size(queue, SIZE_MAX), lent);
+    int result = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        if (result == 0)
+            result = gt_inbound_append(queue, lent[i].data, lent[i].size);
+        gt_buffers_return(queue->lender, lent[i].buffer);
+    }
+    return result;
+}
+
+/* All of them into the flat buffer, which is empty, with room for `extra` bytes. */
+static int flatten_lent(gt_inbound *queue, size_t extra)
+{
+    const size_t skip = queue->start, size = gt_inbound_size(queue);
+    queue->start = 0;
+    if (reserve(queue, size + extra) < 0) {
+        queue->start = skip;
+        return -1;
+    }
+    queue->lent[0].data += skip;
+    queue->lent[0].size -= (uint32_t)skip;
+    while (queue->lent_count > 0) {
+        const gt_lent lent = pop_lent(queue);
+        append_flat(queue, lent.data, lent.size);
+        gt_buffers_return(queue->lender, lent.buffer);
+    }
+    return 0;
+}
+
 /* Everything into the flat buffer, with room for `extra` bytes. */
 static int flatten(gt_inbound *queue, size_t extra)
 {
+    if (queue->lent_count > 0)
+        return flatten_lent(queue, extra);
     PyObject *whole = queue->whole;
     if (whole) { /* the flat buffer is empty, and `start` is the bytes object's */
         size_t skip = queue->start, length = (size_t)PyBytes_GET_SIZE(whole) - skip;
@@ -122,6 +212,11 @@ static int flatten(gt_inbound *queue, size_t extra)
 static void remove_front(gt_inbound *queue, size_t length)
 {
     queue->start += length;
+    if (queue->lent_count > 0) {
+        if (queue->start == queue->lent[0].size)
+            gt_buffers_return(queue->lender, pop_lent(queue).buffer);
+        return;
+    }
     if (queue->whole) {
         if (queue->start < (size_t)PyBytes_GET_SIZE(queue->whole))
             return;
@@ -143,11 +238,15 @@ static void remove_front(gt_inbound *queue, size_t length)
 
 static const char *front(const gt_inbound *queue)
 {
+    if (queue->lent_count > 0)
+        return queue->lent[0].data + queue->start;
     return (queue->whole ? PyBytes_AS_STRING(queue->whole) : queue->data) + queue->start;
 }
 
 int gt_inbound_append(gt_inbound *queue, const char *data, size_t length)
 {
+    if (queue->lent_count > 0 && gt_inbound_settle(queue) < 0)
+        return -1;
     if (gt_inbound_size(queue) > 0 && length < LARGE) {
         if (flatten(queue, length) < 0)
             return -1;
@@ -177,11 +276,13 @@ static void copy_out(const gt_inbound *queue, char *target, size_t length)
     if (part > 0)
         memcpy(target, front(queue), part);
     for (uint32_t i = 0; part < length; i++) {
-        const PyObject *chunk = *later_at(queue, i);
-        size_t size = (size_t)PyBytes_GET_SIZE(chunk);
+        const bool lent = queue->lent_count > 0;
+        const PyObject *chunk = lent ? NULL : *later_at(queue, i);
+        const char *from = lent ? queue->lent[i + 1].data : PyBytes_AS_STRING(chunk);
+        size_t size = lent ? queue->lent[i + 1].size : (size_t)PyBytes_GET_SIZE(chunk);
         if (size > length - part)
             size = length - part;
-        memcpy(target + part, PyBytes_AS_STRING(chunk), size);
+        memcpy(target + part, from, size);
         part += size;
     }
 }
@@ -246,7 +347,7 @@ int gt_inbound_find(gt_inbound *queue, const char *needle, size_t length, size_t
     *found = SIZE_MAX;
     if (start >= size)
         return 0;
-    if (queue->later_count > 0 && flatten(queue, 0) < 0) {
+    if (queue->later_size > 0 && flatten(queue, 0) < 0) {
         PyErr_NoMemory();
         return -1;
     }
@@ -259,6 +360,8 @@ int gt_inbound_find(gt_inbound *queue, const char *needle, size_t length, size_t
 
 void gt_inbound_clear(gt_inbound *queue)
 {
+    while (queue->lent_count > 0)
+        gt_buffers_return(queue->lender, pop_lent(queue).buffer);
     Py_CLEAR(queue->whole);
     while (queue->later_count > 0) {
         PyObject *chunk = pop_later(queue);

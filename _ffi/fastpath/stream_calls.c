@@ -2,6 +2,7 @@
  *
  *     receive, receive_into   the next bytes
  *     fill                    until a number of bytes is queued, or no more will be; takes none
+ *     arrival                 until bytes are queued, or no more will be: whether there are some; takes none
  *     wait_change             until something has changed since its last answer; takes nothing
  *     deliver                 the same, but for bytes it calls back and waits again
  *     detach                  until nothing is in flight: the descriptor and what is queued.  The last call of the receiving side.
@@ -140,6 +141,18 @@ static int answer_receive(gt_call *self, PyObject **result)
     if (ended > 0)
         *result = PyBytes_FromStringAndSize(NULL, 0);
     return ended > 0 && !*result ? -1 : ended;
+}
+
+static int answer_arrival(gt_call *self, PyObject **result)
+{
+    gt_stream *stream = stream_to_receive(self);
+    if (!stream)
+        return -1;
+    const bool some = gt_inbound_size(&stream->inbound) > 0;
+    const int ended = some ? 1 : nothing_more(self, stream);
+    if (ended > 0)
+        *result = PyBool_FromLong(some);
+    return ended;
 }
 
 static int answer_receive_into(gt_call *self, PyObject **result)
@@ -434,6 +447,7 @@ const gt_kind gt_stream_kinds[] = {
     [GT_RECEIVE] = {RECEIVING("receive"), .needs_satisfied = true, .is_satisfied = has_received, .answer = answer_receive, .moves_nothing = is_at_end},
     [GT_RECEIVE_INTO] = {RECEIVING("receive_into"), .needs_satisfied = true, .is_satisfied = has_received, .answer = answer_receive_into, .moves_nothing = is_at_end},
     [GT_FILL] = {RECEIVING("_fill"), .needs_satisfied = true, .is_satisfied = is_filled, .answer = answer_fill, .moves_nothing = fill_moves_nothing, .ask = ask_fill},
+    [GT_ARRIVAL] = {RECEIVING("receive"), .needs_satisfied = true, .is_satisfied = has_received, .answer = answer_arrival, .moves_nothing = is_at_end},
     [GT_CHANGE] = {RECEIVING("_wait_change"), .needs_satisfied = true, .is_satisfied = has_answer, .answer = answer_change, .moves_nothing = changes_no_more, .ask = ask_look_ahead},
     [GT_DELIVER] = {RECEIVING("_deliver"), .needs_satisfied = true, .delivers = true, .is_satisfied = has_answer, .answer = answer_change, .moves_nothing = changes_no_more, .ask = ask_look_ahead},
     [GT_DETACH] = {RECEIVING("_detach"), .is_satisfied = is_idle, .answer = answer_detach, .ask = ask_suspend},

@@ -63,6 +63,20 @@ static bool is_gone(const gt_stream *stream)
     return poll(&asked, 1, 0) > 0 && (asked.revents & POLLHUP);
 }
 
+/* Queue what has arrived.  0, or -1: out of memory, no exception set. */
+static int queue_received(gt_stream *stream, const struct io_uring_cqe *cqe)
+{
+    gt_inbound *queue = &stream->inbound;
+    struct gt_ring *ring = stream->proactor->ring;
+    const bool begins = stream->lends && cqe->res >= (int)GT_LENT_LEAST && gt_inbound_size(queue) == 0 &&
+                        stream->connection && gt_direction_waits(&stream->connection->receiving);
+    if (!begins && (queue->lent_count == 0 || queue->lent_count == GT_LENT))
+        return gt_inbound_append(queue, gt_buffers_data(&ring->buffers, cqe), (size_t)cqe->res);
+    gt_inbound_lend(queue, ring, cqe);
+    gt_stream_want(stream); /* behind the task's turn it is looked whether that has read it */
+    return 0;
+}
+
 static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
 {
     struct gt_buffers *buffers = &stream->proactor->ring->buffers;
@@ -73,7 +87,7 @@ static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
         if (cqe->res > 0 && !stream->closing && !stream->receive_error) {
             if (stream->connection)
                 stream->connection->bytes_received += (uint64_t)cqe->res;
-            if (gt_inbound_append(&stream->inbound, gt_buffers_data(buffers, cqe), (size_t)cqe->res) < 0) {
+            if (queue_received(stream, cqe) < 0) {
                 stream->receive_error = ENOMEM; /* there is a gap in the stream now, so it is broken */
                 gt_stream_want(stream);
             } else {

@@ -1,6 +1,7 @@
 /* stream_prepare.c: from the state of a connection to SQEs.  The essay is in stream.c: what is in flight when. */
 #include "fastpath.h"
 
+#include <errno.h>
 #include <sys/epoll.h>
 
 /* The kernel reads it until the operation has completed. */
@@ -165,6 +166,8 @@ bool gt_stream_prepare(gt_stream *stream)
 {
     if (stream->closing)
         return prepare_close(stream);
+    if (stream->inbound.lent_count > 0 && gt_inbound_settle(&stream->inbound) < 0 && !stream->receive_error)
+        stream->receive_error = ENOMEM; /* as where it cannot be queued when it arrives */
     bool needs_room = stream->room_wanted || (stream->send_blocked && stream->outbound.size > 0);
     if (!stream->send.armed && stream->outbound.size > 0 && !stream->send_blocked && !prepare_send(stream))
         return false;

@@ -17,9 +17,13 @@
 int gt_tls_engine_replace(PyTypeObject *type); /* its methods, by those of this file; -1: exception set */
 /* Whether this is an engine, with the objects of Python's ssl below it, and nothing has been put in between. */
 bool gt_tls_is_engine(PyObject *object);
-/* Pass in bytes that have arrived, at least one, and decrypt all data: bytes, maybe none.  NULL: exception set.  What ends or
- * breaks the stream is in the engine's slots. */
-PyObject *gt_tls_decrypt_bytes(PyObject *engine, PyObject *received);
+/* Pass in bytes that have arrived, at least one: an object of them, and where they lie.  1: they are one record, and there is
+ * nothing else; -1: exception set. */
+int gt_tls_pass_in(PyObject *engine, PyObject *received, const char *bytes, size_t size);
+/* Decrypt all data: bytes, maybe none.  NULL: exception set.  What ends or breaks the stream is in the engine's slots.  The
+ * second one is for one record of this size, behind which there is nothing. */
+PyObject *gt_tls_decrypt_all(PyObject *engine);
+PyObject *gt_tls_decrypt_record(PyObject *engine, size_t encrypted);
 /* Encrypt all of a buffer of this length: 1; 0 when only a part could be, *done bytes, or when that has broken the stream; -1:
  * exception set. */
 int gt_tls_write(PyObject *engine, PyObject *data, Py_ssize_t length, Py_ssize_t *done);
@@ -101,9 +105,9 @@ int gt_tls_lose(PyObject *connection, const gt_field *error);
 
 /* --- tls_traffic.c: decrypted and encrypted bytes --- */
 
-/* Bytes have come from below.  1: *data has what they are; 0: they were no data, or a part of it; 2: Python has seen to them; -1:
- * exception set. */
-int gt_tls_decrypt(PyObject *connection, PyObject *received, PyObject **data);
+/* Take `size` bytes, which are there, from the queue below.  1: *data has what they are; 0: they were no data, or a part of it; 2:
+ * Python has seen to them; -1: exception set, and when bytes are lost by that the connection is broken. */
+int gt_tls_decrypt(PyObject *connection, gt_stream *below, size_t size, PyObject **data);
 /* Encrypt and send.  0: done, 1: there is something to wait for, or to raise; -1: exception set. */
 int gt_tls_encrypt(PyObject *connection, gt_connection *below, PyObject *data, Py_ssize_t length);
 /* The length of what is to be sent, in one piece; -1: it is Python's to send, in pieces or not at all. */

@@ -113,10 +113,10 @@ static PySendResult wait_below(gt_tls_call *self, enum gt_stream_call kind, gt_c
     gt_call *call = gt_call_new(&gt_stream_kinds[kind], below->proactor, (PyObject *)below);
     if (!call)
         return fail(self);
-    if (kind == GT_RECEIVE)
-        call->max = gt_tls.chunk;
-    else if (kind == GT_CHANGE)
+    if (kind == GT_CHANGE)
         call->max = (size_t)self->watched;
+    if (kind != GT_WRITABLE && below->stream)
+        below->stream->lends = true;
     Py_XSETREF(self->awaited, (PyObject *)call);
     return PYGEN_NEXT;
 }
@@ -174,27 +174,42 @@ static PySendResult receive_failed(gt_tls_call *self, const gt_connection *below
     return fail(self);
 }
 
+/* Encrypted bytes have arrived below, or it has ended.  What gt_tls_decrypt() returns. */
+static int decrypt_arrived(const gt_tls_call *self, const gt_connection *below, bool some, PyObject **data)
+{
+    if (!some) {
+        PyObject *end = PyBytes_FromStringAndSize(NULL, 0);
+        const int result = end ? gt_tls_call_python(self->connection, gt_tls.decrypt_received, end, NULL) : -1;
+        Py_XDECREF(end);
+        return result < 0 ? -1 : 2;
+    }
+    gt_stream *stream = below->closed ? NULL : below->stream;
+    if (!stream || stream->closing || !gt_tls_can_receive(self->connection))
+        return 2;
+    const size_t lent = gt_inbound_lent_size(&stream->inbound, gt_tls.chunk);
+    const size_t head = gt_inbound_head_size(&stream->inbound);
+    return gt_tls_decrypt(self->connection, stream, lent > 0 ? lent : head < gt_tls.chunk ? head : gt_tls.chunk, data);
+}
+
 static PySendResult go_on_receiving(gt_tls_call *self, PyObject *message, PyObject **result)
 {
     for (;;) {
         const gt_connection *below = (gt_connection *)((gt_call *)self->awaited)->owner;
-        PyObject *received = NULL;
-        const PySendResult sent = pass_on(self, message, &received);
+        PyObject *arrived = NULL;
+        const PySendResult sent = pass_on(self, message, &arrived);
         if (sent == PYGEN_NEXT) {
-            *result = received;
+            *result = arrived;
             return sent;
         }
         if (sent == PYGEN_ERROR)
             return receive_failed(self, below);
         PyObject *data = NULL;
-        int decrypted = gt_tls_decrypt(self->connection, received, &data);
-        Py_DECREF(received);
+        int decrypted = decrypt_arrived(self, below, arrived == Py_True, &data);
+        Py_DECREF(arrived);
         if (decrypted == 1 && !(*result = answer_with(self, data)))
-            decrypted = -1;
-        if (decrypted < 0) {
-            gt_tls_lose(self->connection, &gt_tls.error);
+            decrypted = gt_tls_lose(self->connection, &gt_tls.error);
+        if (decrypted < 0)
             return fail(self);
-        }
         if (decrypted == 1) {
             if (gt_tls_leave(self) == 0)
                 return PYGEN_RETURN;
@@ -205,7 +220,7 @@ static PySendResult go_on_receiving(gt_tls_call *self, PyObject *message, PyObje
         gt_connection *next = gt_tls_below(self->connection);
         if (decrypted == 2 || !next || !gt_tls_can_receive(self->connection))
             return follow_python(self, result);
-        if (wait_below(self, GT_RECEIVE, next) == PYGEN_ERROR)
+        if (wait_below(self, GT_ARRIVAL, next) == PYGEN_ERROR)
             return PYGEN_ERROR;
         message = Py_None;
     }
@@ -218,7 +233,7 @@ static PySendResult start_receive(gt_tls_call *self, PyObject **result)
         return follow_python(self, result);
     if (take_receiving(self) < 0)
         return fail(self);
-    if (wait_below(self, GT_RECEIVE, below) == PYGEN_ERROR)
+    if (wait_below(self, GT_ARRIVAL, below) == PYGEN_ERROR)
         return PYGEN_ERROR;
     return go_on_receiving(self, Py_None, result);
 }

@@ -72,16 +72,15 @@ static int note_partial(PyObject *self, const gt_partial_record *record)
 }
 
 /* These bytes have been passed in.  1: they are one record, and there is nothing else; -1: exception set. */
-static int follow_records(PyObject *self, PyObject *data)
+static int follow_records(PyObject *self, const char *data, size_t size)
 {
     const long partial = gt_slot_number(&engine.partial_record, self);
     if (partial < 0)
         return 0;
     gt_partial_record record = {.given = (uint32_t)(partial & ((1L << PARTIAL_BITS) - 1)),
                                 .length = (uint32_t)(partial >> PARTIAL_BITS)};
-    const unsigned char *bytes = (const unsigned char *)PyBytes_AS_STRING(data);
     uint32_t ends;
-    if (!gt_records_advance(&record, bytes, (size_t)PyBytes_GET_SIZE(data), &ends))
+    if (!gt_records_advance(&record, (const unsigned char *)data, size, &ends))
         return gt_field_set(&engine.partial_record, self, Py_None);
     if (partial == 0 && record.given == 0) /* as it was noted */
         return ends == 1;
@@ -180,8 +179,9 @@ static PyObject *read_all(PyObject *self, PyObject *records, PyObject *incoming,
 /* Decrypt one record, and what is behind it, if there is something; `alone`: there is not. */
 static PyObject *read_record(PyObject *self, PyObject *records, PyObject *incoming, Py_ssize_t encrypted, bool alone)
 {
-    /* A record is longer than its data, so a short one needs no object for a long one. */
-    const Py_ssize_t size = encrypted > 0 && encrypted < (Py_ssize_t)GT_RECORD ? encrypted : (Py_ssize_t)GT_RECORD;
+    /* A record is longer than its data, so a short one needs no object for a long one; and a byte that it does not fill shows
+     * that no data is left of it. */
+    const Py_ssize_t most = (Py_ssize_t)GT_RECORD + 1, size = encrypted > 0 && encrypted < most ? encrypted : most;
     PyObject *room = PyLong_FromSsize_t(size);
     if (!room)
         return NULL;
@@ -220,21 +220,26 @@ static PyObject *read_what_is_there(PyObject *self)
     return data;
 }
 
-PyObject *gt_tls_decrypt_bytes(PyObject *self, PyObject *received)
+int gt_tls_pass_in(PyObject *self, PyObject *received, const char *bytes, size_t size)
+{
+    PyObject *incoming = Py_NewRef(gt_field_peek(&engine.incoming, self));
+    PyObject *written = PyObject_CallMethodOneArg(incoming, engine.write, received);
+    const int alone = written ? follow_records(self, bytes, size) : -1;
+    Py_XDECREF(written);
+    Py_DECREF(incoming);
+    return alone;
+}
+
+PyObject *gt_tls_decrypt_record(PyObject *self, size_t encrypted)
 {
     PyObject *records = Py_NewRef(records_of(self)), *incoming = Py_NewRef(gt_field_peek(&engine.incoming, self));
-    PyObject *written = PyObject_CallMethodOneArg(incoming, engine.write, received);
-    const int alone = written ? follow_records(self, received) : -1;
-    PyObject *data = NULL;
-    if (alone > 0)
-        data = read_record(self, records, incoming, PyBytes_GET_SIZE(received), true);
-    else if (alone == 0)
-        data = read_what_is_there(self);
-    Py_XDECREF(written);
+    PyObject *data = read_record(self, records, incoming, (Py_ssize_t)encrypted, true);
     Py_DECREF(incoming);
     Py_DECREF(records);
     return data;
 }
+
+PyObject *gt_tls_decrypt_all(PyObject *self) { return read_what_is_there(self); }
 
 int gt_tls_write(PyObject *self, PyObject *data, Py_ssize_t length, Py_ssize_t *done)
 {

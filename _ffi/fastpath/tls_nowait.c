@@ -60,22 +60,15 @@ PyObject *gt_tls_decrypt_below(PyObject *self, PyObject *argument)
     const size_t queued = gt_inbound_size(&stream->inbound), size = (size_t)count < queued ? (size_t)count : queued;
     if (size == 0) /* a receive has had them */
         Py_RETURN_NONE;
-    PyObject *received = size == gt_inbound_head_size(&stream->inbound) ? gt_inbound_take_piece(&stream->inbound, size)
-                                                                        : gt_inbound_take(&stream->inbound, size);
-    if (!received)
-        return NULL;
-    gt_stream_consumed(stream);
     PyObject *data = NULL;
-    int result = gt_tls_decrypt(self, received, &data);
-    Py_DECREF(received);
+    int result = gt_tls_decrypt(self, stream, size, &data);
     if (result == 1) {
-        result = queue(self, data);
+        result = queue(self, data) < 0 ? gt_tls_lose(self, &gt_tls.error) : 0;
         Py_DECREF(data);
     }
-    if (result >= 0)
-        Py_RETURN_NONE;
-    gt_tls_lose(self, &gt_tls.error);
-    return NULL;
+    if (result < 0)
+        return NULL;
+    Py_RETURN_NONE;
 }
 
 /* --- taking --- */

@@ -5,22 +5,46 @@
  */
 #include "tls.h"
 
-int gt_tls_decrypt(PyObject *self, PyObject *received, PyObject **data)
+/* Pass in what lies in the ring's buffers, as gt_tls_pass_in() does.  Between making an object of a piece and OpenSSL's copy only
+ * a garbage collection may run, but its finalizers may have forked, and the child has no such memory. */
+static int pass_in_lent(PyObject *engine, gt_stream *below, size_t size)
 {
-    PyObject *engine = Py_XNewRef(gt_field_peek(&gt_tls.engine, self));
-    if (!engine || PyBytes_GET_SIZE(received) == 0 || !gt_tls_can_receive(self)) {
-        Py_XDECREF(engine);
-        return gt_tls_call_python(self, gt_tls.decrypt_received, received, NULL) < 0 ? -1 : 2;
+    struct gt_ring *ring = below->proactor->ring;
+    gt_lent lent[GT_LENT];
+    const uint32_t count = gt_inbound_take_lent(&below->inbound, size, lent);
+    gt_stream_consumed(below);
+    int alone = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        if (alone >= 0) {
+            PyObject *view = PyMemoryView_FromMemory((char *)lent[i].data, (Py_ssize_t)lent[i].size, PyBUF_READ);
+            const bool passes = view && gt_proactor_check_thread(below->proactor);
+            alone = passes ? gt_tls_pass_in(engine, view, lent[i].data, lent[i].size) : -1;
+            Py_XDECREF(view);
+        }
+        gt_buffers_return(ring, lent[i].buffer);
     }
-    PyObject *read = gt_tls_decrypt_bytes(engine, received);
+    return alone > 0 && count > 1 ? 0 : alone;
+}
+
+static PyObject *take_bytes(gt_stream *below, size_t size)
+{
+    gt_inbound *queue = &below->inbound;
+    PyObject *taken =
+        size == gt_inbound_head_size(queue) ? gt_inbound_take_piece(queue, size) : gt_inbound_take(queue, size);
+    gt_stream_consumed(below);
+    return taken;
+}
+
+/* Decrypt what was passed in, `size` bytes; they are one record `alone`, or not. */
+static int decrypt_passed(PyObject *self, PyObject *engine, size_t size, bool alone, PyObject **data)
+{
+    PyObject *read = alone ? gt_tls_decrypt_record(engine, size) : gt_tls_decrypt_all(engine);
     const int outgoing = read ? gt_tls_has_outgoing(engine) : -1;
-    const bool plain = outgoing == 0 && !gt_tls_has_ended(engine) && gt_tls_can_receive(self);
-    Py_DECREF(engine);
     if (outgoing < 0) {
         Py_XDECREF(read);
         return -1;
     }
-    if (!plain) {
+    if (outgoing > 0 || gt_tls_has_ended(engine) || !gt_tls_can_receive(self)) {
         const int queued = gt_tls_call_python(self, gt_tls.decrypted, read, NULL);
         Py_DECREF(read);
         return queued < 0 ? -1 : 2;
@@ -31,6 +55,24 @@ int gt_tls_decrypt(PyObject *self, PyObject *received, PyObject **data)
     }
     *data = read;
     return 1;
+}
+
+int gt_tls_decrypt(PyObject *self, gt_stream *below, size_t size, PyObject **data)
+{
+    const bool lent = gt_inbound_lent_size(&below->inbound, size) == size;
+    PyObject *received = lent ? NULL : take_bytes(below, size);
+    if (!lent && !received) /* they are in the queue still */
+        return -1;
+    PyObject *engine = gt_field_get(&gt_tls.engine, self);
+    int result = -1;
+    if (engine)
+        result = lent ? pass_in_lent(engine, below, size)
+                      : gt_tls_pass_in(engine, received, PyBytes_AS_STRING(received), size);
+    Py_XDECREF(received);
+    if (result >= 0)
+        result = decrypt_passed(self, engine, size, result > 0, data);
+    Py_XDECREF(engine);
+    return result < 0 ? gt_tls_lose(self, &gt_tls.error) : result;
 }
 
 /* Queue below what OpenSSL has made.  Whether that is too much to go on: 1; -1: exception set. */

@@ -20,6 +20,13 @@ TlsPair = tuple[TlsConnection, TlsConnection]
 SMALL = Marks(receive_high=8192, receive_low=1024, send_high=8192)
 
 
+def encrypted(connection: TlsConnection, *messages: bytes) -> bytes:
+    """The messages as the peer would get them, each in records of its own; they are not sent."""
+    for message in messages:
+        assert connection._engine.write(message) == len(message)
+    return connection._engine.take_outgoing()
+
+
 async def clog(connection: TlsConnection, size: int = PIECE) -> None:
     """Send whole pieces until the connection stays over its high mark.  A send cancelled here has sent all its bytes."""
 
