@@ -71,7 +71,7 @@ typedef struct {
     PyObject *heappush, *next_counter, *lot_breakers;
     PyObject *ki_key; /* the name of the local variable with which Trio before 0.28 marks frames, or None */
     PyObject *default_receive_size;
-    PyTypeObject *manager_type; /* of the I/O manager that has poll(descriptor, events); NULL for none */
+    PyTypeObject *manager_type; /* gain_trio's I/O manager, see io_manager.c; NULL for none */
     PyObject *abort_succeeded;  /* Trio's Abort.SUCCEEDED */
     PyObject *nested_method;    /* Nursery._nested_child_finished */
     PyObject *nursery_aborted, *nursery_add, *nursery_error; /* what a nursery does with exceptions; see the seam */

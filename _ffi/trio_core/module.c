@@ -66,7 +66,7 @@ static PyObject *set_pieces(PyObject *Py_UNUSED(module), PyObject *names)
 static PyMethodDef functions[] = {
     FAST("configure", tc_configure, "configure(part, seam): take Trio's types for a part, once."),
     {"set_manager", set_manager, METH_O,
-     PyDoc_STR("set_manager($module, type, /)\n--\n\nThe I/O manager whose poll(descriptor, events) waits.")},
+     PyDoc_STR("set_manager($module, type, /)\n--\n\nThe I/O manager with a proactor and two tables of its waits.")},
     {"check_socket", check_socket, METH_O,
      PyDoc_STR("check_socket($module, socket, /)\n--\n\nRaise unless sockets are laid out as this module expects.")},
     {"check_epoll", check_epoll, METH_O,
