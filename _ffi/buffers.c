@@ -13,6 +13,9 @@
  * was started went to it, and halved, down to HOT bytes, when that has not happened for `patience` buffers.  A load that
  * makes it swing pays for a few receives to be started again; each widening doubles the patience, so soon that is rare.  A
  * receive that has had its share and finds no more is just started again.
+ *
+ * The buffers of a group lie in one mapping, or where its owner says, each in a place of its own.  The owner of places may give
+ * a buffer another one between the completion that used it and gt_buffers_recycle().
  */
 #define _GNU_SOURCE
 #include "ring.h"
@@ -27,62 +30,77 @@
 #define FIRST_PATIENCE 64U
 #define LONGEST_PATIENCE (1U << 20)
 
+static char *place(const struct gt_buffers *buffers, uint32_t id)
+{
+    return buffers->places ? buffers->places[id] : buffers->memory + (size_t)id * buffers->size;
+}
+
 static void provide(struct gt_buffers *buffers, uint16_t id)
 {
     struct gt_provided_buffer *entry = &buffers->entries[buffers->tail & (buffers->count - 1)];
-    entry->addr = (uint64_t)(uintptr_t)(buffers->memory + (size_t)id * buffers->size);
+    entry->addr = (uint64_t)(uintptr_t)place(buffers, id);
     entry->len = buffers->size;
     entry->bid = id;
     buffers->consumed[id] = 0;
     buffers->tail++;
 }
 
-int gt_buffers_open_group(struct gt_ring *ring, struct gt_buffers *buffers, uint16_t group, uint32_t count,
-                          uint32_t size, bool incremental)
+/* Map what the kernel and the buffers need, and register it.  In a failure the caller unmaps what there is. */
+static int set_up(struct gt_ring *ring, struct gt_buffers *buffers)
 {
-    if (ring->dead)
-        return -EBADF;
-    if (buffers->memory || count == 0 || count > 32768 || (count & (count - 1)) || size == 0)
-        return -EINVAL;
-    struct gt_buffers opened = {
-        .group = group, .count = count, .size = size, .incremental = incremental, .window = count};
-    opened.entries_bytes = count * sizeof(struct gt_provided_buffer);
-    opened.memory_bytes = (size_t)count * size;
-    void *entries = mmap(NULL, opened.entries_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    buffers->entries_bytes = buffers->count * sizeof(struct gt_provided_buffer);
+    void *entries = mmap(NULL, buffers->entries_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (entries == MAP_FAILED)
         return -errno;
-    void *memory = mmap(NULL, opened.memory_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED) {
-        int error = -errno;
-        munmap(entries, opened.entries_bytes);
-        return error;
+    buffers->entries = entries;
+    if (!buffers->places) {
+        size_t bytes = (size_t)buffers->count * buffers->size;
+        void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (memory == MAP_FAILED)
+            return -errno;
+        buffers->memory = memory;
+        buffers->memory_bytes = bytes;
     }
-    opened.entries = entries;
-    opened.memory = memory;
-    opened.consumed = calloc(count, sizeof *opened.consumed);
-    opened.held = calloc(count, sizeof *opened.held);
-    opened.lent = calloc(count, sizeof *opened.lent);
-    int result = -ENOMEM;
-    if (opened.consumed && opened.held && opened.lent) {
-        if (madvise(entries, opened.entries_bytes, MADV_DONTFORK) ||
-            madvise(memory, opened.memory_bytes, MADV_DONTFORK)) {
-            result = -errno;
-        } else {
-            struct gt_buffer_ring_registration registration = {
-                .ring_addr = (uint64_t)(uintptr_t)entries,
-                .ring_entries = count,
-                .bgid = opened.group,
-                .flags = incremental ? GT_PBUF_RING_INC : 0,
-            };
-            result = gt_ring_register(ring, GT_REGISTER_PBUF_RING, &registration, 1);
-        }
-    }
+    buffers->consumed = calloc(buffers->count, sizeof *buffers->consumed);
+    buffers->held = calloc(buffers->count, sizeof *buffers->held);
+    buffers->lent = calloc(buffers->count, sizeof *buffers->lent);
+    if (!buffers->consumed || !buffers->held || !buffers->lent)
+        return -ENOMEM;
+    if (madvise(entries, buffers->entries_bytes, MADV_DONTFORK) ||
+        (buffers->memory && madvise(buffers->memory, buffers->memory_bytes, MADV_DONTFORK)))
+        return -errno;
+    struct gt_buffer_ring_registration registration = {
+        .ring_addr = (uint64_t)(uintptr_t)entries,
+        .ring_entries = buffers->count,
+        .bgid = buffers->group,
+        .flags = buffers->incremental ? GT_PBUF_RING_INC : 0,
+    };
+    return gt_ring_register(ring, GT_REGISTER_PBUF_RING, &registration, 1);
+}
+
+static void free_memory(struct gt_buffers *buffers)
+{
+    if (buffers->memory)
+        munmap(buffers->memory, buffers->memory_bytes);
+    if (buffers->entries)
+        munmap(buffers->entries, buffers->entries_bytes);
+    free(buffers->consumed);
+    free(buffers->held);
+    free(buffers->lent);
+    memset(buffers, 0, sizeof *buffers);
+}
+
+static int open_as(struct gt_ring *ring, struct gt_buffers *buffers, struct gt_buffers opened)
+{
+    const uint32_t count = opened.count;
+    if (ring->dead)
+        return -EBADF;
+    if (buffers->entries || count == 0 || count > 32768 || (count & (count - 1)) || opened.size == 0)
+        return -EINVAL;
+    opened.window = count;
+    int result = set_up(ring, &opened);
     if (result < 0) {
-        free(opened.consumed);
-        free(opened.held);
-        free(opened.lent);
-        munmap(memory, opened.memory_bytes);
-        munmap(entries, opened.entries_bytes);
+        free_memory(&opened);
         return result;
     }
     *buffers = opened;
@@ -90,6 +108,19 @@ int gt_buffers_open_group(struct gt_ring *ring, struct gt_buffers *buffers, uint
         provide(buffers, (uint16_t)id);
     gt_buffers_publish(buffers);
     return 0;
+}
+
+int gt_buffers_open_group(struct gt_ring *ring, struct gt_buffers *buffers, uint16_t group, uint32_t count,
+                          uint32_t size, bool incremental)
+{
+    return open_as(ring, buffers,
+                   (struct gt_buffers){.group = group, .count = count, .size = size, .incremental = incremental});
+}
+
+int gt_buffers_open_places(struct gt_ring *ring, struct gt_buffers *buffers, uint16_t group, char **places,
+                           uint32_t count, uint32_t size)
+{
+    return open_as(ring, buffers, (struct gt_buffers){.group = group, .places = places, .count = count, .size = size});
 }
 
 int gt_buffers_open(struct gt_ring *ring, uint32_t count, uint32_t size, bool incremental)
@@ -102,7 +133,7 @@ int gt_buffers_open(struct gt_ring *ring, uint32_t count, uint32_t size, bool in
 
 int gt_buffers_close_group(struct gt_ring *ring, struct gt_buffers *buffers)
 {
-    if (!buffers->memory)
+    if (!buffers->entries)
         return 0;
     if (ring->in_flight > 0)
         return -EBUSY;
@@ -110,12 +141,7 @@ int gt_buffers_close_group(struct gt_ring *ring, struct gt_buffers *buffers)
     int result = gt_ring_register(ring, GT_UNREGISTER_PBUF_RING, &registration, 1);
     if (result < 0)
         return result;
-    munmap(buffers->memory, buffers->memory_bytes);
-    munmap(buffers->entries, buffers->entries_bytes);
-    free(buffers->consumed);
-    free(buffers->held);
-    free(buffers->lent);
-    memset(buffers, 0, sizeof *buffers);
+    free_memory(buffers);
     return 0;
 }
 
@@ -124,7 +150,7 @@ int gt_buffers_close(struct gt_ring *ring) { return gt_buffers_close_group(ring,
 const char *gt_buffers_data(struct gt_buffers *buffers, const struct io_uring_cqe *cqe)
 {
     uint32_t id = cqe->flags >> IORING_CQE_BUFFER_SHIFT;
-    return buffers->memory + (size_t)id * buffers->size + buffers->consumed[id];
+    return place(buffers, id) + buffers->consumed[id];
 }
 
 static bool can_narrow(const struct gt_buffers *buffers)
@@ -136,7 +162,7 @@ void gt_buffers_adapt(struct gt_buffers *buffers)
 {
     buffers->adaptive = true;
     buffers->patience = FIRST_PATIENCE;
-    if (!buffers->memory || buffers->tail != buffers->count) /* some have been used */
+    if (!buffers->entries || buffers->tail != buffers->count) /* some have been used */
         return;
     while (can_narrow(buffers))
         buffers->window /= 2;

@@ -105,7 +105,8 @@ struct gt_quiet {
 /* A provided buffer ring and the memory behind it. */
 struct gt_buffers {
     struct gt_provided_buffer *entries; /* shared with the kernel */
-    char *memory;
+    char *memory;                       /* all buffers, one behind the other, or NULL: */
+    char **places;                      /* where each of them lies; its owner's */
     uint32_t *consumed; /* how much of each buffer has been used up, where they are used incrementally */
     uint16_t *lent; /* pieces of each buffer that are still to be read, with GT_USED_UP where nothing else keeps it */
     size_t entries_bytes;
@@ -467,6 +468,10 @@ int gt_buffers_close(struct gt_ring *ring);
 /* The same for another group, whose books the caller keeps and publishes; `buffers` is zeroed before it is opened. */
 int gt_buffers_open_group(struct gt_ring *ring, struct gt_buffers *buffers, uint16_t group, uint32_t count,
                           uint32_t size, bool incremental);
+/* The same with a buffer at each of the places.  They are the caller's, and what lies there is leaked if the group cannot be
+ * closed. */
+int gt_buffers_open_places(struct gt_ring *ring, struct gt_buffers *buffers, uint16_t group, char **places,
+                           uint32_t count, uint32_t size);
 int gt_buffers_close_group(struct gt_ring *ring, struct gt_buffers *buffers);
 
 /* Where the data of a CQE with IORING_CQE_F_BUFFER lies.  Valid until gt_buffers_recycle() of the same CQE. */

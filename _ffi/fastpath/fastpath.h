@@ -70,9 +70,11 @@ static inline size_t gt_inbound_size(const gt_inbound *queue)
 {
     return gt_inbound_head_size(queue) + queue->later_size;
 }
-int gt_inbound_append(gt_inbound *queue, const char *data, size_t length); /* -1: out of memory, no exception set */
-PyObject *gt_inbound_take(gt_inbound *queue, size_t max);                  /* `max` bytes or all, removed */
-PyObject *gt_inbound_take_piece(gt_inbound *queue, size_t max); /* at most `max`, as they lie there, removed */
+/* Both: 0, or -1 out of memory, no exception set. */
+int gt_inbound_append(gt_inbound *queue, const char *data, size_t length);
+int gt_inbound_append_object(gt_inbound *queue, PyObject *chunk); /* a large bytes object; takes the reference */
+PyObject *gt_inbound_take(gt_inbound *queue, size_t max);         /* `max` bytes or all, removed */
+PyObject *gt_inbound_take_piece(gt_inbound *queue, size_t max);   /* at most `max`, as they lie there, removed */
 PyObject *gt_inbound_peek(const gt_inbound *queue, size_t max);
 size_t gt_inbound_take_into(gt_inbound *queue, char *target, size_t max); /* how much; NULL target: discard */
 /* Where `needle` begins, at `start` or after it; SIZE_MAX: nowhere.  -1: out of memory, exception set. */
@@ -85,6 +87,26 @@ size_t gt_inbound_lent_size(const gt_inbound *queue, size_t max);
 /* Remove these: how many.  The caller gives each of them back (gt_buffers_return). */
 uint32_t gt_inbound_take_lent(gt_inbound *queue, size_t size, gt_lent *lent);
 int gt_inbound_settle(gt_inbound *queue); /* copy what is lent; -1: out of memory, some is lost, no exception set */
+
+/* --- bytes_buffers.c: provided buffers that are bytes objects --- */
+
+#define GT_BYTES_BUFFERS 64U  /* a power of two */
+#define GT_LARGE_PIECE 15360U /* bytes: a piece of no less is handed out without a copy */
+
+typedef struct {
+    struct gt_buffers buffers;
+    PyObject *objects[GT_BYTES_BUFFERS];
+    char *places[GT_BYTES_BUFFERS];
+    uint64_t taken; /* objects handed out */
+    bool refused;   /* they are not wanted, or could not be opened */
+} gt_bytes_buffers;
+
+void gt_bytes_buffers_init(gt_bytes_buffers *set, const struct gt_ring *ring);
+bool gt_bytes_buffers_open(gt_bytes_buffers *set, struct gt_ring *ring); /* false: there are none */
+/* The data of a completion, whose buffer is another object from now on.  NULL: it is to be copied. */
+PyObject *gt_bytes_buffers_take(gt_bytes_buffers *set, const struct io_uring_cqe *cqe);
+/* Nothing is in flight any more, or `leak` what the kernel may still touch. */
+void gt_bytes_buffers_free(gt_bytes_buffers *set, struct gt_ring *ring, bool leak);
 
 /* --- outbound.c: bytes sent and not yet taken by the kernel --- */
 
@@ -156,6 +178,8 @@ struct gt_stream {
     bool receive_paused;    /* the queue is over its high mark */
     bool receive_begun;     /* it was not the first one */
     bool lends;             /* a task that waits for bytes reads them where they lie, see inbound.c */
+    bool receive_bytes;     /* it takes its buffers from the proactor's bytes_buffers */
+    uint8_t large_pieces;   /* among the last ones: see gt_stream_wants_bytes() */
     bool receive_ahead;     /* the program looks at its queue: up to the high mark, also when no task waits */
     bool receive_suspended; /* a task waits for the receive to be over, to take the descriptor away */
     bool watch_again;       /* it has fired, and was armed once more */
@@ -203,6 +227,7 @@ void gt_stream_want_first(gt_stream *stream); /* before those that have had thei
 bool gt_stream_prepare(gt_stream *stream);
 bool gt_stream_complete(gt_stream *stream, const struct io_uring_cqe *cqe); /* true: news for the program */
 void gt_stream_ask_for_error(gt_stream *stream);                            /* the socket, which reports it once */
+bool gt_stream_wants_bytes(const gt_stream *stream);                        /* to receive into bytes objects */
 /* Before something is to be sent: the errno for which it cannot be, 0 if it can. */
 int gt_stream_check_sending(gt_stream *stream);
 void gt_stream_push(gt_stream *stream);               /* offer what is outbound to the kernel */
@@ -430,6 +455,7 @@ struct gt_proactor {
     struct gt_socket *wanting_sockets, *wanting_sockets_last;
     uint64_t socket_count;
     struct gt_buffers datagram_buffers; /* opened with the first endpoint */
+    gt_bytes_buffers bytes_buffers;     /* opened for the first connection with large pieces */
     gt_call *polls; /* pending: the reference of each one's slot counts as the proactor's, for the garbage collector */
     gt_stream *wanting_first, *wanting_last;
     gt_stream *wanting_starved;          /* the last of those at its head that went away with nothing, or NULL */

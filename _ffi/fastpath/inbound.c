@@ -1,7 +1,8 @@
 /* inbound.c: bytes received and unread.
  *
  * Nearly always a message arrives, one task waits for it and takes it whole.  So the first chunk is made a bytes object at
- * once, in `whole`, and handed out as it is: one copy, out of the kernel's buffer.
+ * once, in `whole`, and handed out as it is: one copy, out of the kernel's buffer.  (None, where the kernel has received into a
+ * bytes object: bytes_buffers.c.)
  *
  * A chunk that arrives before the task has read the first is treated by its size.  A large one becomes a bytes object of its
  * own, in `later`, and moves up to `whole` in its order: a fast sender has the kernel complete several receives before the
@@ -243,6 +244,20 @@ static const char *front(const gt_inbound *queue)
     return (queue->whole ? PyBytes_AS_STRING(queue->whole) : queue->data) + queue->start;
 }
 
+int gt_inbound_append_object(gt_inbound *queue, PyObject *chunk)
+{
+    int result = queue->lent_count > 0 ? gt_inbound_settle(queue) : 0;
+    if (result == 0 && gt_inbound_size(queue) == 0) {
+        queue->whole = chunk;
+        return 0;
+    }
+    if (result == 0)
+        result = push_later(queue, chunk);
+    if (result < 0)
+        Py_DECREF(chunk);
+    return result;
+}
+
 int gt_inbound_append(gt_inbound *queue, const char *data, size_t length)
 {
     if (queue->lent_count > 0 && gt_inbound_settle(queue) < 0)
@@ -258,13 +273,7 @@ int gt_inbound_append(gt_inbound *queue, const char *data, size_t length)
         PyErr_Clear(); /* a MemoryError: the caller says so in the connection's own terms */
         return -1;
     }
-    if (gt_inbound_size(queue) == 0) {
-        queue->whole = chunk;
-    } else if (push_later(queue, chunk) < 0) {
-        Py_DECREF(chunk);
-        return -1;
-    }
-    return 0;
+    return gt_inbound_append_object(queue, chunk);
 }
 
 /* Copy the first `length` bytes, which are there. */

@@ -53,6 +53,7 @@ static int proactor_init(gt_proactor *self, PyObject *args, PyObject *kwargs)
     }
     self->ring = ring;
     gt_buffers_adapt(&ring->buffers);
+    gt_bytes_buffers_init(&self->bytes_buffers, ring);
     return 0;
 }
 
@@ -172,6 +173,7 @@ static uint64_t abandon_run(gt_proactor *self)
         gt_stream_destroy(self->streams);
     self->streams = self->wanting_first = self->wanting_last = self->wanting_starved = NULL;
     gt_sockets_free(self, in_flight > 0);
+    gt_bytes_buffers_free(&self->bytes_buffers, self->ring, in_flight > 0);
     gt_trio_unbind(&self->trio);
     return in_flight;
 }
@@ -210,6 +212,7 @@ static PyObject *proactor_close(gt_proactor *self, PyObject *Py_UNUSED(ignored))
         gt_stream_destroy(self->streams);
     self->streams = NULL; /* with operations in flight their memory is the kernel's still, and is leaked on purpose */
     gt_sockets_free(self, in_flight > 0);
+    gt_bytes_buffers_free(&self->bytes_buffers, self->ring, in_flight > 0);
     gt_trio_unbind(&self->trio);
     close_descriptors(self);
     return PyLong_FromUnsignedLongLong(in_flight);
@@ -282,6 +285,7 @@ COUNTER(connections, self->stream_count)
 COUNTER(closing, self->closing_count)
 COUNTER(endpoints, self->socket_count)
 COUNTER(starvations, self->starvations)
+COUNTER(uncopied_pieces, self->bytes_buffers.taken)
 COUNTER(resumed_in_place, self->resumed_in_place)
 COUNTER(rescheduled, self->rescheduled)
 #undef COUNTER
@@ -302,6 +306,8 @@ static PyGetSetDef proactor_getset[] = {
      NULL},
     {"endpoints", (getter)get_endpoints, NULL, PyDoc_STR("Datagram endpoints that are open or closing."), NULL},
     {"starvations", (getter)get_starvations, NULL, PyDoc_STR("Receives ended because no buffer was free."), NULL},
+    {"uncopied_pieces", (getter)get_uncopied_pieces, NULL,
+     PyDoc_STR("Pieces that were received into a bytes object and handed out as it."), NULL},
     {"resumed_in_place", (getter)get_resumed_in_place, NULL, PyDoc_STR("Tasks resumed in place."), NULL},
     {"rescheduled", (getter)get_rescheduled, NULL, PyDoc_STR("Tasks woken through Trio's scheduler."), NULL},
     {"wakeup_descriptor", (getter)get_wakeup_descriptor, NULL,

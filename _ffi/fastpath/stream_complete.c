@@ -6,6 +6,8 @@
 #include <poll.h>
 #include <sys/epoll.h>
 
+#define MOST_LARGE_PIECES 8
+
 /* The kernel's "try again" in all its forms: the operation is over, the stream is not. */
 static bool is_retry(int error) { return error == ECANCELED || error == EINTR || error == EAGAIN || error == ENOBUFS; }
 
@@ -63,9 +65,41 @@ static bool is_gone(const gt_stream *stream)
     return poll(&asked, 1, 0) > 0 && (asked.revents & POLLHUP);
 }
 
+/* Whether a connection's pieces are large is seen from the last few, and by some distance, because the receive has to be
+ * started again for it.  A message that fills one buffer and a bit more of the next one counts up and down in turns, and stays
+ * where it is. */
+static void learn_size(gt_stream *stream, size_t size)
+{
+    if (size >= GT_LARGE_PIECE && stream->large_pieces < MOST_LARGE_PIECES)
+        stream->large_pieces++;
+    else if (size < GT_LARGE_PIECE && stream->large_pieces > 0)
+        stream->large_pieces--;
+    if (gt_stream_wants_bytes(stream) != stream->receive_bytes)
+        gt_stream_want(stream);
+}
+
+bool gt_stream_wants_bytes(const gt_stream *stream)
+{
+    if (stream->proactor->bytes_buffers.refused || stream->lends)
+        return false;
+    return stream->receive_bytes ? stream->large_pieces > 0 : stream->large_pieces == MOST_LARGE_PIECES;
+}
+
+/* -1: out of memory, no exception set. */
+static int queue_in_bytes_buffer(gt_stream *stream, const struct io_uring_cqe *cqe)
+{
+    gt_bytes_buffers *set = &stream->proactor->bytes_buffers;
+    PyObject *piece = gt_bytes_buffers_take(set, cqe);
+    if (piece)
+        return gt_inbound_append_object(&stream->inbound, piece);
+    return gt_inbound_append(&stream->inbound, gt_buffers_data(&set->buffers, cqe), (size_t)cqe->res);
+}
+
 /* Queue what has arrived.  0, or -1: out of memory, no exception set. */
 static int queue_received(gt_stream *stream, const struct io_uring_cqe *cqe)
 {
+    if (stream->receive_bytes)
+        return queue_in_bytes_buffer(stream, cqe);
     gt_inbound *queue = &stream->inbound;
     struct gt_ring *ring = stream->proactor->ring;
     const bool begins = stream->lends && cqe->res >= (int)GT_LENT_LEAST && gt_inbound_size(queue) == 0 &&
@@ -77,9 +111,17 @@ static int queue_received(gt_stream *stream, const struct io_uring_cqe *cqe)
     return 0;
 }
 
+static void give_back(gt_stream *stream, struct gt_buffers *buffers, const struct io_uring_cqe *cqe)
+{
+    gt_buffers_recycle(buffers, cqe);
+    if (stream->receive_bytes) /* the ring publishes its own only */
+        gt_buffers_publish(buffers);
+}
+
 static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
 {
-    struct gt_buffers *buffers = &stream->proactor->ring->buffers;
+    gt_proactor *proactor = stream->proactor;
+    struct gt_buffers *buffers = stream->receive_bytes ? &proactor->bytes_buffers.buffers : &proactor->ring->buffers;
     bool news = false;
     if (cqe->flags & IORING_CQE_F_BUFFER) {
         if (stream->timed)
@@ -92,11 +134,12 @@ static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
                 gt_stream_want(stream);
             } else {
                 stream->unseen += (size_t)cqe->res;
+                learn_size(stream, (size_t)cqe->res);
             }
             news = true;
         }
         stream->receive_succeeded = true;
-        gt_buffers_recycle(buffers, cqe);
+        give_back(stream, buffers, cqe);
     }
     /* Not when closing: a stream whose close is prepared wants nothing, and one on the list is not destroyed. */
     if (stream->hung_up && !stream->receive_stale && !stream->closing && !gt_completion_is_final(cqe)) {
@@ -126,7 +169,7 @@ static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
             /* A receive that has had some of the buffers provided may well have had all of them; others are held back. */
             if (cqe->res == -ENOBUFS &&
                 (stream->receive_succeeded ? buffers->held_count == 0 : !gt_buffers_widen(buffers)))
-                stream->proactor->starvations++;
+                proactor->starvations++;
             if (!stream->closing && cqe->res == -ENOBUFS && !stream->receive_succeeded)
                 gt_stream_want_first(stream);
             else if (!stream->closing)

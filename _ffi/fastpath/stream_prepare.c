@@ -59,6 +59,15 @@ static uint32_t portion(const gt_stream *stream, size_t size)
     return room > GT_PORTION ? GT_PORTION : room < GT_PAGE ? GT_PAGE : (uint32_t)room;
 }
 
+/* The buffers of a receive are chosen when it is armed.  Returns the group. */
+static uint16_t choose_buffers(gt_stream *stream)
+{
+    gt_proactor *proactor = stream->proactor;
+    stream->receive_bytes =
+        gt_stream_wants_bytes(stream) && gt_bytes_buffers_open(&proactor->bytes_buffers, proactor->ring);
+    return stream->receive_bytes ? proactor->bytes_buffers.buffers.group : proactor->ring->buffers.group;
+}
+
 /* The tasks have had their turn: what is in the queue now, they have left there. */
 static bool prepare_receive(gt_stream *stream)
 {
@@ -68,7 +77,8 @@ static bool prepare_receive(gt_stream *stream)
     bool awaited = is_awaited(stream, size);
     bool ahead = !awaited && size >= GT_PORTION; /* of the program */
     if (stream->receive.armed) { /* also when it is over: with a gap in the queue the kernel may go on */
-        unwanted |= ahead && stream->receive_multishot;
+        if (stream->receive_multishot)
+            unwanted |= ahead || gt_stream_wants_bytes(stream) != stream->receive_bytes;
         return !(unwanted || stream->receive_stale) || prepare_cancel(stream, &stream->receive);
     }
     if (unwanted || (ahead && !stream->receive_ahead))
@@ -77,10 +87,11 @@ static bool prepare_receive(gt_stream *stream)
     if (!sqe)
         return false;
     stream->receive_multishot = awaited && stream->receive_begun;
+    const uint16_t group = choose_buffers(stream);
     if (stream->receive_multishot)
-        gt_prep_recv_multishot(sqe, stream->fd, stream->proactor->ring->buffers.group);
+        gt_prep_recv_multishot(sqe, stream->fd, group);
     else
-        gt_prep_recv(sqe, stream->fd, portion(stream, size), stream->proactor->ring->buffers.group);
+        gt_prep_recv(sqe, stream->fd, portion(stream, size), group);
     stream->receive_begun = true;
     stream->receive_stale = stream->receive_succeeded = false;
     return true;

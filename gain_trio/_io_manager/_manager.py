@@ -85,8 +85,10 @@ class UringStatistics:
     """How often the ring found the completion queue overflown.  The kernel keeps the completions; nothing is lost."""
     starvations: int
     """How often a receive ended because no buffer was free.  The ring re-arms it, and nothing is lost."""
+    uncopied_pieces: int
+    """How often large data that was received has become a bytes object without being copied."""
     buffers: int
-    """All receive buffers."""
+    """All receive buffers, less the bytes objects that large data is received into."""
     buffers_free: int
     """Receive buffers that the kernel can pick from."""
     operations_in_flight: int
@@ -186,6 +188,7 @@ class UringIOManager:
             enter_calls=ring.enter_calls,
             overflows=ring.overflows,
             starvations=self.proactor.starvations,
+            uncopied_pieces=self.proactor.uncopied_pieces,
             buffers=ring.buffers,
             buffers_free=ring.buffers_free,
             operations_in_flight=ring.operations_in_flight,

@@ -344,6 +344,7 @@ _RING_GAUGES: Final = {
     "enter_calls": "io_uring_enter system calls of the rings that there are.",
     "overflows": "How often a completion queue was found overflown.",
     "starvations": "How often a receive ended because no buffer was free.",
+    "uncopied_pieces": "How often large data that was received was not copied.",
     "buffers_free": "Receive buffers that the kernel can pick from.",
     "operations_in_flight": "Operations that the kernel has not completed yet.",
 }
