@@ -92,7 +92,7 @@ class Switch:
         self._refused: dict[str, str] = {}
 
     def know(self, manager: type[Any]) -> None:
-        """A class of I/O managers with a ``proactor``, and with ``readers`` and ``writers``, the tables of what tasks await."""
+        """A class of I/O managers with a ``proactor``, and with tables of what tasks await, ``readers`` and ``writers``."""
         if trio_core is not None:
             trio_core.set_manager(manager)
 
