@@ -78,6 +78,32 @@ async def test_what_a_thread_has_written_is_sent_before_a_close() -> None:
     assert not recorder.unexpected
 
 
+async def test_code_that_comes_amid_a_write_can_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finalizer that writes to the same conn, at the moment in which the run is asked to send: nothing is lost."""
+    in_run_soon = StreamConn._in_run_soon
+
+    def write_first(conn: StreamConn, function: Callable[..., None], *arguments: object) -> None:
+        monkeypatch.undo()
+        assert conn.write(b"from the finalizer, ") == 20
+        in_run_soon(conn, function, *arguments)
+
+    def on_read(conn: Conn, n: int) -> None:
+        conn.discard(n)
+        monkeypatch.setattr(StreamConn, "_in_run_soon", write_first)
+        assert in_a_thread(conn.write, b"from the thread") == 15
+        assert conn.outbound_buffered == 35
+        conn.close()
+
+    recorder = Recorder({"on_read": on_read})
+    async with serving_events(recorder) as server:
+        client = await dial(server)
+        await client.send_all(b"?")
+        assert await receive_all(client) == b"from the finalizer, from the thread"
+        await called(recorder, "on_close")
+        await client.aclose()
+    assert not recorder.unexpected
+
+
 async def test_code_that_comes_amid_a_close_can_close_another_conn() -> None:
     """A finalizer or a signal's handler, for example: conns share a lock."""
 

@@ -237,9 +237,13 @@ class StreamConn(Conn):
             unsent = self._connection.outbound_buffered + self._handed
             if unsent <= self._write_limit:
                 if self._handed_over is None:
-                    self._in_run_soon(self._write_handed)
+                    self._handed_over = []  # before: a finalizer that comes meanwhile may write to this conn, too
+                    try:
+                        self._in_run_soon(self._write_handed)
+                    except BaseException:
+                        self._handed_over, self._handed = None, 0
+                        raise
                     self._send = self._send_looking
-                    self._handed_over = []
                 self._handed_over.append(data)
                 self._handed += len(data)
                 return len(data)
