@@ -97,6 +97,32 @@ async def test_messages_of_every_size_arrive_whole_and_in_order(seed: int) -> No
         assert statistics().uncopied_pieces > 0
 
 
+@pytest.mark.parametrize("size", [ROOM + 520, 3 * ROOM + 2560])
+async def test_the_small_end_of_a_large_message_has_nothing_copied(size: int) -> None:
+    client, served = pair = await open_pair()
+    async with client, served:
+        await warm_up(pair)
+        await client.send(pattern(size))
+        await until_queued(served, size)
+        pieces = [await served.receive() for _ in range(0, size, ROOM)]
+        assert b"".join(pieces) == pattern(size)
+        assert [len(piece) for piece in pieces] == [*[ROOM] * (size // ROOM), size % ROOM]
+
+
+async def test_small_pieces_behind_large_ones_do_not_pile_up() -> None:
+    """One may stand by itself.  More are put together, as ever: else a byte would occupy fifty."""
+    client, served = pair = await open_pair()
+    async with client, served:
+        await warm_up(pair)
+        await client.send(pattern(PIECE))
+        await until_queued(served, PIECE)
+        for number in range(100):
+            await client.send(b"%02d" % number)
+            await until_queued(served, PIECE + 2 * number + 2)
+        expected = pattern(PIECE) + b"".join(b"%02d" % number for number in range(100))
+        assert await served.receive() == expected
+
+
 @pytest.mark.parametrize("limit", [None, 1, 1000, ROOM, 70_000])
 async def test_a_stream_without_gaps(limit: int | None) -> None:
     """A sender that does not wait, and a reader that takes what it likes."""

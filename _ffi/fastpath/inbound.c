@@ -6,9 +6,10 @@
  *
  * A chunk that arrives before the task has read the first is treated by its size.  A large one becomes a bytes object of its
  * own, in `later`, and moves up to `whole` in its order: a fast sender has the kernel complete several receives before the
- * task runs, and copying them together first, and out again, would cost more than receiving them.  A small one is appended to
- * one flat buffer, with everything before it, which bounds the memory of the queue by its size however small the pieces are
- * (a list of one-byte chunks would cost fifty times its content).  So every byte is copied at most once on its way from
+ * task runs, and copying them together first, and out again, would cost more than receiving them.  So does the small one that a
+ * large message ends with: it may stand behind a large one.  Any other small one is appended to one flat buffer, with everything
+ * before it, which bounds the memory of the queue by its size however small the pieces are (a list of one-byte chunks would cost
+ * fifty times its content).  So every byte is copied at most once on its way from
  * `whole` or `later` to the flat buffer:
  *
  *     [ whole | data ]  later[0]  later[1] ...        `whole` and `data` are never both in use
@@ -258,11 +259,18 @@ int gt_inbound_append_object(gt_inbound *queue, PyObject *chunk)
     return result;
 }
 
+/* The last chunk is a bytes object, and a large one. */
+static bool ends_large(const gt_inbound *queue)
+{
+    const PyObject *last = queue->later_count > 0 ? *later_at(queue, queue->later_count - 1) : queue->whole;
+    return last && PyBytes_GET_SIZE(last) >= (Py_ssize_t)LARGE;
+}
+
 int gt_inbound_append(gt_inbound *queue, const char *data, size_t length)
 {
     if (queue->lent_count > 0 && gt_inbound_settle(queue) < 0)
         return -1;
-    if (gt_inbound_size(queue) > 0 && length < LARGE) {
+    if (gt_inbound_size(queue) > 0 && length < LARGE && !ends_large(queue)) {
         if (flatten(queue, length) < 0)
             return -1;
         append_flat(queue, data, length);
