@@ -171,7 +171,11 @@ int tc_append(PyObject *queue, PyObject *item)
 /* The only digit of a number that has one, and is positive; NULL for any other. */
 static digit *digit_of(PyObject *number)
 {
-#if PY_VERSION_HEX < 0x030c0000
+#if PY_VERSION_HEX >= 0x030f0000 ||                                                                                    \
+    defined(Py_GIL_DISABLED) /* another layout, or a count of references that is split */
+    (void)number;
+    return NULL;
+#elif PY_VERSION_HEX < 0x030c0000
     return Py_SIZE(number) == 1 ? ((PyLongObject *)number)->ob_digit : NULL;
 #else
     PyLongObject *object = (PyLongObject *)number;
