@@ -35,7 +35,7 @@
 
 struct msghdr; /* <sys/socket.h> */
 
-#define GT_RING_MAGIC 0x67742d72696e6735ULL /* "gt-ring5": changes with the layout of struct gt_ring */
+#define GT_RING_MAGIC 0x67742d72696e6736ULL /* "gt-ring6": changes with the layout of struct gt_ring */
 #define GT_NO_SLOT UINT32_MAX
 #define GT_NO_TIMEOUT INT64_MAX
 #define GT_MAX_SLOTS (1U << 20)
