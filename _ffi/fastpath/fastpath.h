@@ -7,12 +7,12 @@
  *       └─ gt_call (object)              one a call of wait_readable() or wait_writable(); its slot holds a reference
  *
  * A gt_stream lives until the final CQE of everything in flight on it, whatever the program does: all memory the kernel may
- * touch hangs on it and on nothing else.  A gt_connection lives as long as the program holds it.  Each points to the other
+ * touch hangs on it, or is a buffer that the ring or the proactor has provided.  A gt_connection lives as long as the program holds it.  Each points to the other
  * without owning it, and whichever goes first clears the other's pointer.
  *
  * Files, from the bottom to the top: field.h reads Trio's objects, and task.c resumes a Trio task; worklists.c has the
  * proactor's lists; waiter.c has the parked tasks, and call.c is what `await` does; inbound.c and outbound.c are the two byte
- * queues; stream.c has the state of a connection, stream_prepare.c turns it into SQEs, and stream_complete.c CQEs into state;
+ * queues, and bytes_buffers.c has buffers that need no copy; stream.c has the state of a connection, stream_prepare.c turns it into SQEs, and stream_complete.c CQEs into state;
  * deadline.c has a connection's deadlines, stream_calls.c its calls, send_parts.c the data of a send, nowait.c the methods that
  * never wait, connection_calls.c those that are awaited, closing.c those that end it, connection.c the Python type; callback_conn.c is for callbacks, and
  * tls_*.c (tls.h) are for TLS; poll.c waits for readiness; reaping.c is the two phases of a tick; proactor.c ties them
@@ -227,6 +227,7 @@ void gt_stream_want_first(gt_stream *stream); /* before those that have had thei
 bool gt_stream_prepare(gt_stream *stream);
 bool gt_stream_complete(gt_stream *stream, const struct io_uring_cqe *cqe); /* true: news for the program */
 void gt_stream_ask_for_error(gt_stream *stream);                            /* the socket, which reports it once */
+bool gt_stream_wake_receiver(const gt_stream *stream);                      /* if it waits for no more than there is */
 bool gt_stream_wants_bytes(const gt_stream *stream);                        /* to receive into bytes objects */
 /* Before something is to be sent: the errno for which it cannot be, 0 if it can. */
 int gt_stream_check_sending(gt_stream *stream);

@@ -70,6 +70,8 @@ bool gt_proactor_check_open(const gt_proactor *proactor)
 static void recycle_stale(gt_proactor *proactor, const struct io_uring_cqe *cqe)
 {
     if (gt_key_tag(cqe->user_data) != GT_TAG_DATAGRAM) {
+        if (proactor->bytes_buffers.buffers.entries)
+            return; /* it may be of either group, and in the wrong one it could be used twice */
         gt_buffers_recycle(&proactor->ring->buffers, cqe);
     } else if (proactor->datagram_buffers.memory) {
         gt_buffers_recycle(&proactor->datagram_buffers, cqe);

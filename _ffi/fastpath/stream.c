@@ -13,7 +13,8 @@
  *     receive of a         the same, no task waits, and less than a    its CQE
  *     portion              portion is unread
  *     cancel of receive    paused, suspended, stale, or closing; of a  see gt_slot_cancel()
- *                          multishot one also when a portion is unread
+ *                          multishot one also when a portion is unread,
+ *                          or other buffers are wanted
  *     watch (a poll)       open, no end or error, not suspended, not   the peer's hangup or an error, or its cancel
  *                          broken, and no more than twice
  *     cancel of watch      suspended, or closing                       see gt_slot_cancel()
@@ -193,7 +194,10 @@ int gt_stream_close(gt_stream *stream, bool reset)
     if ((reset || stream->send_incomplete) && setsockopt(stream->fd, SOL_SOCKET, SO_LINGER, &linger, sizeof linger) < 0)
         error = errno;
     begin_closing(stream);
-    gt_inbound_clear(&stream->inbound);
+    /* Pieces of the ring's buffers go back in the thread of the run only, where no io_uring_enter is under way; else when the
+     * stream is destroyed. */
+    if (stream->inbound.lent_count == 0 || gt_proactor_is_in_thread(stream->proactor))
+        gt_inbound_clear(&stream->inbound);
     gt_outbound_clear(&stream->outbound, stream->send_in_flight);
     gt_stream_want(stream);
     return error;

@@ -20,7 +20,7 @@ static bool wake_satisfied(const gt_call *call)
     return true;
 }
 
-static bool wake_receiver(const gt_stream *stream)
+bool gt_stream_wake_receiver(const gt_stream *stream)
 {
     return stream->connection && wake_satisfied(stream->connection->receiving.call);
 }
@@ -33,7 +33,8 @@ static bool wake_sender(const gt_stream *stream)
 /* True when there is news for the program.  A task that waits for more than there is gets none. */
 static bool is_news(const gt_stream *stream)
 {
-    return !stream->connection || !gt_direction_waits(&stream->connection->receiving) || wake_receiver(stream);
+    return !stream->connection || !gt_direction_waits(&stream->connection->receiving) ||
+           gt_stream_wake_receiver(stream);
 }
 
 /* A socket reports its error once, and the watch may have fired without one, for entries of the socket's error queue. */
@@ -51,7 +52,7 @@ int gt_stream_check_sending(gt_stream *stream)
     if (stream->broken && !stream->send_error) {
         int known = stream->socket_error ? stream->socket_error : stream->receive_error;
         stream->send_error = known ? known : EPIPE;
-        wake_receiver(stream); /* a GT_CHANGE reports it, be the queue full or not */
+        gt_stream_wake_receiver(stream); /* a GT_CHANGE reports it, be the queue full or not */
     }
     if (stream->send_error)
         return stream->send_error;
@@ -170,6 +171,8 @@ static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
             if (cqe->res == -ENOBUFS &&
                 (stream->receive_succeeded ? buffers->held_count == 0 : !gt_buffers_widen(buffers)))
                 proactor->starvations++;
+            if (stream->receive_bytes) /* it may have been widened */
+                gt_buffers_publish(buffers);
             if (!stream->closing && cqe->res == -ENOBUFS && !stream->receive_succeeded)
                 gt_stream_want_first(stream);
             else if (!stream->closing)
@@ -208,7 +211,7 @@ static bool watch_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
         gt_stream_ask_for_error(stream);
     }
     gt_stream_want(stream);
-    wake_receiver(stream);
+    gt_stream_wake_receiver(stream);
     return stream->receive_suspended && is_news(stream);
 }
 
@@ -230,7 +233,7 @@ static bool poll_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
         gt_outbound_clear(&stream->outbound, 0);
     else
         gt_stream_want(stream); /* something may have been queued behind a poll that no call waits for any more */
-    bool detaches = wake_receiver(stream); /* a detach has waited for its end */
+    bool detaches = gt_stream_wake_receiver(stream); /* a detach has waited for its end */
     return wake_sender(stream) || detaches;
 }
 
@@ -261,7 +264,7 @@ static bool sending_changed(gt_stream *stream)
     /* It wants the next send, the poll for room, or the cancel of a poll that nothing waits for any more. */
     if (!stream->closing && (stream->outbound.size > 0 || stream->room_wanted || stream->send_polls))
         gt_stream_want(stream);
-    wake_receiver(stream); /* a GT_CHANGE may wait for this */
+    gt_stream_wake_receiver(stream); /* a GT_CHANGE may wait for this */
     return wake_sender(stream);
 }
 

@@ -177,8 +177,10 @@ bool gt_stream_prepare(gt_stream *stream)
 {
     if (stream->closing)
         return prepare_close(stream);
-    if (stream->inbound.lent_count > 0 && gt_inbound_settle(&stream->inbound) < 0 && !stream->receive_error)
+    if (stream->inbound.lent_count > 0 && gt_inbound_settle(&stream->inbound) < 0 && !stream->receive_error) {
         stream->receive_error = ENOMEM; /* as where it cannot be queued when it arrives */
+        gt_stream_wake_receiver(stream);
+    }
     bool needs_room = stream->room_wanted || (stream->send_blocked && stream->outbound.size > 0);
     if (!stream->send.armed && stream->outbound.size > 0 && !stream->send_blocked && !prepare_send(stream))
         return false;

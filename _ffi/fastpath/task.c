@@ -365,7 +365,8 @@ static int call_method_and_drop(PyObject *object, PyObject *name)
 
 static int task_returned(gt_trio *trio, PyObject *task, PyObject *value)
 {
-    /* Trio unwraps the outcome of the main task alone, so one object will do for all others that return nothing. */
+    /* Trio unwraps the outcomes of the main task and of its own init task alone, so one object will do for all others that
+     * return nothing. */
     const bool is_usual = value == Py_None && trio->main_task && task != trio->main_task;
     int result = is_usual ? call_and_drop(trio->runner_task_exited, task, trio->woken, NULL)
                           : call_and_drop(trio->task_exited, task, value, Py_None);

@@ -5,7 +5,7 @@
  * progress, and the peer's bytes are data.  Then each of them is one call of the connection below and two of ssl's, and is made
  * here without a frame of Python.
  *
- *     receive    wait in the receive() of the connection below; decrypt what came; again until that was some data
+ *     receive    wait for an arrival at the connection below; decrypt what came; again until that was some data
  *     send       a cancellation point; encrypt; queue below what came of it
  *     deliver    wait for a change of the connection below; decrypt what came; call back with how much that was; again
  *
