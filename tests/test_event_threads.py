@@ -59,6 +59,20 @@ def in_a_thread(function: Callable[..., T], *arguments: object) -> T:
         return thread.submit(function, *arguments).result(PATIENCE)
 
 
+async def answer_of(on_read: Callable[[Conn, int], None]) -> bytes:
+    """What a client gets of a server whose ``on_read`` ends the connection, with no reason and without a failure."""
+    recorder = Recorder({"on_read": on_read})
+    async with serving_events(recorder) as server:
+        client = await dial(server)
+        await client.send_all(b"?")
+        answer = await receive_all(client)
+        await called(recorder, "on_close")
+        await client.aclose()
+    assert recorder.reasons == [None]
+    assert not recorder.unexpected
+    return answer
+
+
 async def test_what_a_thread_has_written_is_sent_before_a_close() -> None:
     def on_read(conn: Conn, n: int) -> None:
         conn.discard(n)
@@ -67,15 +81,7 @@ async def test_what_a_thread_has_written_is_sent_before_a_close() -> None:
         assert conn.outbound_buffered == 8
         conn.close()
 
-    recorder = Recorder({"on_read": on_read})
-    async with serving_events(recorder) as server:
-        client = await dial(server)
-        await client.send_all(b"?")
-        assert await receive_all(client) == b"one, two"
-        await called(recorder, "on_close")
-        await client.aclose()
-    assert recorder.reasons == [None]
-    assert not recorder.unexpected
+    assert await answer_of(on_read) == b"one, two"
 
 
 async def test_code_that_comes_amid_a_write_can_write(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,14 +100,7 @@ async def test_code_that_comes_amid_a_write_can_write(monkeypatch: pytest.Monkey
         assert conn.outbound_buffered == 35
         conn.close()
 
-    recorder = Recorder({"on_read": on_read})
-    async with serving_events(recorder) as server:
-        client = await dial(server)
-        await client.send_all(b"?")
-        assert await receive_all(client) == b"from the finalizer, from the thread"
-        await called(recorder, "on_close")
-        await client.aclose()
-    assert not recorder.unexpected
+    assert await answer_of(on_read) == b"from the finalizer, from the thread"
 
 
 async def test_code_that_comes_amid_a_close_can_close_another_conn() -> None:
