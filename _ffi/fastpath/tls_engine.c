@@ -203,7 +203,7 @@ static PyObject *read_record(PyObject *self, PyObject *records, PyObject *incomi
     return data;
 }
 
-static PyObject *read_what_is_there(PyObject *self)
+PyObject *gt_tls_decrypt_all(PyObject *self)
 {
     PyObject *records = Py_NewRef(records_of(self)), *incoming = Py_NewRef(gt_field_peek(&engine.incoming, self));
     PyObject *data = NULL;
@@ -239,8 +239,6 @@ PyObject *gt_tls_decrypt_record(PyObject *self, size_t encrypted)
     return data;
 }
 
-PyObject *gt_tls_decrypt_all(PyObject *self) { return read_what_is_there(self); }
-
 int gt_tls_write(PyObject *self, PyObject *data, Py_ssize_t length, Py_ssize_t *done)
 {
     PyObject *written = PyObject_CallMethodOneArg(records_of(self), engine.write, data);
@@ -274,7 +272,7 @@ PyObject *gt_tls_take_outgoing(PyObject *self)
 
 static PyObject *engine_read(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
-    return gt_tls_is_engine(self) ? read_what_is_there(self) : PyObject_CallOneArg(engine.python_read, self);
+    return gt_tls_is_engine(self) ? gt_tls_decrypt_all(self) : PyObject_CallOneArg(engine.python_read, self);
 }
 
 static PyMethodDef engine_read_method = {"read", engine_read, METH_NOARGS,
