@@ -1,9 +1,9 @@
 /* buffers.c: the provided buffer ring; see ring.h, and io_uring_register_buf_ring(3) for the protocol.
  *
  * The kernel picks a buffer when data arrives, not when a receive is started, so ten thousand idle connections share a few.
- * A buffer is given back as soon as its data has been copied out, or has been read where it lies (gt_buffers_lend).  Where the kernel consumes buffers incrementally, a buffer
- * is used by one receive after the other, from its beginning to its end, and `consumed` follows it; this relies on
- * completions being reaped in the order in which the buffer was consumed.
+ * A buffer is given back as soon as its data has been copied out, or has been read where it lies (gt_buffers_lend).  Where the
+ * kernel consumes buffers incrementally, a buffer is used by one receive after the other, from its beginning to its end, and
+ * `consumed` follows it; this relies on completions being reaped in the order in which the buffer was consumed.
  *
  * Few buffers.  The ring is a queue: with 2 MiB of buffers in it, a fast sender's data goes through all 2 MiB, over and
  * over, and out of the processor's cache, which doubles what it costs to receive a large transfer.  With as many buffers
@@ -149,7 +149,7 @@ int gt_buffers_close(struct gt_ring *ring) { return gt_buffers_close_group(ring,
 
 const char *gt_buffers_data(struct gt_buffers *buffers, const struct io_uring_cqe *cqe)
 {
-    uint32_t id = cqe->flags >> IORING_CQE_BUFFER_SHIFT;
+    const uint16_t id = gt_completion_buffer(cqe);
     return place(buffers, id) + buffers->consumed[id];
 }
 
@@ -202,20 +202,20 @@ bool gt_buffers_widen(struct gt_buffers *buffers)
 
 void gt_buffers_recycle(struct gt_buffers *buffers, const struct io_uring_cqe *cqe)
 {
-    uint32_t id = cqe->flags >> IORING_CQE_BUFFER_SHIFT;
+    const uint16_t id = gt_completion_buffer(cqe);
     if (cqe->flags & IORING_CQE_F_BUF_MORE) {
         if (cqe->res > 0)
             buffers->consumed[id] += (uint32_t)cqe->res;
     } else if (buffers->lent[id]) {
         buffers->lent[id] |= GT_USED_UP;
     } else {
-        give_back(buffers, (uint16_t)id);
+        give_back(buffers, id);
     }
 }
 
 uint16_t gt_buffers_lend(struct gt_buffers *buffers, const struct io_uring_cqe *cqe)
 {
-    const uint16_t id = (uint16_t)(cqe->flags >> IORING_CQE_BUFFER_SHIFT);
+    const uint16_t id = gt_completion_buffer(cqe);
     buffers->lent[id]++;
     return id;
 }

@@ -474,6 +474,12 @@ int gt_buffers_open_places(struct gt_ring *ring, struct gt_buffers *buffers, uin
                            uint32_t count, uint32_t size);
 int gt_buffers_close_group(struct gt_ring *ring, struct gt_buffers *buffers);
 
+/* The number of the buffer of a CQE with IORING_CQE_F_BUFFER. */
+static inline uint16_t gt_completion_buffer(const struct io_uring_cqe *cqe)
+{
+    return (uint16_t)(cqe->flags >> IORING_CQE_BUFFER_SHIFT);
+}
+
 /* Where the data of a CQE with IORING_CQE_F_BUFFER lies.  Valid until gt_buffers_recycle() of the same CQE. */
 const char *gt_buffers_data(struct gt_buffers *buffers, const struct io_uring_cqe *cqe);
 

@@ -10,8 +10,8 @@
  * in several pieces.  An object that was cut keeps its block of memory, of which at least three quarters are in use then.
  *
  * Nothing of this can be seen by small messages, whose pieces share the ring's buffers.  Which group a connection's receive
- * takes its buffers from follows from its last pieces: learn_size() in stream_complete.c.  The group is opened by the first connection
- * that wants it.  What is in it is the kernel's until the ring has nothing in flight, like any provided buffer.
+ * takes its buffers from follows from its last pieces: learn_size() in stream_complete.c.  The group is opened by the first
+ * connection that wants it.  What is in it is the kernel's until the ring has nothing in flight, like any provided buffer.
  */
 #include "fastpath.h"
 
@@ -65,7 +65,7 @@ bool gt_bytes_buffers_open(gt_bytes_buffers *set, struct gt_ring *ring)
 
 PyObject *gt_bytes_buffers_take(gt_bytes_buffers *set, const struct io_uring_cqe *cqe)
 {
-    const uint32_t id = cqe->flags >> IORING_CQE_BUFFER_SHIFT;
+    const uint16_t id = gt_completion_buffer(cqe);
     if (cqe->res < (int32_t)GT_LARGE_PIECE)
         return NULL;
     PyObject *piece = set->objects[id];

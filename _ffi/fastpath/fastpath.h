@@ -7,16 +7,17 @@
  *       └─ gt_call (object)              one a call of wait_readable() or wait_writable(); its slot holds a reference
  *
  * A gt_stream lives until the final CQE of everything in flight on it, whatever the program does: all memory the kernel may
- * touch hangs on it, or is a buffer that the ring or the proactor has provided.  A gt_connection lives as long as the program holds it.  Each points to the other
- * without owning it, and whichever goes first clears the other's pointer.
+ * touch hangs on it, or is a buffer that the ring or the proactor has provided.  A gt_connection lives as long as the program
+ * holds it.  Each points to the other without owning it, and whichever goes first clears the other's pointer.
  *
  * Files, from the bottom to the top: field.h reads Trio's objects, and task.c resumes a Trio task; worklists.c has the
  * proactor's lists; waiter.c has the parked tasks, and call.c is what `await` does; inbound.c and outbound.c are the two byte
- * queues, and bytes_buffers.c has buffers that need no copy; stream.c has the state of a connection, stream_prepare.c turns it into SQEs, and stream_complete.c CQEs into state;
- * deadline.c has a connection's deadlines, stream_calls.c its calls, send_parts.c the data of a send, nowait.c the methods that
- * never wait, connection_calls.c those that are awaited, closing.c those that end it, connection.c the Python type; callback_conn.c is for callbacks, and
- * tls_*.c (tls.h) are for TLS; poll.c waits for readiness; reaping.c is the two phases of a tick; proactor.c ties them
- * together.  All this is mechanism; policy (what to do about an error, when to close) is Python's.
+ * queues, and bytes_buffers.c has buffers that need no copy; stream.c has the state of a connection, stream_prepare.c turns it
+ * into SQEs, and stream_complete.c CQEs into state; deadline.c has a connection's deadlines, stream_calls.c its calls,
+ * send_parts.c the data of a send, nowait.c the methods that never wait, connection_calls.c those that are awaited, closing.c
+ * those that end it, connection.c the Python type; callback_conn.c is for callbacks, and tls_*.c (tls.h) are for TLS; poll.c
+ * waits for readiness; reaping.c is the two phases of a tick; proactor.c ties them together.  All this is mechanism; policy
+ * (what to do about an error, when to close) is Python's.
  *
  * All of it runs under the GIL, in the thread of the run.
  */

@@ -103,7 +103,7 @@ static void drop_first(struct connection *connection)
  * fills the buffer would return it to the kernel, and is kept until all pieces are sent. */
 static void take_buffer(const struct io_uring_cqe *cqe)
 {
-    struct buffer *buffer = &buffers[cqe->flags >> IORING_CQE_BUFFER_SHIFT];
+    struct buffer *buffer = &buffers[gt_completion_buffer(cqe)];
     if (cqe->flags & IORING_CQE_F_BUF_MORE) {
         gt_buffers_recycle(&ring.buffers, cqe);
     } else {
@@ -120,7 +120,7 @@ static void take_data(uint32_t index, const struct io_uring_cqe *cqe)
     pieces[number] = (struct piece){
         .data = gt_buffers_data(&ring.buffers, cqe),
         .length = (uint32_t)cqe->res,
-        .buffer = cqe->flags >> IORING_CQE_BUFFER_SHIFT,
+        .buffer = gt_completion_buffer(cqe),
         .next = NONE,
     };
     buffers[pieces[number].buffer].unsent++;
