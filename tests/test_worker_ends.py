@@ -85,6 +85,7 @@ async def test_of_many_connections_only_those_of_the_killed_process_are_lost(
         async with clients_of(server, MANY) as clients, trio.open_nursery() as nursery:
             owners = [await process_of(client) for client in clients]
             victim = owners[0]
+            await soon(lambda: server.active_connections == MANY)  # what a process has not reported is lost with it
             load = Load(server)
             for _ in range(4):
                 nursery.start_soon(load.run)
