@@ -55,6 +55,9 @@ class ServerStatistics:
     """A snapshot of a server's counters.
 
     ``accepted`` is ``active`` and all that is in :attr:`closed`.
+
+    Of worker processes it is the sum of their last reports.  A process reports when something has changed, at most 20 times
+    a second; what a process that is killed had counted since its last report is lost with it.
     """
 
     accepted: int
