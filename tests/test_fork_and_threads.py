@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -268,6 +269,21 @@ async def test_a_child_that_drops_a_connection_does_not_have_the_parents_reset()
             nursery.start_soon(owners[0].aclose)
             assert await receive_exactly(peer, count) == bytes(count)
             assert await peer.receive_some() == b""
+
+
+@pytest.mark.full_ring
+@pytest.mark.usefixtures("pair")
+async def test_the_memory_of_a_ring_outlives_what_a_child_drops() -> None:
+    """Where a child leaves the run, all of that is garbage, and a connection looks at the ring when it is its turn."""
+    ring = current_manager("a test").ring
+    memory = weakref.ref(ring._ring)
+
+    def drop() -> None:
+        vars(ring).clear()  # as the garbage collector takes it apart
+        gc.collect()
+        assert memory() is not None
+
+    in_child(drop)
 
 
 async def test_after_a_child_has_lived_a_close_is_seen_by_the_peer() -> None:

@@ -134,7 +134,7 @@ class UringIOManager:
         try:
             self.proactor = fastpath.Proactor(
                 self.ring.address,
-                self.ring,
+                self.ring.owners,
                 broken,
                 trio.ClosedResourceError,
                 trio.BusyResourceError,

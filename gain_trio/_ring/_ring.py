@@ -186,6 +186,14 @@ class Ring:
         return int(uring.ffi.cast("uintptr_t", self._ring))
 
     @property
+    def owners(self) -> object:
+        """What an object that keeps :attr:`Ring.address` refers to.
+
+        That is the ring, and the struct itself: when both are garbage, the garbage collector may take the ring apart first.
+        """
+        return self, self._ring
+
+    @property
     def features(self) -> Feature:
         """The features of the kernel that the ring found and uses."""
         return Feature(self._ring.features)
