@@ -289,6 +289,25 @@ def test_a_piece_that_needs_another(monkeypatch: pytest.MonkeyPatch) -> None:
     assert switch.refusal("tick") == "it is nothing without step"
 
 
+@pytest.mark.parametrize("step", ["guards_of_outcomes", "_refusal", "forget_sources"])
+def test_what_a_ctrl_c_has_ended_is_done_again(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """The first run of a process finds out what this Trio allows, before Trio holds back what a Ctrl-C does."""
+
+    def interrupt(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    switch, before = Switch(), codes()
+    with monkeypatch.context() as patched:
+        patched.setattr(_switch, step, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            switch.put_in(NAMES)
+    assert codes() == before
+    names = switch.put_in(NAMES)
+    assert names == available()
+    switch.take_out(names)
+    assert codes() == before
+
+
 class StaleModule:
     """The compiled module, as an older build of it would be."""
 

@@ -441,7 +441,8 @@ static int take_part(const struct part *part, PyObject *seam)
     return part->finish ? part->finish(seam) : 0;
 }
 
-/* configure(name, seam): once in a process for each part; until then, and after an error, nothing of it may be used. */
+/* configure(name, seam): once in a process for each part; until then, and after an error, nothing of it may be used.  A part
+ * that is configured stays as it is: where a Ctrl-C has ended what configures all of them, the next run does that again. */
 PyObject *tc_configure(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
 {
     static bool configured[sizeof parts / sizeof parts[0]];
@@ -449,11 +450,7 @@ PyObject *tc_configure(PyObject *Py_UNUSED(module), PyObject *const *arguments, 
     for (size_t i = 0; name && i < sizeof parts / sizeof parts[0]; i++) {
         if (strcmp(parts[i].name, name) != 0)
             continue;
-        if (configured[i]) {
-            PyErr_SetString(PyExc_RuntimeError, "this process's Trio is known already");
-            return NULL;
-        }
-        if (take_part(&parts[i], arguments[1]) < 0)
+        if (!configured[i] && take_part(&parts[i], arguments[1]) < 0)
             return NULL;
         configured[i] = true;
         Py_RETURN_NONE;
