@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import copy
 import errno
+import gc
 import os
 import pickle
 import random
 import socket
+import warnings
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -613,3 +615,26 @@ def test_a_listener_that_is_left_open_ends_with_the_run(no_descriptor_leak: None
         await kept.pop().aclose()
 
     gain_trio.run(close)
+
+
+def test_a_listener_that_is_dropped_leaves_no_descriptor() -> None:
+    """Also none of a connection that was accepted ahead, and that no task has taken."""
+    clients: list[socket.socket] = []
+
+    async def main() -> None:
+        [listener] = await open_listeners(LOCAL)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listener.accept)
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        clients.extend(client_socket(listener) for _ in range(3))
+        await wait_all_tasks_blocked()
+
+    before = open_descriptors()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # of the listening socket
+        gain_trio.run(main)
+        gc.collect()
+    for client in clients:
+        client.close()
+    assert open_descriptors() == before

@@ -77,6 +77,15 @@ class RingListener(Listener):
         self._stopped = False  # accept() still returns queued connections, and those on their way
         self.local_address: Any = sock.getsockname()
 
+    def __del__(self) -> None:
+        """Close the connections that wait in a listener which the program has dropped.
+
+        The accept keeps the listener as long as the run lasts.  This may also be the child of a fork: to ask for an RST here
+        would reset the parent's connection.
+        """
+        for descriptor in self._queue:
+            os.close(descriptor)
+
     async def accept(self) -> RingConnection:
         """See :meth:`Listener.accept`."""
         if self._queue or self._closed or self._error is not None:
