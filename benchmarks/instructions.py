@@ -5,6 +5,7 @@
     python benchmarks/instructions.py --http --servers gain_trio,uvloop --configs 64:1,64:16
     python benchmarks/instructions.py --asgi plain,json,pipelined --servers gain_trio,uvicorn
     python benchmarks/instructions.py --churn --servers gain_trio,gain_trio-callbacks,uvloop
+    python benchmarks/instructions.py --udp --servers gain_trio,gain_trio-handler,uvloop
 
 A server runs under valgrind's callgrind (``apt install valgrind``), which counts the instructions of a process whatever
 else the machine does: the same twice to about a percent, where CPU time differs by ten.  It counts none of the kernel's,
@@ -13,7 +14,8 @@ is worth.
 
 The client has one round after the other: it sends a message, or a batch of requests, on each connection, and waits for all
 answers.  Counting begins after some rounds, when all connections are open and all code has run.  With ``--churn`` a round is
-the whole life of each connection: connect, one message echoed, the end of both sides.
+the whole life of each connection: connect, one message echoed, the end of both sides.  With ``--udp`` a message is a
+datagram, and a connection a connected UDP socket.
 """
 
 from __future__ import annotations
@@ -64,6 +66,8 @@ class Load:
     """The certificate of a server that speaks TLS."""
     is_churn: bool = False
     """Whether each round has connections of its own."""
+    is_udp: bool = False
+    """Whether a message is a datagram."""
 
 
 def echo_load(text: str) -> Load:
@@ -102,7 +106,7 @@ def load_of(text: str, arguments: argparse.Namespace) -> Load:
     """The load of a configuration, as the arguments want it."""
     load = (asgi_load if arguments.asgi else http_load if arguments.http else echo_load)(text)
     certificate = make_certificate(BUILD) if arguments.tls else None
-    return dataclasses.replace(load, certificate=certificate, is_churn=arguments.churn)
+    return dataclasses.replace(load, certificate=certificate, is_churn=arguments.churn, is_udp=arguments.udp)
 
 
 def control(pid: int, command: str) -> None:
@@ -122,6 +126,13 @@ def control(pid: int, command: str) -> None:
 def connected(port: int, load: Load) -> Iterator[list[socket.socket]]:
     """The connections of a load."""
     with ExitStack() as stack:
+        if load.is_udp:
+            clients = [stack.enter_context(socket.socket(type=socket.SOCK_DGRAM)) for _ in range(load.connections)]
+            for client in clients:
+                client.settimeout(PATIENCE_SECONDS)
+                client.connect(("127.0.0.1", port))
+            yield clients
+            return
         connect = partial(_over_load.connect, str(port), tls=load.certificate is not None)
         yield [stack.enter_context(connect()) for _ in range(load.connections)]
 
@@ -240,8 +251,9 @@ def run(arguments: argparse.Namespace) -> None:
     elif arguments.http:
         known = _http.known_servers(programs.http_reference, arguments.python)
     else:
-        known = _servers.known_servers(programs, arguments.python, udp=False)
-    known |= {spec.name: spec for spec in (_servers.parse_extra(text, udp=False) for text in arguments.server)}
+        known = _servers.known_servers(programs, arguments.python, udp=arguments.udp)
+    extra = (_servers.parse_extra(text, udp=arguments.udp) for text in arguments.server)
+    known |= {spec.name: spec for spec in extra}
     names = [name for name in (arguments.servers or ",".join(known)).split(",") if name in known]
     if not names:
         raise ValueError(f"none of these servers: there are {', '.join(known)}")
@@ -255,7 +267,7 @@ def run(arguments: argparse.Namespace) -> None:
             reason = interpreter.why_missing(known[name])
             figure = reason or f"{measure(known[name], load, arguments.messages, arguments.functions):,.0f}"
             rows.append(f"| {name} | {figure} |")
-        unit = "connection" if arguments.churn else "message"
+        unit = "connection" if arguments.churn else "datagram" if arguments.udp else "message"
         print(f"### {text}\n\n| server | instructions a {unit} |\n|---|--:|", *rows, sep="\n", end="\n\n", flush=True)
 
 
@@ -279,6 +291,7 @@ def main() -> None:
     add("--asgi", metavar="ROW,...", help="ASGI apps, the rows of run.py: plain, json, fields, pipelined, many")
     add("--tls", action="store_true", help="echo over TLS")
     add("--churn", action="store_true", help="connect, echo one message, close, in each round")
+    add("--udp", action="store_true", help="echo datagrams")
     add("--messages", type=int, default=6400, help="how many are counted (default: %(default)s)")
     add("--functions", type=int, default=0, help="functions of each server that are listed (default: none)")
     arguments = parser.parse_args()
