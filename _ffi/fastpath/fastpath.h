@@ -414,7 +414,7 @@ typedef struct {
     PyObject *current_time;       /* (): of the run's clock */
     gt_field coro, context, abort_func, custom_sleep_data, next_send_fn, cancel_points, schedule_points, cancel_status;
     gt_field effectively_cancelled;
-    gt_field autojump_threshold, deadline_heap; /* of the runner; of its deadlines */
+    gt_field ki_pending, autojump_threshold, deadline_heap; /* of the runner; the last one of its deadlines */
     PyObject *run_queue, *waiting_for_idle, *deadlines, *infinity;
     bool may_linger;
     PyObject *entered; /* borrowed of run_context: the task that was put there here, or NULL */

@@ -34,7 +34,7 @@
  */
 #include "fastpath.h"
 
-static PyObject *name_task, *name_ki_pending, *name_main_task, *name_abort_func, *name_attempt_cancel, *name_attempt_ki;
+static PyObject *name_task, *name_main_task, *name_abort_func, *name_attempt_cancel, *name_attempt_ki;
 static PyObject *observing_hooks[5];
 
 int gt_task_module_init(void)
@@ -45,7 +45,6 @@ int gt_task_module_init(void)
         if (!(observing_hooks[i] = PyUnicode_InternFromString(hooks[i])))
             return -1;
     if (!(name_task = PyUnicode_InternFromString("task")) ||
-        !(name_ki_pending = PyUnicode_InternFromString("ki_pending")) ||
         !(name_main_task = PyUnicode_InternFromString("main_task")) ||
         !(name_abort_func = PyUnicode_InternFromString("abort_func")) ||
         !(name_attempt_cancel = PyUnicode_InternFromString("_attempt_delivery_of_any_pending_cancel")) ||
@@ -113,6 +112,7 @@ int gt_trio_bind(gt_trio *trio, PyObject *seam)
         {&trio->schedule_points, trio->task_type, "_schedule_points"},
         {&trio->cancel_status, trio->task_type, "_cancel_status"},
         {&trio->effectively_cancelled, status_type, "effectively_cancelled"},
+        {&trio->ki_pending, (PyObject *)Py_TYPE(trio->runner), "ki_pending"},
         {&trio->autojump_threshold, (PyObject *)Py_TYPE(trio->runner), "clock_autojump_threshold"},
         {&trio->deadline_heap, (PyObject *)Py_TYPE(trio->deadlines), "_heap"},
     };
@@ -167,6 +167,7 @@ void gt_trio_free(gt_trio *trio)
                           &trio->schedule_points,
                           &trio->cancel_status,
                           &trio->effectively_cancelled,
+                          &trio->ki_pending,
                           &trio->autojump_threshold,
                           &trio->deadline_heap};
     for (size_t i = 0; i < sizeof fields / sizeof fields[0]; i++)
@@ -231,9 +232,9 @@ static int keyboard_interrupt_is_pending(gt_trio *trio, PyObject *task)
         else
             Py_DECREF(main_task);
     }
-    if (task != trio->main_task)
+    if (task != trio->main_task || gt_field_peek(&trio->ki_pending, trio->runner) == Py_False)
         return 0;
-    PyObject *pending = PyObject_GetAttr(trio->runner, name_ki_pending);
+    PyObject *pending = gt_field_get(&trio->ki_pending, trio->runner);
     if (!pending)
         return -1;
     int result = PyObject_IsTrue(pending);
