@@ -278,6 +278,22 @@ async def test_many_peers(endpoint: DatagramEndpoint) -> None:
                 assert await receive_from(sock) == (b"%d%d" % (number, turn), endpoint.local_address)
 
 
+async def test_more_peers_than_are_remembered(endpoint: DatagramEndpoint) -> None:
+    """An address that others have turned out is an address like any other."""
+    with socket.socket(type=socket.SOCK_DGRAM) as peer:
+        peer.bind(("127.0.0.1", 0))
+        peer.setblocking(False)
+        for number in range(6000):
+            await endpoint.send(b"", (f"127.1.{number // 250}.{number % 250 + 1}", 9))
+            if number % 100 == 0:
+                peer.sendto(b"%d" % number, endpoint.local_address)
+                data, address = await endpoint.receive()
+                assert (data, address) == (b"%d" % number, peer.getsockname())
+                await endpoint.send(data, address)
+                await endpoint.send(data, peer.getsockname())
+                assert [await receive_from(peer) for _ in range(2)] == 2 * [(data, endpoint.local_address)]
+
+
 # --- opening, options, multicast ---
 
 

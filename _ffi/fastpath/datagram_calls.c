@@ -54,6 +54,7 @@ static int answer_receive(gt_call *self, PyObject **result)
         return refuse(self);
     }
     gt_datagram datagram = gt_datagrams_pop(&endpoint->inbound);
+    endpoint->peers.latest = datagram.place;
     PyTuple_SET_ITEM(*result, 0, datagram.data);
     PyTuple_SET_ITEM(*result, 1, datagram.address);
     return 1;

@@ -1,8 +1,10 @@
 /* datagrams.c: addresses in both forms, and datagrams that wait.
  *
  * A server gets its datagrams from a few peers over and over, and answers them.  So the tuple that a source address
- * becomes is made once and handed out again, and is recognised when it comes back as a destination.  Both take a look
- * at one place of a table; a miss costs what it always did.
+ * becomes is made once and handed out again, and is recognised when it comes back as a destination.  A source address has two
+ * places of a table to be in, so that the table stays small: with one place each, two of a hundred peers share one in nearly any
+ * table, and turn each other out with every datagram.  A destination is nearly always the source of the datagram that was
+ * received last.  A miss costs what it always did.
  */
 #include "endpoint.h"
 
@@ -143,7 +145,7 @@ bool gt_sockaddr_parse(PyObject *tuple, int family, gt_sockaddr *raw)
 
 static bool resize_peers(gt_peers *peers, uint32_t count)
 {
-    gt_peers resized = {.count = count};
+    gt_peers resized = {.count = count, .latest = UINT32_MAX, .turned_out = peers->turned_out};
     resized.places = PyMem_Calloc(count, sizeof *resized.places);
     resized.by_tuple = PyMem_Calloc(count, sizeof *resized.by_tuple);
     if (!resized.places || !resized.by_tuple) {
@@ -151,11 +153,12 @@ static bool resize_peers(gt_peers *peers, uint32_t count)
         PyMem_Free(resized.by_tuple);
         return false;
     }
-    /* In the larger table those that had places of their own still have. */
+    /* In the larger table the two of a pair of places have one pair, or two: there is room. */
     for (uint32_t i = 0; i < peers->count; i++) {
         gt_peer *peer = &peers->places[i];
         if (peer->tuple) {
-            uint32_t place = hash_sockaddr(&peer->raw) & (count - 1);
+            uint32_t place = hash_sockaddr(&peer->raw) & (count - 2);
+            place += resized.places[place].tuple != NULL;
             resized.places[place] = *peer;
             resized.by_tuple[hash_tuple(peer->tuple) & (count - 1)] = place + 1;
         }
@@ -170,12 +173,17 @@ gt_peer *gt_peers_find(gt_peers *peers, const gt_sockaddr *raw)
 {
     if (peers->count == 0)
         return NULL;
-    gt_peer *peer = &peers->places[hash_sockaddr(raw) & (peers->count - 1)];
-    return peer->tuple && gt_sockaddr_equal(&peer->raw, raw) ? peer : NULL;
+    gt_peer *pair = &peers->places[hash_sockaddr(raw) & (peers->count - 2)];
+    for (int i = 0; i < 2; i++)
+        if (pair[i].tuple && gt_sockaddr_equal(&pair[i].raw, raw))
+            return &pair[i];
+    return NULL;
 }
 
 gt_peer *gt_peers_find_tuple(gt_peers *peers, PyObject *tuple)
 {
+    if (peers->latest < peers->count && peers->places[peers->latest].tuple == tuple)
+        return &peers->places[peers->latest];
     if (peers->count == 0)
         return NULL;
     uint32_t place = peers->by_tuple[hash_tuple(tuple) & (peers->count - 1)];
@@ -195,15 +203,20 @@ gt_peer *gt_peers_get(gt_peers *peers, const gt_sockaddr *raw)
         PyErr_NoMemory();
         return NULL;
     }
-    uint32_t hash = hash_sockaddr(raw);
-    /* Two that share a place get places of their own as long as the table may grow; without the memory they share on. */
-    while (peers->places[hash & (peers->count - 1)].tuple && peers->count < MOST_PEERS)
-        if (!resize_peers(peers, peers->count * 2))
+    uint32_t hash = hash_sockaddr(raw), place;
+    for (;;) {
+        place = hash & (peers->count - 2);
+        place += peers->places[place].tuple != NULL;
+        /* A third one has the table grow as long as it may; without the memory it turns one of the two out. */
+        if (!peers->places[place].tuple || peers->count >= MOST_PEERS || !resize_peers(peers, peers->count * 2))
             break;
-    peer = &peers->places[hash & (peers->count - 1)];
+    }
+    if (peers->places[place].tuple)
+        place -= peers->turned_out++ & 1;
+    peer = &peers->places[place];
     Py_XDECREF(peer->tuple); /* a tuple of a string and numbers: runs no Python code */
     *peer = (gt_peer){.raw = *raw, .tuple = tuple};
-    peers->by_tuple[hash_tuple(tuple) & (peers->count - 1)] = (hash & (peers->count - 1)) + 1;
+    peers->by_tuple[hash_tuple(tuple) & (peers->count - 1)] = place + 1;
     return peer;
 }
 

@@ -28,11 +28,13 @@ typedef struct {
     bool reached;
 } gt_peer;
 
-/* The addresses seen last.  Each has one place by its hash, where the next one of that hash takes its place. */
+/* The addresses seen last.  Each has two places by its hash, which are neighbours, and shares them with others of that hash. */
 typedef struct {
     gt_peer *places;
-    uint32_t *by_tuple; /* place + 1 of the tuple of that hash of its address in memory */
-    uint32_t count;     /* a power of two */
+    uint32_t *by_tuple;  /* place + 1 of the tuple of that hash of its address in memory */
+    uint32_t count;      /* a power of two */
+    uint32_t latest;     /* the place of the datagram that was received last, where that is in the table still */
+    uint32_t turned_out; /* addresses that lost their place to others */
 } gt_peers;
 
 static inline socklen_t gt_sockaddr_length(int family)
@@ -48,9 +50,12 @@ gt_peer *gt_peers_find_tuple(gt_peers *peers, PyObject *tuple);  /* NULL: not th
 void gt_peers_clear(gt_peers *peers);
 
 typedef struct {
-    PyObject *data;    /* bytes */
-    PyObject *address; /* received: the source as a tuple; to be sent: NULL */
-    gt_sockaddr to;    /* to be sent on an endpoint that is not connected */
+    PyObject *data;     /* bytes */
+    PyObject *address;  /* received: the source as a tuple; to be sent: NULL */
+    union {             /* of an endpoint that is not connected */
+        gt_sockaddr to; /* to be sent */
+        uint32_t place; /* received: of the source among the peers, unless it has lost that meanwhile */
+    };
 } gt_datagram;
 
 /* A circle. */

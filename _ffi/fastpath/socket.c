@@ -308,6 +308,18 @@ void gt_sockets_prepare(gt_proactor *proactor)
 
 /* --- CQEs to state --- */
 
+/* The source of a datagram; NULL: out of memory.  May collect garbage, and so run anything. */
+static gt_peer *find_source(gt_endpoint *endpoint, const gt_sockaddr *raw)
+{
+    gt_peer *peer = gt_peers_find(&endpoint->peers, raw);
+    if (peer)
+        return peer;
+    gt_sockaddr source; /* the kernel has written no more of it than there is */
+    memset(&source, 0, sizeof source);
+    memcpy(&source, raw, gt_sockaddr_length(endpoint->family));
+    return gt_peers_get(&endpoint->peers, &source);
+}
+
 static void queue_datagram(gt_socket *socket, const struct gt_received_message *header, const char *payload,
                            size_t length)
 {
@@ -322,17 +334,17 @@ static void queue_datagram(gt_socket *socket, const struct gt_received_message *
         return;
     }
     PyObject *address = endpoint->remote;
+    uint32_t place = 0;
     if (!address) {
-        gt_sockaddr source;
-        memset(&source, 0, sizeof source);
-        memcpy(&source, header + 1, gt_sockaddr_length(endpoint->family));
-        gt_peer *peer = gt_peers_get(&endpoint->peers, &source); /* may collect garbage, and so run anything */
+        const gt_peer *peer = find_source(endpoint, (const gt_sockaddr *)(header + 1));
         address = peer ? peer->tuple : NULL;
+        place = peer ? (uint32_t)(peer - endpoint->peers.places) : 0;
     }
     PyObject *data = address ? PyBytes_FromStringAndSize(payload, (Py_ssize_t)length) : NULL;
     gt_datagram *datagram = data && !socket->closing ? gt_datagrams_push(&endpoint->inbound, data) : NULL;
     if (datagram) {
         datagram->address = Py_NewRef(address);
+        datagram->place = place;
         endpoint->received++;
         endpoint->received_bytes += length;
     } else {
