@@ -85,7 +85,7 @@ class DatagramServer:
         self._strict = strict
         self._tasks = tasks  # of a server that can be looked at
         self._name = getattr(handler, "__qualname__", None) or repr(handler)
-        self._handled = self._active = self._handler_errors = self._unreachable = 0
+        self._begun = self._handled = self._handler_errors = self._unreachable = 0
 
     def __repr__(self) -> str:
         return f"<gain_trio.DatagramServer on {endpoint_text(self.endpoint.local_address)}>"
@@ -107,9 +107,10 @@ class DatagramServer:
 
     def statistics(self) -> DatagramServerStatistics:
         """A snapshot of the counters."""
+        handled = self._handled  # before the other: in another thread either may grow between two looks
         return DatagramServerStatistics(
-            handled=self._handled,
-            active=self._active,
+            handled=handled,
+            active=self._begun - handled,
             handler_errors=self._handler_errors,
             unreachable=self._unreachable,
             datagrams=_total([endpoint.statistics() for endpoint in self.endpoints]),
@@ -138,14 +139,14 @@ class DatagramServer:
 
     async def _consume(self, endpoint: DatagramEndpoint) -> None:
         """Serve one datagram after the other, until cancelled."""
-        receive = endpoint.receive
+        receive, handler, tasks = endpoint.receive, self._handler, self._tasks
         while True:
             data, address = await receive()
-            self._active += 1
-            if self._tasks is not None:
-                self._tasks.began_datagram(address, self._handled + self._active)
+            self._begun += 1
+            if tasks is not None:
+                tasks.began_datagram(address, self._begun)
             try:
-                await self._handler(data, address, endpoint)
+                await handler(data, address, endpoint)
             except BaseException as error:
                 failure, rest = parted(error)
                 if failure is not None:
@@ -155,10 +156,9 @@ class DatagramServer:
                 if rest is not None:
                     raise rest from None
             finally:
-                self._active -= 1
                 self._handled += 1
-                if self._tasks is not None:
-                    self._tasks.ended(trio.lowlevel.current_task())
+                if tasks is not None:
+                    tasks.ended(trio.lowlevel.current_task())
 
     def _failed(self, address: Any, error: BaseException) -> None:
         # Source addresses can be forged; a peer must not be able to fill the log with tracebacks that way.
