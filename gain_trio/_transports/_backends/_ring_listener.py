@@ -158,7 +158,7 @@ class RingListener(Listener):
             self._waiting.unpark_all()  # one raises it, the others try again and get what accept(2) says to them
         if self._stopped and self._operation is None:
             self._waiting.unpark_all()
-        elif self._waiting:
+        elif self._operation is None and self._waiting:
             self._arm()
 
     @trio.lowlevel.enable_ki_protection
