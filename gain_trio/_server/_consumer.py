@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import abc
+import inspect
 import itertools
 import logging
 import math
+import types
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Final, TypeAlias, final, get_args
@@ -95,12 +97,16 @@ class ConsumerSettings:
     """Called when a connection has begun (False), or has ended (True)."""
     tasks: HandlerTasks | None = None
     """Where the handlers that run are noted, for a server that can be looked at."""
+    serve: Handler = attrs.field(init=False)
+    """The handler as it is called: the method of an object that can be called, for each connection costs less than that."""
     name: str = attrs.field(init=False)
     """The handler's."""
     numbers: itertools.count[int] = attrs.field(init=False, factory=lambda: itertools.count(1))
     """What connections are called in the log."""
 
     def __attrs_post_init__(self) -> None:
+        method = getattr(type(self.handler), "__call__", None)  # noqa: B004 - which is what calling it finds
+        self.serve = types.MethodType(method, self.handler) if inspect.isfunction(method) else self.handler
         self.name = getattr(self.handler, "__qualname__", None) or repr(self.handler)
 
 
@@ -207,7 +213,7 @@ class Consumer:
                     return
                 connection = self._open[accepted] = prepared
             self._begin_to_serve(accepted, connection, number)
-            await settings.handler(connection)
+            await settings.serve(connection)
             if not connection._close_soon():
                 await connection.aclose()
             cause, is_closed = "finished", True
