@@ -1,11 +1,14 @@
 from collections.abc import Callable, Coroutine, Generator, Sequence
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import trio
 from typing_extensions import Buffer, Self
 
 RING_LAYOUT: int
 
+_T = TypeVar("_T")
+
+def copied(thing: _T, /) -> _T: ...
 def hasten(cls: type[Any], /) -> None: ...
 def hasten_tls(
     connection: type[Any],

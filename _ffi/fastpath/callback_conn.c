@@ -1,28 +1,33 @@
-/* callback_conn.c: next() and write() of a conn for callbacks, in the plain case, also over TLS.
+/* callback_conn.c: next() and write() of a conn for callbacks, in the plain case, also over TLS; and how a conn is made.
  *
- * Python's class (gain_trio/callbacks/_stream_conn.py) has both in full, around two calls of its connection, which it keeps in
- * two slots.  Where something is rare (the conn is closed, over its limit, or broken) it puts a function of its own in a slot.
- * So as long as a slot has the method of a connection on the ring, all that Python would do is known, and it is done here,
+ * Python's class (gain_trio/callbacks/_stream_conn.py) has both in full, around two methods of its connection's class, which it
+ * keeps in two slots.  Where something is rare (the conn is closed, over its limit, or broken) it puts a function of its own in a
+ * slot.  So as long as a slot has the method of connections on the ring, all that Python would do is known, and it is done here,
  * without a frame of Python.  Whatever is not plain (another thread, an error, too few bytes, a buffer that is no bytes object)
  * goes to Python's function, before anything has been changed.
  *
  * The class asks for it by hasten().  Its offsets are the process's, so it has to be the first to do so: the class of a package
  * that was imported anew stays as it is, in Python.
+ *
+ * A conn has two dozen slots, nearly all of which begin alike on all connections of a server.  So Python makes one conn, and
+ * gt_copied() copies its slots for each connection.
  */
 #include "tls.h"
 
 static struct {
     PyTypeObject *type; /* owned, as are these two: Python's functions */
     PyObject *next, *write;
-    gt_field take, send, limit; /* the slots */
+    gt_field connection, take, send, limit; /* the slots */
 } hastened;
 
-/* The object whose method is in a slot of a conn, if that is this function; or NULL. */
+/* The connection of a conn, if the method in this slot of the conn is this function, and is the connection's; or NULL. */
 static PyObject *owner_in(const gt_field *slot, PyObject *conn, PyCFunction function)
 {
-    PyObject *method = gt_field_peek(slot, conn);
-    const bool is_it = method && PyCFunction_CheckExact(method) && PyCFunction_GET_FUNCTION(method) == function;
-    return is_it ? PyCFunction_GET_SELF(method) : NULL;
+    PyObject *method = gt_field_peek(slot, conn), *connection = gt_field_peek(&hastened.connection, conn);
+    if (!method || !connection || !Py_IS_TYPE(method, &PyMethodDescr_Type) ||
+        ((PyMethodDescrObject *)method)->d_method->ml_meth != function)
+        return NULL;
+    return PyObject_TypeCheck(connection, PyDescr_TYPE(method)) ? connection : NULL;
 }
 
 /* The same of a connection on the ring. */
@@ -178,11 +183,40 @@ PyObject *gt_hasten(PyObject *Py_UNUSED(module), PyObject *type)
     if (hastened.type)
         Py_RETURN_NONE;
     hastened.type = (PyTypeObject *)Py_NewRef(type);
-    if (gt_field_resolve(&hastened.take, type, "_take_exactly") < 0 ||
+    if (gt_field_resolve(&hastened.connection, type, "_connection") < 0 ||
+        gt_field_resolve(&hastened.take, type, "_take_exactly") < 0 ||
         gt_field_resolve(&hastened.send, type, "_send") < 0 ||
         gt_field_resolve(&hastened.limit, type, "_write_limit") < 0 ||
         replace(hastened.type, &conn_next_method, &hastened.next) < 0 ||
         replace(hastened.type, &conn_write_method, &hastened.write) < 0)
         return NULL;
     Py_RETURN_NONE;
+}
+
+/* Whether all that an object of this class has is in slots, beside a list of weak references. */
+static bool has_only_slots(PyTypeObject *type)
+{
+    size_t size = sizeof(PyObject) + (type->tp_weaklistoffset > 0 ? sizeof(PyObject *) : 0);
+    for (const PyTypeObject *base = type; base; base = base->tp_base)
+        for (const PyMemberDef *member = base->tp_members; member && member->name; member++)
+            size += member->type == T_OBJECT_EX ? sizeof(PyObject *) : 0;
+    return type->tp_dictoffset == 0 && type->tp_itemsize == 0 && size == (size_t)type->tp_basicsize;
+}
+
+PyObject *gt_copied(PyObject *Py_UNUSED(module), PyObject *original)
+{
+    PyTypeObject *type = Py_TYPE(original);
+    if (!has_only_slots(type)) {
+        PyErr_Format(PyExc_TypeError, "copied() takes an object of a class of slots, and %s is none", type->tp_name);
+        return NULL;
+    }
+    PyObject *copy = type->tp_alloc(type, 0); /* all slots are empty */
+    if (!copy)
+        return NULL;
+    for (; type; type = type->tp_base)
+        for (const PyMemberDef *member = type->tp_members; member && member->name; member++)
+            if (member->type == T_OBJECT_EX)
+                *(PyObject **)((char *)copy + member->offset) =
+                    Py_XNewRef(*(PyObject **)((char *)original + member->offset));
+    return copy;
 }

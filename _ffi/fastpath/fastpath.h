@@ -381,9 +381,10 @@ int gt_stream_queue_bytes(gt_stream *stream, PyObject *bytes); /* -1: out of mem
 /* Would send_nowait() raise?  Of a connection that is open. */
 bool gt_connection_cannot_send_now(const gt_connection *self);
 
-/* --- callback_conn.c: next() and write() of a conn for callbacks --- */
+/* --- callback_conn.c: next() and write() of a conn for callbacks, and how it is made --- */
 
 PyObject *gt_hasten(PyObject *module, PyObject *type);
+PyObject *gt_copied(PyObject *module, PyObject *original);
 
 /* --- poll.c: a task that waits for a descriptor to become ready --- */
 

@@ -5,6 +5,8 @@
 static PyMethodDef functions[] = {
     {"hasten", gt_hasten, METH_O,
      PyDoc_STR("hasten($module, cls, /)\n--\n\nMake next() and write() of a class of conns fast, of the first one.")},
+    {"copied", gt_copied, METH_O,
+     PyDoc_STR("copied($module, thing, /)\n--\n\nAn object of the same class that has the same in all its slots.")},
     {"hasten_tls", gt_hasten_tls, METH_VARARGS,
      PyDoc_STR(
          "hasten_tls($module, connection, engine, exclusive, changes, chunk, answers, /)\n--\n\nMake receive() and "

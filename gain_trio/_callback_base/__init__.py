@@ -9,8 +9,19 @@
 """
 
 from ._changes import END, STALLED, WRITTEN, Changes
-from ._delivering import deliver_by
+from ._delivering import DeliverOf, deliver_by, delivery_of
 from ._idle_wait import sleep_until_idle
 from ._paced_delivery import Pace, PacedDelivery
 
-__all__ = ["END", "STALLED", "WRITTEN", "Changes", "Pace", "PacedDelivery", "deliver_by", "sleep_until_idle"]
+__all__ = [
+    "END",
+    "STALLED",
+    "WRITTEN",
+    "Changes",
+    "DeliverOf",
+    "Pace",
+    "PacedDelivery",
+    "deliver_by",
+    "delivery_of",
+    "sleep_until_idle",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
@@ -18,20 +19,34 @@ call back with numbers up to the second one, and time these calls.  When one has
 reports the number and the time to what learns, and returns CHANGED."""
 
 
+DeliverOf: TypeAlias = Callable[[Any, Callable[[Any, int], object], Any, int, int, int, "Learn | None"], Awaitable[int]]
+"""The same with the connection as its first argument."""
+
+
 def deliver_by(connection: Connection) -> Deliver:
     """Return the loop for this connection: one on the ring has its own, in C, and so has TLS."""
     own: Deliver | None = getattr(connection, "_deliver", None)
-    if own is not None:
-        return own
+    return functools.partial(_deliver, connection) if own is None else own
+
+
+def delivery_of(kind: type[Connection]) -> DeliverOf:
+    """Return the loop for connections of this class."""
+    own: DeliverOf = getattr(kind, "_deliver", _deliver)
+    return own
+
+
+async def _deliver(
+    connection: Connection,
+    callback: Callable[[Any, int], object],
+    first: Any,
+    watched: int,
+    most: int,
+    _timed: int,
+    _learn: Learn | None,
+) -> int:
     wait = connection._wait_change
-
-    async def deliver(
-        callback: Callable[[Any, int], object], first: Any, watched: int, most: int, _timed: int, _learn: Learn | None
-    ) -> int:
-        while True:
-            n = await wait(watched)
-            if not 0 < n <= most:
-                return n
-            callback(first, n)
-
-    return deliver
+    while True:
+        n = await wait(watched)
+        if not 0 < n <= most:
+            return n
+        callback(first, n)

@@ -28,6 +28,10 @@ class Activity:
     def __init__(self) -> None:
         self._running: set[CanEnd] = set()
         self._when_idle: Callable[[], object] | None = None
+        self.begin: Callable[[CanEnd], None] = self._running.add
+        """Add something that is in progress."""
+        self.end: Callable[[CanEnd], None] = self._running.discard
+        """Remove something that has ended."""
         self.is_ending = False
         """Whether nothing new may begin."""
 
@@ -36,12 +40,8 @@ class Activity:
         """How many there are."""
         return len(self._running)
 
-    def begin(self, thing: CanEnd) -> None:
-        """Add ``thing``, which is in progress."""
-        self._running.add(thing)
-
-    def end(self, thing: CanEnd) -> None:
-        """Remove ``thing``, which has ended."""
+    def _end_and_look(self, thing: CanEnd) -> None:
+        """In place of :attr:`end` after :meth:`stop`."""
         self._running.discard(thing)
         if self._when_idle is not None and not self._running:
             self._when_idle()
@@ -54,6 +54,7 @@ class Activity:
     def stop(self, when_idle: Callable[[], object]) -> None:
         """Request the end of everything in progress, and call ``when_idle`` after it."""
         self._when_idle = when_idle
+        self.end = self._end_and_look
         self.is_ending = True
         self.ask_to_end()
         if not self._running:

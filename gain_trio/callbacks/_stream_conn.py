@@ -1,9 +1,10 @@
 """A conn over a connection.
 
-What it does per message is two short functions around two calls of the connection: ``next`` and ``write``.  What is rare
+What it does per message is two short functions around two methods of the connection: ``next`` and ``write``.  What is rare
 costs them nothing, because it exchanges what they call: closed, over the limit, or broken, ``_take_exactly`` and ``_send``
-are functions that say so.  For a connection on the ring, and for TLS, both functions are in C
-(``_ffi/fastpath/callback_conn.c``) for as long as nothing is rare, and call those here otherwise.
+are functions that say so.  Otherwise they are methods as the connection's class has them, which the conns of a server share:
+a bound method would be an object more for each connection.  For a connection on the ring, and for TLS, both functions are in
+C (``_ffi/fastpath/callback_conn.c``) for as long as nothing is rare, and call those here otherwise.
 
 *The limit.*  The connection queues whatever it is given and returns how much is unsent.  A write that leaves more than the
 limit is still whole; from then on ``_send`` looks before it writes, until the kernel has made room.  So what is unsent is
@@ -80,7 +81,7 @@ def _refuse(*_arguments: object) -> Any:
     raise ConnectionClosed("this connection is closed")
 
 
-def _drop(_data: Buffer) -> int:
+def _drop(_connection: Connection, _data: Buffer) -> int:
     raise trio.BrokenResourceError("this connection is being closed: on_close() will say why")
 
 
@@ -116,8 +117,9 @@ class StreamConn(Conn):
         self._changes = changes
         self._settings = settings
         self._write_limit = settings.write_limit
-        self._take_exactly: Callable[[int], bytes | None] = connection._take_exactly
-        self._send: Callable[[Buffer], int] = connection._send_nowait
+        kind = type(connection)
+        self._take_exactly: Callable[[Connection, int], bytes | None] = kind._take_exactly
+        self._send: Callable[[Connection, Buffer], int] = kind._send_nowait
         self._is_closed = False  # by the program, or over
         self._cannot_send = False  # a write has found that it is broken
         self._delivery: PacedDelivery | None = None  # once a large piece has arrived
@@ -143,7 +145,7 @@ class StreamConn(Conn):
     def next(self, n: int = -1, /) -> bytes:
         """See :meth:`Conn.next`."""
         try:
-            data = self._take_exactly(n or -1)
+            data = self._take_exactly(self._connection, n or -1)
         except trio.ClosedResourceError:
             raise ConnectionClosed("this connection is closed") from None
         if data is None:
@@ -174,7 +176,7 @@ class StreamConn(Conn):
     def write(self, data: Buffer, /) -> int:
         """See :meth:`Conn.write`."""
         try:
-            if self._send(data) > self._write_limit:
+            if self._send(self._connection, data) > self._write_limit:
                 self._look_first()
         except (trio.ClosedResourceError, trio.BrokenResourceError, RuntimeError) as error:
             return self._not_sent(data, error)
@@ -198,21 +200,21 @@ class StreamConn(Conn):
         """The limit was passed: the next write looks before it sends."""
         self._send_by(self._send_looking)
 
-    def _send_looking(self, data: Buffer) -> int:
+    def _send_looking(self, connection: Connection, data: Buffer) -> int:
         """In place of the connection's: from when the limit was passed until the kernel has made room; and once after a
         write was handed over.
         """
         if current_thread() != self._settings.thread:
             raise RuntimeError("to be handed over")
-        self._send_by(self._connection._send_nowait)  # before it looks: another thread may put this in place again
+        self._send_by(type(connection)._send_nowait)  # before it looks: another thread may put this in place again
         self._write_handed()
-        unsent = self._connection.outbound_buffered
-        if unsent > self._write_limit and (unsent := self._connection._push()) > self._write_limit:
+        unsent = connection.outbound_buffered
+        if unsent > self._write_limit and (unsent := connection._push()) > self._write_limit:
             self._look_first()
             raise self._too_slow(unsent)
-        return self._connection._send_nowait(data)
+        return connection._send_nowait(data)
 
-    def _send_by(self, send: Callable[[Buffer], int]) -> None:
+    def _send_by(self, send: Callable[[Connection, Buffer], int]) -> None:
         with self._lock:
             if not self._is_closed and self._failure is None:
                 self._send = send
@@ -423,8 +425,41 @@ class StreamConn(Conn):
         return self._connection._is_closed
 
 
+_copied: Callable[[Any], Any] | None = None
+
 if fastpath is not None:
     fastpath.hasten(StreamConn)
+    _copied = fastpath.copied
+
+
+def changes_of(connection: Connection) -> Changes:
+    """The changes that a conn is called back for: an ``on_read`` that takes nothing is not called again."""
+    return Changes(connection, watches_resets=True)
+
+
+def maker_of_conns(connection: Connection, settings: ConnSettings) -> Callable[[Connection], StreamConn]:
+    """Return a function that makes the conns of connections of this one's class.
+
+    In C they are copies of a conn without a connection: to store two dozen values for each costs more.
+    """
+    if _copied is None:
+        return lambda connection: StreamConn(connection, changes_of(connection), settings)
+    copied, pace, whole = _copied, settings.pace, PacedDelivery.WHOLE
+    changes = changes_of(connection)
+    model = StreamConn(connection, changes, settings)
+    model._whole = whole
+    del model._connection, model._changes, changes._connection
+
+    def make(connection: Connection) -> StreamConn:
+        conn: StreamConn = copied(model)
+        conn._connection = connection
+        conn._changes = copied(changes)
+        conn._changes._connection = connection
+        if pace.size < whole:
+            conn._whole = pace.size
+        return conn
+
+    return make
 
 
 @final

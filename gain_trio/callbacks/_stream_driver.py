@@ -13,7 +13,8 @@ consumer that this runs in logs and counts it as it does a handler's.
 
 ``Changes`` says what to call back.  A message costs one step of the task, so the loops ask it for nothing while there are
 only bytes: they wait for the connection itself, and the plain case, a ``def on_read``, is nothing but the wait and the call,
-which a connection on the ring does in C (:func:`deliver_by`).
+which a connection on the ring does in C (:func:`delivery_of`).  Most connections see no other change than that and their
+peer's end, so the first wait is in the task's own function, and the loops around it are entered with its answer.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any, final
 
 import trio
@@ -30,9 +31,9 @@ from gain_trio._callback_base import (
     END,
     STALLED,
     WRITTEN,
-    Changes,
+    DeliverOf,
     PacedDelivery,
-    deliver_by,
+    delivery_of,
     sleep_until_idle,
 )
 from gain_trio._io_manager import waits_of
@@ -43,7 +44,7 @@ from ._activity import Activity
 from ._callbacks import Callbacks
 from ._event_config import Config
 from ._event_errors import SlowReader
-from ._stream_conn import ConnSettings, StreamConn, ThreadedStreamConn
+from ._stream_conn import ConnSettings, StreamConn, ThreadedStreamConn, changes_of, maker_of_conns
 
 logger = logging.getLogger("gain_trio")
 
@@ -86,7 +87,12 @@ class StreamDriver(AttendingHandler):
         self._marks = marks
         self._is_threaded = config.async_handler and not callbacks.on_read.is_async
         self.activity = Activity()
+        self._is_plain = not callbacks.on_read.is_async and not self._is_threaded
         self._settings: ConnSettings | None = None
+        self._kind: type[Connection] | None = None
+        """The class of the latest connection, which the next two are for."""
+        self._make_conn: Callable[[Connection], StreamConn]
+        self._delivery: DeliverOf
         self._threads: WorkerThreads | None = None
         self._drains = False
         self._is_told_of_beginning = callbacks.on_accept.is_overridden or callbacks.on_write.is_overridden
@@ -122,11 +128,11 @@ class StreamDriver(AttendingHandler):
         try:
             if self._is_told_of_beginning:
                 await self._accept(conn)
-            await self._reading(conn, connection)
-            if self._drains:
-                await self._deliver_the_rest(conn, connection, FIRST_SECONDS if is_late else 0)
-            if not self._finish_at_once(conn, connection):
-                await self._finish(conn, connection)
+            n = await self._reading(conn, connection)
+            if n != ENDED:
+                await self._read(conn, connection, n)
+            if self._drains or not self._finish_at_once(conn, connection):
+                await self._finish(conn, connection, FIRST_SECONDS if is_late else 0)
         except BaseException as error:
             conn._write_handed()  # which is unsent, too
             self._remember_addresses(conn)
@@ -140,12 +146,10 @@ class StreamDriver(AttendingHandler):
                 conn._linger_no_more()
                 connection._close_now()
             conn._over()
-            if self._is_told_of_end:
-                try:
+            try:
+                if self._is_told_of_end:
                     await self._tell_closed(conn, reason, cancelled)
-                finally:
-                    self.activity.end(conn)
-            else:
+            finally:
                 self.activity.end(conn)
 
     def _open(self, connection: Connection) -> StreamConn:
@@ -155,14 +159,19 @@ class StreamDriver(AttendingHandler):
             self._settings = ConnSettings(config.write_limit, config.write_policy, token, threading.get_ident())
             if self._is_threaded:
                 self._threads = WorkerThreads(config.pool_size if config.pool else float("inf"))
-        changes = Changes(connection, watches_resets=True)  # an on_read that takes nothing is not called again
-        if self._is_threaded:
-            conn: StreamConn = ThreadedStreamConn(connection, changes, self._settings, self._marks)
-        else:
-            conn = StreamConn(connection, changes, self._settings)
+        if type(connection) is not self._kind:
+            self._kind = type(connection)
+            self._delivery = delivery_of(self._kind)
+            self._make_conn = self._maker(connection, self._settings)
+        conn = self._make_conn(connection)
         if self._is_told_of_end:
             conn.remote_addr  # noqa: B018 - looked up now: after a reset the system does not have it any more
         return conn
+
+    def _maker(self, connection: Connection, settings: ConnSettings) -> Callable[[Connection], StreamConn]:
+        if not self._is_threaded:
+            return maker_of_conns(connection, settings)
+        return lambda connection: ThreadedStreamConn(connection, changes_of(connection), settings, self._marks)
 
     def _remember_addresses(self, conn: StreamConn) -> None:
         if self._is_told_of_end:
@@ -195,25 +204,25 @@ class StreamDriver(AttendingHandler):
         if callbacks.on_accept.is_overridden:
             await callbacks.on_accept(conn)
 
-    def _reading(self, conn: StreamConn, connection: Connection) -> Coroutine[Any, Any, None]:
-        """The loop for this ``on_read``, for the task to await: a call in between would cost with each message."""
+    def _reading(self, conn: StreamConn, connection: Connection) -> Awaitable[int]:
+        """The loop for this ``on_read``, for the task to await: a call in between would cost with each message.
+
+        Its answer is ENDED when it is over, or in the plain case the first one that :meth:`_read` is for.
+        """
+        if self._is_plain:
+            on_read, changes = self.callbacks.on_read.function, conn._changes
+            return self._delivery(connection, on_read, conn, changes.watched, conn._whole, 0, None)
         if self._is_threaded:
             assert isinstance(conn, ThreadedStreamConn)
             return self._read_in_threads(conn, connection)
-        if self.callbacks.on_read.is_async:
-            return self._read_async(conn, connection)
-        return self._read(conn, connection)
+        return self._read_async(conn, connection)
 
-    async def _read(self, conn: StreamConn, connection: Connection) -> None:
+    async def _read(self, conn: StreamConn, connection: Connection, n: int) -> None:
+        """The plain case, from the first answer on."""
         on_read = self.callbacks.on_read.function
-        deliver = deliver_by(connection)
-        watched = conn._changes.watched
+        deliver = functools.partial(self._delivery, connection, on_read, conn, conn._changes.watched)
+        delivery = conn._delivery
         while True:
-            delivery = conn._delivery
-            if delivery is None:
-                n = await deliver(on_read, conn, watched, conn._whole, 0, None)
-            else:
-                n = await deliver(on_read, conn, watched, conn._whole, delivery.quick_size, delivery.learn)
             if n > 0:
                 if delivery is not None and n <= delivery.size:
                     delivery.deliver_whole(on_read, conn, n)
@@ -223,8 +232,13 @@ class StreamDriver(AttendingHandler):
                     await self._read_in_pieces(conn, connection, n)
             elif n == ENDED or not await self._goes_on(n, conn):
                 return
+            delivery = conn._delivery
+            if delivery is None:
+                n = await deliver(conn._whole, 0, None)
+            else:
+                n = await deliver(conn._whole, delivery.quick_size, delivery.learn)
 
-    async def _read_async(self, conn: StreamConn, connection: Connection) -> None:
+    async def _read_async(self, conn: StreamConn, connection: Connection) -> int:
         on_read = self.callbacks.on_read.function
         wait = connection._wait_change
         watched = conn._changes.watched
@@ -241,7 +255,7 @@ class StreamDriver(AttendingHandler):
             elif n > 0:
                 await self._read_in_pieces(conn, connection, n)
             elif not await self._goes_on(n, conn):
-                return
+                return ENDED
 
     async def _goes_on(self, change: int, conn: StreamConn) -> bool:
         """Work off an answer that is no number of bytes.  Returns whether there may be another one."""
@@ -275,7 +289,7 @@ class StreamDriver(AttendingHandler):
                 return  # no peer is left for the answers to the rest; the next wait raises the error
             await trio.lowlevel.checkpoint()
 
-    async def _read_in_threads(self, conn: ThreadedStreamConn, connection: Connection) -> None:
+    async def _read_in_threads(self, conn: ThreadedStreamConn, connection: Connection) -> int:
         on_read = self.callbacks.on_read.function
         threads = self._threads
         assert threads is not None
@@ -286,6 +300,7 @@ class StreamDriver(AttendingHandler):
                 conn._arrived(n)
                 await threads.run(on_read, conn, n)
                 n = await self._wait_while_stalled(conn, connection) if conn._is_stalled else 0
+        return ENDED
 
     async def _wait_while_stalled(self, conn: ThreadedStreamConn, connection: Connection) -> int:
         """Until there is room in the inbox.  What arrives stays in the connection's queue, which has its own limit.
@@ -374,8 +389,10 @@ class StreamDriver(AttendingHandler):
             self._remember_addresses(conn)
         return not connection.outbound_buffered and conn._refuse_all() and connection._close_soon()
 
-    async def _finish(self, conn: StreamConn, connection: Connection) -> None:
-        """The peer, the program or a failure has ended it: send what is left, and close."""
+    async def _finish(self, conn: StreamConn, connection: Connection, patience: float) -> None:
+        """The peer, the program, a failure or a drain has ended it: send what is left, and close."""
+        if self._drains:
+            await self._deliver_the_rest(conn, connection, patience)
         if conn._failure is not None:
             raise conn._failure
         self._remember_addresses(conn)
