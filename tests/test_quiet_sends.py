@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -80,6 +82,39 @@ async def test_another_thread_sees_what_the_kernel_has_accepted() -> None:
 
     async with client, served:
         assert await trio.to_thread.run_sync(look) == [0] * 50
+
+
+async def test_in_a_large_batch_sends_wake_the_run() -> None:
+    """Of many completions at a time the run learns by itself, and not when it is woken by something else."""
+    pairs = [await open_trio_pair() for _ in range(32)]  # the kernel makes at least 20 completions at a time
+
+    async def echo(served: gain_trio.Connection) -> None:
+        while data := await served.receive():
+            await served.send(data)
+
+    def look() -> bool:
+        # In this thread, while the other one waits.
+        for client, _ in pairs:
+            with socket.socket(fileno=client.socket.fileno()) as peer:
+                peer.settimeout(PATIENCE)
+                assert peer.recv(7, socket.MSG_WAITALL) == b"message"
+                peer.settimeout(0)
+                peer.detach()
+        end = time.monotonic() + PATIENCE
+        while not (has_learnt := all(served.bytes_sent == 7 for _, served in pairs)) and time.monotonic() < end:
+            time.sleep(0.001)
+        return has_learnt
+
+    async with contextlib.AsyncExitStack() as stack, trio.open_nursery() as nursery:
+        for client, served in pairs:
+            await stack.enter_async_context(client)
+            await stack.enter_async_context(served)
+            nursery.start_soon(echo, served)
+        await wait_all_tasks_blocked()
+        for client, _ in pairs:
+            os.write(client.socket.fileno(), b"message")
+        assert await trio.to_thread.run_sync(look)
+        nursery.cancel_scope.cancel()
 
 
 async def test_what_waits_for_the_kernel_is_woken() -> None:

@@ -471,6 +471,7 @@ struct gt_proactor {
     PyObject *closed_error, *busy_error, *too_slow_error;
     struct io_uring_cqe *batch;
     uint32_t batch_capacity;
+    uint32_t batch_size; /* completions of the last one */
     unsigned long thread;
     int wakeup_descriptor;     /* an eventfd that ends the wait when it is written to; -1 once it is closed */
     int completion_descriptor; /* one that counts completions, or -1 */

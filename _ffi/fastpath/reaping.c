@@ -143,8 +143,10 @@ static Py_ssize_t collect(gt_proactor *proactor)
          gt_proactor_look_at_clock(proactor) < 0))
         return -1;
     PyObject *type = NULL, *value = NULL, *traceback = NULL; /* of an error, out of the way of the rest of the batch */
+    proactor->batch_size = 0;
     for (int pass = 0; pass < MAX_PASSES; pass++) {
         uint32_t count = gt_ring_reap(proactor->ring, proactor->batch, proactor->batch_capacity);
+        proactor->batch_size += count;
         for (uint32_t i = 0; i < count; i++) {
             bool is_news = false;
             if (collect_one(proactor, &proactor->batch[i], &is_news) < 0) {

@@ -70,6 +70,8 @@
  * Nearly always no task waits for the end of a send, and nothing follows it.  Such a send is a quiet one (gt_send_quietly): its
  * completion is made when the run is woken by something else, and does not wake it.  So an answer and the wait for the next
  * question are one system call, and not two.
+ * With many busy connections there is no such wait: while the kernel sends one batch the next one arrives.  Then a message
+ * costs some percent less with completions of the kernel's, so behind a large batch no send is quiet.
  *
  * Because only a poll is in flight while a stream is blocked, its bytes can also be offered to the kernel by a plain send(2),
  * in between (gt_stream_push).  The kernel reports room only when a third of the socket's buffer is free, up to some
