@@ -36,6 +36,34 @@ from gain_trio import Connection
 
 pytestmark = [pytest.mark.connections, pytest.mark.features]
 
+# --- the class of those on the ring ---
+
+
+@pytest.mark.full_ring
+@pytest.mark.parametrize("name", ["receive", "send", "flush"])
+async def test_methods_in_c_belong_to_the_class_itself(name: str) -> None:
+    """The interpreter takes a shorter way to a method of the object's own class than to one that it inherits."""
+    client, served = await open_pair()
+    async with client, served:
+        assert getattr(type(served), name).__objclass__ is type(served)
+
+
+@pytest.mark.full_ring
+def test_a_class_keeps_its_own_methods_when_it_adopts_the_others() -> None:
+    from gain_trio import _fastpath
+
+    class Own(_fastpath.Connection):
+        def flush(self) -> None:  # type: ignore[override]
+            """No method in C."""
+
+    own = Own.__dict__["flush"]
+    _fastpath.adopt_methods(Own)
+    assert Own.__dict__["flush"] is own
+    assert Own.__dict__["send"].__objclass__ is Own
+    with pytest.raises(TypeError, match="made of this module's Connection or Endpoint"):
+        _fastpath.adopt_methods(Connection)
+
+
 # --- it is one of Trio's streams ---
 
 

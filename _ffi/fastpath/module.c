@@ -2,7 +2,36 @@
 #include "endpoint.h"
 #include "tls.h"
 
+/* The interpreter takes a shorter way to a method in C that belongs to the object's own class, and not to a base: it checks the
+ * class by one comparison then.  So the classes in Python that are made of those here get descriptors of their own. */
+static PyObject *adopt_methods(PyObject *Py_UNUSED(module), PyObject *type)
+{
+    PyTypeObject *base = PyType_Check(type) ? ((PyTypeObject *)type)->tp_base : NULL;
+    if (base != &gt_connection_type && base != &gt_endpoint_type) {
+        PyErr_SetString(PyExc_TypeError, "adopt_methods() takes a class made of this module's Connection or Endpoint");
+        return NULL;
+    }
+    for (PyMethodDef *method = base->tp_methods; method->ml_name; method++) {
+        PyObject *found = PyObject_GetAttrString(type, method->ml_name);
+        if (!found)
+            return NULL;
+        const bool is_inherited =
+            Py_IS_TYPE(found, &PyMethodDescr_Type) && ((PyMethodDescrObject *)found)->d_method == method;
+        Py_DECREF(found);
+        if (!is_inherited)
+            continue;
+        PyObject *own = PyDescr_NewMethod((PyTypeObject *)type, method);
+        const int result = own ? PyObject_SetAttrString(type, method->ml_name, own) : -1;
+        Py_XDECREF(own);
+        if (result < 0)
+            return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef functions[] = {
+    {"adopt_methods", adopt_methods, METH_O,
+     PyDoc_STR("adopt_methods($module, cls, /)\n--\n\nMake what a class inherits of Connection or Endpoint its own.")},
     {"hasten", gt_hasten, METH_O,
      PyDoc_STR("hasten($module, cls, /)\n--\n\nMake next() and write() of a class of conns fast, of the first one.")},
     {"copied", gt_copied, METH_O,

@@ -86,6 +86,10 @@ class RingConnection(_FastConnection, Connection):
             sock.detach()
 
 
+if fastpath is not None:
+    fastpath.adopt_methods(RingConnection)
+
+
 def ring_connection(manager: UringIOManager, descriptor: int, marks: Marks) -> RingConnection:
     """Make a connection that owns the descriptor; when this raises, the descriptor is the caller's still."""
     high, low = marks.receive_high, marks.receive_low

@@ -103,3 +103,7 @@ class RingEndpoint(_Endpoint, DatagramEndpoint):
             yield sock
         finally:
             sock.detach()
+
+
+if fastpath is not None:
+    fastpath.adopt_methods(RingEndpoint)
