@@ -117,7 +117,7 @@ async def act_before(
         nursery.start_soon(receive)
         await wait_all_tasks_blocked()
         await plain_client.send(b"x")
-        await client.send(pattern(size))  # both leave in one submission
+        client._below._send_nowait(encrypted(client, pattern(size)))  # both leave in one submission
 
 
 @pytest.mark.parametrize("size", SIZES)

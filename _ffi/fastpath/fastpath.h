@@ -140,8 +140,10 @@ static inline const gt_segment *gt_outbound_at(const gt_outbound *queue, uint32_
 #define GT_LARGEST_SEND (1U << 26) /* bytes an operation; more is sent by the next one */
 #define GT_GATHERED 32U            /* segments an operation */
 #define GT_SEND_FLAGS ((uint32_t)(MSG_NOSIGNAL | MSG_DONTWAIT))
-#define GT_PORTION 32768U /* bytes that a slow program receives at a time */
-#define GT_PAGE 4096U     /* small marks are no small operations */
+#define GT_PORTION 32768U      /* bytes that a slow program receives at a time */
+#define GT_PUSHED_LEAST 8192U  /* bytes that are offered to the kernel at once: to send less costs more than to wait */
+#define GT_PUSHED_MOST 131072U /* the same: the GIL is not released for it */
+#define GT_PAGE 4096U          /* small marks are no small operations */
 /* The first segments, up to GT_GATHERED of them: how many, and their bytes. */
 uint32_t gt_outbound_gather(const gt_outbound *queue, struct iovec *pieces, size_t *length);
 void gt_outbound_sent(gt_outbound *queue, size_t length);
@@ -195,6 +197,7 @@ struct gt_stream {
     bool send_short;     /* a short write: there was no room, or an error that was not reported */
     bool send_blocked;   /* the next send has to wait for room */
     bool send_polls;
+    bool send_pushed;  /* a large piece was offered at once since the stream was prepared */
     bool poll_hung_up; /* a poll for room has reported a hangup */
     bool room_wanted;  /* a call waits for room */
     bool room;         /* there is some */
@@ -232,10 +235,11 @@ bool gt_stream_wake_receiver(const gt_stream *stream);                      /* i
 bool gt_stream_wants_bytes(const gt_stream *stream);                        /* to receive into bytes objects */
 /* Before something is to be sent: the errno for which it cannot be, 0 if it can. */
 int gt_stream_check_sending(gt_stream *stream);
-void gt_stream_push(gt_stream *stream);               /* offer what is outbound to the kernel */
-void gt_stream_look_ahead(gt_stream *stream);         /* the program looks at the queue, or is called back */
-void gt_stream_consumed(gt_stream *stream);           /* inbound bytes were taken */
-void gt_stream_fill(gt_stream *stream, size_t count); /* a task waits for `count` bytes */
+void gt_stream_push(gt_stream *stream);                      /* offer what is outbound to the kernel */
+void gt_stream_push_large(gt_stream *stream, size_t length); /* the same, when a piece of this length was queued */
+void gt_stream_look_ahead(gt_stream *stream);                /* the program looks at the queue, or is called back */
+void gt_stream_consumed(gt_stream *stream);                  /* inbound bytes were taken */
+void gt_stream_fill(gt_stream *stream, size_t count);        /* a task waits for `count` bytes */
 /* `room` is to become true when the kernel would take something. */
 void gt_stream_want_room(gt_stream *stream, bool wanted);
 void gt_stream_suspend(gt_stream *stream, bool suspended); /* receive nothing for as long as this is so */

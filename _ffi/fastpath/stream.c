@@ -4,7 +4,7 @@
  * into SQEs, and gt_stream_complete() (stream_complete.c) the one place that turns CQEs into state.  Everything else changes the state and puts the stream on
  * the proactor's list of streams that want something, which is worked off before the next io_uring_enter.  A stream for which
  * the ring has no SQE stays on the list, so nothing asked for is ever dropped, cancels included; and all that a task sends in
- * one step leaves in one operation.
+ * one step leaves in one operation, but for the first large piece over TLS (gt_stream_push_large).
  *
  *     in flight            prepared when                               ended by
  *     ------------------   -----------------------------------------   ------------------------------------------

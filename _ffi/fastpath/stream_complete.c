@@ -283,6 +283,18 @@ static bool send_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
     return news;
 }
 
+/* Send the first segments.  A lone one goes by send(2), for which the kernel copies no header.  What the system call returns. */
+static ssize_t offer(const gt_stream *stream, size_t *length)
+{
+    struct iovec pieces[GT_GATHERED];
+    struct msghdr header = {.msg_iov = pieces};
+    const uint32_t count = gt_outbound_gather(&stream->outbound, pieces, length);
+    if (count == 1)
+        return send(stream->fd, pieces[0].iov_base, pieces[0].iov_len, (int)GT_SEND_FLAGS);
+    header.msg_iovlen = (__typeof__(header.msg_iovlen))count;
+    return sendmsg(stream->fd, &header, (int)GT_SEND_FLAGS);
+}
+
 /* Offer the kernel what is outbound, now: nothing of it may be in flight.  Runs no Python. */
 void gt_stream_push(gt_stream *stream)
 {
@@ -291,14 +303,23 @@ void gt_stream_push(gt_stream *stream)
         return;
     ssize_t sent;
     do {
-        struct iovec pieces[GT_GATHERED];
         size_t length;
-        struct msghdr header = {.msg_iov = pieces};
-        header.msg_iovlen = (__typeof__(header.msg_iovlen))gt_outbound_gather(&stream->outbound, pieces, &length);
-        sent = sendmsg(stream->fd, &header, (int)GT_SEND_FLAGS);
+        sent = offer(stream, &length);
         account_send(stream, sent < 0 ? -(ssize_t)errno : sent, length);
     } while (sent > 0 && stream->outbound.size > 0 && !stream->send_blocked);
     sending_changed(stream);
+}
+
+/* The first large piece since the stream was prepared goes to the kernel while the processor's cache has it, and its peer works on
+ * it during the rest of the batch.  What the program sends behind it leaves in one operation.  The time of a byte that a timed
+ * stream moves is a batch's, so there all of them wait for that. */
+void gt_stream_push_large(gt_stream *stream, size_t length)
+{
+    if (length < GT_PUSHED_LEAST || length > GT_PUSHED_MOST || stream->send_pushed || stream->send_blocked ||
+        stream->timed)
+        return;
+    stream->send_pushed = true;
+    gt_stream_push(stream);
 }
 
 /* The caller has kept the ring's books for this CQE already.  May destroy the stream. */

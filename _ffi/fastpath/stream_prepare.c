@@ -179,6 +179,7 @@ static bool prepare_poll(gt_stream *stream)
 /* True when all that the state asks for is prepared, false when the ring had no SQE. */
 bool gt_stream_prepare(gt_stream *stream)
 {
+    stream->send_pushed = false;
     if (stream->closing)
         return prepare_close(stream);
     if (stream->inbound.lent_count > 0 && gt_inbound_settle(&stream->inbound) < 0 && !stream->receive_error) {

@@ -84,10 +84,12 @@ static int send_below(PyObject *self, gt_connection *below, PyObject *engine)
     int behind;
     if (gt_tls_can_send(self, below)) {
         behind = gt_stream_queue_bytes(below->stream, outgoing);
-        if (behind < 0)
+        if (behind < 0) {
             PyErr_NoMemory();
-        else
+        } else {
+            gt_stream_push_large(below->stream, (size_t)PyBytes_GET_SIZE(outgoing));
             behind = below->stream->outbound.size >= below->stream->send_high;
+        }
     } else { /* a finalizer has closed it, say: Python's function finds out, and keeps the error */
         behind = gt_tls_call_python(self, gt_tls.send_below, outgoing, NULL) < 0 ? -1 : 1;
     }
