@@ -67,11 +67,7 @@ gt_call *gt_call_new(const gt_kind *kind, gt_proactor *proactor, PyObject *owner
     gt_call *self;
     if (free_count > 0) {
         self = free_list[--free_count];
-#if defined(Py_REF_DEBUG) || defined(Py_TRACE_REFS) || defined(Py_GIL_DISABLED)
-        PyObject_Init((PyObject *)self, &gt_call_type); /* such an interpreter keeps more than a count */
-#else
-        Py_SET_REFCNT(self, 1); /* it has its type still */
-#endif
+        PyObject_Init((PyObject *)self, &gt_call_type);
     } else {
         self = PyObject_GC_New(gt_call, &gt_call_type);
         if (!self)
