@@ -8,7 +8,8 @@ import threading
 import pytest
 import trio
 from support.certificates import open_tls_pair
-from support.pairs import Pair, open_pair
+from support.pairs import Pair, open_pair, pattern
+from trio.testing import wait_all_tasks_blocked
 
 from gain_trio._callback_base import PacedDelivery
 from gain_trio._kernel import fastpath
@@ -84,6 +85,27 @@ async def test_one_driver_serves_connections_of_several_classes() -> None:
                 nursery.start_soon(talk, client)
                 await driver(served)
             assert served._is_closed
+
+
+async def test_connections_of_several_classes_are_served_at_a_time() -> None:
+    class Echo(EventHandler):
+        def on_read(self, conn: Conn, n: int) -> None:
+            conn.write(conn.next(n))
+
+    driver = StreamDriver(callbacks_of(Echo()), Config(), Marks())
+    data = pattern(30_000)  # more than is called back for at once
+    async with trio.open_nursery() as nursery:
+        clients = []
+        for opened in (open_pair, open_tls_pair):
+            client, served = await opened()
+            nursery.start_soon(driver, served)
+            clients.append(client)
+        await wait_all_tasks_blocked()
+        for client in clients * 2:
+            await client.send(data)
+            assert await client.receive_exactly(len(data)) == data
+        for client in clients:
+            await client.aclose()
 
 
 class Base:

@@ -31,7 +31,6 @@ from gain_trio._callback_base import (
     END,
     STALLED,
     WRITTEN,
-    DeliverOf,
     PacedDelivery,
     delivery_of,
     sleep_until_idle,
@@ -90,9 +89,8 @@ class StreamDriver(AttendingHandler):
         self._is_plain = not callbacks.on_read.is_async and not self._is_threaded
         self._settings: ConnSettings | None = None
         self._kind: type[Connection] | None = None
-        """The class of the latest connection, which the next two are for."""
+        """The class of the latest connection, which the next one is for."""
         self._make_conn: Callable[[Connection], StreamConn]
-        self._delivery: DeliverOf
         self._threads: WorkerThreads | None = None
         self._drains = False
         self._is_told_of_beginning = callbacks.on_accept.is_overridden or callbacks.on_write.is_overridden
@@ -160,9 +158,8 @@ class StreamDriver(AttendingHandler):
             if self._is_threaded:
                 self._threads = WorkerThreads(config.pool_size if config.pool else float("inf"))
         if type(connection) is not self._kind:
-            self._kind = type(connection)
-            self._delivery = delivery_of(self._kind)
             self._make_conn = self._maker(connection, self._settings)
+            self._kind = type(connection)
         conn = self._make_conn(connection)
         if self._is_told_of_end:
             conn.remote_addr  # noqa: B018 - looked up now: after a reset the system does not have it any more
@@ -211,7 +208,7 @@ class StreamDriver(AttendingHandler):
         """
         if self._is_plain:
             on_read, changes = self.callbacks.on_read.function, conn._changes
-            return self._delivery(connection, on_read, conn, changes.watched, conn._whole, 0, None)
+            return delivery_of(type(connection))(connection, on_read, conn, changes.watched, conn._whole, 0, None)
         if self._is_threaded:
             assert isinstance(conn, ThreadedStreamConn)
             return self._read_in_threads(conn, connection)
@@ -220,7 +217,7 @@ class StreamDriver(AttendingHandler):
     async def _read(self, conn: StreamConn, connection: Connection, n: int) -> None:
         """The plain case, from the first answer on."""
         on_read = self.callbacks.on_read.function
-        deliver = functools.partial(self._delivery, connection, on_read, conn, conn._changes.watched)
+        deliver = functools.partial(delivery_of(type(connection)), connection, on_read, conn, conn._changes.watched)
         delivery = conn._delivery
         while True:
             if n > 0:
