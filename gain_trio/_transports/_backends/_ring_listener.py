@@ -17,6 +17,7 @@ another client comes.  So a listener that stops looks whether connections are th
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -80,11 +81,12 @@ class RingListener(Listener):
     def __del__(self) -> None:
         """Close the connections that wait in a listener which the program has dropped.
 
-        The accept keeps the listener as long as the run lasts.  This may also be the child of a fork: to ask for an RST here
-        would reset the parent's connection.
+        An accept that is under way keeps the listener as long as the run lasts.  This may also be the child of a fork, where
+        asking for an RST would reset the parent's connection.
         """
         for descriptor in self._queue:
-            os.close(descriptor)
+            with contextlib.suppress(OSError):  # a child may have closed all that it had inherited
+                os.close(descriptor)
 
     async def accept(self) -> RingConnection:
         """See :meth:`Listener.accept`."""
