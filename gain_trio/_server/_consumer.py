@@ -105,7 +105,7 @@ class ConsumerSettings:
     """What connections are called in the log."""
 
     def __attrs_post_init__(self) -> None:
-        method = getattr(type(self.handler), "__call__", None)  # noqa: B004 - which is what calling it finds
+        method = inspect.getattr_static(type(self.handler), "__call__", None)  # a static method takes no handler
         self.serve = types.MethodType(method, self.handler) if inspect.isfunction(method) else self.handler
         self.name = getattr(self.handler, "__qualname__", None) or repr(self.handler)
 
