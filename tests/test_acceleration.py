@@ -21,7 +21,7 @@ from support.accelerated import codes, functions, is_in, run, stream_pair
 from trio.lowlevel import cancel_shielded_checkpoint, checkpoint  # before anything is put in
 
 import gain_trio
-from gain_trio._acceleration import NAMES, PIECES, _pieces, _switch, describe, resolve
+from gain_trio._acceleration import NAMES, PIECES, _core_seam, _pieces, _switch, describe, resolve
 from gain_trio._acceleration._switch import Switch
 from gain_trio._kernel import trio_core
 
@@ -306,6 +306,14 @@ def test_what_a_ctrl_c_has_ended_is_done_again(monkeypatch: pytest.MonkeyPatch, 
     assert names == available()
     switch.take_out(names)
     assert codes() == before
+
+
+def test_a_trio_that_was_imported_anew_is_not_the_one_of_the_pieces() -> None:
+    seam = _core_seam.CoreSeam()
+    trio_core.configure("core", seam)  # the same one again
+    seam.run_module = dict(seam.run_module)
+    with pytest.raises(TypeError, match="it was imported anew"):
+        trio_core.configure("core", seam)
 
 
 class StaleModule:

@@ -441,8 +441,19 @@ static int take_part(const struct part *part, PyObject *seam)
     return part->finish ? part->finish(seam) : 0;
 }
 
+/* The parts are of one Trio; a process has another one where that was imported anew. */
+static int refuse_another_trio(PyObject *seam)
+{
+    PyObject *run_module = PyObject_GetAttrString(seam, "run_module");
+    if (run_module && run_module != tc_core.run_module)
+        PyErr_SetString(PyExc_TypeError, "it was imported anew, and the pieces are those of the first one");
+    Py_XDECREF(run_module);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
 /* configure(name, seam): once in a process for each part; until then, and after an error, nothing of it may be used.  A part
- * that is configured stays as it is: where a Ctrl-C has ended what configures all of them, the next run does that again. */
+ * that is configured stays as it is: where a Ctrl-C has ended what configures all of them, the next run does that again, and
+ * begins with the core. */
 PyObject *tc_configure(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
 {
     static bool configured[sizeof parts / sizeof parts[0]];
@@ -450,7 +461,8 @@ PyObject *tc_configure(PyObject *Py_UNUSED(module), PyObject *const *arguments, 
     for (size_t i = 0; name && i < sizeof parts / sizeof parts[0]; i++) {
         if (strcmp(parts[i].name, name) != 0)
             continue;
-        if (!configured[i] && take_part(&parts[i], arguments[1]) < 0)
+        const bool is_core = parts[i].types == core_types;
+        if (configured[i] ? is_core && refuse_another_trio(arguments[1]) < 0 : take_part(&parts[i], arguments[1]) < 0)
             return NULL;
         configured[i] = true;
         Py_RETURN_NONE;
