@@ -71,6 +71,16 @@ async def test_a_small_and_a_very_large_piece_wait_for_the_end_of_the_batch(tls_
 
 
 @pytest.mark.full_ring
+async def test_a_large_piece_behind_a_very_large_one_waits_with_it(tls_pair: TlsPair) -> None:
+    client, served = tls_pair
+    await exchange(client, served)
+    size = 16 * RECORD
+    assert client._send_nowait(pattern(size)) > size
+    assert client._send_nowait(pattern(RECORD)) > size + RECORD
+    assert await ended(client, served) == pattern(size) + pattern(RECORD)
+
+
+@pytest.mark.full_ring
 async def test_large_pieces_behind_the_first_one_leave_together(tls_pair: TlsPair) -> None:
     client, served = tls_pair
     await exchange(client, served)

@@ -283,7 +283,7 @@ static bool send_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
     return news;
 }
 
-/* Send the first segments.  A lone one goes by send(2), for which the kernel copies no header.  What the system call returns. */
+/* Send the first segments, and return what the system call does.  A lone one goes by send(2): the kernel copies no header. */
 static ssize_t offer(const gt_stream *stream, size_t *length)
 {
     struct iovec pieces[GT_GATHERED];
@@ -310,13 +310,13 @@ void gt_stream_push(gt_stream *stream)
     sending_changed(stream);
 }
 
-/* The first large piece since the stream was prepared goes to the kernel while the processor's cache has it, and its peer works on
- * it during the rest of the batch.  What the program sends behind it leaves in one operation.  The time of a byte that a timed
- * stream moves is a batch's, so there all of them wait for that. */
+/* The first large piece since the stream was prepared goes to the kernel while the processor's cache has it, and its peer
+ * works on it during the rest of the batch.  What the program sends behind it leaves in one operation.  Not from a timed stream:
+ * the time at which it moved a byte is that of the batch. */
 void gt_stream_push_large(gt_stream *stream, size_t length)
 {
-    if (length < GT_PUSHED_LEAST || length > GT_PUSHED_MOST || stream->send_pushed || stream->send_blocked ||
-        stream->timed)
+    if (length < GT_PUSHED_LEAST || stream->outbound.size > GT_PUSHED_MOST || stream->send_pushed ||
+        stream->send_blocked || stream->timed)
         return;
     stream->send_pushed = true;
     gt_stream_push(stream);
