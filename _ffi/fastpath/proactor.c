@@ -95,7 +95,8 @@ static PyObject *proactor_poll(gt_proactor *self, PyObject *const *arguments, Py
     return gt_poll_new(self, arguments[0], arguments[1], (uint32_t)events, arguments[3] == Py_True);
 }
 
-/* Have the kernel let go of the files of waits that were ended.  Nothing is reaped: a task runs, and finds the state that it knows. */
+/* Have the kernel let go of the files of waits that were ended.  Nothing is reaped: a task runs, and finds the state that it
+ * knows. */
 static PyObject *proactor_settle(gt_proactor *self, PyObject *Py_UNUSED(ignored))
 {
     if (self->ring && !self->closed && self->ring->abandoned > 0)

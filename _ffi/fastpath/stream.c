@@ -1,10 +1,11 @@
 /* stream.c: a connection as the kernel sees it.
  *
  * The state of a stream says what should be in flight; gt_stream_prepare() (stream_prepare.c) is the one place that turns it
- * into SQEs, and gt_stream_complete() (stream_complete.c) the one place that turns CQEs into state.  Everything else changes the state and puts the stream on
- * the proactor's list of streams that want something, which is worked off before the next io_uring_enter.  A stream for which
- * the ring has no SQE stays on the list, so nothing asked for is ever dropped, cancels included; and all that a task sends in
- * one step leaves in one operation, but for the first large piece over TLS (gt_stream_push_large).
+ * into SQEs, and gt_stream_complete() (stream_complete.c) the one place that turns CQEs into state.  Everything else changes
+ * the state and puts the stream on the proactor's list of streams that want something, which is worked off before the next
+ * io_uring_enter.  A stream for which the ring has no SQE stays on the list, so nothing asked for is ever dropped, cancels
+ * included; and all that a task sends in one step leaves in one operation, but for the first large piece over TLS
+ * (gt_stream_push_large).
  *
  *     in flight            prepared when                               ended by
  *     ------------------   -----------------------------------------   ------------------------------------------
@@ -73,8 +74,8 @@
  * With many busy connections there is no such wait: while the kernel sends one batch the next one arrives.  Then a message
  * costs some percent less with completions of the kernel's, so behind a large batch no send is quiet.
  *
- * Because only a poll is in flight while a stream is blocked, its bytes can also be offered to the kernel by a plain send(2),
- * in between (gt_stream_push).  The kernel reports room only when a third of the socket's buffer is free, up to some
+ * While no send is in flight (of a stream that is blocked it is a poll for room) the bytes can also be offered to the kernel by a
+ * plain send(2), in between (gt_stream_push).  The kernel reports room only when a third of the socket's buffer is free, up to some
  * megabytes, and it accepts bytes as soon as there is any room: a caller that would give up on a peer because too much is
  * unsent offers the bytes first.
  *

@@ -6,7 +6,7 @@
  * here without a frame of Python.
  *
  *     receive    wait for an arrival at the connection below; decrypt what came; again until that was some data
- *     send       a cancellation point; encrypt; queue below what came of it
+ *     send       a cancellation point; encrypt; queue below what came of it, and offer that to the kernel if it is large
  *     deliver    wait for a change of the connection below; decrypt what came; call back with how much that was; again
  *
  * A call is an awaitable like those of call.c, and awaits another one: a call of the connection below, or Python's coroutine.

@@ -2,7 +2,7 @@
  *
  *     _decrypt_below    have bytes that the connection below has reported decrypted and queued
  *     _take_exactly     take all that is queued
- *     _send_nowait      encrypt, and queue below
+ *     _send_nowait      encrypt, and queue below, as send() does
  *
  * As in tls_calls.c, whatever is not plain is Python's, whose function is called before anything has been changed.
  */

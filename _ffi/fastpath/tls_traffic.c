@@ -75,7 +75,8 @@ int gt_tls_decrypt(PyObject *self, gt_stream *below, size_t size, PyObject **dat
     return result < 0 ? gt_tls_lose(self, &gt_tls.error) : result;
 }
 
-/* Queue below what OpenSSL has made.  Whether that is too much to go on: 1; -1: exception set. */
+/* Queue below what OpenSSL has made, and offer it to the kernel if it is large.  Whether what is left there is too much to go
+ * on: 1; -1: exception set. */
 static int send_below(PyObject *self, gt_connection *below, PyObject *engine)
 {
     PyObject *outgoing = gt_tls_take_outgoing(engine);
