@@ -5,11 +5,15 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import trio
 from support.processes import Program, connect, running
+
+from gain_trio._server._end_signals import SignalWatch, place_of_main_thread
 
 pytestmark = [pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX"), pytest.mark.one_backend]
 
@@ -139,6 +143,23 @@ def test_a_run_that_is_held_up_does_not_keep_the_process(kind: str, seconds: flo
     assert "status 1" in errors
     assert "the run, which is held up in" in errors
     assert "stuck, line" in errors or "threading" in errors
+
+
+async def test_what_holds_the_run_up_is_not_the_signal_that_comes_meanwhile() -> None:
+    places: list[str] = []
+
+    def look(_number: int, _frame: object) -> None:
+        with ThreadPoolExecutor(1) as pool:
+            places.append(pool.submit(place_of_main_thread).result())
+
+    watch = SignalWatch(trio.lowlevel.current_trio_token())
+
+    def interrupted() -> None:
+        watch.counting(look)(signal.SIGTERM, None)
+
+    interrupted()
+    [place] = places
+    assert "interrupted, line" in place
 
 
 def check_end(kind: str, program: Program) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import functools
 import signal
 import sys
 import threading
@@ -45,7 +46,7 @@ def watched_signals(*numbers: int) -> Iterator[AsyncIterator[int]]:
       RuntimeError: this is not the main thread.
     """
     with trio.open_signal_receiver(*numbers) as signals:
-        watch = _SignalWatch(trio.lowlevel.current_trio_token())
+        watch = SignalWatch(trio.lowlevel.current_trio_token())
         for number in END_SIGNALS:
             signal.signal(number, watch.counting(signal.getsignal(number)))
         try:
@@ -55,7 +56,7 @@ def watched_signals(*numbers: int) -> Iterator[AsyncIterator[int]]:
 
 
 @final
-class _SignalWatch:
+class SignalWatch:
     """Watches whether the run still answers after two signals to end."""
 
     def __init__(self, token: trio.lowlevel.TrioToken) -> None:
@@ -66,16 +67,15 @@ class _SignalWatch:
 
     def counting(self, handler: Any) -> Callable[[int, Any], None]:
         """What Python is to call for a signal, in the main thread: count it, and do what Trio does."""
+        return functools.partial(self._count, handler)
 
-        def count(number: int, frame: Any) -> None:
-            self._signals += 1
-            handler(number, frame)
-            if self._signals == 2:
-                # Without a thread the run ends by itself, as long as it is not held up.
-                with contextlib.suppress(RuntimeError):
-                    _thread.start_new_thread(self._run, ())
-
-        return count
+    def _count(self, handler: Any, number: int, frame: Any) -> None:
+        self._signals += 1
+        handler(number, frame)
+        if self._signals == 2:
+            # Without a thread the run ends by itself, as long as it is not held up.
+            with contextlib.suppress(RuntimeError):
+                _thread.start_new_thread(self._run, ())
 
     def _run(self) -> None:
         """In a thread: ask the run every second, until the server has ended."""
@@ -88,7 +88,7 @@ class _SignalWatch:
             looks = 0
             while not self._has_answered and not self.is_over:
                 if looks * LOOK_SECONDS >= self._patience():
-                    end_process([f"the run, which is held up in {_place_of_main_thread()}"])
+                    end_process([f"the run, which is held up in {place_of_main_thread()}"])
                 time.sleep(LOOK_SECONDS)
                 looks += 1
             time.sleep(HURRIED_SECONDS)
@@ -100,9 +100,14 @@ class _SignalWatch:
         self._has_answered = True
 
 
-def _place_of_main_thread() -> str:
-    """The function that the main thread is in."""
-    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+def place_of_main_thread() -> str:
+    """The function that the main thread is in, or was in when the signal came that it is just counting."""
+    frame = outer = sys._current_frames().get(threading.main_thread().ident or 0)
+    while outer is not None:
+        is_signal = outer.f_code is SignalWatch._count.__code__
+        outer = outer.f_back
+        if is_signal:
+            frame = outer
     if frame is None:
         return "a place that cannot be looked into"
     name = getattr(frame.f_code, "co_qualname", frame.f_code.co_name)  # co_qualname: Python 3.11
