@@ -205,7 +205,7 @@ static PyMethodDef deliver_method = {
     PyDoc_STR("_deliver($self, callback, first, watched, most, timed, learn, /)\n--\n\n"
               "Wait for changes, call back for bytes, and return the first other answer.")};
 
-/* Python's class has no method of this name: deliver_by() and delivery_of() have a loop of their own where there is none. */
+/* Python's class has no method of this name: delivery_of() has a loop of its own where there is none. */
 static int add_deliver(PyTypeObject *type)
 {
     PyObject *descriptor = PyDescr_NewMethod(type, &deliver_method);

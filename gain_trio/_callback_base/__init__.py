@@ -9,7 +9,7 @@
 """
 
 from ._changes import END, STALLED, WRITTEN, Changes
-from ._delivering import DeliverOf, deliver_by, delivery_of
+from ._delivering import deliver_by, delivery_of
 from ._idle_wait import sleep_until_idle
 from ._paced_delivery import Pace, PacedDelivery
 
@@ -18,7 +18,6 @@ __all__ = [
     "STALLED",
     "WRITTEN",
     "Changes",
-    "DeliverOf",
     "Pace",
     "PacedDelivery",
     "deliver_by",

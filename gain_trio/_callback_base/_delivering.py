@@ -24,13 +24,12 @@ DeliverOf: TypeAlias = Callable[[Any, Callable[[Any, int], object], Any, int, in
 
 
 def deliver_by(connection: Connection) -> Deliver:
-    """Return the loop for this connection: one on the ring has its own, in C, and so has TLS."""
-    own: Deliver | None = getattr(connection, "_deliver", None)
-    return functools.partial(_deliver, connection) if own is None else own
+    """Return the loop for this connection."""
+    return functools.partial(delivery_of(type(connection)), connection)
 
 
 def delivery_of(kind: type[Connection]) -> DeliverOf:
-    """Return the loop for connections of this class."""
+    """Return the loop for connections of this class: those on the ring have their own, in C, and so has TLS."""
     own: DeliverOf = getattr(kind, "_deliver", _deliver)
     return own
 
