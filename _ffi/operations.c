@@ -84,18 +84,9 @@ bool gt_slot_cancel(struct gt_ring *ring, uint64_t key)
     return true;
 }
 
-static struct gt_slot *find_slot(struct gt_ring *ring, uint64_t key)
-{
-    uint32_t index = gt_key_slot(key);
-    if (index >= ring->slot_count)
-        return NULL;
-    struct gt_slot *slot = &ring->slots[index];
-    return slot->kind != GT_SLOT_FREE && slot->generation == gt_key_generation(key) ? slot : NULL;
-}
-
 bool gt_slot_complete(struct gt_ring *ring, const struct io_uring_cqe *cqe, struct gt_slot *copy)
 {
-    struct gt_slot *slot = find_slot(ring, cqe->user_data);
+    struct gt_slot *slot = gt_slot_find(ring, cqe->user_data);
     if (!slot || slot->in_flight == 0) {
         ring->stale++;
         return false;
@@ -158,7 +149,7 @@ uint32_t gt_quiet_reap(struct gt_ring *ring, struct io_uring_cqe *out, uint32_t 
         const struct gt_quiet *quiet = &ring->quiet[ring->quiet_head];
         if ((int32_t)(taken - quiet->place) <= 0)
             break;
-        struct gt_slot *slot = find_slot(ring, quiet->key);
+        struct gt_slot *slot = gt_slot_find(ring, quiet->key);
         if (slot && slot->quiet && slot->quiet_place == quiet->place) { /* else it has failed, and has had its CQE */
             slot->quiet = false;
             out[count++] = (struct io_uring_cqe){.user_data = quiet->key, .res = (int32_t)quiet->length};
@@ -295,7 +286,7 @@ int gt_operation_cancel(struct gt_ring *ring, uint64_t key, bool abandon)
 {
     if (ring->dead)
         return -EBADF;
-    struct gt_slot *slot = find_slot(ring, key);
+    struct gt_slot *slot = gt_slot_find(ring, key);
     if (!slot || slot->finished)
         return -ENOENT;
     ring->abandoned += abandon && !slot->abandoned;

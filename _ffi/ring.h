@@ -328,6 +328,16 @@ static inline uint32_t gt_key_slot(uint64_t key) { return (uint32_t)key & 0x0fff
 static inline enum gt_tag gt_key_tag(uint64_t key) { return (enum gt_tag)((key >> 28) & 0xf); }
 static inline uint32_t gt_key_generation(uint64_t key) { return (uint32_t)(key >> 32); }
 
+/* The slot that a key names, or NULL when that has been freed since. */
+static inline struct gt_slot *gt_slot_find(const struct gt_ring *ring, uint64_t key)
+{
+    const uint32_t index = gt_key_slot(key);
+    if (index >= ring->slot_count)
+        return NULL;
+    struct gt_slot *slot = &ring->slots[index];
+    return slot->kind != GT_SLOT_FREE && slot->generation == gt_key_generation(key) ? slot : NULL;
+}
+
 static inline uint64_t gt_key(const struct gt_ring *ring, uint32_t index, enum gt_tag tag)
 {
     return (uint64_t)ring->slots[index].generation << 32 | (uint64_t)tag << 28 | index;

@@ -26,7 +26,7 @@
  * Python drives a call in three ways (am_send, __next__, send), depending on its version and on whether it is being traced:
  * all of them lead to drive().
  */
-#include "fastpath.h"
+#include "prefetch.h"
 
 #include <errno.h>
 
@@ -194,6 +194,7 @@ static PySendResult park(gt_call *self, PyObject *task, bool cancelled, PyObject
     if (self->kind->park && self->kind->park(self, cancelled) < 0)
         return PYGEN_ERROR;
     Py_XSETREF(self->waiter->task, Py_NewRef(task));
+    self->waiter->frame = gt_frame_place();
     gt_proactor_begin_slice(self->proactor);
     self->state = GT_CALL_PARKED;
     *result = Py_NewRef(self->waiter->trap);

@@ -47,6 +47,7 @@ struct gt_kind {
     bool
         needs_satisfied; /* has no answer, nor an error but for what `refuse` and `park` find, unless it is satisfied */
     bool delivers;       /* a number of bytes, up to a most, is for a callback, and the call begins anew behind that */
+    bool of_connection;  /* its owner is a gt_connection */
     bool excludes_sends; /* of a connection: what another task sends meanwhile would lie amidst this call's data */
     /* Before the call begins: -1 with an exception if it cannot.  NULL: it always can. */
     int (*refuse)(const gt_call *call);
@@ -125,8 +126,9 @@ struct gt_waiter {
     PyObject *trap;      /* WaitTaskRescheduled(self): a cycle, which is opened where a waiter is dropped */
     PyObject *succeeded; /* trio.lowlevel.Abort.SUCCEEDED */
     gt_waiter
-        *next;     /* on the proactor's list of waiters to wake, which owns a reference, or on the one of spare ones */
-    bool is_ready; /* on the first of these lists */
+        *next; /* on the proactor's list of waiters to wake, which owns a reference, or on the one of spare ones */
+    const void *frame; /* where the frame lay that awaited the call: only for a prefetch */
+    bool is_ready;     /* on the first of these lists */
 };
 
 extern PyTypeObject gt_call_type;

@@ -16,8 +16,8 @@
  * into SQEs, and stream_complete.c CQEs into state; deadline.c has a connection's deadlines, stream_calls.c its calls,
  * send_parts.c the data of a send, nowait.c the methods that never wait, connection_calls.c those that are awaited, closing.c
  * those that end it, connection.c the Python type; callback_conn.c is for callbacks, and tls_*.c (tls.h) are for TLS; poll.c
- * waits for readiness; reaping.c is the two phases of a tick; proactor.c ties them together.  All this is mechanism; policy
- * (what to do about an error, when to close) is Python's.
+ * waits for readiness; reaping.c is the two phases of a tick, and prefetch.h has what it reads ahead of them; proactor.c ties
+ * them together.  All this is mechanism; policy (what to do about an error, when to close) is Python's.
  *
  * All of it runs under the GIL, in the thread of the run.
  */
@@ -214,8 +214,9 @@ struct gt_stream {
     uint32_t send_length;          /* bytes in it */
     gt_gather *gather;             /* its, or NULL */
     size_t receive_high, receive_low, send_high;
-    double active_at; /* on Trio's clock: when a byte was moved last, in either direction */
-    size_t fill;      /* bytes that are waited for, and the high mark is no less than that; 0: none are */
+    double active_at;  /* on Trio's clock: when a byte was moved last, in either direction */
+    const void *given; /* where the bytes lay that were received last: only for a prefetch */
+    size_t fill;       /* bytes that are waited for, and the high mark is no less than that; 0: none are */
     gt_inbound inbound;
     gt_outbound outbound;
 };

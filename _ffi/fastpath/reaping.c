@@ -19,6 +19,7 @@
  * on it.
  */
 #include "endpoint.h"
+#include "prefetch.h"
 
 #include <errno.h>
 
@@ -147,7 +148,10 @@ static Py_ssize_t collect(gt_proactor *proactor)
     for (int pass = 0; pass < MAX_PASSES; pass++) {
         uint32_t count = gt_ring_reap(proactor->ring, proactor->batch, proactor->batch_capacity);
         proactor->batch_size += count;
-        for (uint32_t i = 0; i < count; i++) {
+        for (int64_t i = count > 2 ? -GT_AHEAD : 0; i < count; i++) {
+            gt_prefetch_completions(proactor, i, count);
+            if (i < 0)
+                continue;
             bool is_news = false;
             if (collect_one(proactor, &proactor->batch[i], &is_news) < 0) {
                 Py_CLEAR(type);
@@ -206,6 +210,7 @@ static bool parse_timeout(PyObject *argument, int64_t *timeout_ns)
  * main task, as one that comes between two steps of Trio's loop. */
 static int resume_ready(gt_proactor *self)
 {
+    gt_prefetch_first_steps(self);
     for (;;) {
         /* A handler may have forked, as may a task, and this may be the child. */
         if (PyErr_CheckSignals() < 0 || !gt_proactor_check_thread(self))
@@ -213,6 +218,7 @@ static int resume_ready(gt_proactor *self)
         gt_waiter *waiter = gt_proactor_pop_ready(self);
         if (!waiter)
             return 0;
+        gt_prefetch_steps(self);
         int result = gt_waiter_resume(waiter);
         Py_DECREF(waiter);
         if (result < 0)

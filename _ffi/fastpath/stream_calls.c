@@ -134,6 +134,7 @@ static int answer_receive(gt_call *self, PyObject **result)
         return -1;
     if (gt_inbound_size(&stream->inbound) > 0) {
         *result = gt_inbound_take_piece(&stream->inbound, self->max);
+        stream->given = *result;
         gt_stream_consumed(stream);
         return *result ? 1 : -1;
     }
@@ -439,7 +440,7 @@ static void end(gt_call *self)
 }
 
 /* clang-format off */
-#define EVERY(NAME) .name = "Connection." NAME, .owner = "connection", .in_place = true, .refuse = refuse, .park = park, .end = end
+#define EVERY(NAME) .name = "Connection." NAME, .owner = "connection", .of_connection = true, .in_place = true, .refuse = refuse, .park = park, .end = end
 #define RECEIVING(NAME) EVERY(NAME), .keeps_deadline = true
 #define SENDING(NAME) EVERY(NAME), .keeps_deadline = true, .sends = true
 

@@ -1,0 +1,173 @@
+/* prefetch.h: what a connection's turn needs is in the processor's cache when the turn comes.
+ *
+ * The kernel spends some microseconds on a message, and uses much memory for it.  With some hundred busy connections nothing
+ * of a connection is left in the near caches from one message to the next.  Its turn begins with twenty reads, one behind
+ * the other because each finds the address of the next, and each waits for as long as a hundred instructions take.  But a
+ * batch says whose turns come, and to begin a read without waiting for it (prefetch) costs one instruction.  So both loops
+ * over a batch, over its completions and over the tasks to be resumed, look some places ahead.  For the place that is
+ * furthest off they begin with what they have the address of, and for each place nearer with what could be found there.
+ *
+ *     completions      5 ahead   its slot
+ *                      4         the stream that owns the slot
+ *                      3         the stream's connection
+ *                      2         the call that waits there
+ *                      1         the waiter of the call
+ *     tasks            3 ahead   the task, the call, what it yields to Trio, and the frame that awaits it
+ *                      2         the task's coroutine and context
+ *                      1         what the stream sends from, and the bytes that were received last, which are dropped now
+ *
+ * Where a pointer is followed, the object is alive: the lists own their waiters, and everything else is reached by pointers
+ * that are kept true at all times.  The frame and the bytes are addresses only.  They were true when they were noted;
+ * whatever lies there by now is never read, and a prefetch of any address is harmless.
+ *
+ * All of this is inlined, and has to be: GCC takes a function that does nothing but prefetch for one without effect, and
+ * leaves out the calls of it.
+ */
+#ifndef GAIN_TRIO_PREFETCH_H
+#define GAIN_TRIO_PREFETCH_H
+
+#include "fastpath.h"
+
+#define GT_INLINED static inline __attribute__((always_inline))
+
+#define GT_LINE 64U
+#define GT_GC_HEAD 16U    /* bytes in front of an object that the garbage collector knows */
+#define GT_TASK_SIZE 160U /* bytes of Trio's Task */
+/* Bytes of a coroutine, with the frame that is part of it from Python 3.11 on, of a few variables. */
+#define GT_COROUTINE_SIZE 384U
+#define GT_FRAME_SIZE 256U
+
+GT_INLINED void gt_prefetch(const void *place, size_t size)
+{
+    for (size_t at = 0; at < size; at += GT_LINE)
+        __builtin_prefetch((const void *)((uintptr_t)place + at), 1);
+}
+
+GT_INLINED void gt_prefetch_object(const void *object, size_t size)
+{
+    gt_prefetch((const void *)((uintptr_t)object - GT_GC_HEAD), size + GT_GC_HEAD);
+}
+
+/* Where the frame lies that runs in this thread: only for a prefetch.  NULL where Python does not say. */
+GT_INLINED const void *gt_frame_place(void)
+{
+#if PY_VERSION_HEX >= 0x030d0000 && PY_VERSION_HEX < 0x030f0000
+    return PyThreadState_Get()->current_frame;
+#elif PY_VERSION_HEX >= 0x030b0000 && PY_VERSION_HEX < 0x030d0000
+    return PyThreadState_Get()->cframe->current_frame;
+#elif PY_VERSION_HEX < 0x030b0000
+    return PyThreadState_Get()->frame;
+#else
+    return NULL;
+#endif
+}
+
+/* --- completions --- */
+
+#define GT_AHEAD 5
+
+GT_INLINED bool gt_is_among(int64_t index, int64_t count) { return index >= 0 && index < count; }
+
+GT_INLINED const gt_stream *gt_stream_of(const struct gt_ring *ring, const struct io_uring_cqe *cqe)
+{
+    const struct gt_slot *slot = gt_slot_find(ring, cqe->user_data);
+    return slot && slot->kind == GT_SLOT_STREAM ? slot->owner : NULL;
+}
+
+GT_INLINED const gt_call *gt_receive_of(const gt_stream *stream)
+{
+    return stream->connection ? stream->connection->receiving.call : NULL;
+}
+
+/* Before the completion at `index` is worked off.  The loop over a batch that is large enough for it begins at -GT_AHEAD,
+ * which is before the first one: then the reads for the first few are under way together, too. */
+GT_INLINED void gt_prefetch_completions(const gt_proactor *proactor, int64_t index, int64_t count)
+{
+    const struct gt_ring *ring = proactor->ring;
+    const struct io_uring_cqe *cqes = proactor->batch;
+    const gt_stream *stream;
+    const gt_call *call;
+    if (gt_is_among(index + 5, count) && gt_key_slot(cqes[index + 5].user_data) < ring->slot_count)
+        gt_prefetch(&ring->slots[gt_key_slot(cqes[index + 5].user_data)], 1);
+    if (gt_is_among(index + 4, count) && (stream = gt_stream_of(ring, &cqes[index + 4])))
+        gt_prefetch(stream, sizeof *stream);
+    if (gt_is_among(index + 3, count) && (stream = gt_stream_of(ring, &cqes[index + 3])))
+        gt_prefetch_object(stream->connection, offsetof(gt_connection, attributes));
+    if (gt_is_among(index + 2, count) && (stream = gt_stream_of(ring, &cqes[index + 2])) &&
+        (call = gt_receive_of(stream)))
+        gt_prefetch(call, offsetof(gt_call, view));
+    if (gt_is_among(index + 1, count) && (stream = gt_stream_of(ring, &cqes[index + 1])) &&
+        (call = gt_receive_of(stream)))
+        gt_prefetch(call->waiter, sizeof *call->waiter);
+}
+
+/* --- tasks --- */
+
+GT_INLINED const gt_stream *gt_stream_of_call(const gt_call *call)
+{
+    return call && call->kind->of_connection ? ((gt_connection *)call->owner)->stream : NULL;
+}
+
+GT_INLINED void gt_prefetch_field(const gt_field *field, PyObject *object, size_t size)
+{
+    gt_prefetch_object(gt_field_peek(field, object), size);
+}
+
+GT_INLINED void gt_prefetch_task(const gt_waiter *waiter)
+{
+    gt_prefetch_object(waiter->task, GT_TASK_SIZE);
+    gt_prefetch_object(waiter->call, sizeof(gt_call));
+    gt_prefetch(waiter->trap, 1);
+    gt_prefetch(waiter->frame, GT_FRAME_SIZE);
+}
+
+GT_INLINED void gt_prefetch_coroutine(const gt_trio *trio, const gt_waiter *waiter)
+{
+    if (!waiter->task)
+        return;
+    gt_prefetch_field(&trio->coro, waiter->task, GT_COROUTINE_SIZE);
+    gt_prefetch_field(&trio->context, waiter->task, GT_LINE);
+    gt_prefetch_field(&trio->schedule_points, waiter->task, 1);
+    gt_prefetch_field(&trio->cancel_points, waiter->task, 1);
+}
+
+GT_INLINED void gt_prefetch_bytes(const gt_waiter *waiter)
+{
+    const gt_stream *stream = gt_stream_of_call(waiter->call);
+    if (!stream)
+        return;
+    gt_prefetch(stream->given, 1);
+    gt_prefetch(stream->outbound.segments, 1);
+    gt_prefetch(stream->outbound.spare, 1);
+}
+
+/* Before the first step of a batch. */
+GT_INLINED void gt_prefetch_first_steps(const gt_proactor *proactor)
+{
+    const gt_waiter *first = proactor->ready_first, *second = first ? first->next : NULL;
+    if (!second) /* one task alone has waited for nothing else meanwhile */
+        return;
+    gt_prefetch_task(first);
+    gt_prefetch_task(second);
+    if (second->next)
+        gt_prefetch_task(second->next);
+    gt_prefetch_coroutine(&proactor->trio, first);
+    gt_prefetch_coroutine(&proactor->trio, second);
+    gt_prefetch_bytes(first);
+}
+
+/* Before each step, when its waiter is off the list. */
+GT_INLINED void gt_prefetch_steps(const gt_proactor *proactor)
+{
+    const gt_waiter *next = proactor->ready_first;
+    if (!next)
+        return;
+    gt_prefetch_bytes(next);
+    if (!(next = next->next))
+        return;
+    gt_prefetch_coroutine(&proactor->trio, next);
+    if ((next = next->next))
+        gt_prefetch_task(next);
+}
+
+#endif
