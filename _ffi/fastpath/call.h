@@ -83,8 +83,7 @@ struct gt_call {
     PyObject
         *parts; /* the same of several: a tuple of bytes and memoryviews, of which `data` or `view` is the current one;
                 * of a call that delivers: the callback, its first argument, and what learns from a slow one */
-    Py_buffer view; /* the argument, if it is any other buffer */
-    uint8_t state;  /* enum gt_call_state */
+    uint8_t state; /* enum gt_call_state */
     bool has_view;
     bool is_finalized;
     union {
@@ -116,6 +115,7 @@ struct gt_call {
             bool is_socket; /* a system call has just said so */
         } poll;
     };
+    Py_buffer view; /* the argument, if it is any other buffer; the last member, because it is large, and seldom used */
 };
 
 /* A parked task, and the abort function that Trio calls to cancel it.  The proactor keeps those that no call has. */

@@ -7,18 +7,18 @@
  * over a batch, over its completions and over the tasks to be resumed, look some places ahead.  For the place that is
  * furthest off they begin with what they have the address of, and for each place nearer with what could be found there.
  *
- *     completions      5 ahead   its slot
- *                      4         the stream that owns the slot
- *                      3         the stream's connection
- *                      2         the call that waits there
+ *     completions      4 ahead   the stream
+ *                      3         its connection
+ *                      2         the call that waits for what it receives
  *                      1         the waiter of the call
- *     tasks            3 ahead   the task, the call, what it yields to Trio, and the frame that awaits it
+ *     tasks            3 ahead   the task, what it yields to Trio, and the frame that does so
  *                      2         the task's coroutine and context
  *                      1         what the stream sends from, and the bytes that were received last, which are dropped now
  *
- * Where a pointer is followed, the object is alive: the lists own their waiters, and everything else is reached by pointers
- * that are kept true at all times.  The frame and the bytes are addresses only.  They were true when they were noted;
- * whatever lies there by now is never read, and a prefetch of any address is harmless.
+ * Where a pointer is followed, the object is alive: a stream lives until its last completion is worked off, the list of
+ * tasks owns its waiters, and everything else is reached by pointers that are kept true at all times.  The frame and the
+ * bytes are addresses only.  They were true when they were noted; whatever lies there by now is never read, and a prefetch
+ * of any address is harmless.
  *
  * All of this is inlined, and has to be: GCC takes a function that does nothing but prefetch for one without effect, and
  * leaves out the calls of it.
@@ -33,9 +33,9 @@
 #define GT_LINE 64U
 #define GT_GC_HEAD 16U    /* bytes in front of an object that the garbage collector knows */
 #define GT_TASK_SIZE 160U /* bytes of Trio's Task */
-/* Bytes of a coroutine, with the frame that is part of it from Python 3.11 on, of a few variables. */
-#define GT_COROUTINE_SIZE 384U
-#define GT_FRAME_SIZE 256U
+/* Bytes of a coroutine of a few variables: from Python 3.11 on its frame is a part of it. */
+#define GT_COROUTINE_SIZE 256U
+#define GT_COROUTINE_HEAD 96U /* in front of the frame */
 
 GT_INLINED void gt_prefetch(const void *place, size_t size)
 {
@@ -64,41 +64,43 @@ GT_INLINED const void *gt_frame_place(void)
 
 /* --- completions --- */
 
-#define GT_AHEAD 5
+#define GT_AHEAD 4
 
-GT_INLINED bool gt_is_among(int64_t index, int64_t count) { return index >= 0 && index < count; }
+/* The streams of the completions that come next, each at its index modulo the size, which is a power of two; NULL: none. */
+typedef struct {
+    const gt_stream *streams[GT_AHEAD * 2];
+} gt_coming;
 
-GT_INLINED const gt_stream *gt_stream_of(const struct gt_ring *ring, const struct io_uring_cqe *cqe)
+#define GT_COMING(coming, index) ((coming)->streams[(uint64_t)(index) % (GT_AHEAD * 2)])
+
+/* Only receives: what a send has used is there still, for it ends in the batch behind the one that has prepared it. */
+GT_INLINED const gt_stream *gt_receiving_stream(const struct gt_ring *ring, const struct io_uring_cqe *cqe)
 {
-    const struct gt_slot *slot = gt_slot_find(ring, cqe->user_data);
+    const struct gt_slot *slot = gt_key_tag(cqe->user_data) == GT_TAG_RECV ? gt_slot_find(ring, cqe->user_data) : NULL;
     return slot && slot->kind == GT_SLOT_STREAM ? slot->owner : NULL;
 }
 
-GT_INLINED const gt_call *gt_receive_of(const gt_stream *stream)
+/* The call that waits for what a stream receives, or NULL. */
+GT_INLINED const gt_call *gt_waiting_call(const gt_stream *stream)
 {
-    return stream->connection ? stream->connection->receiving.call : NULL;
+    return stream && stream->connection ? stream->connection->receiving.call : NULL;
 }
 
-/* Before the completion at `index` is worked off.  The loop over a batch that is large enough for it begins at -GT_AHEAD,
- * which is before the first one: then the reads for the first few are under way together, too. */
-GT_INLINED void gt_prefetch_completions(const gt_proactor *proactor, int64_t index, int64_t count)
+/* Before the completion at `index` is worked off.  The loop begins at -GT_AHEAD, which is before the first one: then the
+ * reads for the first few are under way together, too. */
+GT_INLINED void gt_prefetch_completions(gt_coming *coming, const gt_proactor *proactor, int64_t index, int64_t count)
 {
-    const struct gt_ring *ring = proactor->ring;
-    const struct io_uring_cqe *cqes = proactor->batch;
-    const gt_stream *stream;
-    const gt_call *call;
-    if (gt_is_among(index + 5, count) && gt_key_slot(cqes[index + 5].user_data) < ring->slot_count)
-        gt_prefetch(&ring->slots[gt_key_slot(cqes[index + 5].user_data)], 1);
-    if (gt_is_among(index + 4, count) && (stream = gt_stream_of(ring, &cqes[index + 4])))
+    const gt_stream *stream = NULL;
+    if (index + 4 < count && (stream = gt_receiving_stream(proactor->ring, &proactor->batch[index + 4])))
         gt_prefetch(stream, sizeof *stream);
-    if (gt_is_among(index + 3, count) && (stream = gt_stream_of(ring, &cqes[index + 3])))
+    GT_COMING(coming, index + 4) = stream;
+    if ((stream = GT_COMING(coming, index + 3)))
         gt_prefetch_object(stream->connection, offsetof(gt_connection, attributes));
-    if (gt_is_among(index + 2, count) && (stream = gt_stream_of(ring, &cqes[index + 2])) &&
-        (call = gt_receive_of(stream)))
-        gt_prefetch(call, offsetof(gt_call, view));
-    if (gt_is_among(index + 1, count) && (stream = gt_stream_of(ring, &cqes[index + 1])) &&
-        (call = gt_receive_of(stream)))
-        gt_prefetch(call->waiter, sizeof *call->waiter);
+    const gt_call *call = gt_waiting_call(GT_COMING(coming, index + 2));
+    if (call)
+        gt_prefetch_object(call, offsetof(gt_call, view));
+    if ((call = gt_waiting_call(GT_COMING(coming, index + 1))))
+        gt_prefetch_object(call->waiter, sizeof *call->waiter);
 }
 
 /* --- tasks --- */
@@ -116,9 +118,8 @@ GT_INLINED void gt_prefetch_field(const gt_field *field, PyObject *object, size_
 GT_INLINED void gt_prefetch_task(const gt_waiter *waiter)
 {
     gt_prefetch_object(waiter->task, GT_TASK_SIZE);
-    gt_prefetch_object(waiter->call, sizeof(gt_call));
     gt_prefetch(waiter->trap, 1);
-    gt_prefetch(waiter->frame, GT_FRAME_SIZE);
+    gt_prefetch((const void *)((uintptr_t)waiter->frame - GT_COROUTINE_HEAD), GT_COROUTINE_SIZE);
 }
 
 GT_INLINED void gt_prefetch_coroutine(const gt_trio *trio, const gt_waiter *waiter)

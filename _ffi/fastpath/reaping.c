@@ -148,8 +148,13 @@ static Py_ssize_t collect(gt_proactor *proactor)
     for (int pass = 0; pass < MAX_PASSES; pass++) {
         uint32_t count = gt_ring_reap(proactor->ring, proactor->batch, proactor->batch_capacity);
         proactor->batch_size += count;
-        for (int64_t i = count > 2 ? -GT_AHEAD : 0; i < count; i++) {
-            gt_prefetch_completions(proactor, i, count);
+        const bool ahead = count > 2; /* else there is nothing to work on while a read is under way */
+        gt_coming coming;
+        if (ahead)
+            memset(&coming, 0, sizeof coming);
+        for (int64_t i = ahead ? -GT_AHEAD : 0; i < count; i++) {
+            if (ahead)
+                gt_prefetch_completions(&coming, proactor, i, count);
             if (i < 0)
                 continue;
             bool is_news = false;
