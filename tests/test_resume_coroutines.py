@@ -445,3 +445,23 @@ def test_a_call_inside_other_awaitables(resume_in_place: bool) -> None:
             assert scope.cancelled_caught
 
     run_with_pair(body, resume_in_place)
+
+
+def test_a_call_that_is_closed_before_it_waits(resume_in_place: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By code that runs on the way: whoever keeps the deadlines, or a finalizer.  The connection stays as it was."""
+
+    async def body(client: Connection, served: Connection) -> None:
+        call: Any = served.receive()
+
+        def close(connection: Connection, sending: bool, when: float, /) -> None:
+            call.close()
+
+        served.read_deadline = trio.current_time() + 60
+        monkeypatch.setattr(type(served), "_watch", close)
+        with pytest.raises(RuntimeError, match=r"^this receive\(\) or send\(\) was ended before it could wait$"):
+            await call
+        monkeypatch.undo()
+        await client.send(b"x")
+        assert await served.receive() == b"x"
+
+    run_with_pair(body, resume_in_place)

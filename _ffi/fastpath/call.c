@@ -193,6 +193,11 @@ static PySendResult park(gt_call *self, PyObject *task, bool cancelled, PyObject
      * that are parked, of which this is none yet: the row looks once more whether the call is refused. */
     if (self->kind->park && self->kind->park(self, cancelled) < 0)
         return PYGEN_ERROR;
+    if (self->state == GT_CALL_DONE) { /* the same code may have closed this very call */
+        self->kind->end(self);
+        PyErr_SetString(PyExc_RuntimeError, "this receive() or send() was ended before it could wait");
+        return PYGEN_ERROR;
+    }
     Py_XSETREF(self->waiter->task, Py_NewRef(task));
     self->waiter->frame = gt_frame_place();
     gt_proactor_begin_slice(self->proactor);
