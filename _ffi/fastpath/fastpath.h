@@ -215,7 +215,7 @@ struct gt_stream {
     gt_gather *gather;             /* its, or NULL */
     size_t receive_high, receive_low, send_high;
     double active_at;  /* on Trio's clock: when a byte was moved last, in either direction */
-    const void *given; /* where the bytes lay that were received last: only for a prefetch */
+    const void *given; /* where the bytes lay that receive() has returned last: only for a prefetch */
     size_t fill;       /* bytes that are waited for, and the high mark is no less than that; 0: none are */
     gt_inbound inbound;
     gt_outbound outbound;

@@ -6,14 +6,16 @@
  * batch says whose turns come, and to begin a read without waiting for it (prefetch) costs one instruction.  So both loops
  * over a batch, over its completions and over the tasks to be resumed, look some places ahead.  For the place that is
  * furthest off they begin with what they have the address of, and for each place nearer with what could be found there.
+ * (Slots are small, and are read at once.)
  *
  *     completions      4 ahead   the stream
  *                      3         its connection
- *                      2         the call that waits for what it receives
+ *                      2         the call that is in progress there
  *                      1         the waiter of the call
- *     tasks            3 ahead   the task, what it yields to Trio, and the frame that does so
- *                      2         the task's coroutine and context
- *                      1         what the stream sends from, and the bytes that were received last, which are dropped now
+ *     tasks            3 ahead   the task, what its call yields to Trio, and the frame that awaits the call
+ *                      2         the task's coroutine and context, and what a call that delivers needs for its callback
+ *                      1         the conn that the callback gets, what the stream sends from, and the bytes that receive()
+ *                                has returned last, which are dropped now
  *
  * Where a pointer is followed, the object is alive: a stream lives until its last completion is worked off, the list of
  * tasks owns its waiters, and everything else is reached by pointers that are kept true at all times.  The frame and the
@@ -33,19 +35,24 @@
 #define GT_LINE 64U
 #define GT_GC_HEAD 16U    /* bytes in front of an object that the garbage collector knows */
 #define GT_TASK_SIZE 160U /* bytes of Trio's Task */
+#define GT_CONN_SIZE 128U /* the same of a conn, as far as they are used for each message */
 /* Bytes of a coroutine of a few variables: from Python 3.11 on its frame is a part of it. */
 #define GT_COROUTINE_SIZE 256U
-#define GT_COROUTINE_HEAD 96U /* in front of the frame */
+#define GT_COROUTINE_HEAD 96U /* in front of the frame, with what the garbage collector has there */
 
+/* A line for each 64 bytes: the last bytes may lie in one more.  Of NULL nothing, which the processor would look for. */
 GT_INLINED void gt_prefetch(const void *place, size_t size)
 {
+    if (!place)
+        return;
     for (size_t at = 0; at < size; at += GT_LINE)
         __builtin_prefetch((const void *)((uintptr_t)place + at), 1);
 }
 
 GT_INLINED void gt_prefetch_object(const void *object, size_t size)
 {
-    gt_prefetch((const void *)((uintptr_t)object - GT_GC_HEAD), size + GT_GC_HEAD);
+    if (object)
+        gt_prefetch((const void *)((uintptr_t)object - GT_GC_HEAD), size + GT_GC_HEAD);
 }
 
 /* Where the frame lies that runs in this thread: only for a prefetch.  NULL where Python does not say. */
@@ -73,15 +80,16 @@ typedef struct {
 
 #define GT_COMING(coming, index) ((coming)->streams[(uint64_t)(index) % (GT_AHEAD * 2)])
 
-/* Only receives: what a send has used is there still, for it ends in the batch behind the one that has prepared it. */
+/* Only of a receive: a send mostly ends in the batch behind the one that has prepared it, and to look for its stream costs
+ * more than it saves. */
 GT_INLINED const gt_stream *gt_receiving_stream(const struct gt_ring *ring, const struct io_uring_cqe *cqe)
 {
     const struct gt_slot *slot = gt_key_tag(cqe->user_data) == GT_TAG_RECV ? gt_slot_find(ring, cqe->user_data) : NULL;
-    return slot && slot->kind == GT_SLOT_STREAM ? slot->owner : NULL;
+    return slot && slot->kind == GT_SLOT_STREAM && slot->in_flight > 0 ? slot->owner : NULL;
 }
 
-/* The call that waits for what a stream receives, or NULL. */
-GT_INLINED const gt_call *gt_waiting_call(const gt_stream *stream)
+/* The call in progress that is for what a stream receives, or NULL. */
+GT_INLINED const gt_call *gt_receiving_call(const gt_stream *stream)
 {
     return stream && stream->connection ? stream->connection->receiving.call : NULL;
 }
@@ -96,10 +104,10 @@ GT_INLINED void gt_prefetch_completions(gt_coming *coming, const gt_proactor *pr
     GT_COMING(coming, index + 4) = stream;
     if ((stream = GT_COMING(coming, index + 3)))
         gt_prefetch_object(stream->connection, offsetof(gt_connection, attributes));
-    const gt_call *call = gt_waiting_call(GT_COMING(coming, index + 2));
+    const gt_call *call = gt_receiving_call(GT_COMING(coming, index + 2));
     if (call)
         gt_prefetch_object(call, offsetof(gt_call, view));
-    if ((call = gt_waiting_call(GT_COMING(coming, index + 1))))
+    if ((call = gt_receiving_call(GT_COMING(coming, index + 1))))
         gt_prefetch_object(call->waiter, sizeof *call->waiter);
 }
 
@@ -119,7 +127,8 @@ GT_INLINED void gt_prefetch_task(const gt_waiter *waiter)
 {
     gt_prefetch_object(waiter->task, GT_TASK_SIZE);
     gt_prefetch(waiter->trap, 1);
-    gt_prefetch((const void *)((uintptr_t)waiter->frame - GT_COROUTINE_HEAD), GT_COROUTINE_SIZE);
+    if (waiter->frame)
+        gt_prefetch((const void *)((uintptr_t)waiter->frame - GT_COROUTINE_HEAD), GT_COROUTINE_SIZE);
 }
 
 GT_INLINED void gt_prefetch_coroutine(const gt_trio *trio, const gt_waiter *waiter)
@@ -130,6 +139,8 @@ GT_INLINED void gt_prefetch_coroutine(const gt_trio *trio, const gt_waiter *wait
     gt_prefetch_field(&trio->context, waiter->task, GT_LINE);
     gt_prefetch_field(&trio->schedule_points, waiter->task, 1);
     gt_prefetch_field(&trio->cancel_points, waiter->task, 1);
+    if (waiter->call && waiter->call->kind->delivers)
+        gt_prefetch(waiter->call->parts, GT_LINE);
 }
 
 GT_INLINED void gt_prefetch_bytes(const gt_waiter *waiter)
@@ -137,6 +148,8 @@ GT_INLINED void gt_prefetch_bytes(const gt_waiter *waiter)
     const gt_stream *stream = gt_stream_of_call(waiter->call);
     if (!stream)
         return;
+    if (waiter->call->kind->delivers && waiter->call->parts)
+        gt_prefetch_object(PyTuple_GET_ITEM(waiter->call->parts, 1), GT_CONN_SIZE);
     gt_prefetch(stream->given, 1);
     gt_prefetch(stream->outbound.segments, 1);
     gt_prefetch(stream->outbound.spare, 1);
