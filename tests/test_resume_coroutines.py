@@ -448,7 +448,7 @@ def test_a_call_inside_other_awaitables(resume_in_place: bool) -> None:
 
 
 def test_a_call_that_is_closed_before_it_waits(resume_in_place: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By code that runs on the way: whoever keeps the deadlines, or a finalizer.  The connection stays as it was."""
+    """By code that runs on the way: the keeper of deadlines, or a finalizer.  The connection stays as it was."""
 
     async def body(client: Connection, served: Connection) -> None:
         call: Any = served.receive()

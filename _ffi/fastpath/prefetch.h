@@ -40,7 +40,7 @@
 #define GT_COROUTINE_SIZE 256U
 #define GT_COROUTINE_HEAD 96U /* in front of the frame, with what the garbage collector has there */
 
-/* A line for each 64 bytes: the last bytes may lie in one more.  Of NULL nothing, which the processor would look for. */
+/* A line for each 64 bytes: the last bytes may lie in one more.  NULL is left out: the processor would look for it. */
 GT_INLINED void gt_prefetch(const void *place, size_t size)
 {
     if (!place)
