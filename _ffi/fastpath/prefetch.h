@@ -40,19 +40,23 @@
 #define GT_COROUTINE_SIZE 256U
 #define GT_COROUTINE_HEAD 96U /* in front of the frame, with what the garbage collector has there */
 
-/* A line for each 64 bytes: the last bytes may lie in one more.  NULL is left out: the processor would look for it. */
+/* A line for each 64 bytes: the last bytes may lie in one more.  Never of NULL, for which the processor would look. */
+GT_INLINED void gt_prefetch_at(uintptr_t place, size_t size)
+{
+    for (size_t at = 0; at < size; at += GT_LINE)
+        __builtin_prefetch((const void *)(place + at), 1);
+}
+
 GT_INLINED void gt_prefetch(const void *place, size_t size)
 {
-    if (!place)
-        return;
-    for (size_t at = 0; at < size; at += GT_LINE)
-        __builtin_prefetch((const void *)((uintptr_t)place + at), 1);
+    if (place)
+        gt_prefetch_at((uintptr_t)place, size);
 }
 
 GT_INLINED void gt_prefetch_object(const void *object, size_t size)
 {
     if (object)
-        gt_prefetch((const void *)((uintptr_t)object - GT_GC_HEAD), size + GT_GC_HEAD);
+        gt_prefetch_at((uintptr_t)object - GT_GC_HEAD, size + GT_GC_HEAD);
 }
 
 /* Where the frame lies that runs in this thread: only for a prefetch.  NULL where Python does not say. */
@@ -99,9 +103,10 @@ GT_INLINED const gt_call *gt_receiving_call(const gt_stream *stream)
 GT_INLINED void gt_prefetch_completions(gt_coming *coming, const gt_proactor *proactor, int64_t index, int64_t count)
 {
     const gt_stream *stream = NULL;
-    if (index + 4 < count && (stream = gt_receiving_stream(proactor->ring, &proactor->batch[index + 4])))
+    const int64_t furthest = index + GT_AHEAD;
+    if (furthest < count && (stream = gt_receiving_stream(proactor->ring, &proactor->batch[furthest])))
         gt_prefetch(stream, sizeof *stream);
-    GT_COMING(coming, index + 4) = stream;
+    GT_COMING(coming, furthest) = stream;
     if ((stream = GT_COMING(coming, index + 3)))
         gt_prefetch_object(stream->connection, offsetof(gt_connection, attributes));
     const gt_call *call = gt_receiving_call(GT_COMING(coming, index + 2));
@@ -128,7 +133,7 @@ GT_INLINED void gt_prefetch_task(const gt_waiter *waiter)
     gt_prefetch_object(waiter->task, GT_TASK_SIZE);
     gt_prefetch(waiter->trap, 1);
     if (waiter->frame)
-        gt_prefetch((const void *)((uintptr_t)waiter->frame - GT_COROUTINE_HEAD), GT_COROUTINE_SIZE);
+        gt_prefetch_at((uintptr_t)waiter->frame - GT_COROUTINE_HEAD, GT_COROUTINE_SIZE);
 }
 
 GT_INLINED void gt_prefetch_coroutine(const gt_trio *trio, const gt_waiter *waiter)
