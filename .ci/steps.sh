@@ -94,9 +94,12 @@ step_programs() {
     fi
 }
 
-# What the other steps find made, so that no two of them make it at once: the environment, the sdist and the wheel.
+# What the other steps find made, so that no two of them make it at once: the sdist, the wheel and the environment.
 step_setup() {
-    start setup sh -c "make everything && make dist/made"
+    start sdist make dist/source
+    finish
+    start environment make everything
+    start wheel make dist/made
     finish
     if [ ${#failed[@]} -ne 0 ]; then
         summary
