@@ -44,7 +44,7 @@ build_inputs := pyproject.toml setup.py $(c_sources)
 packaged := $(build_inputs) MANIFEST.in README.md LICENSE $(shell find gain_trio -name '*.py' -o -name '*.pyi' -o -name py.typed 2>/dev/null)
 packaged += $(wildcard CHANGELOG.md CONTRIBUTING.md SECURITY.md Makefile docs/*.md docs/*.rst docs/*/*.rst docs/*.py docs/*.svg docs/_static/* benchmarks/*.py tools/*.py tests/*.py tests/support/*.py examples/*.py examples/deployment/*)
 
-.PHONY: help demo check test half-ring half-trio half-trio-aside test-ring test-trio test-fast test-core test-scheduled features test-features test-pairs test-sockets test-in-tree soak fuzz
+.PHONY: help demo check test half-ring half-trio half-trio-aside test-ring test-trio test-fast test-scheduled features test-features test-pairs test-sockets test-in-tree soak fuzz
 .PHONY: lint format types lint-and-types docs pages analyse package package-pure sanitize everything
 .PHONY: trio-suite trio-suite-newest trio-suite-middle trio-suite-oldest trio-suite-poll trio-suite-epoll trio-suite-pieces
 .PHONY: other-suites bench clean FORCE
@@ -152,10 +152,6 @@ test-trio: $(VENV)/built-strict
 
 test-fast: $(VENV)/built-strict
 	$(on_the_ring) $(bin)/python $(pytest) -q -m 'not slow'
-
-# The tests of what every message passes through, which kernel features make a difference to.
-test-core: $(VENV)/built-strict
-	$(on_the_ring) $(bin)/python $(pytest) -m features
 
 # With every task that waits for a connection woken by Trio's scheduler and not in place; SCHEDULED chooses the tests.
 SCHEDULED ?= features

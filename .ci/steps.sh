@@ -53,6 +53,21 @@ finish() {
     started=()
 }
 
+# ended NAME: wait until this job has ended.  Whether it has passed.
+ended() {
+    while [ ! -e "$logs/$1.status" ] && [ -n "$(jobs -rp)" ]; do
+        wait -n || true
+    done
+    [ "$(cat "$logs/$1.status" 2>/dev/null)" = 0 ]
+}
+
+# Without what has failed here no other step can begin.
+give_up() {
+    finish
+    summary
+    exit 1
+}
+
 # skip NAME REASON
 skip() {
     printf '\n=== %s: skipped: %s\n' "$1" "$2"
@@ -94,17 +109,19 @@ step_programs() {
     fi
 }
 
-# What the other steps find made, so that no two of them make it at once: the sdist, the wheel and the environment.
-step_setup() {
+# What other steps find made, so that no two of them make it at once: the sdist, the environment and the wheel.
+step_sdist() {
     start sdist make dist/source
     finish
+    ended sdist || give_up
+}
+step_environment() {
     start environment make everything
+    ended environment || give_up
+}
+step_wheel() {
     start wheel make dist/made
-    finish
-    if [ ${#failed[@]} -ne 0 ]; then
-        summary
-        exit 1
-    fi
+    ended wheel || give_up
 }
 
 step_lint() { start lint make lint; }
@@ -127,7 +144,7 @@ run_steps() {
         done
     done
     # shellcheck disable=SC2086 # the names are words
-    if [ $# -gt 0 ]; then set -- setup "$@"; else set -- $all; fi
+    if [ $# -gt 0 ]; then set -- sdist environment wheel "$@"; else set -- $all; fi
     for each in "$@"; do
         "step_$each"
     done
