@@ -86,19 +86,6 @@ find_python() {
     done
 }
 
-# with_python VERSION SUITE: the tests with another interpreter than the main one, which the other steps run with.
-with_python() {
-    local version=$1 suite=$2 python
-    python=$(find_python "$version")
-    if [ "$version" = "$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" ]; then
-        return
-    elif [ -z "$python" ]; then
-        skip "python$version" "no such interpreter here"
-    else
-        start "python$version" make test-in-tree PYTHON="$python" SUITE="$suite"
-    fi
-}
-
 # The programs of others that the tests talk to.  Where they cannot be installed, those tests skip and say so.
 step_programs() {
     local packages="openssl curl socat netcat-openbsd ncat haproxy"
@@ -112,7 +99,7 @@ step_programs() {
 # What other steps find made, so that no two of them make it at once: the sdist, the environment and the wheel.
 step_sdist() {
     start sdist make dist/source
-    finish
+    finish # the programs of others, too, before the first test begins
     ended sdist || give_up
 }
 step_environment() {
