@@ -78,6 +78,7 @@ if sys.platform == "linux" and platform.python_implementation() == "CPython" and
                     "_ffi/fastpath/call.h",
                     "_ffi/fastpath/fastpath.h",
                     "_ffi/fastpath/field.h",
+                    "_ffi/fastpath/likelihood.h",
                     "_ffi/fastpath/prefetch.h",
                     "_ffi/fastpath/endpoint.h",
                     "_ffi/fastpath/tls.h",

@@ -65,7 +65,7 @@ int gt_call_raise_closed(const gt_call *self)
 gt_call *gt_call_new(const gt_kind *kind, gt_proactor *proactor, PyObject *owner)
 {
     gt_call *self;
-    if (free_count > 0) {
+    if (!GT_UNLIKELY(free_count == 0)) {
         self = free_list[--free_count];
         PyObject_Init((PyObject *)self, &gt_call_type);
     } else {
@@ -119,7 +119,7 @@ static void end(gt_call *self)
 }
 
 /* The same, with the exception that is set kept out of sight of the code that may run. */
-static void end_with_exception(gt_call *self)
+static GT_COLD void end_with_exception(gt_call *self)
 {
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
@@ -161,39 +161,39 @@ static void call_finalize(gt_call *self)
 
 static void call_dealloc(gt_call *self)
 {
-    if (self->state == GT_CALL_NEW && PyObject_CallFinalizerFromDealloc((PyObject *)self) < 0)
+    if (GT_UNLIKELY(self->state == GT_CALL_NEW) && PyObject_CallFinalizerFromDealloc((PyObject *)self) < 0)
         return; /* a hook for warnings has kept it */
     PyObject_GC_UnTrack(self);
     end(self);
     Py_CLEAR(self->owner);
-    if (free_count < FREE_LIST_SIZE && !self->is_finalized) /* Python finalizes an object once */
-        free_list[free_count++] = self;
-    else
+    if (GT_UNLIKELY(free_count == FREE_LIST_SIZE || self->is_finalized)) /* Python finalizes an object once */
         PyObject_GC_Del(self);
+    else
+        free_list[free_count++] = self;
 }
 
 /* --- driving --- */
 
 static PySendResult park(gt_call *self, PyObject *task, bool cancelled, PyObject **result)
 {
-    if (!task) { /* drive() looked for none, because a woken call of this kind always has its answer */
+    if (GT_UNLIKELY(!task)) { /* drive() looked for none, because a woken call of this kind always has its answer */
         PyErr_SetString(PyExc_SystemError, "a receive() or send() was woken without an answer");
         return PYGEN_ERROR;
     }
     if (!self->waiter) {
         gt_waiter *waiter = gt_waiter_take(self->proactor);
-        if (!waiter)
+        if (GT_UNLIKELY(!waiter))
             return PYGEN_ERROR;
         waiter->call = self;
         self->waiter = waiter;
     }
-    if (self->proactor->trio.parked != self->waiter)
+    if (GT_UNLIKELY(self->proactor->trio.parked != self->waiter))
         Py_XSETREF(self->proactor->trio.parked, (gt_waiter *)Py_NewRef(self->waiter));
     /* That may have run Python code, if only a garbage collection with its finalizers.  What closes the owner wakes the tasks
      * that are parked, of which this is none yet: the row looks once more whether the call is refused. */
-    if (self->kind->park && self->kind->park(self, cancelled) < 0)
+    if (GT_UNLIKELY(self->kind->park && self->kind->park(self, cancelled) < 0))
         return PYGEN_ERROR;
-    if (self->state == GT_CALL_DONE) { /* the same code may have closed this very call */
+    if (GT_UNLIKELY(self->state == GT_CALL_DONE)) { /* the same code may have closed this very call */
         self->kind->end(self);
         PyErr_SetString(PyExc_RuntimeError, "this receive() or send() was ended before it could wait");
         return PYGEN_ERROR;
@@ -209,32 +209,32 @@ static PySendResult park(gt_call *self, PyObject *task, bool cancelled, PyObject
 static PySendResult answer(gt_call *self, PyObject *task, PyObject **result)
 {
     int answered = self->kind->answer(self, result);
-    if (answered == 0)
+    if (GT_UNLIKELY(answered == 0))
         return park(self, task, false, result);
-    return answered > 0 ? PYGEN_RETURN : PYGEN_ERROR;
+    return GT_UNLIKELY(answered < 0) ? PYGEN_ERROR : PYGEN_RETURN;
 }
 
-static PySendResult start(gt_call *self, PyObject *task, PyObject **result)
+GT_INLINED PySendResult start(gt_call *self, PyObject *task, PyObject **result)
 {
     const gt_kind *kind = self->kind;
     gt_trio *trio = &self->proactor->trio;
-    if (kind->refuse && kind->refuse(self) < 0)
+    if (GT_UNLIKELY(kind->refuse && kind->refuse(self) < 0))
         return PYGEN_ERROR;
     if (kind->needs_satisfied && !kind->is_satisfied(self)) /* Trio looks for a cancellation when the task has parked */
         return park(self, task, false, result);
     int cancelled = gt_trio_cancel_is_pending(trio, task);
-    if (cancelled < 0)
+    if (GT_UNLIKELY(cancelled < 0))
         return PYGEN_ERROR;
-    if (cancelled) /* nothing has been done yet; parking lets Trio deliver it */
+    if (GT_UNLIKELY(cancelled)) /* nothing has been done yet; parking lets Trio deliver it */
         return park(self, task, true, result);
-    if (self->state == GT_CALL_NEW && kind->in_place &&
-        ((kind->moves_nothing && kind->moves_nothing(self)) || gt_proactor_turn_is_over(self->proactor))) {
+    if (GT_UNLIKELY(self->state == GT_CALL_NEW && kind->in_place &&
+                    ((kind->moves_nothing && kind->moves_nothing(self)) || gt_proactor_turn_is_over(self->proactor)))) {
         self->state = GT_CALL_YIELDED;
         *result = Py_NewRef(trio->checkpoint);
         return PYGEN_NEXT;
     }
     /* Counted first, because that can fail, and then no bytes may have been moved.  What steps a task counts that it parks. */
-    if ((kind->sends || kind->is_satisfied(self)) && gt_trio_count_cancel_point(trio, task) < 0)
+    if (GT_UNLIKELY((kind->sends || kind->is_satisfied(self)) && gt_trio_count_cancel_point(trio, task) < 0))
         return PYGEN_ERROR;
     return answer(self, task, result);
 }
@@ -242,7 +242,7 @@ static PySendResult start(gt_call *self, PyObject *task, PyObject **result)
 static PySendResult resume(gt_call *self, PyObject *task, PyObject *message, PyObject **result)
 {
     /* `woken` is one object for all wake-ups, and an Outcome can be unwrapped once. */
-    if (message != Py_None && message != self->proactor->trio.woken) {
+    if (GT_UNLIKELY(message != Py_None && message != self->proactor->trio.woken)) {
         PyObject *value = PyObject_CallMethod(message, "unwrap", NULL);
         if (!value)
             return PYGEN_ERROR;
@@ -319,37 +319,39 @@ static PySendResult deliver(gt_call *self, PyObject *task, PyObject **result)
 static PyObject *driving_task(const gt_call *self, const PyObject *message)
 {
     gt_proactor *proactor = self->proactor;
-    if (proactor->closed) { /* the run is over, and what it knew of tasks is gone */
+    if (GT_UNLIKELY(proactor->closed)) { /* the run is over, and what it knew of tasks is gone */
         PyErr_Format(proactor->closed_error, "this %s was closed at the end of its run", self->kind->owner);
         return NULL;
     }
     if (!gt_proactor_check_thread(proactor))
         return NULL;
-    if (self->state == GT_CALL_PARKED && message == Py_None &&
-        self->waiter->task) { /* waking takes the task from there */
+    if (GT_UNLIKELY(self->state == GT_CALL_PARKED && message == Py_None &&
+                    self->waiter->task)) { /* waking takes the task from there */
         PyErr_SetString(PyExc_RuntimeError, "this receive() or send() is being awaited by another task already");
         return NULL;
     }
     return gt_trio_current_task(&proactor->trio);
 }
 
+static GT_COLD PySendResult refuse_to_drive(const gt_call *self)
+{
+    PyErr_SetString(PyExc_RuntimeError, self->state == GT_CALL_DONE
+                                            ? "cannot reuse an awaited receive() or send(): call it again"
+                                            : "this wait is being awaited already");
+    return PYGEN_ERROR;
+}
+
 static PySendResult drive(PyObject *object, PyObject *message, PyObject **result)
 {
     gt_call *self = (gt_call *)object;
     *result = NULL;
-    if (self->state == GT_CALL_DONE) {
-        PyErr_SetString(PyExc_RuntimeError, "cannot reuse an awaited receive() or send(): call it again");
-        return PYGEN_ERROR;
-    }
-    if (self->state == GT_CALL_DELIVERS) {
-        PyErr_SetString(PyExc_RuntimeError, "this wait is being awaited already");
-        return PYGEN_ERROR;
-    }
+    if (GT_UNLIKELY(self->state == GT_CALL_DONE || self->state == GT_CALL_DELIVERS))
+        return refuse_to_drive(self);
     PyObject *task = NULL;
     if (self->state != GT_CALL_PARKED ||
         self->kind->in_place) { /* else this step is its last one, whatever became of the run */
         task = driving_task(self, message);
-        if (!task) {
+        if (GT_UNLIKELY(!task)) {
             if (self->state == GT_CALL_NEW) /* it was awaited, and fails before it begins */
                 end_with_exception(self);
             return PYGEN_ERROR;
@@ -360,7 +362,7 @@ static PySendResult drive(PyObject *object, PyObject *message, PyObject **result
         sent = deliver(self, task, result);
     if (sent == PYGEN_RETURN)
         end(self);
-    else if (sent == PYGEN_ERROR)
+    else if (GT_UNLIKELY(sent == PYGEN_ERROR))
         end_with_exception(self);
     return sent;
 }

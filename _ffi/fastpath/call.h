@@ -13,6 +13,7 @@
 
 #include "../awaitable.h"
 #include "../exceptions.h"
+#include "likelihood.h"
 
 #include <structmember.h>
 
@@ -48,6 +49,7 @@ struct gt_kind {
         needs_satisfied; /* has no answer, nor an error but for what `refuse` and `park` find, unless it is satisfied */
     bool delivers;       /* a number of bytes, up to a most, is for a callback, and the call begins anew behind that */
     bool of_connection;  /* its owner is a gt_connection */
+    bool watches_sends;  /* of a connection's receiving side: it may be satisfied by what has become of a send */
     bool excludes_sends; /* of a connection: what another task sends meanwhile would lie amidst this call's data */
     /* Before the call begins: -1 with an exception if it cannot.  NULL: it always can. */
     int (*refuse)(const gt_call *call);

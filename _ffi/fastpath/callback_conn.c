@@ -119,7 +119,7 @@ static int write_plainly(PyObject *self, PyObject *data)
     if (!value || !PyBytes_CheckExact(data) || PyBytes_GET_SIZE(data) == 0)
         return 0;
     const Py_ssize_t limit = PyLong_AsSsize_t(value);
-    if (limit == -1 && PyErr_Occurred()) {
+    if (GT_UNLIKELY(limit == -1) && PyErr_Occurred()) {
         PyErr_Clear();
         return 0;
     }
@@ -142,7 +142,8 @@ static PyObject *not_sent(PyObject *self, PyObject *data)
 static PyObject *conn_write(PyObject *self, PyObject *data)
 {
     PyObject *length = PyBytes_CheckExact(data) ? PyLong_FromSsize_t(PyBytes_GET_SIZE(data)) : NULL;
-    PyErr_Clear(); /* of the length */
+    if (!length)
+        PyErr_Clear();
     const int written = length ? write_plainly(self, data) : 0;
     if (written == 1)
         return length;

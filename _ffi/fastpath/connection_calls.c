@@ -4,7 +4,7 @@
  */
 #include "fastpath.h"
 
-static gt_call *new_call(gt_connection *self, enum gt_stream_call kind)
+GT_INLINED gt_call *new_call(gt_connection *self, enum gt_stream_call kind)
 {
     if (self->proactor)
         return gt_call_new(&gt_stream_kinds[kind], self->proactor, (PyObject *)self);

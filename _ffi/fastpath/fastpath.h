@@ -10,14 +10,15 @@
  * touch hangs on it, or is a buffer that the ring or the proactor has provided.  A gt_connection lives as long as the program
  * holds it.  Each points to the other without owning it, and whichever goes first clears the other's pointer.
  *
- * Files, from the bottom to the top: field.h reads Trio's objects, and task.c resumes a Trio task; worklists.c has the
- * proactor's lists; waiter.c has the parked tasks, and call.c is what `await` does; inbound.c and outbound.c are the two byte
- * queues, and bytes_buffers.c has buffers that need no copy; stream.c has the state of a connection, stream_prepare.c turns it
- * into SQEs, and stream_complete.c CQEs into state; deadline.c has a connection's deadlines, stream_calls.c its calls,
- * send_parts.c the data of a send, nowait.c the methods that never wait, connection_calls.c those that are awaited, closing.c
- * those that end it, connection.c the Python type; callback_conn.c is for callbacks, and tls_*.c (tls.h) are for TLS; poll.c
- * waits for readiness; reaping.c is the two phases of a tick, and prefetch.h has what it reads ahead of them; proactor.c ties
- * them together.  All this is mechanism; policy (what to do about an error, when to close) is Python's.
+ * Files, from the bottom to the top: likelihood.h has what the compiler knows of the usual message; field.h reads Trio's
+ * objects, and task.c resumes a Trio task; worklists.c has the proactor's lists; waiter.c has the parked tasks, and
+ * call.c is what `await` does; inbound.c and outbound.c are the two byte queues, and bytes_buffers.c has buffers that
+ * need no copy; stream.c has the state of a connection, stream_prepare.c turns it into SQEs, and stream_complete.c CQEs
+ * into state; deadline.c has a connection's deadlines, stream_calls.c its calls, send_parts.c the data of a send,
+ * nowait.c the methods that never wait, connection_calls.c those that are awaited, closing.c those that end it,
+ * connection.c the Python type; callback_conn.c is for callbacks, and tls_*.c (tls.h) are for TLS; poll.c waits for
+ * readiness; reaping.c is the two phases of a tick, and prefetch.h has what it reads ahead of them; proactor.c ties them
+ * together.  All this is mechanism; policy (what to do about an error, when to close) is Python's.
  *
  * All of it runs under the GIL, in the thread of the run.
  */
@@ -70,6 +71,11 @@ static inline size_t gt_inbound_head_size(const gt_inbound *queue)
 static inline size_t gt_inbound_size(const gt_inbound *queue)
 {
     return gt_inbound_head_size(queue) + queue->later_size;
+}
+/* What is behind the head moves up when that is taken, so a queue without a head has nothing. */
+static inline bool gt_inbound_is_empty(const gt_inbound *queue)
+{
+    return !queue->whole && queue->length == 0 && queue->lent_count == 0;
 }
 /* Both: 0, or -1 out of memory, no exception set. */
 int gt_inbound_append(gt_inbound *queue, const char *data, size_t length);
@@ -274,9 +280,10 @@ extern const gt_kind gt_stream_kinds[];
 
 /* --- send_parts.c: the data of a send --- */
 
-int gt_call_set_parts(gt_call *call, PyObject *parts); /* a list or tuple; -1: exception set */
-int gt_call_queue_parts(gt_call *call, bool all);      /* as much as the marks allow, or all; -1: exception set */
-bool gt_call_is_incomplete(const gt_call *call);       /* it has queued a part of its data, and not the rest */
+int gt_call_set_parts(gt_call *call, PyObject *parts);     /* a list or tuple; -1: exception set */
+int gt_call_queue_parts(gt_call *call, bool all);          /* as much as the marks allow, or all; -1: exception set */
+int gt_call_queue_small(gt_call *call, gt_stream *stream); /* the same of one bytes object that is to be copied */
+bool gt_call_is_incomplete(const gt_call *call);           /* it has queued a part of its data, and not the rest */
 bool gt_connection_open_stream(gt_connection *connection, gt_stream **stream); /* false: exception set */
 
 /* --- connection.c --- */
@@ -420,6 +427,7 @@ typedef struct {
     PyObject *current_time;       /* (): of the run's clock */
     gt_field coro, context, abort_func, custom_sleep_data, next_send_fn, cancel_points, schedule_points, cancel_status;
     gt_field effectively_cancelled;
+    PyObject *laid_out; /* borrowed: task_type if all of these lie at offsets, else NULL; then no step is made here */
     gt_field ki_pending, autojump_threshold, deadline_heap; /* of the runner; the last one of its deadlines */
     PyObject *run_queue, *waiting_for_idle, *deadlines, *infinity;
     bool may_linger;
@@ -429,6 +437,11 @@ typedef struct {
     bool bound;
 } gt_trio;
 
+/* Whether the fields of a task, and of its cancel status, are read and written where they lie. */
+static inline bool gt_trio_knows_layout(const gt_trio *trio, PyObject *task)
+{
+    return (PyObject *)Py_TYPE(task) == trio->laid_out;
+}
 int gt_trio_bind(gt_trio *trio, PyObject *seam); /* takes what it needs from the attributes of `seam` */
 void gt_trio_unbind(gt_trio *trio);              /* lets go of the run */
 void gt_trio_free(gt_trio *trio);
@@ -514,7 +527,7 @@ static inline bool gt_proactor_is_in_thread(const gt_proactor *proactor)
 bool gt_proactor_refuse_thread(const gt_proactor *proactor); /* false, exception set */
 static inline bool gt_proactor_check_thread(const gt_proactor *proactor)
 {
-    return gt_proactor_is_in_thread(proactor) || gt_proactor_refuse_thread(proactor);
+    return !GT_UNLIKELY(!gt_proactor_is_in_thread(proactor)) || gt_proactor_refuse_thread(proactor);
 }
 int gt_proactor_look_at_clock(gt_proactor *proactor); /* sets `now`; -1: exception set */
 int64_t gt_monotonic_ns(void);
@@ -529,7 +542,7 @@ static inline void gt_proactor_begin_slice(gt_proactor *proactor)
 /* Before a call answers from memory: whether other tasks are to have a turn first, which begins a new one. */
 static inline bool gt_proactor_turn_is_over(gt_proactor *proactor)
 {
-    return --proactor->answers_left == 0 && gt_proactor_check_slice(proactor);
+    return GT_UNLIKELY(--proactor->answers_left == 0) && gt_proactor_check_slice(proactor);
 }
 int gt_proactor_wake(gt_proactor *proactor, PyObject *task, PyObject *abort, bool in_place);
 

@@ -1,10 +1,12 @@
 /* field.h: attributes of Trio's classes, read and written where they lie.
  *
  * Trio's Task and CancelStatus are attrs classes with __slots__, so their fields lie at fixed offsets, which are looked up
- * once per run.  Where an attribute should not be such a slot, it is read by name.
+ * once per run.  Where an attribute should not be such a slot, it is read by name, and Trio's loop makes the steps of tasks.
  */
 #ifndef GAIN_TRIO_FIELD_H
 #define GAIN_TRIO_FIELD_H
+
+#include "likelihood.h"
 
 #include <Python.h>
 
@@ -71,6 +73,12 @@ static inline int gt_field_set(const gt_field *field, PyObject *object, PyObject
     return 0;
 }
 
+/* Where the field lies in an object of the type that it was resolved for.  It has an offset: who calls this has looked. */
+static inline PyObject **gt_field_place(const gt_field *field, PyObject *object)
+{
+    return (PyObject **)((char *)object + field->offset);
+}
+
 /* 1 when the field is `expected`, 0 when not, -1 on error */
 static inline int gt_field_is(const gt_field *field, PyObject *object, PyObject *expected)
 {
@@ -85,15 +93,14 @@ static inline int gt_field_is(const gt_field *field, PyObject *object, PyObject 
     return same;
 }
 
-/* Where the field lies at its offset and holds the one reference to its int, no other code can see that object, and none
- * can notice that it changes: so the digit is counted up, and no new int is made for every step of a task.  An int of more
- * than one digit, a small one (which Python itself holds) and one that is being looked at are left alone; so are all of them
- * where the layout of an int is not known, or the count of references is split. */
-static inline bool gt_field_increment_in_place(const gt_field *field, PyObject *object)
+/* Where a field holds the one reference to its int, no other code can see that object, and none can notice that it changes: so
+ * the digit is counted up, and no new int is made for every step of a task.  An int of more than one digit, a small one (which
+ * Python itself holds) and one that is being looked at are left alone; so are all of them where the layout of an int is not
+ * known, or the count of references is split. */
+static inline bool gt_increment_in_place(PyObject *value)
 {
 #if PY_VERSION_HEX < 0x030f0000 && !defined(Py_GIL_DISABLED)
-    PyObject *value = gt_field_peek(field, object);
-    if (!value || Py_REFCNT(value) != 1 || !PyLong_CheckExact(value))
+    if (GT_UNLIKELY(!value || Py_REFCNT(value) != 1 || !PyLong_CheckExact(value)))
         return false;
 #if PY_VERSION_HEX >= 0x030c0000
     _PyLongValue *number = &((PyLongObject *)value)->long_value;
@@ -102,20 +109,20 @@ static inline bool gt_field_increment_in_place(const gt_field *field, PyObject *
     PyLongObject *number = (PyLongObject *)value;
     const bool has_one_digit = Py_SIZE(value) == 1;
 #endif
-    if (!has_one_digit || number->ob_digit[0] >= PyLong_MASK)
+    if (GT_UNLIKELY(!has_one_digit || number->ob_digit[0] >= PyLong_MASK))
         return false;
     number->ob_digit[0]++;
     return true;
 #else
-    (void)field;
-    (void)object;
+    (void)value;
     return false;
 #endif
 }
 
+/* -1: exception set. */
 static inline int gt_field_increment(const gt_field *field, PyObject *object)
 {
-    if (gt_field_increment_in_place(field, object))
+    if (!GT_UNLIKELY(!gt_increment_in_place(gt_field_peek(field, object))))
         return 0;
     PyObject *value = gt_field_get(field, object);
     if (!value)

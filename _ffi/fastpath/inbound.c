@@ -248,7 +248,7 @@ static const char *front(const gt_inbound *queue)
 int gt_inbound_append_object(gt_inbound *queue, PyObject *chunk)
 {
     int result = queue->lent_count > 0 ? gt_inbound_settle(queue) : 0;
-    if (result == 0 && gt_inbound_size(queue) == 0) {
+    if (result == 0 && gt_inbound_is_empty(queue)) {
         queue->whole = chunk;
         return 0;
     }
@@ -270,7 +270,7 @@ int gt_inbound_append(gt_inbound *queue, const char *data, size_t length)
 {
     if (queue->lent_count > 0 && gt_inbound_settle(queue) < 0)
         return -1;
-    if (gt_inbound_size(queue) > 0 && length < LARGE && !ends_large(queue)) {
+    if (!gt_inbound_is_empty(queue) && length < LARGE && !ends_large(queue)) {
         if (flatten(queue, length) < 0)
             return -1;
         append_flat(queue, data, length);

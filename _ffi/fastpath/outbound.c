@@ -18,7 +18,7 @@ static gt_segment *last_segment(const gt_outbound *queue)
 
 static gt_segment *push_segment(gt_outbound *queue)
 {
-    if (queue->count == queue->capacity) {
+    if (GT_UNLIKELY(queue->count == queue->capacity)) {
         uint32_t capacity = queue->capacity ? queue->capacity * 2 : 2;
         gt_segment *segments = PyMem_Malloc(capacity * sizeof *segments);
         if (!segments)
@@ -32,7 +32,7 @@ static gt_segment *push_segment(gt_outbound *queue)
     }
     queue->count++;
     gt_segment *segment = last_segment(queue);
-    memset(segment, 0, sizeof *segment);
+    *segment = (gt_segment){NULL, NULL, 0, 0};
     return segment;
 }
 
@@ -67,7 +67,8 @@ int gt_outbound_copy(gt_outbound *queue, const char *data, size_t length, uint32
         queue->spare = NULL;
         queue->spare_capacity = 0;
     }
-    if (segment->length + length > segment->capacity && grow_segment(segment, segment->length + length) < 0) {
+    if (GT_UNLIKELY(segment->length + length > segment->capacity) &&
+        grow_segment(segment, segment->length + length) < 0) {
         if (pushed) {
             PyMem_Free(segment->data);
             queue->count--;

@@ -30,8 +30,6 @@
 
 #include "fastpath.h"
 
-#define GT_INLINED static inline __attribute__((always_inline))
-
 #define GT_LINE 64U
 #define GT_GC_HEAD 16U    /* bytes in front of an object that the garbage collector knows */
 #define GT_TASK_SIZE 160U /* bytes of Trio's Task */
@@ -77,12 +75,10 @@ GT_INLINED const void *gt_frame_place(void)
 
 #define GT_AHEAD 4
 
-/* The streams of the completions that come next, each at its index modulo the size, which is a power of two; NULL: none. */
+/* The streams of the completions that come next, NULL for those of another kind. */
 typedef struct {
-    const gt_stream *streams[GT_AHEAD * 2];
+    const gt_stream *first, *second, *third;
 } gt_coming;
-
-#define GT_COMING(coming, index) ((coming)->streams[(uint64_t)(index) % (GT_AHEAD * 2)])
 
 /* Only of a receive: a send mostly ends in the batch behind the one that has prepared it, and to look for its stream costs
  * more than it saves. */
@@ -102,18 +98,17 @@ GT_INLINED const gt_call *gt_receiving_call(const gt_stream *stream)
  * reads for the first few are under way together, too. */
 GT_INLINED void gt_prefetch_completions(gt_coming *coming, const gt_proactor *proactor, int64_t index, int64_t count)
 {
-    const gt_stream *stream = NULL;
-    const int64_t furthest = index + GT_AHEAD;
-    if (furthest < count && (stream = gt_receiving_stream(proactor->ring, &proactor->batch[furthest])))
-        gt_prefetch(stream, sizeof *stream);
-    GT_COMING(coming, furthest) = stream;
-    if ((stream = GT_COMING(coming, index + 3)))
-        gt_prefetch_object(stream->connection, offsetof(gt_connection, attributes));
-    const gt_call *call = gt_receiving_call(GT_COMING(coming, index + 2));
+    const gt_call *call = gt_receiving_call(coming->first);
     if (call)
-        gt_prefetch_object(call, offsetof(gt_call, view));
-    if ((call = gt_receiving_call(GT_COMING(coming, index + 1))))
         gt_prefetch_object(call->waiter, sizeof *call->waiter);
+    if ((call = gt_receiving_call(coming->second)))
+        gt_prefetch_object(call, offsetof(gt_call, view));
+    if (coming->third)
+        gt_prefetch_object(coming->third->connection, offsetof(gt_connection, attributes));
+    const int64_t fourth = index + GT_AHEAD;
+    const gt_stream *stream = fourth < count ? gt_receiving_stream(proactor->ring, &proactor->batch[fourth]) : NULL;
+    gt_prefetch(stream, sizeof *stream);
+    *coming = (gt_coming){.first = coming->second, .second = coming->third, .third = stream};
 }
 
 /* --- tasks --- */
@@ -125,7 +120,7 @@ GT_INLINED const gt_stream *gt_stream_of_call(const gt_call *call)
 
 GT_INLINED void gt_prefetch_field(const gt_field *field, PyObject *object, size_t size)
 {
-    gt_prefetch_object(gt_field_peek(field, object), size);
+    gt_prefetch_object(*gt_field_place(field, object), size);
 }
 
 GT_INLINED void gt_prefetch_task(const gt_waiter *waiter)
@@ -138,7 +133,7 @@ GT_INLINED void gt_prefetch_task(const gt_waiter *waiter)
 
 GT_INLINED void gt_prefetch_coroutine(const gt_trio *trio, const gt_waiter *waiter)
 {
-    if (!waiter->task)
+    if (!waiter->task || !gt_trio_knows_layout(trio, waiter->task))
         return;
     gt_prefetch_field(&trio->coro, waiter->task, GT_COROUTINE_SIZE);
     gt_prefetch_field(&trio->context, waiter->task, GT_LINE);

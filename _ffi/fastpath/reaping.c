@@ -68,7 +68,7 @@ bool gt_proactor_check_open(const gt_proactor *proactor)
 
 /* --- reaping --- */
 
-static void recycle_stale(gt_proactor *proactor, const struct io_uring_cqe *cqe)
+static GT_COLD void recycle_stale(gt_proactor *proactor, const struct io_uring_cqe *cqe)
 {
     if (gt_key_tag(cqe->user_data) != GT_TAG_DATAGRAM) {
         if (proactor->bytes_buffers.buffers.entries)
@@ -96,12 +96,37 @@ static PyObject *make_completion(const struct io_uring_cqe *cqe, bool is_descrip
     return completion;
 }
 
+/* What a single operation has come to is for its owner, or for Python. */
+static int collect_operation(gt_proactor *proactor, const struct io_uring_cqe *cqe, const struct gt_slot *slot,
+                             bool *news)
+{
+    if (gt_key_tag(cqe->user_data) != GT_TAG_MAIN)
+        return 0;
+    if (slot->abandoned) {
+        gt_completion_discard(slot, cqe);
+        if (cqe->flags & IORING_CQE_F_BUFFER)
+            gt_buffers_recycle(&proactor->ring->buffers, cqe);
+        return 0;
+    }
+    if (slot->owner) {
+        *news |= gt_poll_complete(slot->owner, cqe);
+        return 0;
+    }
+    *news = true;
+    PyObject *completion = make_completion(cqe, slot->yields_descriptor && cqe->res >= 0);
+    int result = completion ? PyList_Append(proactor->completions, completion) : -1;
+    Py_XDECREF(completion);
+    if (result < 0)
+        gt_completion_discard(slot, cqe);
+    return result;
+}
+
 static int collect_one(gt_proactor *proactor, const struct io_uring_cqe *cqe, bool *news)
 {
     struct gt_slot slot;
-    if (gt_completion_is_nobodys(cqe))
+    if (GT_UNLIKELY(gt_completion_is_nobodys(cqe)))
         return 0;
-    if (!gt_slot_complete(proactor->ring, cqe, &slot)) {
+    if (GT_UNLIKELY(!gt_slot_complete(proactor->ring, cqe, &slot))) {
         if (cqe->flags & IORING_CQE_F_BUFFER) /* stale, but its buffer is real */
             recycle_stale(proactor, cqe);
         return 0;
@@ -114,25 +139,7 @@ static int collect_one(gt_proactor *proactor, const struct io_uring_cqe *cqe, bo
         *news |= gt_socket_complete(slot.owner, cqe);
         return 0;
     }
-    if (gt_key_tag(cqe->user_data) != GT_TAG_MAIN)
-        return 0;
-    if (slot.abandoned) {
-        gt_completion_discard(&slot, cqe);
-        if (cqe->flags & IORING_CQE_F_BUFFER)
-            gt_buffers_recycle(&proactor->ring->buffers, cqe);
-        return 0;
-    }
-    if (slot.owner) {
-        *news |= gt_poll_complete(slot.owner, cqe);
-        return 0;
-    }
-    *news = true;
-    PyObject *completion = make_completion(cqe, slot.yields_descriptor && cqe->res >= 0);
-    int result = completion ? PyList_Append(proactor->completions, completion) : -1;
-    Py_XDECREF(completion);
-    if (result < 0)
-        gt_completion_discard(&slot, cqe);
-    return result;
+    return collect_operation(proactor, cqe, &slot, news);
 }
 
 /* Bring the state up to date.  How many completions were news, -1 on error (all of the batch is accounted for even then). */
@@ -149,16 +156,14 @@ static Py_ssize_t collect(gt_proactor *proactor)
         uint32_t count = gt_ring_reap(proactor->ring, proactor->batch, proactor->batch_capacity);
         proactor->batch_size += count;
         const bool ahead = count > 2; /* else there is nothing to work on while a read is under way */
-        gt_coming coming;
-        if (ahead)
-            memset(&coming, 0, sizeof coming);
+        gt_coming coming = {NULL, NULL, NULL};
         for (int64_t i = ahead ? -GT_AHEAD : 0; i < count; i++) {
             if (ahead)
                 gt_prefetch_completions(&coming, proactor, i, count);
             if (i < 0)
                 continue;
             bool is_news = false;
-            if (collect_one(proactor, &proactor->batch[i], &is_news) < 0) {
+            if (GT_UNLIKELY(collect_one(proactor, &proactor->batch[i], &is_news) < 0)) {
                 Py_CLEAR(type);
                 Py_CLEAR(value);
                 Py_CLEAR(traceback);
@@ -218,7 +223,7 @@ static int resume_ready(gt_proactor *self)
     gt_prefetch_first_steps(self);
     for (;;) {
         /* A handler may have forked, as may a task, and this may be the child. */
-        if (PyErr_CheckSignals() < 0 || !gt_proactor_check_thread(self))
+        if (GT_UNLIKELY(PyErr_CheckSignals() < 0 || !gt_proactor_check_thread(self)))
             return -1;
         gt_waiter *waiter = gt_proactor_pop_ready(self);
         if (!waiter)
@@ -226,7 +231,7 @@ static int resume_ready(gt_proactor *self)
         gt_prefetch_steps(self);
         int result = gt_waiter_resume(waiter);
         Py_DECREF(waiter);
-        if (result < 0)
+        if (GT_UNLIKELY(result < 0))
             return -1;
     }
 }

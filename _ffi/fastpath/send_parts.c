@@ -113,6 +113,18 @@ int gt_call_queue_parts(gt_call *self, bool all)
     return more < 0 ? -1 : 0;
 }
 
+int gt_call_queue_small(gt_call *self, gt_stream *stream)
+{
+    if (GT_UNLIKELY(
+            gt_outbound_copy(&stream->outbound, PyBytes_AS_STRING(self->data), self->length, stream->send_in_flight))) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    self->offset = self->length;
+    gt_stream_want(stream);
+    return 0;
+}
+
 /* Has the call queued a part of its data, and not the rest? */
 bool gt_call_is_incomplete(const gt_call *self)
 {

@@ -220,6 +220,8 @@ static bool is_short(const gt_stream *stream, size_t size)
 
 void gt_stream_consumed(gt_stream *stream)
 {
+    if (stream->receive.armed && !stream->receive_paused) /* the usual case */
+        return;
     size_t size = gt_inbound_size(&stream->inbound);
     if (stream->receive_paused ? size <= stream->receive_low || size < stream->fill : is_short(stream, size))
         go_on(stream);

@@ -49,7 +49,7 @@ static gt_direction *direction_of(const gt_call *self)
     return self->kind->sends ? &connection->sending : &connection->receiving;
 }
 
-static int raise_broken(const gt_call *self, int error)
+static GT_COLD int raise_broken(const gt_call *self, int error)
 {
     gt_raise_broken(self->proactor, error);
     return -1;
@@ -62,7 +62,7 @@ static bool is_refused(const gt_call *self)
 }
 
 /* What a call of a connection that is closed raises.  Returns -1. */
-static int raise_closed(const gt_connection *connection)
+static GT_COLD int raise_closed(const gt_connection *connection)
 {
     const char *detached = "this connection was detached: use what detach() or start_tls() has returned";
     PyErr_SetString(connection->proactor->closed_error, connection->detached ? detached : "this connection was closed");
@@ -72,19 +72,26 @@ static int raise_closed(const gt_connection *connection)
 /* NULL with an exception when the connection is closed. */
 static gt_stream *stream_to_receive(const gt_call *self)
 {
-    if (!is_refused(self))
-        return connection_of(self)->stream;
-    raise_closed(connection_of(self));
-    return NULL;
+    if (GT_UNLIKELY(is_refused(self))) {
+        raise_closed(connection_of(self));
+        return NULL;
+    }
+    return connection_of(self)->stream;
 }
 
-/* The same, and when nothing can be sent any more. */
+/* The stream breaks off in what was sent last, or it can send nothing any more.  Returns -1. */
+static int raise_unsendable(const gt_call *self, const gt_stream *stream)
+{
+    return raise_broken(self, stream->send_error ? stream->send_error : ECANCELED);
+}
+
+/* The same as stream_to_receive(), and NULL when nothing can be sent any more. */
 static gt_stream *stream_to_send(const gt_call *self)
 {
     gt_stream *stream = stream_to_receive(self);
     if (!stream || (!stream->send_error && !stream->send_incomplete))
         return stream;
-    raise_broken(self, stream->send_error ? stream->send_error : ECANCELED);
+    raise_unsendable(self, stream);
     return NULL;
 }
 
@@ -109,13 +116,13 @@ bool gt_connection_open_stream(gt_connection *self, gt_stream **stream)
 static bool has_received(const gt_call *self)
 {
     const gt_stream *stream = connection_of(self)->stream;
-    return !stream || gt_inbound_size(&stream->inbound) > 0 || stream->receive_error || stream->end_of_stream;
+    return !stream || !gt_inbound_is_empty(&stream->inbound) || stream->receive_error || stream->end_of_stream;
 }
 
 static bool is_at_end(const gt_call *self)
 {
     const gt_stream *stream = connection_of(self)->stream;
-    return stream && stream->end_reported && gt_inbound_size(&stream->inbound) == 0;
+    return stream && stream->end_reported && gt_inbound_is_empty(&stream->inbound);
 }
 
 /* 1 at the end of the stream, 0 when more may come, -1 with the connection's error. */
@@ -132,7 +139,7 @@ static int answer_receive(gt_call *self, PyObject **result)
     gt_stream *stream = stream_to_receive(self);
     if (!stream)
         return -1;
-    if (gt_inbound_size(&stream->inbound) > 0) {
+    if (!gt_inbound_is_empty(&stream->inbound)) {
         *result = gt_inbound_take_piece(&stream->inbound, self->max);
         stream->given = *result;
         gt_stream_consumed(stream);
@@ -149,7 +156,7 @@ static int answer_arrival(gt_call *self, PyObject **result)
     gt_stream *stream = stream_to_receive(self);
     if (!stream)
         return -1;
-    const bool some = gt_inbound_size(&stream->inbound) > 0;
+    const bool some = !gt_inbound_is_empty(&stream->inbound);
     const int ended = some ? 1 : nothing_more(self, stream);
     if (ended > 0)
         *result = PyBool_FromLong(some);
@@ -283,8 +290,9 @@ static bool has_failed(gt_stream *stream)
 static bool has_answer(const gt_call *self)
 {
     const gt_stream *stream = connection_of(self)->stream;
-    return !stream || has_changed(self, stream) || count_unseen(stream) > 0 || stream->receive_error ||
-           stream->send_error || stream->end_of_stream || is_newly_full(stream) || may_have_failed(self, stream);
+    const bool has_unseen = stream && stream->unseen > 0 && !gt_inbound_is_empty(&stream->inbound);
+    return !stream || has_unseen || has_changed(self, stream) || stream->receive_error || stream->send_error ||
+           stream->end_of_stream || is_newly_full(stream) || may_have_failed(self, stream);
 }
 
 static bool changes_no_more(const gt_call *self)
@@ -325,6 +333,12 @@ static int answer_change(gt_call *self, PyObject **result)
 
 /* --- sending --- */
 
+static GT_COLD int raise_ended(const gt_call *self)
+{
+    PyErr_SetString(self->proactor->closed_error, "send_eof() was called on this connection");
+    return -1;
+}
+
 static int answer_send(gt_call *self, PyObject **result)
 {
     gt_stream *stream = stream_to_receive(self);
@@ -333,17 +347,17 @@ static int answer_send(gt_call *self, PyObject **result)
     bool ended = connection_of(self)->send_eof;
     if (self->length > 0 && !ended && !stream->send_incomplete)
         gt_stream_check_sending(stream);
-    if (!stream_to_send(self))
-        return -1;
-    if (ended) {
-        PyErr_SetString(self->proactor->closed_error, "send_eof() was called on this connection");
-        return -1;
-    }
-    if (self->before + self->offset == 0 && stream->outbound.size >= stream->send_high)
+    if (GT_UNLIKELY(stream->send_error || stream->send_incomplete))
+        return raise_unsendable(self, stream);
+    if (GT_UNLIKELY(ended))
+        return raise_ended(self);
+    if (GT_UNLIKELY(self->before + self->offset == 0 && stream->outbound.size >= stream->send_high))
         return 0; /* so that sends that are cancelled over and over do not fill the memory */
-    if (gt_call_queue_parts(self, false) < 0)
+    const bool is_small =
+        self->data && !self->parts && self->length < GT_REFERENCE && self->length > 0 && self->offset == 0;
+    if (GT_UNLIKELY((is_small ? gt_call_queue_small(self, stream) : gt_call_queue_parts(self, false)) < 0))
         return -1;
-    if (self->before + self->offset < self->length || stream->outbound.size >= stream->send_high)
+    if (GT_UNLIKELY(self->before + self->offset < self->length || stream->outbound.size >= stream->send_high))
         return 0;
     *result = Py_NewRef(Py_None);
     return 1;
@@ -387,20 +401,26 @@ static int answer_none(gt_call *self, PyObject **result)
 
 /* --- all of them --- */
 
-static int refuse(const gt_call *self)
+static GT_COLD int raise_busy(const gt_call *self)
 {
-    const gt_connection *connection = connection_of(self);
-    if (connection->closed) /* a call in progress has been refused, and is over but for its task's next step */
-        return self->kind->keeps_deadline ? raise_closed(connection) : 0;
-    if (!direction_of(self)->call && !(connection->send_held && self->kind->sends))
-        return 0;
     PyErr_Format(self->proactor->busy_error, "another task is already %s on this connection",
                  self->kind->sends ? "sending" : "receiving");
     return -1;
 }
 
+static int refuse(const gt_call *self)
+{
+    const gt_connection *connection = connection_of(self);
+    if (GT_UNLIKELY(
+            connection->closed)) /* a call in progress has been refused, and is over but for its task's next step */
+        return self->kind->keeps_deadline ? raise_closed(connection) : 0;
+    if (GT_UNLIKELY(direction_of(self)->call || (connection->send_held && self->kind->sends)))
+        return raise_busy(self);
+    return 0;
+}
+
 /* Its deadline has passed.  The connection stays good: the rest of a send that was begun is queued, and will be sent. */
-static int raise_late(gt_call *self)
+static GT_COLD int raise_late(gt_call *self)
 {
     if (gt_call_is_incomplete(self) && gt_call_queue_parts(self, true) < 0)
         return -1;
@@ -413,11 +433,11 @@ static int park(gt_call *self, bool Py_UNUSED(cancelled))
 {
     gt_connection *connection = connection_of(self);
     gt_direction *direction = direction_of(self);
-    if (direction->late && self->state == GT_CALL_PARKED)
+    if (GT_UNLIKELY(direction->late) && self->state == GT_CALL_PARKED)
         return raise_late(self);
-    if (self->kind->keeps_deadline && gt_connection_watch(connection, direction) < 0)
+    if (GT_UNLIKELY(self->kind->keeps_deadline && gt_connection_watch(connection, direction) < 0))
         return -1;
-    if (is_refused(self))
+    if (GT_UNLIKELY(is_refused(self)))
         return raise_closed(connection);
     direction->call = self;
     direction->late = false;
@@ -435,7 +455,7 @@ static void end(gt_call *self)
         if (self->kind->ask && stream)
             self->kind->ask(stream, self, false);
     }
-    if (stream && gt_call_is_incomplete(self))
+    if (GT_UNLIKELY(gt_call_is_incomplete(self)) && stream)
         stream->send_incomplete = true;
 }
 
@@ -449,8 +469,8 @@ const gt_kind gt_stream_kinds[] = {
     [GT_RECEIVE_INTO] = {RECEIVING("receive_into"), .needs_satisfied = true, .is_satisfied = has_received, .answer = answer_receive_into, .moves_nothing = is_at_end},
     [GT_FILL] = {RECEIVING("_fill"), .needs_satisfied = true, .is_satisfied = is_filled, .answer = answer_fill, .moves_nothing = fill_moves_nothing, .ask = ask_fill},
     [GT_ARRIVAL] = {RECEIVING("receive"), .needs_satisfied = true, .is_satisfied = has_received, .answer = answer_arrival, .moves_nothing = is_at_end},
-    [GT_CHANGE] = {RECEIVING("_wait_change"), .needs_satisfied = true, .is_satisfied = has_answer, .answer = answer_change, .moves_nothing = changes_no_more, .ask = ask_look_ahead},
-    [GT_DELIVER] = {RECEIVING("_deliver"), .needs_satisfied = true, .delivers = true, .is_satisfied = has_answer, .answer = answer_change, .moves_nothing = changes_no_more, .ask = ask_look_ahead},
+    [GT_CHANGE] = {RECEIVING("_wait_change"), .needs_satisfied = true, .watches_sends = true, .is_satisfied = has_answer, .answer = answer_change, .moves_nothing = changes_no_more, .ask = ask_look_ahead},
+    [GT_DELIVER] = {RECEIVING("_deliver"), .needs_satisfied = true, .watches_sends = true, .delivers = true, .is_satisfied = has_answer, .answer = answer_change, .moves_nothing = changes_no_more, .ask = ask_look_ahead},
     [GT_DETACH] = {RECEIVING("_detach"), .is_satisfied = is_idle, .answer = answer_detach, .ask = ask_suspend},
     [GT_SEND] = {SENDING("send"), .is_satisfied = is_writable, .answer = answer_send, .moves_nothing = sends_nothing, .excludes_sends = true},
     [GT_FLUSH] = {SENDING("flush"), .is_satisfied = is_flushed, .answer = answer_none},

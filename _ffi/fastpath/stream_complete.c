@@ -25,6 +25,14 @@ bool gt_stream_wake_receiver(const gt_stream *stream)
     return stream->connection && wake_satisfied(stream->connection->receiving.call);
 }
 
+/* The same of a call that looks at both directions: what a send changes is nothing to any other. */
+static void wake_watcher(const gt_stream *stream)
+{
+    gt_call *call = stream->connection ? stream->connection->receiving.call : NULL;
+    if (call && call->kind->watches_sends)
+        wake_satisfied(call);
+}
+
 static bool wake_sender(const gt_stream *stream)
 {
     return stream->connection && wake_satisfied(stream->connection->sending.call);
@@ -103,7 +111,7 @@ static int queue_received(gt_stream *stream, const struct io_uring_cqe *cqe)
         return queue_in_bytes_buffer(stream, cqe);
     gt_inbound *queue = &stream->inbound;
     struct gt_ring *ring = stream->proactor->ring;
-    const bool begins = stream->lends && cqe->res >= (int)GT_LENT_LEAST && gt_inbound_size(queue) == 0 &&
+    const bool begins = stream->lends && cqe->res >= (int)GT_LENT_LEAST && gt_inbound_is_empty(queue) &&
                         stream->connection && gt_direction_waits(&stream->connection->receiving);
     if (!begins && (queue->lent_count == 0 || queue->lent_count == GT_LENT))
         return gt_inbound_append(queue, gt_buffers_data(&ring->buffers, cqe), (size_t)cqe->res);
@@ -119,71 +127,81 @@ static void give_back(gt_stream *stream, struct gt_buffers *buffers, const struc
         gt_buffers_publish(buffers);
 }
 
+/* A receive has ended, for the kernel too.  Whether that is news. */
+static bool receive_ended(gt_stream *stream, const struct io_uring_cqe *cqe, struct gt_buffers *buffers)
+{
+    bool news = stream->receive_suspended;
+    stream->receive.armed = stream->receive.cancelled = false;
+    if (stream->receive_error) { /* it was broken before; the receive was cancelled, or gets that error */
+        news = true;
+    } else if (cqe->res == 0 &&
+               ((stream->send_short && is_gone(stream)) || (stream->send_error && stream->send_error != EPIPE))) {
+        /* A socket reports its error once.  The send got it, so to the receive a reset looks like the end. */
+        stream->receive_error = stream->send_error && stream->send_error != EPIPE ? stream->send_error : ECONNRESET;
+        news = true;
+    } else if (cqe->res == 0 && stream->socket_error) {
+        stream->receive_error = stream->socket_error;
+        news = true;
+    } else if (cqe->res == 0) {
+        stream->end_of_stream = news = true;
+    } else if (cqe->res < 0 && !is_retry(-cqe->res)) {
+        stream->receive_error = -cqe->res;
+        stream->broken |= !stream->closing && is_gone(stream);
+        news = true;
+    } else {
+        /* A receive that has had some of the buffers provided may well have had all of them; others are held back. */
+        if (cqe->res == -ENOBUFS && (stream->receive_succeeded ? buffers->held_count == 0 : !gt_buffers_widen(buffers)))
+            stream->proactor->starvations++;
+        if (stream->receive_bytes) /* it may have been widened */
+            gt_buffers_publish(buffers);
+        if (!stream->closing && cqe->res == -ENOBUFS && !stream->receive_succeeded)
+            gt_stream_want_first(stream);
+        else if (!stream->closing)
+            gt_stream_want(stream);
+    }
+    return news;
+}
+
+/* A receive has used a buffer.  Whether that is news. */
+static bool received(gt_stream *stream, const struct io_uring_cqe *cqe, struct gt_buffers *buffers)
+{
+    bool news = false;
+    if (stream->timed)
+        stream->active_at = stream->proactor->now;
+    if (cqe->res > 0 && !stream->closing && !stream->receive_error) {
+        if (stream->connection)
+            stream->connection->bytes_received += (uint64_t)cqe->res;
+        if (GT_UNLIKELY(queue_received(stream, cqe) < 0)) {
+            stream->receive_error = ENOMEM; /* there is a gap in the stream now, so it is broken */
+            gt_stream_want(stream);
+        } else {
+            stream->unseen += (size_t)cqe->res;
+            learn_size(stream, (size_t)cqe->res);
+        }
+        news = true;
+    }
+    stream->receive_succeeded = true;
+    give_back(stream, buffers, cqe);
+    return news;
+}
+
 static bool receive_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
 {
     gt_proactor *proactor = stream->proactor;
     struct gt_buffers *buffers = stream->receive_bytes ? &proactor->bytes_buffers.buffers : &proactor->ring->buffers;
-    bool news = false;
-    if (cqe->flags & IORING_CQE_F_BUFFER) {
-        if (stream->timed)
-            stream->active_at = stream->proactor->now;
-        if (cqe->res > 0 && !stream->closing && !stream->receive_error) {
-            if (stream->connection)
-                stream->connection->bytes_received += (uint64_t)cqe->res;
-            if (queue_received(stream, cqe) < 0) {
-                stream->receive_error = ENOMEM; /* there is a gap in the stream now, so it is broken */
-                gt_stream_want(stream);
-            } else {
-                stream->unseen += (size_t)cqe->res;
-                learn_size(stream, (size_t)cqe->res);
-            }
-            news = true;
-        }
-        stream->receive_succeeded = true;
-        give_back(stream, buffers, cqe);
-    }
+    bool news = cqe->flags & IORING_CQE_F_BUFFER ? received(stream, cqe, buffers) : false;
     /* Not when closing: a stream whose close is prepared wants nothing, and one on the list is not destroyed. */
-    if (stream->hung_up && !stream->receive_stale && !stream->closing && !gt_completion_is_final(cqe)) {
+    if (GT_UNLIKELY(stream->hung_up) && !stream->receive_stale && !stream->closing && !gt_completion_is_final(cqe)) {
         stream->receive_stale = true;
         gt_stream_want(stream);
     }
-    if (gt_completion_is_final(cqe)) {
-        stream->receive.armed = stream->receive.cancelled = false;
-        news |= stream->receive_suspended;
-        if (stream->receive_error) { /* it was broken before; the receive was cancelled, or gets that error */
-            news = true;
-        } else if (cqe->res == 0 &&
-                   ((stream->send_short && is_gone(stream)) || (stream->send_error && stream->send_error != EPIPE))) {
-            /* A socket reports its error once.  The send got it, so to the receive a reset looks like the end. */
-            stream->receive_error = stream->send_error && stream->send_error != EPIPE ? stream->send_error : ECONNRESET;
-            news = true;
-        } else if (cqe->res == 0 && stream->socket_error) {
-            stream->receive_error = stream->socket_error;
-            news = true;
-        } else if (cqe->res == 0) {
-            stream->end_of_stream = news = true;
-        } else if (cqe->res < 0 && !is_retry(-cqe->res)) {
-            stream->receive_error = -cqe->res;
-            stream->broken |= !stream->closing && is_gone(stream);
-            news = true;
-        } else {
-            /* A receive that has had some of the buffers provided may well have had all of them; others are held back. */
-            if (cqe->res == -ENOBUFS &&
-                (stream->receive_succeeded ? buffers->held_count == 0 : !gt_buffers_widen(buffers)))
-                proactor->starvations++;
-            if (stream->receive_bytes) /* it may have been widened */
-                gt_buffers_publish(buffers);
-            if (!stream->closing && cqe->res == -ENOBUFS && !stream->receive_succeeded)
-                gt_stream_want_first(stream);
-            else if (!stream->closing)
-                gt_stream_want(stream);
-        }
-    }
+    if (GT_UNLIKELY(gt_completion_is_final(cqe)))
+        news |= receive_ended(stream, cqe, buffers);
     size_t size = gt_inbound_size(&stream->inbound);
-    if (!stream->receive_paused && size >= stream->receive_high && size >= stream->fill) {
+    if (GT_UNLIKELY(!stream->receive_paused && size >= stream->receive_high && size >= stream->fill)) {
         stream->receive_paused = true;
         gt_stream_want(stream);
-    } else if (size >= GT_PORTION && stream->receive_multishot && !stream->closing) {
+    } else if (GT_UNLIKELY(size >= GT_PORTION) && stream->receive_multishot && !stream->closing) {
         gt_stream_want(stream); /* it is looked at again when the program has had its turn */
     }
     return news && !stream->closing && is_news(stream);
@@ -241,7 +259,7 @@ static bool poll_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
 static void account_send(gt_stream *stream, ssize_t result, size_t length)
 {
     stream->send_blocked = (result >= 0 && (size_t)result < length) || result == -EAGAIN;
-    if (result > 0) {
+    if (!GT_UNLIKELY(result <= 0)) {
         /* The socket may also have had an error after the bytes that it took, and reports it once. */
         stream->send_short = (size_t)result < length;
         if (stream->timed)
@@ -259,24 +277,24 @@ static void account_send(gt_stream *stream, ssize_t result, size_t length)
 /* After a send: what comes next, and whether a task is to be resumed. */
 static bool sending_changed(gt_stream *stream)
 {
-    if (stream->closing || stream->send_error)
+    if (GT_UNLIKELY(stream->closing || stream->send_error))
         gt_outbound_clear(&stream->outbound, 0);
     /* It wants the next send, the poll for room, or the cancel of a poll that nothing waits for any more. */
     if (!stream->closing && (stream->outbound.size > 0 || stream->room_wanted || stream->send_polls))
         gt_stream_want(stream);
-    gt_stream_wake_receiver(stream); /* a GT_CHANGE may wait for this */
+    wake_watcher(stream);
     return wake_sender(stream);
 }
 
 static bool send_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
 {
-    if (stream->send_polls)
+    if (GT_UNLIKELY(stream->send_polls))
         return poll_completed(stream, cqe);
     stream->send_in_flight = 0;
     stream->send.armed = stream->send.cancelled = false;
     account_send(stream, cqe->res, stream->send_length);
     bool news = sending_changed(stream);
-    if (stream->gather && stream->outbound.size == 0) { /* an idle connection keeps none */
+    if (GT_UNLIKELY(stream->gather) && stream->outbound.size == 0) { /* an idle connection keeps none */
         PyMem_Free(stream->gather);
         stream->gather = NULL;
     }
@@ -343,7 +361,8 @@ bool gt_stream_complete(gt_stream *stream, const struct io_uring_cqe *cqe)
     case GT_TAG_NONE:
         break;
     }
-    if (stream->closing && stream->fd < 0 && !stream->wanting && gt_slot_retire(stream->proactor->ring, stream->slot))
+    if (GT_UNLIKELY(stream->closing) && stream->fd < 0 && !stream->wanting &&
+        gt_slot_retire(stream->proactor->ring, stream->slot))
         gt_stream_destroy(stream);
     return news;
 }

@@ -25,7 +25,7 @@ static bool prepare_cancel(gt_stream *stream, gt_operation *operation)
 static struct io_uring_sqe *arm(gt_stream *stream, gt_operation *operation)
 {
     struct io_uring_sqe *sqe = gt_slot_sqe(stream->proactor->ring, stream->slot, operation->tag);
-    if (sqe)
+    if (!GT_UNLIKELY(!sqe))
         operation->armed = true;
     return sqe;
 }
@@ -148,9 +148,9 @@ static bool prepare_send(gt_stream *stream)
     struct io_uring_sqe *sqe = arm(stream, &stream->send);
     if (!sqe)
         return false;
-    if (stream->outbound.count > 1 && !stream->gather)
+    if (GT_UNLIKELY(stream->outbound.count > 1) && !stream->gather)
         stream->gather = PyMem_Malloc(sizeof *stream->gather);
-    if (stream->outbound.count > 1 && stream->gather) { /* without memory for that, one after the other */
+    if (GT_UNLIKELY(stream->outbound.count > 1) && stream->gather) { /* without memory for that, one after the other */
         prepare_gathered(stream, sqe);
         return true;
     }
@@ -180,9 +180,10 @@ static bool prepare_poll(gt_stream *stream)
 bool gt_stream_prepare(gt_stream *stream)
 {
     stream->send_pushed = false;
-    if (stream->closing)
+    if (GT_UNLIKELY(stream->closing))
         return prepare_close(stream);
-    if (stream->inbound.lent_count > 0 && gt_inbound_settle(&stream->inbound) < 0 && !stream->receive_error) {
+    if (GT_UNLIKELY(stream->inbound.lent_count > 0 && gt_inbound_settle(&stream->inbound) < 0 &&
+                    !stream->receive_error)) {
         stream->receive_error = ENOMEM; /* as where it cannot be queued when it arrives */
         gt_stream_wake_receiver(stream);
     }

@@ -117,8 +117,13 @@ int gt_trio_bind(gt_trio *trio, PyObject *seam)
         {&trio->deadline_heap, (PyObject *)Py_TYPE(trio->deadlines), "_heap"},
     };
     int result = 0;
-    for (size_t i = 0; i < sizeof fields / sizeof fields[0] && result == 0; i++)
+    bool is_laid_out = true;
+    for (size_t i = 0; i < sizeof fields / sizeof fields[0] && result == 0; i++) {
         result = gt_field_resolve(fields[i].field, fields[i].type, fields[i].name);
+        if (fields[i].type == trio->task_type || fields[i].type == status_type)
+            is_laid_out &= fields[i].field->offset >= 0;
+    }
+    trio->laid_out = result == 0 && is_laid_out ? trio->task_type : NULL;
     Py_DECREF(status_type);
     if (result == 0 && (!PyDict_Check(trio->run_context) || !PyDict_Check(trio->instruments))) {
         PyErr_SetString(PyExc_TypeError, "run_context and instruments must be dicts");
@@ -220,8 +225,7 @@ bool gt_trio_is_in_task(const gt_trio *trio)
     return PyDict_Contains(trio->run_context, name_task) == 1; /* a name: comparing it cannot fail */
 }
 
-/* Only the main task is ever interrupted, and it is the same one for the whole run once there is one. */
-static int keyboard_interrupt_is_pending(gt_trio *trio, PyObject *task)
+static GT_COLD int ask_for_keyboard_interrupt(gt_trio *trio, PyObject *task)
 {
     if (!trio->main_task) {
         PyObject *main_task = PyObject_GetAttr(trio->runner, name_main_task);
@@ -232,7 +236,7 @@ static int keyboard_interrupt_is_pending(gt_trio *trio, PyObject *task)
         else
             Py_DECREF(main_task);
     }
-    if (task != trio->main_task || gt_field_peek(&trio->ki_pending, trio->runner) == Py_False)
+    if (task != trio->main_task)
         return 0;
     PyObject *pending = gt_field_get(&trio->ki_pending, trio->runner);
     if (!pending)
@@ -242,12 +246,17 @@ static int keyboard_interrupt_is_pending(gt_trio *trio, PyObject *task)
     return result;
 }
 
-static int cancel_is_effective(gt_trio *trio, PyObject *task)
+/* Only the main task is ever interrupted, and it is the same one for the whole run once there is one. */
+static inline int keyboard_interrupt_is_pending(gt_trio *trio, PyObject *task)
 {
-    PyObject *status = gt_field_peek(&trio->cancel_status, task);
-    if (status && gt_field_peek(&trio->effectively_cancelled, status) == Py_False)
-        return 0;
-    status = gt_field_get(&trio->cancel_status, task);
+    const bool is_known =
+        trio->main_task && (task != trio->main_task || gt_field_peek(&trio->ki_pending, trio->runner) == Py_False);
+    return is_known ? 0 : ask_for_keyboard_interrupt(trio, task);
+}
+
+static GT_COLD int ask_for_cancel(gt_trio *trio, PyObject *task)
+{
+    PyObject *status = gt_field_get(&trio->cancel_status, task);
     if (!status)
         return -1;
     PyObject *cancelled = gt_field_get(&trio->effectively_cancelled, status);
@@ -257,6 +266,12 @@ static int cancel_is_effective(gt_trio *trio, PyObject *task)
     int result = PyObject_IsTrue(cancelled);
     Py_DECREF(cancelled);
     return result;
+}
+
+static inline int cancel_is_effective(gt_trio *trio, PyObject *task)
+{
+    PyObject *status = gt_trio_knows_layout(trio, task) ? *gt_field_place(&trio->cancel_status, task) : NULL;
+    return status && gt_field_peek(&trio->effectively_cancelled, status) == Py_False ? 0 : ask_for_cancel(trio, task);
 }
 
 int gt_trio_cancel_is_pending(gt_trio *trio, PyObject *task)
@@ -391,28 +406,33 @@ static PyObject *abort_of(const gt_trio *trio, PyObject *trap)
     return PyObject_GetAttr(trap, name_abort_func);
 }
 
+/* A counter of a task whose layout is known. */
+static inline int count_up(const gt_field *field, PyObject *task)
+{
+    return gt_increment_in_place(*gt_field_place(field, task)) ? 0 : gt_field_increment(field, task);
+}
+
 static int task_waits(gt_trio *trio, PyObject *task, PyObject *trap)
 {
     PyObject *abort = abort_of(trio, trap);
     if (!abort)
         return -1;
-    int result = gt_field_set(&trio->abort_func, task, abort);
-    Py_DECREF(abort);
-    if (result < 0 || gt_field_increment(&trio->cancel_points, task) < 0)
+    Py_XSETREF(*gt_field_place(&trio->abort_func, task), abort);
+    if (count_up(&trio->cancel_points, task) < 0)
         return -1;
     /* A KeyboardInterrupt is outside all cancel scopes, so it comes first. */
     int interrupted = keyboard_interrupt_is_pending(trio, task);
-    if (interrupted < 0 || (interrupted && call_method_and_drop(task, name_attempt_ki) < 0))
+    if (GT_UNLIKELY(interrupted) && (interrupted < 0 || call_method_and_drop(task, name_attempt_ki) < 0))
         return -1;
     int cancelled = cancel_is_effective(trio, task);
-    if (cancelled < 0 || (cancelled && call_method_and_drop(task, name_attempt_cancel) < 0))
+    if (GT_UNLIKELY(cancelled) && (cancelled < 0 || call_method_and_drop(task, name_attempt_cancel) < 0))
         return -1;
     return 0;
 }
 
 static int task_yielded(gt_trio *trio, PyObject *task, PyObject *message, bool *waits)
 {
-    int result = gt_field_increment(&trio->schedule_points, task);
+    int result = count_up(&trio->schedule_points, task);
     *waits = (PyObject *)Py_TYPE(message) == trio->trap_type;
     if (result == 0) {
         if (*waits)
@@ -427,16 +447,16 @@ static int task_yielded(gt_trio *trio, PyObject *task, PyObject *message, bool *
 /* One step of `coro` inside `context`, as Context.run(coro.send, None) would make it. */
 static int step_in_context(PyObject *coro, PyObject *context, PySendResult *sent, PyObject **result)
 {
-    if (PyContext_Enter(context) < 0)
+    if (GT_UNLIKELY(PyContext_Enter(context) < 0))
         return -1;
     *sent = PyIter_Send(coro, Py_None, result);
-    PyObject *exception = *sent == PYGEN_ERROR ? gt_take_exception() : NULL;
-    if (PyContext_Exit(context) < 0) {
+    PyObject *exception = GT_UNLIKELY(*sent == PYGEN_ERROR) ? gt_take_exception() : NULL;
+    if (GT_UNLIKELY(PyContext_Exit(context) < 0)) {
         Py_XDECREF(exception);
         Py_CLEAR(*result);
         return -1;
     }
-    if (exception)
+    if (GT_UNLIKELY(exception))
         gt_restore_exception(exception);
     return 0;
 }
@@ -451,23 +471,25 @@ static int enter_task(gt_trio *trio, PyObject *task)
     return 0;
 }
 
-static int step(gt_trio *trio, PyObject *task, PyObject *coro)
+static void set_none(const gt_field *field, PyObject *object)
 {
-    PyObject *context = gt_field_get(&trio->context, task);
-    if (!context)
+    PyObject **place = gt_field_place(field, object);
+    if (*place != Py_None)
+        Py_XSETREF(*place, Py_NewRef(Py_None));
+}
+
+GT_INLINED int step(gt_trio *trio, PyObject *task, PyObject *coro, PyObject *context)
+{
+    set_none(&trio->abort_func, task);
+    set_none(&trio->custom_sleep_data, task);
+    if (enter_task(trio, task) < 0)
         return -1;
-    if (gt_field_set(&trio->abort_func, task, Py_None) < 0 ||
-        gt_field_set(&trio->custom_sleep_data, task, Py_None) < 0 || enter_task(trio, task) < 0) {
-        Py_DECREF(context);
-        return -1;
-    }
     bool waits = false; /* else it may have exited, and no code may take it for the current task */
     PySendResult sent = PYGEN_ERROR;
     PyObject *value = NULL;
     trio->stepped = task;
     int result = step_in_context(coro, context, &sent, &value);
     trio->stepped = NULL;
-    Py_DECREF(context);
     if (result == 0) {
         if (sent == PYGEN_NEXT)
             result = task_yielded(trio, task, value, &waits);
@@ -494,20 +516,19 @@ int gt_trio_leave_task(gt_trio *trio)
 /* Resume a task that is parked with `abort`.  1: stepped, 0: it has to go through Trio's scheduler, -1: error. */
 int gt_trio_resume(gt_trio *trio, PyObject *task, PyObject *abort)
 {
-    if ((PyObject *)Py_TYPE(task) != trio->task_type || gt_trio_is_observed(trio))
+    if (GT_UNLIKELY(!gt_trio_knows_layout(trio, task) || gt_trio_is_observed(trio)))
         return 0;
-    int idle = gt_field_is(&trio->next_send_fn, task, Py_None);
-    int parked = gt_field_is(&trio->abort_func, task, abort);
-    if (idle < 0 || parked < 0)
-        return -1;
-    if (!idle || !parked) /* by a program that drives our awaitables itself, or that has rescheduled a task of ours */
+    /* Else a program drives our awaitables itself, or has rescheduled a task of ours. */
+    if (GT_UNLIKELY(*gt_field_place(&trio->next_send_fn, task) != Py_None ||
+                    *gt_field_place(&trio->abort_func, task) != abort))
         return 0;
-    PyObject *coro = gt_field_get(&trio->coro, task);
-    if (!coro)
-        return -1;
-    int result = 0;
-    if (PyCoro_CheckExact(coro))
-        result = step(trio, task, coro) < 0 ? -1 : 1;
+    PyObject *coro = *gt_field_place(&trio->coro, task), *context = *gt_field_place(&trio->context, task);
+    if (GT_UNLIKELY(!coro || !PyCoro_CheckExact(coro) || !context))
+        return 0;
+    Py_INCREF(coro);
+    Py_INCREF(context);
+    const int result = step(trio, task, coro, context);
+    Py_DECREF(context);
     Py_DECREF(coro);
-    return result;
+    return result < 0 ? -1 : 1;
 }

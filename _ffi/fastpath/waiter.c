@@ -61,12 +61,12 @@ void gt_waiters_drop_spare(gt_proactor *proactor)
 int gt_waiter_wake(gt_waiter *waiter, bool in_place)
 {
     PyObject *task = waiter->task;
-    if (!task)
+    if (GT_UNLIKELY(!task))
         return 0;
     gt_proactor *proactor = waiter->call->proactor;
     waiter->task = NULL;
     int result = 0;
-    if (!proactor->closed) /* else the run is over, and its tasks with it */
+    if (!GT_UNLIKELY(proactor->closed)) /* else the run is over, and its tasks with it */
         result = gt_proactor_wake(proactor, task, (PyObject *)waiter, in_place);
     Py_DECREF(task);
     return result;

@@ -28,7 +28,7 @@ int64_t gt_monotonic_ns(void)
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-bool gt_proactor_check_slice(gt_proactor *proactor)
+GT_COLD bool gt_proactor_check_slice(gt_proactor *proactor)
 {
     int64_t now = gt_monotonic_ns();
     int64_t more = 1;
@@ -100,7 +100,7 @@ gt_waiter *gt_proactor_pop_ready(gt_proactor *proactor)
     return waiter;
 }
 
-bool gt_proactor_refuse_thread(const gt_proactor *proactor)
+GT_COLD bool gt_proactor_refuse_thread(const gt_proactor *proactor)
 {
     PyErr_SetString(PyExc_RuntimeError,
                     proactor->ring && proactor->ring->dead && !proactor->closed
@@ -134,7 +134,7 @@ int gt_proactor_wake(gt_proactor *proactor, PyObject *task, PyObject *abort, boo
 {
     if (in_place && proactor->in_place) {
         int resumed = gt_trio_resume(&proactor->trio, task, abort);
-        if (resumed != 0) {
+        if (!GT_UNLIKELY(resumed == 0)) {
             proactor->resumed_in_place++;
             return resumed < 0 ? -1 : 0;
         }
