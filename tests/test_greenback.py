@@ -82,3 +82,36 @@ def test_a_task_gets_its_portal_while_another_one_runs() -> None:
 
     run(True, main)
     assert steps == ["waits", "ended"]
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before the handler", "in the handler"])
+def test_a_handler_that_its_task_resumes_itself(first: bool) -> None:
+    """With a portal it is not the coroutine that awaits the handler which the run drives; it is the portal's."""
+    steps: list[bytes] = []
+
+    async def handler(served: Any) -> bytes:
+        steps.append(await served.receive())
+        if not first:
+            await greenback.ensure_portal()
+        steps.append(greenback.await_(served.receive()))
+        return bytes(await served.receive())
+
+    async def outer(served: Any) -> None:
+        if first:
+            await greenback.ensure_portal()
+        steps.append(await served._handled(handler(served), outer.__code__))
+        await trio.lowlevel.checkpoint()
+        greenback.await_(trio.lowlevel.checkpoint())
+        steps.append(b"ended")
+
+    async def main() -> None:
+        client, served = await open_pair()
+        with trio.fail_after(PATIENCE):
+            async with client, served, trio.open_nursery() as nursery:
+                nursery.start_soon(outer, served)
+                for data in (b"x", b"y", b"z"):
+                    await trio.testing.wait_all_tasks_blocked()
+                    await client.send(data)
+
+    run(True, main)
+    assert steps == [b"x", b"y", b"z", b"ended"]

@@ -391,6 +391,10 @@ static PyMethodDef connection_methods[] = {
          "_unacknowledged($self, /)\n--\n\nBytes that the kernel has taken and the peer has not, or None (SIOCOUTQ).")},
     {"_timed", (PyCFunction)gt_connection_timed, METH_O,
      PyDoc_STR("_timed($self, wanted, /)\n--\n\nKeep _active_at up to date, or not.")},
+    {"_handled", (PyCFunction)(void (*)(void))gt_connection_handled, METH_FASTCALL,
+     PyDoc_STR(
+         "_handled($self, serving, code, /)\n--\n\nWhat a coroutine with this code is to await for what a handler "
+         "has returned.")},
     {"_break", (PyCFunction)gt_connection_break, METH_O,
      PyDoc_STR("_break($self, errno, /)\n--\n\nEnd it for both ends; calls raise the errno.")},
     {"_hold_sends", (PyCFunction)connection_hold_sends, METH_O,

@@ -14,11 +14,12 @@
  * objects, and task.c resumes a Trio task; worklists.c has the proactor's lists; waiter.c has the parked tasks, and
  * call.c is what `await` does; inbound.c and outbound.c are the two byte queues, and bytes_buffers.c has buffers that
  * need no copy; stream.c has the state of a connection, stream_prepare.c turns it into SQEs, and stream_complete.c CQEs
- * into state; deadline.c has a connection's deadlines, stream_calls.c its calls, send_parts.c the data of a send,
- * nowait.c the methods that never wait, connection_calls.c those that are awaited, closing.c those that end it,
- * connection.c the Python type; callback_conn.c is for callbacks, and tls_*.c (tls.h) are for TLS; poll.c waits for
- * readiness; reaping.c is the two phases of a tick, and prefetch.h has what it reads ahead of them; proactor.c ties them
- * together.  All this is mechanism; policy (what to do about an error, when to close) is Python's.
+ * into state; deadline.c has a connection's deadlines, handler.c the coroutine of its handler, stream_calls.c its calls,
+ * send_parts.c the data of a send, nowait.c the methods that never wait, connection_calls.c those that are awaited,
+ * closing.c those that end it, connection.c the Python type; callback_conn.c is for callbacks, and tls_*.c (tls.h) are
+ * for TLS; poll.c waits for readiness; reaping.c is the two phases of a tick, and prefetch.h has what it reads ahead of
+ * them; proactor.c ties them together.  All this is mechanism; policy (what to do about an error, when to close) is
+ * Python's.
  *
  * All of it runs under the GIL, in the thread of the run.
  */
@@ -370,6 +371,11 @@ PyObject *gt_connection_wait_writable(gt_connection *self, PyObject *ignored);
 PyObject *gt_connection_wait_for_room(gt_connection *self, PyObject *ignored);
 PyObject *gt_connection_close_flush(gt_connection *self, PyObject *ignored);
 
+/* --- handler.c: the coroutine of a handler --- */
+
+extern PyTypeObject gt_handler_type;
+PyObject *gt_connection_handled(gt_connection *self, PyObject *const *arguments, Py_ssize_t count);
+
 /* --- deadline.c: deadlines, and the time of the last byte --- */
 
 void gt_direction_init(gt_direction *direction);
@@ -426,6 +432,7 @@ typedef struct {
     PyObject *step_observed;      /* (task): an instrument was added during its step */
     PyObject *current_time;       /* (): of the run's clock */
     gt_field coro, context, abort_func, custom_sleep_data, next_send_fn, cancel_points, schedule_points, cancel_status;
+    gt_field ki_protected; /* since Trio 0.28 */
     gt_field effectively_cancelled;
     PyObject *laid_out; /* borrowed: task_type if all of these lie at offsets, else NULL; then no step is made here */
     gt_field ki_pending, autojump_threshold, deadline_heap; /* of the runner; the last one of its deadlines */

@@ -111,6 +111,7 @@ int gt_trio_bind(gt_trio *trio, PyObject *seam)
         {&trio->cancel_points, trio->task_type, "_cancel_points"},
         {&trio->schedule_points, trio->task_type, "_schedule_points"},
         {&trio->cancel_status, trio->task_type, "_cancel_status"},
+        {&trio->ki_protected, trio->task_type, "_ki_protected"},
         {&trio->effectively_cancelled, status_type, "effectively_cancelled"},
         {&trio->ki_pending, (PyObject *)Py_TYPE(trio->runner), "ki_pending"},
         {&trio->autojump_threshold, (PyObject *)Py_TYPE(trio->runner), "clock_autojump_threshold"},
@@ -120,7 +121,8 @@ int gt_trio_bind(gt_trio *trio, PyObject *seam)
     bool is_laid_out = true;
     for (size_t i = 0; i < sizeof fields / sizeof fields[0] && result == 0; i++) {
         result = gt_field_resolve(fields[i].field, fields[i].type, fields[i].name);
-        if (fields[i].type == trio->task_type || fields[i].type == status_type)
+        const bool is_asked_for = fields[i].type == trio->task_type || fields[i].type == status_type;
+        if (is_asked_for && fields[i].field != &trio->ki_protected) /* which is newer, and read by Trio only */
             is_laid_out &= fields[i].field->offset >= 0;
     }
     trio->laid_out = result == 0 && is_laid_out ? trio->task_type : NULL;
@@ -171,6 +173,7 @@ void gt_trio_free(gt_trio *trio)
                           &trio->cancel_points,
                           &trio->schedule_points,
                           &trio->cancel_status,
+                          &trio->ki_protected,
                           &trio->effectively_cancelled,
                           &trio->ki_pending,
                           &trio->autojump_threshold,
@@ -523,7 +526,7 @@ int gt_trio_resume(gt_trio *trio, PyObject *task, PyObject *abort)
                     *gt_field_place(&trio->abort_func, task) != abort))
         return 0;
     PyObject *coro = *gt_field_place(&trio->coro, task), *context = *gt_field_place(&trio->context, task);
-    if (GT_UNLIKELY(!coro || !PyCoro_CheckExact(coro) || !context))
+    if (GT_UNLIKELY(!coro || !(PyCoro_CheckExact(coro) || Py_IS_TYPE(coro, &gt_handler_type)) || !context))
         return 0;
     Py_INCREF(coro);
     Py_INCREF(context);

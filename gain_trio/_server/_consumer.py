@@ -213,7 +213,7 @@ class Consumer:
                     return
                 connection = self._open[accepted] = prepared
             self._begin_to_serve(accepted, connection, number)
-            await settings.serve(connection)
+            await accepted._handled(settings.serve(connection), _SERVE)
             if not connection._close_soon():
                 await connection.aclose()
             cause, is_closed = "finished", True
@@ -316,3 +316,6 @@ class Consumer:
             text = f"connection %s of handler %s {_WORDS.get(type(verdict.error), 'is closed')}: %s"
             log.over(logging.INFO, connection, verdict.cause, text, connection, name, verdict.text)
         return verdict.cause
+
+
+_SERVE: Final = Consumer._serve.__code__

@@ -20,7 +20,7 @@ import attrs
 import outcome
 import trio
 
-from gain_trio._kernel import heads
+from gain_trio._kernel import fastpath, heads, load_error
 from gain_trio._transports import Connection, shown
 
 MOST_FRAMES: Final = 12
@@ -33,8 +33,12 @@ LONGEST_NAME: Final = 200
 
 _AWAITED: Final = ("cr_await", "gi_yieldfrom", "ag_await")
 _FRAMES: Final = ("cr_frame", "gi_frame", "ag_frame")
-_KINDS: Final = (CoroutineType, GeneratorType, AsyncGeneratorType)
-"""Python's own: the attributes of other awaitables may be code of the program's, which a look does not run."""
+_COROUTINES: Final = (CoroutineType,) if load_error else (CoroutineType, fastpath.Handler)
+_KINDS: Final = (*_COROUTINES, GeneratorType, AsyncGeneratorType)
+"""Python's own, and what stands for the coroutine of a handler.
+
+The attributes of other awaitables may be code of the program's, which a look does not run.
+"""
 _OPAQUE: Final = frozenset({"async_generator_asend", "async_generator_athrow", "coroutine_wrapper", "anext_awaitable"})
 """Python's own awaitables that do not say what they await; the garbage collector does."""
 _SEND: Final = None if heads is None else heads.Send
@@ -138,7 +142,7 @@ def _awaited_by(awaitable: Any) -> Any:
     if type(awaitable).__name__ in _OPAQUE:
         return next((found for found in gc.get_referents(awaitable) if _has_frame(found)), None)
     if type(awaitable) is GeneratorType:  # it may drive a coroutine by hand, as those that change the context do
-        return next((found for found in _locals_of(awaitable) if type(found) is CoroutineType), None)
+        return next((found for found in _locals_of(awaitable) if type(found) in _COROUTINES), None)
     return None
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import abc
 import math
 import ssl
-from collections.abc import Callable, Coroutine, Sequence
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, SupportsIndex
 
 import trio
@@ -423,6 +424,13 @@ class Connection(trio.abc.HalfCloseableStream):
     def _has_received_nothing(self) -> bool:
         """Whether the peer has not sent a byte yet, apart from a PROXY protocol header and a TLS handshake."""
         return self.bytes_received <= self._proxy_header_size
+
+    def _handled(self, serving: Awaitable[object], _code: types.CodeType, /) -> Awaitable[object]:
+        """What the coroutine with this code, a task's own, is to await for what a handler has returned.
+
+        An implementation may know how to resume the handler past that coroutine.
+        """
+        return serving
 
     def _drains_with(self, event: trio.Event) -> None:
         """The server's event is the connection's."""
