@@ -162,6 +162,52 @@ def test_a_handler_whose_end_leaves_no_cycle(resume_in_place: bool) -> None:
         gc.enable()
 
 
+@needs_exchange
+@pytest.mark.parametrize("raises", [True, False])
+@pytest.mark.parametrize("waits", [True, False])
+def test_code_that_runs_when_the_handlers_coroutine_goes(waits: bool, raises: bool) -> None:
+    """It drives the task's coroutine, which belongs to the task, and takes nothing from it."""
+    refused: list[str] = []
+
+    async def handler(served: Connection) -> bytes:
+        if waits:
+            await served.receive()
+        if raises:
+            raise DeliberateError
+        return b"x"
+
+    class Watched(Books):
+        async def outer(self, served: Connection, handler: Handler) -> None:
+            task = trio.lowlevel.current_task()
+
+            def gone(_reference: object) -> None:
+                with pytest.raises((ValueError, RuntimeError)) as caught:
+                    task.coro.send(None)
+                refused.append(str(caught.value))
+
+            coroutine = handler(served)
+            self.reference = weakref.ref(coroutine, gone)
+            awaitable = served._handled(coroutine, type(self).outer.__code__)
+            del coroutine
+            try:
+                self.result = await awaitable
+            except DeliberateError as error:
+                self.error = error
+
+    books = Watched()
+
+    async def body(client: Connection, served: Connection) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(books.outer, served, handler)
+            await wait_all_tasks_blocked()
+            await client.send(b"x")
+
+    run_with_pair(body, resume_in_place=True)
+    books.error = None if books.error is None else books.error.with_traceback(None)
+    assert len(refused) == 1
+    assert books.result == (None if raises else b"x")
+
+
 # --- while it runs ---
 
 
@@ -415,6 +461,30 @@ def test_a_coroutine_that_is_not_the_tasks_own(resume_in_place: bool) -> None:
         assert served._handled(coroutine, body.__code__) is coroutine
         await client.send(b"x")
         assert await coroutine == b"x"
+
+    run_with_pair(body, resume_in_place)
+
+
+def test_a_coroutine_that_another_task_awaits(resume_in_place: bool) -> None:
+    async def handler(served: Connection) -> bytes:
+        return await served.receive()
+
+    async def body(client: Connection, served: Connection) -> None:
+        coroutine = handler(served)
+
+        async def other() -> None:
+            assert await coroutine == b"x"
+
+        async def outer() -> None:
+            with pytest.raises(RuntimeError, match="awaited already"):
+                await served._handled(coroutine, outer.__code__)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other)
+            await wait_all_tasks_blocked()
+            nursery.start_soon(outer)
+            await wait_all_tasks_blocked()
+            await client.send(b"x")
 
     run_with_pair(body, resume_in_place)
 

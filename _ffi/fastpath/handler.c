@@ -118,6 +118,10 @@ static PySendResult answer(gt_handler *self, PyObject **result)
     PyObject *outcome = self->coro;
     self->coro = NULL;
     self->state = FOLLOWING;
+    if (!outcome) {
+        raise_over();
+        return PYGEN_ERROR;
+    }
     if (!self->raised) {
         *result = outcome;
         return PYGEN_RETURN;
@@ -135,6 +139,16 @@ static int is_called_by_outer(const gt_handler *self)
     return result;
 }
 
+/* Drop the handler's coroutine: last of all, because weak references to it may have callbacks, and what it held finalizers.  The
+ * exception that is set stays set. */
+static void drop(PyObject *coro)
+{
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    Py_DECREF(coro);
+    PyErr_Restore(type, value, traceback);
+}
+
 /* The handler has ended, in this way. */
 static PySendResult ended(gt_handler *self, PySendResult sent, PyObject **result)
 {
@@ -144,13 +158,16 @@ static PySendResult ended(gt_handler *self, PySendResult sent, PyObject **result
     self->coro = self->raised ? gt_take_exception() : *result;
     *result = NULL;
     self->state = ENDED;
-    Py_DECREF(coro);
     if (was_direct)
         hand_back(self);
     const int goes_on = was_direct ? is_called_by_outer(self) : 1;
+    PySendResult answered = PYGEN_ERROR;
     if (goes_on == 0)
-        return PyIter_Send(self->outer, Py_None, result); /* it asks for the answer */
-    return goes_on > 0 ? answer(self, result) : PYGEN_ERROR;
+        answered = PyIter_Send(self->outer, Py_None, result); /* it asks for the answer */
+    else if (goes_on > 0)
+        answered = answer(self, result);
+    drop(coro);
+    return answered;
 }
 
 static PySendResult drive(PyObject *object, PyObject *message, PyObject **result)
@@ -349,9 +366,20 @@ static PyObject *coroutine_with(gt_proactor *proactor, PyObject *code)
     PyObject **place = known_place(proactor);
     if (!place || !*place || !PyCoro_CheckExact(*place))
         return NULL;
-    PyObject *own = PyObject_GetAttrString(*place, "cr_code");
+    PyObject *outer = *place, *own = PyObject_GetAttrString(outer, "cr_code");
     Py_XDECREF(own);
-    return own == code ? Py_NewRef(*place) : NULL;
+    return own == code ? Py_NewRef(outer) : NULL;
+}
+
+/* Whether this is a coroutine that has yet to begin: `await` refuses any other, or asks it for an iterator.  (No exception.) */
+static bool is_new(PyObject *awaitable)
+{
+    if (!PyCoro_CheckExact(awaitable))
+        return false;
+    PyObject *awaited = PyObject_GetAttrString(awaitable, "cr_await");
+    Py_XDECREF(awaited);
+    PyErr_Clear();
+    return awaited == Py_None;
 }
 
 /* _handled(awaitable, code): what the coroutine with this code is to await in the place of an awaitable, or itself. */
@@ -362,7 +390,7 @@ PyObject *gt_connection_handled(gt_connection *self, PyObject *const *arguments,
         return NULL;
     }
     PyObject *coro = arguments[0], *outer = NULL;
-    if (PyCoro_CheckExact(coro) && self->proactor && self->proactor->in_place)
+    if (is_new(coro) && self->proactor && self->proactor->in_place)
         outer = coroutine_with(self->proactor, arguments[1]);
     if (!outer)
         return PyErr_Occurred() ? NULL : Py_NewRef(coro);

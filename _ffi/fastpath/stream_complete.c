@@ -25,7 +25,8 @@ bool gt_stream_wake_receiver(const gt_stream *stream)
     return stream->connection && wake_satisfied(stream->connection->receiving.call);
 }
 
-/* The same of a call that looks at both directions: what a send changes is nothing to any other. */
+/* The same of a call that looks at both directions: what a send changes is nothing to any other.  (A detach looks at a poll for
+ * room, whose end wakes every receiver.) */
 static void wake_watcher(const gt_stream *stream)
 {
     gt_call *call = stream->connection ? stream->connection->receiving.call : NULL;

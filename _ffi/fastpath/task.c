@@ -161,6 +161,7 @@ void gt_trio_free(gt_trio *trio)
     gt_trio_unbind(trio);
     Py_CLEAR(trio->trap_type);
     Py_CLEAR(trio->checkpoint);
+    trio->laid_out = NULL;
     Py_CLEAR(trio->task_type);
     Py_CLEAR(trio->abort_succeeded);
     Py_CLEAR(trio->woken);
