@@ -178,7 +178,7 @@ def test_code_that_runs_when_the_handlers_coroutine_goes(waits: bool, raises: bo
 
     class Watched(Books):
         async def outer(self, served: Connection, handler: Handler) -> None:
-            task = trio.lowlevel.current_task()
+            task: Any = trio.lowlevel.current_task()
 
             def gone(_reference: object) -> None:
                 with pytest.raises((ValueError, RuntimeError)) as caught:
