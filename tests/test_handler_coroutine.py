@@ -545,7 +545,7 @@ def test_one_that_is_never_awaited() -> None:
 
 
 @needs_exchange
-async def test_a_server_resumes_its_handlers_so() -> None:
+def test_a_server_resumes_its_handlers_so(resume_in_place: bool) -> None:
     names: list[str] = []
 
     async def handler(connection: Connection) -> None:
@@ -553,11 +553,14 @@ async def test_a_server_resumes_its_handlers_so() -> None:
             names.append(current_coroutine().__name__)
             await connection.send(data)
 
-    async with trio.open_nursery() as nursery:
-        server = await nursery.start(functools.partial(gain_trio.serve, handler, "tcp://127.0.0.1:0"))
-        async with await gain_trio.connect(server.addresses[0]) as client:
-            for _ in range(2):
-                await client.send(b"x")
-                assert await client.receive() == b"x"
-        nursery.cancel_scope.cancel()
-    assert names == ["handler", "handler"]
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            server = await nursery.start(functools.partial(gain_trio.serve, handler, "tcp://127.0.0.1:0"))
+            async with await gain_trio.connect(server.addresses[0]) as client:
+                for _ in range(2):
+                    await client.send(b"x")
+                    assert await client.receive() == b"x"
+            nursery.cancel_scope.cancel()
+
+    gain_trio.run(main, resume_in_place=resume_in_place)
+    assert names == (["handler", "handler"] if resume_in_place else ["_serve", "_serve"])
