@@ -94,6 +94,12 @@ async def say(client: Connection, _books: Books) -> None:
     await client.send(b"x")
 
 
+async def say_twice(client: Connection, _books: Books) -> None:
+    await client.send(b"x")
+    await wait_all_tasks_blocked()
+    await client.send(b"y")
+
+
 async def say_nothing(_client: Connection, _books: Books) -> None:
     pass
 
@@ -203,8 +209,8 @@ def test_code_that_runs_when_the_handlers_coroutine_goes(waits: bool, raises: bo
             await client.send(b"x")
 
     run_with_pair(body, resume_in_place=True)
-    books.error = None if books.error is None else books.error.with_traceback(None)
     assert len(refused) == 1
+    assert (books.error is not None) == raises
     assert books.result == (None if raises else b"x")
 
 
@@ -280,12 +286,7 @@ def test_an_exception_that_a_handler_gets_and_goes_on(resume_in_place: bool) -> 
             await foreign_yield("of another loop")
         return await served.receive()
 
-    async def talk(client: Connection, _books: Books) -> None:
-        await client.send(b"x")
-        await wait_all_tasks_blocked()
-        await client.send(b"y")
-
-    assert run_handler(handler, talk, resume_in_place=resume_in_place).result == b"y"
+    assert run_handler(handler, say_twice, resume_in_place=resume_in_place).result == b"y"
 
 
 def test_ctrl_c_interrupts_a_handler(resume_in_place: bool) -> None:
@@ -319,12 +320,7 @@ def test_a_handler_that_drives_itself(resume_in_place: bool) -> None:
             coroutine.throw(DeliberateError())
         return await served.receive()
 
-    async def talk(client: Connection, _books: Books) -> None:
-        await client.send(b"x")
-        await wait_all_tasks_blocked()
-        await client.send(b"y")
-
-    assert run_handler(handler, talk, resume_in_place=resume_in_place).result == b"y"
+    assert run_handler(handler, say_twice, resume_in_place=resume_in_place).result == b"y"
 
 
 def test_a_handler_in_a_handler(resume_in_place: bool) -> None:
@@ -335,12 +331,7 @@ def test_a_handler_in_a_handler(resume_in_place: bool) -> None:
         await served.receive()
         return await served._handled(inner(served), handler.__code__)
 
-    async def talk(client: Connection, _books: Books) -> None:
-        await client.send(b"x")
-        await wait_all_tasks_blocked()
-        await client.send(b"y")
-
-    assert run_handler(handler, talk, resume_in_place=resume_in_place).result == b"y"
+    assert run_handler(handler, say_twice, resume_in_place=resume_in_place).result == b"y"
 
 
 # --- what drives it itself ---
