@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
 
 import pytest
 import trio
+from support.handler_tasks import as_handler
 from support.pairs import Pair
 from trio.testing import wait_all_tasks_blocked
 
+from gain_trio import Connection
 from gain_trio._callback_base import deliver_by
+from gain_trio._callback_base._delivering import Deliver
 from gain_trio._io_manager import current_manager
 from gain_trio._transports import CHANGED, ENDED
 
@@ -26,7 +30,27 @@ def pair(any_pair: Pair) -> Pair:
     return any_pair
 
 
-async def test_the_callback_gets_bytes_and_the_caller_the_rest(pair: Pair) -> None:
+Delivering: TypeAlias = Callable[[Connection], Deliver]
+
+
+def deliver_in_handler(served: Connection) -> Deliver:
+    def deliver(*arguments: Any) -> Awaitable[int]:
+        async def handler() -> int:
+            return await deliver_by(served)(*arguments)
+
+        return as_handler(served, handler)
+
+    return deliver
+
+
+@pytest.fixture(params=[deliver_by, deliver_in_handler], ids=["task", "handler"])
+def delivering(request: pytest.FixtureRequest) -> Delivering:
+    """The loop in a plain task, and in one whose coroutine is exchanged, where the callback is called without it."""
+    found: Delivering = request.param
+    return found
+
+
+async def test_the_callback_gets_bytes_and_the_caller_the_rest(pair: Pair, delivering: Delivering) -> None:
     client, served = pair
     got: list[bytes] = []
 
@@ -45,16 +69,16 @@ async def test_the_callback_gets_bytes_and_the_caller_the_rest(pair: Pair) -> No
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(talk)
-        assert await deliver_by(served)(callback, "first", 0, 100, 0, None) == 101
+        assert await delivering(served)(callback, "first", 0, 100, 0, None) == 101
     assert b"".join(got) == b"onetwothree"
     assert served._take_exactly(101) == b"x" * 101
     served._note_change()
-    assert await deliver_by(served)(callback, "first", 0, 100, 0, None) == CHANGED
+    assert await delivering(served)(callback, "first", 0, 100, 0, None) == CHANGED
     await client.aclose()
-    assert await deliver_by(served)(callback, "first", 0, 100, 0, None) == ENDED
+    assert await delivering(served)(callback, "first", 0, 100, 0, None) == ENDED
 
 
-async def test_what_the_callback_raises_ends_the_wait_and_nothing_else(pair: Pair) -> None:
+async def test_what_the_callback_raises_ends_the_wait_and_nothing_else(pair: Pair, delivering: Delivering) -> None:
     client, served = pair
 
     def fail(_first: object, count: int) -> None:
@@ -62,30 +86,39 @@ async def test_what_the_callback_raises_ends_the_wait_and_nothing_else(pair: Pai
 
     await client.send(b"12345")
     with pytest.raises(ZeroDivisionError, match="5"):
-        await deliver_by(served)(fail, None, 0, 100, 0, None)
+        await delivering(served)(fail, None, 0, 100, 0, None)
     assert await served.receive() == b"12345"
     await served.send(b"sound")
     assert await client.receive_exactly(5) == b"sound"
 
 
-async def test_a_callback_may_cancel_its_task_or_close_the_connection(pair: Pair) -> None:
+async def test_a_stop_iteration_is_no_answer(pair: Pair, delivering: Delivering) -> None:
+    """As out of any coroutine."""
+    client, served = pair
+    await client.send(b"x")
+    with pytest.raises(RuntimeError, match="StopIteration") as raised:
+        await delivering(served)(lambda _first, _count: next(iter(())), None, 0, 100, 0, None)
+    assert isinstance(raised.value.__cause__, StopIteration)
+
+
+async def test_a_callback_may_cancel_its_task_or_close_the_connection(pair: Pair, delivering: Delivering) -> None:
     client, served = pair
     await client.send(b"1")
     with trio.CancelScope() as scope:
-        await deliver_by(served)(lambda _first, _count: scope.cancel(), None, 0, 100, 0, None)
+        await delivering(served)(lambda _first, _count: scope.cancel(), None, 0, 100, 0, None)
     assert scope.cancelled_caught
     assert served._take_exactly(1) == b"1"
     await client.send(b"2")
     with pytest.raises(trio.ClosedResourceError):
-        await deliver_by(served)(lambda _first, _count: served.abort(), None, 0, 100, 0, None)
+        await delivering(served)(lambda _first, _count: served.abort(), None, 0, 100, 0, None)
 
 
-async def test_a_wait_that_is_cancelled_loses_nothing(pair: Pair) -> None:
+async def test_a_wait_that_is_cancelled_loses_nothing(pair: Pair, delivering: Delivering) -> None:
     client, served = pair
     got: list[int] = []
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(deliver_by(served), lambda _first, count: got.append(count), None, 0, 100, 0, None)
+            nursery.start_soon(delivering(served), lambda _first, count: got.append(count), None, 0, 100, 0, None)
             await wait_all_tasks_blocked()
             with pytest.raises(trio.BusyResourceError):
                 await served.receive()
@@ -95,7 +128,7 @@ async def test_a_wait_that_is_cancelled_loses_nothing(pair: Pair) -> None:
     assert await served.receive_exactly(2) == b"12"
 
 
-async def test_the_wait_itself_is_no_hindrance_to_its_callback(pair: Pair) -> None:
+async def test_the_wait_itself_is_no_hindrance_to_its_callback(pair: Pair, delivering: Delivering) -> None:
     """To a callback no wait is in progress, as there is none in a loop."""
     client, served = pair
     refused: list[bool] = []
@@ -113,11 +146,11 @@ async def test_the_wait_itself_is_no_hindrance_to_its_callback(pair: Pair) -> No
         served._note_change()
 
     await client.send(b"1")
-    assert await deliver_by(served)(callback, None, 0, 100, 0, None) == CHANGED
+    assert await delivering(served)(callback, None, 0, 100, 0, None) == CHANGED
     assert refused == [False]
 
 
-async def test_others_have_a_turn_amidst_bytes_without_end(pair: Pair) -> None:
+async def test_others_have_a_turn_amidst_bytes_without_end(pair: Pair, delivering: Delivering) -> None:
     client, served = pair
     turns = 0
 
@@ -135,7 +168,7 @@ async def test_others_have_a_turn_amidst_bytes_without_end(pair: Pair) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(others)
         nursery.start_soon(send)
-        answer = await deliver_by(served)(lambda _first, count: served._take_exactly(count), None, 0, 1 << 20, 0, None)
+        answer = await delivering(served)(lambda _first, count: served._take_exactly(count), None, 0, 1 << 20, 0, None)
         nursery.cancel_scope.cancel()
     assert answer == ENDED
     assert turns > 0
@@ -158,7 +191,9 @@ def always_slow() -> None:
         manager.proactor.slice_ns = 0
 
 
-async def test_every_large_piece_is_delivered_once_by_the_callback_or_the_caller(pair: Pair) -> None:
+async def test_every_large_piece_is_delivered_once_by_the_callback_or_the_caller(
+    pair: Pair, delivering: Delivering
+) -> None:
     client, served = pair
     never_slow()
     delivered: list[int] = []
@@ -169,7 +204,7 @@ async def test_every_large_piece_is_delivered_once_by_the_callback_or_the_caller
         served._send_nowait(b"go on")
 
     async def serve() -> None:
-        while (n := await deliver_by(served)(callback, None, 0, 10, 1000, lambda *_piece: pytest.fail("quick"))) > 0:
+        while (n := await delivering(served)(callback, None, 0, 10, 1000, lambda *_piece: pytest.fail("quick"))) > 0:
             callback(None, n)
 
     async with trio.open_nursery() as nursery:
@@ -182,7 +217,9 @@ async def test_every_large_piece_is_delivered_once_by_the_callback_or_the_caller
 
 
 @pytest.mark.full_ring
-async def test_a_slow_callback_ends_the_wait_when_the_caller_has_learned_that(pair: Pair) -> None:
+async def test_a_slow_callback_ends_the_wait_when_the_caller_has_learned_that(
+    pair: Pair, delivering: Delivering
+) -> None:
     client, served = pair
     if not hasattr(served, "_deliver"):
         pytest.skip("this connection has no loop in C")
@@ -204,17 +241,17 @@ async def test_a_slow_callback_ends_the_wait_when_the_caller_has_learned_that(pa
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(send)
-        assert await served._deliver(callback, None, 0, 10, 100, learn) == CHANGED
+        assert await delivering(served)(callback, None, 0, 10, 100, learn) == CHANGED
     assert [count for count, _ in learned] == [21]
     assert learned[0][1] > 0
     await client.send(b"x" * 10)
     await client.aclose()
-    assert await served._deliver(callback, None, 0, 10, 100, learn) == ENDED
+    assert await delivering(served)(callback, None, 0, 10, 100, learn) == ENDED
     assert len(learned) == 1
 
 
 @pytest.mark.full_ring
-async def test_an_end_amidst_a_slow_callback_is_an_error(pair: Pair) -> None:
+async def test_an_end_amidst_a_slow_callback_is_an_error(pair: Pair, delivering: Delivering) -> None:
     client, served = pair
     if not hasattr(served, "_deliver"):
         pytest.skip("this connection has no loop in C")
@@ -226,7 +263,7 @@ async def test_an_end_amidst_a_slow_callback_is_an_error(pair: Pair) -> None:
 
     await client.send(b"x" * 11)
     with pytest.raises(ZeroDivisionError):
-        await served._deliver(lambda _first, _count: None, None, 0, 10, 100, learn)
+        await delivering(served)(lambda _first, _count: None, None, 0, 10, 100, learn)
     await client.send(b"x")
     calls.append(served._deliver(lambda _first, _count: None, None, 0, 0, 100, lambda *_piece: calls[0].close()))
     with pytest.raises(RuntimeError, match=ENDED_AMIDST):

@@ -9,12 +9,23 @@ import sys
 import traceback
 import types
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Generator
-from typing import Any, TypeAlias
+from collections.abc import Coroutine, Generator
+from typing import Any
 
 import outcome
 import pytest
 import trio
+from support.handler_tasks import (
+    EXCHANGES,
+    Books,
+    DeliberateError,
+    Handler,
+    current_coroutine,
+    run_handler,
+    say,
+    say_nothing,
+    say_twice,
+)
 from support.two_ways import run_with_pair
 from trio.testing import wait_all_tasks_blocked
 
@@ -30,78 +41,12 @@ pytestmark = [
     pytest.mark.full_ring,
 ]  # a handler whose task is never resumed in place is awaited as ever
 
-EXCHANGES = hasattr(trio.lowlevel.Task, "_ki_protected")
-"""Whether this Trio asks a task's coroutine for its frame; an older one has marked the frame of the first one."""
 needs_exchange = pytest.mark.skipif(not EXCHANGES, reason="with this Trio a task keeps its coroutine")
-
-Handler: TypeAlias = Callable[[Connection], Coroutine[Any, Any, object]]
-
-
-class DeliberateError(Exception):
-    pass
-
-
-def current_coroutine() -> Any:
-    return trio.lowlevel.current_task().coro
 
 
 @types.coroutine
 def foreign_yield(message: object) -> Generator[object, object, object]:
     return (yield message)
-
-
-class Books:
-    """Stands for the coroutine that keeps the books, and notes what becomes of it."""
-
-    def __init__(self) -> None:
-        self.steps: list[str] = []
-        self.task: Any = None
-        self.own: Any = None
-        self.result: object = None
-        self.error: BaseException | None = None
-
-    async def outer(self, served: Connection, handler: Handler) -> None:
-        self.task = trio.lowlevel.current_task()
-        self.own = self.task.coro
-        try:
-            self.result = await served._handled(handler(served), type(self).outer.__code__)
-        except DeliberateError as error:
-            self.error = error
-        finally:
-            assert current_coroutine() is self.own
-            self.steps.append("outer")
-        await trio.lowlevel.checkpoint()  # the task goes on as ever
-        assert current_coroutine() is self.own
-
-
-def run_handler(
-    handler: Handler, talk: Callable[[Connection, Books], Awaitable[object]], *, resume_in_place: bool = True
-) -> Books:
-    """Run the handler at one end of a pair in a task of its own; ``talk`` has the other end once that task waits."""
-    books = Books()
-
-    async def body(client: Connection, served: Connection) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(books.outer, served, handler)
-            await wait_all_tasks_blocked()
-            await talk(client, books)
-
-    run_with_pair(body, resume_in_place)
-    return books
-
-
-async def say(client: Connection, _books: Books) -> None:
-    await client.send(b"x")
-
-
-async def say_twice(client: Connection, _books: Books) -> None:
-    await client.send(b"x")
-    await wait_all_tasks_blocked()
-    await client.send(b"y")
-
-
-async def say_nothing(_client: Connection, _books: Books) -> None:
-    pass
 
 
 # --- how it ends ---

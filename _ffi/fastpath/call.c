@@ -10,7 +10,7 @@
  *     NEW ──drive──> DONE                        answered from memory
  *      ├────drive──> YIELDED ──drive──> DONE     the same, after a turn of the scheduler
  *      └────drive──> PARKED ──drive──> DONE      the usual wait
- *                     └──drive──> PARKED         woken, but there was nothing left, or not enough: wait again
+ *                     ├──drive──> PARKED         woken, but there was nothing left, or not enough: wait again
  *                     └──throw/close──> DONE
  *
  * A call that delivers (GT_DELIVER in stream_calls.c) is one wait after the other, each with the states above.  When a wait is
@@ -18,6 +18,13 @@
  * Python; the caller gets the first answer that is not for the callback, or the callback's exception.  A callback that gets many
  * bytes is timed: when it has taken longer than a time slice, the caller learns the time, and decides anew how many bytes the
  * callback gets at once.
+ *
+ * Nearly always such a call waits again behind the callback, and the coroutine that awaits it would only pass that on.  So the
+ * task's step is made without that coroutine where it can be (gt_handler_deliver): the call is driven by itself, and the coroutine
+ * is resumed, in the same step, when there is an answer for it.
+ *
+ *     PARKED ──deliver──> PARKED                      called back, and waits again
+ *        └──────deliver──> ANSWERED ──drive──> DONE   the coroutine gets the answer
  *
  * The turn of the scheduler is for a task that has gone on without one for a millisecond ("time slices" in worklists.c), and for
  * answers that move no bytes: the end of the stream once more, a send of nothing.  With these a task could go on for ever,
@@ -199,7 +206,7 @@ static PySendResult park(gt_call *self, PyObject *task, bool cancelled, PyObject
         return PYGEN_ERROR;
     }
     Py_XSETREF(self->waiter->task, Py_NewRef(task));
-    self->waiter->frame = gt_frame_place();
+    self->waiter->frame = self->kind->deliver ? NULL : gt_frame_place(); /* else that coroutine is not resumed */
     gt_proactor_begin_slice(self->proactor);
     self->state = GT_CALL_PARKED;
     *result = Py_NewRef(self->waiter->trap);
@@ -255,6 +262,13 @@ static PySendResult resume(gt_call *self, PyObject *task, PyObject *message, PyO
     return self->state == GT_CALL_YIELDED ? start(self, task, result) : answer(self, task, result);
 }
 
+/* The program's code has raised the exception that is set.  Returns -1. */
+static GT_COLD int has_raised(void)
+{
+    gt_restore_exception(gt_never_stop(gt_take_exception()));
+    return -1;
+}
+
 /* A callback has taken its time for these bytes: who has asked for the wait learns from that, and asks again. */
 static int learn(PyObject *parts, PyObject *count, int64_t elapsed)
 {
@@ -262,18 +276,25 @@ static int learn(PyObject *parts, PyObject *count, int64_t elapsed)
     PyObject *learned = time ? PyObject_CallFunctionObjArgs(PyTuple_GET_ITEM(parts, 2), count, time, NULL) : NULL;
     Py_XDECREF(time);
     Py_XDECREF(learned);
-    return learned ? 1 : -1;
+    return learned ? 1 : has_raised();
 }
 
 int gt_call_back(PyObject *parts, PyObject *count, int64_t slice_ns)
 {
     const bool timed = slice_ns != GT_UNTIMED;
     const int64_t began = timed ? gt_monotonic_ns() : 0;
-    PyObject *arguments[] = {PyTuple_GET_ITEM(parts, 1), count};
-    PyObject *returned = PyObject_Vectorcall(PyTuple_GET_ITEM(parts, 0), arguments, 2, NULL);
+    PyObject *function = PyTuple_GET_ITEM(parts, 0);
+    PyObject *arguments[] = {NULL, PyTuple_GET_ITEM(parts, 1), count};
+    PyObject *returned;
+    if (PyMethod_Check(function)) { /* as it calls its function, but for a copy of the arguments */
+        arguments[0] = PyMethod_GET_SELF(function);
+        returned = PyObject_Vectorcall(PyMethod_GET_FUNCTION(function), arguments, 3, NULL);
+    } else {
+        returned = PyObject_Vectorcall(function, arguments + 1, 2 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+    }
     Py_XDECREF(returned);
-    if (!returned)
-        return -1;
+    if (GT_UNLIKELY(!returned))
+        return has_raised();
     const int64_t elapsed = timed ? gt_monotonic_ns() - began : 0;
     return timed && elapsed >= slice_ns ? learn(parts, count, elapsed) : 0;
 }
@@ -291,7 +312,7 @@ static bool can_go_on(const gt_call *self)
 static PySendResult deliver(gt_call *self, PyObject *task, PyObject **result)
 {
     for (;;) {
-        Py_ssize_t count = PyLong_AsSsize_t(*result); /* made by the row */
+        Py_ssize_t count = gt_ssize_of(*result); /* made by the row */
         if (count <= 0 || (size_t)count > self->most)
             return PYGEN_RETURN;
         self->kind->end(self); /* of the wait: to the callback none is in progress */
@@ -341,12 +362,25 @@ static GT_COLD PySendResult refuse_to_drive(const gt_call *self)
     return PYGEN_ERROR;
 }
 
+static PySendResult hand_over(gt_call *self, PyObject **result)
+{
+    PyObject *answer = self->data;
+    self->data = NULL;
+    self->state = GT_CALL_DONE;
+    if (!self->raises) {
+        *result = answer;
+        return PYGEN_RETURN;
+    }
+    gt_restore_exception(answer);
+    return PYGEN_ERROR;
+}
+
 static PySendResult drive(PyObject *object, PyObject *message, PyObject **result)
 {
     gt_call *self = (gt_call *)object;
     *result = NULL;
-    if (GT_UNLIKELY(self->state == GT_CALL_DONE || self->state == GT_CALL_DELIVERS))
-        return refuse_to_drive(self);
+    if (GT_UNLIKELY(self->state >= GT_CALL_DELIVERS))
+        return self->state == GT_CALL_ANSWERED ? hand_over(self, result) : refuse_to_drive(self);
     PyObject *task = NULL;
     if (self->state != GT_CALL_PARKED ||
         self->kind->in_place) { /* else this step is its last one, whatever became of the run */
@@ -358,13 +392,35 @@ static PySendResult drive(PyObject *object, PyObject *message, PyObject **result
         }
     }
     PySendResult sent = self->state == GT_CALL_NEW ? start(self, task, result) : resume(self, task, message, result);
-    if (sent == PYGEN_RETURN && self->kind->delivers)
+    if (sent == PYGEN_RETURN && self->kind->deliver)
         sent = deliver(self, task, result);
     if (sent == PYGEN_RETURN)
         end(self);
     else if (GT_UNLIKELY(sent == PYGEN_ERROR))
         end_with_exception(self);
     return sent;
+}
+
+/* The coroutine that awaits the call is to have this answer. */
+static GT_COLD void keep_answer(gt_call *self, bool raises, PyObject *result)
+{
+    PyObject *answer = raises ? gt_take_exception() : result;
+    end(self); /* where no task could be found to drive it, this has yet to be done */
+    self->data = answer;
+    self->raises = raises;
+    self->state = GT_CALL_ANSWERED;
+}
+
+bool gt_call_deliver(gt_call *self, PyObject **result)
+{
+    if (GT_UNLIKELY(self->state != GT_CALL_PARKED || self->waiter->task)) /* it is over, or another task's by now */
+        return false;
+    const PySendResult sent = drive((PyObject *)self, Py_None, result);
+    if (sent == PYGEN_NEXT)
+        return true;
+    keep_answer(self, sent == PYGEN_ERROR, *result);
+    *result = NULL;
+    return false;
 }
 
 static PyObject *drive_by_method(PyObject *object, PyObject *message)

@@ -34,6 +34,7 @@ enum gt_call_state {
     GT_CALL_YIELDED, /* the scheduler has its turn first */
     GT_CALL_PARKED,
     GT_CALL_DELIVERS, /* the callback runs that it delivers to */
+    GT_CALL_ANSWERED, /* its answer has yet to be asked for by the coroutine that awaits it */
     GT_CALL_DONE,
 };
 
@@ -47,7 +48,6 @@ struct gt_kind {
         keeps_deadline; /* of a connection: ends at the deadline of its direction, and on a connection that is closed */
     bool
         needs_satisfied; /* has no answer, nor an error but for what `refuse` and `park` find, unless it is satisfied */
-    bool delivers;       /* a number of bytes, up to a most, is for a callback, and the call begins anew behind that */
     bool of_connection;  /* its owner is a gt_connection */
     bool watches_sends;  /* of a connection's receiving side: it may be satisfied by what has become of a send */
     bool excludes_sends; /* of a connection: what another task sends meanwhile would lie amidst this call's data */
@@ -65,6 +65,10 @@ struct gt_kind {
     void (*stopped)(gt_call *call);
     /* The call is over, however it ended.  Runs no Python code. */
     void (*end)(gt_call *call);
+    /* It delivers: a number of bytes, up to a most, is for a callback, and the call begins anew behind that.  This makes a step
+     * of it without `coro`, which is the task's and awaits it.  True: it waits again, and *result is what it yields for that.
+     * False: `coro` is to be resumed, and gets the answer, if there is one by now.  NULL: it delivers nothing. */
+    bool (*deliver)(gt_call *call, PyObject *coro, PyObject **result);
     /* A stream is asked for something while the call is parked, and then no more.  NULL: it is not. */
     void (*ask)(gt_stream *stream, const gt_call *call, bool wanted);
 };
@@ -81,13 +85,14 @@ struct gt_call {
     gt_proactor *proactor; /* borrowed: the owner holds it */
     PyObject *owner;       /* the gt_connection, the gt_endpoint, or for a poll the proactor */
     gt_waiter *waiter;     /* from the first parking on */
-    PyObject *data;        /* the argument, if it is bytes */
+    PyObject *data;        /* the argument, if it is bytes; while ANSWERED, what the call returns or raises */
     PyObject
         *parts; /* the same of several: a tuple of bytes and memoryviews, of which `data` or `view` is the current one;
                 * of a call that delivers: the callback, its first argument, and what learns from a slow one */
     uint8_t state; /* enum gt_call_state */
     bool has_view;
     bool is_finalized;
+    bool raises; /* the answer, while ANSWERED */
     union {
         struct {
             size_t offset; /* a send: how much of the current part has been queued */
@@ -146,6 +151,7 @@ PyObject *gt_raise_broken(gt_proactor *proactor, int error); /* NULL */
 /* Call back with a number of bytes; `parts` begins as in a call that delivers.  0: it took less than `slice_ns`; 1: it took longer,
  * and what learns from that has done so; -1: exception set. */
 int gt_call_back(PyObject *parts, PyObject *count, int64_t slice_ns);
+bool gt_call_deliver(gt_call *call, PyObject **result); /* as `deliver` of the kind, whatever the coroutine is */
 
 /* --- waiter.c --- */
 

@@ -18,12 +18,16 @@ static struct {
     PyTypeObject *type; /* owned, as are these two: Python's functions */
     PyObject *next, *write;
     gt_field connection, take, send, limit; /* the slots */
+    bool laid_out;                          /* they lie at offsets */
 } hastened;
+
+/* Whether the slots of a conn are read where they lie. */
+static bool has_slots(PyObject *conn) { return Py_IS_TYPE(conn, hastened.type) && hastened.laid_out; }
 
 /* The connection of a conn, if the method in this slot of the conn is this function, and is the connection's; or NULL. */
 static PyObject *owner_in(const gt_field *slot, PyObject *conn, PyCFunction function)
 {
-    PyObject *method = gt_field_peek(slot, conn), *connection = gt_field_peek(&hastened.connection, conn);
+    PyObject *method = *gt_field_place(slot, conn), *connection = *gt_field_place(&hastened.connection, conn);
     if (!method || !connection || !Py_IS_TYPE(method, &PyMethodDescr_Type) ||
         ((PyMethodDescrObject *)method)->d_method->ml_meth != function)
         return NULL;
@@ -61,10 +65,10 @@ static PyObject *take_from_ring(gt_connection *connection, Py_ssize_t wanted)
 /* NULL, without an exception, where nothing was taken. */
 static PyObject *next_plainly(PyObject *self, PyObject *count)
 {
-    if (count && !PyLong_CheckExact(count))
+    if (!has_slots(self) || (count && !PyLong_CheckExact(count)))
         return NULL;
-    const Py_ssize_t wanted = count ? PyLong_AsSsize_t(count) : -1;
-    if (wanted == -1 && PyErr_Occurred()) {
+    const Py_ssize_t wanted = count ? gt_ssize_of(count) : -1;
+    if (GT_UNLIKELY(wanted == -1) && PyErr_Occurred()) {
         PyErr_Clear();
         return NULL;
     }
@@ -115,10 +119,10 @@ static int write_to_tls(PyObject *connection, PyObject *data, Py_ssize_t limit)
 
 static int write_plainly(PyObject *self, PyObject *data)
 {
-    PyObject *value = gt_field_peek(&hastened.limit, self);
+    PyObject *value = has_slots(self) ? *gt_field_place(&hastened.limit, self) : NULL;
     if (!value || !PyBytes_CheckExact(data) || PyBytes_GET_SIZE(data) == 0)
         return 0;
-    const Py_ssize_t limit = PyLong_AsSsize_t(value);
+    const Py_ssize_t limit = gt_ssize_of(value);
     if (GT_UNLIKELY(limit == -1) && PyErr_Occurred()) {
         PyErr_Clear();
         return 0;
@@ -191,6 +195,10 @@ PyObject *gt_hasten(PyObject *Py_UNUSED(module), PyObject *type)
         replace(hastened.type, &conn_next_method, &hastened.next) < 0 ||
         replace(hastened.type, &conn_write_method, &hastened.write) < 0)
         return NULL;
+    const gt_field *slots[] = {&hastened.connection, &hastened.take, &hastened.send, &hastened.limit};
+    hastened.laid_out = true;
+    for (size_t i = 0; i < sizeof slots / sizeof slots[0]; i++)
+        hastened.laid_out &= slots[i]->offset >= 0;
     Py_RETURN_NONE;
 }
 

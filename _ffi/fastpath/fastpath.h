@@ -375,6 +375,8 @@ PyObject *gt_connection_close_flush(gt_connection *self, PyObject *ignored);
 
 extern PyTypeObject gt_handler_type;
 PyObject *gt_connection_handled(gt_connection *self, PyObject *const *arguments, Py_ssize_t count);
+/* `deliver` of a kind: only where the task's coroutine is an object that can show the callback to Ctrl-C. */
+bool gt_handler_deliver(gt_call *call, PyObject *coro, PyObject **result);
 
 /* --- deadline.c: deadlines, and the time of the last byte --- */
 
@@ -466,8 +468,8 @@ typedef struct {
 
 int gt_trio_note_deadlines(gt_trio *trio, gt_deadlines *noted);
 int gt_trio_can_linger(gt_trio *trio, const gt_deadlines *noted);
-int gt_trio_resume(gt_trio *trio, PyObject *task, PyObject *abort); /* one step, in place */
-int gt_trio_leave_task(gt_trio *trio);                              /* before the program's code runs outside a step */
+int gt_trio_resume(gt_trio *trio, PyObject *task, gt_waiter *waiter); /* one step, in place */
+int gt_trio_leave_task(gt_trio *trio); /* before the program's code runs outside a step */
 int gt_trio_reschedule(gt_trio *trio, PyObject *task, PyObject *abort);
 int gt_task_module_init(void);
 
@@ -513,7 +515,9 @@ struct gt_proactor {
     uint64_t resumed_in_place;
     uint64_t rescheduled;
     bool in_place;
-    bool guest;   /* between two ticks the host's code runs in this thread, while another one waits */
+    bool guest; /* between two ticks the host's code runs in this thread, while another one waits */
+    PyFrameObject
+        *caller;  /* borrowed: the frame that has called wait() or process(), if a step has asked for it; else NULL */
     bool running; /* in wait() or process(): they do not nest */
     bool closed;
 };
@@ -551,7 +555,8 @@ static inline bool gt_proactor_turn_is_over(gt_proactor *proactor)
 {
     return GT_UNLIKELY(--proactor->answers_left == 0) && gt_proactor_check_slice(proactor);
 }
-int gt_proactor_wake(gt_proactor *proactor, PyObject *task, PyObject *abort, bool in_place);
+/* Resume the task that was parked by this waiter, which has been taken out of it. */
+int gt_proactor_wake(gt_proactor *proactor, PyObject *task, gt_waiter *waiter, bool in_place);
 
 /* --- reaping.c: what the proactor does once a tick --- */
 

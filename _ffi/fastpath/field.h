@@ -93,6 +93,19 @@ static inline int gt_field_is(const gt_field *field, PyObject *object, PyObject 
     return same;
 }
 
+/* The same as PyLong_AsSsize_t(), which costs three times as much for the number of bytes of a message. */
+static inline Py_ssize_t gt_ssize_of(PyObject *value)
+{
+#if PY_VERSION_HEX >= 0x030c0000
+    if (PyLong_CheckExact(value) && PyUnstable_Long_IsCompact((PyLongObject *)value))
+        return PyUnstable_Long_CompactValue((PyLongObject *)value);
+#else
+    if (PyLong_CheckExact(value) && Py_SIZE(value) == 1) /* one digit, and positive */
+        return (Py_ssize_t)((PyLongObject *)value)->ob_digit[0];
+#endif
+    return PyLong_AsSsize_t(value);
+}
+
 /* Where a field holds the one reference to its int, no other code can see that object, and none can notice that it changes: so
  * the digit is counted up, and no new int is made for every step of a task.  An int of more than one digit, a small one (which
  * Python itself holds) and one that is being looked at are left alone; so are all of them where the layout of an int is not

@@ -35,7 +35,8 @@ typedef struct {
     gt_proactor *proactor;
     uint8_t state; /* enum handler_state */
     bool raised;
-    bool running; /* `coro` */
+    bool running;  /* `coro`, or what it awaits, in its place */
+    bool delivers; /* the second of these */
 } gt_handler;
 
 /* What is resumed now, borrowed, or NULL. */
@@ -191,6 +192,20 @@ static PySendResult drive(PyObject *object, PyObject *message, PyObject **result
     return sent == PYGEN_NEXT ? sent : ended(self, sent, result);
 }
 
+/* The step of a task whose handler awaits a call that delivers, made without the handler's coroutine. */
+bool gt_handler_deliver(gt_call *call, PyObject *coro, PyObject **result)
+{
+    gt_handler *self = (gt_handler *)coro;
+    if (!Py_IS_TYPE(coro, &gt_handler_type) || self->state != DIRECT || self->running)
+        return false;
+    if (GT_UNLIKELY(!self->proactor->caller))
+        self->proactor->caller = PyEval_GetFrame();
+    self->running = self->delivers = true;
+    const bool waits = gt_call_deliver(call, result);
+    self->running = self->delivers = false;
+    return waits;
+}
+
 static PyObject *handler_send(PyObject *self, PyObject *message)
 {
     Py_INCREF(self);
@@ -284,22 +299,57 @@ static PyObject *get_of_coroutine(gt_handler *self, void *name)
     return target ? PyObject_GetAttrString(target, name) : Py_NewRef(Py_None);
 }
 
+/* The frame of the callback that runs in the handler's place: the first one above the code that drives the proactor.  NULL: what
+ * asks for it was not called by that callback, but runs in another thread; no exception. */
+static PyFrameObject *callback_frame(const gt_handler *self)
+{
+    PyFrameObject *frame = (PyFrameObject *)Py_XNewRef((PyObject *)PyEval_GetFrame());
+    while (frame) {
+        PyFrameObject *back = PyFrame_GetBack(frame);
+        if (back == self->proactor->caller) {
+            Py_DECREF(back);
+            break;
+        }
+        Py_SETREF(frame, back);
+    }
+    return frame;
+}
+
+static PyObject *get_frame(gt_handler *self, void *name)
+{
+    PyFrameObject *frame = self->delivers && self->proactor->caller ? callback_frame(self) : NULL;
+    return frame ? (PyObject *)frame : get_of_coroutine(self, name);
+}
+
+static PyObject *get_awaited(gt_handler *self, void *name)
+{
+    return self->delivers ? Py_NewRef(Py_None) : get_of_coroutine(self, name);
+}
+
 static PyObject *get_is_running(gt_handler *self, void *name)
 {
     PyObject *target = resumed(self);
-    return target ? PyObject_GetAttrString(target, name) : Py_NewRef(Py_False);
+    return target && !self->delivers ? PyObject_GetAttrString(target, name) : PyBool_FromLong(self->delivers);
 }
+
+#if PY_VERSION_HEX >= 0x030b0000
+static PyObject *get_is_suspended(gt_handler *self, void *name)
+{
+    PyObject *target = resumed(self);
+    return target && !self->delivers ? PyObject_GetAttrString(target, name) : Py_NewRef(Py_False);
+}
+#endif
 
 #define ATTRIBUTE(NAME, GETTER, TEXT) {NAME, (getter)GETTER, NULL, PyDoc_STR(TEXT), NAME}
 
 static PyGetSetDef handler_getset[] = {
-    ATTRIBUTE("cr_await", get_of_coroutine, "What the handler awaits."),
+    ATTRIBUTE("cr_await", get_awaited, "What the handler awaits."),
     ATTRIBUTE("cr_code", get_of_coroutine, "The handler's code."),
-    ATTRIBUTE("cr_frame", get_of_coroutine, "The handler's frame."),
+    ATTRIBUTE("cr_frame", get_frame, "The handler's frame."),
     ATTRIBUTE("cr_origin", get_of_coroutine, "Where the handler's coroutine was made."),
     ATTRIBUTE("cr_running", get_is_running, "Whether the handler runs."),
 #if PY_VERSION_HEX >= 0x030b0000
-    ATTRIBUTE("cr_suspended", get_is_running, "Whether the handler waits."),
+    ATTRIBUTE("cr_suspended", get_is_suspended, "Whether the handler waits."),
 #endif
     ATTRIBUTE("__name__", get_of_coroutine, "The handler's name."),
     ATTRIBUTE("__qualname__", get_of_coroutine, "The handler's qualified name."),

@@ -135,11 +135,12 @@ GT_INLINED void gt_prefetch_coroutine(const gt_trio *trio, const gt_waiter *wait
 {
     if (!waiter->task || !gt_trio_knows_layout(trio, waiter->task))
         return;
-    gt_prefetch_field(&trio->coro, waiter->task, GT_COROUTINE_SIZE);
+    const bool delivers = waiter->call && waiter->call->kind->deliver; /* mostly without the coroutine */
+    gt_prefetch_field(&trio->coro, waiter->task, delivers ? GT_LINE : GT_COROUTINE_SIZE);
     gt_prefetch_field(&trio->context, waiter->task, GT_LINE);
     gt_prefetch_field(&trio->schedule_points, waiter->task, 1);
     gt_prefetch_field(&trio->cancel_points, waiter->task, 1);
-    if (waiter->call && waiter->call->kind->delivers)
+    if (delivers)
         gt_prefetch(waiter->call->parts, GT_LINE);
 }
 
@@ -148,7 +149,7 @@ GT_INLINED void gt_prefetch_bytes(const gt_waiter *waiter)
     const gt_stream *stream = gt_stream_of_call(waiter->call);
     if (!stream)
         return;
-    if (waiter->call->kind->delivers && waiter->call->parts)
+    if (waiter->call->kind->deliver && waiter->call->parts)
         gt_prefetch_object(PyTuple_GET_ITEM(waiter->call->parts, 1), GT_CONN_SIZE);
     gt_prefetch(stream->given, 1);
     gt_prefetch(stream->outbound.segments, 1);

@@ -331,6 +331,12 @@ static Py_ssize_t wait_for_news(gt_proactor *self, int64_t timeout, const gt_dea
     }
 }
 
+static void stop_running(gt_proactor *self)
+{
+    self->running = false;
+    self->caller = NULL;
+}
+
 PyObject *gt_proactor_wait(gt_proactor *self, PyObject *argument)
 {
     int64_t timeout;
@@ -345,7 +351,7 @@ PyObject *gt_proactor_wait(gt_proactor *self, PyObject *argument)
     Py_ssize_t news = wait_for_news(self, timeout, &noted);
     if (news >= 0 && gt_trio_leave_task(&self->trio) < 0) /* it was left before a handler raised */
         news = postpone(self);
-    self->running = false;
+    stop_running(self);
     Py_XDECREF(noted.earliest);
     return news < 0 ? NULL : PyLong_FromSsize_t(news);
 }
@@ -363,7 +369,7 @@ PyObject *gt_proactor_process(gt_proactor *self, PyObject *Py_UNUSED(ignored))
     int resumed = resume_ready(self);
     if (resumed == 0)
         resumed = gt_trio_leave_task(&self->trio);
-    self->running = false;
+    stop_running(self);
     if (resumed < 0)
         return NULL;
     if (PyList_GET_SIZE(self->completions) == 0)

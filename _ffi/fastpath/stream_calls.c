@@ -470,7 +470,7 @@ const gt_kind gt_stream_kinds[] = {
     [GT_FILL] = {RECEIVING("_fill"), .needs_satisfied = true, .is_satisfied = is_filled, .answer = answer_fill, .moves_nothing = fill_moves_nothing, .ask = ask_fill},
     [GT_ARRIVAL] = {RECEIVING("receive"), .needs_satisfied = true, .is_satisfied = has_received, .answer = answer_arrival, .moves_nothing = is_at_end},
     [GT_CHANGE] = {RECEIVING("_wait_change"), .needs_satisfied = true, .watches_sends = true, .is_satisfied = has_answer, .answer = answer_change, .moves_nothing = changes_no_more, .ask = ask_look_ahead},
-    [GT_DELIVER] = {RECEIVING("_deliver"), .needs_satisfied = true, .watches_sends = true, .delivers = true, .is_satisfied = has_answer, .answer = answer_change, .moves_nothing = changes_no_more, .ask = ask_look_ahead},
+    [GT_DELIVER] = {RECEIVING("_deliver"), .needs_satisfied = true, .watches_sends = true, .deliver = gt_handler_deliver, .is_satisfied = has_answer, .answer = answer_change, .moves_nothing = changes_no_more, .ask = ask_look_ahead},
     [GT_DETACH] = {RECEIVING("_detach"), .is_satisfied = is_idle, .answer = answer_detach, .ask = ask_suspend},
     [GT_SEND] = {SENDING("send"), .is_satisfied = is_writable, .answer = answer_send, .moves_nothing = sends_nothing, .excludes_sends = true},
     [GT_FLUSH] = {SENDING("flush"), .is_satisfied = is_flushed, .answer = answer_none},

@@ -25,12 +25,12 @@ bool gt_stream_wake_receiver(const gt_stream *stream)
     return stream->connection && wake_satisfied(stream->connection->receiving.call);
 }
 
-/* The same of a call that looks at both directions: what a send changes is nothing to any other.  (A detach looks at a poll for
- * room, whose end wakes every receiver.) */
+/* The same of a call that looks at both directions, which a send may have failed, or brought what is watched.  What a send
+ * changes is nothing to any other.  (A detach looks at a poll for room, whose end wakes every receiver.) */
 static void wake_watcher(const gt_stream *stream)
 {
     gt_call *call = stream->connection ? stream->connection->receiving.call : NULL;
-    if (call && call->kind->watches_sends)
+    if (call && call->kind->watches_sends && (stream->send_error || (call->max & GT_WATCH_SENT)))
         wake_satisfied(call);
 }
 

@@ -448,12 +448,13 @@ static int task_yielded(gt_trio *trio, PyObject *task, PyObject *message, bool *
     return result;
 }
 
-/* One step of `coro` inside `context`, as Context.run(coro.send, None) would make it. */
-static int step_in_context(PyObject *coro, PyObject *context, PySendResult *sent, PyObject **result)
+/* One step of `coro` inside `context`, as Context.run(coro.send, None) would make it, or of the call that is delivered by itself. */
+static int step_in_context(PyObject *coro, PyObject *context, gt_call *delivers, PySendResult *sent, PyObject **result)
 {
     if (GT_UNLIKELY(PyContext_Enter(context) < 0))
         return -1;
-    *sent = PyIter_Send(coro, Py_None, result);
+    const bool waits = delivers && delivers->kind->deliver(delivers, coro, result);
+    *sent = waits ? PYGEN_NEXT : PyIter_Send(coro, Py_None, result);
     PyObject *exception = GT_UNLIKELY(*sent == PYGEN_ERROR) ? gt_take_exception() : NULL;
     if (GT_UNLIKELY(PyContext_Exit(context) < 0)) {
         Py_XDECREF(exception);
@@ -482,7 +483,7 @@ static void set_none(const gt_field *field, PyObject *object)
         Py_XSETREF(*place, Py_NewRef(Py_None));
 }
 
-GT_INLINED int step(gt_trio *trio, PyObject *task, PyObject *coro, PyObject *context)
+GT_INLINED int step(gt_trio *trio, PyObject *task, PyObject *coro, PyObject *context, gt_call *delivers)
 {
     set_none(&trio->abort_func, task);
     set_none(&trio->custom_sleep_data, task);
@@ -492,7 +493,7 @@ GT_INLINED int step(gt_trio *trio, PyObject *task, PyObject *coro, PyObject *con
     PySendResult sent = PYGEN_ERROR;
     PyObject *value = NULL;
     trio->stepped = task;
-    int result = step_in_context(coro, context, &sent, &value);
+    int result = step_in_context(coro, context, delivers, &sent, &value);
     trio->stepped = NULL;
     if (result == 0) {
         if (sent == PYGEN_NEXT)
@@ -517,21 +518,24 @@ int gt_trio_leave_task(gt_trio *trio)
     return PyDict_DelItem(trio->run_context, name_task);
 }
 
-/* Resume a task that is parked with `abort`.  1: stepped, 0: it has to go through Trio's scheduler, -1: error. */
-int gt_trio_resume(gt_trio *trio, PyObject *task, PyObject *abort)
+/* Resume a task that was parked by this waiter.  1: stepped, 0: it has to go through Trio's scheduler, -1: error. */
+int gt_trio_resume(gt_trio *trio, PyObject *task, gt_waiter *waiter)
 {
     if (GT_UNLIKELY(!gt_trio_knows_layout(trio, task) || gt_trio_is_observed(trio)))
         return 0;
     /* Else a program drives our awaitables itself, or has rescheduled a task of ours. */
     if (GT_UNLIKELY(*gt_field_place(&trio->next_send_fn, task) != Py_None ||
-                    *gt_field_place(&trio->abort_func, task) != abort))
+                    *gt_field_place(&trio->abort_func, task) != (PyObject *)waiter))
         return 0;
     PyObject *coro = *gt_field_place(&trio->coro, task), *context = *gt_field_place(&trio->context, task);
     if (GT_UNLIKELY(!coro || !(PyCoro_CheckExact(coro) || Py_IS_TYPE(coro, &gt_handler_type)) || !context))
         return 0;
+    gt_call *delivers = waiter->call->kind->deliver ? waiter->call : NULL;
     Py_INCREF(coro);
     Py_INCREF(context);
-    const int result = step(trio, task, coro, context);
+    Py_XINCREF(delivers); /* a finalizer may end it, and the waiter have another one then */
+    const int result = step(trio, task, coro, context, delivers);
+    Py_XDECREF(delivers);
     Py_DECREF(context);
     Py_DECREF(coro);
     return result < 0 ? -1 : 1;

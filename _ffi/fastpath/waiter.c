@@ -67,7 +67,7 @@ int gt_waiter_wake(gt_waiter *waiter, bool in_place)
     waiter->task = NULL;
     int result = 0;
     if (!GT_UNLIKELY(proactor->closed)) /* else the run is over, and its tasks with it */
-        result = gt_proactor_wake(proactor, task, (PyObject *)waiter, in_place);
+        result = gt_proactor_wake(proactor, task, waiter, in_place);
     Py_DECREF(task);
     return result;
 }

@@ -130,17 +130,17 @@ void gt_proactor_wake_guest(const gt_proactor *proactor)
     (void)written;
 }
 
-int gt_proactor_wake(gt_proactor *proactor, PyObject *task, PyObject *abort, bool in_place)
+int gt_proactor_wake(gt_proactor *proactor, PyObject *task, gt_waiter *waiter, bool in_place)
 {
     if (in_place && proactor->in_place) {
-        int resumed = gt_trio_resume(&proactor->trio, task, abort);
+        int resumed = gt_trio_resume(&proactor->trio, task, waiter);
         if (!GT_UNLIKELY(resumed == 0)) {
             proactor->resumed_in_place++;
             return resumed < 0 ? -1 : 0;
         }
     }
     proactor->rescheduled++;
-    return gt_trio_reschedule(&proactor->trio, task, abort);
+    return gt_trio_reschedule(&proactor->trio, task, (PyObject *)waiter);
 }
 
 int gt_proactor_look_at_clock(gt_proactor *proactor)

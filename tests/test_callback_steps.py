@@ -1,0 +1,396 @@
+"""A callback that is called in its task's step without the handler's coroutine: what it, and others, see of the task."""
+
+from __future__ import annotations
+
+import contextvars
+import gc
+import os
+import signal
+import sys
+import threading
+import traceback
+import types
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import trio
+from support.handler_tasks import (
+    EXCHANGES,
+    Books,
+    DeliberateError,
+    current_coroutine,
+    run_handler,
+    say,
+    say_nothing,
+    say_twice,
+)
+from support.two_ways import run_with_pair
+from trio.testing import wait_all_tasks_blocked
+
+from gain_trio import Connection
+from gain_trio._io_manager import current_manager
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import BaseExceptionGroup
+
+pytestmark = [pytest.mark.connections, pytest.mark.features, pytest.mark.full_ring]
+
+Callback = Callable[[Connection, int], object]
+
+
+def run_callback(callback: Callback, *, resume_in_place: bool = True, talk: Any = say, most: int = 100) -> Books:
+    """Call back for what arrives while the task waits, until the answer is another one."""
+
+    async def handler(served: Connection) -> int:
+        return await served._deliver(callback, served, 0, most, most, None)
+
+    return run_handler(handler, talk, resume_in_place=resume_in_place)
+
+
+def take(served: Connection, count: int) -> bytes:
+    """Take what has arrived, and end the delivery."""
+    data = served._take_exactly(count)
+    assert data is not None
+    served._note_change()
+    return data
+
+
+def codes_above() -> Iterator[types.CodeType]:
+    """Of the frames that have called the caller."""
+    frame: types.FrameType | None = sys._getframe(2)
+    while frame is not None:
+        yield frame.f_code
+        frame = frame.f_back
+
+
+# --- the frames ---
+
+
+def test_the_coroutine_is_resumed_for_the_answer_only(resume_in_place: bool) -> None:
+    seen: list[bool] = []
+
+    async def handler(served: Connection) -> int:
+        def callback(served: Connection, count: int) -> None:
+            seen.append(handler.__code__ in codes_above())
+            assert served._take_exactly(count) is not None
+            if len(seen) == 3:
+                served._note_change()
+
+        return await served._deliver(callback, served, 0, 100, 100, None)
+
+    async def talk(client: Connection, _books: Books) -> None:
+        for _ in range(3):
+            await client.send(b"x")
+            await wait_all_tasks_blocked()
+
+    assert run_handler(handler, talk, resume_in_place=resume_in_place).result == 0
+    alone = resume_in_place and EXCHANGES
+    assert seen == [not alone] * 3
+
+
+def test_the_traceback_is_that_of_a_callback_that_the_handler_calls(resume_in_place: bool) -> None:
+    def callback(_served: Connection, count: int) -> None:
+        raise DeliberateError(count)
+
+    error = run_callback(callback, resume_in_place=resume_in_place).error
+    assert isinstance(error, DeliberateError)
+    assert error.args == (1,)
+    assert error.__context__ is None
+    names = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+    assert names == ["outer", "handler", "callback"]
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit, StopAsyncIteration])
+def test_any_exception_reaches_the_handler(error: type[BaseException], resume_in_place: bool) -> None:
+    caught: list[BaseException] = []
+
+    def callback(served: Connection, count: int) -> None:
+        take(served, count)
+        raise error
+
+    async def handler(served: Connection) -> bytes:
+        try:
+            await served._deliver(callback, served, 0, 100, 100, None)
+        except error as raised:
+            caught.append(raised)
+        return await served.receive()
+
+    assert run_handler(handler, say_twice, resume_in_place=resume_in_place).result == b"y"
+    assert [type(raised) for raised in caught] == [error]
+
+
+# --- Ctrl-C ---
+
+
+def interrupted(callback: Callback, resume_in_place: bool) -> None:
+    with pytest.raises((KeyboardInterrupt, BaseExceptionGroup)) as raised:
+        run_callback(callback, resume_in_place=resume_in_place)
+    error: BaseException = raised.value
+    while isinstance(error, BaseExceptionGroup):
+        (error,) = error.exceptions
+    assert isinstance(error, KeyboardInterrupt)
+
+
+def test_ctrl_c_interrupts_a_callback(resume_in_place: bool) -> None:
+    places: list[str] = []
+
+    def callback(_served: Connection, _count: int) -> None:
+        assert not trio.lowlevel.currently_ki_protected()
+        try:
+            signal.raise_signal(signal.SIGINT)
+            places.append("behind it")
+        except KeyboardInterrupt:
+            places.append("in the callback")
+            raise
+
+    interrupted(callback, resume_in_place)
+    assert places == ["in the callback"]
+
+
+def test_ctrl_c_interrupts_what_a_callback_calls(resume_in_place: bool) -> None:
+    places: list[str] = []
+
+    def numbers() -> Iterator[int]:
+        assert not trio.lowlevel.currently_ki_protected()
+        yield 1
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            places.append("behind it")
+        except KeyboardInterrupt:
+            places.append("in the generator")
+            raise
+
+    class Handler:
+        def on_read(self, _served: Connection, _count: int) -> None:
+            assert sum(map(abs, numbers())) == 1
+
+    interrupted(Handler().on_read, resume_in_place)
+    assert places == ["in the generator"]
+
+
+def test_a_callback_that_is_protected_from_ctrl_c(resume_in_place: bool) -> None:
+    places: list[str] = []
+
+    @trio.lowlevel.enable_ki_protection
+    def callback(served: Connection, count: int) -> None:
+        assert trio.lowlevel.currently_ki_protected()
+        signal.raise_signal(signal.SIGINT)
+        places.append("behind it")
+        take(served, count)
+
+    interrupted(callback, resume_in_place)
+    assert places == ["behind it"]
+
+
+# --- the task as its callback sees it ---
+
+
+def test_what_a_callback_sees_of_its_task(resume_in_place: bool) -> None:
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="another's")
+    seen: list[str] = []
+    books = Books()
+
+    def callback(served: Connection, count: int) -> None:
+        assert trio.lowlevel.current_task() is books.task
+        seen.append(variable.get())
+        variable.set("the callback's")
+        coroutine = current_coroutine()
+        assert coroutine.cr_running
+        assert coroutine.cr_await is None
+        assert sys.version_info < (3, 11) or not coroutine.cr_suspended
+        assert coroutine.cr_frame in (sys._getframe(), books.task.coro.cr_frame)
+        assert [frame for frame, _line in books.task.iter_await_frames()] == [coroutine.cr_frame]
+        take(served, count)
+
+    async def handler(served: Connection) -> None:
+        variable.set("the handler's")
+        assert await served._deliver(callback, served, 0, 100, 100, None) == 0
+        seen.append(variable.get())
+
+    async def body(client: Connection, served: Connection) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(books.outer, served, handler)
+            await wait_all_tasks_blocked()
+            await client.send(b"x")
+
+    run_with_pair(body, resume_in_place)
+    assert seen == ["the handler's", "the callback's"]
+
+
+@pytest.mark.skipif(not EXCHANGES, reason="with this Trio a task keeps its coroutine")
+def test_the_frame_of_a_callback_is_for_the_code_that_it_calls() -> None:
+    frames: list[types.FrameType] = []
+
+    def look() -> None:
+        frames.append(current_coroutine().cr_frame)
+
+    def look_elsewhere(coroutine: Any) -> None:
+        frames.append(coroutine.cr_frame)
+
+    def callback(served: Connection, count: int) -> None:
+        look()
+        thread = threading.Thread(target=look_elsewhere, args=[current_coroutine()])
+        thread.start()
+        thread.join()
+        take(served, count)
+
+    async def handler(served: Connection) -> None:
+        assert await served._deliver(callback, served, 0, 100, 100, None) == 0
+        look()
+
+    run_handler(handler, say)
+    own = handler.__code__
+    assert [frame.f_code for frame in frames] == [callback.__code__, own, own]
+
+
+def test_a_callback_that_drives_its_task(resume_in_place: bool) -> None:
+    """It is told that it runs, and the delivery goes on."""
+    calls: list[int] = []
+
+    def callback(served: Connection, count: int) -> None:
+        calls.append(count)
+        coroutine = current_coroutine()
+        for drive, arguments in (
+            (coroutine.send, [None]),
+            (coroutine.throw, [DeliberateError()]),
+            (coroutine.close, []),
+        ):
+            with pytest.raises(ValueError, match=r"running|executing"):
+                drive(*arguments)
+        assert served._take_exactly(count) is not None
+        if len(calls) == 2:
+            served._note_change()
+
+    assert run_callback(callback, resume_in_place=resume_in_place, talk=say_twice).result == 0
+    assert calls == [1, 1]
+
+
+# --- what it does to the delivery ---
+
+
+def test_a_callback_may_cancel_its_task(resume_in_place: bool) -> None:
+    scope = trio.CancelScope()
+    calls: list[int] = []
+
+    def callback(_served: Connection, count: int) -> None:
+        calls.append(count)
+        scope.cancel()
+
+    async def handler(served: Connection) -> bytes:
+        with scope:
+            await served._deliver(callback, served, 0, 100, 100, None)
+        return await served.receive()
+
+    assert run_handler(handler, say_twice, resume_in_place=resume_in_place).result == b"x"
+    assert scope.cancelled_caught
+    assert calls == [1]
+
+
+def test_a_callback_may_end_its_connection(resume_in_place: bool) -> None:
+    async def handler(served: Connection) -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await served._deliver(lambda served, _count: served.abort(), served, 0, 100, 100, None)
+
+    run_handler(handler, say, resume_in_place=resume_in_place)
+
+
+def test_a_callback_may_end_the_call(resume_in_place: bool) -> None:
+    calls: list[Any] = []
+
+    async def handler(served: Connection) -> bytes:
+        calls.append(served._deliver(lambda _served, _count: calls[0].close(), served, 0, 100, 100, None))
+        with pytest.raises(RuntimeError, match="ended by the callback"):
+            await calls[0]
+        with pytest.raises(RuntimeError, match="cannot reuse"):
+            await calls.pop()
+        return await served.receive()
+
+    assert run_handler(handler, say_twice, resume_in_place=resume_in_place).result == b"x"
+
+
+def test_another_task_is_cancelled_by_a_callback_amidst_a_batch(resume_in_place: bool) -> None:
+    """Both have bytes in the same batch: the second one's callback is never called."""
+    scope = trio.CancelScope()
+    calls: list[int] = []
+
+    async def body(client: Connection, served: Connection) -> None:
+        first, second = Books(), Books()
+
+        def callback(connection: Connection, count: int) -> None:
+            calls.append(count)
+            scope.cancel()
+            take(connection, count)
+
+        async def handler(connection: Connection) -> None:
+            await connection._deliver(callback, connection, 0, 100, 100, None)
+
+        async def cancelled(connection: Connection) -> None:
+            with scope:
+                await connection._deliver(callback, connection, 0, 100, 100, None)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(first.outer, served, handler)
+            nursery.start_soon(second.outer, client, cancelled)
+            await wait_all_tasks_blocked()
+            client._send_nowait(b"x")
+            served._send_nowait(b"y")
+
+    run_with_pair(body, resume_in_place)
+    assert calls in ([1], [1, 1])  # the second one was first
+
+
+def test_a_slow_callback_answers(resume_in_place: bool) -> None:
+    learned: list[int] = []
+
+    async def handler(served: Connection) -> int:
+        manager = current_manager("a test")
+        assert manager is not None
+        manager.proactor.slice_ns = 0
+
+        def callback(served: Connection, count: int) -> None:
+            assert served._take_exactly(count) == b"x" * count
+
+        return await served._deliver(callback, served, 0, 0, 100, lambda count, _time: learned.append(count))
+
+    assert run_handler(handler, say, resume_in_place=resume_in_place).result == 0
+    assert learned == [1]
+
+
+def test_the_end_and_a_large_piece_are_for_the_handler(resume_in_place: bool) -> None:
+    async def talk(client: Connection, _books: Books) -> None:
+        await client.send(b"xx")
+        await wait_all_tasks_blocked()
+        await client.send_eof()
+
+    async def handler(served: Connection) -> list[int]:
+        answers = []
+        for _ in range(2):
+            answers.append(await served._deliver(pytest.fail, "a callback", 0, 1, 1, None))
+        return answers
+
+    assert run_handler(handler, talk, resume_in_place=resume_in_place).result == [2, -1]
+
+
+def test_an_abandoned_delivery_is_freed() -> None:
+    gone: list[weakref.ref[object]] = []
+
+    def serve() -> None:
+        class Kept:
+            def on_read(self, served: Connection, count: int) -> None:
+                take(served, count)
+
+        kept = Kept()
+        gone.append(weakref.ref(kept))
+        assert run_callback(kept.on_read).result == 0
+        run_callback(kept.on_read, talk=say_nothing_and_cancel)
+
+    serve()
+    gc.collect()
+    assert gone[0]() is None
+
+
+async def say_nothing_and_cancel(client: Connection, books: Books) -> None:
+    await say_nothing(client, books)
+    books.task.parent_nursery.cancel_scope.cancel()
