@@ -26,6 +26,8 @@
  */
 #include "fastpath.h"
 
+#include <frameobject.h> /* for PyFrame_GetBack() before Python 3.11 */
+
 enum handler_state { NEW, PASSING, DIRECT, ENDED, FOLLOWING, DONE };
 
 typedef struct {
