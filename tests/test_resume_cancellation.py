@@ -174,6 +174,35 @@ def test_a_neighbour_of_the_same_tick_closes(resume_in_place: bool) -> None:
 # --- deadlines ---
 
 
+def test_a_task_is_cancelled_whose_call_the_program_has_ended(resume_in_place: bool) -> None:
+    """What was parked by that call is nothing to the call that another task waits in by then."""
+    got: list[bytes] = []
+    calls: list[Any] = []
+    scope = trio.CancelScope()
+
+    async def waits_in_vain(served: Connection) -> None:
+        calls.append(served.receive())
+        with scope, pytest.raises(RuntimeError, match="cannot reuse"):
+            await calls[0]
+
+    async def waits(client: Connection) -> None:
+        got.append(await client.receive())
+
+    async def body(client: Connection, served: Connection) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(waits_in_vain, served)
+            await wait_all_tasks_blocked()
+            calls[0].close()
+            nursery.start_soon(waits, client)
+            await wait_all_tasks_blocked()
+            scope.cancel()
+            await wait_all_tasks_blocked()
+            await served.send(b"x")
+
+    run_with_pair(body, resume_in_place)
+    assert got == [b"x"]
+
+
 def test_a_deadline_while_it_waits(resume_in_place: bool) -> None:
     async def body(client: Connection, served: Connection) -> None:
         await woken_by(client, served)

@@ -38,7 +38,9 @@ void gt_waiter_give_back(gt_proactor *proactor, gt_waiter *waiter)
     PyObject *task = waiter->task;
     waiter->task = NULL;
     waiter->call = NULL;
-    if (proactor->spare_count < MOST_SPARE && !proactor->closed && !waiter->is_ready) {
+    /* Where a task is still parked by it, the call was dropped, or ended by the program, amidst the wait.  Trio may call the waiter
+     * for a cancellation of that task, so no other call may have it. */
+    if (!task && proactor->spare_count < MOST_SPARE && !proactor->closed && !waiter->is_ready) {
         waiter->next = proactor->spare_waiters;
         proactor->spare_waiters = waiter;
         proactor->spare_count++;
