@@ -11,8 +11,8 @@ import threading
 import traceback
 import types
 import weakref
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, TypeAlias, cast
 
 import pytest
 import trio
@@ -20,6 +20,7 @@ from support.handler_tasks import (
     EXCHANGES,
     Books,
     DeliberateError,
+    Handler,
     current_coroutine,
     run_handler,
     say,
@@ -40,13 +41,47 @@ pytestmark = [pytest.mark.connections, pytest.mark.features, pytest.mark.full_ri
 Callback = Callable[[Connection, int], object]
 
 
-def run_callback(callback: Callback, *, resume_in_place: bool = True, talk: Any = say, most: int = 100) -> Books:
+Talk: TypeAlias = Callable[[Connection, Books], Awaitable[object]]
+
+
+def deliver(served: Connection, callback: Callback, most: int = 100, timed: int = 100, learn: Any = None) -> Any:
+    """Call back from the third delivery on: in the first two of a call the coroutine that awaits it takes part."""
+    left = 2
+
+    def called(served: Connection, count: int) -> None:
+        nonlocal left
+        if left:
+            left -= 1
+            assert served._take_exactly(count) == b"w" * count
+        else:
+            callback(served, count)
+
+    return served._deliver(called, served, 0, most, timed, learn)
+
+
+def warmed(talk: Talk) -> Talk:
+    """The same behind two deliveries."""
+
+    async def talk_behind(client: Connection, books: Books) -> None:
+        for _ in range(2):
+            await client.send(b"w")
+            await wait_all_tasks_blocked()
+        await talk(client, books)
+
+    return talk_behind
+
+
+def run_warmed(handler: Handler, talk: Talk = say, *, resume_in_place: bool = True) -> Books:
+    return run_handler(handler, warmed(talk), resume_in_place=resume_in_place)
+
+
+def run_callback(callback: Callback, talk: Talk = say, *, resume_in_place: bool = True) -> Books:
     """Call back for what arrives while the task waits, until the answer is another one."""
 
     async def handler(served: Connection) -> int:
-        return await served._deliver(callback, served, 0, most, most, None)
+        return cast("int", await deliver(served, callback))
 
-    return run_handler(handler, talk, resume_in_place=resume_in_place)
+    return run_warmed(handler, talk, resume_in_place=resume_in_place)
 
 
 def take(served: Connection, count: int) -> bytes:
@@ -58,7 +93,7 @@ def take(served: Connection, count: int) -> bytes:
 
 
 def codes_above() -> Iterator[types.CodeType]:
-    """Of the frames that have called the caller."""
+    """What the frames run that have called the caller."""
     frame: types.FrameType | None = sys._getframe(2)
     while frame is not None:
         yield frame.f_code
@@ -69,29 +104,30 @@ def codes_above() -> Iterator[types.CodeType]:
 
 
 def test_the_coroutine_is_resumed_for_the_answer_only(resume_in_place: bool) -> None:
+    """From the third delivery on."""
     seen: list[bool] = []
 
     async def handler(served: Connection) -> int:
         def callback(served: Connection, count: int) -> None:
             seen.append(handler.__code__ in codes_above())
             assert served._take_exactly(count) is not None
-            if len(seen) == 3:
+            if len(seen) == 5:
                 served._note_change()
 
         return await served._deliver(callback, served, 0, 100, 100, None)
 
     async def talk(client: Connection, _books: Books) -> None:
-        for _ in range(3):
+        for _ in range(5):
             await client.send(b"x")
             await wait_all_tasks_blocked()
 
     assert run_handler(handler, talk, resume_in_place=resume_in_place).result == 0
     alone = resume_in_place and EXCHANGES
-    assert seen == [not alone] * 3
+    assert seen == [True, True] + [not alone] * 3
 
 
 def test_the_traceback_is_that_of_a_callback_that_the_handler_calls(resume_in_place: bool) -> None:
-    def callback(_served: Connection, count: int) -> None:
+    def callback(served: Connection, count: int) -> None:
         raise DeliberateError(count)
 
     error = run_callback(callback, resume_in_place=resume_in_place).error
@@ -99,7 +135,7 @@ def test_the_traceback_is_that_of_a_callback_that_the_handler_calls(resume_in_pl
     assert error.args == (1,)
     assert error.__context__ is None
     names = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
-    assert names == ["outer", "handler", "callback"]
+    assert names == ["outer", "handler", "called", "callback"]
 
 
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit, StopAsyncIteration])
@@ -112,12 +148,12 @@ def test_any_exception_reaches_the_handler(error: type[BaseException], resume_in
 
     async def handler(served: Connection) -> bytes:
         try:
-            await served._deliver(callback, served, 0, 100, 100, None)
+            await deliver(served, callback)
         except error as raised:
             caught.append(raised)
         return await served.receive()
 
-    assert run_handler(handler, say_twice, resume_in_place=resume_in_place).result == b"y"
+    assert run_warmed(handler, say_twice, resume_in_place=resume_in_place).result == b"y"
     assert [type(raised) for raised in caught] == [error]
 
 
@@ -136,7 +172,7 @@ def interrupted(callback: Callback, resume_in_place: bool) -> None:
 def test_ctrl_c_interrupts_a_callback(resume_in_place: bool) -> None:
     places: list[str] = []
 
-    def callback(_served: Connection, _count: int) -> None:
+    def callback(served: Connection, count: int) -> None:
         assert not trio.lowlevel.currently_ki_protected()
         try:
             signal.raise_signal(signal.SIGINT)
@@ -184,38 +220,53 @@ def test_a_callback_that_is_protected_from_ctrl_c(resume_in_place: bool) -> None
     assert places == ["behind it"]
 
 
+def test_a_handler_that_is_protected_from_ctrl_c(resume_in_place: bool) -> None:
+    """So is its callback, as any code that it calls, whether the handler does it or what it awaits."""
+    seen: list[bool] = []
+
+    def callback(served: Connection, count: int) -> None:
+        seen.append(trio.lowlevel.currently_ki_protected())
+        take(served, count)
+
+    @trio.lowlevel.enable_ki_protection
+    async def handler(served: Connection) -> None:
+        await deliver(served, callback)
+
+    async def outer_handler(served: Connection) -> None:
+        await handler(served)
+
+    for protected in (handler, outer_handler):
+        run_warmed(protected, resume_in_place=resume_in_place)
+    assert seen == [True, True]
+
+
 # --- the task as its callback sees it ---
 
 
 def test_what_a_callback_sees_of_its_task(resume_in_place: bool) -> None:
     variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="another's")
+    tasks: list[Any] = []
     seen: list[str] = []
-    books = Books()
 
     def callback(served: Connection, count: int) -> None:
-        assert trio.lowlevel.current_task() is books.task
+        task = trio.lowlevel.current_task()
+        tasks.append(task)
         seen.append(variable.get())
         variable.set("the callback's")
-        coroutine = current_coroutine()
-        assert coroutine.cr_running
-        assert coroutine.cr_await is None
-        assert sys.version_info < (3, 11) or not coroutine.cr_suspended
-        assert coroutine.cr_frame in (sys._getframe(), books.task.coro.cr_frame)
-        assert [frame for frame, _line in books.task.iter_await_frames()] == [coroutine.cr_frame]
+        assert task.coro.cr_running
+        assert task.coro.cr_await is None
+        assert sys.version_info < (3, 11) or not task.coro.cr_suspended
+        assert [frame for frame, _line in task.iter_await_frames()] == [task.coro.cr_frame]
         take(served, count)
 
     async def handler(served: Connection) -> None:
+        tasks.append(trio.lowlevel.current_task())
         variable.set("the handler's")
-        assert await served._deliver(callback, served, 0, 100, 100, None) == 0
+        assert await deliver(served, callback) == 0
         seen.append(variable.get())
 
-    async def body(client: Connection, served: Connection) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(books.outer, served, handler)
-            await wait_all_tasks_blocked()
-            await client.send(b"x")
-
-    run_with_pair(body, resume_in_place)
+    run_warmed(handler, resume_in_place=resume_in_place)
+    assert tasks[0] is tasks[1]
     assert seen == ["the handler's", "the callback's"]
 
 
@@ -237,12 +288,13 @@ def test_the_frame_of_a_callback_is_for_the_code_that_it_calls() -> None:
         take(served, count)
 
     async def handler(served: Connection) -> None:
-        assert await served._deliver(callback, served, 0, 100, 100, None) == 0
+        assert await deliver(served, callback) == 0
         look()
 
-    run_handler(handler, say)
+    run_warmed(handler, say)
     own = handler.__code__
-    assert [frame.f_code for frame in frames] == [callback.__code__, own, own]
+    assert frames[0].f_code.co_name == "called"
+    assert [frame.f_code for frame in frames[1:]] == [own, own]
 
 
 def test_a_callback_that_drives_its_task(resume_in_place: bool) -> None:
@@ -263,8 +315,26 @@ def test_a_callback_that_drives_its_task(resume_in_place: bool) -> None:
         if len(calls) == 2:
             served._note_change()
 
-    assert run_callback(callback, resume_in_place=resume_in_place, talk=say_twice).result == 0
+    assert run_callback(callback, say_twice, resume_in_place=resume_in_place).result == 0
     assert calls == [1, 1]
+
+
+def test_a_callback_amidst_an_exception_that_its_handler_handles(resume_in_place: bool) -> None:
+    handled: list[BaseException | None] = []
+
+    def callback(served: Connection, count: int) -> None:
+        handled.append(sys.exc_info()[1])
+        take(served, count)
+
+    async def handler(served: Connection) -> None:
+        try:
+            next(iter(()))
+        except StopIteration as error:
+            handled.append(error)
+            await deliver(served, callback)
+
+    run_warmed(handler, resume_in_place=resume_in_place)
+    assert handled[0] is handled[1]
 
 
 # --- what it does to the delivery ---
@@ -274,16 +344,16 @@ def test_a_callback_may_cancel_its_task(resume_in_place: bool) -> None:
     scope = trio.CancelScope()
     calls: list[int] = []
 
-    def callback(_served: Connection, count: int) -> None:
+    def callback(served: Connection, count: int) -> None:
         calls.append(count)
         scope.cancel()
 
     async def handler(served: Connection) -> bytes:
         with scope:
-            await served._deliver(callback, served, 0, 100, 100, None)
+            await deliver(served, callback)
         return await served.receive()
 
-    assert run_handler(handler, say_twice, resume_in_place=resume_in_place).result == b"x"
+    assert run_warmed(handler, say_twice, resume_in_place=resume_in_place).result == b"x"
     assert scope.cancelled_caught
     assert calls == [1]
 
@@ -291,23 +361,23 @@ def test_a_callback_may_cancel_its_task(resume_in_place: bool) -> None:
 def test_a_callback_may_end_its_connection(resume_in_place: bool) -> None:
     async def handler(served: Connection) -> None:
         with pytest.raises(trio.ClosedResourceError):
-            await served._deliver(lambda served, _count: served.abort(), served, 0, 100, 100, None)
+            await deliver(served, lambda served, _count: served.abort())
 
-    run_handler(handler, say, resume_in_place=resume_in_place)
+    run_warmed(handler, say, resume_in_place=resume_in_place)
 
 
 def test_a_callback_may_end_the_call(resume_in_place: bool) -> None:
     calls: list[Any] = []
 
     async def handler(served: Connection) -> bytes:
-        calls.append(served._deliver(lambda _served, _count: calls[0].close(), served, 0, 100, 100, None))
+        calls.append(deliver(served, lambda _served, _count: calls[0].close()))
         with pytest.raises(RuntimeError, match="ended by the callback"):
             await calls[0]
         with pytest.raises(RuntimeError, match="cannot reuse"):
             await calls.pop()
         return await served.receive()
 
-    assert run_handler(handler, say_twice, resume_in_place=resume_in_place).result == b"x"
+    assert run_warmed(handler, say_twice, resume_in_place=resume_in_place).result == b"x"
 
 
 def test_another_task_is_cancelled_by_a_callback_amidst_a_batch(resume_in_place: bool) -> None:
@@ -324,15 +394,19 @@ def test_another_task_is_cancelled_by_a_callback_amidst_a_batch(resume_in_place:
             take(connection, count)
 
         async def handler(connection: Connection) -> None:
-            await connection._deliver(callback, connection, 0, 100, 100, None)
+            await deliver(connection, callback)
 
         async def cancelled(connection: Connection) -> None:
             with scope:
-                await connection._deliver(callback, connection, 0, 100, 100, None)
+                await deliver(connection, callback)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(first.outer, served, handler)
             nursery.start_soon(second.outer, client, cancelled)
+            for _ in range(2):
+                await wait_all_tasks_blocked()
+                client._send_nowait(b"w")
+                served._send_nowait(b"w")
             await wait_all_tasks_blocked()
             client._send_nowait(b"x")
             served._send_nowait(b"y")
@@ -344,6 +418,9 @@ def test_another_task_is_cancelled_by_a_callback_amidst_a_batch(resume_in_place:
 def test_a_slow_callback_answers(resume_in_place: bool) -> None:
     learned: list[int] = []
 
+    async def talk(client: Connection, _books: Books) -> None:
+        await client.send(b"xxx")
+
     async def handler(served: Connection) -> int:
         manager = current_manager("a test")
         assert manager is not None
@@ -352,25 +429,29 @@ def test_a_slow_callback_answers(resume_in_place: bool) -> None:
         def callback(served: Connection, count: int) -> None:
             assert served._take_exactly(count) == b"x" * count
 
-        return await served._deliver(callback, served, 0, 0, 100, lambda count, _time: learned.append(count))
+        return cast("int", await deliver(served, callback, 2, 100, lambda count, _time: learned.append(count)))
 
-    assert run_handler(handler, say, resume_in_place=resume_in_place).result == 0
-    assert learned == [1]
+    assert run_warmed(handler, talk, resume_in_place=resume_in_place).result == 0
+    assert learned == [3]
 
 
 def test_the_end_and_a_large_piece_are_for_the_handler(resume_in_place: bool) -> None:
-    async def talk(client: Connection, _books: Books) -> None:
+    async def say_much(client: Connection, _books: Books) -> None:
         await client.send(b"xx")
         await wait_all_tasks_blocked()
+
+    async def say_the_end(client: Connection, _books: Books) -> None:
         await client.send_eof()
 
-    async def handler(served: Connection) -> list[int]:
-        answers = []
-        for _ in range(2):
-            answers.append(await served._deliver(pytest.fail, "a callback", 0, 1, 1, None))
-        return answers
+    async def talk(client: Connection, books: Books) -> None:
+        await say_much(client, books)
+        await warmed(say_the_end)(client, books)
 
-    assert run_handler(handler, talk, resume_in_place=resume_in_place).result == [2, -1]
+    async def handler(served: Connection) -> tuple[int, bytes, int]:
+        much = await deliver(served, pytest.fail, 1, 1)
+        return much, await served.receive(), await deliver(served, pytest.fail)
+
+    assert run_warmed(handler, talk, resume_in_place=resume_in_place).result == (2, b"xx", -1)
 
 
 def test_an_abandoned_delivery_is_freed() -> None:

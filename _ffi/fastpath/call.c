@@ -21,7 +21,8 @@
  *
  * Nearly always such a call waits again behind the callback, and the coroutine that awaits it would only pass that on.  So the
  * task's step is made without that coroutine where it can be (gt_handler_deliver): the call is driven by itself, and the coroutine
- * is resumed, in the same step, when there is an answer for it.
+ * is resumed, in the same step, when there is an answer for it.  Whether the callback would see a difference is found out once a
+ * call, while the coroutine runs for the call's second delivery (a short connection has no second one).
  *
  *     PARKED ──deliver──> PARKED                      called back, and waits again
  *        └──────deliver──> ANSWERED ──drive──> DONE   the coroutine gets the answer
@@ -38,6 +39,7 @@
 #include <errno.h>
 
 #define FREE_LIST_SIZE 256
+#define DELIVERIES_WITH_COROUTINE 2 /* of a call */
 
 static gt_call *free_list[FREE_LIST_SIZE];
 static int free_count;
@@ -299,6 +301,28 @@ int gt_call_back(PyObject *parts, PyObject *count, int64_t slice_ns)
     return timed && elapsed >= slice_ns ? learn(parts, count, elapsed) : 0;
 }
 
+/* Whether the callback would find things as they are now if the coroutine that awaits the call were not resumed for it: no
+ * coroutine of the task protects it from Ctrl-C in a way of its own, or handles an exception.  1, 0, or -1 with an exception. */
+static GT_COLD int can_be_alone(gt_call *self, PyObject *task)
+{
+    PyObject *type, *value, *traceback;
+    PyErr_GetExcInfo(&type, &value, &traceback);
+    const bool handles = value && value != Py_None;
+    Py_XDECREF(type);
+    Py_XDECREF(value);
+    Py_XDECREF(traceback);
+    return handles ? 0 : gt_trio_is_protected_as(&self->proactor->trio, task);
+}
+
+static int count_delivery(gt_call *self, PyObject *task)
+{
+    if (++self->deliveries < DELIVERIES_WITH_COROUTINE)
+        return 0;
+    const int alone = can_be_alone(self, task);
+    self->alone = alone > 0;
+    return alone < 0 ? -1 : 0;
+}
+
 /* After a callback, which may have done anything.  false: exception set. */
 static bool can_go_on(const gt_call *self)
 {
@@ -315,6 +339,10 @@ static PySendResult deliver(gt_call *self, PyObject *task, PyObject **result)
         Py_ssize_t count = gt_ssize_of(*result); /* made by the row */
         if (count <= 0 || (size_t)count > self->most)
             return PYGEN_RETURN;
+        if (GT_UNLIKELY(self->deliveries < DELIVERIES_WITH_COROUTINE) && count_delivery(self, task) < 0) {
+            Py_CLEAR(*result);
+            return PYGEN_ERROR;
+        }
         self->kind->end(self); /* of the wait: to the callback none is in progress */
         self->state = GT_CALL_DELIVERS;
         PyObject *parts = Py_NewRef(self->parts), *bytes = *result; /* the callback may end the call */
@@ -413,7 +441,7 @@ static GT_COLD void keep_answer(gt_call *self, bool raises, PyObject *result)
 
 bool gt_call_deliver(gt_call *self, PyObject **result)
 {
-    if (GT_UNLIKELY(self->state != GT_CALL_PARKED || self->waiter->task)) /* it is over, or another task's by now */
+    if (!self->alone || GT_UNLIKELY(self->state != GT_CALL_PARKED || self->waiter->task)) /* or another task's by now */
         return false;
     const PySendResult sent = drive((PyObject *)self, Py_None, result);
     if (sent == PYGEN_NEXT)

@@ -92,7 +92,9 @@ struct gt_call {
     uint8_t state; /* enum gt_call_state */
     bool has_view;
     bool is_finalized;
-    bool raises; /* the answer, while ANSWERED */
+    bool raises;        /* the answer, while ANSWERED */
+    bool alone;         /* of a call that delivers: its steps are made without the coroutine that awaits it */
+    uint8_t deliveries; /* of such a call: before it is known whether they are */
     union {
         struct {
             size_t offset; /* a send: how much of the current part has been queued */

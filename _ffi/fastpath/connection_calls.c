@@ -132,6 +132,8 @@ PyObject *gt_connection_deliver(gt_connection *self, PyObject *const *args, Py_s
     if (!call)
         return NULL;
     call->max = (size_t)delivery.watched;
+    call->alone = false;
+    call->deliveries = 0;
     call->most_untimed = delivery.most_untimed;
     call->most = delivery.most;
     call->parts = PyTuple_Pack(3, args[0], args[1], args[5]);

@@ -426,13 +426,14 @@ typedef struct {
     PyObject *checkpoint;  /* CancelShieldedCheckpoint: what a task yields to be scheduled again at once */
     PyObject *task_type;
     PyObject *abort_succeeded;
-    PyObject *woken;              /* outcome.Value(None) */
-    PyObject *reschedule;         /* (task, outcome) */
-    PyObject *task_exited;        /* (task, value, exception or None) */
-    PyObject *runner_task_exited; /* Trio's own: (task, outcome) */
-    PyObject *unusual_yield;      /* (task, message) */
-    PyObject *step_observed;      /* (task): an instrument was added during its step */
-    PyObject *current_time;       /* (): of the run's clock */
+    PyObject *woken;                  /* outcome.Value(None) */
+    PyObject *reschedule;             /* (task, outcome) */
+    PyObject *task_exited;            /* (task, value, exception or None) */
+    PyObject *runner_task_exited;     /* Trio's own: (task, outcome) */
+    PyObject *unusual_yield;          /* (task, message) */
+    PyObject *step_observed;          /* (task): an instrument was added during its step */
+    PyObject *current_time;           /* (): of the run's clock */
+    PyObject *currently_ki_protected; /* (): whether Ctrl-C is kept from the code that calls it */
     gt_field coro, context, abort_func, custom_sleep_data, next_send_fn, cancel_points, schedule_points, cancel_status;
     gt_field ki_protected; /* since Trio 0.28 */
     gt_field effectively_cancelled;
@@ -460,6 +461,8 @@ PyObject *gt_trio_current_task(gt_trio *trio); /* borrowed; NULL: exception set 
 int gt_trio_cancel_is_pending(gt_trio *trio, PyObject *task);
 int gt_trio_count_cancel_point(gt_trio *trio, PyObject *task);
 bool gt_trio_is_observed(gt_trio *trio);
+/* Whether Ctrl-C reaches the code that runs now exactly if it reaches this task's code as such.  1, 0, or -1 with an exception. */
+int gt_trio_is_protected_as(gt_trio *trio, PyObject *task);
 /* The earliest deadline and the number of them: by these Trio's loop would wait differently. */
 typedef struct {
     PyObject *earliest; /* owned; NULL for none */

@@ -135,13 +135,15 @@ GT_INLINED void gt_prefetch_coroutine(const gt_trio *trio, const gt_waiter *wait
 {
     if (!waiter->task || !gt_trio_knows_layout(trio, waiter->task))
         return;
-    const bool delivers = waiter->call && waiter->call->kind->deliver; /* mostly without the coroutine */
-    gt_prefetch_field(&trio->coro, waiter->task, delivers ? GT_LINE : GT_COROUTINE_SIZE);
     gt_prefetch_field(&trio->context, waiter->task, GT_LINE);
     gt_prefetch_field(&trio->schedule_points, waiter->task, 1);
     gt_prefetch_field(&trio->cancel_points, waiter->task, 1);
-    if (delivers)
+    if (waiter->call && waiter->call->kind->deliver) { /* mostly without the coroutine */
+        gt_prefetch_field(&trio->coro, waiter->task, GT_LINE);
         gt_prefetch(waiter->call->parts, GT_LINE);
+    } else {
+        gt_prefetch_field(&trio->coro, waiter->task, GT_COROUTINE_SIZE);
+    }
 }
 
 GT_INLINED void gt_prefetch_bytes(const gt_waiter *waiter)

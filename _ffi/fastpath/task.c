@@ -79,6 +79,7 @@ int gt_trio_bind(gt_trio *trio, PyObject *seam)
         {&trio->unusual_yield, "unusual_yield"},
         {&trio->step_observed, "step_observed"},
         {&trio->current_time, "current_time"},
+        {&trio->currently_ki_protected, "currently_ki_protected"},
         {&trio->run_queue, "run_queue"},
         {&trio->waiting_for_idle, "waiting_for_idle"},
         {&trio->deadlines, "deadlines"},
@@ -151,6 +152,7 @@ void gt_trio_unbind(gt_trio *trio)
     Py_CLEAR(trio->unusual_yield);
     Py_CLEAR(trio->step_observed);
     Py_CLEAR(trio->current_time);
+    Py_CLEAR(trio->currently_ki_protected);
     Py_CLEAR(trio->run_queue);
     Py_CLEAR(trio->waiting_for_idle);
     Py_CLEAR(trio->deadlines);
@@ -201,6 +203,7 @@ int gt_trio_traverse(gt_trio *trio, visitproc visit, void *arg)
     Py_VISIT(trio->unusual_yield);
     Py_VISIT(trio->step_observed);
     Py_VISIT(trio->current_time);
+    Py_VISIT(trio->currently_ki_protected);
     Py_VISIT(trio->run_queue);
     Py_VISIT(trio->waiting_for_idle);
     Py_VISIT(trio->deadlines);
@@ -285,6 +288,19 @@ int gt_trio_cancel_is_pending(gt_trio *trio, PyObject *task)
 }
 
 int gt_trio_count_cancel_point(gt_trio *trio, PyObject *task) { return gt_field_increment(&trio->cancel_points, task); }
+
+int gt_trio_is_protected_as(gt_trio *trio, PyObject *task)
+{
+    const PyObject *own = gt_field_peek(&trio->ki_protected, task);
+    if (!own)
+        return 0;
+    PyObject *now = PyObject_CallNoArgs(trio->currently_ki_protected);
+    if (!now)
+        return -1;
+    const int result = (now == Py_True) == (own == Py_True);
+    Py_DECREF(now);
+    return result;
+}
 
 /* Is there an instrument to which a step made here would look different from one made by Trio's loop? */
 bool gt_trio_is_observed(gt_trio *trio)

@@ -112,6 +112,7 @@ class RunSeam:
         self.reschedule = self.runner.reschedule
         self.runner_task_exited = self.runner.task_exited
         self.current_time = self.runner.clock.current_time
+        self.currently_ki_protected = trio.lowlevel.currently_ki_protected
         self.is_guest: bool = self.runner.is_guest
         # A task may move a clock that is not the system's, and only Trio's loop reads that again.
         self.may_linger = not self.is_guest and type(self.runner.clock) is _run.SystemClock
