@@ -380,6 +380,32 @@ def test_a_callback_may_end_the_call(resume_in_place: bool) -> None:
     assert run_warmed(handler, say_twice, resume_in_place=resume_in_place).result == b"x"
 
 
+@pytest.mark.parametrize("raises", [True, False])
+def test_a_delivery_that_fails_before_its_callback(
+    raises: bool, resume_in_place: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is asked once a call runs code, and with it handlers of signals and finalizers."""
+    calls: list[Any] = []
+
+    def asked() -> bool:
+        if raises:
+            raise DeliberateError
+        calls[0].close()
+        return False
+
+    async def handler(served: Connection) -> None:
+        calls.append(served._deliver(lambda served, count: served._take_exactly(count), served, 0, 100, 100, None))
+        with pytest.raises(DeliberateError if raises else RuntimeError, match=None if raises else "was ended before"):
+            await calls.pop() if raises else await calls[0]
+        calls.clear()
+
+    async def nothing(served: Connection) -> None:
+        await served.receive()
+
+    monkeypatch.setattr(trio.lowlevel, "currently_ki_protected", asked)
+    run_handler(handler if EXCHANGES else nothing, say_twice, resume_in_place=resume_in_place)
+
+
 def test_another_task_is_cancelled_by_a_callback_amidst_a_batch(resume_in_place: bool) -> None:
     """Both have bytes in the same batch: the second one's callback is never called."""
     scope = trio.CancelScope()

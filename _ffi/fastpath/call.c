@@ -319,6 +319,10 @@ static int count_delivery(gt_call *self, PyObject *task)
     if (++self->deliveries < DELIVERIES_WITH_COROUTINE)
         return 0;
     const int alone = can_be_alone(self, task);
+    if (alone >= 0 && self->state == GT_CALL_DONE) { /* finding it out runs Python code, and that may run a finalizer */
+        PyErr_SetString(PyExc_RuntimeError, "this wait was ended before its callback was called");
+        return -1;
+    }
     self->alone = alone > 0;
     return alone < 0 ? -1 : 0;
 }
