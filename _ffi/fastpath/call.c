@@ -22,7 +22,8 @@
  * Nearly always such a call waits again behind the callback, and the coroutine that awaits it would only pass that on.  So the
  * task's step is made without that coroutine where it can be (gt_handler_deliver): the call is driven by itself, and the coroutine
  * is resumed, in the same step, when there is an answer for it.  Whether the callback would see a difference is found out once a
- * call, while the coroutine runs for the call's second delivery (a short connection has no second one).
+ * call, while the coroutine runs for the call's second delivery (a short connection has no second one).  Meanwhile that coroutine
+ * is suspended, not running: where the callback holds it, and resumes or closes it itself, the task ends with an error.
  *
  *     PARKED ──deliver──> PARKED                      called back, and waits again
  *        └──────deliver──> ANSWERED ──drive──> DONE   the coroutine gets the answer
@@ -314,15 +315,12 @@ static GT_COLD int can_be_alone(gt_call *self, PyObject *task)
     return handles ? 0 : gt_trio_is_protected_as(&self->proactor->trio, task);
 }
 
+/* Behind a callback, when no bytes are in hand: what finds it out is Python code, in which a signal's handler may raise. */
 static int count_delivery(gt_call *self, PyObject *task)
 {
     if (++self->deliveries < DELIVERIES_WITH_COROUTINE)
         return 0;
     const int alone = can_be_alone(self, task);
-    if (alone >= 0 && self->state == GT_CALL_DONE) { /* finding it out runs Python code, and that may run a finalizer */
-        PyErr_SetString(PyExc_RuntimeError, "this wait was ended before its callback was called");
-        return -1;
-    }
     self->alone = alone > 0;
     return alone < 0 ? -1 : 0;
 }
@@ -343,10 +341,6 @@ static PySendResult deliver(gt_call *self, PyObject *task, PyObject **result)
         Py_ssize_t count = gt_ssize_of(*result); /* made by the row */
         if (count <= 0 || (size_t)count > self->most)
             return PYGEN_RETURN;
-        if (GT_UNLIKELY(self->deliveries < DELIVERIES_WITH_COROUTINE) && count_delivery(self, task) < 0) {
-            Py_CLEAR(*result);
-            return PYGEN_ERROR;
-        }
         self->kind->end(self); /* of the wait: to the callback none is in progress */
         self->state = GT_CALL_DELIVERS;
         PyObject *parts = Py_NewRef(self->parts), *bytes = *result; /* the callback may end the call */
@@ -355,7 +349,10 @@ static PySendResult deliver(gt_call *self, PyObject *task, PyObject **result)
         *result = slow > 0 ? PyLong_FromLong(GT_CHANGED) : NULL;
         Py_DECREF(parts);
         Py_DECREF(bytes);
-        if (slow < 0 || (slow && !*result) || !can_go_on(self)) {
+        const bool failed =
+            slow < 0 || (slow && !*result) ||
+            (GT_UNLIKELY(self->deliveries < DELIVERIES_WITH_COROUTINE) && count_delivery(self, task) < 0);
+        if (failed || !can_go_on(self)) {
             Py_CLEAR(*result);
             return PYGEN_ERROR;
         }

@@ -320,6 +320,8 @@ static PyFrameObject *callback_frame(const gt_handler *self)
 static PyObject *get_frame(gt_handler *self, void *name)
 {
     PyFrameObject *frame = self->delivers && self->proactor->caller ? callback_frame(self) : NULL;
+    if (!frame && PyErr_Occurred()) /* out of memory */
+        return NULL;
     return frame ? (PyObject *)frame : get_of_coroutine(self, name);
 }
 
