@@ -98,13 +98,15 @@ run_tests() {
 mkdir -p "$root"
 exec 9>"$root.lock"
 flock 9 # one run at a time
+if [ "${1:-}" != --run ]; then
+    make dist/made # before /proc and /sys are mounted below this folder: making an sdist looks through all of it
+fi
 make_root
 if [ "${1:-}" = --run ]; then
     shift
     inside 7200 "$@"
     exit
 fi
-make dist/made
 failed=()
 for version in ${2:-$pythons}; do
     run_tests "${1:-test}" "$version" || failed+=("$version")
