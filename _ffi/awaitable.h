@@ -10,6 +10,8 @@
 
 #include "exceptions.h"
 
+#include <stdbool.h>
+
 /* The StopIteration that will carry the next answer, or NULL. */
 static inline PyObject **gt_spare_stop(void)
 {
@@ -65,6 +67,17 @@ static inline PyObject *gt_never_stop(PyObject *exception)
     PyException_SetCause(error, Py_NewRef(exception));
     PyException_SetContext(error, exception);
     return error;
+}
+
+/* Answer with what was kept for the next time that the awaitable is driven.  Takes the caller's reference. */
+static inline PySendResult gt_give_kept(PyObject *kept, bool raises, PyObject **result)
+{
+    if (!raises) {
+        *result = kept;
+        return PYGEN_RETURN;
+    }
+    gt_restore_exception(kept);
+    return PYGEN_ERROR;
 }
 
 /* Raise the exception that throw() was given, in one of its two forms, with its traceback.  Returns NULL. */

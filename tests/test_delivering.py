@@ -45,7 +45,7 @@ def deliver_in_handler(served: Connection) -> Deliver:
 
 @pytest.fixture(params=[deliver_by, deliver_in_handler], ids=["task", "handler"])
 def delivering(request: pytest.FixtureRequest) -> Delivering:
-    """The loop in a plain task, and in one whose coroutine is exchanged, where the callback is called without it."""
+    """The loop in a plain task, and in one whose coroutine is exchanged, which takes no part from the third delivery on."""
     found: Delivering = request.param
     return found
 

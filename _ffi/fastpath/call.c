@@ -209,7 +209,7 @@ static PySendResult park(gt_call *self, PyObject *task, bool cancelled, PyObject
         return PYGEN_ERROR;
     }
     Py_XSETREF(self->waiter->task, Py_NewRef(task));
-    self->waiter->frame = self->kind->deliver ? NULL : gt_frame_place(); /* else that coroutine is not resumed */
+    self->waiter->frame = self->kind->deliver ? NULL : gt_frame_place(); /* seldom is it resumed for a callback */
     gt_proactor_begin_slice(self->proactor);
     self->state = GT_CALL_PARKED;
     *result = Py_NewRef(self->waiter->trap);
@@ -396,12 +396,7 @@ static PySendResult hand_over(gt_call *self, PyObject **result)
     PyObject *answer = self->data;
     self->data = NULL;
     self->state = GT_CALL_DONE;
-    if (!self->raises) {
-        *result = answer;
-        return PYGEN_RETURN;
-    }
-    gt_restore_exception(answer);
-    return PYGEN_ERROR;
+    return gt_give_kept(answer, self->raises, result);
 }
 
 static PySendResult drive(PyObject *object, PyObject *message, PyObject **result)

@@ -125,12 +125,7 @@ static PySendResult answer(gt_handler *self, PyObject **result)
         raise_over();
         return PYGEN_ERROR;
     }
-    if (!self->raised) {
-        *result = outcome;
-        return PYGEN_RETURN;
-    }
-    gt_restore_exception(outcome);
-    return PYGEN_ERROR;
+    return gt_give_kept(outcome, self->raised, result);
 }
 
 /* Whether outer is being resumed, or closed, and this object by it.  -1: exception set. */
@@ -330,17 +325,21 @@ static PyObject *get_awaited(gt_handler *self, void *name)
     return self->delivers ? Py_NewRef(Py_None) : get_of_coroutine(self, name);
 }
 
-static PyObject *get_is_running(gt_handler *self, void *name)
+static PyObject *get_flag(gt_handler *self, void *name)
 {
     PyObject *target = resumed(self);
-    return target && !self->delivers ? PyObject_GetAttrString(target, name) : PyBool_FromLong(self->delivers);
+    return target ? PyObject_GetAttrString(target, name) : Py_NewRef(Py_False);
+}
+
+static PyObject *get_is_running(gt_handler *self, void *name)
+{
+    return self->delivers ? Py_NewRef(Py_True) : get_flag(self, name);
 }
 
 #if PY_VERSION_HEX >= 0x030b0000
 static PyObject *get_is_suspended(gt_handler *self, void *name)
 {
-    PyObject *target = resumed(self);
-    return target && !self->delivers ? PyObject_GetAttrString(target, name) : Py_NewRef(Py_False);
+    return self->delivers ? Py_NewRef(Py_False) : get_flag(self, name);
 }
 #endif
 

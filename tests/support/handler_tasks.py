@@ -51,9 +51,10 @@ class Books:
         assert current_coroutine() is self.own
 
 
-def run_handler(
-    handler: Handler, talk: Callable[[Connection, Books], Awaitable[object]], *, resume_in_place: bool = True
-) -> Books:
+Talk: TypeAlias = Callable[[Connection, Books], Awaitable[object]]
+
+
+def run_handler(handler: Handler, talk: Talk, *, resume_in_place: bool = True) -> Books:
     """Run the handler at one end of a pair in a task of its own; ``talk`` has the other end once that task waits."""
     books = Books()
 
