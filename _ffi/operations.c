@@ -55,7 +55,8 @@ bool gt_slot_retire(struct gt_ring *ring, uint32_t index)
         return false;
     slot->kind = GT_SLOT_FREE;
     slot->owner = NULL;
-    slot->generation++;
+    if (++slot->generation == 0) /* no key is 0, which is that of a cancel's completion */
+        slot->generation = 1;
     slot->next_free = ring->slot_free;
     ring->slot_free = index;
     return true;

@@ -12,8 +12,8 @@
  *     +----------------+--------+------------------------+
  *
  * The tag distinguishes the operations of one slot (its receive, its send, the cancel of either).  The generation is counted
- * up whenever a slot is freed, so a completion for the slot's former owner is recognised and dropped, and never reaches the
- * new one.  A slot is freed only when nothing is in flight on it: its owner calls gt_slot_retire() after every completion
+ * up whenever a slot is freed (and is never 0), so a completion for the slot's former owner is recognised and dropped, and never
+ * reaches the new one.  A slot is freed only when nothing is in flight on it: its owner calls gt_slot_retire() after every completion
  * once it is done with the slot, and gives back its memory when that returns true.
  *
  * Threads: a ring belongs to the thread that opened it, whether the kernel enforces that (SINGLE_ISSUER) or not.  Only
@@ -352,6 +352,20 @@ static inline bool gt_completion_is_nobodys(const struct io_uring_cqe *cqe)
 static inline bool gt_completion_is_final(const struct io_uring_cqe *cqe)
 {
     return (cqe->flags & IORING_CQE_F_MORE) == 0;
+}
+
+/* Keep the books as gt_slot_complete() does, if the slot is one that its owner retires.  The slot, or NULL: it is that of a single
+ * operation, or has been freed since. */
+static inline const struct gt_slot *gt_slot_complete_owned(struct gt_ring *ring, const struct io_uring_cqe *cqe)
+{
+    struct gt_slot *slot = gt_slot_find(ring, cqe->user_data);
+    if (!slot || slot->kind == GT_SLOT_OPERATION || slot->in_flight == 0)
+        return NULL;
+    if (gt_completion_is_final(cqe)) {
+        slot->in_flight--;
+        ring->in_flight--;
+    }
+    return slot;
 }
 
 /* --- preparing operations: fill an SQE from gt_slot_sqe() or gt_ring_sqe() --- */

@@ -12,6 +12,9 @@
 /* A function that no usual message calls. */
 #define GT_COLD __attribute__((noinline, cold))
 
+/* A function that some messages call, and that the way of the others has no room for. */
+#define GT_APART __attribute__((noinline))
+
 /* A function that is a part of each that calls it. */
 #define GT_INLINED static inline __attribute__((always_inline))
 

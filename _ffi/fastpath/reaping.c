@@ -121,25 +121,26 @@ static int collect_operation(gt_proactor *proactor, const struct io_uring_cqe *c
     return result;
 }
 
-static int collect_one(gt_proactor *proactor, const struct io_uring_cqe *cqe, bool *news)
+/* The completion of a single operation, or of what is gone. */
+static GT_APART int collect_single(gt_proactor *proactor, const struct io_uring_cqe *cqe, bool *news)
 {
     struct gt_slot slot;
-    if (GT_UNLIKELY(gt_completion_is_nobodys(cqe)))
+    if (gt_completion_is_nobodys(cqe))
         return 0;
-    if (GT_UNLIKELY(!gt_slot_complete(proactor->ring, cqe, &slot))) {
-        if (cqe->flags & IORING_CQE_F_BUFFER) /* stale, but its buffer is real */
-            recycle_stale(proactor, cqe);
-        return 0;
-    }
-    if (slot.kind == GT_SLOT_STREAM) {
-        *news |= gt_stream_complete(slot.owner, cqe);
-        return 0;
-    }
-    if (slot.kind == GT_SLOT_SOCKET) {
-        *news |= gt_socket_complete(slot.owner, cqe);
-        return 0;
-    }
-    return collect_operation(proactor, cqe, &slot, news);
+    if (gt_slot_complete(proactor->ring, cqe, &slot))
+        return collect_operation(proactor, cqe, &slot, news);
+    if (cqe->flags & IORING_CQE_F_BUFFER) /* stale, but its buffer is real */
+        recycle_stale(proactor, cqe);
+    return 0;
+}
+
+static inline int collect_one(gt_proactor *proactor, const struct io_uring_cqe *cqe, bool *news)
+{
+    const struct gt_slot *slot = gt_slot_complete_owned(proactor->ring, cqe);
+    if (!slot)
+        return collect_single(proactor, cqe, news);
+    *news |= slot->kind == GT_SLOT_STREAM ? gt_stream_complete(slot->owner, cqe) : gt_socket_complete(slot->owner, cqe);
+    return 0;
 }
 
 /* Bring the state up to date.  How many completions were news, -1 on error (all of the batch is accounted for even then). */
