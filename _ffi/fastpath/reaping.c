@@ -216,15 +216,18 @@ static bool parse_timeout(PyObject *argument, int64_t *timeout_ns)
     return true;
 }
 
-/* Resume the tasks for which there is news.  Signals are looked for before each step, because their handlers run in the frame
- * that is current then: a Ctrl-C that came during the wait would interrupt the task that happens to be resumed next, and not the
- * main task, as one that comes between two steps of Trio's loop. */
+/* Resume the tasks for which there is news.  Signals are looked for before the first step, because their handlers run in the frame
+ * that is current then: a Ctrl-C that came during the wait would interrupt the task that happens to be resumed first, and not
+ * the main task, as one that comes between two steps of Trio's loop.  One that comes later finds the code of a step, or is seen by
+ * that of the next one. */
 static int resume_ready(gt_proactor *self)
 {
     gt_prefetch_first_steps(self);
+    if (GT_UNLIKELY(PyErr_CheckSignals() < 0))
+        return -1;
     for (;;) {
         /* A handler may have forked, as may a task, and this may be the child. */
-        if (GT_UNLIKELY(PyErr_CheckSignals() < 0 || !gt_proactor_check_thread(self)))
+        if (GT_UNLIKELY(!gt_proactor_check_thread(self)))
             return -1;
         gt_waiter *waiter = gt_proactor_pop_ready(self);
         if (!waiter)
