@@ -128,6 +128,14 @@ static void end(gt_call *self)
     Py_CLEAR(self->parts);
 }
 
+/* The same of a call of a connection that was answered without a wait. */
+GT_INLINED void end_at_once(gt_call *self)
+{
+    self->state = GT_CALL_DONE;
+    gt_call_release(self);
+    Py_CLEAR(self->parts);
+}
+
 /* The same, with the exception that is set kept out of sight of the code that may run. */
 static GT_COLD void end_with_exception(gt_call *self)
 {
@@ -174,7 +182,8 @@ static void call_dealloc(gt_call *self)
     if (GT_UNLIKELY(self->state == GT_CALL_NEW) && PyObject_CallFinalizerFromDealloc((PyObject *)self) < 0)
         return; /* a hook for warnings has kept it */
     PyObject_GC_UnTrack(self);
-    end(self);
+    if (GT_UNLIKELY(self->state != GT_CALL_DONE))
+        end(self);
     Py_CLEAR(self->owner);
     if (GT_UNLIKELY(free_count == FREE_LIST_SIZE || self->is_finalized)) /* Python finalizes an object once */
         PyObject_GC_Del(self);
@@ -418,7 +427,9 @@ static PySendResult drive(PyObject *object, PyObject *message, PyObject **result
     PySendResult sent = self->state == GT_CALL_NEW ? start(self, task, result) : resume(self, task, message, result);
     if (sent == PYGEN_RETURN && self->kind->deliver)
         sent = deliver(self, task, result);
-    if (sent == PYGEN_RETURN)
+    if (sent == PYGEN_RETURN && !self->waiter && self->kind->of_connection)
+        end_at_once(self);
+    else if (sent == PYGEN_RETURN)
         end(self);
     else if (GT_UNLIKELY(sent == PYGEN_ERROR))
         end_with_exception(self);

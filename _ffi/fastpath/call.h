@@ -63,7 +63,7 @@ struct gt_kind {
     int (*park)(gt_call *call, bool cancelled);
     /* The wait was cancelled or stopped, and the task has yet to run.  NULL: nothing to do. */
     void (*stopped)(gt_call *call);
-    /* The call is over, however it ended.  Runs no Python code. */
+    /* The call is over, however it ended.  Left out for a connection's call that was answered at once.  Runs no Python code. */
     void (*end)(gt_call *call);
     /* It delivers: a number of bytes, up to a most, is for a callback, and the call begins anew behind that.  This makes a step
      * of it without `coro`, which is the task's and awaits it.  True: it waits again, and *result is what it yields for that.
