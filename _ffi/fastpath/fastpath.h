@@ -501,8 +501,9 @@ struct gt_proactor {
     PyObject *closed_error, *busy_error, *too_slow_error;
     struct io_uring_cqe *batch;
     uint32_t batch_capacity;
-    uint32_t batch_size; /* completions of the last one */
-    unsigned long thread;
+    uint32_t batch_size;       /* completions of the last one */
+    unsigned long thread;      /* as Python counts them */
+    uintptr_t own_thread;      /* the same one, see gt_this_thread() */
     int wakeup_descriptor;     /* an eventfd that ends the wait when it is written to; -1 once it is closed */
     int completion_descriptor; /* one that counts completions, or -1 */
     uint64_t stream_count;
@@ -532,11 +533,20 @@ void gt_proactor_link_wanting(gt_proactor *proactor, gt_stream *stream);
 void gt_proactor_link_starved(gt_proactor *proactor, gt_stream *stream);
 void gt_proactor_wake_thread(const gt_proactor *proactor); /* from another thread: end the wait, there is work */
 void gt_proactor_wake_guest(const gt_proactor *proactor);  /* something is wanted: end the wait, if nothing else will */
+/* A value that no two living threads share.  (To this test Clang is a GCC 4.) */
+static inline uintptr_t gt_this_thread(void)
+{
+#if defined(__x86_64__) && __GNUC__ >= 11
+    return (uintptr_t)__builtin_thread_pointer(); /* one instruction, and no call */
+#else
+    return (uintptr_t)pthread_self();
+#endif
+}
 /* False in another thread than the run's, and in the child of a fork. */
 static inline bool gt_proactor_is_in_thread(const gt_proactor *proactor)
 {
     const bool forked = proactor->ring && proactor->ring->dead && !proactor->closed;
-    return !forked && (unsigned long)pthread_self() == proactor->thread; /* as PyThread_get_thread_ident() on Linux */
+    return !forked && gt_this_thread() == proactor->own_thread;
 }
 bool gt_proactor_refuse_thread(const gt_proactor *proactor); /* false, exception set */
 static inline bool gt_proactor_check_thread(const gt_proactor *proactor)

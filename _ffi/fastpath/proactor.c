@@ -45,6 +45,7 @@ static int proactor_init(gt_proactor *self, PyObject *args, PyObject *kwargs)
     self->slice_ns = DEFAULT_SLICE_NS;
     gt_proactor_begin_slice(self);
     self->thread = PyThread_get_thread_ident();
+    self->own_thread = gt_this_thread();
     self->completion_descriptor = -1;
     self->wakeup_descriptor = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     if (self->wakeup_descriptor < 0) {
