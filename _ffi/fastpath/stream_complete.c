@@ -78,8 +78,10 @@ static bool is_gone(const gt_stream *stream)
 /* Whether a connection's pieces are large is seen from the last few, and by some distance, because the receive has to be
  * started again for it.  A message that fills one buffer and a bit more of the next one counts up and down in turns, and stays
  * where it is. */
-static void learn_size(gt_stream *stream, size_t size)
+static inline void learn_size(gt_stream *stream, size_t size)
 {
+    if (size < GT_LARGE_PIECE && stream->large_pieces == 0 && !stream->receive_bytes)
+        return;
     if (size >= GT_LARGE_PIECE && stream->large_pieces < MOST_LARGE_PIECES)
         stream->large_pieces++;
     else if (size < GT_LARGE_PIECE && stream->large_pieces > 0)
@@ -90,9 +92,8 @@ static void learn_size(gt_stream *stream, size_t size)
 
 bool gt_stream_wants_bytes(const gt_stream *stream)
 {
-    if (stream->proactor->bytes_buffers.refused || stream->lends)
-        return false;
-    return stream->receive_bytes ? stream->large_pieces > 0 : stream->large_pieces == MOST_LARGE_PIECES;
+    const uint8_t least = stream->receive_bytes ? 1 : MOST_LARGE_PIECES;
+    return stream->large_pieces >= least && !stream->lends && !stream->proactor->bytes_buffers.refused;
 }
 
 /* -1: out of memory, no exception set. */
@@ -129,7 +130,7 @@ static void give_back(gt_stream *stream, struct gt_buffers *buffers, const struc
 }
 
 /* A receive has ended, for the kernel too.  Whether that is news. */
-static bool receive_ended(gt_stream *stream, const struct io_uring_cqe *cqe, struct gt_buffers *buffers)
+static GT_APART bool receive_ended(gt_stream *stream, const struct io_uring_cqe *cqe, struct gt_buffers *buffers)
 {
     bool news = stream->receive_suspended;
     stream->receive.armed = stream->receive.cancelled = false;
@@ -213,7 +214,7 @@ static uint32_t poll_events(const struct io_uring_cqe *cqe) { return cqe->res > 
 
 /* The receive reports the end, and may have done so in the same batch: the stream is looked at again after it.  Only where
  * receiving has stopped a GT_CHANGE raises an error from here, see stream_calls.c. */
-static bool watch_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
+static GT_APART bool watch_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
 {
     if (gt_completion_is_final(cqe))
         stream->watch.armed = stream->watch.cancelled = false;
@@ -234,7 +235,7 @@ static bool watch_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
     return stream->receive_suspended && is_news(stream);
 }
 
-static bool poll_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
+static GT_APART bool poll_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
 {
     if (gt_completion_is_final(cqe)) {
         stream->send_in_flight = 0;
@@ -256,18 +257,24 @@ static bool poll_completed(gt_stream *stream, const struct io_uring_cqe *cqe)
     return wake_sender(stream) || detaches;
 }
 
-/* A send of `length` bytes has ended with this result: what sendmsg(2) returns, or a negative errno. */
-static void account_send(gt_stream *stream, ssize_t result, size_t length)
+/* The kernel has accepted this many bytes of a send. */
+static inline void count_sent(gt_stream *stream, size_t length)
 {
-    stream->send_blocked = (result >= 0 && (size_t)result < length) || result == -EAGAIN;
-    if (!GT_UNLIKELY(result <= 0)) {
+    if (stream->timed)
+        stream->active_at = stream->proactor->now;
+    if (stream->connection)
+        stream->connection->bytes_sent += (uint64_t)length;
+    gt_outbound_sent(&stream->outbound, length);
+}
+
+/* A send has ended with this result, and not because all of its bytes were accepted. */
+static GT_APART void account_short_send(gt_stream *stream, ssize_t result)
+{
+    stream->send_blocked = result >= 0 || result == -EAGAIN;
+    if (result > 0) {
         /* The socket may also have had an error after the bytes that it took, and reports it once. */
-        stream->send_short = (size_t)result < length;
-        if (stream->timed)
-            stream->active_at = stream->proactor->now;
-        if (stream->connection)
-            stream->connection->bytes_sent += (uint64_t)result;
-        gt_outbound_sent(&stream->outbound, (size_t)result);
+        stream->send_short = true;
+        count_sent(stream, (size_t)result);
     } else if (result == 0) { /* send(2) of some bytes never takes none of them: this one is at its end */
         stream->send_error = stream->send_error ? stream->send_error : EPIPE;
     } else if (!is_retry((int)-result) && !stream->send_error) {
@@ -275,8 +282,19 @@ static void account_send(gt_stream *stream, ssize_t result, size_t length)
     }
 }
 
+/* A send of `length` bytes has ended with this result: what sendmsg(2) returns, or a negative errno. */
+GT_INLINED void account_send(gt_stream *stream, ssize_t result, size_t length)
+{
+    if (GT_UNLIKELY(result != (ssize_t)length)) {
+        account_short_send(stream, result);
+        return;
+    }
+    stream->send_blocked = stream->send_short = false;
+    count_sent(stream, length);
+}
+
 /* After a send: what comes next, and whether a task is to be resumed. */
-static bool sending_changed(gt_stream *stream)
+GT_INLINED bool sending_changed(gt_stream *stream)
 {
     if (GT_UNLIKELY(stream->closing || stream->send_error))
         gt_outbound_clear(&stream->outbound, 0);

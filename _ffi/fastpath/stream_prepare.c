@@ -76,8 +76,7 @@ static bool prepare_receive(gt_stream *stream)
     size_t size = gt_inbound_size(&stream->inbound);
     bool over = stream->end_of_stream || stream->receive_error;
     bool unwanted = over || stream->receive_paused || stream->receive_suspended;
-    bool awaited = is_awaited(stream, size);
-    bool ahead = !awaited && size >= GT_PORTION; /* of the program */
+    bool ahead = size >= GT_PORTION && !is_awaited(stream, size); /* of the program */
     if (stream->receive.armed) { /* also when it is over: with a gap in the queue the kernel may go on */
         if (stream->receive_multishot)
             unwanted |= ahead || gt_stream_wants_bytes(stream) != stream->receive_bytes;
@@ -88,7 +87,7 @@ static bool prepare_receive(gt_stream *stream)
     struct io_uring_sqe *sqe = arm(stream, &stream->receive);
     if (!sqe)
         return false;
-    stream->receive_multishot = awaited && stream->receive_begun;
+    stream->receive_multishot = stream->receive_begun && is_awaited(stream, size);
     const uint16_t group = choose_buffers(stream);
     if (stream->receive_multishot)
         gt_prep_recv_multishot(sqe, stream->fd, group);
