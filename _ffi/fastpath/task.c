@@ -470,7 +470,7 @@ static int step_in_context(PyObject *coro, PyObject *context, gt_call *delivers,
     if (GT_UNLIKELY(PyContext_Enter(context) < 0))
         return -1;
     const bool waits = delivers && delivers->kind->deliver(delivers, coro, result);
-    *sent = waits ? PYGEN_NEXT : PyIter_Send(coro, Py_None, result);
+    *sent = waits ? PYGEN_NEXT : Py_TYPE(coro)->tp_as_async->am_send(coro, Py_None, result); /* see gt_trio_resume() */
     PyObject *exception = GT_UNLIKELY(*sent == PYGEN_ERROR) ? gt_take_exception() : NULL;
     if (GT_UNLIKELY(PyContext_Exit(context) < 0)) {
         Py_XDECREF(exception);
