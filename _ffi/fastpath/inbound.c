@@ -270,7 +270,8 @@ int gt_inbound_append(gt_inbound *queue, const char *data, size_t length)
 {
     if (queue->lent_count > 0 && gt_inbound_settle(queue) < 0)
         return -1;
-    if (!gt_inbound_is_empty(queue) && length < LARGE && !ends_large(queue)) {
+    const bool was_empty = gt_inbound_is_empty(queue);
+    if (!was_empty && length < LARGE && !ends_large(queue)) {
         if (flatten(queue, length) < 0)
             return -1;
         append_flat(queue, data, length);
@@ -281,7 +282,10 @@ int gt_inbound_append(gt_inbound *queue, const char *data, size_t length)
         PyErr_Clear(); /* a MemoryError: the caller says so in the connection's own terms */
         return -1;
     }
-    return gt_inbound_append_object(queue, chunk);
+    if (!was_empty)
+        return gt_inbound_append_object(queue, chunk);
+    queue->whole = chunk;
+    return 0;
 }
 
 /* Copy the first `length` bytes, which are there. */

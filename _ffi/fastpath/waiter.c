@@ -60,11 +60,10 @@ void gt_waiters_drop_spare(gt_proactor *proactor)
     }
 }
 
-int gt_waiter_wake(gt_waiter *waiter, bool in_place)
+/* The task is there. */
+GT_INLINED int wake(gt_waiter *waiter, bool in_place)
 {
     PyObject *task = waiter->task;
-    if (GT_UNLIKELY(!task))
-        return 0;
     gt_proactor *proactor = waiter->call->proactor;
     waiter->task = NULL;
     int result = 0;
@@ -74,11 +73,13 @@ int gt_waiter_wake(gt_waiter *waiter, bool in_place)
     return result;
 }
 
+int gt_waiter_wake(gt_waiter *waiter, bool in_place) { return waiter->task ? wake(waiter, in_place) : 0; }
+
 int gt_waiter_resume(gt_waiter *waiter)
 {
     gt_call *call = waiter->call;
     /* It was satisfied when it came on the list, and may not be any more. */
-    return waiter->task && call->kind->is_satisfied(call) ? gt_waiter_wake(waiter, call->kind->in_place) : 0;
+    return waiter->task && call->kind->is_satisfied(call) ? wake(waiter, call->kind->in_place) : 0;
 }
 
 PyObject *gt_call_stop(gt_call *self)
