@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import trio
 from support.pairs import MEBIBYTE, Pair, clog, open_pair, pattern, receive_all, receive_exactly, until_queued
+from support.runs import make_slices_endless
 from trio.testing import wait_all_tasks_blocked
 
 import gain_trio
@@ -338,8 +339,9 @@ async def test_flush_waits(pair: Pair) -> None:
 
 
 @pytest.mark.full_ring
-async def test_sends_in_one_step_leave_together(pair: Pair) -> None:
+async def test_sends_in_one_step_leave_together(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     client, served = pair
+    make_slices_endless(monkeypatch)
     for _ in range(100):
         await client.send(b"x")
     assert client.outbound_buffered == 100

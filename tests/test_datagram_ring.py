@@ -11,7 +11,7 @@ import pytest
 import trio
 from support.datagrams import LOCAL, receive_from, url
 from support.pairs import until
-from support.runs import ring_run, statistics
+from support.runs import make_slices_endless, ring_run, statistics
 from trio.testing import wait_all_tasks_blocked
 
 import gain_trio
@@ -26,8 +26,11 @@ pytestmark = [pytest.mark.connections, pytest.mark.features, pytest.mark.usefixt
 @pytest.mark.full_ring
 @pytest.mark.parametrize("entries", [4, 1024])
 @pytest.mark.parametrize("buffers", [1, 2, 16])
-def test_a_tiny_pool_of_buffers_loses_nothing(entries: int, buffers: int, resume_in_place: bool) -> None:
+def test_a_tiny_pool_of_buffers_loses_nothing(
+    entries: int, buffers: int, resume_in_place: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def main() -> None:
+        make_slices_endless(monkeypatch)
         async with (
             await open_datagram_endpoint(LOCAL) as endpoint,
             await open_datagram_endpoint(LOCAL) as other,

@@ -14,7 +14,7 @@ import trio
 from support.datagrams import LOCAL, is_silent, receive_from, until_counted
 from support.descriptors import is_open
 from support.pairs import until
-from support.runs import in_child
+from support.runs import in_child, make_slices_endless
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gain_trio import DatagramEndpoint, open_datagram_endpoint
@@ -27,7 +27,10 @@ pytestmark = [pytest.mark.connections, pytest.mark.features, pytest.mark.usefixt
 # --- checkpoints, cancelling, several tasks ---
 
 
-async def test_what_is_there_is_answered_without_the_scheduler(endpoint: DatagramEndpoint, peer: socket.socket) -> None:
+async def test_what_is_there_is_answered_without_the_scheduler(
+    endpoint: DatagramEndpoint, peer: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_slices_endless(monkeypatch)
     for _ in range(10):
         peer.sendto(b"x", endpoint.local_address)
     await until_counted(endpoint, 10)

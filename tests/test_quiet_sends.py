@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 import trio
 from support.pairs import PATIENCE, open_trio_pair, pattern, receive_exactly, until
-from support.runs import ring_run, statistics
+from support.runs import make_slices_endless, ring_run, statistics
 from trio.testing import wait_all_tasks_blocked
 
 import gain_trio
@@ -159,10 +159,11 @@ async def test_a_reset_is_noticed() -> None:
                 await wait_all_tasks_blocked()
 
 
-def test_there_are_as_many_as_the_completion_queue_has_places() -> None:
+def test_there_are_as_many_as_the_completion_queue_has_places(monkeypatch: pytest.MonkeyPatch) -> None:
     """The others have completions of the kernel's, which overflow this queue, and nothing is lost."""
 
     async def main() -> None:
+        make_slices_endless(monkeypatch)
         pairs = [await open_trio_pair() for _ in range(16)]
         async with contextlib.AsyncExitStack() as stack:
             for client, served in pairs:

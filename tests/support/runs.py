@@ -11,11 +11,14 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import outcome
+import pytest
 import trio
 
 import gain_trio
 from gain_trio import UringStatistics
+from gain_trio._io_manager import current_manager
 from gain_trio._ring import Completion, Ring
+from gain_trio._transports import TimeSlice
 from support.pairs import PATIENCE, until
 from support.sockets import socket_pair
 
@@ -36,6 +39,14 @@ def ring_run(async_fn: Callable[[], Awaitable[T]], *, in_place: bool | None = No
     """Call ``gain_trio.run(async_fn)`` on a ring with these options; a run that hangs fails."""
     ring = gain_trio.RingOptions(**options)  # type: ignore[arg-type]
     return gain_trio.run(bounded(async_fn), ring=ring, resume_in_place=in_place)
+
+
+def make_slices_endless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on no time slice of the current run ends, however long a busy machine takes for a step."""
+    monkeypatch.setattr(TimeSlice, "_look", lambda _slice: False)
+    manager = current_manager("a test")
+    if manager is not None:
+        manager.proactor.slice_ns = 1 << 60
 
 
 def statistics() -> UringStatistics:
