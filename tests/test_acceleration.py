@@ -18,6 +18,7 @@ import outcome
 import pytest
 import trio
 from support.accelerated import codes, functions, is_in, run, stream_pair
+from support.collector import collecting_always
 from trio.lowlevel import cancel_shielded_checkpoint, checkpoint  # before anything is put in
 
 import gain_trio
@@ -465,15 +466,12 @@ def test_it_is_traced() -> None:
 
 
 def test_garbage_collections_all_the_time() -> None:
-    thresholds = gc.get_threshold()
-
     async def child(number: int) -> None:
         with trio.move_on_after(1):
             await checkpoint()
         await trio.sleep(0.0001 * number)
 
     async def main() -> None:
-        gc.set_threshold(1)
         one, other = await stream_pair()
 
         async def echo() -> None:
@@ -488,10 +486,8 @@ def test_garbage_collections_all_the_time() -> None:
                 assert len(await one.receive_some()) == 100
             nursery.cancel_scope.cancel()
 
-    try:
+    with collecting_always():
         run(True, main)
-    finally:
-        gc.set_threshold(*thresholds)
 
 
 def test_partial_functions_and_threads() -> None:

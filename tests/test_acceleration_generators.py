@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import trio
 from support.accelerated import run
+from support.collector import collecting_always
 
 from gain_trio._kernel import trio_core
 
@@ -245,9 +246,5 @@ def test_with_a_collection_at_every_allocation(pieces: bool) -> None:
         for begun in kept:
             await begun.aclose()
 
-    thresholds = gc.get_threshold()
-    gc.set_threshold(1)
-    try:
+    with collecting_always():
         run(pieces, main)
-    finally:
-        gc.set_threshold(*thresholds)

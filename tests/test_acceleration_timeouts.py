@@ -20,6 +20,7 @@ import pytest
 import trio
 import trio._timeouts
 from support.accelerated import run
+from support.collector import collecting_always
 from trio.testing import MockClock
 
 from gain_trio._acceleration._fail_after import FailAfter
@@ -464,12 +465,8 @@ def test_with_a_collection_at_every_allocation(pieces: bool) -> None:
         gc.collect()
         assert own_task() == before
 
-    thresholds = gc.get_threshold()
-    gc.set_threshold(1)
-    try:
+    with collecting_always():
         run(pieces, main, clock=MockClock(autojump_threshold=0))
-    finally:
-        gc.set_threshold(*thresholds)
 
 
 # --- tools that watch, and programs that replace ---

@@ -16,6 +16,7 @@ import outcome
 import pytest
 import trio
 from support.accelerated import run
+from support.collector import collecting_always
 from trio._core import _traps
 from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
@@ -648,12 +649,8 @@ def test_who_is_woken_before_its_wait_begins(pieces: bool, kind: str, monkeypatc
 
 
 def test_garbage_collections_all_the_time() -> None:
-    thresholds = gc.get_threshold()
-    gc.set_threshold(1)
-    try:
+    with collecting_always():
         run(True, mixture, 1, clock=MockClock(autojump_threshold=0))
-    finally:
-        gc.set_threshold(*thresholds)
 
 
 def test_it_is_traced() -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import warnings
-from collections.abc import Iterator
 
 import pytest
+from support.collector import collecting_always
 from support.pairs import open_pair
 
 from gain_trio import Connection
@@ -23,16 +22,6 @@ class Collecting(bytearray):
     def __del__(self) -> None:
         gc.collect()
         Collecting.gone += 1
-
-
-@contextlib.contextmanager
-def collecting_always() -> Iterator[None]:
-    thresholds = gc.get_threshold()
-    gc.set_threshold(1)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*thresholds)
 
 
 async def exchange(client: Connection, served: Connection, rounds: int) -> None:

@@ -9,12 +9,12 @@ import pytest
 import trio
 from support.handler_tasks import as_handler
 from support.pairs import Pair
+from support.runs import ENDLESS, set_ring_slices
 from trio.testing import wait_all_tasks_blocked
 
 from gain_trio import Connection
 from gain_trio._callback_base import deliver_by
 from gain_trio._callback_base._delivering import Deliver
-from gain_trio._io_manager import current_manager
 from gain_trio._transports import CHANGED, ENDED
 
 pytestmark = pytest.mark.connections
@@ -179,16 +179,12 @@ async def test_others_have_a_turn_amidst_bytes_without_end(pair: Pair, deliverin
 
 def never_slow() -> None:
     """On the ring no callback takes longer than a time slice from now on."""
-    manager = current_manager("a test")
-    if manager is not None:
-        manager.proactor.slice_ns = 1 << 60
+    set_ring_slices(ENDLESS)
 
 
 def always_slow() -> None:
     """On the ring every callback takes longer than a time slice from now on."""
-    manager = current_manager("a test")
-    if manager is not None:
-        manager.proactor.slice_ns = 0
+    set_ring_slices(0)
 
 
 async def test_every_large_piece_is_delivered_once_by_the_callback_or_the_caller(

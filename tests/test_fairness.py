@@ -12,12 +12,12 @@ import pytest
 import trio
 import trio.testing
 from support.pairs import Pair, until
+from support.runs import set_ring_slices
 
 import gain_trio
 from gain_trio import Connection, Marks
 from gain_trio._http import http
 from gain_trio._http._http_handler import PIECE
-from gain_trio._io_manager import current_manager
 from gain_trio._transports import _time_slices
 from gain_trio._transports._time_slices import SLICE_NS, TimeSlice
 from gain_trio.callbacks import Config, EventHandler
@@ -109,12 +109,7 @@ def no_time(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Turns are over as soon as the clock is looked at; on the ring at the second look, and once the test calls this."""
     monkeypatch.setattr(_time_slices.TimeSlice, "_look", look_without_time)
 
-    def shorten() -> None:
-        manager = current_manager("a test")
-        if manager is not None:
-            manager.proactor.slice_ns = 0
-
-    return shorten
+    return lambda: set_ring_slices(0)
 
 
 async def turns_of_others(calls: int, call: Callable[[], Awaitable[object]]) -> int:

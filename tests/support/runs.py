@@ -41,12 +41,20 @@ def ring_run(async_fn: Callable[[], Awaitable[T]], *, in_place: bool | None = No
     return gain_trio.run(bounded(async_fn), ring=ring, resume_in_place=in_place)
 
 
+ENDLESS = 1 << 60
+
+
+def set_ring_slices(nanoseconds: int) -> None:
+    """From now on the time slices of the current run are this long, if it is on the ring."""
+    manager = current_manager("a test")
+    if manager is not None:
+        manager.proactor.slice_ns = nanoseconds
+
+
 def make_slices_endless(monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on no time slice of the current run ends, however long a busy machine takes for a step."""
     monkeypatch.setattr(TimeSlice, "_look", lambda _slice: False)
-    manager = current_manager("a test")
-    if manager is not None:
-        manager.proactor.slice_ns = 1 << 60
+    set_ring_slices(ENDLESS)
 
 
 def statistics() -> UringStatistics:
