@@ -49,6 +49,7 @@ struct gt_kind {
     bool
         needs_satisfied; /* has no answer, nor an error but for what `refuse` and `park` find, unless it is satisfied */
     bool of_connection;  /* its owner is a gt_connection */
+    bool between;        /* of a connection: it waits between two messages (between.c) */
     bool watches_sends;  /* of a connection's receiving side: it may be satisfied by what has become of a send */
     bool excludes_sends; /* of a connection: what another task sends meanwhile would lie amidst this call's data */
     /* Before the call begins: -1 with an exception if it cannot.  NULL: it always can. */

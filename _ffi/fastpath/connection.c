@@ -16,13 +16,18 @@ static Py_ssize_t number_at(PyObject *args, Py_ssize_t place)
     return PyNumber_AsSsize_t(PyTuple_GET_ITEM(args, place), PyExc_OverflowError);
 }
 
+static bool is_bool(int attribute)
+{
+    return attribute == GT_BETWEEN || attribute == GT_DRAINS || attribute == GT_WAS_DETACHED;
+}
+
 static void make_attributes(gt_connection *self, PyObject *marks, PyObject *close_timeout)
 {
     for (int i = 0; i < GT_ATTRIBUTES; i++)
         self->attributes[i] = Py_NewRef(i == GT_MARKS           ? marks
                                         : i == GT_CLOSE_TIMEOUT ? close_timeout
-                                        : i < GT_BETWEEN        ? Py_None
-                                                                : Py_False);
+                                        : is_bool(i)            ? Py_False
+                                                                : Py_None);
     Py_SETREF(self->attributes[GT_PROXY_HEADER_SIZE], PyLong_FromLong(0)); /* a small number is there already */
 }
 
@@ -244,6 +249,13 @@ static PyObject *connection_fail_sends(gt_connection *self, PyObject *error)
     return PyLong_FromLong(self->stream ? self->stream->send_error : number);
 }
 
+/* --- between two messages --- */
+
+static PyObject *connection_waits_between(gt_connection *self, PyObject *Py_UNUSED(ignored))
+{
+    return PyBool_FromLong(gt_connection_is_between(self));
+}
+
 /* --- attributes --- */
 
 static PyObject *get_inbound_buffered(gt_connection *self, void *Py_UNUSED(closure))
@@ -319,6 +331,9 @@ static PyMemberDef connection_members[] = {
      PyDoc_STR("Bytes that the kernel has taken.")},
 /* As slots of a class in Python are, so that the interpreter finds them as quickly. */
 #define ATTRIBUTE(NAME, INDEX) {NAME, T_OBJECT_EX, (Py_ssize_t)offsetof(gt_connection, attributes[INDEX]), 0, NULL}
+    ATTRIBUTE("_drain_deadline", GT_DRAIN_DEADLINE),
+    ATTRIBUTE("_between", GT_BETWEEN),
+    ATTRIBUTE("_drains", GT_DRAINS),
     ATTRIBUTE("_marks", GT_MARKS),
     ATTRIBUTE("_close_timeout", GT_CLOSE_TIMEOUT),
     ATTRIBUTE("_local_address", GT_LOCAL_ADDRESS),
@@ -327,10 +342,7 @@ static PyMemberDef connection_members[] = {
     ATTRIBUTE("_successor", GT_SUCCESSOR),
     ATTRIBUTE("_transfer", GT_TRANSFER),
     ATTRIBUTE("_draining", GT_DRAINING),
-    ATTRIBUTE("_drain_deadline", GT_DRAIN_DEADLINE),
     ATTRIBUTE("_deadlines_kept", GT_DEADLINES_KEPT),
-    ATTRIBUTE("_between", GT_BETWEEN),
-    ATTRIBUTE("_drains", GT_DRAINS),
     ATTRIBUTE("_was_detached", GT_WAS_DETACHED),
     ATTRIBUTE("_proxy_header_size", GT_PROXY_HEADER_SIZE),
 #undef ATTRIBUTE
@@ -340,6 +352,12 @@ static PyMemberDef connection_members[] = {
 static PyMethodDef connection_methods[] = {
     {"receive", (PyCFunction)(void (*)(void))gt_connection_receive, METH_FASTCALL | METH_KEYWORDS,
      PyDoc_STR("receive($self, /, max_bytes=None)\n--\n\nThe next bytes; b\"\" at the end of the stream.")},
+    {"wait_data", (PyCFunction)gt_connection_wait_data, METH_NOARGS,
+     PyDoc_STR("wait_data($self, /)\n--\n\nWait between two messages: whether the next has begun to arrive.")},
+    {"_chunks", (PyCFunction)gt_connection_chunks, METH_NOARGS,
+     PyDoc_STR("_chunks($self, /)\n--\n\nAn iterator over pieces as they arrive, each awaited between two messages.")},
+    {"_waits_between", (PyCFunction)connection_waits_between, METH_NOARGS,
+     PyDoc_STR("_waits_between($self, /)\n--\n\nWhether a task waits between two messages.")},
     {"receive_into", (PyCFunction)gt_connection_receive_into, METH_O,
      PyDoc_STR(
          "receive_into($self, buffer, /)\n--\n\nThe next bytes, into a writable buffer: how many, 0 at the end.")},
@@ -418,6 +436,11 @@ static PyMethodDef connection_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static PyAsyncMethods connection_async = {
+    .am_aiter = gt_self,
+    .am_anext = (unaryfunc)gt_connection_next,
+};
+
 PyTypeObject gt_connection_type = {
     PyVarObject_HEAD_INIT(NULL, 0) /* the macro brings the comma */
         .tp_name = "gain_trio._fastpath.Connection",
@@ -431,6 +454,7 @@ PyTypeObject gt_connection_type = {
     .tp_traverse = (traverseproc)connection_traverse,
     .tp_clear = (inquiry)connection_clear,
     .tp_weaklistoffset = offsetof(gt_connection, weakrefs),
+    .tp_as_async = &connection_async,
     .tp_methods = connection_methods,
     .tp_getset = connection_getset,
     .tp_members = connection_members,

@@ -17,6 +17,7 @@ GT_INLINED gt_call *new_call(gt_connection *self, enum gt_stream_call kind)
     {                                                                                                                  \
         return (PyObject *)new_call(self, KIND);                                                                       \
     }
+WITHOUT_ARGUMENT(wait_data, GT_WAIT_DATA)
 WITHOUT_ARGUMENT(detach, GT_DETACH)
 WITHOUT_ARGUMENT(flush, GT_FLUSH)
 WITHOUT_ARGUMENT(wait_writable, GT_WRITABLE)
@@ -56,6 +57,18 @@ PyObject *gt_connection_receive(gt_connection *self, PyObject *const *args, Py_s
         call->max = max_bytes;
     return (PyObject *)call;
 }
+
+static PyObject *new_call_for_piece(gt_connection *self, enum gt_stream_call kind)
+{
+    gt_call *call = new_call(self, kind);
+    if (call)
+        call->max = SIZE_MAX;
+    return (PyObject *)call;
+}
+
+PyObject *gt_connection_next(gt_connection *self) { return new_call_for_piece(self, GT_NEXT); }
+
+PyObject *gt_connection_message(gt_connection *self) { return new_call_for_piece(self, GT_MESSAGE); }
 
 static gt_call *new_call_with_view(gt_connection *self, enum gt_stream_call kind, PyObject *buffer, int flags)
 {

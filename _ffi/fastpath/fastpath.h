@@ -262,6 +262,9 @@ int gt_stream_take(gt_stream *stream); /* the descriptor, which the caller owns:
 
 enum gt_stream_call {
     GT_RECEIVE,
+    GT_NEXT,
+    GT_MESSAGE,
+    GT_WAIT_DATA,
     GT_RECEIVE_INTO,
     GT_FILL,
     GT_ARRIVAL,
@@ -309,6 +312,9 @@ static inline int gt_direction_wake(const gt_direction *direction)
 
 /* The attributes that Python keeps of a connection.  They are made with it, which takes less than to set them. */
 enum gt_attribute {
+    GT_DRAIN_DEADLINE, /* these three first, because a message looks at them */
+    GT_BETWEEN,
+    GT_DRAINS,
     GT_MARKS,
     GT_CLOSE_TIMEOUT,
     GT_LOCAL_ADDRESS,
@@ -317,10 +323,7 @@ enum gt_attribute {
     GT_SUCCESSOR,
     GT_TRANSFER,
     GT_DRAINING,
-    GT_DRAIN_DEADLINE,
     GT_DEADLINES_KEPT,
-    GT_BETWEEN, /* these three are bools */
-    GT_DRAINS,
     GT_WAS_DETACHED,
     GT_PROXY_HEADER_SIZE,
     GT_ATTRIBUTES, /* how many there are */
@@ -343,6 +346,19 @@ struct gt_connection {
 
 extern PyTypeObject gt_connection_type;
 
+/* --- between.c: the wait between two messages --- */
+
+bool gt_connection_is_between(const gt_connection *connection);
+bool gt_between_is_taken(const gt_connection *connection); /* by code in Python */
+int gt_between_park(gt_connection *connection);            /* -1: exception set */
+bool gt_between_is_over(const gt_call *call);              /* there is no answer, and the drain's deadline has passed */
+void gt_between_end(gt_connection *connection);            /* of the call that waited */
+
+/* --- messages.c: what messages() returns --- */
+
+extern PyTypeObject gt_messages_type;
+PyObject *gt_connection_chunks(gt_connection *self, PyObject *ignored);
+
 /* --- closing.c: its ends --- */
 
 size_t gt_connection_unsent(const gt_connection *connection); /* bytes that the kernel has not accepted */
@@ -354,6 +370,9 @@ PyObject *gt_connection_close_plainly(gt_connection *self, PyObject *ignored);
 /* --- connection_calls.c: its methods that are awaited --- */
 
 PyObject *gt_connection_receive(gt_connection *self, PyObject *const *args, Py_ssize_t count, PyObject *names);
+PyObject *gt_connection_next(gt_connection *self);
+PyObject *gt_connection_message(gt_connection *self);
+PyObject *gt_connection_wait_data(gt_connection *self, PyObject *ignored);
 PyObject *gt_connection_receive_into(gt_connection *self, PyObject *buffer);
 PyObject *gt_connection_fill(gt_connection *self, PyObject *count);
 PyObject *gt_connection_wait_change(gt_connection *self, PyObject *watched);

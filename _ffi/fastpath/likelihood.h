@@ -6,8 +6,10 @@
 #ifndef GAIN_TRIO_LIKELIHOOD_H
 #define GAIN_TRIO_LIKELIHOOD_H
 
-/* A condition that holds for no usual message. */
+/* A condition that holds for no usual message, and one that holds for all of them. */
 #define GT_UNLIKELY(condition) __builtin_expect(!!(condition), 0)
+
+#define GT_LIKELY(condition) __builtin_expect(!!(condition), 1)
 
 /* A function that no usual message calls. */
 #define GT_COLD __attribute__((noinline, cold))

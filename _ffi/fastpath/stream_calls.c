@@ -1,6 +1,8 @@
 /* stream_calls.c: the calls of a connection, as rows of the engine's table (call.h).
  *
  *     receive, receive_into   the next bytes
+ *     next                    the same, for `async for`
+ *     message, wait_data      next and arrival as waits between two messages (between.c)
  *     fill                    until a number of bytes is queued, or no more will be; takes none
  *     arrival                 until bytes are queued, or no more will be: whether there are some; takes none
  *     wait_change             until something has changed since its last answer; takes nothing
@@ -151,6 +153,19 @@ static int answer_receive(gt_call *self, PyObject **result)
     return ended > 0 && !*result ? -1 : ended;
 }
 
+/* `async for` has an exception for the end. */
+static int answer_next(gt_call *self, PyObject **result)
+{
+    const int answered = answer_receive(self, result);
+    if (answered < 0 || (answered == 0 && !gt_between_is_over(self)))
+        return answered;
+    if (GT_LIKELY(answered > 0 && PyBytes_GET_SIZE(*result) > 0))
+        return 1;
+    Py_CLEAR(*result);
+    PyErr_SetNone(PyExc_StopAsyncIteration);
+    return -1;
+}
+
 static int answer_arrival(gt_call *self, PyObject **result)
 {
     gt_stream *stream = stream_to_receive(self);
@@ -161,6 +176,15 @@ static int answer_arrival(gt_call *self, PyObject **result)
     if (ended > 0)
         *result = PyBool_FromLong(some);
     return ended;
+}
+
+static int answer_wait_data(gt_call *self, PyObject **result)
+{
+    const int answered = answer_arrival(self, result);
+    if (answered != 0 || !gt_between_is_over(self))
+        return answered;
+    *result = Py_NewRef(Py_False);
+    return 1;
 }
 
 static int answer_receive_into(gt_call *self, PyObject **result)
@@ -416,6 +440,8 @@ static int refuse(const gt_call *self)
         return self->kind->keeps_deadline ? raise_closed(connection) : 0;
     if (GT_UNLIKELY(direction_of(self)->call || (connection->send_held && self->kind->sends)))
         return raise_busy(self);
+    if (GT_UNLIKELY(self->kind->between && gt_between_is_taken(connection)))
+        return raise_busy(self);
     return 0;
 }
 
@@ -429,14 +455,23 @@ static GT_COLD int raise_late(gt_call *self)
     return -1;
 }
 
+static GT_COLD int has_not_parked(const gt_call *self)
+{
+    if (self->kind->between)
+        gt_between_end(connection_of(self));
+    return -1;
+}
+
 static int park(gt_call *self, bool Py_UNUSED(cancelled))
 {
     gt_connection *connection = connection_of(self);
     gt_direction *direction = direction_of(self);
     if (GT_UNLIKELY(direction->late) && self->state == GT_CALL_PARKED)
         return raise_late(self);
+    if (GT_UNLIKELY(self->kind->between && gt_between_park(connection) < 0))
+        return has_not_parked(self);
     if (GT_UNLIKELY(self->kind->keeps_deadline && gt_connection_watch(connection, direction) < 0))
-        return -1;
+        return has_not_parked(self);
     if (GT_UNLIKELY(is_refused(self)))
         return raise_closed(connection);
     direction->call = self;
@@ -454,6 +489,8 @@ static void end(gt_call *self)
         direction->call = NULL;
         if (self->kind->ask && stream)
             self->kind->ask(stream, self, false);
+        if (self->kind->between)
+            gt_between_end(connection_of(self));
     }
     if (GT_UNLIKELY(gt_call_is_incomplete(self)) && stream)
         stream->send_incomplete = true;
@@ -466,6 +503,9 @@ static void end(gt_call *self)
 
 const gt_kind gt_stream_kinds[] = {
     [GT_RECEIVE] = {RECEIVING("receive"), .needs_satisfied = true, .is_satisfied = has_received, .answer = answer_receive, .moves_nothing = is_at_end},
+    [GT_NEXT] = {RECEIVING("__anext__"), .needs_satisfied = true, .is_satisfied = has_received, .answer = answer_next, .moves_nothing = is_at_end},
+    [GT_MESSAGE] = {RECEIVING("messages().__anext__"), .needs_satisfied = true, .between = true, .is_satisfied = has_received, .answer = answer_next, .moves_nothing = is_at_end},
+    [GT_WAIT_DATA] = {RECEIVING("wait_data"), .needs_satisfied = true, .between = true, .is_satisfied = has_received, .answer = answer_wait_data, .moves_nothing = is_at_end},
     [GT_RECEIVE_INTO] = {RECEIVING("receive_into"), .needs_satisfied = true, .is_satisfied = has_received, .answer = answer_receive_into, .moves_nothing = is_at_end},
     [GT_FILL] = {RECEIVING("_fill"), .needs_satisfied = true, .is_satisfied = is_filled, .answer = answer_fill, .moves_nothing = fill_moves_nothing, .ask = ask_fill},
     [GT_ARRIVAL] = {RECEIVING("receive"), .needs_satisfied = true, .is_satisfied = has_received, .answer = answer_arrival, .moves_nothing = is_at_end},

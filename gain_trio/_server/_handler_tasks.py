@@ -133,7 +133,7 @@ class HandlerTasks:
         request = self._request_of(running.task)
         seconds = now - (running.began if request is None else request.began)
         connection = None if running.connection is None else running.connection._latest()
-        if seconds < SLOW or (request is None and connection is not None and connection._between):
+        if seconds < SLOW or (request is None and connection is not None and connection._waits_between()):
             return None, 1
         place = waiting_place(running.task, connection)
         unsent = 0 if connection is None else connection.outbound_buffered

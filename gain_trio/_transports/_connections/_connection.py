@@ -82,7 +82,7 @@ class Connection(trio.abc.HalfCloseableStream):
     _transfer: trio.CancelScope | None
     """The scope of the :meth:`send_file` in progress."""
     _between: bool
-    """Whether a task waits between two messages."""
+    """Whether a task waits between two messages in code that is written in Python."""
     _drains: bool
     """Whether the server drains."""
     _drain_deadline: DrainDeadline | None
@@ -313,6 +313,8 @@ class Connection(trio.abc.HalfCloseableStream):
     wait_data: Final = MessageLoop.wait_data
     messages: Final = MessageLoop.messages
     _wait_first = MessageLoop._wait_first
+    _chunks = MessageLoop._chunks
+    _waits_between = MessageLoop._waits_between
     _first_of_message = MessageLoop._first_of_message
     _set_drain_deadline = MessageLoop._set_drain_deadline
     _restore_deadline = MessageLoop._restore_deadline

@@ -2,16 +2,15 @@
 
 A call of :meth:`MessageLoop.wait_data` marks that it waits there.  A drain finds the mark and sets a read deadline, and the
 call takes its end for an answer.  So a message costs two stores, and no task, scope or timer: the deadline exists only when
-the server drains.  What has arrived is never too late for a deadline, which is why no request that has arrived is lost.
+the server drains.  On the ring the compiled connection has these calls itself (between.c).  What has arrived is never too late for a deadline, which is why no request that has arrived is lost.
 """
 
 from __future__ import annotations
 
 import abc
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Generic, Protocol, TypeVar, final, overload
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, final, overload
 
-import attrs
 import trio
 
 from ._framing import Framing
@@ -22,10 +21,11 @@ FIRST_SECONDS = 1.0
 T = TypeVar("T")
 
 
-@final
-@attrs.frozen
-class DrainDeadline:
-    """The read deadline that a drain has given to a wait between two messages, and the one to restore after it."""
+class DrainDeadline(NamedTuple):
+    """The read deadline that a drain has given to a wait between two messages, and the one to restore after it.
+
+    A tuple of floats, because the compiled connection reads it, too.
+    """
 
     limit: float
     own: float
@@ -37,7 +37,8 @@ class MessageLoop(Framing, Protocol):
     __slots__ = ()
 
     _between: bool
-    """Whether a task waits between two messages.  Slots of the implementation, as are these:"""
+    """Whether a task waits between two messages in code that is written in Python (:meth:`_waits_between` says it of all).
+    Slots of the implementation, as are these:"""
     _drains: bool
     """Whether the server drains."""
     _drain_deadline: DrainDeadline | None
@@ -109,11 +110,19 @@ class MessageLoop(Framing, Protocol):
             takes a message from this connection.  What it raises leaves the iteration, and so does its None end it.
             Without ``receive`` a message is what :meth:`Connection.receive` returns.
         """
-        return _Chunks(self) if receive is None else _Messages(self, receive)
+        return self._chunks() if receive is None else _Messages(self, receive)
+
+    def _chunks(self) -> AsyncIterator[bytes]:
+        """Iterate over pieces as they arrive."""
+        return _Chunks(self)
+
+    def _waits_between(self) -> bool:
+        """Whether a task waits between two messages."""
+        return self._between
 
     async def _first_of_message(self, receive: Callable[[], Awaitable[T]], nothing: T) -> T:
         """Await ``receive()``, which waits for the first byte of a message; ``nothing`` when the drain ends it."""
-        if self._between:
+        if self._waits_between():
             raise trio.BusyResourceError("another task is already receiving on this connection")
         self._between = True  # type: ignore[misc]  # a slot of the implementation
         if self._drains:
@@ -132,7 +141,7 @@ class MessageLoop(Framing, Protocol):
 
     def _set_drain_deadline(self) -> None:
         """Limit the wait between two messages."""
-        now = trio.current_time()
+        now = float(trio.current_time())  # a clock of the program's may have other numbers
         limit = now + FIRST_SECONDS if self._has_received_nothing else now
         own = self.read_deadline
         if limit < own:
@@ -148,7 +157,7 @@ class MessageLoop(Framing, Protocol):
         """The server drains: end the wait between two messages, this one and those to come."""
         if not self._drains:
             self._drains = True  # type: ignore[misc]  # a slot of the implementation
-            if self._between:
+            if self._waits_between():
                 self._set_drain_deadline()
 
 
