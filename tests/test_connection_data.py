@@ -402,7 +402,13 @@ async def test_a_receive_cancelled_before_it_runs_takes_nothing(pair: Pair) -> N
     client, served = pair
     await client.send(b"kept")
     await until_queued(served, 4)
-    for call in (served.receive, served.receive_some, lambda: served.receive_into(bytearray(4))):
+    for call in (
+        served.receive,
+        served.receive_some,
+        lambda: served.receive_into(bytearray(4)),
+        served.__anext__,
+        served.messages().__anext__,
+    ):
         with trio.CancelScope() as scope:
             scope.cancel()
             await call()
@@ -525,6 +531,9 @@ async def test_a_loop_of_calls_that_move_nothing_can_be_cancelled(pair: Pair) ->
     for call in (
         served.receive,
         lambda: served.receive_into(buffer),
+        lambda: anext(served, b""),
+        lambda: anext(served.messages(), b""),
+        served.wait_data,
         lambda: served.send(b""),
         lambda: served.send(buffer[:0]),
     ):

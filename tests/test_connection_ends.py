@@ -215,6 +215,9 @@ async def test_calls_after_close(pair: Pair) -> None:
         client.wait_send_all_might_not_block,
         client.send_eof,
         client.__anext__,
+        client.messages().__anext__,
+        client.messages(client.receive_line).__anext__,
+        client.wait_data,
     ]
     for call in waiting:
         with pytest.raises(trio.ClosedResourceError):
@@ -303,7 +306,14 @@ async def test_close_with_a_receive_from_memory_left(pair: Pair) -> None:
 async def test_a_reset_breaks_receiving(pair: Pair) -> None:
     client, served = pair
     client.abort()
-    for call in (served.receive, served.receive_some, lambda: served.receive_into(bytearray(1))):
+    for call in (
+        served.receive,
+        served.receive_some,
+        lambda: served.receive_into(bytearray(1)),
+        served.__anext__,
+        served.messages().__anext__,
+        served.wait_data,
+    ):
         with pytest.raises(trio.BrokenResourceError) as caught:
             await call()
         assert isinstance(caught.value.__cause__, ConnectionResetError)

@@ -42,6 +42,9 @@ RECEIVING: list[Callable[[Connection], Awaitable[object]]] = [
     lambda connection: connection.receive_until(b"\n"),
     lambda connection: connection.receive_line(),
     lambda connection: connection.__anext__(),
+    lambda connection: connection.messages().__anext__(),
+    lambda connection: connection.messages(connection.receive_line).__anext__(),
+    lambda connection: connection.wait_data(),
 ]
 receiving = pytest.mark.parametrize("call", RECEIVING)
 SENDING: list[Callable[[Connection], Awaitable[object]]] = [

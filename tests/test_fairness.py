@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import socket
 from collections.abc import Awaitable, Callable
@@ -95,7 +96,8 @@ FROM_MEMORY: dict[str, Call] = {
     "receive_exactly": lambda connection: connection.receive_exactly(1),
     "receive_until": lambda connection: connection.receive_until(b"\n"),
     "receive_line": lambda connection: connection.receive_line(),
-    "messages": lambda connection: connection.messages(connection.receive_line).__anext__(),
+    "messages": lambda connection: connection.messages(functools.partial(connection.receive, 1)).__anext__(),
+    "lines": lambda connection: connection.messages(connection.receive_line).__anext__(),
 }
 
 

@@ -22,6 +22,9 @@ pytestmark = pytest.mark.connections
 CALLS: dict[str, Callable[[Connection], object]] = {
     "receive": lambda connection: connection.receive(),
     "receive_into": lambda connection: connection.receive_into(bytearray(1)),
+    "__anext__": lambda connection: connection.__anext__(),
+    "(messages.*)?__anext__": lambda connection: connection.messages().__anext__(),
+    "wait_data": lambda connection: connection.wait_data(),
     "receive_some": lambda connection: connection.receive_some(),
     "receive_exactly": lambda connection: connection.receive_exactly(1),
     "receive_until": lambda connection: connection.receive_until(b"\n", max_bytes=10),

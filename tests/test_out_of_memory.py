@@ -47,6 +47,8 @@ async def count_to_large_numbers() -> None:
 CALLS: dict[str, Callable[[Connection], Awaitable[Any]]] = {
     "whole": lambda served: served.receive(),
     "part": lambda served: served.receive(200),
+    "next": lambda served: served.__anext__(),
+    "message": lambda served: served.messages().__anext__(),
     "into": lambda served: served.receive_into(bytearray(290)),
 }
 

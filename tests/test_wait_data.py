@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import gc
 import math
 import os
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -62,6 +64,22 @@ async def answer_waiting(connection: Connection) -> None:
 async def answer_pieces(connection: Connection) -> None:
     async for data in connection.messages():
         await connection.send(data.upper())
+
+
+async def has_data(connection: Connection) -> bool:
+    return await connection.wait_data()
+
+
+async def has_piece(connection: Connection) -> bool:
+    return await anext(connection.messages(), b"") != b""
+
+
+async def has_line(connection: Connection) -> bool:
+    return await anext(connection.messages(connection.receive_line), b"") != b""
+
+
+waiting = pytest.mark.parametrize("wait", [has_data, has_piece, has_line])
+Wait = Callable[[Connection], Awaitable[bool]]
 
 
 @pytest.mark.parametrize("handler", [answer_lines, answer_waiting, answer_pieces])
@@ -162,9 +180,10 @@ async def test_a_proxy_header_is_no_message(autojump_clock: MockClock) -> None:
         await client.aclose()
 
 
+@waiting
 @pytest.mark.parametrize("sent", [b"", b"hello\n"])
 async def test_the_deadline_of_the_program_is_its_own(
-    sent: bytes, kind: str, tmp_path: Path, autojump_clock: MockClock
+    sent: bytes, wait: Wait, kind: str, tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     """The deadline raises when it passes, and stays as before when a drain has ended the wait."""
     seen: list[object] = []
@@ -174,9 +193,9 @@ async def test_the_deadline_of_the_program_is_its_own(
             assert await connection.receive_exactly(len(sent)) == sent
         connection.read_deadline = trio.current_time() + 0.5
         with pytest.raises(trio.TooSlowError):
-            await connection.wait_data()
+            await wait(connection)
         deadline = connection.read_deadline = trio.current_time() + 100
-        seen.extend([await connection.wait_data(), connection.read_deadline == deadline])
+        seen.extend([await wait(connection), connection.read_deadline == deadline])
         with pytest.raises(trio.TooSlowError):
             await connection.receive()
         seen.append(trio.current_time() >= deadline)
@@ -191,13 +210,14 @@ async def test_the_deadline_of_the_program_is_its_own(
     assert seen == [False, True, True]
 
 
+@waiting
 async def test_a_nearer_deadline_of_the_program_is_raised_during_a_drain(
-    kind: str, tmp_path: Path, autojump_clock: MockClock
+    wait: Wait, kind: str, tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     async def handler(connection: Connection) -> None:
         await connection.draining.wait()
         connection.read_deadline = trio.current_time() + 0.25
-        await connection.wait_data()
+        await wait(connection)
 
     async with serving_over(handler, kind, tmp_path) as (server, connect):
         client = await connect()
@@ -208,11 +228,12 @@ async def test_a_nearer_deadline_of_the_program_is_raised_during_a_drain(
         await client.aclose()
 
 
-async def test_cancelling_the_wait_loses_nothing(kind: str, tmp_path: Path) -> None:
+@waiting
+async def test_cancelling_the_wait_loses_nothing(wait: Wait, kind: str, tmp_path: Path) -> None:
     async def handler(connection: Connection) -> None:
         for _ in range(3):
             with trio.move_on_after(0) as scope:
-                await connection.wait_data()
+                await wait(connection)
             assert scope.cancelled_caught
         await answer_lines(connection)
 
@@ -246,14 +267,18 @@ async def test_the_end_and_the_beginning_of_messages(kind: str, tmp_path: Path) 
     assert results == [True, True, b"abc", False, False, []]
 
 
-async def test_a_second_task_is_refused_and_the_first_is_still_ended(kind: str, tmp_path: Path) -> None:
+@waiting
+@pytest.mark.parametrize("other", [has_data, has_piece, has_line])
+async def test_a_second_task_is_refused_and_the_first_is_still_ended(
+    wait: Wait, other: Wait, kind: str, tmp_path: Path
+) -> None:
     async def handler(connection: Connection) -> None:
         await connection.receive_exactly(1)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(connection.wait_data)
+            nursery.start_soon(wait, connection)
             await wait_all_tasks_blocked()
             with pytest.raises(trio.BusyResourceError):
-                await connection.wait_data()
+                await other(connection)
             with pytest.raises(trio.BusyResourceError):
                 await connection.receive()
             await connection.send(b"x")
@@ -267,13 +292,16 @@ async def test_a_second_task_is_refused_and_the_first_is_still_ended(kind: str, 
         assert server.statistics().finished == 1
 
 
-async def test_a_wait_beside_another_receive_is_refused_and_marks_nothing(kind: str, tmp_path: Path) -> None:
+@waiting
+async def test_a_wait_beside_another_receive_is_refused_and_marks_nothing(
+    wait: Wait, kind: str, tmp_path: Path
+) -> None:
     async def handler(connection: Connection) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(connection.receive)
             await wait_all_tasks_blocked()
             with pytest.raises(trio.BusyResourceError):
-                await connection.wait_data()
+                await wait(connection)
             await connection.send(b"x")
 
     async with serving_over(handler, kind, tmp_path, strict=True) as (server, connect):
@@ -361,3 +389,121 @@ async def test_a_connection_of_its_own_waits_until_the_end() -> None:
             assert client.next() == b"A\n"
             nursery.start_soon(server.drain, math.inf)
             assert not await client.wait_data()
+
+
+@waiting
+async def test_a_wait_that_a_drain_has_ended_leaves_the_connection_as_it_was(
+    wait: Wait, kind: str, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """The wait ends again and again, and a receive that has nothing to do with messages goes on."""
+    goodbye: list[bytes] = []
+
+    async def handler(connection: Connection) -> None:
+        await connection.receive_exactly(1)
+        for _ in range(3):
+            assert not await wait(connection)
+            assert connection.read_deadline == math.inf
+        await connection.send(b"bye")
+        goodbye.append(await connection.receive())
+
+    async with serving_over(handler, kind, tmp_path, strict=True) as (server, connect), trio.open_nursery() as nursery:
+        client = await connect()
+        await client.send(b"x")
+        await wait_all_tasks_blocked()
+        nursery.start_soon(server.drain, math.inf)
+        assert await client.receive_exactly(3) == b"bye"
+        await trio.sleep(10)
+        await client.send(b"and bye")
+        await until(lambda: bool(goodbye))
+        await client.aclose()
+    assert goodbye == [b"and bye"]
+
+
+@waiting
+async def test_a_wait_that_is_cancelled_during_a_drain_puts_the_deadline_back(
+    wait: Wait, kind: str, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """The peer has sent nothing, so the wait has a second, of which it uses a part."""
+    seen: list[object] = []
+
+    async def handler(connection: Connection) -> None:
+        await connection.draining.wait()
+        with trio.move_on_after(0.5) as scope:
+            await wait(connection)
+        seen.extend([scope.cancelled_caught, connection.read_deadline])
+
+    async with serving_over(handler, kind, tmp_path) as (server, connect):
+        client = await connect()
+        await until(lambda: server.active_connections == 1)
+        await wait_all_tasks_blocked()
+        await server.drain(math.inf)
+        await client.aclose()
+    assert seen == [True, math.inf]
+
+
+async def test_a_call_that_was_made_before_the_drain_and_is_awaited_during_it(kind: str, tmp_path: Path) -> None:
+    seen: list[bytes] = []
+
+    async def handler(connection: Connection) -> None:
+        await connection.receive_exactly(1)
+        first, second = connection.messages().__anext__(), connection.messages().__anext__()
+        await connection.send(b"y")
+        await connection.draining.wait()
+        await connection._wait_first()
+        seen.append(await first)
+        with pytest.raises(StopAsyncIteration):
+            await second
+
+    async with serving_over(handler, kind, tmp_path, strict=True) as (server, connect), trio.open_nursery() as nursery:
+        client = await connect()
+        await client.send(b"x")
+        await client.receive_exactly(1)
+        nursery.start_soon(server.drain, math.inf)
+        await server.draining.wait()
+        await client.send(b"arrives during the drain")
+        assert await receive_all(client) == b""
+        await client.aclose()
+    assert seen == [b"arrives during the drain"]
+
+
+async def test_an_iteration_can_be_left_and_begun_again(kind: str, tmp_path: Path) -> None:
+    pieces: list[bytes] = []
+    ended = trio.Event()
+
+    async def handler(connection: Connection) -> None:
+        messages = connection.messages()
+        assert aiter(messages) is messages
+        for _ in range(2):
+            async for piece in messages:
+                pieces.append(piece)
+                await connection.send(b"got it")
+                break
+        async for piece in connection:
+            pieces.append(piece)
+            await connection.send(b"got it")
+        ended.set()
+
+    async with serving_over(handler, kind, tmp_path) as (_server, connect):
+        client = await connect()
+        for piece in (b"one", b"two", b"three"):
+            await client.send(piece)
+            assert await client.receive_exactly(6) == b"got it"
+        await client.aclose()
+        await ended.wait()
+    assert pieces == [b"one", b"two", b"three"]
+
+
+async def test_a_connection_is_freed_with_the_iteration_in_its_context(kind: str, tmp_path: Path) -> None:
+    dead: list[weakref.ref[Connection]] = []
+
+    async def handler(connection: Connection) -> None:
+        connection.context = connection.messages()
+        dead.append(weakref.ref(connection))
+
+    async with serving_over(handler, kind, tmp_path) as (server, connect):
+        client = await connect()
+        assert await receive_all(client) == b""
+        await client.aclose()
+        await until(lambda: server.active_connections == 0)
+    gc.collect()
+    assert dead[0]() is None

@@ -63,7 +63,8 @@ void gt_between_end(gt_connection *connection)
 {
     if (GT_LIKELY(!has_drain_deadline(connection)))
         return;
-    if (connection->receiving.deadline == drain_deadline(connection, 0)) /* else the program has set another one meanwhile */
+    if (connection->receiving.deadline ==
+        drain_deadline(connection, 0)) /* else the program has set another one meanwhile */
         connection->receiving.deadline = drain_deadline(connection, 1);
     Py_SETREF(connection->attributes[GT_DRAIN_DEADLINE], Py_NewRef(Py_None));
 }

@@ -67,9 +67,9 @@ PyMODINIT_FUNC PyInit__fastpath(void)
         return NULL;
     if (add_type(module, "Proactor", &gt_proactor_type) < 0 ||
         add_type(module, "Connection", &gt_connection_type) < 0 ||
-        add_type(module, "Messages", &gt_messages_type) < 0 || add_type(module, "Endpoint", &gt_endpoint_type) < 0 || add_type(module, "Call", &gt_call_type) < 0 ||
-        add_type(module, "Waiter", &gt_waiter_type) < 0 || add_type(module, "TlsCall", &gt_tls_call_type) < 0 ||
-        add_type(module, "Handler", &gt_handler_type) < 0 ||
+        add_type(module, "Messages", &gt_messages_type) < 0 || add_type(module, "Endpoint", &gt_endpoint_type) < 0 ||
+        add_type(module, "Call", &gt_call_type) < 0 || add_type(module, "Waiter", &gt_waiter_type) < 0 ||
+        add_type(module, "TlsCall", &gt_tls_call_type) < 0 || add_type(module, "Handler", &gt_handler_type) < 0 ||
         PyModule_AddIntConstant(module, "RING_LAYOUT", (long)(sizeof(struct gt_ring))) < 0) {
         Py_DECREF(module);
         return NULL;

@@ -30,7 +30,7 @@ else:
 
 
 @final
-class RingConnection(_FastConnection, Connection):
+class RingConnection(_FastConnection, Connection):  # type: ignore[misc]  # it has a wait_data() of its own
     """See :class:`Connection`.  Owns the descriptor."""
 
     __slots__ = ()  # those of the contract are members of the compiled class, which makes them with the object

@@ -2,7 +2,9 @@
 
 A call of :meth:`MessageLoop.wait_data` marks that it waits there.  A drain finds the mark and sets a read deadline, and the
 call takes its end for an answer.  So a message costs two stores, and no task, scope or timer: the deadline exists only when
-the server drains.  On the ring the compiled connection has these calls itself (between.c).  What has arrived is never too late for a deadline, which is why no request that has arrived is lost.
+the server drains.  What has arrived is never too late for a deadline, which is why no request that has arrived is lost.
+
+On the ring ``wait_data()``, and ``messages()`` without an argument, are calls of the compiled connection (between.c).
 """
 
 from __future__ import annotations
