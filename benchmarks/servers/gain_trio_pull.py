@@ -8,7 +8,7 @@ import gain_trio
 
 
 async def echo(connection: gain_trio.Connection) -> None:
-    while data := await connection.receive():
+    async for data in connection.messages():
         await connection.send(data)
 
 
