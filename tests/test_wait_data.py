@@ -21,6 +21,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 import gain_trio
 from gain_trio import Connection, Server
+from gain_trio._transports._connections._deadlines import DeadlineKeeper
 
 pytestmark = pytest.mark.connections
 
@@ -507,3 +508,33 @@ async def test_a_connection_is_freed_with_the_iteration_in_its_context(kind: str
         await until(lambda: server.active_connections == 0)
     gc.collect()
     assert dead[0]() is None
+
+
+@waiting
+async def test_a_drain_can_begin_while_the_wait_does(
+    wait: Wait, kind: str, tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a signal's handler or a finalizer, which may run in the code in Python that keeps deadlines."""
+    seen: list[object] = []
+    watch = DeadlineKeeper.watch
+
+    async def handler(connection: Connection) -> None:
+        await connection.receive_exactly(1)
+
+        def begin_drain(keeper: DeadlineKeeper, *args: Any) -> None:
+            monkeypatch.setattr(DeadlineKeeper, "watch", watch)
+            connection._begin_drain()
+            watch(keeper, *args)
+
+        start = trio.current_time()
+        connection.read_deadline = deadline = start + 100
+        monkeypatch.setattr(DeadlineKeeper, "watch", begin_drain)
+        seen.extend([await wait(connection), trio.current_time() - start, connection.read_deadline - deadline])
+        seen.append(DeadlineKeeper.watch is watch)
+
+    async with serving_over(handler, kind, tmp_path, strict=True) as (_server, connect):
+        client = await connect()
+        await client.send(b"x")
+        assert await receive_all(client) == b""
+        await client.aclose()
+    assert seen == [False, 0, 0, True]

@@ -26,17 +26,18 @@
 
 void gt_direction_init(gt_direction *direction) { direction->deadline = direction->looked_at = INFINITY; }
 
-/* Have the keeper come at the deadline, or sooner.  Calls Python. */
+/* Have the keeper come at the deadline, or sooner.  Calls Python, in which the deadline may be set anew. */
 int gt_connection_watch(gt_connection *connection, gt_direction *direction)
 {
-    if (!(direction->deadline < direction->looked_at))
-        return 0;
-    PyObject *result = PyObject_CallMethod((PyObject *)connection, "_watch", "id", direction == &connection->sending,
-                                           direction->deadline);
-    if (!result)
-        return -1;
-    Py_DECREF(result);
-    direction->looked_at = direction->deadline;
+    while (GT_UNLIKELY(direction->deadline < direction->looked_at)) {
+        const double deadline = direction->deadline;
+        PyObject *result =
+            PyObject_CallMethod((PyObject *)connection, "_watch", "id", direction == &connection->sending, deadline);
+        if (!result)
+            return -1;
+        Py_DECREF(result);
+        direction->looked_at = deadline;
+    }
     return 0;
 }
 

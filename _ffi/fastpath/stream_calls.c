@@ -455,26 +455,22 @@ static GT_COLD int raise_late(gt_call *self)
     return -1;
 }
 
-static GT_COLD int has_not_parked(const gt_call *self)
-{
-    if (self->kind->between)
-        gt_between_end(connection_of(self));
-    return -1;
-}
-
 static int park(gt_call *self, bool Py_UNUSED(cancelled))
 {
     gt_connection *connection = connection_of(self);
     gt_direction *direction = direction_of(self);
     if (GT_UNLIKELY(direction->late) && self->state == GT_CALL_PARKED)
         return raise_late(self);
+    direction->call =
+        self; /* first, because a drain that begins in the Python code of the next two has to see the wait */
     if (GT_UNLIKELY(self->kind->between && gt_between_park(connection) < 0))
-        return has_not_parked(self);
+        return -1;
     if (GT_UNLIKELY(self->kind->keeps_deadline && gt_connection_watch(connection, direction) < 0))
-        return has_not_parked(self);
+        return -1;
+    if (GT_UNLIKELY(self->state == GT_CALL_DONE)) /* by the same code: the engine raises that */
+        return 0;
     if (GT_UNLIKELY(is_refused(self)))
         return raise_closed(connection);
-    direction->call = self;
     direction->late = false;
     if (self->kind->ask)
         self->kind->ask(connection->stream, self, true);
