@@ -55,7 +55,7 @@ bool gt_between_is_over(const gt_call *call)
 {
     const gt_connection *connection = (const gt_connection *)call->owner;
     const gt_direction *direction = &connection->receiving;
-    return call->kind->between && call->state == GT_CALL_PARKED && direction->late && has_drain_deadline(connection) &&
+    return call->kind->between && call->state == GT_CALL_PARKED && call->late && has_drain_deadline(connection) &&
            direction->deadline == drain_deadline(connection, 0);
 }
 

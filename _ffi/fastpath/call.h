@@ -94,6 +94,7 @@ struct gt_call {
     bool has_view;
     bool is_finalized;
     bool raises;        /* the answer, while ANSWERED */
+    bool late;          /* of a connection, while PARKED: its task was resumed because its deadline has passed */
     bool alone;         /* of a call that delivers: its steps are made without the coroutine that awaits it */
     uint8_t deliveries; /* of such a call: before it is known whether they are */
     union {

@@ -16,10 +16,7 @@ static Py_ssize_t number_at(PyObject *args, Py_ssize_t place)
     return PyNumber_AsSsize_t(PyTuple_GET_ITEM(args, place), PyExc_OverflowError);
 }
 
-static bool is_bool(int attribute)
-{
-    return attribute == GT_BETWEEN || attribute == GT_DRAINS || attribute == GT_WAS_DETACHED;
-}
+static bool is_bool(int attribute) { return attribute == GT_BETWEEN || attribute == GT_DRAINS; }
 
 static void make_attributes(gt_connection *self, PyObject *marks, PyObject *close_timeout)
 {
@@ -329,6 +326,7 @@ static PyMemberDef connection_members[] = {
      PyDoc_STR("Bytes that have arrived, taken or not.")},
     {"bytes_sent", T_ULONGLONG, offsetof(gt_connection, bytes_sent), READONLY,
      PyDoc_STR("Bytes that the kernel has taken.")},
+    {"_was_detached", T_BOOL, offsetof(gt_connection, was_detached), 0, NULL},
 /* As slots of a class in Python are, so that the interpreter finds them as quickly. */
 #define ATTRIBUTE(NAME, INDEX) {NAME, T_OBJECT_EX, (Py_ssize_t)offsetof(gt_connection, attributes[INDEX]), 0, NULL}
     ATTRIBUTE("_drain_deadline", GT_DRAIN_DEADLINE),
@@ -343,7 +341,6 @@ static PyMemberDef connection_members[] = {
     ATTRIBUTE("_transfer", GT_TRANSFER),
     ATTRIBUTE("_draining", GT_DRAINING),
     ATTRIBUTE("_deadlines_kept", GT_DEADLINES_KEPT),
-    ATTRIBUTE("_was_detached", GT_WAS_DETACHED),
     ATTRIBUTE("_proxy_header_size", GT_PROXY_HEADER_SIZE),
 #undef ATTRIBUTE
     {NULL, 0, 0, 0, NULL},

@@ -72,7 +72,7 @@ PyObject *gt_connection_deadline_passed(gt_connection *self, PyObject *args)
         direction->looked_at = direction->deadline;
         return PyFloat_FromDouble(direction->deadline);
     }
-    direction->late = true;
+    direction->call->late = true;
     if (gt_direction_wake(direction) < 0)
         return NULL;
     return PyFloat_FromDouble(INFINITY);

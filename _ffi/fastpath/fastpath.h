@@ -297,7 +297,6 @@ typedef struct {
     gt_call *call;    /* borrowed: the call in progress, from parking to its end */
     double deadline;  /* on Trio's clock */
     double looked_at; /* when the keeper of deadlines comes */
-    bool late;        /* the task was resumed because its deadline has passed */
 } gt_direction;
 
 static inline bool gt_direction_waits(const gt_direction *direction)
@@ -324,7 +323,6 @@ enum gt_attribute {
     GT_TRANSFER,
     GT_DRAINING,
     GT_DEADLINES_KEPT,
-    GT_WAS_DETACHED,
     GT_PROXY_HEADER_SIZE,
     GT_ATTRIBUTES, /* how many there are */
 };
@@ -337,6 +335,7 @@ struct gt_connection {
     uint64_t bytes_received, bytes_sent; /* here, because they are asked for when the stream is gone, too */
     bool closed;                         /* refuses calls */
     bool detached;                       /* closed, because its descriptor has another owner */
+    bool was_detached;                   /* the same, for what Python says of it */
     bool send_eof;                       /* refuses sends */
     bool send_held;                      /* a task sends past this object: calls of the sending side are busy */
     PyObject *context;

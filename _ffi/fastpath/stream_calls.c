@@ -459,7 +459,7 @@ static int park(gt_call *self, bool Py_UNUSED(cancelled))
 {
     gt_connection *connection = connection_of(self);
     gt_direction *direction = direction_of(self);
-    if (GT_UNLIKELY(direction->late) && self->state == GT_CALL_PARKED)
+    if (GT_UNLIKELY(self->state == GT_CALL_PARKED) && self->late)
         return raise_late(self);
     direction->call =
         self; /* first, because a drain that begins in the Python code of the next two has to see the wait */
@@ -471,7 +471,7 @@ static int park(gt_call *self, bool Py_UNUSED(cancelled))
         return 0;
     if (GT_UNLIKELY(is_refused(self)))
         return raise_closed(connection);
-    direction->late = false;
+    self->late = false;
     if (self->kind->ask)
         self->kind->ask(connection->stream, self, true);
     return 0;
