@@ -20,10 +20,10 @@ static bool is_true(const gt_connection *connection, enum gt_attribute attribute
     return connection->attributes[attribute] == Py_True;
 }
 
-bool gt_connection_is_between(const gt_connection *connection)
+PyObject *gt_connection_waits_between(gt_connection *self, PyObject *Py_UNUSED(ignored))
 {
-    const gt_call *call = connection->receiving.call;
-    return is_true(connection, GT_BETWEEN) || (call && call->kind->between);
+    const gt_call *call = self->receiving.call;
+    return PyBool_FromLong(is_true(self, GT_BETWEEN) || (call && call->kind->between));
 }
 
 bool gt_between_is_taken(const gt_connection *connection) { return is_true(connection, GT_BETWEEN); }
@@ -54,9 +54,8 @@ int gt_between_park(gt_connection *connection)
 bool gt_between_is_over(const gt_call *call)
 {
     const gt_connection *connection = (const gt_connection *)call->owner;
-    const gt_direction *direction = &connection->receiving;
     return call->kind->between && call->state == GT_CALL_PARKED && call->late && has_drain_deadline(connection) &&
-           direction->deadline == drain_deadline(connection, 0);
+           connection->receiving.deadline == drain_deadline(connection, 0);
 }
 
 void gt_between_end(gt_connection *connection)

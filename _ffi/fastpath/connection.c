@@ -246,13 +246,6 @@ static PyObject *connection_fail_sends(gt_connection *self, PyObject *error)
     return PyLong_FromLong(self->stream ? self->stream->send_error : number);
 }
 
-/* --- between two messages --- */
-
-static PyObject *connection_waits_between(gt_connection *self, PyObject *Py_UNUSED(ignored))
-{
-    return PyBool_FromLong(gt_connection_is_between(self));
-}
-
 /* --- attributes --- */
 
 static PyObject *get_inbound_buffered(gt_connection *self, void *Py_UNUSED(closure))
@@ -326,7 +319,7 @@ static PyMemberDef connection_members[] = {
      PyDoc_STR("Bytes that have arrived, taken or not.")},
     {"bytes_sent", T_ULONGLONG, offsetof(gt_connection, bytes_sent), READONLY,
      PyDoc_STR("Bytes that the kernel has taken.")},
-    {"_was_detached", T_BOOL, offsetof(gt_connection, was_detached), 0, NULL},
+    {"_was_detached", T_BOOL, offsetof(gt_connection, detached), READONLY, NULL},
 /* As slots of a class in Python are, so that the interpreter finds them as quickly. */
 #define ATTRIBUTE(NAME, INDEX) {NAME, T_OBJECT_EX, (Py_ssize_t)offsetof(gt_connection, attributes[INDEX]), 0, NULL}
     ATTRIBUTE("_drain_deadline", GT_DRAIN_DEADLINE),
@@ -353,7 +346,7 @@ static PyMethodDef connection_methods[] = {
      PyDoc_STR("wait_data($self, /)\n--\n\nWait between two messages: whether the next has begun to arrive.")},
     {"_chunks", (PyCFunction)gt_connection_chunks, METH_NOARGS,
      PyDoc_STR("_chunks($self, /)\n--\n\nAn iterator over pieces as they arrive, each awaited between two messages.")},
-    {"_waits_between", (PyCFunction)connection_waits_between, METH_NOARGS,
+    {"_waits_between", (PyCFunction)gt_connection_waits_between, METH_NOARGS,
      PyDoc_STR("_waits_between($self, /)\n--\n\nWhether a task waits between two messages.")},
     {"receive_into", (PyCFunction)gt_connection_receive_into, METH_O,
      PyDoc_STR(

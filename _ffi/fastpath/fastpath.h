@@ -335,7 +335,6 @@ struct gt_connection {
     uint64_t bytes_received, bytes_sent; /* here, because they are asked for when the stream is gone, too */
     bool closed;                         /* refuses calls */
     bool detached;                       /* closed, because its descriptor has another owner */
-    bool was_detached;                   /* the same, for what Python says of it */
     bool send_eof;                       /* refuses sends */
     bool send_held;                      /* a task sends past this object: calls of the sending side are busy */
     PyObject *context;
@@ -347,7 +346,7 @@ extern PyTypeObject gt_connection_type;
 
 /* --- between.c: the wait between two messages --- */
 
-bool gt_connection_is_between(const gt_connection *connection);
+PyObject *gt_connection_waits_between(gt_connection *self, PyObject *ignored);
 bool gt_between_is_taken(const gt_connection *connection); /* by code in Python */
 int gt_between_park(gt_connection *connection);            /* -1: exception set */
 bool gt_between_is_over(const gt_call *call);              /* there is no answer, and the drain's deadline has passed */

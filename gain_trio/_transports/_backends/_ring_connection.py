@@ -55,7 +55,6 @@ class RingConnection(_FastConnection, Connection):  # type: ignore[misc]  # it h
         await trio.lowlevel.checkpoint()
         await self.flush()
         descriptor, queued = await self._detach()
-        self._was_detached = True
         self._unwatch()
         try:
             sock = socket.socket(fileno=descriptor)
