@@ -166,8 +166,8 @@ fi; \
 export GAIN_TRIO_BACKEND=io_uring;
 endef
 
-# Kernel features that a ring can do without.  Connections stay on the ring without these eight:
-optional := no_sqarray registered_fd buffer_increment taskrun_flag submit_all cqe_skip cancel_any no_iowait
+# Kernel features that a ring can do without.  Connections stay on the ring without these nine:
+optional := no_sqarray registered_fd buffer_increment taskrun_flag submit_all cqe_skip cancel_any no_iowait registered_files
 # and go over sockets without any of these five.
 needed := buffer_ring single_issuer defer_taskrun multishot_accept multishot_receive
 
@@ -179,14 +179,14 @@ test-features: $(addprefix test-without-,$(optional) $(needed) all)
 test-without-%: $(VENV)/built-strict
 	$(on_the_ring) GAIN_TRIO_UNWANTED=$* $(bin)/python $(pytest) -m features
 
-# The eight in an array that has every two of them both used, both unused, and either without the other.  Its first row,
+# The nine in an array that has every two of them both used, both unused, and either without the other.  Its first row,
 # with all of them in use, is test-ring; test_architecture.py holds that it is such an array.
 pairs := 1 2 3 4 5
 pair_1 := no_sqarray,registered_fd,buffer_increment,taskrun_flag,no_iowait
-pair_2 := no_sqarray,registered_fd,submit_all,cqe_skip
-pair_3 := no_sqarray,buffer_increment,submit_all,cancel_any,no_iowait
+pair_2 := no_sqarray,registered_fd,submit_all,cqe_skip,registered_files
+pair_3 := no_sqarray,buffer_increment,submit_all,cancel_any,no_iowait,registered_files
 pair_4 := registered_fd,taskrun_flag,submit_all,cqe_skip,cancel_any,no_iowait
-pair_5 := buffer_increment,taskrun_flag,cqe_skip,cancel_any
+pair_5 := buffer_increment,taskrun_flag,cqe_skip,cancel_any,registered_files
 test-pairs: $(pairs:%=test-pair-%) test-without-all
 test-pair-%: $(VENV)/built-strict
 	$(on_the_ring) GAIN_TRIO_UNWANTED=$(pair_$*) $(bin)/python $(pytest) -m features

@@ -39,6 +39,10 @@
 #define IORING_FEAT_CQE_SKIP (1U << 11) /* 5.17 */
 #endif
 
+#ifndef IORING_FEAT_RW_ATTR
+#define IORING_FEAT_RW_ATTR (1U << 16) /* 6.14 */
+#endif
+
 #ifndef IORING_FEAT_NO_IOWAIT
 #define IORING_FEAT_NO_IOWAIT (1U << 17) /* 6.15 */
 #endif
@@ -89,12 +93,25 @@
 #endif
 
 /* io_uring_register(2) opcodes: enumerators in the kernel's header */
+#define GT_REGISTER_FILES2 13U      /* 5.13 */
 #define GT_REGISTER_RING_FDS 20U    /* 5.18 */
 #define GT_UNREGISTER_RING_FDS 21U  /* 5.18 */
 #define GT_REGISTER_PBUF_RING 22U   /* 5.19 */
 #define GT_UNREGISTER_PBUF_RING 23U /* 5.19 */
 #define GT_REGISTER_PBUF_STATUS 26U /* 6.8 */
 #define GT_PBUF_RING_INC 2U         /* 6.12: IOU_PBUF_RING_INC */
+
+/* flag of GT_REGISTER_FILES2: the table is empty */
+#ifndef IORING_RSRC_REGISTER_SPARSE
+#define IORING_RSRC_REGISTER_SPARSE (1U << 0) /* 5.19 */
+#endif
+
+/* argument of GT_REGISTER_FILES2: struct io_uring_rsrc_register; `flags` was padding before 5.19 */
+struct gt_file_table_registration {
+    uint32_t count;
+    uint32_t flags;
+    uint64_t reserved[3];
+};
 
 /* A provided buffer ring is an array of these; the tail lives in the last two bytes of its first entry (5.19). */
 struct gt_provided_buffer {

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-RING_SOURCES = ["_ffi/ring.c", "_ffi/operations.c", "_ffi/buffers.c", "_ffi/submission.c"]
+RING_SOURCES = ["_ffi/ring.c", "_ffi/operations.c", "_ffi/buffers.c", "_ffi/files.c", "_ffi/submission.c"]
 """The ring itself, which each module has a copy of."""
 
 WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Wundef", "-Wstrict-prototypes", "-Wmissing-prototypes"]

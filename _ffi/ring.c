@@ -1,5 +1,5 @@
-/* ring.c: a ring's life, and wait and reap; see ring.h.  It stands on submission.c, operations.c (slots and operations) and
- * buffers.c (provided buffers).
+/* ring.c: a ring's life, and wait and reap; see ring.h.  It stands on submission.c, operations.c (slots and operations),
+ * buffers.c (provided buffers) and files.c (registered files).
  *
  * Two rules hold everywhere below.
  *
@@ -242,6 +242,8 @@ int gt_ring_open(struct gt_ring *ring, const struct gt_ring_options *options)
             ring->enter_flags |= IORING_ENTER_NO_IOWAIT;
         }
         result = probe(ring, options->unwanted);
+        if (result == 0 && !(options->unwanted & GT_FEATURE_REGISTERED_FILES))
+            gt_files_open(ring);
     }
     if (result < 0) {
         gt_ring_close(ring);
@@ -335,6 +337,7 @@ void gt_ring_close(struct gt_ring *ring)
 {
     if (ring->fd < 0)
         return;
+    gt_files_close(ring);
     if (ring->in_flight == 0)
         gt_buffers_close(ring);
     if (ring->sqes)

@@ -35,7 +35,7 @@
 
 struct msghdr; /* <sys/socket.h> */
 
-#define GT_RING_MAGIC 0x67742d72696e6736ULL /* "gt-ring6": changes with the layout of struct gt_ring */
+#define GT_RING_MAGIC 0x67742d72696e6737ULL /* "gt-ring7": changes with the layout of struct gt_ring */
 #define GT_NO_SLOT UINT32_MAX
 #define GT_NO_TIMEOUT INT64_MAX
 #define GT_MAX_SLOTS (1U << 20)
@@ -55,6 +55,7 @@ enum gt_feature {
     GT_FEATURE_MULTISHOT_ACCEPT = 1 << 10,  /* 5.19: one accept for all connections of a listener */
     GT_FEATURE_MULTISHOT_RECEIVE = 1 << 11, /* 6.0: one receive for all data of a connection */
     GT_FEATURE_NO_IOWAIT = 1 << 12, /* 6.15: a thread that waits for completions does not count as waiting for a disk */
+    GT_FEATURE_REGISTERED_FILES = 1 << 13, /* 6.14: sends need not look the descriptor of a busy connection up */
 };
 
 /* Tags of a key: which of a slot's operations it names. */
@@ -126,6 +127,13 @@ struct gt_buffers {
     uint32_t patience;
 };
 
+/* The table of registered files: see files.c. */
+struct gt_files {
+    uint16_t *free; /* a stack of its free places, or NULL: there is no table */
+    uint32_t free_count;
+    uint32_t count;
+};
+
 struct gt_ring_options {
     uint32_t entries;            /* SQEs */
     uint32_t completion_entries; /* CQEs */
@@ -183,6 +191,7 @@ struct gt_ring {
     uint32_t delayed_capacity;
 
     struct gt_buffers buffers;
+    struct gt_files files;
 
     /* counters, never reset */
     uint64_t submissions; /* SQEs consumed by the kernel */
@@ -464,6 +473,30 @@ static inline void gt_prep_nop(struct io_uring_sqe *sqe)
 {
     sqe->opcode = IORING_OP_NOP;
     sqe->fd = -1;
+}
+
+/* --- registered files: files.c --- */
+
+/* Open the table, if the kernel's is of use. */
+void gt_files_open(struct gt_ring *ring);
+/* In the ring's thread: the kernel lets go of all files that it still has there. */
+void gt_files_close(struct gt_ring *ring);
+
+/* In the ring's thread: have the ring hold the file of a descriptor.  Its number there, or 0: there is no table, no place in
+ * it, or no memory. */
+uint16_t gt_file_register(struct gt_ring *ring, int fd);
+
+/* In the ring's thread, and before the descriptor is closed or given away: let go of that file.  Operations in flight on it
+ * still hold it, as they do any file. */
+void gt_file_unregister(struct gt_ring *ring, uint16_t number);
+
+/* A prepared operation is on the registered file with this number, if it is not 0, and not on its descriptor. */
+static inline void gt_prep_registered(struct io_uring_sqe *sqe, uint16_t number)
+{
+    if (number) {
+        sqe->fd = number - 1;
+        sqe->flags |= IOSQE_FIXED_FILE;
+    }
 }
 
 /* --- single operations: a slot of their own; *key names them --- */

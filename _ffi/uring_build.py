@@ -26,7 +26,7 @@ builder.cdef(
         GT_FEATURE_NO_SQARRAY, GT_FEATURE_REGISTERED_FD, GT_FEATURE_BUFFER_RING, GT_FEATURE_BUFFER_INCREMENT,
         GT_FEATURE_TASKRUN_FLAG, GT_FEATURE_SUBMIT_ALL, GT_FEATURE_CQE_SKIP, GT_FEATURE_CANCEL_ANY,
         GT_FEATURE_SINGLE_ISSUER, GT_FEATURE_DEFER_TASKRUN, GT_FEATURE_MULTISHOT_ACCEPT, GT_FEATURE_MULTISHOT_RECEIVE,
-        GT_FEATURE_NO_IOWAIT, ...
+        GT_FEATURE_NO_IOWAIT, GT_FEATURE_REGISTERED_FILES, ...
     };
 
     struct io_uring_cqe {
@@ -51,6 +51,12 @@ builder.cdef(
         ...;
     };
 
+    struct gt_files {
+        uint32_t free_count;
+        uint32_t count;
+        ...;
+    };
+
     struct gt_slot {
         uint32_t generation;
         uint8_t kind;
@@ -70,6 +76,7 @@ builder.cdef(
         uint32_t slot_count;
         uint64_t in_flight;
         struct gt_buffers buffers;
+        struct gt_files files;
         uint64_t submissions;
         uint64_t completions;
         uint64_t enters;

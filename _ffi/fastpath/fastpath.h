@@ -174,8 +174,9 @@ struct gt_stream {
     gt_stream *previous, *next;
     gt_stream *next_wanting;
     uint32_t slot;
-    int fd;       /* -1 once its close has been prepared */
-    bool wanting; /* on the proactor's list of streams to prepare SQEs for */
+    int fd;        /* -1 once its close has been prepared */
+    uint16_t file; /* the same, registered, or 0 */
+    bool wanting;  /* on the proactor's list of streams to prepare SQEs for */
     bool closing;
     bool detached; /* closing, but the descriptor has another owner now, and stays open */
     bool timed;    /* active_at is kept up to date */
@@ -189,6 +190,7 @@ struct gt_stream {
     bool receive_begun;     /* it was not the first one */
     bool lends;             /* a task that waits for bytes reads them where they lie, see inbound.c */
     bool receive_bytes;     /* it takes its buffers from the proactor's bytes_buffers */
+    uint8_t plain_sends;    /* on its descriptor, counted round and round */
     uint8_t large_pieces;   /* among the last ones: see gt_stream_wants_bytes() */
     bool receive_ahead;     /* the program looks at its queue: up to the high mark, also when no task waits */
     bool receive_suspended; /* a task waits for the receive to be over, to take the descriptor away */
@@ -232,6 +234,8 @@ gt_stream *gt_stream_open(gt_proactor *proactor, gt_connection *connection, int 
 /* Close the descriptor: with RST if asked for, or if the peer could take a part for the whole.  0, or the errno of asking for
  * the RST; it is closed in any case. */
 int gt_stream_close(gt_stream *stream, bool reset);
+/* The descriptor is closed or given away next: the ring lets go of the socket. */
+void gt_stream_unregister(gt_stream *stream);
 void gt_stream_destroy(gt_stream *stream); /* only when nothing is in flight on it */
 void gt_stream_want(gt_stream *stream);
 void gt_stream_want_first(gt_stream *stream); /* before those that have had their share */

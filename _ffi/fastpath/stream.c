@@ -260,10 +260,17 @@ void gt_stream_suspend(gt_stream *stream, bool suspended)
         gt_stream_want(stream);
 }
 
+void gt_stream_unregister(gt_stream *stream)
+{
+    gt_file_unregister(stream->proactor->ring, stream->file);
+    stream->file = 0;
+}
+
 /* Only when it is idle and nothing is outbound. */
 int gt_stream_take(gt_stream *stream)
 {
     int fd = stream->fd;
+    gt_stream_unregister(stream);
     stream->detached = true;
     begin_closing(stream);
     gt_inbound_clear(&stream->inbound);

@@ -6,6 +6,8 @@
 
 #define QUIET_BATCH 8U /* completions, of which an echo has two: behind a larger batch no send is quiet, see stream.c */
 
+#define REGISTERED_BEHIND 32U /* sends: see files.c; a divisor of 256 */
+
 /* The kernel reads it until the operation has completed. */
 struct gt_gather {
     struct msghdr header;
@@ -40,6 +42,7 @@ static bool prepare_close(gt_stream *stream)
     struct io_uring_sqe *sqe = gt_slot_sqe(stream->proactor->ring, stream->slot, GT_TAG_CLOSE);
     if (!sqe)
         return false;
+    gt_stream_unregister(stream);
     if (stream->detached)
         gt_prep_nop(sqe);
     else
@@ -124,6 +127,7 @@ static void prepare_gathered(gt_stream *stream, struct io_uring_sqe *sqe)
     stream->send_length = (uint32_t)length;
     stream->send_in_flight = count;
     gt_prep_sendmsg(sqe, stream->fd, &gather->header, GT_SEND_FLAGS);
+    gt_prep_registered(sqe, stream->file);
 }
 
 /* Nothing follows this send, and no task waits for its end: it need not wake the run.  The time of the last byte is that of the
@@ -142,11 +146,20 @@ static bool is_followed_by_nothing(const gt_stream *stream)
     return !waits_for_change || !(call->max & GT_WATCH_SENT);
 }
 
+/* A connection that sends often is worth a place in the ring's table; where that has none left it tries again later. */
+static void count_plain_send(gt_stream *stream)
+{
+    if (++stream->plain_sends % REGISTERED_BEHIND == 0)
+        stream->file = gt_file_register(stream->proactor->ring, stream->fd);
+}
+
 static bool prepare_send(gt_stream *stream)
 {
     struct io_uring_sqe *sqe = arm(stream, &stream->send);
     if (!sqe)
         return false;
+    if (GT_UNLIKELY(stream->file == 0))
+        count_plain_send(stream);
     if (GT_UNLIKELY(stream->outbound.count > 1) && !stream->gather)
         stream->gather = PyMem_Malloc(sizeof *stream->gather);
     if (GT_UNLIKELY(stream->outbound.count > 1) && stream->gather) { /* without memory for that, one after the other */
@@ -158,6 +171,7 @@ static bool prepare_send(gt_stream *stream)
     stream->send_length = length > GT_LARGEST_SEND ? GT_LARGEST_SEND : (uint32_t)length;
     stream->send_in_flight = 1;
     gt_prep_send(sqe, stream->fd, head->data + stream->outbound.sent, stream->send_length, GT_SEND_FLAGS);
+    gt_prep_registered(sqe, stream->file);
     if (is_followed_by_nothing(stream))
         gt_send_quietly(stream->proactor->ring, sqe);
     return true;

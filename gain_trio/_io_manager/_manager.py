@@ -91,6 +91,8 @@ class UringStatistics:
     """All receive buffers, less the bytes objects that large data is received into."""
     buffers_free: int
     """Receive buffers that the kernel can pick from."""
+    registered_files: int
+    """Connections that send often, whose sockets the ring holds by itself (``Feature.REGISTERED_FILES``)."""
     operations_in_flight: int
     """Operations that the kernel has not completed yet."""
     resumed_in_place: int
@@ -191,6 +193,7 @@ class UringIOManager:
             uncopied_pieces=self.proactor.uncopied_pieces,
             buffers=ring.buffers,
             buffers_free=ring.buffers_free,
+            registered_files=ring.registered_files,
             operations_in_flight=ring.operations_in_flight,
             resumed_in_place=self.proactor.resumed_in_place,
             rescheduled=self.proactor.rescheduled,

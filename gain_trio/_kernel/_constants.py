@@ -34,6 +34,7 @@ class Feature(enum.IntFlag):
     MULTISHOT_ACCEPT = 1 << 10
     MULTISHOT_RECEIVE = 1 << 11
     NO_IOWAIT = 1 << 12
+    REGISTERED_FILES = 1 << 13
 
     @property
     def kernel(self) -> str:
@@ -63,6 +64,7 @@ _FACTS = {
     Feature.MULTISHOT_ACCEPT: ("5.19", "one operation accepts all connections of a listener"),
     Feature.MULTISHOT_RECEIVE: ("6.0", "one operation receives all data of a connection"),
     Feature.NO_IOWAIT: ("6.15", "a program that waits for its peers shows as idle, and not as waiting for a disk"),
+    Feature.REGISTERED_FILES: ("6.14", "sends need not look the descriptor of a busy connection up"),
 }
 
 FULL_TIER = (

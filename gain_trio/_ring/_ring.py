@@ -99,6 +99,8 @@ class RingStatistics:
     """All provided buffers."""
     buffers_free: int
     """Provided buffers that the kernel can pick from."""
+    registered_files: int
+    """Descriptors whose files the ring holds by itself."""
 
 
 def _patiently(attempt: Callable[[], int]) -> int:
@@ -225,6 +227,7 @@ class Ring:
             operations_in_flight=ring.in_flight,
             buffers=ring.buffers.count,
             buffers_free=self._lib.gt_buffers_free(ring),
+            registered_files=ring.files.count - ring.files.free_count,
         )
 
     # --- single operations ---

@@ -346,6 +346,7 @@ _RING_GAUGES: Final = {
     "starvations": "How often a receive ended because no buffer was free.",
     "uncopied_pieces": "How often large data that was received was not copied.",
     "buffers_free": "Receive buffers that the kernel can pick from.",
+    "registered_files": "Connections whose sockets the rings hold by themselves, because they send often.",
     "operations_in_flight": "Operations that the kernel has not completed yet.",
 }
 """Gauges, because a worker process that is replaced takes the figures of its ring along."""

@@ -1,0 +1,159 @@
+"""The ring holds the socket of a connection that sends often by itself, and lets go of it before the descriptor is closed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+import trio
+from support.descriptors import descriptor_limit, next_descriptor
+from support.pairs import PATIENCE, open_pair, open_trio_pair, open_unix_pair, pattern, receive_exactly, until
+from support.runs import in_child, ring_run, statistics, wait_released
+
+import gain_trio
+from gain_trio import Connection
+
+pytestmark = [
+    pytest.mark.connections,
+    pytest.mark.features,
+    pytest.mark.full_ring,
+]
+
+ENOUGH = 64
+"""Sends after which a connection has a place in the table, where there is one."""
+
+
+def registers() -> bool:
+    return "registered_files" in gain_trio.backend_info().features
+
+
+async def make_busy(served: Connection, client: trio.abc.ReceiveStream) -> None:
+    for number in range(ENOUGH):
+        await served.send(bytes([number]))
+        assert await client.receive_some(1) == bytes([number])
+
+
+@contextlib.contextmanager
+def blocking(client: trio.SocketStream) -> Iterator[socket.socket]:
+    """The socket of a client, for system calls in which the run does not go on."""
+    with socket.socket(fileno=os.dup(client.socket.fileno())) as sock:
+        sock.settimeout(PATIENCE)
+        yield sock
+        sock.settimeout(0)
+
+
+async def test_only_a_connection_that_sends_often_has_a_place_in_the_table() -> None:
+    client, served = await open_pair()
+    async with client, served:
+        for _ in range(4):
+            await served.send(b"x")
+            assert await receive_exactly(client, 1) == b"x"
+        assert statistics().registered_files == 0
+        await make_busy(served, client)
+        assert statistics().registered_files == registers()
+    await wait_released()
+    assert statistics().registered_files == 0
+
+
+@pytest.mark.parametrize("family", ["tcp", "unix"])
+async def test_all_kinds_of_sends_arrive_from_a_busy_connection(family: str, tmp_path: Path) -> None:
+    client, served = await (open_pair() if family == "tcp" else open_unix_pair(f"unix://{tmp_path}/socket"))
+    large = pattern(3_000_000)  # more than the kernel has room for, and the client does not read yet
+    async with client, served, trio.open_nursery() as nursery:
+        await make_busy(served, client)
+        nursery.start_soon(served.send, large)
+        await trio.testing.wait_all_tasks_blocked()
+        assert await receive_exactly(client, len(large)) == large
+        nursery.start_soon(served.send, [b"head", large, b"tail"])
+        assert await receive_exactly(client, len(large) + 8) == b"head" + large + b"tail"
+
+
+async def close(served: Connection) -> None:
+    await served.aclose()
+
+
+async def abort(served: Connection) -> None:
+    served.abort()
+
+
+async def detach(served: Connection) -> None:
+    taken, _ = await served.detach()
+    taken.close()
+
+
+@pytest.mark.parametrize("end", [close, abort, detach])
+async def test_the_peer_of_a_busy_connection_sees_its_end(end: Callable[[Connection], Awaitable[None]]) -> None:
+    client, served = await open_trio_pair()
+    async with client, served:
+        await make_busy(served, client)
+        await end(served)
+        with trio.fail_after(PATIENCE), contextlib.suppress(trio.BrokenResourceError):
+            assert await client.receive_some() == b""
+        await until(lambda: statistics().registered_files == 0)
+
+
+async def test_a_socket_that_was_taken_away_ends_with_its_descriptor() -> None:
+    """Also where the run does not go on meanwhile: its new owner may have nothing to do with it."""
+    client, served = await open_trio_pair()
+    async with client, served:
+        await make_busy(served, client)
+        taken, _ = await served.detach()
+        with blocking(client) as peer:
+            taken.close()
+            assert peer.recv(1) == b""
+
+
+async def test_a_busy_connection_whose_send_waits_for_room_can_be_closed() -> None:
+    client, served = await open_trio_pair()
+    async with client, served:
+        await make_busy(served, client)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(served.send, bytes(16_000_000))
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        with trio.fail_after(PATIENCE), contextlib.suppress(trio.BrokenResourceError):
+            served.abort()
+            while await client.receive_some():
+                pass
+    await wait_released()
+    assert statistics().registered_files == 0
+
+
+async def test_a_child_leaves_the_registered_files_of_its_parent_alone() -> None:
+    client, served = await open_trio_pair()
+    async with client, served:
+        await make_busy(served, client)
+        in_child(lambda: None)
+        await served.send(b"after")
+        assert await client.receive_some(5) == b"after"
+        assert statistics().registered_files == registers()
+
+
+def test_where_the_table_is_full_connections_do_without() -> None:
+    async def main() -> None:
+        with descriptor_limit(limit * 5):
+            async with contextlib.AsyncExitStack() as stack:
+                for _ in range(limit + 8):
+                    client, served = await open_trio_pair()
+                    await stack.enter_async_context(client)
+                    await stack.enter_async_context(served)
+                    pairs.append((client, served))
+                    await make_busy(served, client)
+                full = statistics().registered_files
+                assert full == (limit if registers() else 0)
+                await pairs[0][1].aclose()
+                await until(lambda: statistics().registered_files == full - registers())
+                client, served = pairs[-1]
+                await make_busy(served, client)
+                assert statistics().registered_files == full, "it has tried again"
+            await wait_released()
+            assert statistics().registered_files == 0
+
+    pairs: list[tuple[trio.SocketStream, Connection]] = []
+    limit = next_descriptor() + 16  # the table is no larger than the limit of descriptors at the beginning of the run
+    with descriptor_limit(limit):
+        ring_run(main)
