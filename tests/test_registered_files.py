@@ -1,4 +1,4 @@
-"""The ring holds the socket of a connection that sends often by itself, and lets go of it before the descriptor is closed."""
+"""The ring holds the socket of a connection that sends often, and lets go of it before its descriptor is closed."""
 
 from __future__ import annotations
 

@@ -103,7 +103,11 @@ static inline void register_empty_files(struct gt_ring *ring, uint32_t count)
 
 static inline void open_ring(struct gt_ring *ring, uint32_t entries, uint32_t completion_entries)
 {
-    struct gt_ring_options options = {.entries = entries, .completion_entries = completion_entries};
+    struct gt_ring_options options = {
+        .entries = entries,
+        .completion_entries = completion_entries,
+        .unwanted = GT_FEATURE_REGISTERED_FILES, /* a ring has one table of them, and these programs have their own */
+    };
     int result = gt_ring_open(ring, &options);
     if (result < 0)
         fail("io_uring_setup: %s (Linux 6.1 is needed)", strerror(-result));
