@@ -4,7 +4,8 @@
  * of a connection is left in the near caches from one message to the next.  Its turn begins with twenty reads, one behind
  * the other because each finds the address of the next, and each waits for as long as a hundred instructions take.  But a
  * batch says whose turns come, and to begin a read without waiting for it (prefetch) costs one instruction.  So both loops
- * over a batch, over its completions and over the tasks to be resumed, look some places ahead.  For the place that is
+ * over a batch, over its completions and over the tasks to be resumed, look some places ahead where a run has that many
+ * connections (with fewer most reads find what they need in the near caches, and the instructions cost more).  For the place that is
  * furthest off they begin with what they have the address of, and for each place nearer with what could be found there.
  * (Slots are small, and are read at once.)
  *
@@ -30,6 +31,7 @@
 
 #include "fastpath.h"
 
+#define GT_FEW 256U /* connections, up to which nothing is gained */
 #define GT_LINE 64U
 #define GT_GC_HEAD 16U    /* bytes in front of an object that the garbage collector knows */
 #define GT_TASK_SIZE 160U /* bytes of Trio's Task */
@@ -70,6 +72,8 @@ GT_INLINED const void *gt_frame_place(void)
     return NULL;
 #endif
 }
+
+GT_INLINED bool gt_prefetches(const gt_proactor *proactor) { return proactor->stream_count > GT_FEW; }
 
 /* --- completions --- */
 
@@ -162,7 +166,7 @@ GT_INLINED void gt_prefetch_bytes(const gt_waiter *waiter)
 GT_INLINED void gt_prefetch_first_steps(const gt_proactor *proactor)
 {
     const gt_waiter *first = proactor->ready_first, *second = first ? first->next : NULL;
-    if (!second) /* one task alone has waited for nothing else meanwhile */
+    if (!second || !gt_prefetches(proactor)) /* one task alone has waited for nothing else meanwhile */
         return;
     gt_prefetch_task(first);
     gt_prefetch_task(second);
@@ -176,7 +180,7 @@ GT_INLINED void gt_prefetch_first_steps(const gt_proactor *proactor)
 /* Before each step, when its waiter is off the list. */
 GT_INLINED void gt_prefetch_steps(const gt_proactor *proactor)
 {
-    const gt_waiter *next = proactor->ready_first;
+    const gt_waiter *next = gt_prefetches(proactor) ? proactor->ready_first : NULL;
     if (!next)
         return;
     gt_prefetch_bytes(next);

@@ -156,7 +156,8 @@ static Py_ssize_t collect(gt_proactor *proactor)
     for (int pass = 0; pass < MAX_PASSES; pass++) {
         uint32_t count = gt_ring_reap(proactor->ring, proactor->batch, proactor->batch_capacity);
         proactor->batch_size += count;
-        const bool ahead = count > 2; /* else there is nothing to work on while a read is under way */
+        /* Of one or two there would be nothing to work on while a read is under way. */
+        const bool ahead = count > 2 && gt_prefetches(proactor);
         gt_coming coming = {NULL, NULL, NULL};
         for (int64_t i = ahead ? -GT_AHEAD : 0; i < count; i++) {
             if (ahead)
