@@ -412,12 +412,15 @@ def test_control_c_at_any_moment(seed: int) -> None:
 
     result = outcome.capture(run, True, main)
     timer.join()
-    if isinstance(result, outcome.Value):
-        pytest.skip("the interrupt came in a finalizer, and Python ignores what that raises")
-    found = list(causes(result.error))
-    assert not any(isinstance(error, trio.TrioInternalError) for error in found)
-    assert any(isinstance(error, KeyboardInterrupt) for error in found)
+    found = {type(error) for error in causes(getattr(result, "error", None))}
+    is_over = isinstance(result, outcome.Value)
+    # Its traceback holds the frames of tasks that the interrupt has left in their scopes: these end here, and in no later test.
+    del result
     gc.collect()
+    if is_over:
+        pytest.skip("the interrupt came in a finalizer, and Python ignores what that raises")
+    assert trio.TrioInternalError not in found
+    assert KeyboardInterrupt in found
 
 
 def test_runs_after_interrupts_are_as_ever() -> None:
