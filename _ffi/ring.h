@@ -486,8 +486,8 @@ void gt_files_close(struct gt_ring *ring);
  * it, or no memory. */
 uint16_t gt_file_register(struct gt_ring *ring, int fd);
 
-/* In the ring's thread, and before the descriptor is closed or given away: let go of that file.  Operations in flight on it
- * still hold it, as they do any file. */
+/* In the ring's thread, and before the descriptor is closed or given away: let go of that file.  The kernel must have taken all
+ * operations on it (gt_ring_unsubmitted()): they hold it until they end, and one taken later would be on another file. */
 void gt_file_unregister(struct gt_ring *ring, uint16_t number);
 
 /* A prepared operation is on the registered file with this number, if it is not 0, and not on its descriptor. */

@@ -32,6 +32,16 @@ static struct io_uring_sqe *arm(gt_stream *stream, gt_operation *operation)
     return sqe;
 }
 
+/* The kernel looks a registered file up when it takes the operation.  A send that it has not taken (for lack of memory) would go to
+ * the next socket in that place of the table, so the place is given back no sooner than that. */
+static bool can_unregister(const gt_stream *stream)
+{
+    struct gt_ring *ring = stream->proactor->ring;
+    if (stream->file && stream->send.armed && gt_ring_unsubmitted(ring) > 0)
+        gt_ring_submit(ring);
+    return !stream->file || !stream->send.armed || gt_ring_unsubmitted(ring) == 0;
+}
+
 static bool prepare_close(gt_stream *stream)
 {
     if (!prepare_cancel(stream, &stream->receive) || !prepare_cancel(stream, &stream->send) ||
@@ -39,6 +49,8 @@ static bool prepare_close(gt_stream *stream)
         return false;
     if (stream->fd < 0)
         return true;
+    if (!can_unregister(stream))
+        return false;
     struct io_uring_sqe *sqe = gt_slot_sqe(stream->proactor->ring, stream->slot, GT_TAG_CLOSE);
     if (!sqe)
         return false;
