@@ -66,6 +66,7 @@ async def on_epoll(main: Callable[[], Awaitable[None]]) -> None:
     with trio.fail_after(PATIENCE):
         await wait_all_tasks_blocked()
         await main()
+        await wait_all_tasks_blocked()  # a signal may just have woken Trio's own task
     assert waiting() == (0, 0)
 
 
