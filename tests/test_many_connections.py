@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-from typing import Any
-
 import pytest
 import trio
+from support.event_runs import serving_events
 from support.pairs import receive_exactly
-from support.servers import LOCAL, connect, echo_until_broken, serving
+from support.servers import connect, echo_until_broken, serving
 
-import gain_trio
-from gain_trio import Connection, Server
-from gain_trio.callbacks import Conn, EventHandler
+from gain_trio import Connection, Server, UringStatistics
+from gain_trio._command._event_handlers import EchoEvents
+from gain_trio.callbacks import EventServer
 
 pytestmark = pytest.mark.connections
 
@@ -21,28 +19,16 @@ CLIENTS = 160
 ROUNDS = 6
 
 
-class Echo(EventHandler):
-    """Sends back what arrives."""
-
-    def on_read(self, conn: Conn, n: int) -> None:
-        conn.write(conn.next(n))
-
-
-@contextlib.asynccontextmanager
-async def calling_back() -> Any:
-    async with trio.open_nursery() as nursery:
-        yield await nursery.start(lambda **status: gain_trio.callbacks.serve(Echo(), LOCAL, **status))
-        nursery.cancel_scope.cancel()
-
-
 async def exchange(client: Connection, message: bytes) -> None:
     await client.send(message)
     assert await receive_exactly(client, len(message)) == message
 
 
-async def exchange_and_leave(server: Server) -> None:
+async def exchange_and_leave(server: Server | EventServer) -> None:
     """All at once, round for round; in each some more have gone in the midst of their exchange, and others have come."""
     clients = [await connect(server) for _ in range(CLIENTS)]
+    found: object = trio.lowlevel.current_statistics().io_statistics
+    assert not isinstance(found, UringStatistics) or found.connections > 256
     for number in range(ROUNDS):
         async with trio.open_nursery() as nursery:
             for index, client in enumerate(clients):
@@ -57,5 +43,5 @@ async def exchange_and_leave(server: Server) -> None:
 
 @pytest.mark.parametrize("kind", ["task", "callbacks"])
 async def test_many_connections_are_served_while_some_go(kind: str) -> None:
-    async with serving(echo_until_broken) if kind == "task" else calling_back() as server:
+    async with serving(echo_until_broken) if kind == "task" else serving_events(EchoEvents()) as server:
         await exchange_and_leave(server)

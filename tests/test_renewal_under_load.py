@@ -16,18 +16,13 @@ from support.worker_handlers import load_context
 
 import gain_trio
 from gain_trio import Connection
-from gain_trio.callbacks import Conn, EventHandler
+from gain_trio._command._event_handlers import EchoEvents
 
 pytestmark = pytest.mark.connections
 
 RENEWALS = 5
 ROUNDS = 4
 """Requests of each client between two renewals, at least."""
-
-
-class Echo(EventHandler):
-    def on_read(self, conn: Conn, n: int) -> None:
-        conn.write(conn.next(n))
 
 
 class Renewals:
@@ -90,7 +85,7 @@ async def test_no_request_is_lost_and_each_new_connection_has_the_new_certificat
     serve: Any = (
         functools.partial(gain_trio.serve, echo)
         if kind == "handler"
-        else functools.partial(gain_trio.callbacks.serve, Echo())
+        else functools.partial(gain_trio.callbacks.serve, EchoEvents())
     )
     async with trio.open_nursery() as nursery:
         server = await nursery.start(functools.partial(serve, LOCAL, ssl_context=renewals.make))

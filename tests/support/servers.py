@@ -10,6 +10,7 @@ import trio
 
 import gain_trio
 from gain_trio import Connection, Server
+from gain_trio.callbacks import EventServer
 
 LOCAL = "tcp://127.0.0.1:0"
 
@@ -39,6 +40,6 @@ async def serving(
         nursery.cancel_scope.cancel()
 
 
-async def connect(server: Server) -> Connection:
+async def connect(server: Server | EventServer) -> Connection:
     """Open a client of a server on 127.0.0.1."""
     return await gain_trio.connect(f"tcp://127.0.0.1:{server.addresses[0][1]}")
