@@ -124,10 +124,14 @@ async def test_a_busy_connection_whose_send_waits_for_room_can_be_closed() -> No
 
 
 async def test_a_child_leaves_the_registered_files_of_its_parent_alone() -> None:
+    def end_there() -> None:
+        with pytest.raises(RuntimeError, match="belongs to the parent process"):
+            served.abort()
+
     client, served = await open_trio_pair()
     async with client, served:
         await make_busy(served, client)
-        in_child(lambda: None)
+        in_child(end_there)
         await served.send(b"after")
         assert await client.receive_some(5) == b"after"
         assert statistics().registered_files == registers()
