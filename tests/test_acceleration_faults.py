@@ -414,7 +414,7 @@ def test_control_c_at_any_moment(seed: int) -> None:
     timer.join()
     found = {type(error) for error in causes(getattr(result, "error", None))}
     is_over = isinstance(result, outcome.Value)
-    # Its traceback holds the frames of tasks that the interrupt has left in their scopes: these end here, and in no later test.
+    # Its traceback holds the frames of tasks that the interrupt has left in their scopes: these end here, in no later test.
     del result
     gc.collect()
     if is_over:
