@@ -6,8 +6,8 @@
  *
  * The price is that the ring uses the file, too.  close(2) on the descriptor is not the end of the socket then, and its peer
  * would hear of none: so a file has to be unregistered before its descriptor is closed, or given to other code that may close
- * it.  Registering and unregistering are a system call each, and cost as much as some twenty operations save.  So only what
- * is busy is worth it.
+ * it.  Registering and unregistering are a system call each, and cost many times what one operation saves.  So only what is busy
+ * is worth it.
  *
  * A kernel before 6.13 lets go of an unregistered file when all operations on any registered file have ended that were
  * submitted before.  From then on each file of the table counts its own operations.  (IORING_FEAT_RW_ATTR, which came one
