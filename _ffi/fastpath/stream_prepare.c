@@ -37,9 +37,10 @@ static struct io_uring_sqe *arm(gt_stream *stream, gt_operation *operation)
 static bool can_unregister(const gt_stream *stream)
 {
     struct gt_ring *ring = stream->proactor->ring;
-    if (stream->file && stream->send.armed && gt_ring_unsubmitted(ring) > 0)
-        gt_ring_submit(ring);
-    return !stream->file || !stream->send.armed || gt_ring_unsubmitted(ring) == 0;
+    if (!stream->file || !stream->send.armed || gt_ring_unsubmitted(ring) == 0)
+        return true;
+    gt_ring_submit(ring);
+    return gt_ring_unsubmitted(ring) == 0;
 }
 
 static bool prepare_close(gt_stream *stream)
