@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import itertools
 import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator
@@ -12,6 +14,7 @@ import pytest
 import trio
 from support.descriptors import descriptor_limit, next_descriptor
 from support.pairs import PATIENCE, open_pair, open_trio_pair, open_unix_pair, pattern, receive_exactly, until
+from support.restricted import IO_URING_ENTER, refuse
 from support.runs import in_child, ring_run, statistics, wait_released
 
 import gain_trio
@@ -135,6 +138,54 @@ async def test_a_child_leaves_the_registered_files_of_its_parent_alone() -> None
         await served.send(b"after")
         assert await client.receive_some(5) == b"after"
         assert statistics().registered_files == registers()
+
+
+@pytest.mark.needs("registered_files")
+@pytest.mark.parametrize("refused", [1, 4], ids=["once", "again with its close"])
+def test_bytes_that_the_kernel_had_not_taken_do_not_go_to_the_next_in_the_table(refused: int) -> None:
+    """The kernel is out of memory: it fails io_uring_enter(2) with EAGAIN while some sends are behind it."""
+
+    async def main() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            pairs = [await open_trio_pair() for _ in range(6)]
+            for client, served in pairs:
+                await stack.enter_async_context(client)
+                await stack.enter_async_context(served)
+            *senders, (heir_client, heir) = pairs
+            sends = 0
+            for client, served in senders:
+                for sends in itertools.count(1):
+                    await served.send(b"x")
+                    assert await client.receive_some(1) == b"x"
+                    if statistics().registered_files > senders.index((client, served)):
+                        break
+            for _ in range(sends - 1):  # with its next send it has a place
+                await heir.send(b"x")
+                assert await heir_client.receive_some(1) == b"x"
+
+            refuse(IO_URING_ENTER, errno.EAGAIN, range(len(senders), len(senders) + refused))
+            async with trio.open_nursery() as nursery:
+                for number, (_client, served) in enumerate(senders):
+                    nursery.start_soon(send, served, bytes([number]))
+                await trio.lowlevel.checkpoint()
+                await trio.lowlevel.checkpoint()
+                for client, _served in senders:
+                    with blocking(client) as peer, pytest.raises(BlockingIOError):
+                        peer.setblocking(False)
+                        peer.recv(1)  # the kernel has not taken any of them
+                senders[0][1].abort()
+                await heir.send(b"heir")  # without a step of the run between the two
+            assert await heir_client.receive_some() == b"heir"
+            for number, (client, _served) in enumerate(senders[1:], 1):
+                assert await client.receive_some() == bytes([number])
+            with contextlib.suppress(trio.BrokenResourceError):
+                assert await senders[0][0].receive_some() in {b"", bytes([0])}
+
+    async def send(served: Connection, data: bytes) -> None:
+        with contextlib.suppress(trio.ClosedResourceError):
+            await served.send(data)
+
+    in_child(lambda: ring_run(main))
 
 
 def test_where_the_table_is_full_connections_do_without() -> None:

@@ -14,7 +14,8 @@ import resource
 import struct
 import sys
 
-IO_URING_SETUP = 425  # the same number on every architecture (include/uapi/asm-generic/unistd.h)
+IO_URING_SETUP = 425  # the same numbers on every architecture (include/uapi/asm-generic/unistd.h)
+IO_URING_ENTER = 426
 
 PR_SET_NO_NEW_PRIVS = 38
 PR_SET_SECCOMP = 22
@@ -25,15 +26,24 @@ SECCOMP_RET_ALLOW = 0x7FFF0000
 SECCOMP_RET_ERRNO = 0x00050000
 BPF_LOAD_WORD = 0x20  # BPF_LD | BPF_W | BPF_ABS
 BPF_JUMP_IF_EQUAL = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
+BPF_JUMP_IF_GREATER = 0x25  # BPF_JMP | BPF_JGT | BPF_K
+BPF_JUMP_UNLESS_LESS = 0x35  # BPF_JMP | BPF_JGE | BPF_K
 BPF_RETURN = 0x06  # BPF_RET | BPF_K
 OFFSET_OF_NUMBER = 0  # struct seccomp_data: the system call's number comes first
+OFFSET_OF_SECOND = 24 if sys.byteorder == "little" else 28  # its second argument's lower half
 
 
-def refuse(system_call: int, number: int) -> None:
-    """Make the system call fail with this errno, in this process and its children, from now on."""
+def refuse(system_call: int, number: int, second: range = range(1 << 32)) -> None:
+    """Make the system call fail with this errno in this thread and what it starts, from now on.
+
+    It fails only where its second argument, of 32 bits, is in the range ``second``.
+    """
     instructions = [
         (BPF_LOAD_WORD, 0, 0, OFFSET_OF_NUMBER),
-        (BPF_JUMP_IF_EQUAL, 0, 1, system_call),
+        (BPF_JUMP_IF_EQUAL, 0, 4, system_call),
+        (BPF_LOAD_WORD, 0, 0, OFFSET_OF_SECOND),
+        (BPF_JUMP_UNLESS_LESS, 0, 2, second[0]),
+        (BPF_JUMP_IF_GREATER, 1, 0, second[-1]),
         (BPF_RETURN, 0, 0, SECCOMP_RET_ERRNO | number),
         (BPF_RETURN, 0, 0, SECCOMP_RET_ALLOW),
     ]
