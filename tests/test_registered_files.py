@@ -161,6 +161,7 @@ def test_bytes_that_the_kernel_had_not_taken_do_not_go_to_the_next_in_the_table(
                 await heir.send(b"x")
                 assert await heir_client.receive_some(1) == b"x"
 
+            # With the three cancels that its close begins with, a sender makes the 5 entries 8.
             refuse(IO_URING_ENTER, errno.EAGAIN, range(len(senders), len(senders) + refused))
             async with trio.open_nursery() as nursery:
                 for number, (_client, served) in enumerate(senders):
