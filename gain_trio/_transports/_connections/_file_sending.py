@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 import contextlib
 import errno
-import mmap
 import os
 import select
 import signal
@@ -177,7 +176,7 @@ class FileTransfer:
 
     async def _send_source(self) -> None:
         connection, source = self._connection, self._source
-        buffer = memoryview(mmap.mmap(-1, min(CACHED_PIECE, source.count), access=mmap.ACCESS_COPY))
+        buffer = bytearray(min(CACHED_PIECE, source.count))
         while self._sent < source.count:
             piece: memoryview | bytes | None = source.read_cached(self._sent, buffer)
             if piece is None:

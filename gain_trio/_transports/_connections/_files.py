@@ -21,9 +21,7 @@ of the descriptor: the number of the original may belong to another file by then
 the socket and not to the number, so the reset is sent when the duplicate is closed, right after the call.
 
 TLS, whose bytes the kernel does not have, and systems without sendfile read and send.  What the page cache has is read at
-once, because RWF_NOWAIT (preadv2(2), Linux 4.14) never waits for the disk; the rest is read in a thread.  It is
-read into a mapping, which begins with a page: the kernel copies to memory that is not aligned at up to twice the price, and
-glibc aligns a large bytearray to 16 bytes only.
+once, because RWF_NOWAIT (preadv2(2), Linux 4.14) never waits for the disk; the rest is read in a thread.
 """
 
 from __future__ import annotations
@@ -81,14 +79,14 @@ class FileSource:
         os.lseek(self.descriptor, self.offset + done, os.SEEK_SET)  # Windows
         return os.read(self.descriptor, size)
 
-    def read_cached(self, done: int, buffer: memoryview) -> memoryview | None:
+    def read_cached(self, done: int, buffer: bytearray) -> memoryview | None:
         """What follows the first ``done`` bytes, as much as ``buffer`` has room for, if the page cache has it.
 
         None if that could not be read without waiting, or the file system does not say so (EOPNOTSUPP).
         """
         if not hasattr(os, "RWF_NOWAIT"):
             return None
-        view = buffer[: self.count - done]
+        view = memoryview(buffer)[: self.count - done]
         try:
             return view[: os.preadv(self.descriptor, [view], self.offset + done, os.RWF_NOWAIT)]
         except OSError:  # the thread that reads it then raises what is wrong
