@@ -19,6 +19,7 @@ def hasten_tls(
     changes: type[Any],
     out_of_memory: OSError,
     interrupted: OSError,
+    broken_error: type[Exception],
     chunk: int,
     answers: int,
     /,

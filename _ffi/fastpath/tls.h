@@ -65,7 +65,9 @@ static inline long gt_slot_number(const gt_field *field, PyObject *object)
 /* Its functions by name, and its slots. */
 typedef struct {
     PyObject *out_of_memory, *interrupted; /* owned, as are all of these */
-    PyObject *finish_send, *decrypted, *decrypt_received, *encrypted, *send_below, *arrived, *taken, *check_open, *end;
+    PyObject *broken_error;                /* trio.BrokenResourceError */
+    PyObject *finish_send, *send_failed, *decrypted, *decrypt_received, *encrypted, *send_below, *arrived, *taken,
+        *check_open, *end;
     PyObject *outbound_after_send;
     gt_field is_closed, below, engine, error, send_error;
     gt_field receiving, inbound, ended, answered, feeding, has_received_nothing, room_inbound;
@@ -82,6 +84,7 @@ extern gt_tls_python gt_tls;
 typedef struct {
     PyTypeObject *connection, *exclusive, *changes;
     PyObject *out_of_memory, *interrupted; /* the errors of a connection that has lost bytes */
+    PyObject *broken_error;                /* trio.BrokenResourceError */
     Py_ssize_t chunk;                      /* the most that is received at once */
     long most_answered;                    /* by TLS itself, before a receive looks whether the peer reads that */
 } gt_tls_classes;
@@ -94,7 +97,9 @@ bool gt_tls_is_taken(const gt_field *exclusive, PyObject *connection); /* or is 
 /* The connection below, if it is one on the ring of this thread's run, or NULL. */
 gt_connection *gt_tls_below(PyObject *connection);
 bool gt_tls_can_receive(PyObject *connection); /* plainly: nothing is queued, and nothing is to be looked at */
-bool gt_tls_can_send(PyObject *connection, const gt_connection *below); /* likewise */
+/* Likewise: whether there is nothing but room below to wait for, and whether there is that, too. */
+bool gt_tls_needs_only_room(PyObject *connection, const gt_connection *below);
+bool gt_tls_can_send(PyObject *connection, const gt_connection *below);
 /* Call a function of the connection's that returns nothing.  Takes the reference of `second`, which may be NULL.  -1: exception
  * set. */
 int gt_tls_call_python(PyObject *connection, PyObject *name, PyObject *first, PyObject *second);
@@ -152,7 +157,9 @@ typedef struct {
     long watched;
     uint8_t state;
     uint8_t kind;
-    bool runs; /* one step of it, which may run the program's code */
+    bool
+        makes_room; /* it has sent, and waits until less than the mark is queued below: no other task does so meanwhile */
+    bool runs;      /* one step of it, which may run the program's code */
 } gt_tls_call;
 
 /* Python's functions, which do what is not plain; borrowed. */

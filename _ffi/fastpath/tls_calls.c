@@ -6,7 +6,8 @@
  * here without a frame of Python.
  *
  *     receive    wait for an arrival at the connection below; decrypt what came; again until that was some data
- *     send       a cancellation point; encrypt; queue below what came of it, and offer that to the kernel if it is large
+ *     send       a cancellation point; encrypt; queue below what came of it, and offer that to the kernel if it is large;
+ *                wait until less than the mark is left of it there
  *     deliver    wait for a change of the connection below; decrypt what came; call back with how much that was; again
  *
  * A call is an awaitable like those of call.c, and awaits another one: a call of the connection below, or Python's coroutine.
@@ -39,6 +40,41 @@ static int set(const gt_field *field, const gt_tls_call *self, PyObject *value)
     return gt_field_set(field, self->connection, value);
 }
 
+/* The call was the one that did this. */
+static int end_exclusive(const gt_tls_call *self, const gt_field *field)
+{
+    PyObject *exclusive = Py_XNewRef(gt_field_peek(field, self->connection));
+    int result = 0;
+    if (exclusive && gt_slot_is(&gt_tls.over, exclusive, Py_None)) {
+        result = gt_field_set(&gt_tls.is_taken, exclusive, Py_False);
+    } else if (exclusive) { /* a task waits for its turn */
+        PyObject *ended = PyObject_CallMethodNoArgs(exclusive, gt_tls.end);
+        result = ended ? 0 : -1;
+        Py_XDECREF(ended);
+    }
+    Py_XDECREF(exclusive);
+    return result;
+}
+
+/* It is, from now on.  -1: exception set. */
+static int take_exclusive(const gt_tls_call *self, const gt_field *field)
+{
+    PyObject *exclusive = gt_field_get(field, self->connection);
+    if (!exclusive)
+        return -1;
+    const int result = gt_field_set(&gt_tls.is_taken, exclusive, Py_True);
+    Py_DECREF(exclusive);
+    return result;
+}
+
+static int stop_making_room(gt_tls_call *self)
+{
+    if (!self->makes_room)
+        return 0;
+    self->makes_room = false;
+    return end_exclusive(self, &gt_tls.making_room);
+}
+
 int gt_tls_leave(gt_tls_call *self)
 {
     const bool waited = self->state == TLS_WAITS;
@@ -51,17 +87,8 @@ int gt_tls_leave(gt_tls_call *self)
     int result = set(sends ? &gt_tls.sending : &gt_tls.receiving, self, Py_False);
     if (self->kind == TLS_DELIVERS && gt_tls_end_watching(self->connection) < 0)
         result = -1;
-    if (!sends && result == 0) {
-        PyObject *feeding = Py_XNewRef(gt_field_peek(&gt_tls.feeding, self->connection));
-        if (feeding && gt_slot_is(&gt_tls.over, feeding, Py_None)) {
-            result = gt_field_set(&gt_tls.is_taken, feeding, Py_False);
-        } else if (feeding) { /* a task waits for its turn */
-            PyObject *ended = PyObject_CallMethodNoArgs(feeding, gt_tls.end);
-            result = ended ? 0 : -1;
-            Py_XDECREF(ended);
-        }
-        Py_XDECREF(feeding);
-    }
+    if (result == 0)
+        result = sends ? stop_making_room(self) : end_exclusive(self, &gt_tls.feeding);
     if (type) {
         PyErr_Clear();
         PyErr_Restore(type, value, traceback);
@@ -125,14 +152,7 @@ static PySendResult wait_below(gt_tls_call *self, enum gt_stream_call kind, gt_c
 static int take_receiving(gt_tls_call *self)
 {
     self->state = TLS_WAITS;
-    if (set(&gt_tls.receiving, self, Py_True) < 0)
-        return -1;
-    PyObject *feeding = gt_field_get(&gt_tls.feeding, self->connection);
-    if (!feeding)
-        return -1;
-    const int result = gt_field_set(&gt_tls.is_taken, feeding, Py_True);
-    Py_DECREF(feeding);
-    return result;
+    return set(&gt_tls.receiving, self, Py_True) < 0 ? -1 : take_exclusive(self, &gt_tls.feeding);
 }
 
 /* Whether it can be. */
@@ -240,26 +260,77 @@ static PySendResult start_receive(gt_tls_call *self, PyObject **result)
 
 /* --- sending --- */
 
-static PySendResult send_now(gt_tls_call *self, gt_connection *below, Py_ssize_t length, PyObject **result)
+static PySendResult send_done(gt_tls_call *self, PyObject **result)
 {
-    int behind = gt_tls_encrypt(self->connection, below, self->argument, length);
-    if (behind < 0)
-        return fail(self);
-    if (behind > 0) {
-        PyObject *coroutine = PyObject_CallMethodNoArgs(self->connection, gt_tls.finish_send);
-        if (coroutine)
-            self->state = TLS_FOLLOWS; /* the coroutine leaves in its own way */
-        return follow(self, coroutine, result);
-    }
     if (gt_tls_leave(self) < 0)
         return PYGEN_ERROR;
     *result = Py_NewRef(Py_None);
     return PYGEN_RETURN;
 }
 
-/* The wait that is a turn of the scheduler, or the cancellation, is over. */
+/* Its data is queued below: Python's coroutine waits for the rest, if there is one, and raises what there is to raise. */
+static PySendResult finish_in_python(gt_tls_call *self, PyObject **result)
+{
+    if (stop_making_room(self) < 0)
+        return fail(self);
+    PyObject *coroutine = PyObject_CallMethodNoArgs(self->connection, gt_tls.finish_send);
+    if (coroutine)
+        self->state = TLS_FOLLOWS; /* the coroutine leaves in its own way */
+    return follow(self, coroutine, result);
+}
+
+/* The wait for room has ended with an exception, which is set. */
+static PySendResult making_room_failed(gt_tls_call *self, PyObject **result)
+{
+    if (!PyErr_ExceptionMatches(gt_tls.broken_error))
+        return fail(self);
+    PyObject *error = gt_take_exception();
+    const int noted = gt_tls_call_python(self->connection, gt_tls.send_failed, error, NULL);
+    Py_DECREF(error);
+    return noted < 0 ? fail(self) : finish_in_python(self, result);
+}
+
+static PySendResult go_on_making_room(gt_tls_call *self, PyObject *message, PyObject **result)
+{
+    const PySendResult sent = pass_on(self, message, result);
+    if (sent == PYGEN_NEXT)
+        return sent;
+    if (sent == PYGEN_ERROR)
+        return making_room_failed(self, result);
+    Py_CLEAR(*result);
+    if (stop_making_room(self) < 0)
+        return fail(self);
+    const gt_connection *below = gt_tls_below(self->connection);
+    return below && gt_tls_can_send(self->connection, below) ? send_done(self, result) : finish_in_python(self, result);
+}
+
+/* What is queued below is too much to go on, or there is something to raise. */
+static PySendResult make_room(gt_tls_call *self, PyObject **result)
+{
+    gt_connection *below = gt_tls_below(self->connection); /* encrypting may have run the program's code */
+    if (!below || below->sending.call || !gt_tls_needs_only_room(self->connection, below))
+        return finish_in_python(self, result);
+    if (take_exclusive(self, &gt_tls.making_room) < 0)
+        return fail(self);
+    self->makes_room = true;
+    if (wait_below(self, GT_WRITABLE, below) == PYGEN_ERROR)
+        return PYGEN_ERROR;
+    return go_on_making_room(self, Py_None, result);
+}
+
+static PySendResult send_now(gt_tls_call *self, gt_connection *below, Py_ssize_t length, PyObject **result)
+{
+    const int behind = gt_tls_encrypt(self->connection, below, self->argument, length);
+    if (behind < 0)
+        return fail(self);
+    return behind > 0 ? make_room(self, result) : send_done(self, result);
+}
+
+/* The wait that is a turn of the scheduler, or the cancellation, is over; or the one for room. */
 static PySendResult go_on_sending(gt_tls_call *self, PyObject *message, PyObject **result)
 {
+    if (self->makes_room)
+        return go_on_making_room(self, message, result);
     const PySendResult sent = pass_on(self, message, result);
     if (sent == PYGEN_NEXT)
         return sent;

@@ -148,7 +148,7 @@ static gt_tls_call *new_call(PyObject *connection, PyObject *argument, uint8_t k
     self->watched = 0;
     self->state = TLS_NEW;
     self->kind = kind;
-    self->runs = false;
+    self->makes_room = self->runs = false;
     PyObject_GC_Track(self);
     return self;
 }
@@ -218,9 +218,9 @@ PyObject *gt_hasten_tls(PyObject *Py_UNUSED(module), PyObject *args)
 {
     gt_tls_classes given;
     PyTypeObject *engine;
-    if (!PyArg_ParseTuple(args, "O!O!O!O!OOnl:hasten_tls", &PyType_Type, &given.connection, &PyType_Type, &engine,
+    if (!PyArg_ParseTuple(args, "O!O!O!O!OOOnl:hasten_tls", &PyType_Type, &given.connection, &PyType_Type, &engine,
                           &PyType_Type, &given.exclusive, &PyType_Type, &given.changes, &given.out_of_memory,
-                          &given.interrupted, &given.chunk, &given.most_answered))
+                          &given.interrupted, &given.broken_error, &given.chunk, &given.most_answered))
         return NULL;
     if (python.receive)
         Py_RETURN_NONE;

@@ -46,13 +46,17 @@ static bool is_watched(PyObject *self)
     return watched < 0 || (watched & GT_WATCH_SENT) || !gt_slot_is(&gt_tls.pieces, self, Py_None);
 }
 
-bool gt_tls_can_send(PyObject *self, const gt_connection *below)
+bool gt_tls_needs_only_room(PyObject *self, const gt_connection *below)
 {
     const gt_stream *stream = below->closed ? NULL : below->stream;
-    return stream && !stream->closing && stream->outbound.size < stream->send_high &&
-           !gt_connection_cannot_send_now(below) && is_whole(self) && gt_slot_is(&gt_tls.send_error, self, Py_None) &&
-           gt_slot_is(&gt_tls.is_send_incomplete, self, Py_False) && !gt_tls_is_taken(&gt_tls.making_room, self) &&
-           !is_watched(self);
+    return stream && !stream->closing && !gt_connection_cannot_send_now(below) && is_whole(self) &&
+           gt_slot_is(&gt_tls.send_error, self, Py_None) && gt_slot_is(&gt_tls.is_send_incomplete, self, Py_False) &&
+           !gt_tls_is_taken(&gt_tls.making_room, self) && !is_watched(self);
+}
+
+bool gt_tls_can_send(PyObject *self, const gt_connection *below)
+{
+    return gt_tls_needs_only_room(self, below) && below->stream->outbound.size < below->stream->send_high;
 }
 
 int gt_tls_call_python(PyObject *self, PyObject *name, PyObject *first, PyObject *second)
@@ -80,6 +84,7 @@ static int find_names(void)
         const char *name;
     } names[] = {
         {&gt_tls.finish_send, "_finish_send"},
+        {&gt_tls.send_failed, "_send_failed"},
         {&gt_tls.decrypted, "_decrypted"},
         {&gt_tls.decrypt_received, "_decrypt_received"},
         {&gt_tls.encrypted, "_encrypted"},
@@ -146,6 +151,7 @@ int gt_tls_configure(const gt_tls_classes *classes)
 {
     gt_tls.out_of_memory = Py_NewRef(classes->out_of_memory);
     gt_tls.interrupted = Py_NewRef(classes->interrupted);
+    gt_tls.broken_error = Py_NewRef(classes->broken_error);
     gt_tls.chunk = (size_t)classes->chunk;
     gt_tls.most_answered = classes->most_answered;
     return find_names() < 0 ? -1 : find_slots(classes->connection, classes->exclusive, classes->changes);

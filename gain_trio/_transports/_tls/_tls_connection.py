@@ -274,8 +274,9 @@ class TlsConnection(TlsTraffic):
             self._sending = False
 
     async def _finish_send(self) -> None:
-        """The rest of a send that has handed its data down: what it has to wait for, or to raise."""
+        """The rest of a send that has handed its data down, and may have waited: what it has to wait for, or to raise."""
         try:
+            self._check_open()
             await self._wait_behind()
         finally:
             self._sending = False
@@ -573,4 +574,14 @@ class TlsConnection(TlsTraffic):
 
 
 if fastpath is not None:
-    fastpath.hasten_tls(TlsConnection, Engine, Exclusive, TlsChanges, OUT_OF_MEMORY, INTERRUPTED, CHUNK, ANSWERS)
+    fastpath.hasten_tls(
+        TlsConnection,
+        Engine,
+        Exclusive,
+        TlsChanges,
+        OUT_OF_MEMORY,
+        INTERRUPTED,
+        trio.BrokenResourceError,
+        CHUNK,
+        ANSWERS,
+    )
