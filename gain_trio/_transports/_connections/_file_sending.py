@@ -10,7 +10,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Awaitable, Coroutine, Iterator
 from typing import Any, ClassVar, NoReturn, Protocol, final
 
 import attrs
@@ -176,7 +176,7 @@ class FileTransfer:
 
     async def _send_source(self) -> None:
         connection, source = self._connection, self._source
-        buffer = bytearray(min(CACHED_PIECE, source.count))
+        buffer = memoryview(bytearray(min(CACHED_PIECE, source.count)))
         while self._sent < source.count:
             piece: memoryview | bytes | None = source.read_cached(self._sent, buffer)
             if piece is None:
@@ -185,18 +185,16 @@ class FileTransfer:
                 raise source.shortened(self._sent)
             before = connection.bytes_sent + connection.outbound_buffered
             try:
-                with self._calls_allowed():
-                    await connection.send(piece)
+                await self._call_of_its_own(connection.send(piece))
             finally:
                 if connection.bytes_sent + connection.outbound_buffered != before:  # or the cancel came before it sent
                     self._sent += len(piece)
 
-    @contextlib.contextmanager
-    def _calls_allowed(self) -> Iterator[None]:
-        """For a call of the transfer's own, which keeps others away itself."""
+    async def _call_of_its_own(self, call: Awaitable[None]) -> None:
+        """Await a call of the transfer's, which keeps others away itself."""
         self._connection._hold_sends(False)
         try:
-            yield
+            await call
         finally:
             self._connection._hold_sends(True)
 
@@ -233,8 +231,7 @@ class KernelFileTransfer(FileTransfer):
                 if part.is_end:
                     raise source.shortened(self._sent)
                 if part.is_full:
-                    with self._calls_allowed():
-                        await connection._wait_for_room()
+                    await self._call_of_its_own(connection._wait_for_room())
         finally:
             os.close(descriptor)
         return True

@@ -79,18 +79,19 @@ class FileSource:
         os.lseek(self.descriptor, self.offset + done, os.SEEK_SET)  # Windows
         return os.read(self.descriptor, size)
 
-    def read_cached(self, done: int, buffer: bytearray) -> memoryview | None:
+    def read_cached(self, done: int, buffer: memoryview) -> memoryview | None:
         """What follows the first ``done`` bytes, as much as ``buffer`` has room for, if the page cache has it.
 
         None if that could not be read without waiting, or the file system does not say so (EOPNOTSUPP).
         """
         if not hasattr(os, "RWF_NOWAIT"):
             return None
-        view = memoryview(buffer)[: self.count - done]
+        room = buffer if done + len(buffer) <= self.count else buffer[: self.count - done]
         try:
-            return view[: os.preadv(self.descriptor, [view], self.offset + done, os.RWF_NOWAIT)]
+            count = os.preadv(self.descriptor, (room,), self.offset + done, os.RWF_NOWAIT)
         except OSError:  # the thread that reads it then raises what is wrong
             return None
+        return room if count == len(room) else room[:count]
 
 
 def _open(file: File) -> tuple[int, bool]:
