@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import math
 import os
 import signal
 import ssl
@@ -14,9 +16,9 @@ import pytest
 import trio
 from support.certificates import client_context, open_tls_pair
 from support.fuzz import cut, examples, given, st
-from support.pairs import pattern, receive_all, until
+from support.pairs import pattern, receive_all, receive_exactly, until
 from support.tls_pairs import SMALL, TlsPair, encrypted, serving_tls, where
-from trio.testing import assert_checkpoints, wait_all_tasks_blocked
+from trio.testing import MockClock, assert_checkpoints, wait_all_tasks_blocked
 
 import gain_trio
 from gain_trio import Connection, Marks
@@ -341,6 +343,86 @@ async def test_a_peer_that_does_not_read_stops_a_sender(size: int) -> None:
             assert sent > before
             nursery.cancel_scope.cancel()
         client.abort()
+
+
+async def send_until_it_ends(client: Connection, error: type[BaseException], sent: list[bytes]) -> None:
+    with pytest.raises(error):
+        while True:
+            sent.append(pattern(SMALL.send_high - len(sent) % 1000))  # one piece each
+            await client.send(sent[-1])
+
+
+@pytest.mark.parametrize("end", ["too slow", "cancelled"])
+async def test_a_send_that_gives_up_the_wait_for_room_is_whole(mock_clock: MockClock, end: str) -> None:
+    client, served = await open_tls_pair(marks=SMALL, client_marks=SMALL)
+    sent: list[bytes] = []
+    async with client, served:
+        client.write_deadline = trio.current_time() + 5
+        async with trio.open_nursery() as nursery:
+            error = trio.TooSlowError if end == "too slow" else trio.Cancelled
+            nursery.start_soon(send_until_it_ends, client, error, sent)
+            await wait_all_tasks_blocked(0.05)
+            assert client.outbound_buffered >= SMALL.send_high
+            if end == "too slow":
+                mock_clock.jump(6)
+            else:
+                nursery.cancel_scope.cancel()
+        client.write_deadline = math.inf
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.send, b"the end")
+            expected = b"".join(sent) + b"the end"
+            assert await receive_exactly(served, len(expected)) == expected
+
+
+@pytest.mark.parametrize("end", ["reset", "aclose", "abort", "close now"])
+async def test_a_send_that_waits_for_room_ends_with_the_connection(end: str) -> None:
+    client, served = await open_tls_pair(marks=SMALL, client_marks=SMALL)
+    error = trio.BrokenResourceError if end == "reset" else trio.ClosedResourceError
+    sent: list[bytes] = []
+    async with client, served:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send_until_it_ends, client, error, sent)
+            await wait_all_tasks_blocked(0.05)
+            assert client.outbound_buffered >= SMALL.send_high
+            if end == "reset":
+                served.abort()
+            elif end == "aclose":
+                nursery.start_soon(client.aclose)
+                expected = b"".join(sent)
+                assert await receive_exactly(served, len(expected)) == expected
+            elif end == "abort":
+                client.abort()
+            else:
+                client._close_now()
+        if end == "reset":
+            with pytest.raises(trio.BrokenResourceError) as caught:
+                await client.send(b"x")
+            assert isinstance(caught.value.__cause__, OSError)
+            assert caught.value.__cause__.errno in {errno.ECONNRESET, errno.EPIPE}
+
+
+async def test_a_send_waits_for_room_more_than_once(tls_pair: TlsPair) -> None:
+    """It goes on when the peer reads, and other senders are refused all the time."""
+    client, served = tls_pair
+    data = pattern(PIECE)
+    done = False
+
+    async def send() -> None:
+        nonlocal done
+        for _ in range(100):
+            await client.send(data)
+        done = True
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        await wait_all_tasks_blocked(0.05)
+        assert not done
+        for call in (lambda: client.send(b"x"), client.flush, client.wait_send_all_might_not_block):
+            with pytest.raises(trio.BusyResourceError):
+                await call()
+        for _ in range(100):
+            assert await receive_exactly(served, PIECE) == data
+    assert done
 
 
 async def test_two_tasks_do_not_receive_at_once(tls_pair: TlsPair) -> None:
