@@ -98,6 +98,7 @@ class Exclusive:
             self._over = trio.Event()
         await self._over.wait()
 
+    @trio.lowlevel.enable_ki_protection  # it would stay taken for ever
     def end(self) -> None:
         self.is_taken = False
         over, self._over = self._over, None
