@@ -24,7 +24,7 @@ import gain_trio
 from gain_trio import Connection, Marks
 from gain_trio._kernel import fastpath
 from gain_trio._transports._tls._tls_connection import TlsConnection
-from gain_trio._transports._tls._tls_traffic import PIECE
+from gain_trio._transports._tls._tls_traffic import ANSWERS, PIECE
 
 pytestmark = pytest.mark.connections
 
@@ -423,6 +423,25 @@ async def test_a_send_waits_for_room_more_than_once(tls_pair: TlsPair) -> None:
         for _ in range(100):
             assert await receive_exactly(served, PIECE) == data
     assert done
+
+
+async def test_a_receiver_that_waits_for_room_has_its_turn_beside_a_sender(tls_pair: TlsPair) -> None:
+    """TLS has answered a lot, so that a receive looks first whether the peer reads; the peer does."""
+    client, served = tls_pair
+    data = pattern(PIECE)
+
+    async def send() -> None:
+        while True:
+            await client.send(data)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        await wait_all_tasks_blocked(0.05)
+        client._answered = ANSWERS
+        nursery.start_soon(receive_all, served)
+        await served.send(b"heard")
+        assert await client.receive_exactly(5) == b"heard"
+        nursery.cancel_scope.cancel()
 
 
 async def test_two_tasks_do_not_receive_at_once(tls_pair: TlsPair) -> None:

@@ -97,6 +97,8 @@ bool gt_tls_is_taken(const gt_field *exclusive, PyObject *connection); /* or is 
 /* The connection below, if it is one on the ring of this thread's run, or NULL. */
 gt_connection *gt_tls_below(PyObject *connection);
 bool gt_tls_can_receive(PyObject *connection); /* plainly: nothing is queued, and nothing is to be looked at */
+/* Whether TLS has answered so much that a task that receives makes room below before it decrypts more. */
+bool gt_tls_answers_may_wait(PyObject *connection);
 /* Likewise: whether there is nothing but room below to wait for, and whether there is that, too. */
 bool gt_tls_needs_only_room(PyObject *connection, const gt_connection *below);
 bool gt_tls_can_send(PyObject *connection, const gt_connection *below);

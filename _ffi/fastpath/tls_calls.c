@@ -308,7 +308,9 @@ static PySendResult go_on_making_room(gt_tls_call *self, PyObject *message, PyOb
 static PySendResult make_room(gt_tls_call *self, PyObject **result)
 {
     gt_connection *below = gt_tls_below(self->connection); /* encrypting may have run the program's code */
-    if (!below || below->sending.call || !gt_tls_needs_only_room(self->connection, below))
+    /* A sender that gets room goes on at once, and may take it all again.  Python's wait leaves a turn to a receiver. */
+    if (!below || below->sending.call || !gt_tls_needs_only_room(self->connection, below) ||
+        gt_tls_answers_may_wait(self->connection))
         return finish_in_python(self, result);
     if (take_exclusive(self, &gt_tls.making_room) < 0)
         return fail(self);

@@ -30,12 +30,17 @@ static bool is_whole(PyObject *self)
            PyObject_Size(unencrypted) == 0 && gt_tls_is_engine(gt_field_peek(&gt_tls.engine, self));
 }
 
+bool gt_tls_answers_may_wait(PyObject *self)
+{
+    const long answered = gt_slot_number(&gt_tls.answered, self);
+    return answered < 0 || answered >= gt_tls.most_answered;
+}
+
 bool gt_tls_can_receive(PyObject *self)
 {
     PyObject *inbound = gt_field_peek(&gt_tls.inbound, self);
-    const long answered = gt_slot_number(&gt_tls.answered, self);
     return is_whole(self) && gt_slot_is(&gt_tls.ended, self, Py_False) && inbound && PyBytes_CheckExact(inbound) &&
-           PyBytes_GET_SIZE(inbound) == 0 && answered >= 0 && answered < gt_tls.most_answered;
+           PyBytes_GET_SIZE(inbound) == 0 && !gt_tls_answers_may_wait(self);
 }
 
 /* A wait for a change that watches what is sent looks at each send, and that is Python's. */

@@ -277,6 +277,7 @@ class TlsConnection(TlsTraffic):
         """The rest of a send that has handed its data down, and may have waited: what it has to wait for, or to raise."""
         try:
             self._check_open()
+            self._check_sendable(own_half=True)
             await self._wait_behind()
         finally:
             self._sending = False
