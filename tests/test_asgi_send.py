@@ -90,6 +90,7 @@ OTHERS = st.sampled_from(
     st.fixed_dictionaries({"gone": st.booleans(), "date": st.booleans(), "server": st.sampled_from(["", "test"])}),
 )
 @example(USUAL, REQUESTS[0], False, {})
+@example([*USUAL, USUAL[0]], REQUESTS[0], False, {})  # which is ignored, in a turn of its own
 def test_messages_are_sent_as_in_python(
     messages: list[Message], asked: tuple[Request, bool], drains: bool, options: dict[str, Any]
 ) -> None:
