@@ -38,8 +38,7 @@ static PyMethodDef functions[] = {
      PyDoc_STR("copied($module, thing, /)\n--\n\nAn object of the same class that has the same in all its slots.")},
     {"hasten_tls", gt_hasten_tls, METH_VARARGS,
      PyDoc_STR("hasten_tls($module, connection, engine, exclusive, changes, out_of_memory, interrupted, broken_error, "
-               "chunk, answers, /)"
-               "\n--\n\nMake receive() and send() of the first class of TLS connections fast.")},
+               "chunk, answers, /)\n--\n\nMake receive() and send() of the first class of TLS connections fast.")},
     {NULL, NULL, 0, NULL},
 };
 

@@ -96,10 +96,10 @@ PyObject *gt_tls_replace(PyTypeObject *type, PyMethodDef *method);
 bool gt_tls_is_taken(const gt_field *exclusive, PyObject *connection); /* or is none */
 /* The connection below, if it is one on the ring of this thread's run, or NULL. */
 gt_connection *gt_tls_below(PyObject *connection);
-bool gt_tls_can_receive(PyObject *connection); /* plainly: nothing is queued, and nothing is to be looked at */
 /* Whether TLS has answered so much that a task that receives makes room below before it decrypts more. */
 bool gt_tls_answers_may_wait(PyObject *connection);
-/* Likewise: whether there is nothing but room below to wait for, and whether there is that, too. */
+bool gt_tls_can_receive(PyObject *connection); /* plainly: nothing is queued, and nothing is to be looked at */
+/* Plainly, but for room below; and with that. */
 bool gt_tls_needs_only_room(PyObject *connection, const gt_connection *below);
 bool gt_tls_can_send(PyObject *connection, const gt_connection *below);
 /* Call a function of the connection's that returns nothing.  Takes the reference of `second`, which may be NULL.  -1: exception
@@ -159,9 +159,8 @@ typedef struct {
     long watched;
     uint8_t state;
     uint8_t kind;
-    bool
-        makes_room; /* it has sent, and waits until less than the mark is queued below: no other task does so meanwhile */
-    bool runs;      /* one step of it, which may run the program's code */
+    bool makes_room; /* it has sent, and waits until less than the mark is queued below, as one task at a time */
+    bool runs;       /* one step of it, which may run the program's code */
 } gt_tls_call;
 
 /* Python's functions, which do what is not plain; borrowed. */
