@@ -12,8 +12,8 @@
  *
  * Files, from the bottom to the top: likelihood.h has what the compiler knows of the usual message; field.h reads Trio's
  * objects, and task.c resumes a Trio task; worklists.c has the proactor's lists; waiter.c has the parked tasks, and
- * call.c is what `await` does; inbound.c and outbound.c are the two byte queues, and bytes_buffers.c has buffers that
- * need no copy; stream.c has the state of a connection, stream_prepare.c turns it into SQEs, and stream_complete.c CQEs
+ * call.c is what `await` does; inbound.c and outbound.c are the two byte queues, spares.c has their buffers, and
+ * bytes_buffers.c those that need no copy; stream.c has the state of a connection, stream_prepare.c turns it into SQEs, and stream_complete.c CQEs
  * into state; deadline.c has a connection's deadlines, handler.c the coroutine of its handler, stream_calls.c its calls,
  * send_parts.c the data of a send, nowait.c the methods that never wait, connection_calls.c those that are awaited,
  * closing.c those that end it, connection.c the Python type; callback_conn.c is for callbacks, and tls_*.c (tls.h) are
@@ -36,6 +36,21 @@
 
 typedef struct gt_connection gt_connection;
 
+/* --- spares.c: buffers that were emptied --- */
+
+#define GT_LEAST_SPARE 256U /* bytes: no buffer is smaller */
+
+typedef struct gt_spare gt_spare;
+typedef struct {
+    gt_spare *first; /* each of memory of PyMem_Malloc() */
+    uint32_t count;
+} gt_spares;
+
+char *gt_spares_take(gt_spares *spares, size_t *capacity); /* NULL, and a capacity of 0: there is none */
+bool gt_spares_give(gt_spares *spares, char *buffer,
+                    size_t capacity); /* false: it is not taken, and still the caller's */
+void gt_spares_drop(gt_spares *spares);
+
 /* --- inbound.c: bytes received and not yet taken --- */
 
 #define GT_LENT 2U /* the most pieces that lie in the ring's buffers: a message may begin in one, and end in the next */
@@ -57,6 +72,7 @@ typedef struct {
     PyObject **later;  /* what follows either: a circle of large chunks, as bytes objects */
     size_t later_size; /* bytes in them */
     uint32_t later_head, later_count, later_capacity; /* the last is a power of two, or 0 */
+    gt_spares *spares;                                /* borrowed: the proactor's */
     struct gt_ring *lender;
     gt_lent lent[GT_LENT]; /* in place of all of these, but for `start`; the second one's bytes are in `later_size` */
     uint32_t lent_count;
@@ -127,14 +143,16 @@ typedef struct {
 
 typedef struct {
     gt_segment *segments; /* a circle of `capacity` (a power of two) places */
+    gt_segment first;     /* they, where one place is enough */
+    gt_spares *spares;    /* borrowed: the proactor's */
     uint32_t head;
     uint32_t count;
     uint32_t capacity;
     size_t sent; /* of the head segment */
     size_t size; /* bytes in all, less `sent` */
-    char *spare; /* the buffer of the last copy that was sent, for the next one */
-    size_t spare_capacity;
 } gt_outbound;
+
+void gt_outbound_init(gt_outbound *queue, gt_spares *spares); /* which is all zeroes */
 
 #define GT_REFERENCE 4096 /* a bytes object this large is referenced until it is sent, not copied */
 /* Both: 0, or -1 out of memory, no exception set.  `in_flight`: how many segments the kernel may be reading, from the head on. */
@@ -510,6 +528,7 @@ struct gt_proactor {
     uint64_t socket_count;
     struct gt_buffers datagram_buffers; /* opened with the first endpoint */
     gt_bytes_buffers bytes_buffers;     /* opened for the first connection with large pieces */
+    gt_spares spares;
     gt_call *polls; /* pending: the reference of each one's slot counts as the proactor's, for the garbage collector */
     gt_stream *wanting_first, *wanting_last;
     gt_stream *wanting_starved;          /* the last of those at its head that went away with nothing, or NULL */

@@ -25,7 +25,7 @@
 
 #define SMALLEST 4096U
 #define LARGE 4096U /* a chunk of no less is not copied together with its neighbours */
-#define KEEP 65536U /* an emptied buffer larger than this is given back */
+#define KEEP 65536U /* an emptied buffer larger than this is freed */
 #define KEEP_LATER 8U
 
 /* --- the flat buffer --- */
@@ -34,6 +34,8 @@
  * grows as well: else a queue that stays nearly full would be moved again for every few bytes that come and go. */
 static int reserve(gt_inbound *queue, size_t extra)
 {
+    if (queue->capacity == 0)
+        queue->data = gt_spares_take(queue->spares, &queue->capacity);
     if (queue->start + queue->length + extra <= queue->capacity)
         return 0;
     bool moving_suffices = queue->start >= queue->length && queue->length + extra <= queue->capacity;
@@ -43,7 +45,7 @@ static int reserve(gt_inbound *queue, size_t extra)
     }
     if (moving_suffices)
         return 0;
-    size_t capacity = queue->capacity ? queue->capacity * 2 : SMALLEST;
+    size_t capacity = queue->capacity * 2 > SMALLEST ? queue->capacity * 2 : SMALLEST;
     while (capacity < queue->length + extra)
         capacity *= 2;
     char *data = PyMem_Realloc(queue->data, capacity);
@@ -210,6 +212,18 @@ static int flatten(gt_inbound *queue, size_t extra)
 
 /* --- taking from the front --- */
 
+/* It is empty.  A larger one than spares.c takes is kept: it was needed for a stream of small pieces, which goes on. */
+static void give_buffer_back(gt_inbound *queue)
+{
+    if (!gt_spares_give(queue->spares, queue->data, queue->capacity)) {
+        if (queue->capacity <= KEEP)
+            return;
+        PyMem_Free(queue->data);
+    }
+    queue->data = NULL;
+    queue->capacity = 0;
+}
+
 /* Remove `length` bytes, no more than the front has; what follows it moves up when it is used up. */
 static void remove_front(gt_inbound *queue, size_t length)
 {
@@ -227,11 +241,7 @@ static void remove_front(gt_inbound *queue, size_t length)
         queue->length -= length;
         if (queue->length > 0)
             return;
-        if (queue->capacity > KEEP) {
-            PyMem_Free(queue->data);
-            queue->data = NULL;
-            queue->capacity = 0;
-        }
+        give_buffer_back(queue);
     }
     queue->start = 0;
     if (queue->later_count > 0)
@@ -390,5 +400,5 @@ void gt_inbound_clear(gt_inbound *queue)
     }
     PyMem_Free(queue->later);
     PyMem_Free(queue->data);
-    memset(queue, 0, sizeof *queue);
+    *queue = (gt_inbound){.spares = queue->spares};
 }

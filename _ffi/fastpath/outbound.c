@@ -4,12 +4,28 @@
  * one behind the other into the last segment, so that a hundred of them in one tick leave in one operation.  A large bytes
  * object is immutable and is referenced instead.  The connection's high mark bounds the number of segments: a referenced
  * segment is large, and two copied ones are never neighbours unless the first is full or in flight.
+ *
+ * There is a place for one segment in the queue itself, and buffers come from spares.c, so for the usual send there is nothing to
+ * allocate, and an idle connection keeps nothing of it.
  */
 #include "fastpath.h"
 
-#define SMALLEST 256U
-#define FULL 65536U      /* a copied segment is not grown beyond this, unless one send is larger */
-#define KEEP_SPARE 4096U /* an idle connection keeps no more than this */
+#define SMALLEST GT_LEAST_SPARE
+#define FULL 65536U /* a copied segment is not grown beyond this, unless one send is larger */
+#define KEPT_SEGMENTS 4U
+
+void gt_outbound_init(gt_outbound *queue, gt_spares *spares)
+{
+    queue->spares = spares;
+    queue->segments = &queue->first;
+    queue->capacity = 1;
+}
+
+static void free_segments(gt_outbound *queue)
+{
+    if (queue->segments != &queue->first)
+        PyMem_Free(queue->segments);
+}
 
 static gt_segment *last_segment(const gt_outbound *queue)
 {
@@ -19,13 +35,13 @@ static gt_segment *last_segment(const gt_outbound *queue)
 static gt_segment *push_segment(gt_outbound *queue)
 {
     if (GT_UNLIKELY(queue->count == queue->capacity)) {
-        uint32_t capacity = queue->capacity ? queue->capacity * 2 : 2;
+        const uint32_t capacity = queue->capacity * 2;
         gt_segment *segments = PyMem_Malloc(capacity * sizeof *segments);
         if (!segments)
             return NULL;
         for (uint32_t i = 0; i < queue->count; i++)
             segments[i] = queue->segments[(queue->head + i) & (queue->capacity - 1)];
-        PyMem_Free(queue->segments);
+        free_segments(queue);
         queue->segments = segments;
         queue->capacity = capacity;
         queue->head = 0;
@@ -49,6 +65,15 @@ static int grow_segment(gt_segment *segment, size_t needed)
     return 0;
 }
 
+static void release_segment(gt_outbound *queue, gt_segment *segment)
+{
+    if (segment->owner)
+        Py_CLEAR(segment->owner);
+    else if (!gt_spares_give(queue->spares, segment->data, segment->capacity))
+        PyMem_Free(segment->data);
+    segment->data = NULL;
+}
+
 int gt_outbound_copy(gt_outbound *queue, const char *data, size_t length, uint32_t in_flight)
 {
     gt_segment *segment = NULL;
@@ -62,15 +87,12 @@ int gt_outbound_copy(gt_outbound *queue, const char *data, size_t length, uint32
         segment = push_segment(queue);
         if (!segment)
             return -1;
-        segment->data = queue->spare;
-        segment->capacity = queue->spare_capacity;
-        queue->spare = NULL;
-        queue->spare_capacity = 0;
+        segment->data = gt_spares_take(queue->spares, &segment->capacity);
     }
     if (GT_UNLIKELY(segment->length + length > segment->capacity) &&
         grow_segment(segment, segment->length + length) < 0) {
         if (pushed) {
-            PyMem_Free(segment->data);
+            release_segment(queue, segment);
             queue->count--;
         }
         return -1;
@@ -93,17 +115,14 @@ int gt_outbound_reference(gt_outbound *queue, PyObject *bytes)
     return 0;
 }
 
-static void release_segment(gt_outbound *queue, gt_segment *segment)
+static void was_emptied(gt_outbound *queue)
 {
-    if (segment->owner) {
-        Py_CLEAR(segment->owner);
-    } else if (segment->capacity <= KEEP_SPARE && !queue->spare) {
-        queue->spare = segment->data;
-        queue->spare_capacity = segment->capacity;
-    } else {
-        PyMem_Free(segment->data);
+    queue->sent = 0;
+    if (GT_UNLIKELY(queue->capacity > KEPT_SEGMENTS)) {
+        free_segments(queue);
+        gt_outbound_init(queue, queue->spares);
+        queue->head = 0;
     }
-    segment->data = NULL;
 }
 
 void gt_outbound_sent(gt_outbound *queue, size_t length)
@@ -119,6 +138,7 @@ void gt_outbound_sent(gt_outbound *queue, size_t length)
         queue->head = (queue->head + 1) & (queue->capacity - 1);
         queue->count--;
     }
+    was_emptied(queue);
 }
 
 void gt_outbound_clear(gt_outbound *queue, uint32_t in_flight)
@@ -130,15 +150,13 @@ void gt_outbound_clear(gt_outbound *queue, uint32_t in_flight)
         queue->count--;
     }
     if (queue->count == 0)
-        queue->sent = 0;
+        was_emptied(queue);
 }
 
 void gt_outbound_free(gt_outbound *queue)
 {
     gt_outbound_clear(queue, 0);
-    PyMem_Free(queue->segments);
-    PyMem_Free(queue->spare);
-    memset(queue, 0, sizeof *queue);
+    free_segments(queue);
 }
 
 /* The first segments, up to GT_GATHERED of them: how many, and their bytes. */

@@ -158,8 +158,6 @@ GT_INLINED void gt_prefetch_bytes(const gt_waiter *waiter)
     if (waiter->call->kind->deliver && waiter->call->parts)
         gt_prefetch_object(PyTuple_GET_ITEM(waiter->call->parts, 1), GT_CONN_SIZE);
     gt_prefetch(stream->given, 1);
-    gt_prefetch(stream->outbound.segments, 1);
-    gt_prefetch(stream->outbound.spare, 1);
 }
 
 /* Before the first step of a batch. */

@@ -176,6 +176,7 @@ static uint64_t abandon_run(gt_proactor *self)
     self->streams = self->wanting_first = self->wanting_last = self->wanting_starved = NULL;
     gt_sockets_free(self, in_flight > 0);
     gt_bytes_buffers_free(&self->bytes_buffers, self->ring, in_flight > 0);
+    gt_spares_drop(&self->spares); /* of which the kernel has none */
     gt_trio_unbind(&self->trio);
     return in_flight;
 }
@@ -273,6 +274,7 @@ static void proactor_dealloc(gt_proactor *self)
     Py_CLEAR(self->completions);
     Py_CLEAR(self->ring_owner);
     PyMem_Free(self->batch);
+    gt_spares_drop(&self->spares);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 

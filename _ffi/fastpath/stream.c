@@ -135,6 +135,8 @@ gt_stream *gt_stream_open(gt_proactor *proactor, gt_connection *connection, int 
     stream->receive.tag = GT_TAG_RECV;
     stream->watch.tag = GT_TAG_WATCH;
     stream->send.tag = GT_TAG_SEND;
+    stream->inbound.spares = &proactor->spares;
+    gt_outbound_init(&stream->outbound, &proactor->spares);
     stream->next = proactor->streams;
     if (stream->next)
         stream->next->previous = stream;
