@@ -89,7 +89,8 @@ gt_call *gt_call_new(const gt_kind *kind, gt_proactor *proactor, PyObject *owner
     self->waiter = NULL;
     self->data = self->parts = NULL;
     self->state = GT_CALL_NEW;
-    self->has_view = self->is_finalized = false;
+    self->view = NULL;
+    self->is_finalized = false;
     memset(&self->datagram, 0, sizeof self->datagram); /* the largest of the union */
     PyObject_GC_Track(self);
     return self;
@@ -100,16 +101,27 @@ _Static_assert(sizeof(((gt_call *)NULL)->datagram) >= sizeof(((gt_call *)NULL)->
 
 bool gt_call_set_view(gt_call *self, PyObject *buffer, int flags)
 {
-    self->has_view = PyObject_GetBuffer(buffer, &self->view, flags) == 0;
-    return self->has_view;
+    Py_buffer *view = PyMem_Malloc(sizeof *view);
+    if (!view) {
+        PyErr_NoMemory();
+        return false;
+    }
+    if (PyObject_GetBuffer(buffer, view, flags) < 0) {
+        PyMem_Free(view);
+        return false;
+    }
+    self->view = view;
+    return true;
 }
 
 void gt_call_release(gt_call *self)
 {
     Py_CLEAR(self->data);
-    if (self->has_view) {
-        self->has_view = false;
-        PyBuffer_Release(&self->view);
+    Py_buffer *view = self->view;
+    if (GT_UNLIKELY(view)) {
+        self->view = NULL;
+        PyBuffer_Release(view);
+        PyMem_Free(view);
     }
 }
 
@@ -158,8 +170,8 @@ static int call_traverse(gt_call *self, visitproc visit, void *arg)
     Py_VISIT(self->waiter);
     Py_VISIT(self->data);
     Py_VISIT(self->parts);
-    if (self->has_view)
-        Py_VISIT(self->view.obj);
+    if (self->view)
+        Py_VISIT(self->view->obj);
     return 0;
 }
 

@@ -87,11 +87,11 @@ struct gt_call {
     PyObject *owner;       /* the gt_connection, the gt_endpoint, or for a poll the proactor */
     gt_waiter *waiter;     /* from the first parking on */
     PyObject *data;        /* the argument, if it is bytes; while ANSWERED, what the call returns or raises */
+    Py_buffer *view;       /* the argument, if it is any other buffer, else NULL: it is large, and seldom used */
     PyObject
         *parts; /* the same of several: a tuple of bytes and memoryviews, of which `data` or `view` is the current one;
                 * of a call that delivers: the callback, its first argument, and what learns from a slow one */
     uint8_t state; /* enum gt_call_state */
-    bool has_view;
     bool is_finalized;
     bool raises;        /* the answer, while ANSWERED */
     bool late;          /* of a connection, while PARKED: its task was resumed because its deadline has passed */
@@ -126,7 +126,6 @@ struct gt_call {
             bool is_socket; /* a system call has just said so */
         } poll;
     };
-    Py_buffer view; /* the argument, if it is any other buffer; the last member, because it is large, and seldom used */
 };
 
 /* A parked task, and the abort function that Trio calls to cancel it.  The proactor keeps those that no call has. */

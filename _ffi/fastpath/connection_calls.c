@@ -79,7 +79,7 @@ static gt_call *new_call_with_view(gt_connection *self, enum gt_stream_call kind
 PyObject *gt_connection_receive_into(gt_connection *self, PyObject *buffer)
 {
     gt_call *call = new_call_with_view(self, GT_RECEIVE_INTO, buffer, PyBUF_WRITABLE);
-    if (call && call->view.len == 0) {
+    if (call && call->view->len == 0) {
         call = gt_call_withdraw(call);
         PyErr_SetString(PyExc_ValueError, "receive_into() needs a buffer of at least one byte");
     }
@@ -169,7 +169,7 @@ PyObject *gt_connection_send(gt_connection *self, PyObject *data)
     } else {
         call = new_call_with_view(self, GT_SEND, data, PyBUF_SIMPLE);
         if (call)
-            call->length = (size_t)call->view.len;
+            call->length = (size_t)call->view->len;
     }
     return (PyObject *)call;
 }

@@ -65,7 +65,7 @@ static int next_part(gt_call *self)
 
 static size_t current_length(const gt_call *self)
 {
-    return self->data ? (size_t)PyBytes_GET_SIZE(self->data) : self->has_view ? (size_t)self->view.len : 0;
+    return self->data ? (size_t)PyBytes_GET_SIZE(self->data) : self->view ? (size_t)self->view->len : 0;
 }
 
 /* Queue as much of the data as the marks allow: all of it, unless it is a large buffer that the caller may change later.  With
@@ -78,7 +78,7 @@ static int queue_current(gt_call *self, bool all)
             return -1;
         self->offset = (size_t)PyBytes_GET_SIZE(self->data);
     } else {
-        const char *data = self->data ? PyBytes_AS_STRING(self->data) : self->view.buf;
+        const char *data = self->data ? PyBytes_AS_STRING(self->data) : self->view->buf;
         size_t left = current_length(self) - self->offset;
         if (left > GT_REFERENCE && !all) {
             size_t mark = stream->send_high > GT_REFERENCE ? stream->send_high

@@ -192,7 +192,7 @@ static int answer_receive_into(gt_call *self, PyObject **result)
     gt_stream *stream = stream_to_receive(self);
     if (!stream)
         return -1;
-    size_t length = gt_inbound_size(&stream->inbound), room = (size_t)self->view.len;
+    size_t length = gt_inbound_size(&stream->inbound), room = (size_t)self->view->len;
     int ended = length > 0 ? 1 : nothing_more(self, stream);
     if (ended <= 0)
         return ended;
@@ -200,7 +200,7 @@ static int answer_receive_into(gt_call *self, PyObject **result)
     if (!*result) /* then nothing is taken */
         return -1;
     if (length > 0) {
-        gt_inbound_take_into(&stream->inbound, self->view.buf, room);
+        gt_inbound_take_into(&stream->inbound, self->view->buf, room);
         gt_stream_consumed(stream);
     }
     return 1;
