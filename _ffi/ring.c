@@ -21,6 +21,7 @@
 
 #define DRAIN_ROUND_NS 100000000     /* how long gt_ring_drain() waits before it cancels once more */
 #define DEFERRED_A_ROUND 20U         /* IO_LOCAL_TW_DEFAULT_MAX in the kernel's io_uring.c, since 6.14 */
+#define MEMORY_NS 10000000           /* how long a wait is at most while the kernel has no memory for a submission */
 #define PROBE_PATIENCE_NS 1000000000 /* how long a kernel may take to answer what it answers at once */
 
 static int sys_setup(unsigned int entries, struct io_uring_params *params)
@@ -386,6 +387,17 @@ static void retry_cancels(struct gt_ring *ring)
         gt_operation_cancel(ring, ring->delayed_cancels[i], false);
 }
 
+/* The kernel has no memory for what was to be submitted, and then does not wait, either.  What it gives back when operations are
+ * complete may do: wait for that, for a while.  As io_uring_enter(2). */
+static int wait_for_memory(struct gt_ring *ring, int64_t timeout_ns)
+{
+    struct __kernel_timespec timeout = {.tv_nsec = timeout_ns < MEMORY_NS ? timeout_ns : MEMORY_NS};
+    struct io_uring_getevents_arg argument = {.ts = (uint64_t)(uintptr_t)&timeout};
+    ring->enters++;
+    return gt_sys_enter(ring->enter_fd, 0, 1, ring->enter_flags | IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG,
+                        &argument, sizeof argument);
+}
+
 int gt_ring_enter(struct gt_ring *ring, int64_t timeout_ns)
 {
     if (ring->dead)
@@ -414,6 +426,8 @@ int gt_ring_enter(struct gt_ring *ring, int64_t timeout_ns)
         /* A wait that fails after a successful submission returns the submission's count, so the head is more exact. */
         uint32_t left = gt_ring_unsubmitted(ring);
         ring->submissions += count - left;
+        if (result == -EAGAIN && wait)
+            return wait_for_memory(ring, timeout_ns);
         if (left == 0 ||
             result <= 0) /* else see gt_ring_submit(); the error is there as a completion, so no wait is long */
             return result < 0 ? result : 0;

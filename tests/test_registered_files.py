@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
-import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 import trio
 from support.descriptors import descriptor_limit, next_descriptor
-from support.pairs import PATIENCE, open_pair, open_trio_pair, open_unix_pair, pattern, receive_exactly, until
+from support.pairs import (
+    PATIENCE,
+    blocking,
+    open_pair,
+    open_trio_pair,
+    open_unix_pair,
+    pattern,
+    receive_exactly,
+    until,
+)
 from support.restricted import IO_URING_ENTER, refuse
 from support.runs import in_child, ring_run, statistics, wait_released
 
@@ -37,15 +44,6 @@ async def make_busy(served: Connection, client: trio.abc.ReceiveStream) -> None:
     for number in range(ENOUGH):
         await served.send(bytes([number]))
         assert await client.receive_some(1) == bytes([number])
-
-
-@contextlib.contextmanager
-def blocking(client: trio.SocketStream) -> Iterator[socket.socket]:
-    """The socket of a client, for system calls in which the run does not go on."""
-    with socket.socket(fileno=os.dup(client.socket.fileno())) as sock:
-        sock.settimeout(PATIENCE)
-        yield sock
-        sock.settimeout(0)
 
 
 async def test_only_a_connection_that_sends_often_has_a_place_in_the_table() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 import trio
@@ -51,6 +51,15 @@ async def open_trio_pair(*, marks: Marks | None = None) -> tuple[trio.SocketStre
     async with listener:
         client = await trio.open_tcp_stream("127.0.0.1", listener.local_address[1])
         return client, await listener.accept()
+
+
+@contextlib.contextmanager
+def blocking(client: trio.SocketStream) -> Iterator[socket.socket]:
+    """The socket of a client, for system calls in which the run does not go on."""
+    with socket.socket(fileno=os.dup(client.socket.fileno())) as sock:
+        sock.settimeout(PATIENCE)
+        yield sock
+        sock.settimeout(0)
 
 
 async def until(condition: Callable[[], bool]) -> None:
