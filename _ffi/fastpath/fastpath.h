@@ -10,16 +10,16 @@
  * touch hangs on it, or is a buffer that the ring or the proactor has provided.  A gt_connection lives as long as the program
  * holds it.  Each points to the other without owning it, and whichever goes first clears the other's pointer.
  *
- * Files, from the bottom to the top: likelihood.h has what the compiler knows of the usual message; field.h reads Trio's
- * objects, and task.c resumes a Trio task; worklists.c has the proactor's lists; waiter.c has the parked tasks, and
- * call.c is what `await` does; inbound.c and outbound.c are the two byte queues, spares.c has their buffers, and
- * bytes_buffers.c those that need no copy; stream.c has the state of a connection, stream_prepare.c turns it into SQEs, and stream_complete.c CQEs
- * into state; deadline.c has a connection's deadlines, handler.c the coroutine of its handler, stream_calls.c its calls,
- * send_parts.c the data of a send, nowait.c the methods that never wait, connection_calls.c those that are awaited,
- * closing.c those that end it, connection.c the Python type; callback_conn.c is for callbacks, and tls_*.c (tls.h) are
- * for TLS; poll.c waits for readiness; reaping.c is the two phases of a tick, and prefetch.h has what it reads ahead of
- * them; proactor.c ties them together.  All this is mechanism; policy (what to do about an error, when to close) is
- * Python's.
+ * Files, from the bottom to the top: likelihood.h has what the compiler knows of the usual message; field.h reads
+ * Trio's objects, and task.c resumes a Trio task; worklists.c has the proactor's lists; waiter.c has the parked tasks,
+ * and call.c is what `await` does; inbound.c and outbound.c are the two byte queues, spares.c has their buffers, and
+ * bytes_buffers.c those that need no copy; stream.c has the state of a connection, stream_prepare.c turns it into SQEs,
+ * and stream_complete.c CQEs into state; deadline.c has a connection's deadlines, handler.c the coroutine of its
+ * handler, stream_calls.c its calls, send_parts.c the data of a send, nowait.c the methods that never wait,
+ * connection_calls.c those that are awaited, closing.c those that end it, connection.c the Python type; callback_conn.c
+ * is for callbacks, and tls_*.c (tls.h) are for TLS; poll.c waits for readiness; reaping.c is the two phases of a tick,
+ * and prefetch.h has what it reads ahead of them; proactor.c ties them together.  All this is mechanism; policy (what
+ * to do about an error, when to close) is Python's.
  *
  * All of it runs under the GIL, in the thread of the run.
  */
@@ -43,13 +43,14 @@ typedef struct gt_connection gt_connection;
 typedef struct gt_spare gt_spare;
 typedef struct {
     gt_spare *first; /* each of memory of PyMem_Malloc() */
-    uint32_t count;
+    uint32_t count, most;
 } gt_spares;
 
 char *gt_spares_take(gt_spares *spares, size_t *capacity); /* NULL, and a capacity of 0: there is none */
 bool gt_spares_give(gt_spares *spares, char *buffer,
                     size_t capacity); /* false: it is not taken, and still the caller's */
-void gt_spares_drop(gt_spares *spares);
+/* Keep no more of them than there are connections; 0: none. */
+void gt_spares_limit(gt_spares *spares, uint64_t connections);
 
 /* --- inbound.c: bytes received and not yet taken --- */
 
@@ -76,6 +77,7 @@ typedef struct {
     struct gt_ring *lender;
     gt_lent lent[GT_LENT]; /* in place of all of these, but for `start`; the second one's bytes are in `later_size` */
     uint32_t lent_count;
+    uint32_t most; /* bytes that were in `data` at once, since it was last empty */
 } gt_inbound;
 
 /* The bytes that a receive without a limit can return without copying them. */
@@ -152,7 +154,7 @@ typedef struct {
     size_t size; /* bytes in all, less `sent` */
 } gt_outbound;
 
-void gt_outbound_init(gt_outbound *queue, gt_spares *spares); /* which is all zeroes */
+void gt_outbound_init(gt_outbound *queue, gt_spares *spares); /* which has nothing, and no array */
 
 #define GT_REFERENCE 4096 /* a bytes object this large is referenced until it is sent, not copied */
 /* Both: 0, or -1 out of memory, no exception set.  `in_flight`: how many segments the kernel may be reading, from the head on. */

@@ -24,29 +24,39 @@
 #include "fastpath.h"
 
 #define SMALLEST 4096U
-#define LARGE 4096U /* a chunk of no less is not copied together with its neighbours */
-#define KEEP 65536U /* an emptied buffer larger than this is freed */
+#define LARGE 4096U         /* a chunk of no less is not copied together with its neighbours */
+#define MOST_AT_ONCE 65536U /* bytes that a new buffer has because the last one had to */
 #define KEEP_LATER 8U
 
 /* --- the flat buffer --- */
 
 /* Room for `extra` bytes.  The content is moved to the front, and if that frees less than half of the used part, the buffer
- * grows as well: else a queue that stays nearly full would be moved again for every few bytes that come and go. */
+ * grows as well: else a queue that stays nearly full would be moved again for every few bytes that come and go.  A new buffer is as
+ * large as the last one had to be: a stream of small pieces, which fills one after the other, would have each of them grow. */
 static int reserve(gt_inbound *queue, size_t extra)
 {
-    if (queue->capacity == 0)
-        queue->data = gt_spares_take(queue->spares, &queue->capacity);
-    if (queue->start + queue->length + extra <= queue->capacity)
+    const size_t needed = queue->length + extra;
+    size_t least = SMALLEST;
+    if (queue->capacity == 0) {
+        if (queue->most > SMALLEST)
+            least = queue->most;
+        else
+            queue->data = gt_spares_take(queue->spares, &queue->capacity);
+        queue->most = 0;
+    }
+    if (needed > queue->most)
+        queue->most = needed < MOST_AT_ONCE ? (uint32_t)needed : MOST_AT_ONCE;
+    if (queue->start + needed <= queue->capacity)
         return 0;
-    bool moving_suffices = queue->start >= queue->length && queue->length + extra <= queue->capacity;
+    bool moving_suffices = queue->start >= queue->length && needed <= queue->capacity;
     if (queue->start > 0) {
         memmove(queue->data, queue->data + queue->start, queue->length);
         queue->start = 0;
     }
     if (moving_suffices)
         return 0;
-    size_t capacity = queue->capacity * 2 > SMALLEST ? queue->capacity * 2 : SMALLEST;
-    while (capacity < queue->length + extra)
+    size_t capacity = queue->capacity * 2 > least ? queue->capacity * 2 : least;
+    while (capacity < needed)
         capacity *= 2;
     char *data = PyMem_Realloc(queue->data, capacity);
     if (!data)
@@ -212,14 +222,11 @@ static int flatten(gt_inbound *queue, size_t extra)
 
 /* --- taking from the front --- */
 
-/* It is empty.  A larger one than spares.c takes is kept: it was needed for a stream of small pieces, which goes on. */
+/* It is empty. */
 static void give_buffer_back(gt_inbound *queue)
 {
-    if (!gt_spares_give(queue->spares, queue->data, queue->capacity)) {
-        if (queue->capacity <= KEEP)
-            return;
+    if (!gt_spares_give(queue->spares, queue->data, queue->capacity))
         PyMem_Free(queue->data);
-    }
     queue->data = NULL;
     queue->capacity = 0;
 }

@@ -6,7 +6,7 @@
  * segment is large, and two copied ones are never neighbours unless the first is full or in flight.
  *
  * There is a place for one segment in the queue itself, and buffers come from spares.c, so for the usual send there is nothing to
- * allocate, and an idle connection keeps nothing of it.
+ * allocate, and an idle connection keeps nothing of it; nor of others, but for an array of KEPT_SEGMENTS.
  */
 #include "fastpath.h"
 
@@ -18,6 +18,7 @@ void gt_outbound_init(gt_outbound *queue, gt_spares *spares)
 {
     queue->spares = spares;
     queue->segments = &queue->first;
+    queue->head = 0;
     queue->capacity = 1;
 }
 
@@ -35,7 +36,7 @@ static gt_segment *last_segment(const gt_outbound *queue)
 static gt_segment *push_segment(gt_outbound *queue)
 {
     if (GT_UNLIKELY(queue->count == queue->capacity)) {
-        const uint32_t capacity = queue->capacity * 2;
+        const uint32_t capacity = queue->capacity * 4;
         gt_segment *segments = PyMem_Malloc(capacity * sizeof *segments);
         if (!segments)
             return NULL;
@@ -121,7 +122,6 @@ static void was_emptied(gt_outbound *queue)
     if (GT_UNLIKELY(queue->capacity > KEPT_SEGMENTS)) {
         free_segments(queue);
         gt_outbound_init(queue, queue->spares);
-        queue->head = 0;
     }
 }
 

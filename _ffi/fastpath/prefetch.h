@@ -15,8 +15,8 @@
  *                      1         the waiter of the call
  *     tasks            3 ahead   the task, what its call yields to Trio, and the frame that awaits the call
  *                      2         the task's coroutine and context, and what a call that delivers needs for its callback
- *                      1         the conn that the callback gets, what the stream sends from, and the bytes that receive()
- *                                has returned last, which are dropped now
+ *                      1         the conn that the callback gets, and the bytes that receive() has returned last, which are
+ *                                dropped now
  *
  * Where a pointer is followed, the object is alive: a stream lives until its last completion is worked off, the list of
  * tasks owns its waiters, and everything else is reached by pointers that are kept true at all times.  The frame and the
@@ -106,7 +106,7 @@ GT_INLINED void gt_prefetch_completions(gt_coming *coming, const gt_proactor *pr
     if (call)
         gt_prefetch_object(call->waiter, sizeof *call->waiter);
     if ((call = gt_receiving_call(coming->second)))
-        gt_prefetch_object(call, offsetof(gt_call, view));
+        gt_prefetch_object(call, sizeof *call);
     if (coming->third)
         gt_prefetch_object(coming->third->connection, offsetof(gt_connection, attributes));
     const int64_t fourth = index + GT_AHEAD;

@@ -160,6 +160,18 @@ static void close_descriptors(gt_proactor *self)
     close_descriptor(&self->completion_descriptor);
 }
 
+/* The run is over.  With operations in flight what they are about is the kernel's still, and is leaked on purpose. */
+static void free_memory(gt_proactor *self, uint64_t in_flight)
+{
+    while (self->streams && in_flight == 0)
+        gt_stream_destroy(self->streams);
+    self->streams = NULL;
+    gt_sockets_free(self, in_flight > 0);
+    gt_bytes_buffers_free(&self->bytes_buffers, self->ring, in_flight > 0);
+    gt_spares_limit(&self->spares, 0);
+    gt_trio_unbind(&self->trio);
+}
+
 /* A run's end in another thread: the garbage collector has found one there that its host has abandoned (trio.lowlevel's guest
  * mode).  The ring cannot be entered from here, so the descriptors are closed one by one, and its operations end when it is
  * closed itself.  Until then the kernel may touch their memory, which is leaked. */
@@ -171,13 +183,8 @@ static uint64_t abandon_run(gt_proactor *self)
         close_descriptor(&stream->fd);
     gt_sockets_abandon(self);
     uint64_t in_flight = self->ring->in_flight;
-    while (self->streams && in_flight == 0)
-        gt_stream_destroy(self->streams);
-    self->streams = self->wanting_first = self->wanting_last = self->wanting_starved = NULL;
-    gt_sockets_free(self, in_flight > 0);
-    gt_bytes_buffers_free(&self->bytes_buffers, self->ring, in_flight > 0);
-    gt_spares_drop(&self->spares); /* of which the kernel has none */
-    gt_trio_unbind(&self->trio);
+    free_memory(self, in_flight);
+    self->wanting_first = self->wanting_last = self->wanting_starved = NULL;
     return in_flight;
 }
 
@@ -211,12 +218,7 @@ static PyObject *proactor_close(gt_proactor *self, PyObject *Py_UNUSED(ignored))
             break;
     }
     self->closed = true;
-    while (self->streams && in_flight == 0)
-        gt_stream_destroy(self->streams);
-    self->streams = NULL; /* with operations in flight their memory is the kernel's still, and is leaked on purpose */
-    gt_sockets_free(self, in_flight > 0);
-    gt_bytes_buffers_free(&self->bytes_buffers, self->ring, in_flight > 0);
-    gt_trio_unbind(&self->trio);
+    free_memory(self, in_flight);
     close_descriptors(self);
     return PyLong_FromUnsignedLongLong(in_flight);
 }
@@ -274,7 +276,7 @@ static void proactor_dealloc(gt_proactor *self)
     Py_CLEAR(self->completions);
     Py_CLEAR(self->ring_owner);
     PyMem_Free(self->batch);
-    gt_spares_drop(&self->spares);
+    gt_spares_limit(&self->spares, 0);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 

@@ -2,6 +2,7 @@
  *
  * An idle connection keeps no buffer.  A busy one needs one for each message, from the program's send to the end of the
  * kernel's, or while pieces of a message arrive: it takes the one that was given back last, which the processor's cache still has.
+ * There are no more of them than connections, and than MOST.
  */
 #include "fastpath.h"
 
@@ -28,7 +29,7 @@ char *gt_spares_take(gt_spares *spares, size_t *capacity)
 
 bool gt_spares_give(gt_spares *spares, char *buffer, size_t capacity)
 {
-    if (GT_UNLIKELY(!buffer || capacity > LARGEST || spares->count == MOST))
+    if (GT_UNLIKELY(!buffer || capacity > LARGEST || spares->count >= spares->most))
         return false;
     gt_spare *spare = (gt_spare *)(void *)buffer;
     *spare = (gt_spare){spares->first, capacity};
@@ -37,9 +38,10 @@ bool gt_spares_give(gt_spares *spares, char *buffer, size_t capacity)
     return true;
 }
 
-void gt_spares_drop(gt_spares *spares)
+void gt_spares_limit(gt_spares *spares, uint64_t connections)
 {
-    while (spares->first) {
+    spares->most = connections < MOST ? (uint32_t)connections : MOST;
+    while (GT_UNLIKELY(spares->count > spares->most)) {
         size_t capacity;
         PyMem_Free(gt_spares_take(spares, &capacity));
     }

@@ -142,6 +142,7 @@ gt_stream *gt_stream_open(gt_proactor *proactor, gt_connection *connection, int 
         stream->next->previous = stream;
     proactor->streams = stream;
     proactor->stream_count++;
+    gt_spares_limit(&proactor->spares, proactor->stream_count);
     gt_stream_want(stream);
     return stream;
 }
@@ -162,6 +163,7 @@ void gt_stream_destroy(gt_stream *stream)
         stream->connection->stream = NULL;
     gt_inbound_clear(&stream->inbound);
     gt_outbound_free(&stream->outbound);
+    gt_spares_limit(&proactor->spares, proactor->stream_count);
     PyMem_Free(stream->gather);
     PyMem_Free(stream);
 }
