@@ -314,10 +314,15 @@ static void copy_out(const gt_inbound *queue, char *target, size_t length)
     if (part > 0)
         memcpy(target, front(queue), part);
     for (uint32_t i = 0; part < length; i++) {
-        const bool lent = queue->lent_count > 0;
-        const PyObject *chunk = lent ? NULL : *later_at(queue, i);
-        const char *from = lent ? queue->lent[i + 1].data : PyBytes_AS_STRING(chunk);
-        size_t size = lent ? queue->lent[i + 1].size : (size_t)PyBytes_GET_SIZE(chunk);
+        const char *from;
+        size_t size;
+        if (queue->lent_count > 0) {
+            from = queue->lent[i + 1].data;
+            size = queue->lent[i + 1].size;
+        } else {
+            from = PyBytes_AS_STRING(*later_at(queue, i));
+            size = (size_t)PyBytes_GET_SIZE(*later_at(queue, i));
+        }
         if (size > length - part)
             size = length - part;
         memcpy(target + part, from, size);

@@ -7,7 +7,7 @@
 static PyObject *adopt_methods(PyObject *Py_UNUSED(module), PyObject *type)
 {
     PyTypeObject *base = PyType_Check(type) ? ((PyTypeObject *)type)->tp_base : NULL;
-    if (base != &gt_connection_type && base != &gt_endpoint_type) {
+    if (!base || (base != &gt_connection_type && base != &gt_endpoint_type)) {
         PyErr_SetString(PyExc_TypeError, "adopt_methods() takes a class made of this module's Connection or Endpoint");
         return NULL;
     }
