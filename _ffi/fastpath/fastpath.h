@@ -77,7 +77,7 @@ typedef struct {
     struct gt_ring *lender;
     gt_lent lent[GT_LENT]; /* in place of all of these, but for `start`; the second one's bytes are in `later_size` */
     uint32_t lent_count;
-    uint32_t most; /* bytes that were in `data` at once, since it was last empty */
+    uint32_t most; /* bytes that `data` had to have room for: it, or, while there is none, the last one */
 } gt_inbound;
 
 /* The bytes that a receive without a limit can return without copying them. */
