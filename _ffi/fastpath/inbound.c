@@ -320,8 +320,9 @@ static void copy_out(const gt_inbound *queue, char *target, size_t length)
             from = queue->lent[i + 1].data;
             size = queue->lent[i + 1].size;
         } else {
-            from = PyBytes_AS_STRING(*later_at(queue, i));
-            size = (size_t)PyBytes_GET_SIZE(*later_at(queue, i));
+            const PyObject *chunk = *later_at(queue, i);
+            from = PyBytes_AS_STRING(chunk);
+            size = (size_t)PyBytes_GET_SIZE(chunk);
         }
         if (size > length - part)
             size = length - part;
