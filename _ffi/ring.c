@@ -39,6 +39,28 @@ static int64_t monotonic_ns(void)
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
+/* --- entering the kernel --- */
+
+/* One io_uring_enter(2), which takes `count` SQEs, and waits for a CQE unless `timeout_ns` is 0. */
+static int enter_once(struct gt_ring *ring, uint32_t count, int64_t timeout_ns)
+{
+    struct __kernel_timespec timeout = {.tv_sec = timeout_ns / 1000000000, .tv_nsec = timeout_ns % 1000000000};
+    struct io_uring_getevents_arg argument = {.ts = 0};
+    if (timeout_ns != 0 && timeout_ns != GT_NO_TIMEOUT)
+        argument.ts = (uint64_t)(uintptr_t)&timeout;
+    ring->enters++;
+    return gt_sys_enter(ring->enter_fd, count, timeout_ns != 0,
+                        ring->enter_flags | IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG, &argument, sizeof argument);
+}
+
+/* The kernel has no memory for what was to be submitted, and then neither waits nor does deferred work nor gives out what the
+ * queue had no room for.  So it is entered once more, with nothing to submit.  It gets memory back as operations complete: the
+ * wait is for that, and no longer than MEMORY_NS. */
+static void enter_without_memory(struct gt_ring *ring, int64_t timeout_ns)
+{
+    (void)enter_once(ring, 0, timeout_ns < MEMORY_NS ? timeout_ns : MEMORY_NS); /* an error repeats itself next time */
+}
+
 /* --- life --- */
 
 /* Flags of io_uring_setup(2), newest first. */
@@ -306,6 +328,8 @@ uint64_t gt_ring_drain(struct gt_ring *ring, int64_t patience_ns, void (*complet
         int64_t left = end - monotonic_ns();
         bool waits = left > 0 && ring->quiet_count == 0; /* else there may be no CQE to wait for */
         int result = gt_ring_enter(ring, !waits ? 0 : left < DRAIN_ROUND_NS ? left : DRAIN_ROUND_NS);
+        if (result == -EAGAIN && !waits && left > 0)
+            enter_without_memory(ring, left);
         struct io_uring_cqe cqe;
         uint32_t reaped = 0;
         for (; gt_ring_reap(ring, &cqe, 1); reaped++)
@@ -387,17 +411,6 @@ static void retry_cancels(struct gt_ring *ring)
         gt_operation_cancel(ring, ring->delayed_cancels[i], false);
 }
 
-/* The kernel has no memory for what was to be submitted, and then does not wait, either.  What it gives back when operations are
- * complete may do: wait for that, for a while.  As io_uring_enter(2). */
-static int wait_for_memory(struct gt_ring *ring, int64_t timeout_ns)
-{
-    struct __kernel_timespec timeout = {.tv_nsec = timeout_ns < MEMORY_NS ? timeout_ns : MEMORY_NS};
-    struct io_uring_getevents_arg argument = {.ts = (uint64_t)(uintptr_t)&timeout};
-    ring->enters++;
-    return gt_sys_enter(ring->enter_fd, 0, 1, ring->enter_flags | IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG,
-                        &argument, sizeof argument);
-}
-
 int gt_ring_enter(struct gt_ring *ring, int64_t timeout_ns)
 {
     if (ring->dead)
@@ -408,26 +421,19 @@ int gt_ring_enter(struct gt_ring *ring, int64_t timeout_ns)
     bool overflown = gt_ring_overflown(ring);
     if (overflown)
         ring->overflows++;
-    unsigned int wait = timeout_ns > 0 && !overflown && gt_ring_ready(ring) == 0 && !gt_quiet_is_ready(ring);
+    const bool wait = timeout_ns > 0 && !overflown && gt_ring_ready(ring) == 0 && !gt_quiet_is_ready(ring);
     if (count == 0 && !wait && !overflown && (ring->features & GT_FEATURE_TASKRUN_FLAG) &&
         !(__atomic_load_n(ring->sq_flags, __ATOMIC_RELAXED) & IORING_SQ_TASKRUN))
         return 0;
-    struct __kernel_timespec timeout = {.tv_sec = timeout_ns / 1000000000, .tv_nsec = timeout_ns % 1000000000};
-    struct io_uring_getevents_arg argument = {.ts = 0};
-    if (wait && timeout_ns != GT_NO_TIMEOUT)
-        argument.ts = (uint64_t)(uintptr_t)&timeout;
     __atomic_store_n(ring->sq_tail, ring->sq_prepared, __ATOMIC_RELEASE);
     gt_buffers_publish(&ring->buffers);
     for (;;) {
-        ring->enters++;
-        int result =
-            gt_sys_enter(ring->enter_fd, count, wait, ring->enter_flags | IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG,
-                         &argument, sizeof argument);
+        int result = enter_once(ring, count, wait ? timeout_ns : 0);
         /* A wait that fails after a successful submission returns the submission's count, so the head is more exact. */
         uint32_t left = gt_ring_unsubmitted(ring);
         ring->submissions += count - left;
-        if (result == -EAGAIN && wait)
-            return wait_for_memory(ring, timeout_ns);
+        if (result == -EAGAIN)
+            enter_without_memory(ring, wait ? timeout_ns : 0);
         if (left == 0 ||
             result <= 0) /* else see gt_ring_submit(); the error is there as a completion, so no wait is long */
             return result < 0 ? result : 0;

@@ -232,9 +232,8 @@ struct io_uring_sqe *gt_ring_sqe(struct gt_ring *ring);
 int gt_ring_submit(struct gt_ring *ring);
 
 /* Submit everything prepared; wait until a CQE is there or `timeout_ns` is over (0: do not wait, GT_NO_TIMEOUT: as long as
- * it takes); run deferred work.  One io_uring_enter, or none where nothing is to be done.  Where the kernel has no memory for a
- * submission it would not wait, so a second one does, for 10 ms at most, and -ETIME may come before `timeout_ns` is over then.
- * 0, -ETIME, -EINTR, or -errno. */
+ * it takes); run deferred work.  One io_uring_enter, or none where nothing is to be done.  0, -ETIME, -EINTR, or -errno: -EAGAIN
+ * where the kernel has no memory for a submission; then a second one has done the rest, and has waited for 10 ms at most. */
 int gt_ring_enter(struct gt_ring *ring, int64_t timeout_ns);
 
 /* Submit everything prepared, and have the kernel do all that it has deferred, without reaping.  When this returns, operations

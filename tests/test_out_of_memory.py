@@ -18,7 +18,7 @@ import trio.testing
 from support.certificates import open_tls_pair
 from support.pairs import blocking, open_pair, open_trio_pair, until_queued
 from support.restricted import IO_URING_ENTER, refuse
-from support.runs import in_child, ring_run, statistics
+from support.runs import bounded, host_run, in_child, ring_run, statistics
 
 from gain_trio import Connection, open_datagram_endpoint
 from gain_trio._transports._tls._tls_connection import TlsConnection
@@ -173,31 +173,45 @@ async def test_a_datagram() -> None:
             assert failed or MAY_NEED_NONE
 
 
-def test_while_the_kernel_has_none_a_run_waits_and_goes_on_receiving() -> None:
-    """The kernel fails each io_uring_enter(2) that has what three connections send, with EAGAIN."""
+async def send_while_the_kernel_has_none(served: list[Connection], peers: list[socket.socket]) -> None:
+    """From here on the kernel fails each io_uring_enter(2) that has what three connections send, with EAGAIN."""
+    for connection, peer in zip(served, peers, strict=True):
+        for _ in range(3):  # behind this its receive stays armed
+            peer.sendall(b"x")
+            assert await connection.receive() == b"x"
+        await connection.send(b"x")
+        await connection.flush()
+    senders = served[2:]
+    refuse(IO_URING_ENTER, errno.EAGAIN, range(len(senders), len(senders) + 1))
+    for number, sender in enumerate(senders):
+        await sender.send(bytes([number]))
 
+
+async def spin() -> None:
+    while True:
+        await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize("kind", ["idle", "busy", "guest"])
+def test_while_the_kernel_has_none_a_run_waits_and_goes_on_receiving(kind: str) -> None:
     async def main() -> None:
         async with contextlib.AsyncExitStack() as stack:
+            nursery = await stack.enter_async_context(trio.open_nursery())
             served, peers = [], []
             for _ in range(5):
                 client, connection = await open_trio_pair()
                 served.append(await stack.enter_async_context(connection))
                 peers.append(stack.enter_context(blocking(client)))
                 stack.push_async_callback(client.aclose)
-            for connection, peer in zip(served, peers, strict=True):
-                for _ in range(3):  # behind this its receive stays armed
-                    peer.sendall(b"x")
-                    assert await connection.receive() == b"x"
-                await connection.send(b"x")
-                await connection.flush()
-            receiver, fourth, *senders = served
-            refuse(IO_URING_ENTER, errno.EAGAIN, range(len(senders), len(senders) + 1))
-            for number, sender in enumerate(senders):
-                await sender.send(bytes([number]))
-            before = statistics().enter_calls
-            with trio.move_on_after(0.3):
-                await trio.sleep_forever()
-            assert 1 < statistics().enter_calls - before < 1000
+            await send_while_the_kernel_has_none(served, peers)
+            if kind == "busy":
+                nursery.start_soon(spin)
+            else:
+                before = statistics().enter_calls
+                with trio.move_on_after(0.3):
+                    await trio.sleep_forever()
+                assert 8 < statistics().enter_calls - before < 1000  # it asks again, and not all the time
+            receiver, fourth, *_ = served
             peers[0].sendall(b"meanwhile")
             assert await receiver.receive() == b"meanwhile"
             assert [peer.recv(2, socket.MSG_PEEK) for peer in peers[2:]] == [b"x"] * 3
@@ -205,5 +219,6 @@ def test_while_the_kernel_has_none_a_run_waits_and_goes_on_receiving() -> None:
             await fourth.flush()
             for number, peer in enumerate(peers[2:]):
                 assert peer.recv(2) == bytes([ord("x"), number])
+            nursery.cancel_scope.cancel()
 
-    in_child(lambda: ring_run(main))
+    in_child(lambda: host_run(bounded(main)) if kind == "guest" else ring_run(main))

@@ -595,6 +595,11 @@ static inline bool gt_proactor_check_thread(const gt_proactor *proactor)
 {
     return !GT_UNLIKELY(!gt_proactor_is_in_thread(proactor)) || gt_proactor_refuse_thread(proactor);
 }
+/* Something is wanted for which the ring had no SQE. */
+static inline bool gt_proactor_is_held_up(const gt_proactor *proactor)
+{
+    return proactor->wanting_first || proactor->wanting_sockets || proactor->ring->delayed_count > 0;
+}
 int gt_proactor_look_at_clock(gt_proactor *proactor); /* sets `now`; -1: exception set */
 int64_t gt_monotonic_ns(void);
 

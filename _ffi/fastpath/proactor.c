@@ -183,8 +183,8 @@ static uint64_t abandon_run(gt_proactor *self)
         close_descriptor(&stream->fd);
     gt_sockets_abandon(self);
     uint64_t in_flight = self->ring->in_flight;
-    free_memory(self, in_flight);
     self->wanting_first = self->wanting_last = self->wanting_starved = NULL;
+    free_memory(self, in_flight);
     return in_flight;
 }
 
@@ -301,6 +301,11 @@ static PyObject *get_wakeup_descriptor(gt_proactor *self, void *Py_UNUSED(closur
     return PyLong_FromLong(self->ring ? self->wakeup_descriptor : -1);
 }
 
+static PyObject *get_has_unsubmitted(gt_proactor *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(self->ring && (gt_proactor_is_held_up(self) || gt_ring_unsubmitted(self->ring) > 0));
+}
+
 static PyObject *get_thread(gt_proactor *self, void *Py_UNUSED(closure))
 {
     return PyLong_FromUnsignedLong(self->thread);
@@ -318,6 +323,8 @@ static PyGetSetDef proactor_getset[] = {
     {"rescheduled", (getter)get_rescheduled, NULL, PyDoc_STR("Tasks woken through Trio's scheduler."), NULL},
     {"wakeup_descriptor", (getter)get_wakeup_descriptor, NULL,
      PyDoc_STR("An eventfd that ends the wait when it is written to; -1 once the proactor is closed."), NULL},
+    {"has_unsubmitted", (getter)get_has_unsubmitted, NULL,
+     PyDoc_STR("Whether something is wanted that the kernel has not taken."), NULL},
     {"thread", (getter)get_thread, NULL, PyDoc_STR("The identifier of the thread of the run."), NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

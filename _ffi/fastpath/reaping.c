@@ -196,8 +196,7 @@ static int enter(gt_proactor *proactor, int64_t timeout_ns)
         timeout_ns = 0;
     if (timeout_ns == 0 && gt_ring_unsubmitted(proactor->ring) == 0)
         return gt_ring_enter(proactor->ring, 0); /* at most a look: not worth the GIL's hand-over */
-    if ((proactor->wanting_first || proactor->wanting_sockets || proactor->ring->delayed_count > 0) &&
-        timeout_ns > RETRY_NS)
+    if (timeout_ns > RETRY_NS && gt_proactor_is_held_up(proactor))
         timeout_ns = RETRY_NS;
     Py_BEGIN_ALLOW_THREADS result = gt_ring_enter(proactor->ring, timeout_ns);
     Py_END_ALLOW_THREADS return result;

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from gain_trio._fastpath import Poll
 
 _READ, _WRITE = int(PollEvent.IN), int(PollEvent.OUT)
+_RETRY_SECONDS = 0.01  # after which a guest run submits again what the kernel has not taken
 _RESUME_VARIABLE = "GAIN_TRIO_RESUME_IN_PLACE"
 
 
@@ -239,7 +240,9 @@ class UringIOManager:
         poll = select.poll()
         poll.register(self._completion_eventfd, select.POLLIN)
         poll.register(self.proactor.wakeup_descriptor, select.POLLIN)
-        return bool(poll.poll(ceil(timeout * 1000)))
+        is_held_up = timeout > _RETRY_SECONDS and self.proactor.has_unsubmitted  # by a kernel without memory, say
+        ready = poll.poll(ceil((_RETRY_SECONDS if is_held_up else timeout) * 1000))
+        return is_held_up or bool(ready)
 
     def process_events(self, events: object) -> None:  # noqa: ARG002  # the proactor has them
         """Resume and reschedule the tasks that the last wait found ready."""
